@@ -1,0 +1,1 @@
+"""Devices: the mesh, sharding rules and multi-process start-up."""

@@ -1,0 +1,63 @@
+"""The only place that builds a mesh.
+
+Axes, outermost first:
+
+* ``data``: replicas of the parameters, each with its share of the batch (spans slices or hosts);
+* ``fsdp``: the batch too, with parameters and optimizer state sharded along it;
+* ``context``: image height inside tokenizers, tokens inside transformers;
+* ``tensor``: output channels.
+
+Axis types are Auto: XLA propagates shardings from the parameters' specs and the activations'
+constraints, which lets it turn a height-sharded convolution into a halo exchange. (JAX's own
+``make_mesh`` defaults to Explicit types, under which such reshapes raise.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from vidlatent.typing import VidlatentError
+
+__all__ = ["AXES", "make_mesh", "resolve_sizes"]
+
+AXES = ("data", "fsdp", "context", "tensor")
+
+
+def resolve_sizes(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:
+    """Axis sizes in the order of ``AXES``; one of them may be -1, "whatever is left"."""
+    values = [int(sizes[name]) for name in AXES]
+    wild = [i for i, value in enumerate(values) if value == -1]
+    if len(wild) > 1 or any(value < 1 and value != -1 for value in values):
+        raise VidlatentError(
+            f"config.mesh {dict(sizes)}: every axis is a positive size and at most one of them -1."
+        )
+    if wild:
+        rest = math.prod(value for value in values if value != -1)
+        values[wild[0]] = max(1, devices // rest)
+    if math.prod(values) != devices:
+        asked = " x ".join(f"{name} {value}" for name, value in zip(AXES, values, strict=True))
+        raise VidlatentError(
+            f"config.mesh asks for {asked} = {math.prod(values)} devices, but there are {devices}: "
+            "set one axis to -1 to fill up."
+        )
+    return tuple(values)
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh over ``devices`` (all of them by default) with axes ``AXES``.
+
+    Devices are laid out so that inner axes lie on near neighbours where the hardware knows its
+    topology; otherwise in the order given.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = resolve_sizes(sizes, len(devices))
+    if devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

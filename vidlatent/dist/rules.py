@@ -1,0 +1,98 @@
+"""Where arrays live: parameters by path, activations by the names of their axes.
+
+Models stay free of shardings. Parameters are placed by regular expressions on their path, so a
+new model needs no annotation; activations are pinned with ``constrain`` at block borders, which
+does nothing when no mesh is set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+__all__ = ["PARAM_RULES", "batch_sharding", "constrain", "path_name", "replicated", "shardings"]
+
+# (path regex, mesh axes of the trailing array axes). The first match counts. Convolution and dense
+# kernels end in (in, out): FSDP shards the inputs, tensor parallelism the outputs.
+PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"kernel$", ("fsdp", "tensor")),
+    (r".*", ()),
+)
+
+# Logical activation axes -> mesh axes.
+ACTIVATION_AXES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "height": ("context",),
+    "tokens": ("context",),
+    "channel": (),
+    "heads": ("tensor",),
+    "time": (),
+    "width": (),
+}
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """``encoder/conv_in/kernel`` for a key path of ``jax.tree_util``."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def _divides(mesh: Any, size: int, axes: Sequence[str]) -> bool:
+    ways = 1
+    for axis in axes:
+        ways *= mesh.shape[axis]
+    return size % ways == 0
+
+
+def _param_spec(mesh: Mesh, name: str, shape: Sequence[int], rules: Sequence[Any]) -> P:
+    for pattern, tail in rules:
+        if re.search(pattern, name):
+            # An axis that does not divide is left whole: a 3-channel input cannot be split in 8.
+            tail = tail[max(0, len(tail) - len(shape)) :]
+            spec = [None] * (len(shape) - len(tail)) + list(tail)
+            for i, axis in enumerate(spec):
+                if axis is not None and not _divides(mesh, shape[i], (axis,)):
+                    spec[i] = None
+            return P(*spec)
+    return P()
+
+
+def shardings(tree: Any, mesh: Mesh, rules: Sequence[Any] = PARAM_RULES) -> Any:
+    """NamedShardings for a pytree of arrays or ShapeDtypeStructs, by path.
+
+    Optimizer moments and EMA copies repeat the parameters' paths as a suffix, so one set of rules
+    places the whole training state.
+    """
+
+    def place(path, leaf):
+        return NamedSharding(mesh, _param_spec(mesh, path_name(path), leaf.shape, rules))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis over ``data`` and ``fsdp``, everything else whole."""
+    return NamedSharding(mesh, P(ACTIVATION_AXES["batch"]))
+
+
+def constrain(x: jax.Array, names: Sequence[str]) -> jax.Array:
+    """Pin an activation's layout by the names of its axes; a no-op without a mesh.
+
+    An axis whose size does not divide by its mesh axes is left to XLA.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    spec = []
+    for size, name in zip(x.shape, names, strict=True):
+        axes = ACTIVATION_AXES[name]
+        spec.append(axes if axes and _divides(mesh, size, axes) else None)
+    return jax.lax.with_sharding_constraint(x, P(*spec))
