@@ -86,7 +86,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def constrain(x: jax.Array, names: Sequence[str]) -> jax.Array:
     """Pin an activation's layout by the names of its axes; a no-op without a mesh.
 
-    An axis whose size does not divide by its mesh axes is left to XLA.
+    An axis without a rule, or whose size does not divide by its mesh axes, is left to XLA.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -94,5 +94,5 @@ def constrain(x: jax.Array, names: Sequence[str]) -> jax.Array:
     spec = []
     for size, name in zip(x.shape, names, strict=True):
         axes = ACTIVATION_AXES[name]
-        spec.append(axes if axes and _divides(mesh, size, axes) else None)
+        spec.append(axes if axes and _divides(mesh, size, axes) else P.UNCONSTRAINED)
     return jax.lax.with_sharding_constraint(x, P(*spec))

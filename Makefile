@@ -1,0 +1,32 @@
+# Every target makes the virtual environment it needs and reuses it; all are safe to repeat.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test test-slow lint clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vidlatent needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	@touch $@
+
+# Trains a small FSAE on real clips, scores it, and restores one clip; DEMO_ARGS is passed on.
+demo: install
+	$(BIN)/python -m vidlatent.main --config=configs/fsae.py $(DEMO_ARGS)
+
+test: install
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' $(TEST_ARGS)
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow $(TEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,1 @@
+"""Configs shipped with vidlatent; each file has ``get_config(arg)``."""

@@ -1,0 +1,91 @@
+"""Every default value of every config, and what it means.
+
+A system's file starts from ``get_defaults()`` and changes what differs. Code never falls back to a
+default of its own: a key that is not here does not exist.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_defaults(name: str, preset: str) -> ConfigDict:
+    """All keys with their defaults; ``model`` and ``loss`` are filled by the system's file."""
+    config = ConfigDict()
+    config.name = name  # system; with the preset it names the default workdir
+    config.preset = preset
+    config.seed = 0  # of parameters, noise and data order
+    config.model = ConfigDict()
+    config.loss = ConfigDict()  # term -> weight
+    config.data = _data()
+
+    config.optim = ConfigDict()
+    config.optim.lr = 1e-4  # peak learning rate
+    config.optim.schedule = "cosine"  # after warm-up: cosine | constant | linear (to zero)
+    config.optim.final_lr_share = 0.0  # of the peak, at the last step
+    config.optim.warmup_steps = 0
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.95
+    config.optim.eps = 1e-8
+    config.optim.weight_decay = 1e-4  # on kernels only, never on norms and biases
+    config.optim.clip_norm = 1.0  # global gradient norm; 0: no clipping
+    config.optim.accumulate = 1  # micro-batches summed into one step
+    config.optim.ema_decay = 0.999  # of the copy that is evaluated and served
+
+    config.precision = ConfigDict()
+    config.precision.compute = "auto"  # float32 | bfloat16 | auto: bfloat16 on TPU and GPU
+
+    config.mesh = ConfigDict()  # devices per axis; -1: all that are left
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+    config.mesh.context = 1
+    config.mesh.tensor = 1
+
+    config.train = ConfigDict()
+    config.train.steps = 1000
+    config.train.log_every = 10
+    config.train.picture_every = 0  # contact sheets in the TensorBoard files; 0: at evaluations
+    config.train.max_bad_steps = 10  # consecutive non-finite steps before the run stops
+    config.train.tensorboard = True
+    config.train.profile_at = 0  # first step of a profiler trace; 0: none
+    config.train.profile_steps = 5
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 1000
+    config.checkpoint.keep_latest = 2
+    config.checkpoint.keep_every = 0  # also keep multiples of this step for good; 0: none
+    config.checkpoint.keep_best = 1
+    config.checkpoint.best_metric = "psnr"
+    config.checkpoint.best_mode = "max"
+    config.checkpoint.verify = "auto"  # digests on restore: off | sample | full | auto
+
+    config.eval = ConfigDict()
+    config.eval.every = 1000  # steps between evaluations while training; 0: only at the end
+    config.eval.clips = 64  # validation windows at most
+    config.eval.pictures = 4  # clips shown in contact sheets and side-by-side videos
+    return config
+
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
+    data.source = "folder"  # folder | samples | tfds | synthetic
+    data.path = ""  # folder of videos and images, or the TFDS data_dir
+    data.tfds_name = ""
+    data.tfds_field = "video"  # field holding an encoded video or image
+    data.buckets = ()  # ((frames, height, width, global batch size), ...)
+    data.bucket_weights = ()  # one per bucket; empty: by the number of clips
+    data.fps = 0.0  # target frame rate; 0: each file's own
+    data.crop = "random"  # random | centre
+    data.flip = True  # mirror half of the training clips
+    data.validation_share = 0.1  # of the files, chosen by a hash of their name
+    data.num_workers = 0  # decoding processes; 0: threads of this one
+    data.read_threads = 2
+    data.prefetch = 4  # batches decoded ahead
+    data.decode_timeout_s = 20.0  # longest time for one window
+    data.max_pixels = 4096 * 4096  # of one frame
+    data.bad_clip_budget = 0.05  # share of bad draws at which the run stops with their list
+    data.bad_clip_window = 1000  # ... counted over so many draws
+    data.synthetic = ConfigDict()
+    data.synthetic.clips = 512
+    data.synthetic.frames = 33
+    data.synthetic.height = 96
+    data.synthetic.width = 96
+    return data

