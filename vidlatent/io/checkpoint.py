@@ -18,7 +18,7 @@ import json
 import logging as std_logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,7 +65,7 @@ def _storage_errors() -> Iterator[None]:
     except VidlatentError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split()).split(" See full TensorStore")[0]
         text = text if len(text) <= 300 else text[:300] + "..."
         raise _StorageError(f"{type(error).__name__}: {text}") from error
 
@@ -106,18 +106,19 @@ class Restored:
 
 
 @dataclasses.dataclass
-class _KeepBest(checkpoint_managers.PreservationPolicy):
-    """Keeps the steps that ``best_steps`` names.
+class _Keep(checkpoint_managers.PreservationPolicy):
+    """Keeps the steps that ``choose`` picks from those there are.
 
-    Orbax's own ``best_fn`` with a step limit removes the newest step once older ones are better,
-    and reads its metrics file unguarded when the manager is made; ours sit in ``meta``.
+    Of Orbax's own rules, ``best_fn`` with a limit removes the newest step once older ones are
+    better and reads its metrics file unguarded when the manager is made (ours are in ``meta``),
+    and ``LatestN`` goes by the order of saving, which a restart forgets.
     """
 
-    best_steps: Any
+    choose: Callable[[Sequence[int]], set[int]]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         del context
-        kept = self.best_steps([info.step for info in checkpoints])
+        kept = self.choose([info.step for info in checkpoints])
         return [info.step in kept for info in checkpoints]
 
 
@@ -201,10 +202,10 @@ class Checkpointer:
         self._prepared = False
         logging.get_absl_handler().addFilter(_QUIET)
         policies = [
-            checkpoint_managers.LatestN(keep_latest),
+            _Keep(lambda steps: set(sorted(steps)[-keep_latest:])),
             # A run that was told to go on from an earlier step must keep what it saves.
-            _KeepBest(lambda steps: {self._last_saved}),
-            _KeepBest(self._best_of),
+            _Keep(lambda steps: {step for step in steps if step == self._last_saved}),
+            _Keep(self._best_of),
         ]
         if keep_every:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
@@ -301,6 +302,13 @@ class Checkpointer:
         if step in self.all_steps() or not (force or self.should_save(step)):
             return False
         self._prepare_saves()
+        if step < (self.latest() or 0):
+            logging.warning(
+                "Saving step %d beside the newer step %d: a restart will resume from the newer one "
+                "unless you remove it.",
+                step,
+                self.latest(),
+            )
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
         meta = {
             "step": int(step),
@@ -365,10 +373,10 @@ class Checkpointer:
             target.rmtree()
         (self.directory / str(step)).rename(target)
         logging.warning("Moved the damaged step %d aside to %s.", step, target)
-        kept = sorted(self.directory.glob(f"*{_DAMAGED}"), key=lambda p: p.stat().mtime)
-        for old in kept[:-_DAMAGED_KEPT]:
-            if old != target:
-                old.rmtree()
+        aside = [p for p in self.directory.glob(f"*{_DAMAGED}") if p != target]
+        aside.sort(key=lambda p: int(p.name.removesuffix(_DAMAGED)))
+        for old in aside[: 1 - _DAMAGED_KEPT]:
+            old.rmtree()
 
     # ------------------------------------------------------------------ restoring
 
@@ -438,7 +446,7 @@ class Checkpointer:
             raise VidlatentError(f"There is no checkpoint in {self.directory}: train first.")
         return restored
 
-    def _newest_sound(self, read: Any, step: int | None) -> Restored | None:
+    def _newest_sound(self, read: Callable[[int], Restored], step: int | None) -> Restored | None:
         self.wait()
         with self._explained("listing the steps"):
             self._manager.reload()
