@@ -41,8 +41,8 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.steps = 1000
+    config.train.stop_at = 0  # save and leave after this step, for queues with a time limit
     config.train.log_every = 10
-    config.train.picture_every = 0  # contact sheets in the TensorBoard files; 0: at evaluations
     config.train.max_bad_steps = 10  # consecutive non-finite steps before the run stops
     config.train.tensorboard = True
     config.train.profile_at = 0  # first step of a profiler trace; 0: none

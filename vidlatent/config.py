@@ -88,7 +88,9 @@ def parse_arg(arg: str, presets: Sequence[str], **variants: Any) -> ConfigDict:
             result[key] = _coerce(f"config argument {key}", text, variants[key])
         else:
             known = [*presets, *(f"{name}={value}" for name, value in variants.items())]
-            raise VidlatentError(f"config argument {part!r} is unknown: {did_you_mean(part, known)}")
+            raise VidlatentError(
+                f"config argument {part!r} is unknown: {did_you_mean(part, known)}"
+            )
     return result
 
 
@@ -100,7 +102,9 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
         for depth, name in enumerate(parents):
             node = _child(node, name, ".".join(parents[:depth]))
             if not isinstance(node, ConfigDict):
-                raise VidlatentError(f"--config.{dotted}: {name!r} is a value, not a group of keys.")
+                raise VidlatentError(
+                    f"--config.{dotted}: {name!r} is a value, not a group of keys."
+                )
         present = _child(node, leaf, ".".join(parents))
         if isinstance(present, ConfigDict):
             keys = ", ".join(sorted(present.keys()))

@@ -105,7 +105,7 @@ class LatentSpec:
         return self.t * self.h * self.w * 3 / self.channels
 
     def check_video(self, frames: int, height: int, width: int) -> None:
-        """Raise unless a video of this size can be encoded whole, naming the nearest legal sizes."""
+        """Raise unless a video of this size can be encoded, naming the nearest legal sizes."""
         self.rule.groups(frames)
         for side, size, factor in (("height", height, self.h), ("width", width, self.w)):
             if size < factor or size % factor:

@@ -1,0 +1,103 @@
+"""Configs: presets, overrides, and what a mistake says."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from vidlatent import config as configs
+from vidlatent.typing import VidlatentError
+
+
+def test_demo_is_the_default_preset():
+    assert configs.load("configs/fsae.py").preset == "demo"
+    assert configs.load("configs/fsae.py:paper").preset == "paper"
+    assert configs.load("configs/fsae.py:paper,width=1024").model.encoder_widths[-1] == 1024
+
+
+def test_name_alone_finds_the_shipped_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert configs.load("fsae").name == "fsae"
+    assert configs.load("configs/fsae.py:paper").preset == "paper"
+
+
+def test_own_config_file_builds_on_the_shipped_defaults(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs import fsae\n"
+        "def get_config(arg=''):\n"
+        "    config = fsae.get_config(arg)\n"
+        "    config.name = 'mine'\n"
+        "    return config\n"
+    )
+    assert configs.load(str(file)).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("optim.lr", "3", 3.0),
+        ("optim.lr", "1e-4", 1e-4),
+        ("train.steps", "7", 7),
+        ("train.tensorboard", "false", False),
+        ("data.path", "123", "123"),
+        ("data.buckets", "[[5, 64, 64, 2]]", ((5, 64, 64, 2),)),
+    ],
+)
+def test_override(key, text, value):
+    config = configs.load("fsae", {key: text})
+    node = config
+    for part in key.split("."):
+        node = node[part]
+    assert node == value
+    assert type(node) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "says"),
+    [
+        ("optim.learning_rate", "1", "config.optim has no key 'learning_rate'"),
+        ("optim.warmup_step", "1", "did you mean 'warmup_steps'?"),
+        ("optm.lr", "1", "did you mean 'optim'?"),
+        ("optim.lr", "fast", "expected float"),
+        ("train.steps", "1.5", "expected int"),
+        ("train.tensorboard", "yes", "expected true or false"),
+        ("optim", "1", "is a group of keys"),
+        ("seed.x", "1", "is a value, not a group"),
+    ],
+)
+def test_wrong_override_is_one_sentence(key, text, says):
+    with pytest.raises(VidlatentError, match=says.replace("?", r"\?")) as raised:
+        configs.load("fsae", {key: text})
+    assert "\n" not in str(raised.value)
+
+
+def test_wrong_argument_and_file():
+    with pytest.raises(VidlatentError, match="did you mean 'paper'"):
+        configs.load("fsae:papr")
+    with pytest.raises(VidlatentError, match="did you mean 'fsae'"):
+        configs.load("configs/fsea.py")
+    with pytest.raises(VidlatentError, match="width=wide: expected int"):
+        configs.load("fsae:paper,width=wide")
+
+
+def test_write_read_and_differences(tmp_path):
+    first = configs.load("fsae")
+    assert configs.write(first, tmp_path) == []
+    assert configs.read(tmp_path).to_dict() == first.to_dict()
+    again = configs.read(tmp_path, {"optim.lr": "0.5"})
+    assert configs.write(again, tmp_path) == [f"optim.lr: {first.optim.lr} -> 0.5"]
+    assert configs.config_hash(first) != configs.config_hash(again)
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.5
+
+
+def test_read_without_a_run(tmp_path):
+    with pytest.raises(VidlatentError, match="train first"):
+        configs.read(tmp_path)
+
+
+def test_config_is_locked():
+    config = configs.load("fsae")
+    assert isinstance(config, ConfigDict)
+    with pytest.raises(AttributeError):
+        config.optim.new_key = 1

@@ -1,0 +1,86 @@
+"""The house rules that a parser can hold: who imports whom, and how long things may grow."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "vidlatent"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+# A room imports itself and the rooms before it.
+ROOMS = [
+    "typing",
+    "registry",
+    "config",
+    "dist",
+    "kernels",
+    "layers",
+    "models",
+    "diffusion",
+    "losses",
+    "metrics",
+    "data",
+    "io",
+    "infer",
+    "train",
+    "tools",
+    "main",
+]
+# Linen stays inside; everything else sees parameters as nested dicts.
+LINEN_ROOMS = ("layers", "models")
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_modules(tree: ast.AST):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield node.module
+            if node.module == "vidlatent":
+                yield from (f"vidlatent.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path):
+    if path == PACKAGE / "__init__.py":
+        return
+    here = room(path)
+    assert here in ROOMS, f"{here} is not a room of the house"
+    for module in imported_modules(ast.parse(path.read_text())):
+        parts = module.split(".")
+        if parts[0] == "vidlatent" and len(parts) > 1 and parts[1] in ROOMS:
+            assert ROOMS.index(parts[1]) <= ROOMS.index(here), f"{here} imports {module}"
+        if parts[0] == "flax":
+            assert here in LINEN_ROOMS, f"{module} imported outside {LINEN_ROOMS}"
+        assert parts[0] not in ("torch", "tensorflow"), f"{module} imported at run time"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_size_and_manners(path):
+    text = path.read_text()
+    assert text.count("\n") <= 600
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), "module without a docstring"
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 60, f"{node.name} has {length} lines"
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"bare except at line {node.lineno}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            names_config = any(isinstance(a, ast.Name) and a.id == "config" for a in node.args[:1])
+            assert not (node.func.id == "getattr" and names_config), "getattr(config, ...)"
+
+
+def test_meshes_are_built_in_one_place():
+    for path in SOURCES:
+        if path != PACKAGE / "dist" / "mesh.py":
+            text = path.read_text()
+            assert "make_mesh(" not in text or "dist.mesh import make_mesh" in text, path
+            assert "Mesh(np" not in text, path
