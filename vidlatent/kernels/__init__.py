@@ -1,0 +1,1 @@
+"""Numeric kernels: each beside its plain reference, with an ``implementation=`` switch."""

@@ -1,0 +1,183 @@
+"""Convolution over time, height and width in several equal forms.
+
+No single lowering is good everywhere. XLA:CPU runs a 5-D convolution three to four times slower
+than the same sum written as 2-D convolutions, and a depthwise one some thirty times slower than
+shifted multiplies; XLA:TPU wraps 5-D convolutions in layout copies that disappear when the time
+taps are folded into the channels of one 2-D convolution. All forms compute the same function from
+the same kernel and agree to rounding (``tests/kernels/test_conv3d.py``); ``benchmarks/conv3d.py``
+times them on the machine at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vidlatent.kernels.dispatch import choose
+from vidlatent.typing import VidlatentError, check_shape
+
+__all__ = ["DENSE_FORMS", "DEPTHWISE_FORMS", "conv3d", "conv_frames"]
+
+Padding = Sequence[tuple[int, int]]
+
+DENSE_FORMS = ("native", "taps", "fold2d")
+DEPTHWISE_FORMS = ("native", "shifts")
+_AUTO_DENSE = {"cpu": "taps", "tpu": "fold2d", "default": "native"}
+_AUTO_DEPTHWISE = {"tpu": "native", "default": "shifts"}
+
+
+def conv3d(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int] = (1, 1, 1),
+    padding: Padding = ((0, 0), (0, 0), (0, 0)),
+    feature_group_count: int = 1,
+    *,
+    implementation: str = "auto",
+    platform: str | None = None,
+) -> jax.Array:
+    """Cross-correlate ``x`` with ``kernel``, padding with zeros.
+
+    Args:
+      x: ``[B, T, H, W, I]``.
+      kernel: ``[kt, kh, kw, I / groups, O]``, same dtype as ``x``.
+      strides: steps along T, H, W.
+      padding: explicit ``(low, high)`` counts along T, H, W.
+      feature_group_count: channel groups; equal to ``I`` and ``O`` for a depthwise convolution.
+      implementation: ``'auto'``, or ``'native'`` (one 5-D convolution), ``'taps'`` (a sum of one
+        2-D convolution per time tap), ``'fold2d'`` (time taps as channels of one 2-D
+        convolution), ``'shifts'`` (depthwise only: a sum of shifted products). A form that does
+        not exist for the kind of kernel stands for that kind's ``'auto'``, so that one setting
+        serves a whole model.
+      platform: overrides the platform that ``'auto'`` looks at.
+
+    Returns:
+      ``[B, T', H', W', O]`` in the dtype of ``x``.
+    """
+    check_shape(x, "B T H W C")
+    kt, kh, kw, group_in, features = kernel.shape
+    if x.shape[-1] != group_in * feature_group_count:
+        raise VidlatentError(
+            f"convolution input has {x.shape[-1]} channels, but the kernel {kernel.shape} with "
+            f"{feature_group_count} groups reads {group_in * feature_group_count}."
+        )
+    if feature_group_count > 1 and feature_group_count == features == x.shape[-1]:
+        if implementation in DENSE_FORMS and implementation != "native":
+            implementation = "auto"
+        form = choose("conv3d", implementation, DEPTHWISE_FORMS, _AUTO_DEPTHWISE, platform)
+        if form == "shifts":
+            return _shifts(x, kernel, strides, padding)
+        return _native(x, kernel, strides, padding, feature_group_count)
+    if implementation == "shifts":
+        implementation = "auto"
+    form = choose("conv3d", implementation, DENSE_FORMS, _AUTO_DENSE, platform)
+    if kt == 1 and padding[0] == (0, 0):
+        return _plane(x[:, :: strides[0]], kernel, strides, padding, feature_group_count)
+    if form == "native" or feature_group_count > 1:
+        return _native(x, kernel, strides, padding, feature_group_count)
+    frames = _time_slices(x, kt, strides[0], padding[0])
+    return conv_frames(frames, kernel, strides[1:], padding[1:], implementation=form)
+
+
+def conv_frames(
+    frames: Sequence[jax.Array],
+    kernel: jax.Array,
+    strides: Sequence[int] = (1, 1),
+    padding: Padding = ((0, 0), (0, 0)),
+    feature_group_count: int = 1,
+    *,
+    implementation: str = "auto",
+    platform: str | None = None,
+) -> jax.Array:
+    """Convolution whose time taps are given one by one.
+
+    ``frames[k]`` ``[B, T, H, W, I]`` holds what tap ``k`` of every output frame sees. Any rule for
+    a frame's neighbours can be written this way (the group-causal one has no padded form).
+
+    Args:
+      frames: ``kt`` arrays of one shape.
+      kernel: ``[kt, kh, kw, I / groups, O]``.
+      strides, padding: along H and W.
+      feature_group_count: 1, or the number of channels (depthwise).
+      implementation: ``'auto'``, ``'taps'`` or ``'fold2d'``; ``'native'`` stands for ``'fold2d'``.
+      platform: overrides the platform that ``'auto'`` looks at.
+    """
+    if len(frames) != kernel.shape[0]:
+        raise VidlatentError(f"{len(frames)} tap inputs for a kernel of {kernel.shape[0]} taps.")
+    if feature_group_count > 1:
+        pad = ((0, 0), *padding)
+        parts = (
+            conv3d(f, kernel[k : k + 1], (1, *strides), pad, feature_group_count, platform=platform)
+            for k, f in enumerate(frames)
+        )
+        return sum(parts)
+    form = choose("conv_frames", implementation, DENSE_FORMS, _AUTO_DENSE, platform)
+    pad = ((0, 0), *padding)
+    if form == "taps":
+        return sum(
+            _plane(f, kernel[k : k + 1], (1, *strides), pad, 1) for k, f in enumerate(frames)
+        )
+    kt, kh, kw, group_in, features = kernel.shape
+    folded = jnp.moveaxis(kernel, 0, 2).reshape(1, kh, kw, kt * group_in, features)
+    return _plane(jnp.concatenate(frames, axis=-1), folded, (1, *strides), pad, 1)
+
+
+def _native(x, kernel, strides, padding, groups):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        tuple(strides),
+        tuple(padding),
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _plane(x, kernel, strides, padding, groups):
+    """2-D convolution of every frame: time is folded into the batch."""
+    batch, time = x.shape[:2]
+    y = lax.conv_general_dilated(
+        x.reshape(batch * time, *x.shape[2:]),
+        kernel[0],
+        tuple(strides[1:]),
+        tuple(padding[1:]),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+    return y.reshape(batch, time, *y.shape[1:])
+
+
+def _span(size: int, tap: int, taps: int, stride: int) -> slice:
+    """The input positions that ``tap`` meets, one for each output position."""
+    outputs = (size - taps) // stride + 1
+    return slice(tap, tap + (outputs - 1) * stride + 1, stride)
+
+
+def _time_slices(x, taps, stride, pad):
+    if pad != (0, 0):
+        x = jnp.pad(x, ((0, 0), pad, (0, 0), (0, 0), (0, 0)))
+    return [x[:, _span(x.shape[1], k, taps, stride)] for k in range(taps)]
+
+
+def _shifts(x, kernel, strides, padding):
+    """Depthwise convolution as one fused loop of multiply-adds over shifted views.
+
+    The running sum is float32: up to 27 terms would lose bits in bfloat16, and inside the fused
+    loop the wider sum costs nothing.
+    """
+    kt, kh, kw = kernel.shape[:3]
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    _, frames, height, width, _ = x.shape
+    y = None
+    for a in range(kt):
+        rows_t = _span(frames, a, kt, strides[0])
+        for b in range(kh):
+            rows_h = _span(height, b, kh, strides[1])
+            for c in range(kw):
+                view = x[:, rows_t, rows_h, _span(width, c, kw, strides[2])]
+                term = view.astype(jnp.float32) * kernel[a, b, c, 0].astype(jnp.float32)
+                y = term if y is None else y + term
+    return y.astype(x.dtype)

@@ -1,0 +1,38 @@
+"""Which form of a kernel runs where."""
+
+from __future__ import annotations
+
+import jax
+
+from vidlatent.registry import did_you_mean
+from vidlatent.typing import VidlatentError
+
+__all__ = ["choose", "current_platform"]
+
+
+def current_platform() -> str:
+    """``'cpu'``, ``'gpu'`` or ``'tpu'``: the ambient mesh's, else the default backend's.
+
+    The mesh comes first so that compiling ahead of time for a TPU topology on a CPU host picks
+    the TPU forms.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    platform = None if mesh.empty else mesh.abstract_device.platform
+    platform = platform or jax.default_backend()
+    return "gpu" if platform in ("cuda", "rocm") else platform
+
+
+def choose(
+    kind: str,
+    implementation: str,
+    known: tuple[str, ...],
+    auto: dict[str, str],
+    platform: str | None = None,
+) -> str:
+    """Resolve ``'auto'`` by platform (``auto['default']`` for one not listed) and check a name."""
+    if implementation == "auto":
+        return auto.get(platform or current_platform(), auto["default"])
+    if implementation not in known:
+        hint = did_you_mean(implementation, ("auto", *known))
+        raise VidlatentError(f"unknown implementation {implementation!r} of {kind}: {hint}")
+    return implementation

@@ -1,0 +1,1 @@
+"""Building blocks with explicit caches: convolutions, norms, attention, resampling."""

@@ -1,0 +1,99 @@
+"""Convolution and pointwise modules. Parameters are float32; ``dtype`` is the compute dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vidlatent.layers.temporal import TimeRule, convolve, view_frames
+
+__all__ = ["Conv", "GroupedPointwise", "Pointwise", "fan_in"]
+
+Dtype = Any
+fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+class Conv(nn.Module):
+    """Convolution over T, H and W; zero padding of half the kernel in space.
+
+    Attributes:
+      features: output channels.
+      kernel: ``(kt, kh, kw)``, odd in space.
+      strides: ``(st, sh, sw)``. A strided output is centred on input ``2i`` in space (padding 1
+        on both sides) and ends at input frame ``2j`` in time.
+      depthwise: one filter per channel (``features`` equal to the input's channels).
+      time: neighbourhood rule when ``kt > 1``.
+      implementation: form of ``kernels.conv3d``.
+    """
+
+    features: int
+    kernel: tuple[int, int, int] = (3, 3, 3)
+    strides: tuple[int, int, int] = (1, 1, 1)
+    depthwise: bool = False
+    use_bias: bool = True
+    time: TimeRule = TimeRule()
+    dtype: Dtype = jnp.float32
+    implementation: str = "auto"
+    kernel_init: Callable[..., jax.Array] = fan_in
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, cache: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """``[B, T, H, W, I] -> [B, T', H', W', O]`` and the cache of the last input frames."""
+        group_in = 1 if self.depthwise else x.shape[-1]
+        groups = x.shape[-1] if self.depthwise else 1
+        shape = (*self.kernel, group_in, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        view, cache = view_frames(
+            x.astype(self.dtype), cache, self.time, self.kernel[0], self.strides[0]
+        )
+        padding = tuple((k // 2, k // 2) for k in self.kernel[1:])
+        y = convolve(
+            view, kernel.astype(self.dtype), self.strides, padding, groups, self.implementation
+        )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)
+        return y, cache
+
+
+class Pointwise(nn.Module):
+    """A 1x1x1 convolution: the same matrix at every position; kernel ``[I, O]``."""
+
+    features: int
+    use_bias: bool = True
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", fan_in, shape, jnp.float32)
+        y = jnp.einsum("...i,io->...o", x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class GroupedPointwise(nn.Module):
+    """A grouped 1x1x1 convolution without bias, as one batched product; kernel ``[G, I, I]``.
+
+    Grouped convolutions are slow in every backend at this shape (32 channels a group).
+    """
+
+    group: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        groups = x.shape[-1] // self.group
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
+        kernel = self.param("kernel", init, (groups, self.group, self.group), jnp.float32)
+        parts = x.astype(self.dtype).reshape(*x.shape[:-1], groups, self.group)
+        y = jnp.einsum("...gi,gio->...go", parts, kernel.astype(self.dtype))
+        return y.reshape(x.shape)

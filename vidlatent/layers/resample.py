@@ -1,0 +1,175 @@
+"""Halving and doubling of space and time, with shortcuts that have no parameters.
+
+The shortcut of a down operation moves pixels (and frames) into channels and averages runs of
+consecutive channels; an up operation repeats channels and moves them back (DC-AE; fsae.md 1.4 and
+2.4). ``order`` names the channel sub-index from slowest to fastest: ``'hwt'`` (time fastest) keeps
+frame 0 and static clips equal to the image model; ``'thw'`` is the order of LTX and DC-AE-V.
+
+A stream's first frame stands alone: going down it is its own pair, going up its first copy is
+dropped, hence 1 + 2m frames <-> 1 + m. Later chunks hold whole pairs only.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from vidlatent.typing import VidlatentError
+
+__all__ = [
+    "channel_to_space",
+    "double_frames",
+    "down_shortcut",
+    "group_mean",
+    "lead_frame",
+    "nearest",
+    "repeat_channels",
+    "space_to_channel",
+    "up_shortcut",
+]
+
+
+def lead_frame(x: jax.Array, first: bool) -> jax.Array:
+    """At the start of a stream put a copy of frame 0 in front, so that frames come in pairs."""
+    return jnp.concatenate([x[:, :1], x], axis=1) if first else x
+
+
+def double_frames(x: jax.Array, first: bool) -> jax.Array:
+    """Repeat each frame twice; at the start of a stream drop the very first copy."""
+    y = jnp.repeat(x, 2, axis=1)
+    return y[:, 1:] if first else y
+
+
+def nearest(x: jax.Array) -> jax.Array:
+    """Double H and W by repetition, as a broadcast (``jax.image.resize`` gathers)."""
+    batch, time, height, width, channels = x.shape
+    y = jnp.broadcast_to(x[:, :, :, None, :, None], (batch, time, height, 2, width, 2, channels))
+    return y.reshape(batch, time, 2 * height, 2 * width, channels)
+
+
+def group_mean(x: jax.Array, features: int) -> jax.Array:
+    """Mean over runs of consecutive channels: ``[..., C] -> [..., features]``."""
+    _divide(x.shape[-1], features, "averaging shortcut")
+    if x.shape[-1] == features:
+        return x
+    return jnp.mean(x.reshape(*x.shape[:-1], features, -1), axis=-1)
+
+
+def repeat_channels(x: jax.Array, features: int) -> jax.Array:
+    """Repeat each channel the same number of times in a row: ``[..., C] -> [..., features]``."""
+    _divide(features, x.shape[-1], "repeating shortcut")
+    return jnp.repeat(x, features // x.shape[-1], axis=-1)
+
+
+def space_to_channel(x: jax.Array, time: bool = False, order: str = "hwt") -> jax.Array:
+    """2x2 (2x2x2 with ``time``) pixels into channels, the old channel slowest.
+
+    ``[B, T, H, W, C] -> [B, T, H/2, W/2, 4C]`` or ``[B, T/2, H/2, W/2, 8C]``.
+    """
+    batch, frames, height, width, channels = x.shape
+    step = 2 if time else 1
+    y = x.reshape(batch, frames // step, step, height // 2, 2, width // 2, 2, channels)
+    y = y.transpose(0, 1, 3, 5, 7, *_axes(order, time=2, height=4, width=6))
+    return y.reshape(*y.shape[:4], -1)
+
+
+def channel_to_space(x: jax.Array, time: bool = False, order: str = "hwt") -> jax.Array:
+    """Inverse of ``space_to_channel``."""
+    batch, frames, height, width, channels = x.shape
+    step = 2 if time else 1
+    sizes = {"t": step, "h": 2, "w": 2}
+    y = x.reshape(batch, frames, height, width, -1, *(sizes[axis] for axis in order))
+    at = {axis: 5 + i for i, axis in enumerate(order)}
+    y = y.transpose(0, 1, at["t"], 2, at["h"], 3, at["w"], 4)
+    return y.reshape(batch, frames * step, 2 * height, 2 * width, channels // (4 * step))
+
+
+def down_shortcut(
+    x: jax.Array, features: int, *, time: bool = False, order: str = "hwt", first: bool = True
+) -> jax.Array:
+    """Shortcut of a down operation: ``[B, T, H, W, C] -> [B, T', H/2, W/2, features]``.
+
+    Args:
+      x: T = 1 + 2m at the start of a stream (``first``), else 2m, when ``time`` is halved.
+      features: output channels; must divide 4C (8C with time).
+      time: halve the frame count too.
+      order: channel sub-index order of the temporal form.
+      first: ``x`` starts the stream.
+    """
+    channels = x.shape[-1]
+    if not time:
+        return _down_space(x, features)
+    if order == "hwt" and (4 * channels) % features == 0:
+        # Time is the fastest sub-index: the groups average both frames of a pair first.
+        pairs = lead_frame(x, first)
+        pairs = pairs.reshape(x.shape[0], -1, 2, *x.shape[2:])
+        return _down_space(jnp.mean(pairs, axis=2), features)
+    if not first or order == "hwt":
+        return group_mean(space_to_channel(lead_frame(x, first), True, order), features)
+    alone = _down_space(x[:, :1], features)
+    if x.shape[1] == 1:
+        return alone
+    rest = group_mean(space_to_channel(x[:, 1:], True, order), features)
+    return jnp.concatenate([alone, rest], axis=1)
+
+
+def up_shortcut(
+    x: jax.Array, features: int, *, time: bool = False, order: str = "hwt", first: bool = True
+) -> jax.Array:
+    """Shortcut of an up operation: ``[B, T, H, W, C] -> [B, T', 2H, 2W, features]``.
+
+    Args:
+      x: input frames.
+      features: output channels; C must divide 4 (8 with time) times it.
+      time: double the frame count too (1 + m -> 1 + 2m at the start of a stream, else m -> 2m).
+      order: channel sub-index order of the temporal form.
+      first: ``x`` starts the stream.
+    """
+    if time and order == "hwt" and (4 * features) % x.shape[-1] == 0:
+        return double_frames(_up_space(x, features), first)
+    if not time:
+        return _up_space(x, features)
+    y = channel_to_space(repeat_channels(x, 8 * features), True, order)
+    if not first or order == "hwt":
+        return y[:, 1:] if first else y
+    # Frame 0 as the image model has it; both copies of later frames by the 3-D shuffle.
+    return jnp.concatenate([_up_space(x[:, :1], features), y[:, 2:]], axis=1)
+
+
+def _down_space(x, features):
+    batch, time, height, width, channels = x.shape
+    _divide(4 * channels, features, "averaging shortcut")
+    y = x.reshape(batch, time, height // 2, 2, width // 2, 2, channels)
+    if channels % features == 0:
+        return group_mean(jnp.mean(y, axis=(3, 5)), features)
+    if 2 * channels == features:
+        y = jnp.moveaxis(jnp.mean(y, axis=5), 3, 5)
+        return y.reshape(batch, time, height // 2, width // 2, features)
+    return group_mean(space_to_channel(x), features)
+
+
+def _up_space(x, features):
+    channels = x.shape[-1]
+    _divide(4 * features, channels, "repeating shortcut")
+    if features % channels == 0:
+        return nearest(repeat_channels(x, features))
+    if 2 * features == channels:
+        batch, time, height, width, _ = x.shape
+        y = jnp.moveaxis(x.reshape(batch, time, height, width, features, 2), 5, 3)
+        y = jnp.broadcast_to(y[:, :, :, :, :, None], (batch, time, height, 2, width, 2, features))
+        return y.reshape(batch, time, 2 * height, 2 * width, features)
+    return channel_to_space(repeat_channels(x, 4 * features))
+
+
+def _axes(order: str, time: int, height: int, width: int) -> list[int]:
+    if sorted(order) != ["h", "t", "w"]:
+        raise VidlatentError(f"shortcut order {order!r}: use 'hwt' or 'thw'.")
+    return [{"t": time, "h": height, "w": width}[axis] for axis in order]
+
+
+def _divide(large: int, small: int, what: str) -> None:
+    if small <= 0 or large % small:
+        raise VidlatentError(
+            f"the {what} cannot join {large} and {small} channels: one must divide the other; "
+            "change the stage widths."
+        )

@@ -1,0 +1,136 @@
+"""What a temporal convolution sees around each frame, and what it must remember.
+
+A stream is cut into chunks. The first chunk starts at the true beginning of the video; each later
+one continues from a cache of the last input frames. A cache is an ordinary array, passed in and
+handed back, so that a chunked run is a ``lax.scan`` over chunks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vidlatent.kernels.conv3d import conv3d, conv_frames
+from vidlatent.typing import VidlatentError
+
+__all__ = ["TimeRule", "View", "convolve", "shifted_frames", "view_frames"]
+
+# Either frames with their temporal padding [B, pad + T + pad, H, W, C], or one array per tap.
+View = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeRule:
+    """How a temporal convolution meets the ends of a clip, and how far it looks ahead.
+
+    Attributes:
+      kind: ``'causal'`` (taps t-2, t-1, t), ``'centred'`` (t-1, t, t+1) or ``'group'`` (centred
+        taps inside groups of ``group`` frames after a first group of one; a group's last frame
+        sees itself in place of its right neighbour; IV-VAE, fsae.md 5.2).
+      group: frames in a group.
+      padding: what lies beyond the ends: ``'replicate'`` (the end frame) or ``'zeros'``. Only
+        ``'replicate'`` makes a static clip decode to a static clip for arbitrary weights.
+    """
+
+    kind: str = "causal"
+    group: int = 1
+    padding: str = "replicate"
+
+    def __post_init__(self):
+        if self.kind not in ("causal", "centred", "group"):
+            raise VidlatentError(f"time rule {self.kind!r}: use 'causal', 'centred' or 'group'.")
+        if self.padding not in ("replicate", "zeros"):
+            raise VidlatentError(f"time padding {self.padding!r}: use 'replicate' or 'zeros'.")
+
+    @property
+    def streams(self) -> bool:
+        """Whether a clip can be processed chunk by chunk with an unchanged result."""
+        return self.kind != "centred"
+
+    def border(self, frame: jax.Array) -> jax.Array:
+        """The frame beyond an end whose last real frame is ``frame``."""
+        return frame if self.padding == "replicate" else jnp.zeros_like(frame)
+
+
+def _next_frames(x: jax.Array, rule: TimeRule, first: bool) -> jax.Array:
+    """Right neighbours ``[B, T, H, W, C]`` under a centred or group rule."""
+    frames = x.shape[1]
+    after = jnp.concatenate([x[:, 1:], rule.border(x[:, -1:])], axis=1)
+    if rule.kind == "centred":
+        return after
+    place = jnp.arange(frames) - (1 if first else 0)
+    ends = place % rule.group == rule.group - 1
+    if first:
+        ends = ends.at[0].set(True)
+    return jnp.where(ends[None, :, None, None, None], rule.border(x), after)
+
+
+def shifted_frames(
+    x: jax.Array, cache: jax.Array | None, rule: TimeRule
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array | None]:
+    """Left neighbour, frame and right neighbour of every frame, and the new cache.
+
+    Args:
+      x: ``[B, T, H, W, C]``.
+      cache: the frame before ``x`` ``[B, 1, H, W, C]``, or None at the start of a stream.
+      rule: a causal rule has no right neighbour: the frame itself stands there.
+    """
+    first = cache is None
+    before = rule.border(x[:, :1]) if first else cache.astype(x.dtype)
+    left = jnp.concatenate([before, x[:, :-1]], axis=1)
+    right = x if rule.kind == "causal" else _next_frames(x, rule, first)
+    return (left, x, right), (x[:, -1:] if rule.streams else None)
+
+
+def view_frames(
+    x: jax.Array, cache: jax.Array | None, rule: TimeRule, taps: int, stride: int = 1
+) -> tuple[View, jax.Array | None]:
+    """Add to ``x`` what a convolution of ``taps`` taps sees beyond its ends.
+
+    Args:
+      x: ``[B, T, H, W, C]``; with a stride, T = 1 + stride * m at the start of a stream and
+        stride * m later.
+      cache: the previous chunk's, or None at the start of a stream.
+      rule: neighbourhood rule.
+      taps: temporal kernel size; 1 needs nothing, the non-causal rules are defined for 3.
+      stride: temporal step of the convolution.
+
+    Returns:
+      A view for ``convolve`` and the cache for the next chunk: the last ``taps - stride`` frames
+      (causal), the last frame (group), None where nothing is remembered.
+    """
+    if taps == 1:
+        return x, None
+    if rule.kind == "causal":
+        if cache is None:
+            start = rule.border(x[:, :1])
+            x = jnp.concatenate([start] * (taps - 1) + [x], axis=1)
+        else:
+            x = jnp.concatenate([cache.astype(x.dtype), x], axis=1)
+        keep = taps - stride
+        return x, (x[:, x.shape[1] - keep :] if keep > 0 else None)
+    if taps != 3 or stride != 1:
+        raise VidlatentError(f"a {rule.kind} convolution has 3 taps and stride 1 in time.")
+    if rule.kind == "centred":
+        ends = rule.border(x[:, :1]), rule.border(x[:, -1:])
+        return jnp.concatenate([ends[0], x, ends[1]], axis=1), None
+    return shifted_frames(x, cache, rule)
+
+
+def convolve(
+    view: View,
+    kernel: jax.Array,
+    strides: tuple[int, int, int] = (1, 1, 1),
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
+    groups: int = 1,
+    implementation: str = "auto",
+) -> jax.Array:
+    """Convolve a view: no padding in time, explicit zero padding of H and W."""
+    if isinstance(view, tuple):
+        return conv_frames(
+            view, kernel, strides[1:], padding, groups, implementation=implementation
+        )
+    return conv3d(view, kernel, strides, ((0, 0), *padding), groups, implementation=implementation)

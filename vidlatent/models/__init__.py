@@ -1,0 +1,37 @@
+"""Models by name. Each system is one folder; ``build`` makes its module from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from vidlatent.models.posterior import Posterior
+from vidlatent.registry import Registry
+from vidlatent.typing import VidlatentError
+
+__all__ = ["MODELS", "Posterior", "build"]
+
+MODELS = Registry("model")
+MODELS.register("dcae", "vidlatent.models.fsvideo:build_dcae")
+MODELS.register("fsae", "vidlatent.models.fsvideo:build_fsae")
+
+
+def build(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:
+    """The module of ``config['name']``; the other entries are its fields.
+
+    Args:
+      config: the ``model`` section of a run's config. Lists may stand for tuples.
+      dtype: compute dtype; parameters are float32.
+
+    Raises:
+      VidlatentError: unknown model name or field.
+    """
+    if "name" not in config:
+        raise VidlatentError(
+            f"config.model has no name: choose one of {', '.join(MODELS.names())}."
+        )
+    fields = {key: value for key, value in config.items() if key != "name"}
+    return MODELS.get(config["name"])(fields, jnp.dtype(dtype))

@@ -1,0 +1,281 @@
+"""The deterministic autoencoder behind ``dcae`` (images) and ``fsae`` (causal video)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vidlatent.models.fsvideo.coder import Coder, Decoder, Encoder
+from vidlatent.models.posterior import Posterior
+from vidlatent.registry import did_you_mean
+from vidlatent.typing import FrameRule, LatentSpec, VidlatentError, check_shape
+
+__all__ = ["Autoencoder", "build_dcae", "build_fsae"]
+
+
+class Autoencoder(nn.Module):
+    """DC-AE and FSAE: residual stages joined by down and up operations with free shortcuts.
+
+    With ``temporal_kernel`` 1 every frame is an image (DC-AE). With 3 and ``temporal_down`` (0, 1)
+    it is FSVideo's causal FSAE: 1 + 4n frames to 1 + n latent frames, frame 0 on its own, attention
+    inside a frame only.
+
+    Attributes:
+      family: name recorded in the latent spec.
+      latent_channels: channels of the latent; divides the innermost encoder width.
+      encoder_widths, decoder_widths: channels per stage, outermost first.
+      encoder_depths, decoder_depths: residual blocks per stage. 0 at stage 0 moves the first
+        down (last up) operation into ``conv_in`` (``conv_out``), as the f64 and f128 models do.
+      block_types: per stage ``'res'`` or ``'evit'``.
+      decoder_block_types: as ``block_types``; empty means the same.
+      head_dim: channels per attention head.
+      multiscales: per stage, sizes of the depthwise windows beside the attention; ``()`` for none.
+      decoder_multiscales: as ``multiscales``; empty means the same.
+      temporal_kernel: 1 or 3.
+      temporal_down: stages after which the frame count is halved too.
+      down_type: ``'conv'`` or ``'shuffle'``; up_type: ``'interpolate'`` or ``'shuffle'``.
+      up_form: ``'nearest'`` or ``'subpixel'``: two ways to compute the interpolating up operation.
+      shortcut_order: ``'hwt'`` or ``'thw'``, see ``layers.resample``.
+      time_padding: ``'replicate'`` or ``'zeros'`` at the start of a stream.
+      decoder_time: ``'causal'``, ``'centred'`` (cannot be run in chunks) or ``'group'``.
+      norm_eps, norm_affine: channel norms; norm_scale_init: starting scale of the norms that end
+        residual branches.
+      remat: recompute each block in the backward pass.
+      conv_impl: form of ``kernels.conv3d``.
+      latent_scale, latent_shift: what a generator applies, recorded in the latent spec.
+      dtype: compute dtype.
+    """
+
+    latent_channels: int
+    encoder_widths: tuple[int, ...]
+    decoder_widths: tuple[int, ...]
+    encoder_depths: tuple[int, ...]
+    decoder_depths: tuple[int, ...]
+    block_types: tuple[str, ...]
+    multiscales: tuple[tuple[int, ...], ...]
+    decoder_block_types: tuple[str, ...] = ()
+    decoder_multiscales: tuple[tuple[int, ...], ...] = ()
+    family: str = "fsae"
+    head_dim: int = 32
+    temporal_kernel: int = 3
+    temporal_down: tuple[int, ...] = (0, 1)
+    down_type: str = "conv"
+    up_type: str = "interpolate"
+    up_form: str = "nearest"
+    shortcut_order: str = "hwt"
+    time_padding: str = "replicate"
+    decoder_time: str = "causal"
+    norm_eps: float = 1e-5
+    norm_affine: bool = True
+    norm_scale_init: float = 1.0
+    remat: bool = False
+    conv_impl: str = "auto"
+    latent_scale: float = 1.0
+    latent_shift: float = 0.0
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        self._check_fields()
+        common = {
+            "head_dim": self.head_dim,
+            "temporal_kernel": self.temporal_kernel,
+            "temporal_down": self.temporal_down,
+            "order": self.shortcut_order,
+            "time_padding": self.time_padding,
+            "norm_eps": self.norm_eps,
+            "norm_affine": self.norm_affine,
+            "norm_scale": self.norm_scale_init,
+            "remat": self.remat,
+            "implementation": self.conv_impl,
+            "dtype": self.dtype,
+            "up_form": self.up_form,
+        }
+        self.encoder = Encoder(
+            Coder(
+                widths=self.encoder_widths,
+                depths=self.encoder_depths,
+                block_types=self.block_types,
+                multiscales=self.multiscales,
+                resample=self.down_type,
+                time="causal",
+                **common,
+            ),
+            self.latent_channels,
+        )
+        self.decoder = Decoder(
+            Coder(
+                widths=self.decoder_widths,
+                depths=self.decoder_depths,
+                block_types=self.decoder_block_types or self.block_types,
+                multiscales=self.decoder_multiscales or self.multiscales,
+                resample=self.up_type,
+                time=self.decoder_time,
+                **common,
+            )
+        )
+
+    def _check_fields(self) -> None:
+        stages = len(self.encoder_widths)
+        for name in (
+            "decoder_widths",
+            "encoder_depths",
+            "decoder_depths",
+            "block_types",
+            "multiscales",
+            "decoder_block_types",
+            "decoder_multiscales",
+        ):
+            value = getattr(self, name)
+            if len(value) != stages and not (name.startswith("decoder_") and value == ()):
+                raise VidlatentError(
+                    f"config.model.{name} has {len(value)} entries, but encoder_widths names "
+                    f"{stages} stages: give one per stage."
+                )
+        if any(depth == 0 for depth in self.encoder_depths[1:] + self.decoder_depths[1:]):
+            raise VidlatentError("only stage 0 may be empty: raise the other depths to 1 or more.")
+
+    @property
+    def latent_spec(self) -> LatentSpec:
+        """The latent's identity: channels, factors, legal clip lengths."""
+        time = 2 ** len(self.temporal_down)
+        space = 2 ** (len(self.encoder_widths) - 1)
+        return LatentSpec(
+            name=self.family,
+            channels=self.latent_channels,
+            t=time,
+            h=space,
+            w=space,
+            rule=FrameRule(1, time),
+            scale=self.latent_scale,
+            shift=self.latent_shift,
+        )
+
+    @property
+    def streams(self) -> bool:
+        """Whether ``decode`` can continue from a cache (``encode`` always can)."""
+        return self.decoder_time != "centred" or self.temporal_kernel == 1
+
+    def encode(self, video: jax.Array, *, cache: Any = None) -> tuple[Posterior, Any]:
+        """Compress a clip, or the next chunk of one.
+
+        Args:
+          video: ``[B, T, H, W, 3]`` in [-1, 1]. At the start T = 1 + 4k, later T = 4k (FSAE).
+          cache: what the previous chunk's call returned; None at the start of a stream.
+
+        Returns:
+          ``Posterior`` with mean ``[B, t, h, w, c]`` (t = 1 + k, later k) and no variance; the
+          cache that continues the stream.
+
+        Raises:
+          VidlatentError: illegal size, naming the nearest legal ones.
+        """
+        self._check_video(video, cache)
+        mean, cache, _ = self.encoder(video, cache)
+        return Posterior(mean), cache
+
+    def decode(
+        self, latent: jax.Array, *, condition: Any = None, cache: Any = None
+    ) -> tuple[jax.Array, Any]:
+        """Restore a clip from ``[B, t, h, w, c]``, or the next chunk of one.
+
+        Args:
+          latent: unscaled latent.
+          condition: must be None: this form has no first-frame attention.
+          cache: what the previous call returned; None at the start of a stream.
+
+        Returns:
+          Video ``[B, T, H, W, 3]`` float32 (not clipped), T = 4t - 3 at the start, 4t later; the
+          cache.
+        """
+        check_shape(latent, "B t h w c", c=self.latent_channels)
+        if condition is not None:
+            raise VidlatentError("this decoder takes no condition: pass condition=None.")
+        if cache is not None and not self.streams:
+            raise VidlatentError(
+                "a decoder with decoder_time 'centred' looks ahead and cannot continue from a "
+                "cache: decode the whole clip at once, or use 'causal' or 'group'."
+            )
+        video, cache, _ = self.decoder(latent, cache)
+        return video, cache
+
+    def __call__(self, video: jax.Array) -> tuple[jax.Array, Posterior]:
+        """Reconstruction ``[B, T, H, W, 3]`` float32 and the posterior."""
+        posterior, _ = self.encode(video)
+        return self.decode(posterior.mean)[0], posterior
+
+    def frame0_features(self, video: jax.Array) -> tuple[jax.Array, ...]:
+        """Encoder features of frame 0 per stage, before each down operation.
+
+        Causality makes them the same whether the clip is one image or longer.
+
+        Returns:
+          One ``[B, H / 2^i, W / 2^i, C_i]`` per stage.
+        """
+        seen = self.encoder_values(video)
+        return tuple(seen[f"stage_{i}"][:, 0] for i in range(len(self.encoder_widths)))
+
+    def encoder_values(self, video: jax.Array) -> dict[str, jax.Array]:
+        """The encoder's intermediate values by name, see ``coder.Encoder``."""
+        self._check_video(video, None)
+        return self.encoder(video)[2]
+
+    def decoder_values(self, latent: jax.Array) -> dict[str, jax.Array]:
+        """The decoder's intermediate values by name, see ``coder.Decoder``."""
+        return self.decoder(latent)[2]
+
+    def _check_video(self, video: jax.Array, cache: Any) -> None:
+        size = check_shape(video, "B T H W C", C=3)
+        spec = self.latent_spec
+        frames = size["T"]
+        if cache is not None:
+            if frames == 0 or frames % spec.t:
+                raise VidlatentError(
+                    f"a later chunk of {frames} frames does not fit: it needs a multiple of "
+                    f"{spec.t}; only the first chunk has {spec.rule} frames."
+                )
+            frames = 1
+        spec.check_video(frames, size["H"], size["W"])
+
+
+def build_fsae(fields: Mapping[str, Any], dtype: Any) -> Autoencoder:
+    """The video model; unset fields take the class defaults."""
+    return _build("fsae", fields, dtype)
+
+
+def build_dcae(fields: Mapping[str, Any], dtype: Any) -> Autoencoder:
+    """The image model: no temporal kernels, any number of independent frames."""
+    still = {"temporal_kernel": 1, "temporal_down": ()}
+    for key, value in still.items():
+        if key in fields and _frozen(fields[key]) != value:
+            raise VidlatentError(f"config.model.{key} of the image model 'dcae' must be {value}.")
+    return _build("dcae", {**fields, **still}, dtype)
+
+
+def _build(family: str, fields: Mapping[str, Any], dtype: Any) -> Autoencoder:
+    known = {f.name: f for f in dataclasses.fields(Autoencoder)}
+    known = {k: f for k, f in known.items() if k not in ("parent", "name", "dtype", "family")}
+    for key in fields:
+        if key not in known:
+            hint = did_you_mean(key, known)
+            raise VidlatentError(f"unknown field config.model.{key}: {hint}")
+    missing = [
+        key
+        for key, field in known.items()
+        if key not in fields and field.default is dataclasses.MISSING
+    ]
+    if missing:
+        raise VidlatentError(f"config.model lacks {', '.join(missing)}.")
+    values = {key: _frozen(value) for key, value in fields.items()}
+    return Autoencoder(**values, family=family, dtype=dtype)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, all the way down: module fields must hash."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(item) for item in value)
+    return value
