@@ -1,0 +1,221 @@
+"""Still pictures for people: contact sheets of clips and captions."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vidlatent.typing import VidlatentError
+
+__all__ = ["caption_bar", "contact_sheet", "pick_frames", "to_uint8"]
+
+_PAPER = (255, 255, 255)
+_INK = (28, 30, 34)
+_FAINT = (112, 118, 128)
+_RULE = (214, 218, 224)
+_MARGIN = 14
+_GAP = 3
+
+
+def to_uint8(pixels: Any) -> np.ndarray:
+    """Pixels in [-1, 1] (any float dtype) as uint8; uint8 passes through."""
+    pixels = np.asarray(pixels)
+    if pixels.dtype == np.uint8:
+        return pixels
+    scaled = (np.nan_to_num(pixels.astype(np.float32)) + 1.0) * 127.5
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def pick_frames(total: int, count: int) -> list[int]:
+    """At most ``count`` frame numbers spread evenly over a clip, its first and last included."""
+    if total <= count:
+        return list(range(total))
+    return [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
+
+
+@functools.lru_cache(maxsize=32)
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size=size)
+
+
+def _fitting(text: str, width: int, size: int, smallest: int = 8) -> tuple[str, Any]:
+    """Text and font that fit ``width`` pixels: first smaller letters, then fewer of them."""
+    while size > smallest and _font(size).getlength(text) > width:
+        size -= 1
+    font = _font(size)
+    if font.getlength(text) <= width:
+        return text, font
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return (text + "..." if text else ""), font
+
+
+@functools.lru_cache(maxsize=64)
+def caption_bar(text: str, width: int, height: int = 20) -> np.ndarray:
+    """A dark bar ``[height, width, 3]`` uint8 with ``text`` in it, for the top of a video."""
+    bar = Image.new("RGB", (width, height), _INK)
+    text, font = _fitting(text, width - 8, max(8, height - 7))
+    ImageDraw.Draw(bar).text((width // 2, height // 2), text, fill=_PAPER, font=font, anchor="mm")
+    return np.asarray(bar)
+
+
+def _checked(clip: Any, row: int) -> np.ndarray:
+    clip = to_uint8(clip)
+    if clip.ndim != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
+        raise VidlatentError(
+            f"row {row} of a contact sheet must be [T, H, W, 3], not {clip.shape}."
+        )
+    return clip
+
+
+def _with_differences(
+    clips: list[np.ndarray], labels: list[str], gain: float
+) -> tuple[list[np.ndarray], list[str]]:
+    """After every pair of rows, the absolute difference of the two, times ``gain``."""
+    if len(clips) % 2:
+        raise VidlatentError("difference rows need an even number of rows: pairs to compare.")
+    rows, names = [], []
+    for i in range(0, len(clips), 2):
+        a, b = clips[i], clips[i + 1]
+        if a.shape != b.shape:
+            raise VidlatentError(f"rows {i} and {i + 1} differ in size: {a.shape} and {b.shape}.")
+        apart = np.abs(a.astype(np.int16) - b.astype(np.int16)) * gain
+        rows += [a, b, np.clip(apart, 0, 255).astype(np.uint8)]
+        names += [labels[i], labels[i + 1], f"difference x{gain:g}"]
+    return rows, names
+
+
+def _cell_size(height: int, width: int, wanted: int) -> tuple[int, int, Any]:
+    """Height, width and filter of a thumbnail whose longer side is about ``wanted``."""
+    longer = max(height, width)
+    if longer <= wanted:  # Whole multiples, so that the pixels of small clips stay square.
+        factor = max(1, wanted // longer)
+        return height * factor, width * factor, Image.Resampling.NEAREST
+    scale = wanted / longer
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    return *size, Image.Resampling.LANCZOS
+
+
+def _label_lines(label: str, width: int) -> list[str]:
+    """Words of ``label`` in lines of at most ``width`` pixels; its own line breaks are kept."""
+    lines = []
+    for part in label.split("\n"):
+        line = ""
+        for word in part.split():
+            longer = f"{line} {word}".strip()
+            if line and _font(13).getlength(longer) > width:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines.append(line)
+    return lines
+
+
+def _draw_label(draw: ImageDraw.ImageDraw, label: str, x: int, middle: int, width: int) -> None:
+    lines = _label_lines(label, width)
+    top = middle - 8 * len(lines)
+    for number, line in enumerate(lines):
+        line, font = _fitting(line, width, 13)
+        colour = _INK if number == 0 else _FAINT
+        draw.text((x, top + 16 * number + 8), line, fill=colour, font=font, anchor="lm")
+
+
+def contact_sheet(
+    rows: Sequence[Any],
+    labels: Sequence[str],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    title: str = "",
+    columns: int = 8,
+    cell: int = 160,
+    difference: float = 0.0,
+    group: int = 0,
+) -> bytes:
+    """A PNG with one row of evenly picked frames for each clip.
+
+    Args:
+      rows: clips ``[T, H, W, 3]``, uint8 or float in [-1, 1]; sizes may differ between rows.
+      labels: one text a row, drawn at its left; lines after the first are drawn fainter.
+      path: also write the PNG here.
+      title: a line at the top.
+      columns: most frames a row.
+      cell: longer side of a picture in pixels, about; small frames grow by whole factors.
+      difference: if positive, rows are pairs (original, reconstruction) and each pair gets a third
+        row with their absolute difference times this number.
+      group: rows that belong together are set apart from the next ones (0: 3 with ``difference``,
+        else 2 if the number of rows is even, else 1).
+
+    Returns:
+      The PNG file's bytes.
+
+    Raises:
+      VidlatentError: no rows, a wrong shape, labels that do not match, or an unwritable path.
+    """
+    if not rows or len(rows) != len(labels):
+        raise VidlatentError(f"a contact sheet got {len(rows)} rows and {len(labels)} labels.")
+    clips = [_checked(clip, i) for i, clip in enumerate(rows)]
+    labels = list(labels)
+    group = group or (3 if difference else 2 - len(clips) % 2)
+    if difference:
+        clips, labels = _with_differences(clips, labels, difference)
+    sheet = _compose(clips, labels, title, columns, cell, group)
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG", optimize=True)
+    if path is not None:
+        try:
+            with open(path, "wb") as file:
+                file.write(buffer.getvalue())
+        except OSError as error:
+            raise VidlatentError(f"cannot write the picture {os.fspath(path)}: {error}") from error
+    return buffer.getvalue()
+
+
+def _compose(
+    clips: list[np.ndarray], labels: list[str], title: str, columns: int, cell: int, group: int
+) -> Image.Image:
+    sizes = [_cell_size(*clip.shape[1:3], cell) for clip in clips]
+    picks = [pick_frames(len(clip), columns) for clip in clips]
+    same_times = all(pick == picks[0] for pick in picks) and len({s[1] for s in sizes}) == 1
+    texts = (line for label in labels for line in label.split("\n"))
+    label_width = min(180, 8 + max(int(_font(13).getlength(line)) for line in texts))
+    wide = max(len(pick) * (size[1] + _GAP) for pick, size in zip(picks, sizes, strict=True))
+    top = _MARGIN + (30 if title else 0)
+    times_height = 18
+    heights = [size[0] + _GAP for size in sizes]
+    breaks = (len(clips) - 1) // group
+    headers = 1 if same_times else breaks + 1
+    height = top + headers * times_height + sum(heights) + 14 * breaks + _MARGIN
+    sheet = Image.new("RGB", (2 * _MARGIN + label_width + wide, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        text, font = _fitting(title, sheet.width - 2 * _MARGIN, 17)
+        draw.text((_MARGIN, _MARGIN + 8), text, fill=_INK, font=font, anchor="lm")
+    left, y = _MARGIN + label_width, top
+    for i, (clip, (high, width, resample), pick) in enumerate(
+        zip(clips, sizes, picks, strict=True)
+    ):
+        if i and i % group == 0:
+            y += 14
+            draw.line((_MARGIN, y - 9, sheet.width - _MARGIN, y - 9), fill=_RULE)
+        if i == 0 or (i % group == 0 and not same_times):
+            _draw_times(draw, pick, left, y, width)
+            y += times_height
+        _draw_label(draw, labels[i], _MARGIN, y + high // 2, label_width - 8)
+        for column, frame in enumerate(pick):
+            picture = Image.fromarray(clip[frame]).resize((width, high), resample)
+            sheet.paste(picture, (left + column * (width + _GAP), y))
+        y += heights[i]
+    return sheet
+
+
+def _draw_times(draw: Any, pick: list[int], left: int, y: int, width: int) -> None:
+    for column, frame in enumerate(pick):
+        text, font = _fitting(f"frame {frame}", width, 11)
+        x = left + column * (width + _GAP) + width // 2
+        draw.text((x, y + 8), text, fill=_FAINT, font=font, anchor="mm")
