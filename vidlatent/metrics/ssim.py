@@ -64,7 +64,12 @@ def ssim(a: Any, b: Any, data_range: float | None = None) -> jax.Array:
     black = 0.0 if data_range is not None or a.dtype == jnp.uint8 else -1.0
     if data_range is None:
         data_range = 255.0 if a.dtype == jnp.uint8 else 2.0
-    x, y = ((jnp.asarray(v, jnp.float32) - black) / data_range for v in (a, b))
+    return _mean_similarity(jnp.asarray(a), jnp.asarray(b), black, data_range)
+
+
+@jax.jit  # Two hundred small operations: one program even when the caller does not compile.
+def _mean_similarity(a: jax.Array, b: jax.Array, black: float, data_range: float) -> jax.Array:
+    x, y = ((v.astype(jnp.float32) - black) / data_range for v in (a, b))
     # Variances do not depend on a common shift; about zero, less of them is lost to rounding.
     shift = 0.5 * jnp.mean(x + y, axis=(-3, -2), keepdims=True)
     x, y = x - shift, y - shift
