@@ -70,12 +70,12 @@ def ssim(a: Any, b: Any, data_range: float | None = None) -> jax.Array:
 @jax.jit  # Two hundred small operations: one program even when the caller does not compile.
 def _mean_similarity(a: jax.Array, b: jax.Array, black: float, data_range: float) -> jax.Array:
     x, y = ((v.astype(jnp.float32) - black) / data_range for v in (a, b))
-    # Variances do not depend on a common shift; about zero, less of them is lost to rounding.
-    shift = 0.5 * jnp.mean(x + y, axis=(-3, -2), keepdims=True)
-    x, y = x - shift, y - shift
+    # Variances and covariance are free of shifts; about zero, less of them is lost to rounding.
+    sx, sy = (jnp.mean(v, axis=(-3, -2), keepdims=True) for v in (x, y))
+    x, y = x - sx, y - sy
     mx, my = _blur(x), _blur(y)
     vx, vy, cov = _blur(x * x) - mx * mx, _blur(y * y) - my * my, _blur(x * y) - mx * my
-    mx, my = mx + shift, my + shift
+    mx, my = mx + sx, my + sy
     c1, c2 = _K1**2, _K2**2
     luminance = (2 * mx * my + c1) / (mx * mx + my * my + c1)
     structure = (2 * cov + c2) / (vx + vy + c2)
