@@ -1,0 +1,140 @@
+"""Buckets: a few fixed (frames, height, width) shapes, each with its batch size.
+
+Every shape is one compiled program, so there are few of them; a clip joins, for each number of
+frames, the bucket whose aspect ratio is nearest to its own and loses little to the crop
+(FSVideo 2.1 trains on mixed resolutions; resolutions there are averages over such buckets).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from vidlatent.data.index import Clip
+from vidlatent.typing import FrameRule, VidlatentError
+
+__all__ = ["Bucket", "assign", "parse_buckets", "weigh"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """One batch shape: ``frames x height x width``, ``batch`` clips over all processes."""
+
+    frames: int
+    height: int
+    width: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.height}x{self.width}"
+
+
+def parse_buckets(
+    rows: Sequence[Sequence[int]], rule: FrameRule, process_count: int
+) -> tuple[Bucket, ...]:
+    """Checked buckets.
+
+    Raises:
+      VidlatentError: a row that is not four positive integers, an illegal number of frames, or a
+        batch that the processes cannot share equally.
+    """
+    if not rows:
+        raise VidlatentError("data.buckets is empty: give (frames, height, width, batch) rows.")
+    buckets = []
+    for row in rows:
+        if len(row) != 4 or any(int(v) != v or v < 1 for v in row):
+            raise VidlatentError(
+                f"data.buckets has {tuple(row)}: each row is (frames, height, width, batch)."
+            )
+        bucket = Bucket(*(int(value) for value in row))
+        if not rule.legal(bucket.frames):
+            low, high = rule.nearest(bucket.frames)
+            near = f"{low}" if low == high else f"{low} or {high}"
+            raise VidlatentError(
+                f"data.buckets has {tuple(row)}: {bucket.frames} frames do not fit {rule}, "
+                f"take {near}."
+            )
+        if bucket.batch % process_count:
+            raise VidlatentError(
+                f"data.buckets has {tuple(row)}: a batch of {bucket.batch} does not divide among "
+                f"{process_count} processes."
+            )
+        buckets.append(bucket)
+    return tuple(buckets)
+
+
+def assign(clips: Sequence[Clip], buckets: Sequence[Bucket], fps: float) -> list[list[int]]:
+    """For each bucket the rows of the clips that fill it.
+
+    A clip joins one bucket for each number of frames that it is long enough for. Pictures join
+    buckets of one frame only: a repeated picture would teach the model that nothing moves.
+    """
+    members: list[list[int]] = [[] for _ in buckets]
+    lengths = sorted({bucket.frames for bucket in buckets})
+    for row, clip in enumerate(clips):
+        for frames in lengths:
+            if clip.info.starts(frames, fps) < 1:
+                continue
+            same = [i for i, bucket in enumerate(buckets) if bucket.frames == frames]
+            members[_nearest(clip, same, buckets)].append(row)
+    return members
+
+
+def _nearest(clip: Clip, choices: Sequence[int], buckets: Sequence[Bucket]) -> int:
+    """Nearest aspect ratio; among equal ones the largest that does not enlarge the clip."""
+    ratio = math.log(clip.info.width / clip.info.height)
+
+    def key(index: int):
+        bucket = buckets[index]
+        distance = abs(math.log(bucket.width / bucket.height) - ratio)
+        enlarged = bucket.height > clip.info.height or bucket.width > clip.info.width
+        area = bucket.height * bucket.width
+        return round(distance, 6), enlarged, area if enlarged else -area, index
+
+    return min(choices, key=key)
+
+
+def weigh(
+    buckets: Sequence[Bucket], members: Sequence[Sequence[int]], weights: Sequence[float]
+) -> list[float]:
+    """Share of the steps of each bucket, 0 for one without clips; see ``DataOptions``.
+
+    Raises:
+      VidlatentError: weights of the wrong number or sign, or a number of frames for which no
+        bucket has a clip.
+    """
+    if weights and len(weights) != len(buckets):
+        raise VidlatentError(
+            f"data.bucket_weights has {len(weights)} entries for {len(buckets)} buckets: "
+            "give one each, or none."
+        )
+    if any(weight < 0 for weight in weights):
+        raise VidlatentError("data.bucket_weights has a negative entry.")
+    filled: Counter[int] = Counter()
+    for bucket, rows in zip(buckets, members, strict=True):
+        filled[bucket.frames] += len(rows)
+    for frames, count in sorted(filled.items()):
+        if not count:
+            raise VidlatentError(
+                f"data.buckets asks for {frames} frames, but no clip is that long at data.fps: "
+                "lower data.fps, shorten the bucket or remove it."
+            )
+    for bucket, rows in zip(buckets, members, strict=True):
+        if not rows:
+            log.warning("no clip has the aspect ratio of bucket %s: it is left out", bucket)
+    if weights:
+        shares = [w if rows else 0.0 for w, rows in zip(weights, members, strict=True)]
+    else:
+        work = [len(rows) / b.batch for b, rows in zip(buckets, members, strict=True)]
+        total: Counter[int] = Counter()
+        for bucket, amount in zip(buckets, work, strict=True):
+            total[bucket.frames] += amount
+        shares = [a / total[b.frames] for b, a in zip(buckets, work, strict=True)]
+    if not sum(shares):
+        raise VidlatentError("data.bucket_weights leaves no bucket that has clips.")
+    return [share / sum(shares) for share in shares]

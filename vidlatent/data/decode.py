@@ -1,0 +1,460 @@
+"""Clips from files or bytes through PyAV: what is in them, a window of them, all of their frames.
+
+Time rules everything: a window is a list of instants, and the frame at an instant is the one on
+display then (the last whose time stamp is not after it). So files of a variable frame rate play at
+their true speed and any target rate is legal. Time 0 is the file's first frame.
+
+A container is opened per call and closed before the call returns: nothing is shared between
+threads and nothing grows. The decoder itself runs on one thread, because the loader already has
+as many as there are cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import os
+import stat
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+import numpy as np
+
+from vidlatent.data.errors import REASONS, ClipError, Deadline, Limits, named_errors
+from vidlatent.data.pictures import is_picture, picture_size, read_picture
+from vidlatent.data.transforms import CENTRE, place
+
+__all__ = [
+    "REASONS",
+    "ClipError",
+    "ClipInfo",
+    "Limits",
+    "iter_frames",
+    "probe",
+    "read_all",
+    "read_window",
+    "verify",
+    "window_of",
+]
+
+# Backward steps (seconds) tried when a seek lands after the wanted frame; then from the beginning.
+_SEEK_BACK = (0.0, 2.0, 15.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipInfo:
+    """What is in a file.
+
+    Attributes:
+      path: the file, or '<bytes>'.
+      frames: frames at the average rate (exact for a constant rate); 1 for a picture.
+      fps: average frames per second; 0 for a picture.
+      width, height: displayed size in pixels, after rotation and pixel aspect ratio.
+      duration: seconds from the first frame to the end of the last.
+      is_image: a still picture.
+    """
+
+    path: str
+    frames: int
+    fps: float
+    width: int
+    height: int
+    duration: float
+    is_image: bool
+
+    def frames_at(self, fps: float) -> int:
+        """Frames that the clip has at a target rate (0: its own)."""
+        if self.is_image or self.frames == 1 or fps == 0.0:
+            return self.frames
+        return int((self.frames - 1) / self.fps * fps + 1e-3) + 1
+
+    def starts(self, count: int, fps: float) -> int:
+        """Number of source frames at which a window of ``count`` frames at ``fps`` can begin."""
+        if self.is_image or self.frames == 1 or fps == 0.0:
+            return max(0, self.frames - count + 1)
+        room = (self.frames - 1) - (count - 1) / fps * self.fps
+        return max(0, int(np.floor(room + 1e-3)) + 1)
+
+
+def _check_file(media: str | bytes) -> None:
+    if isinstance(media, bytes):
+        if not media:
+            raise ClipError("empty", "0 bytes")
+        return
+    with named_errors("unreadable"):
+        status = os.stat(media)
+    if not stat.S_ISREG(status.st_mode):
+        raise ClipError("unreadable", "not a regular file")
+    if status.st_size == 0:
+        raise ClipError("empty", "0 bytes")
+    if not os.access(media, os.R_OK):
+        raise ClipError("permission", "reading is not allowed")
+
+
+@contextlib.contextmanager
+def _opened(media: str | bytes, limits: Limits):
+    """Yield (container, video stream) with one decoder thread and errors raised, not concealed."""
+    with named_errors("unreadable"):
+        container = av.open(
+            io.BytesIO(media) if isinstance(media, bytes) else media,
+            timeout=limits.timeout_s,
+            metadata_errors="ignore",
+        )
+    try:
+        cover = av.stream.Disposition.attached_pic  # the picture on a music file is no video
+        videos = [s for s in container.streams.video if not s.disposition & cover]
+        if not videos:
+            raise ClipError("no_video", f"a {container.format.name} file without a video track")
+        stream = videos[0]
+        limits.check_size(stream.codec_context.height or 0, stream.codec_context.width or 0)
+        stream.thread_type = "NONE"
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"err_detect": "explode"}
+        yield container, stream
+    finally:
+        container.close()
+
+
+def _rate(stream) -> Fraction:
+    return stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25)
+
+
+def _decoded(container, stream, deadline: Deadline) -> Iterator[av.VideoFrame]:
+    """Frames from the present position on; damaged data raises ``corrupt``."""
+    with named_errors("corrupt"):
+        for packet in container.demux(stream):
+            deadline.check()
+            yield from packet.decode()
+
+
+def _display_size(frame: av.VideoFrame, stream) -> tuple[int, int]:
+    """Displayed (height, width): square pixels, upright."""
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    width = max(1, round(frame.width * (float(aspect) if aspect > 0 else 1.0)))
+    if frame.rotation % 180:
+        return width, frame.height
+    return frame.height, width
+
+
+def _pixels(frame: av.VideoFrame, stream, size, crop) -> np.ndarray:
+    """One frame as uint8 [H, W, 3], upright, scaled inside the colour conversion.
+
+    It is cut to ``size`` at ``crop``; ``crop=None`` leaves the whole scaled frame.
+    """
+    height, width = _display_size(frame, stream)
+    spot = place(height, width, size, crop or CENTRE)
+    turned = frame.rotation % 180 != 0
+    to_height, to_width = (spot.width, spot.height) if turned else (spot.height, spot.width)
+    smaller = to_height < frame.height or to_width < frame.width
+    image = frame.reformat(
+        width=to_width,
+        height=to_height,
+        format="rgb24",
+        interpolation="AREA" if smaller else "BICUBIC",
+        threads=1,
+    ).to_ndarray()
+    if frame.rotation:
+        image = np.rot90(image, frame.rotation // 90)  # both count counter-clockwise
+    return image if crop is None else image[spot.slices]
+
+
+def probe(media: str | bytes, limits: Limits | None = None) -> ClipInfo:
+    """Look into a file (or the bytes of one) without decoding more than its first frame.
+
+    The end of the file is visited too, so a download that broke off is noticed.
+
+    Raises:
+      ClipError: with the reason why the clip cannot be used.
+    """
+    limits = limits or Limits()
+    _check_file(media)
+    name = "<bytes>" if isinstance(media, bytes) else str(media)
+    if is_picture(media):
+        height, width = picture_size(media, limits)
+        return ClipInfo(name, 1, 0.0, width, height, 0.0, True)
+    deadline = Deadline(limits.timeout_s)
+    with _opened(media, limits) as (container, stream):
+        frame = next(_decoded(container, stream, deadline), None)
+        if frame is None:
+            raise ClipError("truncated", "no frame before the end of the file")
+        limits.check_size(frame.height, frame.width)
+        height, width = _display_size(frame, stream)
+        with named_errors("corrupt"):
+            last = _last_time(container, stream, deadline)
+        rate = _rate(stream)
+        frames = round(last * rate) + 1
+        still = frames == 1 and container.format.name.endswith(("_pipe", "image2"))
+    if still:
+        return ClipInfo(name, 1, 0.0, width, height, 0.0, True)
+    return ClipInfo(name, frames, float(rate), width, height, float(last + 1 / rate), False)
+
+
+def _last_time(container, stream, deadline: Deadline) -> float:
+    """Time stamp of the last frame in seconds, from the packets at the end of the file."""
+    origin = (stream.start_time or 0) * stream.time_base
+    declared = None
+    if stream.duration:
+        declared = stream.duration * stream.time_base
+    elif container.duration:
+        declared = Fraction(container.duration, av.time_base)
+    last = None
+    if declared is not None:
+        target = int((origin + declared) / stream.time_base)
+        with contextlib.suppress(av.error.FFmpegError):  # formats without an index: walk below
+            container.seek(target, stream=stream, backward=True)
+            last, end, _ = _walk(container, stream, deadline)
+    if last is None:
+        with contextlib.suppress(av.error.FFmpegError):  # raw streams cannot seek
+            container.seek(0)
+        last, end, packets = _walk(container, stream, deadline)
+        if last is None:  # no time stamps at all (raw streams): count
+            return max(0, packets - 1) / _rate(stream)
+    if declared is not None and end - origin < declared - max(Fraction(1, 2), declared / 50):
+        raise ClipError(
+            "truncated", f"ends at {float(end - origin):.2f} s of {float(declared):.2f} s"
+        )
+    return max(Fraction(0), last - origin)
+
+
+def _walk(container, stream, deadline: Deadline):
+    """(last video time, end over all streams, video packets) without decoding; None if unknown."""
+    last, end, count = None, None, 0
+    for packet in container.demux():
+        deadline.check()
+        if not packet.size:
+            continue
+        count += packet.stream_index == stream.index
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if stamp is None or packet.time_base is None:
+            continue
+        moment = stamp * packet.time_base
+        done = moment + (packet.duration or 0) * packet.time_base
+        end = done if end is None else max(end, done)
+        if packet.stream_index == stream.index:
+            last = moment if last is None else max(last, moment)
+    return last, end, count
+
+
+def verify(media: str | bytes, limits: Limits | None = None) -> None:
+    """Decode a whole clip to know that it is sound; raises ``ClipError`` where it is not.
+
+    The time limit holds for each second of video, not for the clip.
+    """
+    limits = limits or Limits()
+    if is_picture(media):
+        return  # probing has decoded it
+    deadline = Deadline(limits.timeout_s)
+    with _opened(media, limits) as (container, stream):
+        rate = max(1, round(_rate(stream)))
+        for number, frame in enumerate(_decoded(container, stream, deadline)):
+            _check_frame(frame, limits)
+            if number % rate == 0:
+                deadline.restart()
+
+
+def _check_frame(frame: av.VideoFrame, limits: Limits) -> None:
+    if frame.is_corrupt:
+        raise ClipError("corrupt", "the decoder marks a frame as damaged")
+    limits.check_size(frame.height, frame.width)
+
+
+def read_window(
+    media: str | bytes,
+    start: float,
+    count: int,
+    fps: float = 0.0,
+    size: tuple[int, int] | None = None,
+    crop: tuple[float, float] = CENTRE,
+    limits: Limits | None = None,
+) -> np.ndarray:
+    """``count`` frames from ``start`` seconds on, as uint8 [T, H, W, 3].
+
+    Args:
+      media: a path, or the bytes of a file.
+      start: seconds after the first frame.
+      count: frames wanted; a picture is repeated.
+      fps: frames per second of the window; 0 takes the file's average rate, which for a constant
+        rate gives consecutive frames.
+      size: (height, width) to cover and cut to; None keeps the file's.
+      crop: where to cut, see ``transforms.place``.
+      limits: frame size and time allowed.
+
+    Raises:
+      ClipError: the reason and what was found.
+    """
+    limits = limits or Limits()
+    _check_file(media)
+    if is_picture(media):
+        return np.repeat(read_picture(media, size, crop, limits)[None], count, axis=0)
+    deadline = Deadline(limits.timeout_s)
+    wanted = _Wanted(start, count, fps, size, crop)
+    for back in (*_SEEK_BACK, None) if start > 0 else (None,):
+        with _opened(media, limits) as (container, stream):
+            video = _window(container, stream, back, wanted, limits, deadline)
+        if video is not None:
+            return video
+    raise ClipError("corrupt", f"no frame at or before {start:.3f} s")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """The arguments of ``read_window`` that say what to read."""
+
+    start: float
+    count: int
+    fps: float
+    size: tuple[int, int] | None
+    crop: tuple[float, float]
+
+
+def _instants(start: float, count: int, rate: float, source_rate: float):
+    """The instants of a window, and how much later a frame's time stamp may be than its instant.
+
+    Time stamps are rounded (to 1 ms in Matroska) and average rates drift: a quarter of a frame of
+    slack keeps "the frame at this instant" the right one.
+    """
+    return start + np.arange(count) / rate, 0.25 / max(rate, source_rate)
+
+
+def _window(container, stream, back, wanted: _Wanted, limits, deadline) -> np.ndarray | None:
+    """The window, or None when a seek to ``back`` seconds before its start came down after it."""
+    source_rate = float(_rate(stream))
+    rate = wanted.fps or source_rate
+    times, slack = _instants(wanted.start, wanted.count, rate, source_rate)
+    images: list[np.ndarray] = []
+
+    def show(frame, until):
+        """Put ``frame`` at the instants before ``until``; converted once, if at all."""
+        image = None
+        while len(images) < wanted.count and times[len(images)] + slack < until:
+            if image is None:
+                _check_frame(frame, limits)
+                image = _pixels(frame, stream, wanted.size, wanted.crop)
+            images.append(image)
+
+    shown, shown_at = None, 0.0
+    for moment, frame in _timed(container, stream, back, wanted.start + slack, deadline):
+        if shown is None and moment > times[0] + slack:
+            return None
+        if shown is not None:
+            show(shown, moment)
+        if len(images) == wanted.count:
+            return np.stack(images)
+        shown, shown_at = frame, moment
+    if shown is None and back is not None:
+        return None
+    if shown is None:
+        raise ClipError("truncated", "no frame before the end of the file")
+    _check_end(times[-1], shown_at, rate, source_rate)
+    show(shown, float("inf"))
+    return np.stack(images)
+
+
+def _timed(container, stream, back, latest, deadline) -> Iterator[tuple[float, av.VideoFrame]]:
+    """(seconds, frame) from the key frame ``back`` seconds before ``latest`` on.
+
+    ``back=None`` starts at the beginning, which needs no seek; there the first frame is time 0
+    whatever its stamp, and frames without stamps are counted. Yields nothing when a seek cannot
+    be made.
+    """
+    origin = stream.start_time or 0
+    if back is not None:
+        target = origin + int(max(0.0, latest - back) / stream.time_base)
+        try:
+            container.seek(target, stream=stream, backward=True)
+        except av.error.FFmpegError:
+            return
+    rate = _rate(stream)
+    frames = enumerate(_decoded(container, stream, deadline))
+    if back is not None:
+        try:
+            first = next(frames, None)
+        except ClipError as error:
+            if error.reason == "corrupt":  # MPEG-TS seeks may come down between key frames
+                return
+            raise
+        frames = itertools.chain(() if first is None else (first,), frames)
+    for number, frame in frames:
+        if frame.pts is not None:
+            moment = float((frame.pts - origin) * stream.time_base)
+        elif back is None:
+            moment = float(number / rate)
+        else:
+            return
+        yield (min(moment, 0.0) if back is None and number == 0 else moment), frame
+
+
+def read_all(
+    media: str | bytes, size: tuple[int, int], limits: Limits | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A whole clip: time stamps float64 [N] and uint8 [N, H, W, 3] scaled to cover ``size``.
+
+    ``window_of`` takes windows from it that equal ``read_window``'s bit by bit.
+    """
+    limits = limits or Limits()
+    _check_file(media)
+    if is_picture(media):
+        return np.zeros(1), read_picture(media, size, None, limits)[None]
+    deadline = Deadline(limits.timeout_s)
+    times, images = [], []
+    with _opened(media, limits) as (container, stream):
+        for moment, frame in _timed(container, stream, None, 0.0, deadline):
+            _check_frame(frame, limits)
+            times.append(moment)
+            images.append(_pixels(frame, stream, size, None))
+    if not images:
+        raise ClipError("truncated", "no frame before the end of the file")
+    return np.asarray(times), np.stack(images)
+
+
+def window_of(
+    info: ClipInfo,
+    clip: tuple[np.ndarray, np.ndarray],
+    start: float,
+    count: int,
+    fps: float,
+    size: tuple[int, int],
+    crop: tuple[float, float],
+) -> np.ndarray:
+    """``read_window`` from what ``read_all`` returned."""
+    stamps, images = clip
+    rows, columns = place(info.height, info.width, size, crop).slices
+    if len(images) == 1:
+        return np.repeat(images[:, rows, columns], count, axis=0)
+    rate = fps or info.fps
+    times, slack = _instants(start, count, rate, info.fps)
+    _check_end(times[-1], stamps[-1], rate, info.fps)
+    chosen = np.searchsorted(stamps, times + slack, side="right") - 1
+    return images[np.maximum(chosen, 0), rows, columns]
+
+
+def _check_end(wanted: float, last: float, rate: float, source_rate: float) -> None:
+    if wanted > last + 1.5 / rate + 1.5 / source_rate:
+        raise ClipError("truncated", f"frames end at {last:.2f} s, the window needs {wanted:.2f} s")
+
+
+def iter_frames(
+    media: str | bytes, limits: Limits | None = None, size: tuple[int, int] | None = None
+) -> tuple[ClipInfo, Iterator[np.ndarray]]:
+    """What is in a clip, and its frames in order as uint8 [H, W, 3], one in memory at a time.
+
+    The time limit holds for each frame. Damaged data raises ``ClipError`` at the frame it hits.
+    """
+    limits = limits or Limits()
+    return probe(media, limits), _all_frames(media, limits, size)
+
+
+def _all_frames(media, limits, size) -> Iterator[np.ndarray]:
+    if is_picture(media):
+        yield read_picture(media, size, CENTRE, limits)
+        return
+    deadline = Deadline(limits.timeout_s)
+    with _opened(media, limits) as (container, stream):
+        for frame in _decoded(container, stream, deadline):
+            _check_frame(frame, limits)
+            image = _pixels(frame, stream, size, CENTRE)
+            yield np.ascontiguousarray(image)
+            deadline.restart()

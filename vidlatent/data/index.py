@@ -1,0 +1,181 @@
+"""The index: every clip of a source looked at once, the unusable ones set aside with a reason."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from vidlatent.data.decode import ClipInfo
+from vidlatent.data.errors import ClipError, Limits
+from vidlatent.data.sources import Entry, Source
+
+__all__ = ["BadClip", "Clip", "Index", "build_index"]
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1
+_THREADS = 8  # probing waits for discs more than for cores
+_AUTO_PIXELS = 4e9  # 'auto' decodes whole clips up to so many pixels in all: about 10 s of one core
+_PASSING = frozenset(("slow", "missing", "permission"))  # may be well next time: never remembered
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A usable clip. ``path`` is its name in the source, ``group`` its content's."""
+
+    info: ClipInfo
+    group: str
+    part: str = ""
+
+    @property
+    def path(self) -> str:
+        return self.info.path
+
+    @property
+    def frames(self) -> int:
+        return self.info.frames
+
+    @property
+    def fps(self) -> float:
+        return self.info.fps
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Displayed (height, width) in pixels."""
+        return self.info.height, self.info.width
+
+
+@dataclasses.dataclass(frozen=True)
+class BadClip:
+    """A clip left out: its name, a reason of ``errors.REASONS``, what was found."""
+
+    path: str
+    reason: str
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """Usable and unusable clips of a source, each in the order of their names."""
+
+    where: str
+    clips: tuple[Clip, ...]
+    bad: tuple[BadClip, ...]
+
+
+def build_index(source: Source, limits: Limits, verify: str = "auto", cache: str = "") -> Index:
+    """Probe every entry of a source in threads.
+
+    Args:
+      source: see ``sources.py``.
+      limits: frame size and time allowed to each clip.
+      verify: 'header', 'decode' or 'auto', see ``DataOptions.verify``.
+      cache: JSON file that keeps the findings; entries whose stamp changed are looked at again.
+    """
+    began = time.monotonic()
+    entries = source.entries()
+    known = _read_cache(cache, source.where, limits)
+    findings = _run(entries, lambda entry: _probe(source, entry, limits, known))
+    infos = [found for found in findings if isinstance(found, ClipInfo)]
+    pixels = sum(info.frames * info.width * info.height for info in infos)
+    if verify == "decode" or (verify == "auto" and pixels <= _AUTO_PIXELS):
+        sound = {name for name, row in known.items() if row.get("verified")}
+        pairs = list(zip(entries, findings, strict=True))
+        findings = _run(pairs, lambda pair: _verify(source, *pair, limits, sound, known))
+        verified = True
+    else:
+        verified = False
+    _write_cache(cache, source.where, limits, entries, findings, known, verified)
+    clips = [
+        Clip(found, entry.group, entry.part)
+        for entry, found in zip(entries, findings, strict=True)
+        if isinstance(found, ClipInfo)
+    ]
+    bad = [found for found in findings if isinstance(found, BadClip)]
+    log.info(
+        "%s: %d clips, %d unusable, looked at in %.1f s",
+        *(source.where, len(clips), len(bad), time.monotonic() - began),
+    )
+    return Index(source.where, tuple(clips), tuple(bad))
+
+
+def _run(items: Sequence[Any], look) -> list[Any]:
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(look, items))
+
+
+def _probe(source: Source, entry: Entry, limits: Limits, known) -> ClipInfo | BadClip:
+    row = known.get(entry.name)
+    if row is not None and tuple(row["stamp"]) == entry.stamp:
+        if "info" in row:
+            return ClipInfo(**row["info"])
+        return BadClip(entry.name, row["reason"], row["detail"])
+    known.pop(entry.name, None)
+    try:
+        return source.probe(entry.name, limits)
+    except ClipError as error:
+        return BadClip(entry.name, error.reason, error.detail)
+    except OSError as error:
+        return BadClip(entry.name, "unreadable", str(error)[:160])
+
+
+def _verify(source: Source, entry: Entry, found, limits: Limits, sound, known):
+    if isinstance(found, BadClip) or (entry.name in sound and entry.name in known):
+        return found
+    try:
+        source.verify(entry.name, limits)
+    except ClipError as error:
+        return BadClip(entry.name, error.reason, error.detail)
+    except OSError as error:
+        return BadClip(entry.name, "unreadable", str(error)[:160])
+    return found
+
+
+def _head(where: str, limits: Limits) -> dict[str, Any]:
+    return {"format": _FORMAT, "where": where, "max_pixels": limits.max_pixels}
+
+
+def _read_cache(path: str, where: str, limits: Limits) -> dict[str, Any]:
+    if not path or not os.path.exists(path):
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        rows = content.pop("clips")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        log.warning("the index %s cannot be read (%s): clips are probed again", path, error)
+        return {}
+    return rows if content == _head(where, limits) else {}
+
+
+def _write_cache(path, where, limits, entries, findings, known, verified) -> None:
+    if not path:
+        return
+    rows = {}
+    for entry, found in zip(entries, findings, strict=True):
+        row: dict[str, Any] = {"stamp": list(entry.stamp)}
+        if isinstance(found, ClipInfo):
+            row["info"] = dataclasses.asdict(found)
+            row["verified"] = verified or known.get(entry.name, {}).get("verified", False)
+        elif found.reason in _PASSING:
+            continue
+        else:
+            row |= {"reason": found.reason, "detail": found.detail}
+        rows[entry.name] = row
+    if rows == known:
+        return
+    # Renamed into place, so that neither a crash nor another process leaves half a file.
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        with open(part, "w", encoding="utf-8") as file:
+            json.dump({**_head(where, limits), "clips": rows}, file)
+        os.replace(part, path)
+    except OSError as error:
+        log.warning("the index cannot be kept in %s: %s", path, error)

@@ -1,0 +1,297 @@
+"""The loader: host batches for training and validation.
+
+A training batch is a pure function of (options, index, seed, step, process): not of the number of
+decoding processes or threads, nor of what was read before. A run is therefore resumed by
+``start_step`` alone.
+
+    loader = make_loader(config.data.to_dict(), split='train', rule=FrameRule(1, 4), seed=0)
+    batch = next(loader)       # video uint8 [b, T, H, W, 3], mask, clip, start, skipped
+    loader.state()             # goes into the checkpoint
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from vidlatent.data.bad_clips import BadClips
+from vidlatent.data.buckets import Bucket, assign, parse_buckets, weigh
+from vidlatent.data.index import BadClip, Clip, Index, build_index
+from vidlatent.data.memory import Memory, decoded_bytes
+from vidlatent.data.options import DataOptions
+from vidlatent.data.sources import Source, make_source
+from vidlatent.data.split import TRAIN, VALIDATION, split_groups
+from vidlatent.data.stream import Reading, train_stream, validation_stream, validation_windows
+from vidlatent.typing import FrameRule, VidlatentError
+
+__all__ = ["Loader", "make_index", "make_loader"]
+
+log = logging.getLogger(__name__)
+
+# Options that change speed or tolerance, never the content of a batch.
+_NOT_IN_FINGERPRINT = frozenset(
+    (
+        "path",
+        "num_workers",
+        "read_threads",
+        "prefetch",
+        "decode_timeout_s",
+        "max_pixels",
+        "bad_clip_budget",
+        "bad_clip_window",
+        "index_cache",
+        "memory_mb",
+        "verify",
+        "validation_clips",
+    )
+)
+
+
+def make_index(data: Mapping[str, Any], *, seed: int = 0) -> Index:
+    """Probe the clips of ``config.data`` once; ``make_loader`` takes the result for both parts."""
+    options = DataOptions.from_mapping(data)
+    source = make_source(options, seed)
+    return build_index(source, options.limits, options.verify, options.index_cache)
+
+
+def make_loader(
+    data: Mapping[str, Any],
+    *,
+    split: str,
+    rule: FrameRule,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    start_step: int = 0,
+    index: Index | None = None,
+) -> Loader:
+    """Build the loader of one part of the data.
+
+    Args:
+      data: ``config.data.to_dict()``; see ``DataOptions``.
+      split: 'train' (endless, drawn at random) or 'validation' (each window once, in order).
+      rule: frame counts the model takes.
+      seed: of the draws, and of the scenes of the synthetic source.
+      process_index, process_count: this host among all; each gets its share of every batch.
+      start_step: first step to deliver.
+      index: what ``make_index`` found, to spare a second look.
+
+    Raises:
+      VidlatentError: wrong options, no usable clip, or a number of frames no clip has.
+    """
+    if split not in (TRAIN, VALIDATION):
+        raise VidlatentError(f"split {split!r} is unknown: take 'train' or 'validation'.")
+    options = DataOptions.from_mapping(data)
+    buckets = parse_buckets(options.buckets, rule, process_count)
+    source = make_source(options, seed)
+    if index is None:
+        index = build_index(source, options.limits, options.verify, options.index_cache)
+    report, clips = _usable(index, buckets, options)
+    parts = split_groups({clip.group: clip.part for clip in clips}, options.validation_share)
+    kept = tuple(clip for clip in clips if parts[clip.group] == split)
+    reading = Reading(source, kept, options.fps, options.crop, options.flip, options.limits)
+    members = assign(kept, buckets, options.fps)
+    if source.keepable and decoded_bytes(kept, buckets, members) <= options.memory_mb * 2**20:
+        reading = dataclasses.replace(reading, memory=Memory())
+    if split == TRAIN:
+        if not kept:
+            raise report.none_left(" for training")
+        shares = weigh(buckets, members, options.bucket_weights)
+        stream = train_stream(reading, buckets, members, shares, seed, process_index, process_count)
+    else:
+        if not kept:
+            log.warning(
+                "%s has nothing to validate on: it takes two files and data.validation_share > 0",
+                index.where,
+            )
+        windows = validation_windows(reading, buckets, members, options.validation_clips)
+        stream = validation_stream(reading, buckets, windows, process_index, process_count)
+    return Loader(
+        stream,
+        options=options,
+        clips=kept,
+        report=report,
+        split=split,
+        start_step=start_step,
+        fingerprint=_fingerprint(options, buckets, kept, split, seed),
+    )
+
+
+def _usable(
+    index: Index, buckets: tuple[Bucket, ...], options: DataOptions
+) -> tuple[BadClips, list[Clip]]:
+    """The account of bad clips, and the clips that fill at least one bucket."""
+    shortest = min(bucket.frames for bucket in buckets)
+    bad, clips = list(index.bad), []
+    for clip in index.clips:
+        if clip.info.starts(shortest, options.fps):
+            clips.append(clip)
+        else:
+            have = clip.info.frames_at(options.fps)
+            rate = f" at {options.fps:g} fps" if options.fps else ""
+            detail = f"{have} frames{rate}, the shortest bucket takes {shortest}"
+            bad.append(BadClip(clip.path, "too_short", detail))
+    report = BadClips(index.where, bad, options.bad_clip_budget, options.bad_clip_window)
+    if not clips:
+        raise report.none_left("")
+    if bad:
+        log.warning("%s", report.table())
+    return report, clips
+
+
+def _fingerprint(options, buckets, clips, split: str, seed: int) -> str:
+    """Hex SHA-256 of everything that decides the content of the stream."""
+    stated = {
+        key: value
+        for key, value in dataclasses.asdict(options).items()
+        if key not in _NOT_IN_FINGERPRINT
+    }
+    if split == VALIDATION:
+        stated["validation_clips"] = options.validation_clips
+    rows = [(clip.path, clip.frames, clip.fps, clip.size, clip.info.is_image) for clip in clips]
+    text = json.dumps([stated, [str(b) for b in buckets], rows, split, seed], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Loader:
+    """Iterator of host batches.
+
+    A batch is a dict: ``video`` uint8 [b, T, H, W, 3]; ``mask`` float32 [b], 1 for a real window
+    and 0 for padding (validation only); ``clip`` int32 [b], row of ``index`` (-1: padding);
+    ``start`` float32 [b], seconds into the clip; ``skipped``, (path, reason, detail) of the clips
+    that failed while this batch was read. b is this process's share of the bucket's batch.
+
+    Training never ends. Validation ends, has ``len``, and begins anew with each ``iter``. Close it
+    (or use ``with``) so that decoding processes end.
+
+    Attributes:
+      index: the clips of this part.
+      report: the account of bad clips (``BadClips``).
+      fingerprint: hash of what decides the stream; equal on all processes.
+      wait_s: seconds spent waiting for data so far.
+    """
+
+    def __init__(
+        self,
+        stream: grain.MapDataset | None,
+        *,
+        options: DataOptions,
+        clips: tuple[Clip, ...],
+        report: BadClips,
+        split: str,
+        start_step: int,
+        fingerprint: str,
+    ):
+        self.index = list(clips)
+        self.report = report
+        self.fingerprint = fingerprint
+        self.wait_s = 0.0
+        self._stream, self._options, self._split = stream, options, split
+        self._first = self._step = start_step
+        self._batches: Any = None
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        """Batches of one pass over the validation part."""
+        if self._split == TRAIN:
+            raise TypeError("training data has no end")
+        return 0 if self._stream is None else len(self._stream)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self._split == VALIDATION:
+            self.close()
+            self._step = self._first
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        began = time.monotonic()
+        if self._batches is None:
+            self._batches = self._open()
+        try:
+            raw = next(self._batches)
+        except StopIteration:
+            self.close()
+            raise
+        batch = {key: np.array(raw[key]) for key in ("video", "mask", "clip", "start")}
+        batch["skipped"] = [
+            (self.index[row].path, reason, detail)
+            for row, reason, detail in json.loads(str(raw["skipped"]))
+        ]
+        del raw  # shared memory of a worker is given back before the next one is asked for
+        self.wait_s += time.monotonic() - began
+        self._step += 1
+        self.report.record(len(batch["mask"]), batch["skipped"])
+        for path, reason, detail in batch["skipped"]:
+            log.warning("clip left out: %s: %s: %s", path, reason, detail)
+        if self._split == TRAIN and not batch["mask"].all():
+            raise self.report.none_left(" left after many draws")
+        self.report.check()
+        return batch
+
+    def _open(self):
+        """Start reading at the present step."""
+        if self._stream is None or (self._split == VALIDATION and self._step >= len(self)):
+            return iter(())
+        options = self._options
+        ahead = max(1, options.prefetch)
+        if options.num_workers:
+            ahead = max(1, options.read_threads)  # in each worker, beside its own queue below
+        stream = self._stream[self._step :] if self._step else self._stream
+        batches = stream.to_iter_dataset(
+            grain.ReadOptions(
+                num_threads=options.read_threads,
+                prefetch_buffer_size=max(ahead, options.read_threads),
+            )
+        )
+        if options.num_workers:
+            if not flags.FLAGS.is_parsed():  # Grain reads an absl flag; a library has no argv
+                flags.FLAGS.mark_as_parsed()
+            batches = batches.mp_prefetch(
+                grain.multiprocessing.MultiprocessingOptions(
+                    num_workers=options.num_workers,
+                    per_worker_buffer_size=max(1, -(-options.prefetch // options.num_workers)),
+                )
+            )
+        return iter(batches)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the next step, the stream's fingerprint, the worker count."""
+        return {
+            "step": self._step,
+            "fingerprint": self.fingerprint,
+            "workers": self._options.num_workers,
+        }
+
+    def check_state(self, saved: Mapping[str, Any]) -> None:
+        """Warn when a checkpoint was written with other data; the number of workers may differ."""
+        if saved["fingerprint"] != self.fingerprint:
+            log.warning(
+                "the data has changed since the checkpoint (clips, buckets, frame rate, crop or "
+                "seed): training goes on at step %d, but not with the batches it would have seen",
+                self._step,
+            )
+
+    def close(self) -> None:
+        """Stop reading and end the decoding processes; the loader can be iterated again."""
+        batches, self._batches = self._batches, None
+        if batches is not None and hasattr(batches, "close"):
+            batches.close()
+
+
+def source_of(data: Mapping[str, Any], seed: int = 0) -> Source:
+    """The source that ``config.data`` names, e.g. to ask the renderer for a clip's motion."""
+    return make_source(DataOptions.from_mapping(data), seed)

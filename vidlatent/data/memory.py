@@ -1,0 +1,58 @@
+"""Small data sets in memory: each clip decoded once at its bucket's scale, then only cut."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vidlatent.data.buckets import Bucket
+from vidlatent.data.errors import ClipError
+from vidlatent.data.index import Clip
+from vidlatent.data.transforms import place
+
+__all__ = ["Memory", "decoded_bytes"]
+
+
+def decoded_bytes(
+    clips: Sequence[Clip], buckets: Sequence[Bucket], members: Sequence[Sequence[int]]
+) -> int:
+    """Bytes of every clip, whole, at the scale of each bucket it fills."""
+    total = 0
+    for scale, rows in _scales(buckets, members).items():
+        for row in rows:
+            info = clips[row].info
+            spot = place(info.height, info.width, scale)
+            total += info.frames * spot.height * spot.width * 3
+    return total
+
+
+def _scales(buckets, members) -> dict[tuple[int, int], set[int]]:
+    rows_at: dict[tuple[int, int], set[int]] = {}
+    for bucket, rows in zip(buckets, members, strict=True):
+        rows_at.setdefault((bucket.height, bucket.width), set()).update(rows)
+    return rows_at
+
+
+class Memory:
+    """Decoded clips by key, each loaded by one thread while others wait; pickled empty."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._locks: dict[Any, threading.Lock] = {}
+        self._clips: dict[Any, Any] = {}
+
+    def __reduce__(self):
+        return (Memory, ())
+
+    def get(self, key: Any, load: Callable[[], Any]) -> Any:
+        """What ``load`` returned first; None for a clip that does not decode from end to end."""
+        with self._lock:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            if key not in self._clips:
+                try:
+                    self._clips[key] = load()
+                except ClipError:  # parts of it may still be sound: windows are read one by one
+                    self._clips[key] = None
+            return self._clips[key]

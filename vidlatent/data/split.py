@@ -1,0 +1,40 @@
+"""Training and validation parts by a hash of the file name, so that they never depend on order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+__all__ = ["TRAIN", "VALIDATION", "split_groups"]
+
+TRAIN, VALIDATION = "train", "validation"
+
+
+def _position(group: str) -> float:
+    """A number in [0, 1) that only the name decides."""
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:7], "big") / 2**56
+
+
+def split_groups(groups: Mapping[str, str], share: float) -> dict[str, str]:
+    """Assign each group of clips (one content) to a part.
+
+    A group is held out when its hash falls below ``share``, so adding files never moves the
+    others. Among two groups or more at least one is held out and never all, unless ``share`` is
+    0, which holds out nothing.
+
+    Args:
+      groups: group name -> the part it is bound to by its source, or '' for none.
+      share: share to hold out.
+    """
+    parts = {}
+    for group, bound in groups.items():
+        parts[group] = bound or (VALIDATION if _position(group) < share else TRAIN)
+    if share <= 0:
+        return {group: TRAIN for group in groups}
+    order = sorted(parts, key=lambda group: (_position(group), group))
+    held = [group for group in order if parts[group] == VALIDATION]
+    if len(parts) >= 2 and not held:
+        parts[order[0]] = VALIDATION
+    elif held and len(held) == len(parts):
+        parts[held[-1]] = TRAIN
+    return parts

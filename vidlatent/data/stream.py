@@ -1,0 +1,239 @@
+"""The Grain graph: an order of clips, a draw for each position, decoded windows, batches.
+
+Seeds. Each bucket has a seed of its own (streams of one seed would draw alike position by
+position), and random numbers are attached to positions before the stream is dealt out to
+processes: process ``p`` of ``n`` reads positions p, p+n, ... of one global stream, so the union
+of a step's batches does not depend on ``n``, and no two processes draw the same.
+
+Errors. An exception inside a Grain map ends the stream for good, so ``ClipError`` is caught where
+a window is read; the position then takes another draw, a function of the same random number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import signal
+import threading
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from vidlatent.data.buckets import Bucket
+from vidlatent.data.decode import window_of
+from vidlatent.data.errors import ClipError, Limits
+from vidlatent.data.index import Clip
+from vidlatent.data.memory import Memory
+from vidlatent.data.sources import Source
+from vidlatent.data.transforms import CENTRE
+
+__all__ = ["Reading", "train_stream", "validation_stream", "validation_windows"]
+
+_ATTEMPTS = 16  # draws before a position is given up
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How windows are read, the same for every bucket."""
+
+    source: Source
+    clips: tuple[Clip, ...]
+    fps: float
+    crop: str
+    flip: bool
+    limits: Limits
+    memory: Memory | None = None  # for data sets small enough to be kept decoded
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        # Ctrl-C reaches the whole process group: the run's own process decides what to do (save,
+        # then stop) and still needs its decoding processes for the step under way.
+        in_worker = multiprocessing.parent_process() is not None
+        if in_worker and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def start_of(self, row: int, frame: int) -> float:
+        """Seconds at which a source frame is shown."""
+        clip = self.clips[row]
+        return frame / clip.fps if clip.fps else 0.0
+
+    def window(self, row: int, start: float, bucket: Bucket, crop) -> np.ndarray:
+        """A clip's window in a bucket's shape, uint8 [T, H, W, 3]; raises ``ClipError``."""
+        info = self.clips[row].info
+        size = (bucket.height, bucket.width)
+        try:
+            if self.memory is not None:
+                clip = self.memory.get(
+                    (row, size), lambda: self.source.read_all(info, size, self.limits)
+                )
+                if clip is not None:
+                    return window_of(info, clip, start, bucket.frames, self.fps, size, crop)
+            return self.source.read(info, start, bucket.frames, self.fps, size, crop, self.limits)
+        except OSError as error:  # the source's storage, not the clip's content
+            raise ClipError("unreadable", str(error)[:160]) from error
+
+
+class _Number:
+    """Attach a random number to a position."""
+
+    def __call__(self, row, rng: np.random.Generator):
+        return int(row), int(rng.integers(2**63))
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainWindow:
+    """(row, random number) -> element; falls back to other draws from the bucket's clips."""
+
+    reading: Reading
+    bucket: Bucket
+    rows: tuple[int, ...]
+
+    def __call__(self, drawn: tuple[int, int]) -> dict:
+        row, number = drawn
+        skipped = []
+        for attempt in range(_ATTEMPTS):
+            rng = np.random.default_rng([number, attempt])
+            if attempt:
+                row = self.rows[int(rng.integers(len(self.rows)))]
+            choices = self.reading.clips[row].info.starts(self.bucket.frames, self.reading.fps)
+            start = self.reading.start_of(row, int(rng.integers(choices)))
+            drawn_crop = (float(rng.random()), float(rng.random()))
+            crop = drawn_crop if self.reading.crop == "random" else CENTRE
+            mirrored = bool(rng.random() < 0.5) and self.reading.flip
+            try:
+                video = self.reading.window(row, start, self.bucket, crop)
+            except ClipError as error:
+                skipped.append((row, error.reason, error.detail))
+                continue
+            return _element(video[:, :, ::-1] if mirrored else video, row, start, skipped)
+        return _blank(self.bucket, skipped)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ValidationWindow:
+    """(row, source frame) -> element; row -1 is padding, and a failed read gives padding too."""
+
+    reading: Reading
+    bucket: Bucket
+
+    def __call__(self, window: tuple[int, int]) -> dict:
+        row, frame = window
+        if row < 0:
+            return _blank(self.bucket, [])
+        start = self.reading.start_of(row, frame)
+        try:
+            video = self.reading.window(row, start, self.bucket, CENTRE)
+        except ClipError as error:
+            return _blank(self.bucket, [(row, error.reason, error.detail)])
+        return _element(video, row, start, [])
+
+
+def _element(video: np.ndarray, row: int, start: float, skipped: list) -> dict:
+    return {"video": video, "mask": 1.0, "clip": row, "start": start, "skipped": skipped}
+
+
+def _blank(bucket: Bucket, skipped: list) -> dict:
+    video = np.zeros((bucket.frames, bucket.height, bucket.width, 3), np.uint8)
+    return {"video": video, "mask": 0.0, "clip": -1, "start": 0.0, "skipped": skipped}
+
+
+def _stack(elements: Sequence[dict]) -> dict:
+    """Elements -> batch. ``skipped`` travels as text, which worker processes pass on unchanged."""
+    return {
+        "video": np.stack([element["video"] for element in elements]),
+        "mask": np.array([element["mask"] for element in elements], np.float32),
+        "clip": np.array([element["clip"] for element in elements], np.int32),
+        "start": np.array([element["start"] for element in elements], np.float32),
+        "skipped": json.dumps([bad for element in elements for bad in element["skipped"]]),
+    }
+
+
+def _seed(seed: int, bucket: int) -> int:
+    return int(np.random.SeedSequence([seed, bucket]).generate_state(1)[0])
+
+
+def train_stream(
+    reading: Reading,
+    buckets: Sequence[Bucket],
+    members: Sequence[Sequence[int]],
+    shares: Sequence[float],
+    seed: int,
+    process_index: int,
+    process_count: int,
+) -> grain.MapDataset:
+    """Endless stream of this process's batches; element ``s`` belongs to step ``s``."""
+    streams, weights = [], []
+    for number, (bucket, rows, share) in enumerate(zip(buckets, members, shares, strict=True)):
+        if not share:
+            continue
+        drawn = (
+            grain.MapDataset.source(np.asarray(rows, np.int64))
+            .seed(_seed(seed, number))
+            .shuffle()
+            .repeat()
+            .random_map(_Number())
+        )
+        mine = drawn[process_index::process_count]
+        window = _TrainWindow(reading, bucket, tuple(rows))
+        streams.append(
+            mine.map(window).batch(
+                bucket.batch // process_count, drop_remainder=True, batch_fn=_stack
+            )
+        )
+        weights.append(share)
+    return grain.MapDataset.mix(streams, weights) if len(streams) > 1 else streams[0]
+
+
+def validation_windows(
+    reading: Reading, buckets: Sequence[Bucket], members: Sequence[Sequence[int]], cap: int
+) -> list[list[tuple[int, int]]]:
+    """For each bucket (row, first source frame) of its windows, at most ``cap`` a clip length.
+
+    Few clips give several windows each, spread evenly and not overlapping; of many clips an even
+    selection gives one each, from its middle.
+    """
+    windows: list[list[tuple[int, int]]] = [[] for _ in buckets]
+    for frames in sorted({bucket.frames for bucket in buckets}):
+        owners = sorted(
+            (row, number)
+            for number, bucket in enumerate(buckets)
+            if bucket.frames == frames
+            for row in members[number]
+        )
+        if len(owners) > cap:
+            owners = [owners[i * len(owners) // cap] for i in range(cap)]
+        for row, number in owners:
+            info = reading.clips[row].info
+            fitting = max(1, info.frames_at(reading.fps) // frames)
+            count = min(fitting, max(1, cap // len(owners)))
+            last = info.starts(frames, reading.fps) - 1
+            for i in range(count):
+                place = 0.5 if count == 1 else i / (count - 1)
+                windows[number].append((row, round(place * last)))
+    return windows
+
+
+def validation_stream(
+    reading: Reading,
+    buckets: Sequence[Bucket],
+    windows: Sequence[Sequence[tuple[int, int]]],
+    process_index: int,
+    process_count: int,
+) -> grain.MapDataset | None:
+    """This process's batches of every window once, padded to whole batches; None without any."""
+    streams = []
+    for bucket, mine in zip(buckets, windows, strict=True):
+        if not mine:
+            continue
+        padding = -len(mine) % bucket.batch
+        padded = [*mine, *[(-1, 0)] * padding]
+        streams.append(
+            grain.MapDataset.source(padded)[process_index::process_count]
+            .map(_ValidationWindow(reading, bucket))
+            .batch(bucket.batch // process_count, drop_remainder=True, batch_fn=_stack)
+        )
+    if not streams:
+        return None
+    return streams[0] if len(streams) == 1 else grain.MapDataset.concatenate(streams)
