@@ -10,6 +10,7 @@ times them on the machine at hand.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -24,9 +25,11 @@ __all__ = ["DENSE_FORMS", "DEPTHWISE_FORMS", "conv3d", "conv_frames"]
 Padding = Sequence[tuple[int, int]]
 
 DENSE_FORMS = ("native", "taps", "fold2d")
-DEPTHWISE_FORMS = ("native", "shifts")
+DEPTHWISE_FORMS = ("native", "shifts", "rows")
 _AUTO_DENSE = {"cpu": "taps", "tpu": "fold2d", "default": "native"}
-_AUTO_DEPTHWISE = {"tpu": "native", "default": "shifts"}
+_AUTO_DEPTHWISE = {"cpu": "rows", "tpu": "native", "default": "shifts"}
+# XLA:CPU likes taps folded into the channels only while those are few.
+_FEW_CHANNELS = 16
 
 
 def conv3d(
@@ -49,9 +52,10 @@ def conv3d(
       feature_group_count: channel groups; equal to ``I`` and ``O`` for a depthwise convolution.
       implementation: ``'auto'``, or ``'native'`` (one 5-D convolution), ``'taps'`` (a sum of one
         2-D convolution per time tap), ``'fold2d'`` (time taps as channels of one 2-D
-        convolution), ``'shifts'`` (depthwise only: a sum of shifted products). A form that does
-        not exist for the kind of kernel stands for that kind's ``'auto'``, so that one setting
-        serves a whole model.
+        convolution); for a depthwise kernel ``'native'``, ``'shifts'`` (a sum of shifted
+        products) or ``'rows'`` (the same, with the kernel's gradient summed row by row; no
+        forward-mode derivative). A form that does not exist for the kind of kernel stands for
+        that kind's ``'auto'``, so that one setting serves a whole model.
       platform: overrides the platform that ``'auto'`` looks at.
 
     Returns:
@@ -65,13 +69,8 @@ def conv3d(
             f"{feature_group_count} groups reads {group_in * feature_group_count}."
         )
     if feature_group_count > 1 and feature_group_count == features == x.shape[-1]:
-        if implementation in DENSE_FORMS and implementation != "native":
-            implementation = "auto"
-        form = choose("conv3d", implementation, DEPTHWISE_FORMS, _AUTO_DEPTHWISE, platform)
-        if form == "shifts":
-            return _shifts(x, kernel, strides, padding)
-        return _native(x, kernel, strides, padding, feature_group_count)
-    if implementation == "shifts":
+        return _depthwise(x, kernel, strides, padding, implementation, platform)
+    if implementation in ("shifts", "rows"):
         implementation = "auto"
     form = choose("conv3d", implementation, DENSE_FORMS, _AUTO_DENSE, platform)
     if kt == 1 and padding[0] == (0, 0):
@@ -79,7 +78,10 @@ def conv3d(
     if form == "native" or feature_group_count > 1:
         return _native(x, kernel, strides, padding, feature_group_count)
     frames = _time_slices(x, kt, strides[0], padding[0])
-    return conv_frames(frames, kernel, strides[1:], padding[1:], implementation=form)
+    form = implementation if implementation == "auto" else form
+    return conv_frames(
+        frames, kernel, strides[1:], padding[1:], implementation=form, platform=platform
+    )
 
 
 def conv_frames(
@@ -116,7 +118,8 @@ def conv_frames(
         return sum(parts)
     form = choose("conv_frames", implementation, DENSE_FORMS, _AUTO_DENSE, platform)
     pad = ((0, 0), *padding)
-    if form == "taps":
+    few = implementation == "auto" and frames[0].shape[-1] < _FEW_CHANNELS
+    if form == "taps" and not few:
         return sum(
             _plane(f, kernel[k : k + 1], (1, *strides), pad, 1) for k, f in enumerate(frames)
         )
@@ -162,6 +165,17 @@ def _time_slices(x, taps, stride, pad):
     return [x[:, _span(x.shape[1], k, taps, stride)] for k in range(taps)]
 
 
+def _depthwise(x, kernel, strides, padding, implementation, platform):
+    if implementation in ("taps", "fold2d"):
+        implementation = "auto"
+    form = choose("conv3d", implementation, DEPTHWISE_FORMS, _AUTO_DEPTHWISE, platform)
+    if form == "native":
+        return _native(x, kernel, strides, padding, x.shape[-1])
+    if form == "rows" and tuple(strides) == (1, 1, 1):
+        return _rows(x, kernel, tuple(tuple(pad) for pad in padding))
+    return _shifts(x, kernel, strides, padding)
+
+
 def _shifts(x, kernel, strides, padding):
     """Depthwise convolution as one fused loop of multiply-adds over shifted views.
 
@@ -181,3 +195,52 @@ def _shifts(x, kernel, strides, padding):
                 term = view.astype(jnp.float32) * kernel[a, b, c, 0].astype(jnp.float32)
                 y = term if y is None else y + term
     return y.astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rows(x, kernel, padding):
+    """``_shifts`` with stride 1 and a kernel gradient that stays in the cache.
+
+    The gradient of one tap is a sum over all positions. Taken for all taps at once over one row
+    of the image it rereads a few kilobytes instead of the whole array.
+    """
+    return _shifts(x, kernel, (1, 1, 1), padding)
+
+
+def _rows_forward(x, kernel, padding):
+    return _rows(x, kernel, padding), (x, kernel)
+
+
+def _rows_backward(padding, saved, grad):
+    x, kernel = saved
+    taps = kernel.shape[:3]
+    mirrored = tuple(
+        (k - 1 - low, k - 1 - high) for k, (low, high) in zip(taps, padding, strict=True)
+    )
+    dx = _shifts(grad, kernel[::-1, ::-1, ::-1], (1, 1, 1), mirrored)
+    return dx, _rows_kernel_gradient(x, grad, taps, padding).reshape(kernel.shape).astype(
+        kernel.dtype
+    )
+
+
+def _rows_kernel_gradient(x, grad, taps, padding):
+    kt, kh, kw = taps
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    frames, height, width, channels = grad.shape[1:]
+
+    def add_row(total, row):
+        near = lax.dynamic_slice_in_dim(x, row, kh, axis=2).astype(jnp.float32)
+        line = lax.dynamic_slice_in_dim(grad, row, 1, axis=2)[:, :, 0].astype(jnp.float32)
+        sums = [
+            jnp.sum(near[:, a : a + frames, b, c : c + width] * line, axis=(0, 1, 2))
+            for a in range(kt)
+            for b in range(kh)
+            for c in range(kw)
+        ]
+        return total + jnp.stack(sums), None
+
+    start = jnp.zeros((kt * kh * kw, channels), jnp.float32)
+    return lax.scan(add_row, start, jnp.arange(height))[0]
+
+
+_rows.defvjp(_rows_forward, _rows_backward)

@@ -1,0 +1,123 @@
+"""Every form of the convolution computes the same function and the same gradients."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidlatent.kernels.conv3d import conv3d, conv_frames
+from vidlatent.kernels.dispatch import current_platform
+from vidlatent.kernels.upconv import subpixel_conv
+from vidlatent.layers.resample import nearest
+from vidlatent.typing import VidlatentError
+
+# input [B, T, H, W, I], kernel, outputs, strides, padding, groups
+DENSE = [
+    ((2, 5, 7, 6, 3), (3, 3, 3), 4, (1, 1, 1), ((0, 0), (1, 1), (1, 1)), 1),
+    ((1, 7, 9, 8, 20), (3, 3, 3), 6, (2, 2, 2), ((2, 0), (1, 1), (1, 1)), 1),
+    ((1, 5, 6, 5, 4), (3, 3, 3), 3, (2, 1, 1), ((1, 1), (0, 1), (1, 0)), 1),
+    ((2, 3, 5, 5, 4), (1, 3, 3), 4, (1, 2, 2), ((0, 0), (1, 1), (1, 1)), 1),
+    ((1, 4, 5, 5, 4), (2, 2, 2), 4, (1, 1, 1), ((1, 0), (1, 0), (0, 1)), 1),
+]
+DEPTHWISE = [
+    ((2, 4, 5, 7, 6), (3, 3, 3), 6, (1, 1, 1), ((2, 0), (1, 1), (1, 1)), 6),
+    ((1, 2, 7, 6, 5), (1, 5, 5), 5, (1, 1, 1), ((0, 0), (2, 2), (2, 2)), 5),
+    ((1, 5, 7, 6, 4), (3, 3, 3), 4, (2, 2, 2), ((0, 0), (1, 1), (1, 1)), 4),
+]
+CASES = [
+    *((case, form) for case, form in itertools.product(DENSE, ("taps", "fold2d", "auto"))),
+    *((case, form) for case, form in itertools.product(DEPTHWISE, ("shifts", "rows", "auto"))),
+]
+
+
+def _arrays(case):
+    shape, taps, features, _, _, groups = case
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape).astype(np.float32)
+    kernel = rng.normal(size=(*taps, shape[-1] // groups, features)).astype(np.float32)
+    return x, kernel
+
+
+def _value_and_gradients(case, form, dtype=jnp.float32):
+    _, _, _, strides, padding, groups = case
+
+    def run(x, kernel):
+        return conv3d(x, kernel, strides, padding, groups, implementation=form)
+
+    @jax.jit
+    def all_three(x, kernel):
+        y, back = jax.vjp(run, x.astype(dtype), kernel.astype(dtype))
+        weights = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+        return y, *back(weights.astype(dtype))
+
+    return [np.asarray(a, np.float32) for a in all_three(*_arrays(case))]
+
+
+def _relative(a, b):
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+@pytest.mark.parametrize(("case", "form"), CASES)
+def test_forms_agree_with_native(case, form):
+    want = _value_and_gradients(case, "native")
+    for got, reference in zip(_value_and_gradients(case, form), want, strict=True):
+        assert got.shape == reference.shape
+        assert _relative(got, reference) < 1e-5
+
+
+@pytest.mark.parametrize(("case", "form"), [(DENSE[0], "fold2d"), (DEPTHWISE[0], "rows")])
+def test_bfloat16_stays_near_float32(case, form):
+    want = _value_and_gradients(case, "native")
+    for got, reference in zip(_value_and_gradients(case, form, jnp.bfloat16), want, strict=True):
+        assert _relative(got, reference) < 1e-2
+
+
+def test_rows_has_second_derivatives():
+    x, kernel = _arrays(DEPTHWISE[0])
+
+    def penalty(form):
+        def score(x):
+            y = conv3d(x, kernel, (1, 1, 1), DEPTHWISE[0][4], 6, implementation=form)
+            return jnp.sum(jnp.sin(y))
+
+        return jax.grad(lambda x: jnp.sum(jax.grad(score)(x) ** 2))(x)
+
+    np.testing.assert_allclose(penalty("rows"), penalty("shifts"), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["taps", "fold2d"])
+def test_frames_given_tap_by_tap(form):
+    x, kernel = _arrays(DENSE[0])
+    frames = [x[:, k : k + 3] for k in range(3)]
+    got = conv_frames(frames, kernel, padding=((1, 1), (1, 1)), implementation=form)
+    want = conv3d(x, kernel, padding=((0, 0), (1, 1), (1, 1)), implementation="native")
+    assert _relative(np.asarray(got), np.asarray(want)) < 1e-5
+
+
+def test_subpixel_equals_nearest_then_convolution():
+    x, kernel = _arrays(((2, 5, 4, 3, 6), (3, 3, 3), 5, None, None, 1))
+
+    def pair(x, kernel):
+        same = conv3d(nearest(x), kernel, padding=((0, 0), (1, 1), (1, 1)))
+        fast = subpixel_conv(lambda k, pad: conv3d(x, k, padding=((0, 0), *pad)), kernel)
+        return same, fast
+
+    same, fast = jax.jit(pair)(x, kernel)
+    np.testing.assert_allclose(fast, same, atol=1e-4)
+
+
+def test_platform_comes_from_the_mesh():
+    devices = np.asarray(jax.devices()[:1])
+    mesh = jax.sharding.Mesh(devices, ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        assert current_platform() == "cpu"
+
+
+def test_wrong_names_and_channels_are_named():
+    x, kernel = _arrays(DENSE[0])
+    with pytest.raises(VidlatentError, match="did you mean 'fold2d'"):
+        conv3d(x, kernel, implementation="fold2")
+    with pytest.raises(VidlatentError, match="has 2 channels"):
+        conv3d(x[..., :2], kernel)
