@@ -182,36 +182,42 @@ def probe(media: str | bytes, limits: Limits | None = None) -> ClipInfo:
             raise ClipError("truncated", "no frame before the end of the file")
         limits.check_size(frame.height, frame.width)
         height, width = _display_size(frame, stream)
-        with named_errors("corrupt"):
-            last = _last_time(container, stream, deadline)
-        rate = _rate(stream)
-        frames = round(last * rate) + 1
-        still = frames == 1 and container.format.name.endswith(("_pipe", "image2"))
-    if still:
+        rate, kind = _rate(stream), container.format.name
+    last = _last_time(media, limits, deadline)
+    frames = round(last * rate) + 1
+    if frames == 1 and kind.endswith(("_pipe", "image2")):
         return ClipInfo(name, 1, 0.0, width, height, 0.0, True)
     return ClipInfo(name, frames, float(rate), width, height, float(last + 1 / rate), False)
 
 
-def _last_time(container, stream, deadline: Deadline) -> float:
-    """Time stamp of the last frame in seconds, from the packets at the end of the file."""
-    origin = (stream.start_time or 0) * stream.time_base
-    declared = None
-    if stream.duration:
-        declared = stream.duration * stream.time_base
-    elif container.duration:
-        declared = Fraction(container.duration, av.time_base)
-    last = None
-    if declared is not None:
-        target = int((origin + declared) / stream.time_base)
-        with contextlib.suppress(av.error.FFmpegError):  # formats without an index: walk below
-            container.seek(target, stream=stream, backward=True)
-            last, end, _ = _walk(container, stream, deadline)
-    if last is None:
-        with contextlib.suppress(av.error.FFmpegError):  # raw streams cannot seek
-            container.seek(0)
-        last, end, packets = _walk(container, stream, deadline)
-        if last is None:  # no time stamps at all (raw streams): count
-            return max(0, packets - 1) / _rate(stream)
+def _last_time(media: str | bytes, limits: Limits, deadline: Deadline) -> Fraction:
+    """Time stamp of the last frame in seconds, from the packets at the end of the file.
+
+    Formats without an index are walked through. Each try opens the file anew, because raw streams
+    cannot be wound back.
+    """
+    for seek in (True, False):
+        with _opened(media, limits) as (container, stream), named_errors("corrupt"):
+            origin = (stream.start_time or 0) * stream.time_base
+            declared = None
+            if stream.duration:
+                declared = stream.duration * stream.time_base
+            elif container.duration:
+                declared = Fraction(container.duration, av.time_base)
+            if seek and declared is None:
+                continue
+            if seek:
+                # Frames are stored in decoding order: the last to be shown is not the last stored.
+                target = int((origin + max(0, declared - 2)) / stream.time_base)
+                try:
+                    container.seek(target, stream=stream, backward=True)
+                except av.error.FFmpegError:
+                    continue
+            last, end, packets = _walk(container, stream, deadline)
+            if last is not None:
+                break
+            if not seek:  # no time stamps at all: count
+                return Fraction(max(0, packets - 1)) / _rate(stream)
     if declared is not None and end - origin < declared - max(Fraction(1, 2), declared / 50):
         raise ClipError(
             "truncated", f"ends at {float(end - origin):.2f} s of {float(declared):.2f} s"

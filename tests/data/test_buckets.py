@@ -1,0 +1,80 @@
+"""Buckets: which clip goes where, and how the steps are shared."""
+
+import pytest
+
+from vidlatent.data.buckets import Bucket, assign, parse_buckets, weigh
+from vidlatent.data.decode import ClipInfo
+from vidlatent.data.index import Clip
+from vidlatent.data.transforms import place
+from vidlatent.typing import FrameRule, VidlatentError
+
+RULE = FrameRule(1, 4)
+
+
+def clip(height, width, frames=40, fps=25.0):
+    is_image = frames == 1
+    info = ClipInfo("x", frames, 0.0 if is_image else fps, width, height, frames / fps, is_image)
+    return Clip(info, "x")
+
+
+@pytest.mark.parametrize(
+    "rows, processes, message",
+    [
+        ((), 1, "data.buckets is empty"),
+        (((9, 64, 64),), 1, "frames, height, width, batch"),
+        (((9, 64, 64, 0),), 1, "frames, height, width, batch"),
+        (((8, 64, 64, 4),), 1, "take 5 or 9"),
+        (((9, 64, 64, 6),), 4, "does not divide among 4 processes"),
+    ],
+)
+def test_wrong_buckets_are_named(rows, processes, message):
+    with pytest.raises(VidlatentError, match=message):
+        parse_buckets(rows, RULE, processes)
+
+
+def test_clips_go_to_the_nearest_aspect_ratio_of_each_length():
+    rows = ((17, 64, 64, 4), (17, 48, 96, 4), (17, 96, 48, 4), (1, 64, 64, 8), (1, 48, 96, 8))
+    buckets = parse_buckets(rows, RULE, 1)
+    clips = [
+        clip(720, 1280),  # wide
+        clip(1280, 720),  # tall; its single frames are nearest to the square
+        clip(500, 520),  # nearly square
+        clip(480, 640, 10),  # too short for 17 frames
+        clip(300, 600, 1),  # a wide picture
+    ]
+    assert assign(clips, buckets, 0.0) == [[2], [0], [1], [1, 2, 3], [0, 4]]
+    # At 5 frames a second 40 frames are worth 8: nothing is left for 17.
+    assert assign(clips, buckets, 5.0)[:3] == [[], [], []]
+
+
+def test_of_equal_shapes_the_largest_that_needs_no_enlarging():
+    buckets = [Bucket(1, size, size, 1) for size in (64, 128, 256)]
+    clips = [clip(40, 40), clip(130, 130), clip(600, 600)]
+    assert assign(clips, buckets, 0.0) == [[0], [1], [2]]
+
+
+def test_shares():
+    buckets = [Bucket(17, 64, 64, 4), Bucket(17, 48, 96, 4), Bucket(1, 64, 64, 8)]
+    members = [[0, 1, 2], [3], [0, 1, 2, 3, 4]]
+    assert weigh(buckets, members, ()) == [0.375, 0.125, 0.5]  # pictures and videos 1:1
+    assert weigh(buckets, members, (1, 1, 2)) == [0.25, 0.25, 0.5]
+    assert weigh(buckets, [[0], [], [0]], (1, 1, 2)) == [1 / 3, 0, 2 / 3]
+    with pytest.raises(VidlatentError, match="2 entries for 3 buckets"):
+        weigh(buckets, members, (1, 2))
+    with pytest.raises(VidlatentError, match="negative"):
+        weigh(buckets, members, (1, 2, -1))
+    with pytest.raises(VidlatentError, match="asks for 17 frames, but no clip is that long"):
+        weigh(buckets, [[], [], [0]], ())
+    with pytest.raises(VidlatentError, match="leaves no bucket"):
+        weigh(buckets, [[0], [], [0]], (0, 1, 0))
+
+
+@pytest.mark.parametrize("source", [(48, 64), (720, 1280), (31, 17), (64, 64)])
+@pytest.mark.parametrize("size", [(32, 32), (96, 48), (47, 200)])
+@pytest.mark.parametrize("crop", [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
+def test_placement_covers_the_bucket(source, size, crop):
+    spot = place(*source, size, crop)
+    assert spot.height >= size[0] and spot.width >= size[1]
+    assert min(spot.height - size[0], spot.width - size[1]) == 0
+    assert 0 <= spot.top <= spot.height - size[0] and 0 <= spot.left <= spot.width - size[1]
+    assert abs(spot.width / spot.height * source[0] / source[1] - 1) < 0.05
