@@ -20,6 +20,9 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM
 restored = run.restore(abstract(make_state(1)))
 assert same(restored.state, make_state(1))
 print("sound:", restored.step)
+assert list(run.directory.glob("2.*")), "the failed save left something"
 save(run, 3)
 run.wait()
+assert not list(run.directory.glob("2.*")), "and the next one cleared it away"
 print("then saved:", run.latest())
+run.close()

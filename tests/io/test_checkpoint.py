@@ -163,6 +163,12 @@ def test_wrong_arguments(tmp_path):
         run.restore(abstract(make_state(1)), step=3)
 
 
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(VidlatentError, match="Failed preparing to save in .*file/run"):
+        save(open_run(tmp_path / "file" / "run"), 1)
+
+
 def test_changed_conditions_are_named(tmp_path, monkeypatch, caplog):
     save_run = open_run(tmp_path)
     save(save_run, 1)

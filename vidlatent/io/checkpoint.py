@@ -346,6 +346,7 @@ class Checkpointer:
             with _storage_errors():
                 yield
         except _StorageError as error:
+            self._prepared = False  # Its unfinished files go before the next save.
             raise VidlatentError(
                 f"Failed {doing} in {self.directory} ({error}); check free space and permissions. "
                 "Steps that were saved before are untouched."
@@ -452,7 +453,7 @@ class Checkpointer:
             self._manager.reload()
         steps = self.all_steps()
         if step is not None:
-            if step not in steps:
+            if step not in (*steps, *self._damaged):
                 raise VidlatentError(f"There is no step {step} in {self.directory}, only {steps}.")
             try:
                 return read(step)
