@@ -1,0 +1,132 @@
+"""Numeric cases: weights, hyper-parameters, inputs and outputs of published or specified networks.
+
+``VIDLATENT_REFERENCE`` names a folder of cases; the default is the copy beside the tests. Every
+hyper-parameter and size comes from the case, so that other cases of the same layout can be run.
+A case that is absent is skipped.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidlatent.io.importer import import_params
+from vidlatent.io.safetensors import load_safetensors
+from vidlatent.models import build
+from vidlatent.models.fsvideo.import_dcae import DCAE_TABLE, FSAE_TABLE
+
+TABLES = {"dcae": DCAE_TABLE, "fsae": FSAE_TABLE}
+BLOCKS = {"ResBlock": "res", "EfficientViTBlock": "evit"}
+DOWN = {"conv": "conv", "Conv": "conv", "pixel_unshuffle": "shuffle"}
+UP = {"interpolate": "interpolate", "pixel_shuffle": "shuffle"}
+# Constructor arguments that only these values of are implemented.
+FIXED = {
+    "in_channels": 3,
+    "decoder_norm_types": "rms_norm",
+    "decoder_act_fns": "silu",
+    "encoder_out_shortcut": True,
+    "decoder_in_shortcut": True,
+    "decoder_conv_act_fn": "relu",
+}
+
+
+def reference_path(*parts: str) -> Path:
+    root = os.environ.get("VIDLATENT_REFERENCE", Path(__file__).parent.parent / "reference")
+    path = Path(root, *parts)
+    if not path.exists():
+        pytest.skip(f"no case {path}")
+    return path
+
+
+def model_config(name: str, case: dict) -> dict:
+    """Our model fields from a case's constructor arguments."""
+    c = case["config"]
+    for key, value in FIXED.items():
+        assert c.get(key, value) in (value, [value] * len(c["encoder_layers_per_block"])), key
+    config = {
+        "name": name,
+        "latent_channels": c["latent_channels"],
+        "head_dim": c["attention_head_dim"],
+        "encoder_widths": c["encoder_block_out_channels"],
+        "decoder_widths": c["decoder_block_out_channels"],
+        "encoder_depths": c["encoder_layers_per_block"],
+        "decoder_depths": c["decoder_layers_per_block"],
+        "block_types": [BLOCKS[kind] for kind in c["encoder_block_types"]],
+        "decoder_block_types": [BLOCKS[kind] for kind in c["decoder_block_types"]],
+        "multiscales": c["encoder_qkv_multiscales"],
+        "decoder_multiscales": c["decoder_qkv_multiscales"],
+        "down_type": DOWN[c["downsample_block_type"]],
+        "up_type": UP[c["upsample_block_type"]],
+    }
+    if name == "fsae":
+        config["temporal_down"] = case["temporal_down_after_stages"]
+    return config
+
+
+@dataclasses.dataclass
+class Case:
+    """A model with the case's weights, and the case's arrays (N, C, [T,] H, W)."""
+
+    model: object
+    params: dict
+    tensors: dict
+    arrays: dict
+    case: dict
+    table: tuple
+
+    def array(self, name: str) -> jax.Array:
+        """Channel-last with a time axis: ``[B, T, H, W, C]``."""
+        x = self.arrays[name]
+        x = x[:, :, None] if x.ndim == 4 else x
+        return jnp.asarray(np.moveaxis(x, 1, -1))
+
+    def run(self, method: str, *args, **fields):
+        model = self.model.clone(**fields)
+        return jax.jit(lambda p, *a: model.apply({"params": p}, *a, method=method))(
+            self.params, *args
+        )
+
+
+def load_case(folder: str, name: str) -> Case:
+    case = json.loads(reference_path(folder, "config.json").read_text())
+    tensors = load_safetensors(reference_path(folder, "weights.safetensors"))
+    arrays = dict(np.load(reference_path(folder, "io.npz")))
+    model = build(model_config(name, case))
+    params = import_params(tensors, TABLES[name], param_shapes(model))
+    return Case(model, params, tensors, arrays, case, TABLES[name])
+
+
+def param_shapes(model) -> dict:
+    spec = model.latent_spec
+    video = jnp.zeros((1, spec.rule.first, spec.h, spec.w, 3))
+    return jax.eval_shape(model.init, jax.random.key(0), video)["params"]
+
+
+@pytest.fixture(scope="session")
+def dcae_case() -> Case:
+    return load_case("dcae", "dcae")
+
+
+@pytest.fixture(scope="session")
+def fsae_case() -> Case:
+    return load_case("fsae3d", "fsae")
+
+
+@pytest.fixture(scope="session")
+def shapes_of():
+    return param_shapes
+
+
+@pytest.fixture(scope="session")
+def reference():
+    return reference_path
+
+
+@pytest.fixture(scope="session")
+def config_of():
+    return model_config

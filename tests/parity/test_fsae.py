@@ -1,0 +1,74 @@
+"""The video model against cases of its specification, and the full-size key tables."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from vidlatent.io.importer import export_names
+from vidlatent.models import build
+
+TOLERANCE = 2e-4
+MODES = {"dec_causal": "causal", "dec_noncausal": "centred", "dec_group": "group"}
+
+
+def test_latent(fsae_case):
+    latent = fsae_case.run("encode", fsae_case.array("video"))[0].mean
+    np.testing.assert_allclose(latent, fsae_case.array("latent"), atol=TOLERANCE)
+
+
+def test_features_of_frame_0(fsae_case):
+    features = fsae_case.run("frame0_features", fsae_case.array("video"))
+    for stage, feature in enumerate(features):
+        want = fsae_case.array(f"enc_stage_{stage}_frame0")[:, 0]
+        np.testing.assert_allclose(feature, want, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", MODES)
+@pytest.mark.parametrize("form", ["nearest", "subpixel"])
+def test_decoder(fsae_case, name, form):
+    if name not in fsae_case.arrays:
+        pytest.skip(f"the case has no {name}")
+    fields = {"decoder_time": MODES[name], "up_form": form}
+    video = fsae_case.run("decode", fsae_case.array("latent"), **fields)[0]
+    np.testing.assert_allclose(video, fsae_case.array(name), atol=TOLERANCE)
+
+
+def test_decoder_stages(fsae_case):
+    seen = fsae_case.run("decoder_values", fsae_case.array("latent"))
+    prefix = "dec_causal_after_stage"
+    for name in (name for name in fsae_case.arrays if name.startswith(prefix)):
+        value = seen[f"block_{name.removeprefix(prefix)}"]
+        np.testing.assert_allclose(value, fsae_case.array(name), atol=TOLERANCE)
+
+
+def paper_config(innermost: int) -> dict:
+    widths = (128, 256, 512, 512, 1024, 1024, innermost)
+    return {
+        "name": "fsae",
+        "latent_channels": 128,
+        "encoder_widths": widths,
+        "decoder_widths": widths,
+        "encoder_depths": (2, 2, 2, 3, 3, 3, 3),
+        "decoder_depths": (3,) * 7,
+        "block_types": ("res",) * 3 + ("evit",) * 4,
+        "multiscales": ((),) * 3 + ((5,),) * 4,
+        "head_dim": 32,
+        "temporal_down": (0, 1),
+    }
+
+
+@pytest.mark.parametrize("variant", ["w2048_base", "w1024_base"])
+def test_full_size_key_table(reference, shapes_of, fsae_case, variant):
+    counts = json.loads(reference("fsae3d", "full_counts.json").read_text())[variant]
+    table = json.loads(reference("fsae3d", f"full_keys_{variant}.json").read_text())
+    shapes = shapes_of(build(paper_config(int(variant[1:5]))))
+    sizes = {
+        side: sum(leaf.size for leaf in jax.tree.leaves(tree)) for side, tree in shapes.items()
+    }
+    assert sizes == {side: counts[side] for side in ("encoder", "decoder")}
+    assert sum(sizes.values()) == counts["total"] == table["total_params"]
+    names = export_names(shapes, fsae_case.table)
+    assert len(names) == counts["num_tensors"]
+    assert names == {name: tuple(shape) for name, shape in table["tensors"].items()}
