@@ -13,7 +13,7 @@ from vidlatent.typing import VidlatentError
 
 EXPECTED = {
     "broken_link.mp4": "missing",
-    "corrupt.mkv": "corrupt",
+    "corrupt.mp4": "corrupt",
     "cut_off.mp4": "truncated",
     "empty.mp4": "empty",
     "huge.png": "too_large",
@@ -31,8 +31,8 @@ def make_folder(tools, path):
     for number in range(8):
         tools.write_clip(path / f"good{number}.mp4", tools.pictures(seed=number), gop_size=8)
     os.symlink(path / "nowhere", path / "broken_link.mp4")
-    tools.write_clip(path / "corrupt.mkv", tools.noise(), gop_size=5)
-    tools.damage(path / "corrupt.mkv")
+    tools.write_clip(path / "corrupt.mp4", tools.noise(), gop_size=5)
+    tools.damage(path / "corrupt.mp4")
     tools.write_clip(path / "cut_off.mp4", tools.noise(), gop_size=5)
     tools.cut(path / "cut_off.mp4")
     (path / "empty.mp4").touch()
@@ -63,7 +63,8 @@ def slow(monkeypatch):
 
 
 def folder_options(tools, path, **changes):
-    return tools.options(source="folder", path=path, max_pixels=500 * 500, **changes)
+    defaults = dict(source="folder", path=path, max_pixels=500 * 500, validation_share=0.0)
+    return tools.options(**defaults | changes)
 
 
 @pytest.mark.parametrize("verify", ["auto", "header"])
@@ -85,7 +86,7 @@ def test_ten_kinds_among_good_clips(tools, tmp_path, slow, caplog, verify, worke
     if verify == "auto":  # decoded whole beforehand: nothing is left to find
         assert not skipped and report.failed == 0
     else:
-        assert {bad[:2] for bad in skipped} == {("corrupt.mkv", "corrupt")}
+        assert {bad[:2] for bad in skipped} == {("corrupt.mp4", "corrupt")}
         assert report.failed == len(skipped) and report.draws == 160
 
 
@@ -106,8 +107,8 @@ def test_replacements_depend_on_the_position_alone(tools, tmp_path, slow):
 
 def test_over_the_budget_the_run_stops_with_the_list(tools, tmp_path):
     for name in "abcdef":
-        tools.write_clip(tmp_path / f"{name}.mkv", tools.noise(), gop_size=5)
-        tools.damage(tmp_path / f"{name}.mkv")
+        tools.write_clip(tmp_path / f"{name}.mp4", tools.noise(), gop_size=5)
+        tools.damage(tmp_path / f"{name}.mp4")
     tools.write_clip(tmp_path / "good.mp4")
     options = folder_options(tools, str(tmp_path), verify="header", bad_clip_window=40)
     with make_loader(options, split="train", rule=tools.rule, seed=0) as loader:
@@ -116,7 +117,7 @@ def test_over_the_budget_the_run_stops_with_the_list(tools, tmp_path):
                 next(loader)
     message = str(caught.value)
     assert "data.bad_clip_budget = 0.05" in message and "corrupt" in message
-    assert ".mkv: corrupt: " in message and str(tmp_path) in message
+    assert ".mp4: corrupt: " in message and str(tmp_path) in message
 
 
 def test_nothing_usable_names_the_folder_and_the_reasons(tools, tmp_path):
@@ -124,9 +125,7 @@ def test_nothing_usable_names_the_folder_and_the_reasons(tools, tmp_path):
     (tmp_path / "b.mp4").write_text("text")
     tools.write_clip(tmp_path / "c.mp4", tools.pictures(3))
     with pytest.raises(VidlatentError) as caught:
-        make_loader(
-            folder_options(tools, str(tmp_path)), split="train", rule=tools.rule, seed=0
-        )
+        make_loader(folder_options(tools, str(tmp_path)), split="train", rule=tools.rule, seed=0)
     for part in (str(tmp_path), "no usable clip", "a.mp4: empty", "b.mp4: unreadable", "c.mp4"):
         assert part in str(caught.value)
 

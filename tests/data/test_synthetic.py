@@ -39,7 +39,9 @@ def test_background_flow_carries_one_frame_into_the_next():
     rows, columns = np.mgrid[:96, :128]
     places = [rows + flow[..., 1], columns + flow[..., 0]]
     inside = (places[0] >= 0) & (places[0] <= 95) & (places[1] >= 0) & (places[1] <= 127)
-    fetched = np.stack([ndimage.map_coordinates(then[..., c], places, order=3) for c in range(3)], -1)
+    fetched = np.stack(
+        [ndimage.map_coordinates(then[..., c], places, order=3) for c in range(3)], -1
+    )
     moved, still = np.abs(fetched - now)[inside].mean(), np.abs(then - now)[inside].mean()
     assert inside.mean() > 0.8 and moved < 0.6 < 3 * moved + 2 < still + 2
 

@@ -208,6 +208,7 @@ class TfdsSource(_MediaSource):
         if self._builder is None:
             try:
                 import tensorflow_datasets as tfds
+                from tensorflow_datasets.core.dataset_info import DatasetInfoFileError
             except ImportError as error:
                 raise VidlatentError(
                     "data.source = 'tfds' needs tensorflow_datasets and array_record: "
@@ -218,7 +219,12 @@ class TfdsSource(_MediaSource):
                     self._builder = tfds.builder(self.name, data_dir=self.path or None)
                 else:
                     self._builder = tfds.builder_from_directory(self.path)
-            except (tfds.core.DatasetNotFoundError, FileNotFoundError) as error:
+            except (
+                tfds.core.DatasetNotFoundError,
+                DatasetInfoFileError,
+                OSError,
+                ValueError,
+            ) as error:
                 first = str(error).strip().splitlines()[0]
                 raise VidlatentError(f"{self.where} cannot be opened: {first}") from error
         return self._builder
