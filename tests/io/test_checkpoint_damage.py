@@ -1,5 +1,6 @@
 """Killed savers and damaged files: the newest sound step is used, and the reason is logged."""
 
+import gc
 import json
 import logging
 import os
@@ -18,6 +19,13 @@ OLD, NEW = 2, 4
 
 # Orbax drops the futures of the other arrays when one cannot be read.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """Have those futures complain here, where it is expected, and not in a later test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import json
 import logging as std_logging
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -52,6 +53,12 @@ class _StorageError(Exception):
     """The checkpoint library failed; the message names the cause."""
 
 
+def _one_line(text: str) -> str:
+    """An error of Orbax or TensorStore without the page of specification that follows it."""
+    text = " ".join(text.split()).split(" See full TensorStore")[0]
+    return text if len(text) <= 300 else f"{text[:200]} ... {text[-100:]}"
+
+
 @contextlib.contextmanager
 def _storage_errors() -> Iterator[None]:
     """Turn whatever Orbax and TensorStore raise into ``_StorageError``.
@@ -65,21 +72,25 @@ def _storage_errors() -> Iterator[None]:
     except VidlatentError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split()).split(" See full TensorStore")[0]
-        text = text if len(text) <= 300 else text[:300] + "..."
-        raise _StorageError(f"{type(error).__name__}: {text}") from error
+        raise _StorageError(f"{type(error).__name__}: {_one_line(str(error))}") from error
 
 
-class _NotFromOrbax(std_logging.Filter):
-    """Drops the dozens of progress lines that Orbax logs for each save and restore."""
+class _LessFromOrbax(std_logging.Filter):
+    """Drops the dozens of progress lines that Orbax logs for each save and restore.
+
+    Its warnings and errors stay, as one line each: what fails is raised, traceback and all, here.
+    """
 
     def filter(self, record: std_logging.LogRecord) -> bool:
-        return record.levelno >= std_logging.WARNING or f"{os.sep}orbax{os.sep}" not in (
-            record.pathname
-        )
+        if f"{os.sep}orbax{os.sep}" not in record.pathname:
+            return True
+        if record.levelno >= std_logging.WARNING:
+            record.msg = _one_line(record.getMessage())
+            record.args, record.exc_info, record.exc_text = (), None, None
+        return record.levelno >= std_logging.WARNING
 
 
-_QUIET = _NotFromOrbax()
+_QUIET = _LessFromOrbax()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +157,20 @@ def _warn_of_changes(step: int, saved: Mapping[str, Any]) -> None:
         )
 
 
+def _clear_away(folder: epath.Path) -> None:
+    """Remove what an unfinished save left; of a failed one, other writers may still be busy."""
+    logging.info("Removing the unfinished save %s.", folder)
+    for _ in range(20):
+        try:
+            folder.rmtree()
+            return
+        except FileNotFoundError:
+            return
+        except OSError:
+            time.sleep(0.25)
+    logging.warning("The unfinished save %s cannot be removed; it takes space only.", folder)
+
+
 def _everywhere(ok: bool) -> bool:
     """True when all processes say so: each must come to the same choice of step."""
     if jax.process_count() == 1:
@@ -200,7 +225,7 @@ class Checkpointer:
         self._damaged: dict[int, str] = {}
         self._last_saved: int | None = None
         self._prepared = False
-        logging.get_absl_handler().addFilter(_QUIET)
+        logging.get_absl_logger().addFilter(_QUIET)
         policies = [
             _Keep(lambda steps: set(sorted(steps)[-keep_latest:])),
             # A run that was told to go on from an earlier step must keep what it saves.
@@ -359,8 +384,7 @@ class Checkpointer:
                 if jax.process_index() == 0:
                     self.directory.mkdir(parents=True, exist_ok=True)
                     for folder in self.directory.glob(_UNFINISHED):
-                        logging.info("Removing the unfinished save %s.", folder)
-                        folder.rmtree()
+                        _clear_away(folder)
                     for step in sorted(self._damaged):
                         self._move_aside(step)
                 if jax.process_count() > 1:
