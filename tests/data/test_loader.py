@@ -1,6 +1,7 @@
 """The stream is a pure function of (options, index, seed, step, process)."""
 
 import logging
+import os
 import subprocess
 import sys
 
@@ -239,6 +240,39 @@ def test_decoding_needs_no_jax_and_loading_no_device(tools):
     subprocess.run([sys.executable, "-c", _IMPORTS], check=True)
     code = _NO_DEVICE.format(options=tools.options())
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+_INTERRUPT = """
+import os, signal, time
+from vidlatent.data import make_loader
+from vidlatent.typing import FrameRule
+options = {options!r}
+if __name__ == '__main__':
+    caught = []
+    signal.signal(signal.SIGINT, lambda *_: caught.append(1))
+    with make_loader(options, split='train', rule=FrameRule(1, 4), seed=0) as loader:
+        next(loader)
+        os.killpg(0, signal.SIGINT)
+        for _ in range(10):
+            next(loader)
+            time.sleep(0.05)
+    assert caught
+"""
+
+
+def test_ctrl_c_leaves_the_decoding_processes_to_their_parent(tools, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(_INTERRUPT.format(options=tools.options(num_workers=2)))
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        start_new_session=True,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
 def test_closing_twice_and_going_on(tools, caplog):

@@ -10,13 +10,15 @@ import sys
 import numpy as np
 import pytest
 
+from vidlatent import config
 from vidlatent.data import make_loader
+from vidlatent.data.buckets import parse_buckets
 from vidlatent.data.errors import Limits
 from vidlatent.data.index import build_index
 from vidlatent.data.options import DataOptions
 from vidlatent.data.sources import FolderSource, SamplesSource, SyntheticSource, TfdsSource
 from vidlatent.data.split import split_groups
-from vidlatent.typing import VidlatentError
+from vidlatent.typing import FrameRule, VidlatentError
 
 
 def test_folder_is_searched_to_the_bottom(tools, tmp_path):
@@ -213,6 +215,13 @@ def test_synthetic_windows_are_parts_of_one_scene(tools):
 def test_wrong_options_are_named(tools, change, message):
     with pytest.raises(VidlatentError, match=message):
         DataOptions.from_mapping(tools.options(**change))
+
+
+def test_the_shipped_configs_fit():
+    for name in ("fsae", "fsae:paper"):
+        data = config.load(name).data.to_dict()
+        options = DataOptions.from_mapping(data)
+        assert parse_buckets(options.buckets, FrameRule(1, 4), 1)
 
 
 def test_missing_options_are_named(tools):

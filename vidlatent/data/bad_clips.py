@@ -32,11 +32,16 @@ class BadClips:
         self.draws = 0
         self.failed = 0
 
-    def record(self, draws: int, skipped: Iterable[tuple[str, str, str]]) -> None:
-        """Count a batch of ``draws`` windows and the (path, reason, detail) met in reading it."""
-        skipped = list(skipped)
+    def record(self, draws: int, skipped: Iterable[tuple[str, str, str]]) -> list[BadClip]:
+        """Count a batch of ``draws`` windows and the (path, reason, detail) met in reading it.
+
+        Returns the clips that are bad for the first time.
+        """
+        skipped, fresh = list(skipped), []
         for path, reason, detail in skipped:
-            self._clips.setdefault(path, BadClip(path, reason, detail))
+            if path not in self._clips:
+                self._clips[path] = BadClip(path, reason, detail)
+                fresh.append(self._clips[path])
             self._times[path] += 1
         self.draws += draws
         self.failed += len(skipped)
@@ -47,6 +52,7 @@ class BadClips:
             old_draws, old_bad = self._recent.popleft()
             self._recent_draws -= old_draws
             self._recent_bad -= old_bad
+        return fresh
 
     @property
     def clips(self) -> list[BadClip]:

@@ -96,6 +96,9 @@ def make_loader(
     if index is None:
         index = build_index(source, options.limits, options.verify, options.index_cache)
     report, clips = _usable(index, buckets, options)
+    # Both parts see the same account: one of them says it aloud.
+    if report.counts and split == TRAIN:
+        log.warning("%s", report.table())
     parts = split_groups({clip.group: clip.part for clip in clips}, options.validation_share)
     kept = tuple(clip for clip in clips if parts[clip.group] == split)
     reading = Reading(source, kept, options.fps, options.crop, options.flip, options.limits)
@@ -143,8 +146,6 @@ def _usable(
     report = BadClips(index.where, bad, options.bad_clip_budget, options.bad_clip_window)
     if not clips:
         raise report.none_left("")
-    if bad:
-        log.warning("%s", report.table())
     return report, clips
 
 
@@ -226,7 +227,7 @@ class Loader:
         except StopIteration:
             self.close()
             raise
-        batch = {key: np.array(raw[key]) for key in ("video", "mask", "clip", "start")}
+        batch = {key: _own(raw[key]) for key in ("video", "mask", "clip", "start")}
         batch["skipped"] = [
             (self.index[row].path, reason, detail)
             for row, reason, detail in json.loads(str(raw["skipped"]))
@@ -234,9 +235,8 @@ class Loader:
         del raw  # shared memory of a worker is given back before the next one is asked for
         self.wait_s += time.monotonic() - began
         self._step += 1
-        self.report.record(len(batch["mask"]), batch["skipped"])
-        for path, reason, detail in batch["skipped"]:
-            log.warning("clip left out: %s: %s: %s", path, reason, detail)
+        for bad in self.report.record(len(batch["mask"]), batch["skipped"]):
+            log.warning("clip left out: %s: %s: %s", bad.path, bad.reason, bad.detail)
         if self._split == TRAIN and not batch["mask"].all():
             raise self.report.none_left(" left after many draws")
         self.report.check()
@@ -290,6 +290,11 @@ class Loader:
         batches, self._batches = self._batches, None
         if batches is not None and hasattr(batches, "close"):
             batches.close()
+
+
+def _own(array: np.ndarray) -> np.ndarray:
+    """The array itself, or a copy of what a worker process left in shared memory."""
+    return array if type(array) is np.ndarray else np.array(array)
 
 
 def source_of(data: Mapping[str, Any], seed: int = 0) -> Source:

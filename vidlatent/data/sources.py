@@ -103,9 +103,9 @@ class FolderSource(_MediaSource):
     def __init__(self, path: str):
         if not path:
             raise VidlatentError("data.path is empty: give the folder that holds the clips.")
-        if not os.path.isdir(path):
+        self.root = os.path.abspath(os.path.expanduser(path))
+        if not os.path.isdir(self.root):
             raise VidlatentError(f"data.path = {path!r} is not a folder.")
-        self.root = os.path.abspath(path)
         self.where = self.root
 
     def entries(self) -> list[Entry]:
