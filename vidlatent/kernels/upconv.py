@@ -2,7 +2,7 @@
 
 After nearest doubling, the three taps of an output pixel meet only two input pixels, so each of
 the two phases of an axis is a two-tap convolution of the small input: an even pixel 2i reads
-(i-1, i) with (w0, w1 + w2), an odd one reads (i, i+1) with (w0 + w1, w2) (fsae.md 2.7). In space
+(i-1, i) with (w0, w1 + w2), an odd one reads (i, i+1) with (w0 + w1, w2). In space
 that is 12 products in place of 27 for a 3x3x3 kernel, and the tensor of input channels at output
 resolution never exists.
 """

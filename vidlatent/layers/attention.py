@@ -1,4 +1,4 @@
-"""ReLU linear attention over the positions of one frame (EfficientViT; fsae.md 1.3)."""
+"""ReLU linear attention over the positions of one frame (EfficientViT)."""
 
 from __future__ import annotations
 

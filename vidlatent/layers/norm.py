@@ -13,7 +13,7 @@ __all__ = ["ChannelNorm"]
 
 
 class ChannelNorm(nn.Module):
-    """RMS over channels at each position ("pixel norm"), with scale and bias (fsae.md 1.1, 2.6).
+    """RMS over channels at each position ("pixel norm"), with scale and bias.
 
     No mean is subtracted and nothing is pooled over space or time, so a crop or a chunk sees the
     statistics of the whole. Statistics are float32.

@@ -1,8 +1,8 @@
 """Halving and doubling of space and time, with shortcuts that have no parameters.
 
 The shortcut of a down operation moves pixels (and frames) into channels and averages runs of
-consecutive channels; an up operation repeats channels and moves them back (DC-AE; fsae.md 1.4 and
-2.4). ``order`` names the channel sub-index from slowest to fastest: ``'hwt'`` (time fastest) keeps
+consecutive channels; an up operation repeats channels and moves them back (DC-AE; FSVideo
+2.1). ``order`` names the channel sub-index from slowest to fastest: ``'hwt'`` (time fastest) keeps
 frame 0 and static clips equal to the image model; ``'thw'`` is the order of LTX and DC-AE-V.
 
 A stream's first frame stands alone: going down it is its own pair, going up its first copy is

@@ -29,7 +29,7 @@ class TimeRule:
     Attributes:
       kind: ``'causal'`` (taps t-2, t-1, t), ``'centred'`` (t-1, t, t+1) or ``'group'`` (centred
         taps inside groups of ``group`` frames after a first group of one; a group's last frame
-        sees itself in place of its right neighbour; IV-VAE, fsae.md 5.2).
+        sees itself in place of its right neighbour; IV-VAE).
       group: frames in a group.
       padding: what lies beyond the ends: ``'replicate'`` (the end frame) or ``'zeros'``. Only
         ``'replicate'`` makes a static clip decode to a static clip for arbitrary weights.

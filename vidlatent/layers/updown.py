@@ -28,7 +28,7 @@ _PAD = ((1, 1), (1, 1))
 
 
 class Down(nn.Module):
-    """Halve H and W (and T): convolution plus averaging shortcut (fsae.md 1.4, 2.4).
+    """Halve H and W (and T): convolution plus averaging shortcut (DC-AE; FSVideo 2.1).
 
     Attributes:
       features: output channels.
@@ -91,7 +91,7 @@ class Up(nn.Module):
       kind: ``'interpolate'`` (nearest, then convolution) or ``'shuffle'`` (convolution to more
         channels, then channels into pixels).
       form: ``'nearest'`` convolves the doubled tensor; ``'subpixel'`` computes the same without
-        ever making it (fsae.md 2.7; needs replicate padding in time when time is doubled). The
+        ever making it (needs replicate padding in time when time is doubled). The
         caches of the two forms differ.
       shortcut, order: as in ``Down``.
       rule: neighbourhood rule at the output's frame rate.

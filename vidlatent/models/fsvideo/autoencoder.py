@@ -136,6 +136,10 @@ class Autoencoder(nn.Module):
                     f"config.model.{name} has {len(value)} entries, but encoder_widths names "
                     f"{stages} stages: give one per stage."
                 )
+        if sorted(self.shortcut_order) != ["h", "t", "w"]:
+            raise VidlatentError(
+                f"config.model.shortcut_order {self.shortcut_order!r}: use 'hwt' or 'thw'."
+            )
         if any(depth == 0 for depth in self.encoder_depths[1:] + self.decoder_depths[1:]):
             raise VidlatentError("only stage 0 may be empty: raise the other depths to 1 or more.")
 
@@ -201,6 +205,7 @@ class Autoencoder(nn.Module):
                 "cache: decode the whole clip at once, or use 'causal' or 'group'."
             )
         video, cache, _ = self.decoder(latent, cache)
+        # Never None: handed back it means "continue", which a centred decoder refuses.
         return video, cache
 
     def __call__(self, video: jax.Array) -> tuple[jax.Array, Posterior]:

@@ -16,7 +16,7 @@ __all__ = ["inflate", "shortcut_stage"]
 def inflate(
     params: Mapping[str, Any], target_shapes: Mapping[str, Any], mode: str = "tail"
 ) -> dict[str, Any]:
-    """Image-model parameters as video-model parameters (fsae.md 2.5).
+    """Image-model parameters as video-model parameters (FSVideo 2.1).
 
     Args:
       params: nested dict with temporal kernels of one tap.
@@ -51,7 +51,7 @@ def inflate(
 
 
 def shortcut_stage(params: Mapping[str, Any], stage: int) -> dict[str, Any]:
-    """Make the innermost ``stage`` start as a pure shortcut (fsae.md 2.1).
+    """Make the innermost ``stage`` start as a pure shortcut.
 
     Its blocks become identities (norms at the end of each branch set to 0), and the main paths of
     the operations around it, of the encoder's last and of the decoder's first convolution are set
