@@ -43,6 +43,12 @@ __all__ = [
 # Backward steps (seconds) tried when a seek lands after the wanted frame; then from the beginning.
 _SEEK_BACK = (0.0, 2.0, 15.0)
 
+# PyAV's own differences: before 19 titles in another encoding than UTF-8 are errors unless told
+# otherwise, and since 18 scaling has threads of its own, which would compete with the loader's.
+_PYAV = int(av.__version__.split(".")[0])
+_OPENING = {"metadata_errors": "ignore"} if _PYAV < 19 else {}
+_SCALING = {"threads": 1} if _PYAV >= 18 else {}
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipInfo:
@@ -101,7 +107,7 @@ def _opened(media: str | bytes, limits: Limits):
         container = av.open(
             io.BytesIO(media) if isinstance(media, bytes) else media,
             timeout=limits.timeout_s,
-            metadata_errors="ignore",
+            **_OPENING,
         )
     try:
         cover = av.stream.Disposition.attached_pic  # the picture on a music file is no video
@@ -119,7 +125,16 @@ def _opened(media: str | bytes, limits: Limits):
 
 
 def _rate(stream) -> Fraction:
-    return stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25)
+    """Frames a second; 25 where the file does not say."""
+    stated = map(_exact, (stream.average_rate, stream.guessed_rate, stream.base_rate))
+    return next((rate for rate in stated if rate > 0), Fraction(25))
+
+
+def _exact(ratio) -> Fraction:
+    """PyAV's ratios (a type of its own since 19) as a Fraction; 0 for none and for 0/0."""
+    if ratio is None or not ratio.denominator:
+        return Fraction(0)
+    return Fraction(ratio.numerator, ratio.denominator)
 
 
 def _decoded(container, stream, deadline: Deadline) -> Iterator[av.VideoFrame]:
@@ -132,8 +147,8 @@ def _decoded(container, stream, deadline: Deadline) -> Iterator[av.VideoFrame]:
 
 def _display_size(frame: av.VideoFrame, stream) -> tuple[int, int]:
     """Displayed (height, width): square pixels, upright."""
-    aspect = stream.sample_aspect_ratio or Fraction(1)
-    width = max(1, round(frame.width * (float(aspect) if aspect > 0 else 1.0)))
+    aspect = _exact(stream.sample_aspect_ratio)
+    width = max(1, round(frame.width * (aspect if aspect > 0 else 1)))
     if frame.rotation % 180:
         return width, frame.height
     return frame.height, width
@@ -154,7 +169,7 @@ def _pixels(frame: av.VideoFrame, stream, size, crop) -> np.ndarray:
         height=to_height,
         format="rgb24",
         interpolation="AREA" if smaller else "BICUBIC",
-        threads=1,
+        **_SCALING,
     ).to_ndarray()
     if frame.rotation:
         image = np.rot90(image, frame.rotation // 90)  # both count counter-clockwise
@@ -198,17 +213,17 @@ def _last_time(media: str | bytes, limits: Limits, deadline: Deadline) -> Fracti
     """
     for seek in (True, False):
         with _opened(media, limits) as (container, stream), named_errors("corrupt"):
-            origin = (stream.start_time or 0) * stream.time_base
+            origin = (stream.start_time or 0) * _exact(stream.time_base)
             declared = None
             if stream.duration:
-                declared = stream.duration * stream.time_base
+                declared = stream.duration * _exact(stream.time_base)
             elif container.duration:
                 declared = Fraction(container.duration, av.time_base)
             if seek and declared is None:
                 continue
             if seek:
                 # Frames are stored in decoding order: the last to be shown is not the last stored.
-                target = int((origin + max(0, declared - 2)) / stream.time_base)
+                target = int((origin + max(0, declared - 2)) / _exact(stream.time_base))
                 try:
                     container.seek(target, stream=stream, backward=True)
                 except av.error.FFmpegError:
@@ -236,8 +251,8 @@ def _walk(container, stream, deadline: Deadline):
         stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is None or packet.time_base is None:
             continue
-        moment = stamp * packet.time_base
-        done = moment + (packet.duration or 0) * packet.time_base
+        moment = stamp * _exact(packet.time_base)
+        done = moment + (packet.duration or 0) * _exact(packet.time_base)
         end = done if end is None else max(end, done)
         if packet.stream_index == stream.index:
             last = moment if last is None else max(last, moment)
@@ -368,7 +383,7 @@ def _timed(container, stream, back, latest, deadline) -> Iterator[tuple[float, a
     """
     origin = stream.start_time or 0
     if back is not None:
-        target = origin + int(max(0.0, latest - back) / stream.time_base)
+        target = origin + int(max(0.0, latest - back) / _exact(stream.time_base))
         try:
             container.seek(target, stream=stream, backward=True)
         except av.error.FFmpegError:
@@ -385,7 +400,7 @@ def _timed(container, stream, back, latest, deadline) -> Iterator[tuple[float, a
         frames = itertools.chain(() if first is None else (first,), frames)
     for number, frame in frames:
         if frame.pts is not None:
-            moment = float((frame.pts - origin) * stream.time_base)
+            moment = float((frame.pts - origin) * _exact(stream.time_base))
         elif back is None:
             moment = float(number / rate)
         else:
