@@ -222,16 +222,22 @@ def test_new_innermost_stage_starts_as_a_shortcut(net):
     assert np.abs(model.apply({"params": params}, latent, method="decode")[0]).max() > 1e-3
 
 
-def test_gradients_reach_every_parameter_and_are_finite(net):
-    video = video_of(5)
+def _gradients(net, **fields):
+    video, model = video_of(5), net.model.clone(**fields)
 
     def loss(params):
-        restored, _ = net.model.apply({"params": params}, video)
+        restored, _ = model.apply({"params": params}, video)
         return jnp.mean(jnp.abs(restored - video))
 
-    gradients = jax.jit(jax.grad(loss))(net.params)
+    return jax.jit(jax.grad(loss))(net.params)
+
+
+def test_gradients_reach_every_parameter_and_survive_remat(net):
+    gradients = _gradients(net)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
+    again = _gradients(net, remat=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), again, gradients)
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_outputs(net, clip):

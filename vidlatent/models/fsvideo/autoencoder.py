@@ -43,8 +43,11 @@ class Autoencoder(nn.Module):
       shortcut_order: ``'hwt'`` or ``'thw'``, see ``layers.resample``.
       time_padding: ``'replicate'`` or ``'zeros'`` at the start of a stream.
       decoder_time: ``'causal'``, ``'centred'`` (cannot be run in chunks) or ``'group'``.
-      norm_eps, norm_affine: channel norms; norm_scale_init: starting scale of the norms that end
-        residual branches.
+      norm_eps, norm_affine: channel norms.
+      norm_scale_init: starting scale of the norms that end residual branches. 0, the default,
+        starts every block as the identity: training from random weights then begins from the
+        shortcuts alone, which is steadier and faster than from 1 (the original code's), where
+        each block adds noise of unit size. Imported weights replace it.
       remat: recompute each block in the backward pass.
       conv_impl: form of ``kernels.conv3d``.
       latent_scale, latent_shift: what a generator applies, recorded in the latent spec.
@@ -72,7 +75,7 @@ class Autoencoder(nn.Module):
     decoder_time: str = "causal"
     norm_eps: float = 1e-5
     norm_affine: bool = True
-    norm_scale_init: float = 1.0
+    norm_scale_init: float = 0.0
     remat: bool = False
     conv_impl: str = "auto"
     latent_scale: float = 1.0
