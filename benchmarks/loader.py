@@ -41,11 +41,11 @@ def make_file(path: str, gop: int, frames: int = 300) -> None:
         track = container.add_stream("libx264", rate=25, options={"preset": "veryfast"})
         track.width, track.height, track.pix_fmt = 1280, 720, "yuv420p"
         track.codec_context.gop_size = gop
-        rng = np.random.default_rng(0)
+        # Grain, so that packets are not unusually small.
+        grain = np.random.default_rng(0).integers(-6, 7, (4, 720, 1280, 1), dtype=np.int16)
         for number in range(frames):
             image = render(scene, [number / 8], 720, 1280)[0]
-            grain = rng.integers(-6, 7, (720, 1280, 1))  # so that packets are not unusually small
-            image = np.clip(image + grain, 0, 255).astype(np.uint8)
+            image = np.clip(image + grain[number % 4], 0, 255).astype(np.uint8)
             container.mux(track.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(track.encode())
 

