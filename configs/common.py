@@ -59,7 +59,6 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.every = 1000  # steps between evaluations while training; 0: only at the end
-    config.eval.clips = 64  # validation windows at most
     config.eval.pictures = 4  # clips shown in contact sheets and side-by-side videos
     return config
 
@@ -71,21 +70,27 @@ def _data() -> ConfigDict:
     data.tfds_name = ""
     data.tfds_field = "video"  # field holding an encoded video or image
     data.buckets = ()  # ((frames, height, width, global batch size), ...)
-    data.bucket_weights = ()  # one per bucket; empty: by the number of clips
+    data.bucket_weights = ()  # one per bucket; empty: clip lengths alike, then by their clips
     data.fps = 0.0  # target frame rate; 0: each file's own
     data.crop = "random"  # random | centre
     data.flip = True  # mirror half of the training clips
     data.validation_share = 0.1  # of the files, chosen by a hash of their name
+    data.validation_clips = 64  # windows scored, at most, for each clip length
     data.num_workers = 0  # decoding processes; 0: threads of this one
     data.read_threads = 2
     data.prefetch = 4  # batches decoded ahead
+    data.memory_mb = 256  # sets that fit, at bucket size, are decoded once and kept; 0: never
     data.decode_timeout_s = 20.0  # longest time for one window
     data.max_pixels = 4096 * 4096  # of one frame
     data.bad_clip_budget = 0.05  # share of bad draws at which the run stops with their list
     data.bad_clip_window = 1000  # ... counted over so many draws
+    data.index_cache = ""  # file that remembers what probing found; empty: in the workdir
+    data.verify = "auto"  # before the run: header | decode (each clip whole) | auto
     data.synthetic = ConfigDict()
     data.synthetic.clips = 512
     data.synthetic.frames = 33
     data.synthetic.height = 96
     data.synthetic.width = 96
+    data.synthetic.shapes = 5  # moving shapes in a scene, at most
+    data.synthetic.fps = 24.0
     return data

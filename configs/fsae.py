@@ -88,4 +88,4 @@ def _demo(config, arg):
     config.optim.ema_decay = 0.98
     config.checkpoint.every = 100
     config.eval.every = 100
-    config.eval.clips = 16
+    config.data.validation_clips = 16

@@ -5,7 +5,7 @@ Axes, outermost first:
 * ``data``: replicas of the parameters, each with its share of the batch (spans slices or hosts);
 * ``fsdp``: the batch too, with parameters and optimizer state sharded along it;
 * ``context``: image height inside tokenizers, tokens inside transformers;
-* ``tensor``: output channels.
+* ``tensor``: output channels inside transformers, image height again inside tokenizers.
 
 Axis types are Auto: XLA propagates shardings from the parameters' specs and the activations'
 constraints, which lets it turn a height-sharded convolution into a halo exchange. (JAX's own

@@ -17,9 +17,16 @@ from jax.sharding import PartitionSpec as P
 
 __all__ = ["PARAM_RULES", "batch_sharding", "constrain", "path_name", "replicated", "shardings"]
 
-# (path regex, mesh axes of the trailing array axes). The first match counts. Convolution and dense
-# kernels end in (in, out): FSDP shards the inputs, tensor parallelism the outputs.
+# (path regex, mesh axes of the trailing array axes). The first match counts. Kernels end in
+# (in, out): FSDP shards the inputs, tensor parallelism the outputs.
+#
+# Tokenizers spend the tensor axis on height too. XLA's partitioner (jax 0.10.2) gives wrong
+# convolutions in two cases that a mesh must not get into once height is sharded: a kernel sharded
+# by output channels, and a mesh axis that shards neither batch nor height (the kernel's gradient
+# then comes out multiplied by that axis' size). tests/dist/test_conv_partitioning.py holds the
+# layouts that are right.
 PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"(^|/)(encoder|decoder)/.*kernel$", ("fsdp", None)),
     (r"kernel$", ("fsdp", "tensor")),
     (r".*", ()),
 )
@@ -27,7 +34,7 @@ PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 # Logical activation axes -> mesh axes.
 ACTIVATION_AXES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
-    "height": ("context",),
+    "height": ("context", "tensor"),
     "tokens": ("context",),
     "channel": (),
     "heads": ("tensor",),
@@ -86,7 +93,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def constrain(x: jax.Array, names: Sequence[str]) -> jax.Array:
     """Pin an activation's layout by the names of its axes; a no-op without a mesh.
 
-    An axis without a rule, or whose size does not divide by its mesh axes, is left to XLA.
+    An axis without a rule, or whose size does not divide by its mesh axes, is kept whole.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -94,5 +101,5 @@ def constrain(x: jax.Array, names: Sequence[str]) -> jax.Array:
     spec = []
     for size, name in zip(x.shape, names, strict=True):
         axes = ACTIVATION_AXES[name]
-        spec.append(axes if axes and _divides(mesh, size, axes) else P.UNCONSTRAINED)
+        spec.append(axes if axes and _divides(mesh, size, axes) else None)
     return jax.lax.with_sharding_constraint(x, P(*spec))

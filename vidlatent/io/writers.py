@@ -1,11 +1,12 @@
-"""Metric writers with the interface of ``clu.metric_writers``, none of which needs TensorFlow.
+"""Back ends for ``clu.metric_writers`` that do not need TensorFlow.
 
-``make_writers`` gives one writer that sends everything to a log line, to ``metrics.jsonl`` and to
-TensorBoard event files. Videos become animated GIFs, which TensorBoard plays in its image tab.
+``make_writers`` gives one clu writer that sends everything to ``metrics.jsonl`` and to TensorBoard
+event files. Videos become animated GIFs, which TensorBoard plays in its image tab.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import io
 import json
@@ -20,7 +21,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from PIL import Image
 
 from vidlatent.io.video import gif_bytes
@@ -28,11 +28,8 @@ from vidlatent.typing import VidlatentError
 
 __all__ = [
     "JsonlWriter",
-    "LogWriter",
     "MetricWriter",
-    "MultiWriter",
     "TensorBoardWriter",
-    "import_clu",
     "make_writers",
     "read_metrics",
 ]
@@ -42,8 +39,25 @@ TENSORBOARD_FOLDER = "tensorboard"
 _GIF_FPS = 8
 
 
-class MetricWriter:
-    """The interface, with methods that write nothing; a back end overrides what it can show.
+def _clu_metric_writers() -> types.ModuleType:
+    """``clu.metric_writers``, also where TensorFlow is not installed.
+
+    The package imports its TensorFlow event writer on the way; without TensorFlow an empty module
+    of that name is put in its place first.
+    """
+    name = "clu.metric_writers.summary_writer"
+    if name not in sys.modules and importlib.util.find_spec("tensorflow") is None:
+        stand_in = types.ModuleType(name, "Stands in for clu's TensorFlow event writer.")
+        stand_in.SummaryWriter = None  # type: ignore[attr-defined]
+        sys.modules[name] = stand_in
+    return importlib.import_module("clu.metric_writers")
+
+
+_clu = _clu_metric_writers()
+
+
+class MetricWriter(_clu.MetricWriter):
+    """clu's interface, with methods that write nothing; a back end overrides what it can show.
 
     Every process may call a writer; those made by ``make_writers`` write on process 0 only.
     """
@@ -104,18 +118,6 @@ def _pixels(images: Any, axes: int) -> np.ndarray:
     if images.ndim != axes or images.shape[-1] not in (1, 3):
         raise VidlatentError(f"pictures for the metric writers cannot have shape {images.shape}.")
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
-
-
-class LogWriter(MetricWriter):
-    """One log line for each call that has numbers or texts."""
-
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        values = (f"{name}={_scalar(value):.5g}" for name, value in scalars.items())
-        logging.info("[step %d] %s", step, " ".join(values))
-
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        for name, text in texts.items():
-            logging.info("[step %d] %s: %s", step, name, text)
 
 
 class JsonlWriter(MetricWriter):
@@ -260,74 +262,8 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]
     return rows
 
 
-class MultiWriter(MetricWriter):
-    """Sends each call to several writers; ``with`` closes them."""
-
-    def __init__(self, writers: Sequence[MetricWriter]):
-        self.writers = tuple(writers)
-
-    def write_summaries(
-        self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
-    ) -> None:
-        for writer in self.writers:
-            writer.write_summaries(step, values, metadata)
-
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        # Fetched from the device once, and only where somebody writes them.
-        scalars = jax.device_get(dict(scalars)) if self.writers else {}
-        for writer in self.writers:
-            writer.write_scalars(step, scalars)
-
-    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        for writer in self.writers:
-            writer.write_images(step, images)
-
-    def write_videos(self, step: int, videos: Mapping[str, Any]) -> None:
-        for writer in self.writers:
-            writer.write_videos(step, videos)
-
-    def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int) -> None:
-        for writer in self.writers:
-            writer.write_audios(step, audios, sample_rate=sample_rate)
-
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        for writer in self.writers:
-            writer.write_texts(step, texts)
-
-    def write_histograms(
-        self,
-        step: int,
-        arrays: Mapping[str, Any],
-        num_buckets: Mapping[str, int] | None = None,
-    ) -> None:
-        for writer in self.writers:
-            writer.write_histograms(step, arrays, num_buckets)
-
-    def write_pointcloud(self, step: int, point_clouds: Mapping[str, Any], **kwargs: Any) -> None:
-        for writer in self.writers:
-            writer.write_pointcloud(step, point_clouds, **kwargs)
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        for writer in self.writers:
-            writer.write_hparams(hparams)
-
-    def flush(self) -> None:
-        for writer in self.writers:
-            writer.flush()
-
-    def close(self) -> None:
-        for writer in self.writers:
-            writer.close()
-
-    def __enter__(self) -> MultiWriter:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.close()
-
-
-def make_writers(workdir: str | os.PathLike[str], *, tensorboard: bool) -> MultiWriter:
-    """The writers of a run: log lines, ``metrics.jsonl`` and, if asked for, TensorBoard.
+def make_writers(workdir: str | os.PathLike[str], *, tensorboard: bool) -> Any:
+    """The writers of a run as a ``clu.metric_writers.MultiWriter``.
 
     On processes other than 0 the result has the same methods and writes nothing.
 
@@ -335,26 +271,9 @@ def make_writers(workdir: str | os.PathLike[str], *, tensorboard: bool) -> Multi
       VidlatentError: the folder cannot be written.
     """
     if jax.process_index() != 0:
-        return MultiWriter([])
+        return _clu.MultiWriter([])
     folder = pathlib.Path(workdir)
-    writers: list[MetricWriter] = [LogWriter(), JsonlWriter(folder / METRICS_FILE)]
+    writers: list[MetricWriter] = [JsonlWriter(folder / METRICS_FILE)]
     if tensorboard:
         writers.append(TensorBoardWriter(folder / TENSORBOARD_FOLDER))
-    return MultiWriter(writers)
-
-
-def import_clu() -> tuple[types.ModuleType, types.ModuleType]:
-    """``(clu.metric_writers, clu.periodic_actions)``, also where TensorFlow is not installed.
-
-    Both import clu's TensorFlow event writer on the way; without TensorFlow a module of that name
-    with our own writer in it is put in its place first.
-    """
-    name = "clu.metric_writers.summary_writer"
-    if name not in sys.modules and importlib.util.find_spec("tensorflow") is None:
-        stand_in = types.ModuleType(name, "Stands in for clu's TensorFlow event writer.")
-        stand_in.SummaryWriter = TensorBoardWriter  # type: ignore[attr-defined]
-        sys.modules[name] = stand_in
-    return (
-        importlib.import_module("clu.metric_writers"),
-        importlib.import_module("clu.periodic_actions"),
-    )
+    return _clu.MultiWriter(writers)

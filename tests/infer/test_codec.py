@@ -1,0 +1,86 @@
+"""Chunks give what the whole clip gives, for any length and size."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidlatent.config import load
+from vidlatent.infer.codec import Codec
+from vidlatent.infer.load import model_of, smallest_video
+from vidlatent.infer.pixels import from_pixels, to_pixels
+from vidlatent.typing import VidlatentError
+
+TINY = Path(__file__).parent.parent / "tiny.py"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    model = model_of(load(str(TINY)))
+    video = jnp.zeros(smallest_video(model.latent_spec))
+    return model, jax.jit(model.init)(jax.random.key(0), video)["params"]
+
+
+def clip(frames, height=13, width=18):
+    return np.random.default_rng(frames).integers(0, 256, (frames, height, width, 3), np.uint8)
+
+
+def whole(tokenizer, video):
+    """Latent and restored frames of the padded clip in one piece."""
+    model, params = tokenizer
+    spec = model.latent_spec
+    frames, height, width = video.shape[:3]
+    pads = (spec.rule.ceil(frames) - frames, -height % spec.h, -width % spec.w)
+    padded = np.pad(video, (*((0, pad) for pad in pads), (0, 0)), mode="edge")
+    restored, posterior = jax.jit(model.apply)({"params": params}, from_pixels(padded[None]))
+    return np.asarray(posterior.mean[0]), np.asarray(restored[0, :frames, :height, :width])
+
+
+@pytest.mark.parametrize("frames", [1, 2, 9, 18])
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_chunks_equal_whole(tokenizer, frames, chunk):
+    codec, video = Codec(*tokenizer, chunk=chunk), clip(frames)
+    latent, restored = whole(tokenizer, video)
+    coded = codec.encode(video)
+    np.testing.assert_allclose(coded, latent, atol=1e-5)
+    decoded = codec.decode(coded, frames=frames, size=video.shape[1:3])
+    assert decoded.dtype == np.uint8 and decoded.shape == video.shape
+    # Rounding to 8 bits may go either way where two float32 results straddle a half.
+    difference = np.abs(decoded.astype(int) - np.asarray(to_pixels(restored)).astype(int))
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+    pairs = list(codec.reconstruct_stream(iter(video)))
+    np.testing.assert_array_equal(np.concatenate([original for original, _ in pairs]), video)
+    both = np.concatenate([restored for _, restored in pairs])
+    assert np.abs(both.astype(int) - decoded.astype(int)).max() <= 1
+
+
+def test_latents_may_come_in_any_pieces(tokenizer):
+    codec, video = Codec(*tokenizer, chunk=2), clip(17)
+    latent = codec.encode(video)
+    one_by_one = np.concatenate(list(codec.decode_stream(latent[i : i + 1] for i in range(5))))
+    np.testing.assert_array_equal(one_by_one, codec.decode(latent))
+
+
+def test_frames_are_drawn_only_as_needed(tokenizer):
+    codec, drawn = Codec(*tokenizer, chunk=1), []
+
+    def frames():
+        for frame in clip(400, 8, 8):
+            drawn.append(1)
+            yield frame
+
+    stream = codec.reconstruct_stream(frames())
+    next(stream)
+    next(stream)
+    assert len(drawn) <= 3 * codec.spec.rule.step + 1
+
+
+def test_nothing_to_encode(tokenizer):
+    with pytest.raises(VidlatentError, match="no frame"):
+        list(Codec(*tokenizer).encode_stream([]))
+    with pytest.raises(VidlatentError, match="axis C"):
+        Codec(*tokenizer).encode(np.zeros((5, 8, 8, 4), np.uint8))
+    with pytest.raises(VidlatentError, match="axis c"):
+        Codec(*tokenizer).decode(np.zeros((1, 2, 2, 3), np.float32))

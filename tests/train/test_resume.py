@@ -1,0 +1,168 @@
+"""A run cut anywhere goes on as if nothing had happened: equal SHA-256 over the whole state."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from vidlatent import config as configs
+from vidlatent.dist.rules import path_name
+from vidlatent.infer.load import model_of, open_checkpoints
+from vidlatent.train.loop import INTERRUPTED
+from vidlatent.train.state import random_key
+from vidlatent.train.steps.tokenizer import make_step
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = ROOT / "tests" / "tiny.py"
+
+
+def command(workdir, *overrides, preset="workers"):
+    return [
+        sys.executable,
+        "-m",
+        "vidlatent.main",
+        f"--config={TINY}:{preset}",
+        f"--workdir={workdir}",
+        *overrides,
+    ]
+
+
+def train(workdir, *overrides, status=0, preset="workers"):
+    done = subprocess.run(
+        command(workdir, *overrides, preset=preset),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr[-3000:]
+    return done.stderr
+
+
+def digest(workdir, step):
+    """SHA-256 over every leaf of the state saved at ``step``."""
+    config = configs.read(workdir)
+    step_fns = make_step(config, model_of(config))
+    abstract = jax.eval_shape(step_fns.init, random_key(0, "params"))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract
+    )
+    checkpointer = open_checkpoints(config, workdir)
+    state = checkpointer.restore(target, step=step).state
+    checkpointer.close()
+    total = hashlib.sha256()
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    for path, leaf in sorted(leaves, key=lambda item: path_name(item[0])):
+        total.update(path_name(path).encode())
+        total.update(np.asarray(leaf).tobytes())
+    return total.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """40 steps in one process, with worker processes on."""
+    workdir = tmp_path_factory.mktemp("straight")
+    train(workdir)
+    return digest(workdir, 40)
+
+
+@pytest.mark.parametrize("cut", [7, 17, 33])
+def test_cut_and_resumed_run_is_bitwise_equal(straight, tmp_path, cut):
+    out = train(tmp_path, f"--config.train.stop_at={cut}", status=INTERRUPTED)
+    assert f"saved step {cut}" in out
+    out = train(tmp_path)
+    assert f"resuming at step {cut} of 40" in out
+    assert digest(tmp_path, 40) == straight
+
+
+def test_other_seed_gives_another_state(straight, tmp_path):
+    train(tmp_path, "--config.seed=1")
+    assert digest(tmp_path, 40) != straight
+
+
+def test_worker_count_does_not_matter(straight, tmp_path):
+    """Stopped with two workers, resumed with none."""
+    train(tmp_path, "--config.train.stop_at=12", status=INTERRUPTED)
+    train(tmp_path, "--config.data.num_workers=0")
+    assert digest(tmp_path, 40) == straight
+
+
+def wait_for(process, text, seconds=120):
+    """Read a process's stderr up to the line that contains ``text``."""
+    lines, end = [], time.monotonic() + seconds
+    while time.monotonic() < end:
+        line = process.stderr.readline()
+        lines.append(line)
+        if text in line:
+            return
+        if not line and process.poll() is not None:
+            break
+    raise AssertionError(f"{text!r} did not come:\n{''.join(lines)}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_the_same_command_resumes(straight, tmp_path, number):
+    process = subprocess.Popen(
+        command(tmp_path, "--config.train.log_every=1"),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_for(process, "step 3/40")
+        process.send_signal(number)
+        rest = process.communicate(timeout=60)[1]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == INTERRUPTED, rest[-3000:]
+    assert f"{number.name}: saved step" in rest
+    assert "resuming at step" in train(tmp_path)
+    assert digest(tmp_path, 40) == straight
+
+
+def test_killed_run_resumes_from_its_last_checkpoint(straight, tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path, "--config.train.log_every=1"),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_for(process, "step 24/40")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert "resuming at step" in train(tmp_path)
+    assert digest(tmp_path, 40) == straight
+
+
+def test_finished_run_says_so_and_changes_nothing(tmp_path):
+    train(tmp_path, "--config.train.steps=10", preset="tiny")
+    before = digest(tmp_path, 10)
+    assert "step 10 of 10" in train(tmp_path, "--config.train.steps=10", preset="tiny")
+    assert digest(tmp_path, 10) == before
+
+
+def test_flipped_byte_falls_back_to_the_sound_step(straight, tmp_path):
+    train(tmp_path, "--config.train.stop_at=25", status=INTERRUPTED)
+    files = [p for p in (tmp_path / "checkpoints" / "25").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    out = train(tmp_path)
+    assert "resuming at step 20 of 40" in out
+    assert "25" in out
+    assert digest(tmp_path, 40) == straight

@@ -1,0 +1,163 @@
+"""Videos to latents and back, a chunk at a time.
+
+A causal tokenizer codes a stream exactly: every temporal convolution keeps its last input frames,
+and those caches travel from chunk to chunk as values. So a video of any length passes through with
+the memory of one chunk, and comes out as if it had been coded whole.
+
+Sizes: height and width are padded to the tokenizer's multiples by repeating the last row and
+column, the length to the next legal one by repeating the last frame; decoding cuts both off again.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidlatent import config as configs
+from vidlatent.infer.load import abstract_params, model_of, open_checkpoints
+from vidlatent.infer.pixels import from_pixels, to_pixels
+from vidlatent.typing import LatentSpec, VidlatentError, check_shape
+
+__all__ = ["Codec"]
+
+
+class Codec:
+    """A tokenizer with its parameters, working on uint8 frames.
+
+    Args:
+      model: tokenizer module (``encode`` and ``decode`` with caches).
+      params: its parameters, a nested dict.
+      chunk: groups of frames coded at a time (a group is ``spec.rule.step`` frames).
+    """
+
+    def __init__(self, model: Any, params: Any, chunk: int = 2):
+        if chunk < 1:
+            raise VidlatentError(f"chunk={chunk}: code at least one group of frames at a time.")
+        self.model = model
+        self.params = params
+        self.spec: LatentSpec = model.latent_spec
+        self.chunk = chunk
+        self._encode = jax.jit(functools.partial(_encode, model))
+        self._decode = jax.jit(functools.partial(_decode, model))
+
+    @classmethod
+    def from_workdir(cls, workdir: str | Path, step: int | None = None, chunk: int = 2) -> Codec:
+        """The tokenizer trained in ``workdir``: its EMA at ``step`` (default: newest sound one)."""
+        workdir = Path(workdir)
+        config = configs.read(workdir)
+        model = model_of(config)
+        checkpointer = open_checkpoints(config, workdir)
+        try:
+            restored = checkpointer.restore_params(abstract_params(model), step=step)
+        finally:
+            checkpointer.close()
+        return cls(model, restored.state, chunk)
+
+    def encode(self, video: np.ndarray) -> np.ndarray:
+        """``uint8 [T, H, W, 3]`` of any size -> latent ``[t, h, w, c]``."""
+        check_shape(video, "T H W C", C=3)
+        return np.concatenate(list(self.encode_stream(video)))
+
+    def decode(
+        self, latent: np.ndarray, frames: int | None = None, size: tuple[int, int] | None = None
+    ) -> np.ndarray:
+        """Latent ``[t, h, w, c]`` -> ``uint8 [T, H, W, 3]``.
+
+        ``frames`` and ``size`` (height, width) cut the padding of the encoded video off again.
+        """
+        check_shape(latent, "t h w c", c=self.spec.channels)
+        return np.concatenate(list(self.decode_stream([latent], frames, size)))
+
+    def encode_stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Frames ``uint8 [H, W, 3]`` -> pieces ``[t, h, w, c]`` of the latent, in order."""
+        for latent, real in self._latents(frames):
+            yield np.asarray(latent[0, : self._latent_frames(*real)])
+
+    def decode_stream(
+        self,
+        latents: Iterable[np.ndarray],
+        frames: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Pieces ``[t, h, w, c]`` of a latent (of any lengths) -> pieces ``uint8 [T, H, W, 3]``."""
+        slots = itertools.chain.from_iterable(latents)
+        cache, left = None, frames
+        # One latent frame stands for the frames before the first group, so that comes with it.
+        lead = 1 if self.spec.rule.first < self.spec.rule.step else 0
+        while piece := list(itertools.islice(slots, self.chunk + (lead if cache is None else 0))):
+            video, cache = self._decode(self.params, jnp.asarray(np.stack(piece))[None], cache)
+            video = np.asarray(video[0])
+            if size is not None:
+                video = video[:, : size[0], : size[1]]
+            if left is not None:
+                video = video[:left]
+                left -= len(video)
+            if len(video):
+                yield video
+
+    def reconstruct_stream(
+        self, frames: Iterable[np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Frames -> ``(original, restored)`` pieces ``uint8 [T, H, W, 3]`` of equal length."""
+        kept: list[np.ndarray] = []
+
+        def remember() -> Iterator[np.ndarray]:
+            for frame in frames:
+                kept.append(frame)
+                yield frame
+
+        cache = None
+        for latent, (_, real) in self._latents(remember()):
+            video, cache = self._decode(self.params, latent, cache)
+            original, kept[:] = np.stack(kept[:real]), kept[real:]
+            height, width = original.shape[1:3]
+            yield original, np.asarray(video[0, :real, :height, :width])
+
+    def _latents(
+        self, frames: Iterable[np.ndarray]
+    ) -> Iterator[tuple[jax.Array, tuple[bool, int]]]:
+        """Yields ``(latent [1, t, h, w, c], (first piece?, real frames in it))``."""
+        rule = self.spec.rule
+        stream, cache, first = iter(frames), None, True
+        while True:
+            wanted = self.chunk * rule.step + (rule.first % rule.step if first else 0)
+            piece = list(itertools.islice(stream, wanted))
+            if not piece:
+                if first:
+                    raise VidlatentError("there is no frame to encode.")
+                return
+            # A short video is coded at its own length; later pieces keep one compiled shape.
+            length = rule.ceil(len(piece)) if first else wanted
+            padded = np.stack(piece + [piece[-1]] * (length - len(piece)))
+            latent, cache = self._encode(self.params, self._pad(padded)[None], cache)
+            yield latent, (first, len(piece))
+            first = False
+
+    def _pad(self, video: np.ndarray) -> np.ndarray:
+        height, width = video.shape[1:3]
+        bottom, right = -height % self.spec.h, -width % self.spec.w
+        return np.pad(video, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
+
+    def _latent_frames(self, first: bool, frames: int) -> int:
+        """Latent frames that hold ``frames`` frames of a piece."""
+        lead = self.spec.rule.first % self.spec.rule.step if first else 0
+        return (1 if lead else 0) + -(-(frames - lead) // self.spec.t)
+
+
+def _encode(model, params, pixels, cache):
+    posterior, cache = model.apply(
+        {"params": params}, from_pixels(pixels), cache=cache, method="encode"
+    )
+    return posterior.mean, cache
+
+
+def _decode(model, params, latent, cache):
+    video, cache = model.apply({"params": params}, latent, cache=cache, method="decode")
+    return to_pixels(video), cache

@@ -1,0 +1,147 @@
+"""The modes ``eval`` and ``reconstruct``: from a workdir to files a person looks at."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from vidlatent.data.decode import iter_frames
+from vidlatent.dist.mesh import make_mesh
+from vidlatent.dist.multihost import is_main
+from vidlatent.dist.rules import shardings
+from vidlatent.infer.codec import Codec
+from vidlatent.infer.data import Loaders
+from vidlatent.infer.evaluate import compile_eval_step, evaluate, tokenizer_eval_step
+from vidlatent.infer.load import abstract_params, model_of, open_checkpoints
+from vidlatent.infer.outputs import write_evaluation
+from vidlatent.io.pictures import contact_sheet
+from vidlatent.io.video import VideoWriter, side_by_side
+from vidlatent.metrics import psnr, ssim
+from vidlatent.typing import VidlatentError
+
+__all__ = ["evaluate_workdir", "reconstruct_video"]
+
+
+def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) -> int:
+    """Score the checkpoint of ``workdir`` on the validation clips of ``config.data``.
+
+    Writes into ``output`` (default ``<workdir>/eval/step_<n>``); returns the exit status.
+    """
+    model = model_of(config)
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+        checkpointer = open_checkpoints(config, workdir)
+        stack.callback(checkpointer.close)
+        abstract = abstract_params(model)
+        target = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            abstract,
+            shardings(abstract, mesh),
+        )
+        restored = checkpointer.restore_params(target, step=None if step < 0 else step)
+        loader = stack.enter_context(Loaders(config, model.latent_spec, workdir).validation())
+        step_fn = compile_eval_step(tokenizer_eval_step(model), mesh, restored.state)
+        result = evaluate(step_fn, restored.state, loader, config.eval.pictures)
+    if is_main():
+        folder = Path(output) if output else workdir / "eval" / f"step_{restored.step}"
+        write_evaluation(result, folder, config=config, step=restored.step, workdir=workdir)
+        for name, value in result.scores.items():
+            logging.info("%s %.4g", name, value)
+        logging.info("report in %s", folder / "report.html")
+    return 0
+
+
+def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, output: str) -> int:
+    """Encode and decode one video of any length and size.
+
+    Beside ``output`` it writes ``<name>_side_by_side.mp4``, ``<name>_contact_sheet.png`` and
+    ``<name>_scores.json``. Memory is that of a few chunks of frames.
+    """
+    del config  # the codec reads what the workdir was trained with
+    if not input or not output:
+        raise VidlatentError("--mode=reconstruct needs --input=my.mp4 and --output=restored.mp4.")
+    if Path(input).resolve() == Path(output).resolve():
+        raise VidlatentError(f"--output={output} would overwrite the input: choose another name.")
+    codec = Codec.from_workdir(workdir, None if step < 0 else step)
+    info, frames = iter_frames(input)
+    target = Path(output)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f"{target.stem}_side_by_side.mp4")
+    tally = _Tally(info.frames)
+    with (
+        VideoWriter(target, info.fps) as restored,
+        VideoWriter(beside, info.fps) as both,
+        tqdm(total=info.frames or None, unit="frame", disable=None, desc="reconstruct") as bar,
+    ):
+        for original, reconstruction in codec.reconstruct_stream(frames):
+            tally.add(original, reconstruction)
+            for frame in reconstruction:
+                restored.add(frame)
+            for frame in side_by_side(original, reconstruction):
+                both.add(frame)
+            bar.update(len(original))
+    sheet = target.with_name(f"{target.stem}_contact_sheet.png")
+    sheet.write_bytes(contact_sheet(tally.shown(), ["original", "reconstruction"]))
+    scores = {"input": Path(input).name, **tally.scores(), **_sizes(codec, info, tally.frames)}
+    path = target.with_name(f"{target.stem}_scores.json")
+    path.write_text(json.dumps(scores, indent=1) + "\n")
+    logging.info(
+        "%d frames, PSNR %.2f dB, SSIM %.3f, compression %.0f to 1",
+        tally.frames,
+        scores["psnr"],
+        scores["ssim"],
+        scores["values_per_latent_value"],
+    )
+    for file in (target, beside, sheet, path):
+        logging.info("wrote %s", file)
+    return 0
+
+
+class _Tally:
+    """Running scores and a few evenly spread frames of a video of unknown length."""
+
+    SHOWN = 8
+
+    def __init__(self, expected: int):
+        self.frames = 0
+        self._sums = {"psnr": 0.0, "ssim": 0.0}
+        self._stride = max(1, expected // self.SHOWN)
+        self._kept: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, original: np.ndarray, reconstruction: np.ndarray) -> None:
+        for name, metric in (("psnr", psnr), ("ssim", ssim)):
+            values = metric(original[None], reconstruction[None], data_range=255.0)
+            self._sums[name] += float(np.asarray(values, np.float64).sum())
+        for position in range(len(original)):
+            if (self.frames + position) % self._stride == 0:
+                self._kept.append((original[position], reconstruction[position]))
+        if len(self._kept) > 4 * self.SHOWN:  # the container's frame count was too low
+            self._kept, self._stride = self._kept[::2], self._stride * 2
+        self.frames += len(original)
+
+    def scores(self) -> dict[str, float]:
+        return {name: total / self.frames for name, total in self._sums.items()}
+
+    def shown(self) -> list[np.ndarray]:
+        return [np.stack(clip) for clip in zip(*self._kept, strict=True)]
+
+
+def _sizes(codec: Codec, info, frames: int) -> dict[str, object]:
+    spec = codec.spec
+    padded = (spec.rule.ceil(frames), -(-info.height // spec.h) * spec.h)
+    shape = spec.latent_shape((*padded, -(-info.width // spec.w) * spec.w))
+    return {
+        "frames": frames,
+        "height": info.height,
+        "width": info.width,
+        "fps": float(info.fps),
+        "latent_shape": shape,
+        "values_per_latent_value": frames * info.height * info.width * 3 / float(np.prod(shape)),
+    }

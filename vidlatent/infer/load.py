@@ -1,0 +1,45 @@
+"""From a config to a module, the shapes of its parameters, and the checkpoints that hold them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vidlatent.io.checkpoint import Checkpointer
+from vidlatent.models import build
+from vidlatent.registry import did_you_mean
+from vidlatent.typing import LatentSpec, VidlatentError
+
+__all__ = ["abstract_params", "model_of", "open_checkpoints", "smallest_video"]
+
+
+def model_of(config: ConfigDict) -> Any:
+    """The module of ``config.model`` computing in ``config.precision.compute``."""
+    names = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    # Matrix units of TPUs and GPUs are built for bfloat16; CPUs gain nothing from it.
+    names["auto"] = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    compute = config.precision.compute
+    if compute not in names:
+        hint = did_you_mean(compute, names)
+        raise VidlatentError(f"config.precision.compute {compute!r} is unknown: {hint}")
+    return build(config.model.to_dict(), names[compute])
+
+
+def open_checkpoints(config: ConfigDict, workdir: Path) -> Checkpointer:
+    """The checkpoints of a workdir, with the keep-policy of ``config.checkpoint``."""
+    return Checkpointer(workdir / "checkpoints", **config.checkpoint.to_dict())
+
+
+def smallest_video(spec: LatentSpec) -> tuple[int, int, int, int, int]:
+    """Shape of a smallest legal video: parameters do not depend on the size."""
+    return (1, spec.rule.first + spec.rule.step, spec.h, spec.w, 3)
+
+
+def abstract_params(model: Any) -> Any:
+    """Parameters of a tokenizer as ShapeDtypeStructs, without making any."""
+    video = jax.ShapeDtypeStruct(smallest_video(model.latent_spec), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), video)["params"]

@@ -1,0 +1,128 @@
+"""vidlatent: train, score and use highly compressed video latents.
+
+Modes, each with an example:
+
+  train         learn from videos; run again, it resumes
+                python -m vidlatent.main --config=configs/fsae.py
+                python -m vidlatent.main --config=configs/fsae.py \\
+                    --config.data.source=folder --config.data.path=my_videos
+  eval          score a trained tokenizer: JSON and an HTML page with pictures
+                python -m vidlatent.main --mode=eval --workdir=runs/fsae-demo
+  reconstruct   compress and restore one video of any length
+                python -m vidlatent.main --mode=reconstruct --workdir=runs/fsae-demo \\
+                    --input=my.mp4 --output=restored.mp4
+
+Any key of a config is set by --config.a.b=value.
+"""
+
+from __future__ import annotations
+
+import logging as std_logging
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+
+from vidlatent import config as configs
+from vidlatent.registry import Registry
+from vidlatent.typing import VidlatentError
+
+_MODES = Registry("mode")
+_MODES.register("train", "vidlatent.train.loop:train")
+_MODES.register("eval", "vidlatent.infer.jobs:evaluate_workdir")
+_MODES.register("reconstruct", "vidlatent.infer.jobs:reconstruct_video")
+# Flags that a mode takes besides the config and the workdir.
+_TAKES = {
+    "train": (),
+    "eval": ("step", "output"),
+    "reconstruct": ("step", "input", "output"),
+}
+
+_MODE = flags.DEFINE_string("mode", "train", "train | eval | reconstruct")
+_CONFIG = flags.DEFINE_string("config", "", "Config file and argument: configs/fsae.py:paper")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config>-<preset>")
+flags.DEFINE_string("input", "", "Video to read (reconstruct)")
+flags.DEFINE_string("output", "", "Video to write (reconstruct), or folder of the report (eval)")
+flags.DEFINE_integer("step", -1, "Checkpoint to use; default the newest (eval, reconstruct)")
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take ``--config.a.b=value`` (or ``--config.a.b value``) out of a command line."""
+    rest, overrides = [], {}
+    words = iter(argv)
+    for word in words:
+        if not word.lstrip("-").startswith("config.") or not word.startswith("-"):
+            rest.append(word)
+            continue
+        key, equals, value = word.lstrip("-").removeprefix("config.").partition("=")
+        if not equals:
+            value = next(words, None)
+            if value is None:
+                raise VidlatentError(f"{word} needs a value: {word}=...")
+        overrides[key] = value
+    return rest, overrides
+
+
+def resolve(config: str, workdir: str, overrides: dict[str, str]):
+    """``(config, workdir)``: from the config file, or from what the workdir was trained with."""
+    if config:
+        loaded = configs.load(config, overrides)
+        return loaded, Path(workdir or f"runs/{loaded.name}-{loaded.preset}")
+    if workdir:
+        return configs.read(Path(workdir), overrides), Path(workdir)
+    raise VidlatentError("give --config=configs/fsae.py (or the --workdir of an earlier run).")
+
+
+def _prepare_process() -> None:
+    logging.get_absl_handler().setFormatter(_Plain())
+    logging.set_verbosity(logging.INFO)
+    logging.set_stderrthreshold("info")
+    std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # e.g. which backends are absent
+    import jax
+
+    from vidlatent.dist.multihost import initialize
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vidlatent" / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    initialize()
+
+
+class _Plain(logging.PythonFormatter):
+    """``12:30:59 message``; the level only when it is not INFO."""
+
+    def format(self, record):
+        level = "" if record.levelname == "INFO" else f"{record.levelname.lower()}: "
+        return f"{self.formatTime(record, '%H:%M:%S')} {level}{record.getMessage()}"
+
+
+def run() -> None:
+    """Entry point of ``vidlatent`` and ``python -m vidlatent.main``."""
+    try:
+        argv, overrides = split_overrides(sys.argv)
+    except VidlatentError as error:
+        sys.exit(f"error: {error}")
+
+    def main(rest: list[str]) -> int:
+        try:
+            if rest[1:]:
+                raise VidlatentError(f"unexpected argument {rest[1]!r}: flags start with --.")
+            mode = _MODE.value
+            job = _MODES.get(mode)
+            config, workdir = resolve(_CONFIG.value, _WORKDIR.value, overrides)
+            _prepare_process()
+            options = {name: flags.FLAGS[name].value for name in _TAKES[mode]}
+            return job(config, workdir, **options)
+        except VidlatentError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    app.run(main, argv=argv)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,1 @@
+"""Training: one state, one loop, and a step for each kind of model."""

@@ -1,0 +1,217 @@
+"""What happens around the steps: logging, evaluating, saving, profiling."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from PIL import Image
+
+from vidlatent.infer.evaluate import Evaluation, compile_eval_step, evaluate
+from vidlatent.infer.outputs import pictures_sheet
+from vidlatent.train.progress import Progress
+from vidlatent.train.state import State
+from vidlatent.typing import VidlatentError
+
+__all__ = ["Evaluate", "Log", "Profile", "Run", "Save"]
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything a hook may look at; ``step`` counts finished steps."""
+
+    config: ConfigDict
+    workdir: Path
+    state: State
+    step: int
+    loader: Any
+    checkpointer: Any
+    writer: Any
+    progress: Progress
+    hash: str
+    spec: Any
+    aside_seconds: float = 0.0
+    evaluation: tuple[int, Evaluation] | None = None
+
+    @contextlib.contextmanager
+    def aside(self):
+        """Time spent in here does not count as training time."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.aside_seconds += time.perf_counter() - begin
+
+
+class Log:
+    """Means over the last ``log_every`` steps; stops a run whose numbers are gone for good.
+
+    Metrics stay on the device until a report is due, so the device never waits for the host.
+    """
+
+    def __init__(self, run: Run):
+        self.every = run.config.train.log_every
+        self.limit = run.config.train.max_bad_steps
+        self._pending: list[tuple[int, Any, list[str]]] = []
+        self._compiled: set[tuple[int, ...]] = set()
+        self._restart(run)
+
+    def _restart(self, run: Run) -> None:
+        self._steps, self._frames, self._waited = 0, 0, 0.0
+        self._since, run.aside_seconds = time.perf_counter(), 0.0
+
+    def __call__(self, run: Run, metrics: dict, batch: dict, waited: float) -> None:
+        names = [run.loader.index[int(clip)].path for clip in batch["clip"]]
+        self._pending.append((run.step, metrics, names))
+        shape = batch["video"].shape
+        if shape not in self._compiled:
+            self._note_compilation(run, metrics, shape)
+        else:
+            self._steps += 1
+            self._frames += shape[0] * shape[1] * jax.process_count()
+            self._waited += waited
+        if run.step % self.every == 0 or run.step == run.config.train.steps:
+            self.flush(run)
+
+    def _note_compilation(self, run: Run, metrics: dict, shape: tuple[int, ...]) -> None:
+        """The first step of each shape is compiled; it would spoil the speed of its window."""
+        begin = time.perf_counter()
+        jax.block_until_ready(metrics)
+        if not self._compiled:
+            seconds = time.perf_counter() - self._since
+            run.progress.say(f"first step ready after {seconds:.1f} s (compilation included)")
+        self._compiled.add(shape)
+        if len(self._pending) == 1:
+            self._restart(run)
+        else:
+            run.aside_seconds += time.perf_counter() - begin
+
+    def flush(self, run: Run) -> None:
+        """Fetch, check and report what has gathered."""
+        if not self._pending:
+            return
+        rows = [(step, jax.device_get(m), names) for step, m, names in self._pending]
+        self._pending = []
+        elapsed = max(time.perf_counter() - self._since - run.aside_seconds, 1e-9)
+        good = [m for _, m, _ in rows if m["bad_streak"] == 0]
+        last = rows[-1][1]
+        values = {
+            key: float(sum(m[key] for m in good) / len(good)) if good else float("nan")
+            for key in last
+            if key not in ("bad_streak", "bad_steps")
+        }
+        values["bad_steps"] = int(last["bad_steps"])
+        values["steps_per_second"] = self._steps / elapsed
+        values["frames_per_second"] = self._frames / elapsed
+        values["data_wait_share"] = self._waited / elapsed
+        values["bad_clips"] = len(run.loader.report.clips)
+        run.writer.write_scalars(run.step, {f"train/{key}": v for key, v in values.items()})
+        line = {
+            "loss": values["loss"],
+            "lr": values["lr"],
+            "frames/s": round(values["frames_per_second"], 1),
+            "data wait": f"{values['data_wait_share']:.0%}",
+        }
+        line |= {name: values[name] for name in ("bad_steps", "bad_clips") if values[name]}
+        run.progress.report(run.step, line, elapsed / max(self._steps, 1))
+        self._restart(run)
+        self._check(rows, run)
+
+    def _check(self, rows: list, run: Run) -> None:
+        for step, metrics, names in rows:
+            if metrics["bad_streak"]:
+                run.progress.say(
+                    f"step {step}: loss or gradient is not finite, update skipped; clips: "
+                    + ", ".join(names)
+                )
+            if metrics["bad_streak"] >= self.limit:
+                run.writer.flush()
+                raise VidlatentError(
+                    f"step {step}: loss or gradient was not finite for {self.limit} steps in a row "
+                    f"(config.train.max_bad_steps); the last batch held {', '.join(names)}. "
+                    "Lower config.optim.lr or look at these clips; the last checkpoint is sound."
+                )
+
+
+class Evaluate:
+    """Scores the EMA parameters on the validation clips."""
+
+    def __init__(self, run: Run, step_fns: Any, mesh: Any, make_validation: Any):
+        self.every = run.config.eval.every
+        self._make_validation = make_validation
+        self._eval_step = compile_eval_step(step_fns.eval_step, mesh, run.state["ema"])
+
+    def __call__(self, run: Run) -> None:
+        if self.every and run.step % self.every == 0:
+            self.evaluate(run)
+
+    def evaluate(self, run: Run) -> Evaluation:
+        """Evaluate now, unless this step has been evaluated."""
+        if run.evaluation and run.evaluation[0] == run.step:
+            return run.evaluation[1]
+        with run.aside(), contextlib.closing(self._make_validation()) as loader:
+            result = evaluate(self._eval_step, run.state["ema"], loader, run.config.eval.pictures)
+        run.evaluation = (run.step, result)
+        run.writer.write_scalars(run.step, {f"val/{k}": v for k, v in result.scores.items()})
+        if result.pictures:
+            sheet = np.asarray(Image.open(io.BytesIO(pictures_sheet(result.pictures))))
+            run.writer.write_images(run.step, {"val/original_above_reconstruction": sheet[None]})
+        scores = ", ".join(
+            f"{name} {result.scores[name]:.4g}" for name in result.scores if name != "clips"
+        )
+        run.progress.say(f"step {run.step}: validation {scores} ({result.scores['clips']} clips)")
+        return result
+
+
+class Save:
+    """Checkpoints: state, data position, latent identity, config hash and scores."""
+
+    def __call__(self, run: Run, force: bool = False) -> None:
+        if not (force or run.checkpointer.should_save(run.step)):
+            return
+        scores = run.evaluation[1].scores if self._fresh(run) else None
+        with run.aside():
+            run.checkpointer.save(
+                run.step,
+                run.state,
+                iterator=run.loader.state(),
+                spec=run.spec,
+                config_hash=run.hash,
+                metrics=scores,
+                force=force,
+            )
+
+    @staticmethod
+    def _fresh(run: Run) -> bool:
+        return run.evaluation is not None and run.evaluation[0] == run.step
+
+
+class Profile:
+    """A profiler trace of a few steps into ``<workdir>/profile``, for TensorBoard or Perfetto."""
+
+    def __init__(self, run: Run):
+        self.first = run.config.train.profile_at
+        self.last = self.first + run.config.train.profile_steps
+        self._active = False
+
+    def __call__(self, run: Run) -> None:
+        if self.first and run.step == self.first:
+            jax.profiler.start_trace(str(run.workdir / "profile"))
+            self._active = True
+        elif self._active and run.step >= self.last:
+            jax.block_until_ready(run.state["step"])
+            self.close()
+            logging.info("profile written to %s", run.workdir / "profile")
+
+    def close(self) -> None:
+        if self._active:
+            jax.profiler.stop_trace()
+            self._active = False

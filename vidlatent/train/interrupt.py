@@ -1,0 +1,37 @@
+"""Ctrl-C and SIGTERM as requests: finish the step, save, leave."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+import jax
+
+__all__ = ["Interruption"]
+
+
+class Interruption:
+    """While active, the first signal sets ``requested``; a second one interrupts at once.
+
+    Only in a run of one process: over several, all must stop at the same step, which is the
+    checkpointer's ``reached_preemption`` to agree on.
+    """
+
+    def __init__(self):
+        self.requested = ""
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Interruption:
+        if jax.process_count() == 1:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *unused) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = signal.Signals(number).name

@@ -1,0 +1,172 @@
+"""THE loop. Every system trains here; what differs is the step it is given."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from vidlatent import config as configs
+from vidlatent.dist.mesh import make_mesh
+from vidlatent.dist.multihost import is_main, to_global
+from vidlatent.dist.rules import batch_sharding, replicated, shardings
+from vidlatent.infer.data import Loaders
+from vidlatent.infer.load import model_of, open_checkpoints
+from vidlatent.infer.outputs import write_evaluation
+from vidlatent.io.checkpoint import Checkpointer
+from vidlatent.io.writers import make_writers
+from vidlatent.train.hooks import Evaluate, Log, Profile, Run, Save
+from vidlatent.train.interrupt import Interruption
+from vidlatent.train.progress import Progress
+from vidlatent.train.state import random_key
+from vidlatent.train.steps import Step
+from vidlatent.train.steps.tokenizer import make_step
+from vidlatent.typing import LatentSpec, VidlatentError
+
+__all__ = ["INTERRUPTED", "train"]
+
+INTERRUPTED = 130  # exit status of a run that was asked to stop, saved and left
+
+
+def train(config: ConfigDict, workdir: Path) -> int:
+    """Train (or go on training) to ``config.train.steps``, then score and show the result.
+
+    Returns the exit status: 0 when finished, ``INTERRUPTED`` when stopped by a signal after saving.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    model = model_of(config)
+    spec = model.latent_spec
+    mesh = make_mesh(config.mesh)
+    loaders = Loaders(config, spec, workdir)
+    if is_main():
+        for change in configs.write(config, workdir):
+            logging.warning("config differs from the one this workdir had: %s", change)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        step_fns = make_step(config, model)
+        checkpointer = open_checkpoints(config, workdir)
+        stack.callback(checkpointer.close)
+        state, start = _restore_or_init(config, step_fns, checkpointer, mesh, spec)
+        loader = stack.enter_context(contextlib.closing(loaders.train(start.step)))
+        if start.iterator:
+            loader.check_state(start.iterator)
+        writer = make_writers(workdir, tensorboard=config.train.tensorboard)
+        stack.callback(writer.close)
+        progress = Progress(config.train.steps, start.step, config.name)
+        stack.callback(progress.close)
+        run = Run(
+            config=config,
+            workdir=workdir,
+            state=state,
+            step=start.step,
+            loader=loader,
+            checkpointer=checkpointer,
+            writer=writer,
+            progress=progress,
+            hash=configs.config_hash(config),
+            spec=spec,
+        )
+        evaluate = Evaluate(run, step_fns, mesh, loaders.validation)
+        stopped = _steps(run, step_fns, mesh, evaluate)
+        return _finish(run, evaluate, stopped)
+
+
+class _Start:
+    """Where a run begins: its step and, when resumed, the data position stored with it."""
+
+    def __init__(self, step: int = 0, iterator: dict | None = None):
+        self.step, self.iterator = step, iterator
+
+
+def _restore_or_init(
+    config: ConfigDict, step_fns: Step, checkpointer: Checkpointer, mesh: Any, spec: LatentSpec
+) -> tuple[Any, _Start]:
+    key = random_key(config.seed, "params")
+    abstract = jax.eval_shape(step_fns.init, key)
+    placed = shardings(abstract, mesh)
+    target = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract,
+        placed,
+    )
+    restored = checkpointer.restore(target)
+    if restored is None:
+        # Parameters are born on their devices: the whole model never exists in one place.
+        return jax.jit(step_fns.init, out_shardings=placed)(key), _Start()
+    if restored.spec is not None and restored.spec.hash != spec.hash:
+        raise VidlatentError(
+            f"the checkpoint of step {restored.step} makes latents {restored.spec}, this config "
+            f"{spec}: use another --workdir."
+        )
+    logging.info("resuming at step %d of %d", restored.step, config.train.steps)
+    return restored.state, _Start(restored.step, restored.iterator)
+
+
+def _steps(run: Run, step_fns: Step, mesh: Any, evaluate: Evaluate) -> str:
+    """Step until done or asked to stop; returns the reason for stopping early or ''."""
+    placed = jax.tree.map(lambda leaf: leaf.sharding, run.state)
+    rows = batch_sharding(mesh)
+    train_step: Callable = jax.jit(
+        step_fns.train_step,
+        in_shardings=(placed, rows),
+        out_shardings=(placed, replicated(mesh)),
+        donate_argnums=0,
+    )
+    log, save, profile = Log(run), Save(), Profile(run)
+    with Interruption() as interruption, contextlib.closing(profile):
+        while run.step < run.config.train.steps:
+            begin = time.perf_counter()
+            batch = next(run.loader)
+            waited = time.perf_counter() - begin
+            arrays = to_global({name: batch[name] for name in ("video", "mask")}, rows)
+            run.state, metrics = train_step(run.state, arrays)
+            run.step += 1
+            # Numbers first: nothing is evaluated or saved on top of a run that has diverged.
+            # Evaluation precedes saving so that its scores are stored with the step.
+            log(run, metrics, batch, waited)
+            evaluate(run)
+            save(run)
+            profile(run)
+            if reason := _stop_reason(run, interruption):
+                log.flush(run)
+                save(run, force=True)
+                run.checkpointer.wait()
+                return reason
+    return ""
+
+
+def _stop_reason(run: Run, interruption: Interruption) -> str:
+    if interruption.requested:
+        return interruption.requested
+    if run.checkpointer.reached_preemption(run.step):
+        return "preemption"
+    if run.step == run.config.train.stop_at:
+        return "config.train.stop_at"
+    return ""
+
+
+def _finish(run: Run, evaluate: Evaluate, stopped: str) -> int:
+    if stopped:
+        run.progress.say(
+            f"{stopped}: saved step {run.step} in {run.workdir}; "
+            "the same command goes on from there"
+        )
+        return INTERRUPTED
+    result = evaluate.evaluate(run)
+    if run.checkpointer.latest() != run.step:
+        Save()(run, force=True)
+    run.checkpointer.wait()
+    run.writer.flush()
+    if run.loader.report.clips:
+        run.progress.say(run.loader.report.table())
+    if is_main():
+        folder = run.workdir / "eval" / f"step_{run.step}"
+        write_evaluation(result, folder, config=run.config, step=run.step, workdir=run.workdir)
+        run.progress.say(f"step {run.step}: report in {folder / 'report.html'}")
+    return 0

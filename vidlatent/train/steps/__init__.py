@@ -1,0 +1,26 @@
+"""Steps: pure functions ``init``, ``train_step`` and ``eval_step`` for each kind of model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from vidlatent.train.state import State
+
+__all__ = ["Step"]
+
+
+class Step(NamedTuple):
+    """What the loop needs of a model.
+
+    Attributes:
+      init: ``key -> state``.
+      train_step: ``(state, batch) -> (state, metrics)``; metrics are float32 scalars.
+      eval_step: ``(params, batch) -> measurements``, see ``infer.evaluate``.
+    """
+
+    init: Callable[[jax.Array], State]
+    train_step: Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
+    eval_step: Callable[[Any, Any], dict[str, jax.Array]]
