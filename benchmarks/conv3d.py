@@ -1,6 +1,6 @@
 """Times the forms of ``kernels.conv3d`` on this machine, as ratios to the first form of a case.
 
-    python benchmarks/conv3d.py [--repeats 5] [--channels 64] [--json]
+    python -m benchmarks.conv3d [--repeats 5] [--channels 64] [--json]
 
 Each form is timed forward and with both gradients, in one process and in turn, so that the ratios
 hold even where the absolute times do not (a busy machine, a throttled laptop). The least of the
