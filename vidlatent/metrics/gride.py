@@ -1,0 +1,248 @@
+"""Intrinsic dimension of a cloud of points with Gride, equal to DADApy's numbers.
+
+Around a point, let ``r_k`` be the distance to its k-th neighbour. Where points are spread evenly
+on a d-dimensional surface, the ratio ``mu = r_n2 / r_n1`` follows a law that depends on d alone:
+``mu^-d`` is Beta(n1, n2 - n1). Gride (Denti, Doimo, Laio and Mira 2021) takes the likeliest d, with
+n2 = 2 n1, at n1 = 1, 2, 4, ...: the dimension as seen from ever farther away. Used for latents by
+FSVideo, table 1 (section 6 of our specification lists the numeric details).
+
+Distances: a Gram matrix in float32 on the device, a block of rows at a time, proposes neighbours;
+their distances are then computed in float64 from the points themselves. The differences between the
+two tell how far float32 can be trusted, and rows where it may have missed a neighbour (tight
+clusters far apart, repeated points) are searched again with a float64 Gram matrix, which is what
+DADApy uses throughout. So the usual cost is that of one matrix product, memory that of two float32
+copies of the points, and the result at least as exact as DADApy's. Only where it is rounding that
+DADApy measures (points closer than about 1e-7 of the cloud's size) do the two disagree: repeated
+points here have a distance of exactly zero.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidlatent.typing import VidlatentError, check_shape
+
+__all__ = ["GrideScale", "gride", "gride_estimate", "neighbour_distances"]
+
+_EPS = np.finfo(np.float64).eps
+# Search interval and final width of the bisection; also the floor of 1 - mu^-d, twice over.
+_LOWEST, _HIGHEST, _WIDTH = 0.001, 1000.0, 1e-7
+_SPARE = 31  # Neighbours proposed beyond those asked for.
+_ROWS = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class GrideScale:
+    """Intrinsic dimension seen at one scale.
+
+    Attributes:
+      n1, n2: neighbour ranks whose distances are compared.
+      dimension: the estimate, between 0.001 and 1000.
+      error: its standard error, from the Fisher information.
+      distance: mean distance to the two neighbours.
+      n: number of points.
+    """
+
+    n1: int
+    n2: int
+    dimension: float
+    error: float
+    distance: float
+    n: int
+
+
+def gride(points: Any, range_max: int = 64, block: int = _ROWS) -> list[GrideScale]:
+    """Intrinsic dimension at the ranks (1, 2), (2, 4), ... up to ``range_max``.
+
+    Args:
+      points: ``[N, D]`` floats, one point a row.
+      range_max: highest neighbour rank; fewer points than that give fewer scales.
+      block: rows of the distance matrix held at a time.
+
+    Returns:
+      One entry a scale. For few points of a high-dimensional cloud the estimates are too low, the
+      more so at large scales.
+
+    Raises:
+      VidlatentError: fewer than three points, a value that is not finite, or a wrong shape.
+    """
+    points = np.asarray(points)
+    count = check_shape(points, "N D")["N"]
+    if count < 3 or range_max < 2:
+        raise VidlatentError(
+            f"an intrinsic dimension needs at least 3 points and 2 neighbours, "
+            f"not {count} points and {range_max} neighbours."
+        )
+    steps = int(np.log2(min(count - 1, range_max)))
+    ranks = 2 ** np.arange(steps + 1)
+    distances = neighbour_distances(points, int(ranks[-1]), block=block)[:, ranks - 1]
+    # Repeated points: a zero would make the ratio infinite; so large a ratio is filtered out.
+    distances = np.maximum(distances, _EPS)
+    scales = []
+    for inner, outer, n1 in zip(distances.T[:-1], distances.T[1:], ranks.tolist(), strict=False):
+        dimension, error = gride_estimate(outer / inner, n1, 2 * n1)
+        mean = float(np.mean(np.stack([inner, outer])))
+        scales.append(GrideScale(n1, 2 * n1, dimension, error, mean, count))
+    return scales
+
+
+def gride_estimate(ratios: Any, n1: int, n2: int) -> tuple[float, float]:
+    """Likeliest dimension and its standard error, given ``mu = r_n2 / r_n1 >= 1`` of each point.
+
+    Ratios above the median plus twenty times the distance from there to the 95th percentile are
+    left out of the estimate (repeated points), though not out of its error. The likelihood's zero
+    is found by bisection in [0.001, 1000]; for (1, 2) it is ``(N - 1) / sum(log mu)``.
+    """
+    mus = np.array(ratios, np.float64)
+    mus[mus == 1] += 10 * _EPS
+    high, middle = np.percentile(mus, [95, 50])
+    kept = mus[mus < middle + 20 * (high - middle)]
+    low, top = _LOWEST, _HIGHEST
+    at_top = _slope(top, kept, n1, n2)
+    while top - low > _WIDTH:
+        centre = (low + top) / 2.0
+        if _slope(centre, kept, n1, n2) * at_top > 0:
+            top = centre
+        else:
+            low = centre
+    dimension = (low + top) / 2.0
+    return float(dimension), float(_information(dimension, mus, n1, n2) ** -0.5)
+
+
+def _slope(d: float, mus: np.ndarray, n1: int, n2: int) -> float:
+    """Minus the log-likelihood's derivative, with N - 1 in place of N (unbiased for n1 = 1)."""
+    share = np.maximum(1.0 - mus**-d, 2 * _WIDTH)
+    return np.sum(((1 - n2 + n1) / share + n2 - 1.0) * np.log(mus)) - (len(mus) - 1) / d
+
+
+def _information(d: float, mus: np.ndarray, n1: int, n2: int) -> float:
+    inverse = mus**-d
+    share = np.maximum(1.0 - inverse, 5 * _EPS)
+    return len(mus) / d**2 + np.sum((n2 - n1 - 1) * (np.log(mus) / share) ** 2 * inverse)
+
+
+def neighbour_distances(points: Any, count: int, *, block: int = _ROWS) -> np.ndarray:
+    """Euclidean distances from each point to its ``count`` nearest others, ascending.
+
+    Args:
+      points: ``[N, D]`` floats, kept as they are; N above ``count``.
+      count: neighbours.
+      block: rows of the distance matrix held at a time.
+
+    Returns:
+      ``[N, count]`` float64, each distance computed in float64 from the difference of two points.
+
+    Raises:
+      VidlatentError: too few points, a value that is not finite, or a wrong shape.
+    """
+    points = np.asarray(points)
+    total = check_shape(points, "N D")["N"]
+    if not 0 < count < total:
+        raise VidlatentError(f"{total} points have no {count} neighbours each: give more points.")
+    if not np.issubdtype(points.dtype, np.floating):
+        points = points.astype(np.float64)
+    result = np.empty((total, count))
+    kept = min(total - 1, count + _SPARE)
+    doubtful = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start, squares, index, error in _proposals(points, kept, min(block, total)):
+            exact = np.stack(
+                list(pool.map(functools.partial(_squares, points), *_rows(start, index)))
+            )
+            slack = 4 * np.abs(exact - squares).max(axis=1) + error
+            exact.sort(axis=1)
+            result[start : start + len(exact)] = np.sqrt(exact[:, :count])
+            if kept < total - 1:
+                # Points left out seem farther than the farthest proposed one. Are they, for sure?
+                unsure = exact[:, count - 1] > squares[:, -1] - slack
+                doubtful += (start + np.flatnonzero(unsure)).tolist()
+        for start in range(0, len(doubtful), 128):
+            rows = np.asarray(doubtful[start : start + 128])
+            index = _nearest_in_float64(points, rows, kept)
+            exact = np.stack(list(pool.map(functools.partial(_squares, points), rows, index)))
+            result[rows] = np.sqrt(np.sort(exact, axis=1)[:, :count])
+    return result
+
+
+def _rows(start: int, index: np.ndarray) -> tuple[range, np.ndarray]:
+    return range(start, start + len(index)), index
+
+
+def _squares(points: np.ndarray, row: int, index: np.ndarray) -> np.ndarray:
+    """Squared distances from one point to some others, float64."""
+    apart = np.subtract(points[index], points[row], dtype=np.float64)
+    return np.einsum("kd,kd->k", apart, apart)
+
+
+def _proposals(
+    points: np.ndarray, kept: int, block: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """For blocks of rows: first row, squared distances and indices of likely neighbours, rounding.
+
+    Yields ``(start, [rows, kept], [rows, kept], [rows])``; the last is the least error to expect of
+    a squared distance.
+    """
+    total = len(points)
+    with np.errstate(invalid="ignore"):
+        centre = points.mean(axis=0, dtype=np.float64)
+    if not np.isfinite(centre).all():
+        raise VidlatentError(
+            "an intrinsic dimension needs finite points: some are infinite or NaN."
+        )
+    # Scaled to length one at most: float32 squares of any unit stay in range.
+    longest = 0.0
+    for start in range(0, total, block):
+        part = points[start : start + block] - centre
+        longest = max(longest, float(np.sqrt(np.einsum("nd,nd->n", part, part).max())))
+    moved = np.empty(points.shape, np.float32)
+    unit = longest or 1.0
+    for start in range(0, total, block):
+        moved[start : start + block] = (points[start : start + block] - centre) / unit
+    device = jnp.asarray(moved)
+    del moved
+    squares = jnp.einsum("nd,nd->n", device, device, precision=jax.lax.Precision.HIGHEST)
+    # Every block has one shape; the last one reaches back into the one before.
+    starts = [min(start, total - block) for start in range(0, total, block)]
+    # The device works on the next block while the host measures this one.
+    ahead = _nearest(device, squares, starts[0], rows=block, kept=kept)
+    for number, start in enumerate(starts):
+        found = jax.device_get(ahead)
+        if number + 1 < len(starts):
+            ahead = _nearest(device, squares, starts[number + 1], rows=block, kept=kept)
+        near = found[0].astype(np.float64) * unit**2
+        error = np.finfo(np.float32).eps * (near[:, -1] + unit**2 * found[2].astype(np.float64))
+        yield start, near, found[1], error
+
+
+@functools.partial(jax.jit, static_argnames=("rows", "kept"))
+def _nearest(points: jax.Array, squares: jax.Array, start: Any, *, rows: int, kept: int):
+    """Squared distances, indices and own squared lengths of a block of rows, ascending."""
+    own = jax.lax.dynamic_slice_in_dim(points, start, rows)
+    mine = jax.lax.dynamic_slice_in_dim(squares, start, rows)
+    products = jnp.einsum("nd,md->nm", own, points, precision=jax.lax.Precision.HIGHEST)
+    apart = mine[:, None] + squares - 2 * products
+    itself = start + jnp.arange(rows)[:, None] == jnp.arange(len(points))
+    far, index = jax.lax.top_k(-jnp.where(itself, jnp.inf, apart), kept)
+    return -far, index, mine
+
+
+def _nearest_in_float64(points: np.ndarray, rows: np.ndarray, kept: int) -> np.ndarray:
+    """Indices ``[len(rows), kept]`` of the nearest points, by a Gram matrix in float64."""
+    centre = points.mean(axis=0, dtype=np.float64)
+    own = points[rows] - centre
+    apart = np.empty((len(rows), len(points)))
+    for start in range(0, len(points), 1024):
+        part = points[start : start + 1024] - centre
+        lengths = np.einsum("nd,nd->n", part, part)
+        apart[:, start : start + 1024] = lengths - 2 * own @ part.T
+    apart[np.arange(len(rows)), rows] = np.inf
+    return np.argpartition(apart, kept - 1, axis=1)[:, :kept]

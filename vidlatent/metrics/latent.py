@@ -1,0 +1,73 @@
+"""Looking at latents: how their channels are spread, and what they look like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["ChannelMoments", "channel_maps"]
+
+
+class ChannelMoments:
+    """Mean and standard deviation of each channel over everything added so far.
+
+    Pieces may come in any sizes and order: the result is that of all values at once. The standard
+    deviation is the population's (divided by ``n``).
+
+    Attributes:
+      n: values added, of each channel.
+    """
+
+    def __init__(self, channels: int):
+        self.n = 0
+        self._mean = np.zeros(channels)
+        self._apart = np.zeros(channels)  # summed squared distances from the mean
+
+    def add(self, latent: Any) -> None:
+        """Take in values ``[..., c]``."""
+        values = np.asarray(latent, np.float64).reshape(-1, len(self._mean))
+        if not len(values):
+            return
+        mean = values.mean(axis=0)
+        apart = np.square(values - mean).sum(axis=0)
+        total = self.n + len(values)
+        step = mean - self._mean
+        self._apart += apart + step**2 * (self.n * len(values) / total)
+        self._mean += step * (len(values) / total)
+        self.n = total
+
+    @property
+    def mean(self) -> np.ndarray:
+        """``[c]`` float64."""
+        return self._mean.copy()
+
+    @property
+    def std(self) -> np.ndarray:
+        """``[c]`` float64; zeros before anything was added."""
+        return np.sqrt(self._apart / max(1, self.n))
+
+    def overall(self) -> tuple[float, float]:
+        """Mean and standard deviation of all channels together."""
+        mean = float(self._mean.mean())
+        within = self._apart.mean() / max(1, self.n)
+        return mean, float(np.sqrt(within + np.square(self._mean - mean).mean()))
+
+
+def channel_maps(latent: Any) -> np.ndarray:
+    """Every map of every channel stretched to [-1, 1] (IV-VAE, supplement, eq. 6).
+
+    ``(F - (max + min) / 2) * 2 / (max - min)`` with the extremes of one channel of one latent
+    frame; a constant map becomes 0.
+
+    Args:
+      latent: ``[..., h, w, c]``.
+
+    Returns:
+      The same shape, float32.
+    """
+    latent = np.asarray(latent, np.float64)
+    low = latent.min(axis=(-3, -2), keepdims=True)
+    high = latent.max(axis=(-3, -2), keepdims=True)
+    width = np.where(high > low, high - low, 1.0)
+    return ((latent - (high + low) / 2) * 2 / width).astype(np.float32)
