@@ -30,13 +30,15 @@ def _model(config):
     model.norm_affine = True  # False: the strict pixel norm without scale and bias (not stated)
     model.temporal_down = (0, 1)  # time halves after these stages, the two nearest the pixels
     model.conv_impl = "auto"
+    model.up_form = "nearest"  # nearest | subpixel: two ways to compute the interpolating up op
+    model.norm_scale_init = 0.0  # residual branches start at zero; released weights bring their own
     model.remat = False
     return model
 
 
 def _paper(config, arg):
     model = _model(config)
-    # DC-AE f32c32 plus a sixth stage (fsae.md 2.1); its width is not stated: 2048 or 1024.
+    # DC-AE f32c32 plus a sixth stage, whose width is not stated: 2048 or 1024.
     model.encoder_widths = (128, 256, 512, 512, 1024, 1024, arg.width)
     model.decoder_widths = (128, 256, 512, 512, 1024, 1024, arg.width)
     model.encoder_depths = (2, 2, 2, 3, 3, 3, 3)
@@ -70,22 +72,24 @@ _BUCKETS_256 = ((384, 192), (320, 192), (256, 256), (192, 320), (192, 384))
 
 def _demo(config, arg):
     model = _model(config)
-    # 8x8x4 instead of 64x64x4, so that minutes on two cores show clips one recognises.
-    model.encoder_widths = (16, 32, 64, 64)
-    model.decoder_widths = (16, 32, 64, 64)
-    model.encoder_depths = (1, 1, 1, 1)
-    model.decoder_depths = (1, 1, 1, 1)
-    model.block_types = ("res", "res", "res", "evit")
-    model.multiscales = ((), (), (), (5,))
+    # 4x4x4 into 16 channels (12 to 1) instead of 64x64x4 into 128 (384 to 1), and no blocks at
+    # full resolution, so that minutes on two cores show clips one recognises.
+    model.encoder_widths = (16, 32, 64)
+    model.decoder_widths = (16, 32, 64)
+    model.encoder_depths = (0, 1, 1)
+    model.decoder_depths = (0, 1, 1)
+    model.block_types = ("res", "res", "evit")
+    model.multiscales = ((), (), (5,))
     model.head_dim = 16
     model.latent_channels = 16
+    model.up_form = "subpixel"
     config.data.source = "samples"
     config.data.buckets = ((9, 64, 64, 4),)
-    config.train.steps = 400
+    config.data.validation_clips = 16
+    config.train.steps = 500
     config.train.log_every = 10
-    config.optim.lr = 2e-3
+    config.optim.lr = 3e-3
     config.optim.warmup_steps = 20
     config.optim.ema_decay = 0.98
     config.checkpoint.every = 100
     config.eval.every = 100
-    config.data.validation_clips = 16

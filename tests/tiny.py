@@ -14,6 +14,7 @@ def get_config(arg: str = ""):
     model.block_types = ("res", "res", "evit")
     model.multiscales = ((), (), (5,))
     model.head_dim = 8
+    model.up_form = "nearest"
     model.latent_channels = 8
     data = config.data
     data.source = "synthetic"

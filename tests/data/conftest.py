@@ -1,5 +1,6 @@
 """Clips made on the spot, and the options every data test starts from."""
 
+import os
 from fractions import Fraction
 
 import av
@@ -73,6 +74,29 @@ def cut(path, share=0.5):
         file.truncate(int(file.tell() * share))
 
 
+def make_bad_folder(path):
+    """Eight sound clips and one of each kind that cannot be used; returns the folder."""
+    for number in range(8):
+        write_clip(path / f"good{number}.mp4", pictures(seed=number), gop_size=8)
+    os.symlink(path / "nowhere", path / "broken_link.mp4")
+    write_clip(path / "corrupt.mp4", noise(), gop_size=5)
+    damage(path / "corrupt.mp4")
+    write_clip(path / "cut_off.mp4", noise(), gop_size=5)
+    cut(path / "cut_off.mp4")
+    (path / "empty.mp4").touch()
+    Tools.write_picture(path / "huge.png", 480, 640)
+    write_clip(path / "no_index.mp4", noise(), options={"movflags": "0"})
+    content = (path / "no_index.mp4").read_bytes()
+    (path / "no_index.mp4").write_bytes(content[: content.index(b"moov") - 4])
+    write_clip(path / "short.mp4", pictures(3))
+    write_clip(path / "slow.mp4")
+    write_sound(path / "sound.mp4")
+    (path / "text.mp4").write_text("not a video\n" * 100)
+    write_clip(path / "secret.mp4")
+    os.chmod(path / "secret.mp4", 0)
+    return str(path)
+
+
 class Tools:
     pictures = staticmethod(pictures)
     write_clip = staticmethod(write_clip)
@@ -80,6 +104,7 @@ class Tools:
     noise = staticmethod(noise)
     damage = staticmethod(damage)
     cut = staticmethod(cut)
+    make_bad_folder = staticmethod(make_bad_folder)
     rule = FrameRule(1, 4)
 
     @staticmethod

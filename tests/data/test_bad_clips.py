@@ -27,28 +27,6 @@ if os.geteuid():  # root may read everything
     EXPECTED["secret.mp4"] = "permission"
 
 
-def make_folder(tools, path):
-    for number in range(8):
-        tools.write_clip(path / f"good{number}.mp4", tools.pictures(seed=number), gop_size=8)
-    os.symlink(path / "nowhere", path / "broken_link.mp4")
-    tools.write_clip(path / "corrupt.mp4", tools.noise(), gop_size=5)
-    tools.damage(path / "corrupt.mp4")
-    tools.write_clip(path / "cut_off.mp4", tools.noise(), gop_size=5)
-    tools.cut(path / "cut_off.mp4")
-    (path / "empty.mp4").touch()
-    tools.write_picture(path / "huge.png", 480, 640)
-    tools.write_clip(path / "no_index.mp4", tools.noise(), options={"movflags": "0"})
-    content = (path / "no_index.mp4").read_bytes()
-    (path / "no_index.mp4").write_bytes(content[: content.index(b"moov") - 4])
-    tools.write_clip(path / "short.mp4", tools.pictures(3))
-    tools.write_clip(path / "slow.mp4")
-    tools.write_sound(path / "sound.mp4")
-    (path / "text.mp4").write_text("not a video\n" * 100)
-    tools.write_clip(path / "secret.mp4")
-    os.chmod(path / "secret.mp4", 0)
-    return str(path)
-
-
 @pytest.fixture
 def slow(monkeypatch):
     """Reading slow.mp4 takes longer than allowed, whatever the machine."""
@@ -71,7 +49,7 @@ def folder_options(tools, path, **changes):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ten_kinds_among_good_clips(tools, tmp_path, slow, caplog, verify, workers):
     options = folder_options(
-        tools, make_folder(tools, tmp_path), verify=verify, num_workers=workers, memory_mb=0
+        tools, tools.make_bad_folder(tmp_path), verify=verify, num_workers=workers, memory_mb=0
     )
     with make_loader(options, split="train", rule=tools.rule, seed=0) as loader:
         batches = [next(loader) for _ in range(40)]
@@ -91,7 +69,7 @@ def test_ten_kinds_among_good_clips(tools, tmp_path, slow, caplog, verify, worke
 
 
 def test_replacements_depend_on_the_position_alone(tools, tmp_path, slow):
-    options = folder_options(tools, make_folder(tools, tmp_path), verify="header")
+    options = folder_options(tools, tools.make_bad_folder(tmp_path), verify="header")
 
     def read(steps, start_step=0, **changes):
         arguments = dict(split="train", rule=tools.rule, seed=0, start_step=start_step)

@@ -27,6 +27,7 @@ from vidlatent.typing import VidlatentError
 
 __all__ = ["Evaluation", "Picture", "compile_eval_step", "evaluate", "tokenizer_eval_step"]
 
+STILL_FPS = 1.0  # rate of the video that a picture, which has none, is written as
 METRICS = ("psnr", "ssim", "psnr_constant_colour")
 
 
@@ -139,7 +140,7 @@ def _pictures(batch: dict[str, Any], reconstruction: np.ndarray, loader: Loader)
             f"{loader.index[int(batch['clip'][row])].path} at {batch['start'][row]:.1f} s",
             np.asarray(batch["video"][row]),
             reconstruction[row],
-            loader.index[int(batch["clip"][row])].fps,
+            loader.index[int(batch["clip"][row])].fps or STILL_FPS,
         )
         for row in rows
     ]

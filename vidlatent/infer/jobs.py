@@ -18,7 +18,7 @@ from vidlatent.dist.multihost import is_main
 from vidlatent.dist.rules import shardings
 from vidlatent.infer.codec import Codec
 from vidlatent.infer.data import Loaders
-from vidlatent.infer.evaluate import compile_eval_step, evaluate, tokenizer_eval_step
+from vidlatent.infer.evaluate import STILL_FPS, compile_eval_step, evaluate, tokenizer_eval_step
 from vidlatent.infer.load import abstract_params, model_of, open_checkpoints
 from vidlatent.infer.outputs import write_evaluation
 from vidlatent.io.pictures import contact_sheet
@@ -75,9 +75,10 @@ def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, 
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f"{target.stem}_side_by_side.mp4")
     tally = _Tally(info.frames)
+    fps = info.fps or STILL_FPS
     with (
-        VideoWriter(target, info.fps) as restored,
-        VideoWriter(beside, info.fps) as both,
+        VideoWriter(target, fps) as restored,
+        VideoWriter(beside, fps) as both,
         tqdm(total=info.frames or None, unit="frame", disable=None, desc="reconstruct") as bar,
     ):
         for original, reconstruction in codec.reconstruct_stream(frames):
