@@ -63,6 +63,9 @@ TRANSFORMS: dict[str, tuple[Callable[[Any, Sequence[int]], Any], Callable[[Any],
         lambda x, shape: x[:, :, 0, 0, 0].transpose(1, 0),
         lambda x: x.transpose(1, 0)[:, :, None, None, None],
     ),
+    # Per-channel scales: (C, 1, 1 [, 1]) and [C].
+    "scale2d": (lambda x, shape: x.reshape(shape), lambda x: x[:, None, None]),
+    "scale3d": (lambda x, shape: x.reshape(shape), lambda x: x[:, None, None, None]),
     # Grouped 1x1 convolution: (G * O, I, 1, 1) and [G, I, O].
     "grouped2d": (_grouped_in, _grouped_out),
 }

@@ -29,21 +29,26 @@ class TimeRule:
     Attributes:
       kind: ``'causal'`` (taps t-2, t-1, t), ``'centred'`` (t-1, t, t+1) or ``'group'`` (centred
         taps inside groups of ``group`` frames after a first group of one; a group's last frame
-        sees itself in place of its right neighbour; IV-VAE).
+        sees the right border in place of its right neighbour; FSAE-Lite, IV-VAE).
       group: frames in a group.
       padding: what lies beyond the ends: ``'replicate'`` (the end frame) or ``'zeros'``. Only
         ``'replicate'`` makes a static clip decode to a static clip for arbitrary weights.
+      future: the same for the right end (of a clip, or of each group); empty: as ``padding``.
+        IV-VAE's groups replicate to the left of the video and see zeros to the right.
     """
 
     kind: str = "causal"
     group: int = 1
     padding: str = "replicate"
+    future: str = ""
 
     def __post_init__(self):
         if self.kind not in ("causal", "centred", "group"):
             raise VidlatentError(f"time rule {self.kind!r}: use 'causal', 'centred' or 'group'.")
         if self.padding not in ("replicate", "zeros"):
             raise VidlatentError(f"time padding {self.padding!r}: use 'replicate' or 'zeros'.")
+        if self.future not in ("", "replicate", "zeros"):
+            raise VidlatentError(f"future padding {self.future!r}: use 'replicate' or 'zeros'.")
 
     @property
     def streams(self) -> bool:
@@ -51,21 +56,25 @@ class TimeRule:
         return self.kind != "centred"
 
     def border(self, frame: jax.Array) -> jax.Array:
-        """The frame beyond an end whose last real frame is ``frame``."""
+        """The frame before the start of a stream whose first real frame is ``frame``."""
         return frame if self.padding == "replicate" else jnp.zeros_like(frame)
+
+    def border_after(self, frame: jax.Array) -> jax.Array:
+        """The frame beyond an end whose last real frame is ``frame``."""
+        return frame if (self.future or self.padding) == "replicate" else jnp.zeros_like(frame)
 
 
 def _next_frames(x: jax.Array, rule: TimeRule, first: bool) -> jax.Array:
     """Right neighbours ``[B, T, H, W, C]`` under a centred or group rule."""
     frames = x.shape[1]
-    after = jnp.concatenate([x[:, 1:], rule.border(x[:, -1:])], axis=1)
+    after = jnp.concatenate([x[:, 1:], rule.border_after(x[:, -1:])], axis=1)
     if rule.kind == "centred":
         return after
     place = jnp.arange(frames) - (1 if first else 0)
     ends = place % rule.group == rule.group - 1
     if first:
         ends = ends.at[0].set(True)
-    return jnp.where(ends[None, :, None, None, None], rule.border(x), after)
+    return jnp.where(ends[None, :, None, None, None], rule.border_after(x), after)
 
 
 def shifted_frames(
@@ -115,7 +124,7 @@ def view_frames(
     if taps != 3 or stride != 1:
         raise VidlatentError(f"a {rule.kind} convolution has 3 taps and stride 1 in time.")
     if rule.kind == "centred":
-        ends = rule.border(x[:, :1]), rule.border(x[:, -1:])
+        ends = rule.border(x[:, :1]), rule.border_after(x[:, -1:])
         return jnp.concatenate([ends[0], x, ends[1]], axis=1), None
     return shifted_frames(x, cache, rule)
 

@@ -17,6 +17,7 @@ __all__ = ["MODELS", "Posterior", "build"]
 MODELS = Registry("model")
 MODELS.register("dcae", "vidlatent.models.fsvideo:build_dcae")
 MODELS.register("fsae", "vidlatent.models.fsvideo:build_fsae")
+MODELS.register("ivvae", "vidlatent.models.ivvae:build_ivvae")
 
 
 def build(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 __all__ = ["Posterior"]
 
@@ -19,3 +20,17 @@ class Posterior(NamedTuple):
 
     mean: jax.Array
     logvar: jax.Array | None = None
+
+    def draw(self, noise: jax.Array) -> jax.Array:
+        """``mean + exp(logvar / 2) * noise``; the mean itself for a deterministic tokenizer.
+
+        Args:
+          noise: standard normal, the shape of ``mean``. Fix it to compare with another code.
+        """
+        if self.logvar is None:
+            return self.mean
+        return self.mean + jnp.exp(0.5 * self.logvar) * noise
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """``draw`` with fresh noise."""
+        return self.draw(jax.random.normal(key, self.mean.shape, self.mean.dtype))
