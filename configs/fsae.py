@@ -86,8 +86,8 @@ def _demo(config, arg):
     config.data.source = "samples"
     config.data.buckets = ((9, 64, 64, 4),)
     config.data.validation_clips = 16
-    config.train.steps = 500
-    config.train.log_every = 10
+    config.train.steps = 400
+    config.train.log_every = 20
     config.optim.lr = 3e-3
     config.optim.warmup_steps = 20
     config.optim.ema_decay = 0.98

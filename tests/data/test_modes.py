@@ -61,7 +61,7 @@ def trained(tools, tmp_path_factory):
 
 def test_folder_with_bad_clips_trains_to_the_end_and_names_them(trained):
     _, out = trained
-    assert "step 12: report in" in out
+    assert "eval/step_12/report.html" in out
     for reason in REASONS:
         assert f": {reason}: " in out, reason
 

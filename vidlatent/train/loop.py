@@ -171,5 +171,6 @@ def _finish(run: Run, evaluate: Evaluate, stopped: str) -> int:
     if is_main():
         folder = run.workdir / "eval" / f"step_{run.step}"
         write_evaluation(result, folder, config=run.config, step=run.step, workdir=run.workdir)
-        run.progress.say(f"step {run.step}: report in {folder / 'report.html'}")
+        for name in ("report.html", "contact_sheet.png", "side_by_side_0.mp4"):
+            run.progress.say(f"look at {folder / name}")
     return 0
