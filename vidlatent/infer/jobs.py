@@ -19,6 +19,7 @@ from vidlatent.dist.rules import shardings
 from vidlatent.infer.codec import Codec
 from vidlatent.infer.data import Loaders
 from vidlatent.infer.evaluate import STILL_FPS, compile_eval_step, evaluate, tokenizer_eval_step
+from vidlatent.infer.latents import Latents
 from vidlatent.infer.load import abstract_params, model_of, open_checkpoints
 from vidlatent.infer.outputs import write_evaluation
 from vidlatent.io.pictures import contact_sheet
@@ -47,8 +48,15 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
         )
         restored = checkpointer.restore_params(target, step=None if step < 0 else step)
         loader = stack.enter_context(Loaders(config, model.latent_spec, workdir).validation())
-        step_fn = compile_eval_step(tokenizer_eval_step(model), mesh, restored.state)
-        result = evaluate(step_fn, restored.state, loader, config.eval.pictures)
+        eval_step = tokenizer_eval_step(model, preservation=config.eval.preservation, latent=True)
+        result = evaluate(
+            compile_eval_step(eval_step, mesh, restored.state),
+            restored.state,
+            loader,
+            config.eval.pictures,
+            spec=model.latent_spec,
+            latents=Latents(model.latent_spec, config.eval.gride_clips),
+        )
     if is_main():
         folder = Path(output) if output else workdir / "eval" / f"step_{restored.step}"
         write_evaluation(result, folder, config=config, step=restored.step, workdir=workdir)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from vidlatent.config import config_hash
 from vidlatent.infer.evaluate import METRICS, Evaluation, Picture
+from vidlatent.infer.latents import latent_sheet
 from vidlatent.infer.report import write_report
 from vidlatent.io.pictures import contact_sheet
 from vidlatent.io.video import side_by_side, write_video
@@ -21,7 +22,9 @@ __all__ = ["pictures_sheet", "write_evaluation"]
 def write_evaluation(
     result: Evaluation, folder: Path, *, config: ConfigDict, step: int, workdir: Path
 ) -> None:
-    """Write ``scores.json``, ``report.html``, ``contact_sheet.png`` and side-by-side videos."""
+    """Write ``scores.json``, ``report.html``, ``contact_sheet.png``, side-by-side videos and, if
+    latents were watched, ``latent_channels_<n>.png``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     scores = {
         "step": step,
@@ -30,6 +33,7 @@ def write_evaluation(
         "scores": result.scores,
         "by_frame_position": result.positions,
         "by_clip": result.clips,
+        **_groups_and_latents(result),
     }
     (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     shown = []
@@ -41,11 +45,12 @@ def write_evaluation(
         file = folder / f"side_by_side_{number}.mp4"
         write_video(file, side_by_side(picture.original, picture.reconstruction), picture.fps)
         shown.append((f"{picture.label}: original and reconstruction", file.read_bytes()))
+    shown += _latent_sheets(result, folder)
     write_report(
         folder / "report.html",
         title=f"{config.name} ({config.preset}) at step {step}",
         scores=result.scores,
-        tables=_tables(result),
+        tables=_tables(result, scores),
         sheets=shown,
         curves=_curves(workdir),
         config=config.to_dict(),
@@ -61,12 +66,56 @@ def pictures_sheet(pictures: list[Picture]) -> bytes:
     return contact_sheet(rows, labels)
 
 
-def _tables(result: Evaluation) -> dict[str, list[dict[str, Any]]]:
+def _groups_and_latents(result: Evaluation) -> dict[str, Any]:
+    """The parts of ``scores.json`` that only some evaluations have."""
+    parts: dict[str, Any] = {}
+    if result.group_positions:
+        parts["by_group_position"] = result.group_positions
+    if result.latents is not None:
+        parts["latent"] = result.latents.statistics()
+        dimension = result.latents.intrinsic_dimension()
+        if dimension:
+            parts["intrinsic_dimension"] = dimension
+    return parts
+
+
+def _latent_sheets(result: Evaluation, folder: Path) -> list[tuple[str, bytes]]:
+    sheets = []
+    for number, picture in enumerate(result.pictures):
+        if picture.latent is None or result.latents is None:
+            continue
+        sheet = latent_sheet(picture.latent, picture.original, result.latents.spec, picture.label)
+        (folder / f"latent_channels_{number}.png").write_bytes(sheet)
+        caption = f"{picture.label}: latent channels, each from its darkest to its brightest value"
+        sheets.append((caption, sheet))
+    return sheets
+
+
+def _tables(result: Evaluation, scores: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     positions = [
         {"frame": frame, **{name: result.positions[name][frame] for name in METRICS}}
         for frame in range(len(result.positions["psnr"]))
     ]
-    return {"Scores by clip": result.clips, "Scores by frame position": positions}
+    tables = {"Scores by clip": result.clips, "Scores by frame position": positions}
+    if "by_group_position" in scores:
+        tables["Scores by place in the frame group"] = _group_rows(scores["by_group_position"])
+    if "intrinsic_dimension" in scores:
+        tables["Intrinsic dimension of latents"] = scores["intrinsic_dimension"]
+    if "latent" in scores:
+        latent = scores["latent"]
+        whole = {"channel": "all", "mean": latent["mean"], "std": latent["std"]}
+        heading = f"Latents of {latent['clips']} clips, {latent['n']} values a channel"
+        tables[heading] = [whole, *latent["by_channel"]]
+    return tables
+
+
+def _group_rows(groups: dict[str, Any]) -> list[dict[str, Any]]:
+    names = ("psnr", "ssim", "n")
+    rows = [
+        {"place": str(place + 1), **{name: groups[name][place] for name in names}}
+        for place in range(len(groups["n"]))
+    ]
+    return [*rows, {"place": "max margin", **{n: groups[f"{n}_max_margin"] for n in names[:2]}}]
 
 
 def _curves(workdir: Path) -> dict[str, tuple[list[int], list[float]]]:

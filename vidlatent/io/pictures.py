@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vidlatent.typing import VidlatentError
 
-__all__ = ["caption_bar", "contact_sheet", "pick_frames", "to_uint8"]
+__all__ = ["caption_bar", "channel_sheet", "contact_sheet", "pick_frames", "to_uint8"]
 
 _PAPER = (255, 255, 255)
 _INK = (28, 30, 34)
@@ -164,7 +164,10 @@ def contact_sheet(
     group = group or (3 if difference else 2 - len(clips) % 2)
     if difference:
         clips, labels = _with_differences(clips, labels, difference)
-    sheet = _compose(clips, labels, title, columns, cell, group)
+    return _png(_compose(clips, labels, title, columns, cell, group), path)
+
+
+def _png(sheet: Image.Image, path: str | os.PathLike[str] | None = None) -> bytes:
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)
     if path is not None:
@@ -219,3 +222,79 @@ def _draw_times(draw: Any, pick: list[int], left: int, y: int, width: int) -> No
         text, font = _fitting(f"frame {frame}", width, 11)
         x = left + column * (width + _GAP) + width // 2
         draw.text((x, y + 8), text, fill=_FAINT, font=font, anchor="mm")
+
+
+def channel_sheet(
+    maps: Any,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    frames: Any | None = None,
+    title: str = "",
+    shown: int = 3,
+    columns: int = 16,
+    cell: int = 64,
+) -> bytes:
+    """A PNG with every channel of a few latent frames as a small grey picture.
+
+    Args:
+      maps: ``[t, h, w, c]`` in [-1, 1], black to white.
+      path: also write the PNG here.
+      frames: ``[t, H, W, 3]``, a picture to go with each latent frame, drawn at its left.
+      title: a line at the top.
+      shown: most latent frames, spread evenly over the clip.
+      columns: channels a row.
+      cell: longer side of a channel's picture in pixels, about; small maps grow by whole factors.
+
+    Returns:
+      The PNG file's bytes.
+
+    Raises:
+      VidlatentError: a wrong shape, or an unwritable path.
+    """
+    maps = to_uint8(maps)
+    if maps.ndim != 4 or 0 in maps.shape:
+        raise VidlatentError(f"latent maps must be [t, h, w, c], not {maps.shape}.")
+    beside = None if frames is None else _checked(frames, 0)
+    if beside is not None and len(beside) != len(maps):
+        raise VidlatentError(f"{len(beside)} pictures do not go with {len(maps)} latent frames.")
+    grids = [_channel_grid(maps[k], columns, cell) for k in pick_frames(len(maps), shown)]
+    high, wide = grids[0].height, grids[0].width
+    room = 0 if beside is None else min(180, max(64, high)) + 4 * _GAP
+    top, heading = _MARGIN + (30 if title else 0), 22
+    size = (2 * _MARGIN + room + wide, top + len(grids) * (heading + max(high, room)) + _MARGIN)
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        text, font = _fitting(title, sheet.width - 2 * _MARGIN, 17)
+        draw.text((_MARGIN, _MARGIN + 8), text, fill=_INK, font=font, anchor="lm")
+    y = top
+    for number, grid in zip(pick_frames(len(maps), shown), grids, strict=True):
+        caption = f"latent frame {number}"
+        draw.text((_MARGIN + room, y + 10), caption, fill=_INK, font=_font(13), anchor="lm")
+        sheet.paste(grid, (_MARGIN + room, y + heading))
+        if beside is not None:
+            height, width, resample = _cell_size(*beside.shape[1:3], room - 4 * _GAP)
+            picture = Image.fromarray(beside[number]).resize((width, height), resample)
+            sheet.paste(picture, (_MARGIN, y + heading + 14))
+        y += heading + max(high, room)
+    return _png(sheet, path)
+
+
+def _channel_grid(maps: np.ndarray, columns: int, cell: int) -> Image.Image:
+    """Maps ``[h, w, c]`` in rows, each under its channel's number."""
+    height, width, resample = _cell_size(*maps.shape[:2], cell)
+    channels, over = maps.shape[-1], 14
+    columns = min(columns, channels)
+    rows = -(-channels // columns)
+    size = (columns * (width + _GAP), rows * (height + over + _GAP))
+    grid = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(grid)
+    for channel in range(channels):
+        x, y = channel % columns * (width + _GAP), channel // columns * (height + over + _GAP)
+        middle = (x + width // 2, y + over // 2)
+        draw.text(middle, str(channel), fill=_FAINT, font=_font(11), anchor="mm")
+        picture = (
+            Image.fromarray(maps[..., channel]).convert("RGB").resize((width, height), resample)
+        )
+        grid.paste(picture, (x, y + over))
+    return grid
