@@ -83,8 +83,9 @@ class Latents:
             latents = list(kept.values())
             if len(latents) < self._wanted:
                 logging.warning(
-                    "latents %s are there of %d source clips, not of the %d of "
-                    "config.eval.gride_clips: raise config.data.validation_clips or add files.",
+                    "latents %s: only %d source clips for the intrinsic dimension (at least 3 are "
+                    "needed), not the %d of config.eval.gride_clips: raise "
+                    "config.data.validation_clips or add files.",
                     _size(shape),
                     len(latents),
                     self._wanted,

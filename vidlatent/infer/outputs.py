@@ -86,7 +86,7 @@ def _latent_sheets(result: Evaluation, folder: Path) -> list[tuple[str, bytes]]:
             continue
         sheet = latent_sheet(picture.latent, picture.original, result.latents.spec, picture.label)
         (folder / f"latent_channels_{number}.png").write_bytes(sheet)
-        caption = f"{picture.label}: latent channels, each from its darkest to its brightest value"
+        caption = f"{picture.label}: latent channels, each map stretched from black to white"
         sheets.append((caption, sheet))
     return sheets
 
