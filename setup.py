@@ -59,7 +59,6 @@ setup(
     },
     entry_points={"console_scripts": ["vidlatent=vidlatent.main:run"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Topic :: Multimedia :: Video",
