@@ -165,8 +165,8 @@ def neighbour_distances(points: Any, count: int, *, block: int = _ROWS) -> np.nd
                 # Points left out seem farther than the farthest proposed one. Are they, for sure?
                 unsure = exact[:, count - 1] > squares[:, -1] - slack
                 doubtful += (start + np.flatnonzero(unsure)).tolist()
-        for start in range(0, len(doubtful), 128):
-            rows = np.asarray(doubtful[start : start + 128])
+        for start in range(0, len(doubtful), block):
+            rows = np.asarray(doubtful[start : start + block])
             index = _nearest_in_float64(points, rows, kept)
             exact = np.stack(list(pool.map(functools.partial(_squares, points), rows, index)))
             result[rows] = np.sqrt(np.sort(exact, axis=1)[:, :count])
