@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from vidlatent.typing import VidlatentError
 
@@ -66,22 +67,16 @@ def space_to_channel(x: jax.Array, time: bool = False, order: str = "hwt") -> ja
 
     ``[B, T, H, W, C] -> [B, T, H/2, W/2, 4C]`` or ``[B, T/2, H/2, W/2, 8C]``.
     """
-    batch, frames, height, width, channels = x.shape
-    step = 2 if time else 1
-    y = x.reshape(batch, frames // step, step, height // 2, 2, width // 2, 2, channels)
-    y = y.transpose(0, 1, 3, 5, 7, *_axes(order, time=2, height=4, width=6))
-    return y.reshape(*y.shape[:4], -1)
+    into = _sub_index(order)
+    return rearrange(
+        x, f"b (T t) (H h) (W w) c -> b T H W (c {into})", t=2 if time else 1, h=2, w=2
+    )
 
 
 def channel_to_space(x: jax.Array, time: bool = False, order: str = "hwt") -> jax.Array:
     """Inverse of ``space_to_channel``."""
-    batch, frames, height, width, channels = x.shape
-    step = 2 if time else 1
-    sizes = {"t": step, "h": 2, "w": 2}
-    y = x.reshape(batch, frames, height, width, -1, *(sizes[axis] for axis in order))
-    at = {axis: 5 + i for i, axis in enumerate(order)}
-    y = y.transpose(0, 1, at["t"], 2, at["h"], 3, at["w"], 4)
-    return y.reshape(batch, frames * step, 2 * height, 2 * width, channels // (4 * step))
+    out = _sub_index(order)
+    return rearrange(x, f"b T H W (c {out}) -> b (T t) (H h) (W w) c", t=2 if time else 1, h=2, w=2)
 
 
 def down_shortcut(
@@ -161,10 +156,11 @@ def _up_space(x, features):
     return channel_to_space(repeat_channels(x, 4 * features))
 
 
-def _axes(order: str, time: int, height: int, width: int) -> list[int]:
+def _sub_index(order: str) -> str:
+    """``'hwt' -> 'h w t'``, the channel sub-index from slowest to fastest."""
     if sorted(order) != ["h", "t", "w"]:
         raise VidlatentError(f"shortcut order {order!r}: use 'hwt' or 'thw'.")
-    return [{"t": time, "h": height, "w": width}[axis] for axis in order]
+    return " ".join(order)
 
 
 def _divide(large: int, small: int, what: str) -> None:
