@@ -60,9 +60,9 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.every = 1000  # steps between evaluations while training; 0: only at the end
     config.eval.pictures = 4  # clips shown in contact sheets and side-by-side videos
-    # The rest only where --mode=eval scores a tokenizer.
-    config.eval.preservation = True  # information preservation, pixels in [-1, 1]
-    config.eval.gride_clips = 0  # source clips for the intrinsic dimension of latents; 0: none
+    config.eval.preservation = True  # score information preservation, pixels in [-1, 1]
+    # Source clips whose latents' intrinsic dimension --mode=eval estimates; 0: none
+    config.eval.gride_clips = 0
     return config
 
 

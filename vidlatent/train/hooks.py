@@ -158,7 +158,13 @@ class Evaluate:
         if run.evaluation and run.evaluation[0] == run.step:
             return run.evaluation[1]
         with run.aside(), contextlib.closing(self._make_validation()) as loader:
-            result = evaluate(self._eval_step, run.state["ema"], loader, run.config.eval.pictures)
+            result = evaluate(
+                self._eval_step,
+                run.state["ema"],
+                loader,
+                run.config.eval.pictures,
+                spec=run.spec,
+            )
         run.evaluation = (run.step, result)
         run.writer.write_scalars(run.step, {f"val/{k}": v for k, v in result.scores.items()})
         if result.pictures:

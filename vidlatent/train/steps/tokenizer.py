@@ -49,7 +49,8 @@ def make_step(config: ConfigDict, model: Any) -> Step:
         )
         return state, {"loss": loss, **terms, **report}
 
-    return Step(init, train_step, tokenizer_eval_step(model))
+    eval_step = tokenizer_eval_step(model, preservation=config.eval.preservation)
+    return Step(init, train_step, eval_step)
 
 
 def _objective(weights: Mapping[str, float], model: Any) -> Callable:
