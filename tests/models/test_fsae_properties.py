@@ -4,73 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from nets import CONFIG, Net, fast_jit, video_of
 
 from vidlatent.models import build
 from vidlatent.models.fsvideo.surgery import inflate, shortcut_stage
 from vidlatent.typing import VidlatentError
-
-CONFIG = {
-    "name": "fsae",
-    "latent_channels": 4,
-    "encoder_widths": (4, 8, 8),
-    "decoder_widths": (4, 8, 8),
-    "encoder_depths": (1, 1, 1),
-    "decoder_depths": (1, 1, 1),
-    "block_types": ("res", "res", "evit"),
-    "multiscales": ((), (), (5,)),
-    "head_dim": 4,
-    "temporal_down": (0, 1),
-}
-SIZE = 16
-
-
-class Net:
-    """A model with random parameters everywhere (biases and norms too), compiled per method."""
-
-    def __init__(self, params=None, **fields):
-        self.model = build({**CONFIG, **fields})
-        video = jnp.zeros((1, self.model.latent_spec.rule.first, SIZE, SIZE, 3))
-        self.shapes = jax.eval_shape(self.model.init, jax.random.key(0), video)["params"]
-        self.params = randomise(self.shapes) if params is None else params
-        self._encode = jax.jit(self._apply("encode"))
-        self._decode = jax.jit(self._apply("decode"))
-
-    def _apply(self, method):
-        return lambda p, x, cache: self.model.apply({"params": p}, x, cache=cache, method=method)
-
-    def encode(self, video, cache=None):
-        posterior, cache = self._encode(self.params, video, cache)
-        return posterior.mean, cache
-
-    def decode(self, latent, cache=None):
-        return self._decode(self.params, latent, cache)
-
-    def chunked(self, method, x, sizes):
-        run, parts, cache, start = getattr(self, method), [], None, 0
-        for size in sizes:
-            part, cache = run(x[:, start : start + size], cache)
-            parts.append(part)
-            start += size
-        return jnp.concatenate(parts, axis=1)
-
-
-def randomise(shapes):
-    rng = np.random.default_rng(7)
-
-    def draw(path, leaf):
-        name = path[-1].key
-        x = rng.normal(size=leaf.shape)
-        if name == "scale":
-            return jnp.asarray(1 + 0.2 * x, jnp.float32)
-        fan = np.prod(leaf.shape[:-1]) if name == "kernel" else 100.0
-        return jnp.asarray(x / np.sqrt(fan), jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-def video_of(frames, seed=0):
-    shape = (1, frames, SIZE, SIZE, 3)
-    return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, shape), jnp.float32)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +89,7 @@ def test_chunks_as_a_scan(net, clip):
         return cache, posterior.mean
 
     chunks = jnp.stack([video[:, 1:5], video[:, 5:9]])
-    _, rest = jax.jit(lambda c, x: jax.lax.scan(step, c, x))(cache, chunks)
+    _, rest = fast_jit(lambda c, x: jax.lax.scan(step, c, x))(cache, chunks)
     latent = jnp.concatenate([first, *rest], axis=1)
     np.testing.assert_allclose(latent, want, atol=1e-5)
 
@@ -209,17 +147,16 @@ def test_inflated_model_without_temporal_stride_is_the_image_model():
 
 
 def test_new_innermost_stage_starts_as_a_shortcut(net):
-    params = shortcut_stage(net.params, 2)
-    model = build(CONFIG)
+    short = Net(shortcut_stage(net.params, 2))
     video = video_of(5)
-    seen = model.apply({"params": params}, video, method="encoder_values")
+    seen = short.run("encoder_values", video)
     np.testing.assert_array_equal(seen["stage_2"], seen["block_1"])
-    latent = model.apply({"params": params}, video, method="encode")[0].mean
+    latent, _ = short.encode(video)
     np.testing.assert_allclose(
         latent, seen["stage_2"].reshape(*seen["stage_2"].shape[:-1], 4, 2).mean(-1), atol=1e-6
     )
     # The outer stages still work: the shortcut carries a signal through to the output.
-    assert np.abs(model.apply({"params": params}, latent, method="decode")[0]).max() > 1e-3
+    assert np.abs(short.decode(latent)[0]).max() > 1e-3
 
 
 def _gradients(net, **fields):
@@ -229,7 +166,7 @@ def _gradients(net, **fields):
         restored, _ = model.apply({"params": params}, video)
         return jnp.mean(jnp.abs(restored - video))
 
-    return jax.jit(jax.grad(loss))(net.params)
+    return fast_jit(jax.grad(loss))(net.params)
 
 
 def test_gradients_reach_every_parameter_and_survive_remat(net):
@@ -242,7 +179,7 @@ def test_gradients_reach_every_parameter_and_survive_remat(net):
 
 def test_bfloat16_compute_keeps_float32_parameters_and_outputs(net, clip):
     low = build(CONFIG, "bfloat16")
-    restored, posterior = jax.jit(low.apply)({"params": net.params}, clip[0])
+    restored, posterior = fast_jit(low.apply)({"params": net.params}, clip[0])
     assert restored.dtype == posterior.mean.dtype == jnp.float32
     error = np.linalg.norm(posterior.mean - clip[1]) / np.linalg.norm(clip[1])
     assert 0 < error < 0.05

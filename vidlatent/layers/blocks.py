@@ -10,14 +10,25 @@ import jax.numpy as jnp
 
 from vidlatent.layers.attention import MultiScaleLinearAttention
 from vidlatent.layers.conv import Conv, Pointwise
-from vidlatent.layers.norm import ChannelNorm
+from vidlatent.layers.noise import NoiseField, normal_map
+from vidlatent.layers.norm import ChannelNorm, FixedBatchNorm
 from vidlatent.layers.temporal import TimeRule
+from vidlatent.typing import VidlatentError
 
 __all__ = ["EfficientViTBlock", "GatedConv", "ResBlock"]
 
 
+_ACTIVATIONS = {"silu": nn.silu, "relu": nn.relu}
+
+
 class ResBlock(nn.Module):
-    """``x + norm(conv2(silu(conv1(x))))``: the norm comes last, nothing after the sum."""
+    """``x + norm(conv2(silu(conv1(x))))``: the norm comes last, nothing after the sum.
+
+    Attributes:
+      norm_kind: ``'rms'`` (over channels) or ``'batch'`` (fixed statistics).
+      activation: ``'silu'`` or ``'relu'``.
+      noise_weight: scale of the noise added after each convolution (FSVideo 2.2).
+    """
 
     temporal_kernel: int = 3
     rule: TimeRule = TimeRule()
@@ -26,10 +37,18 @@ class ResBlock(nn.Module):
     norm_scale: float = 1.0
     dtype: Any = jnp.float32
     implementation: str = "auto"
+    norm_kind: str = "rms"
+    activation: str = "silu"
+    noise_weight: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array, cache: Any = None) -> tuple[jax.Array, Any]:
-        """``[B, T, H, W, C] -> [B, T, H, W, C]`` and ``{'conv1': ..., 'conv2': ...}``."""
+    def __call__(
+        self, x: jax.Array, cache: Any = None, noise: NoiseField | None = None
+    ) -> tuple[jax.Array, Any]:
+        """``[B, T, H, W, C] -> [B, T, H, W, C]`` and ``{'conv1': ..., 'conv2': ...}``.
+
+        ``noise`` says where in the frame ``x`` lies and by which key noise is drawn; None: none.
+        """
         kept = {"conv1": None, "conv2": None} if cache is None else cache
         common = {
             "features": x.shape[-1],
@@ -38,12 +57,30 @@ class ResBlock(nn.Module):
             "dtype": self.dtype,
             "implementation": self.implementation,
         }
+        if self.activation not in _ACTIVATIONS:
+            raise VidlatentError(f"activation {self.activation!r}: use 'silu' or 'relu'.")
         h, first = Conv(**common, name="conv1")(x, kept["conv1"])
-        h, second = Conv(**common, use_bias=False, name="conv2")(nn.silu(h), kept["conv2"])
-        h = ChannelNorm(self.norm_eps, self.norm_affine, self.norm_scale, self.dtype, name="norm")(
-            h
-        )
+        h = _ACTIVATIONS[self.activation](self._with_noise(h, noise, "conv1"))
+        h, second = Conv(**common, use_bias=False, name="conv2")(h, kept["conv2"])
+        h = self._normalise(self._with_noise(h, noise, "conv2"))
         return x + h, {"conv1": first, "conv2": second}
+
+    def _with_noise(self, h: jax.Array, noise: NoiseField | None, site: str) -> jax.Array:
+        if noise is None or not self.noise_weight:
+            return h
+        values = normal_map(noise, f"{self.name}/{site}", *h.shape[2:4])
+        return h + (self.noise_weight * values).astype(h.dtype)
+
+    def _normalise(self, h: jax.Array) -> jax.Array:
+        if self.norm_kind == "batch":
+            return FixedBatchNorm(1e-5, self.norm_scale, self.dtype, name="norm")(h)
+        if self.norm_kind != "rms":
+            raise VidlatentError(
+                f"norm {self.norm_kind!r} of a residual block: use 'rms' or 'batch'."
+            )
+        return ChannelNorm(
+            self.norm_eps, self.norm_affine, self.norm_scale, self.dtype, name="norm"
+        )(h)
 
 
 class GatedConv(nn.Module):

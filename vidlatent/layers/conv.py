@@ -68,11 +68,12 @@ class Pointwise(nn.Module):
     features: int
     use_bias: bool = True
     dtype: Dtype = jnp.float32
+    kernel_init: Callable[..., jax.Array] = fan_in
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", fan_in, shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         y = jnp.einsum("...i,io->...o", x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)

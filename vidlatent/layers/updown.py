@@ -19,7 +19,13 @@ from vidlatent.layers.resample import (
     space_to_channel,
     up_shortcut,
 )
-from vidlatent.layers.temporal import TimeRule, convolve, shifted_frames, view_frames
+from vidlatent.layers.temporal import (
+    TimeRule,
+    convolve,
+    merge_taps,
+    shifted_frames,
+    view_frames,
+)
 from vidlatent.typing import VidlatentError
 
 __all__ = ["Down", "Up"]
@@ -145,6 +151,7 @@ class Up(nn.Module):
         return TimeRule("group", max(1, self.rule.group // 2), self.rule.padding)
 
     def _double_space(self, view: Any, kernel: jax.Array) -> jax.Array:
+        view, kernel = merge_taps(view, kernel)
         if self.form == "subpixel":
             return subpixel_conv(
                 lambda part, pad: convolve(view, part, (1, 1, 1), pad, 1, self.implementation),

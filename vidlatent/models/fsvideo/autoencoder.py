@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vidlatent.layers.noise import NoiseField
 from vidlatent.models.fsvideo.coder import Coder, Decoder, Encoder
 from vidlatent.models.posterior import Posterior
 from vidlatent.registry import did_you_mean
@@ -23,7 +24,9 @@ class Autoencoder(nn.Module):
 
     With ``temporal_kernel`` 1 every frame is an image (DC-AE). With 3 and ``temporal_down`` (0, 1)
     it is FSVideo's causal FSAE: 1 + 4n frames to 1 + n latent frames, frame 0 on its own, attention
-    inside a frame only.
+    inside a frame only. Its decoder has two finetuned forms (FSVideo 2.2): Standard looks both
+    ways in time (``decoder_time='centred'``), Lite is group-causal with narrower outer stages, and
+    both attend to the encoder's features of frame 0 and inject noise.
 
     Attributes:
       family: name recorded in the latent spec.
@@ -43,6 +46,17 @@ class Autoencoder(nn.Module):
       shortcut_order: ``'hwt'`` or ``'thw'``, see ``layers.resample``.
       time_padding: ``'replicate'`` or ``'zeros'`` at the start of a stream.
       decoder_time: ``'causal'``, ``'centred'`` (cannot be run in chunks) or ``'group'``.
+      cross_stages: stages whose frame-0 features the decoder attends to; empty for none.
+      cross: ``'softmax'`` or ``'linear'`` attention to them.
+      cross_head_dim: channels per head of it.
+      cross_window: side in positions of the windows at the outermost of these stages; 0: none.
+      cross_rotary: rotary positions on its queries and keys.
+      noise_weight: of the noise after each convolution of the residual blocks of ``noise_stages``.
+        A rng stream ``noise`` makes it differ between samples and calls (training); without one
+        it is the same in every call and sample, so that a latent always decodes alike.
+      noise_stages: see ``noise_weight``.
+      decoder_norm_types: per stage ``'rms'`` or ``'batch'`` (fixed statistics); empty: all rms.
+      decoder_activations: per stage ``'silu'`` or ``'relu'`` in residual blocks; empty: all silu.
       norm_eps, norm_affine: channel norms.
       norm_scale_init: starting scale of the norms that end residual branches. 0, the default,
         starts every block as the identity: training from random weights then begins from the
@@ -73,6 +87,15 @@ class Autoencoder(nn.Module):
     shortcut_order: str = "hwt"
     time_padding: str = "replicate"
     decoder_time: str = "causal"
+    cross_stages: tuple[int, ...] = ()
+    cross: str = "softmax"
+    cross_head_dim: int = 64
+    cross_window: int = 64
+    cross_rotary: bool = True
+    noise_weight: float = 0.0
+    noise_stages: tuple[int, ...] = (0, 1, 2)
+    decoder_norm_types: tuple[str, ...] = ()
+    decoder_activations: tuple[str, ...] = ()
     norm_eps: float = 1e-5
     norm_affine: bool = True
     norm_scale_init: float = 0.0
@@ -118,6 +141,15 @@ class Autoencoder(nn.Module):
                 multiscales=self.decoder_multiscales or self.multiscales,
                 resample=self.up_type,
                 time=self.decoder_time,
+                norm_kinds=self.decoder_norm_types,
+                activations=self.decoder_activations,
+                noise_weight=self.noise_weight,
+                noise_stages=self.noise_stages,
+                cross_stages=self.cross_stages,
+                cross=self.cross,
+                cross_head_dim=self.cross_head_dim,
+                cross_window=self.cross_window,
+                cross_rotary=self.cross_rotary,
                 **common,
             )
         )
@@ -132,6 +164,8 @@ class Autoencoder(nn.Module):
             "multiscales",
             "decoder_block_types",
             "decoder_multiscales",
+            "decoder_norm_types",
+            "decoder_activations",
         ):
             value = getattr(self, name)
             if len(value) != stages and not (name.startswith("decoder_") and value == ()):
@@ -145,6 +179,22 @@ class Autoencoder(nn.Module):
             )
         if any(depth == 0 for depth in self.encoder_depths[1:] + self.decoder_depths[1:]):
             raise VidlatentError("only stage 0 may be empty: raise the other depths to 1 or more.")
+        for name in ("cross_stages", "noise_stages"):
+            if any(stage not in range(stages) for stage in getattr(self, name)) and (
+                name == "cross_stages" or self.noise_weight
+            ):
+                raise VidlatentError(
+                    f"config.model.{name} {getattr(self, name)}: the stages are 0 to {stages - 1}."
+                )
+        blocks = self.decoder_block_types or self.block_types
+        if any(
+            norm == "batch" and block == "evit"
+            for norm, block in zip(self.decoder_norm_types, blocks, strict=False)
+        ):
+            raise VidlatentError(
+                "config.model.decoder_norm_types: attention stages have rms norms; 'batch' is for "
+                "stages of residual blocks."
+            )
 
     @property
     def latent_spec(self) -> LatentSpec:
@@ -167,6 +217,11 @@ class Autoencoder(nn.Module):
         """Whether ``decode`` can continue from a cache (``encode`` always can)."""
         return self.decoder_time != "centred" or self.temporal_kernel == 1
 
+    @property
+    def takes_condition(self) -> bool:
+        """Whether ``decode`` needs the features of frame 0, see ``condition``."""
+        return bool(self.cross_stages)
+
     def encode(self, video: jax.Array, *, cache: Any = None) -> tuple[Posterior, Any]:
         """Compress a clip, or the next chunk of one.
 
@@ -186,13 +241,18 @@ class Autoencoder(nn.Module):
         return Posterior(mean), cache
 
     def decode(
-        self, latent: jax.Array, *, condition: Any = None, cache: Any = None
+        self,
+        latent: jax.Array,
+        *,
+        condition: tuple[jax.Array, ...] | None = None,
+        cache: Any = None,
     ) -> tuple[jax.Array, Any]:
         """Restore a clip from ``[B, t, h, w, c]``, or the next chunk of one.
 
         Args:
           latent: unscaled latent.
-          condition: must be None: this form has no first-frame attention.
+          condition: what ``condition`` made of frame 0, for a form with first-frame attention; a
+            later chunk needs none, since the cache holds what was made of it.
           cache: what the previous call returned; None at the start of a stream.
 
         Returns:
@@ -200,21 +260,101 @@ class Autoencoder(nn.Module):
           cache.
         """
         check_shape(latent, "B t h w c", c=self.latent_channels)
-        if condition is not None:
-            raise VidlatentError("this decoder takes no condition: pass condition=None.")
+        features = self._features(condition, cache)
         if cache is not None and not self.streams:
             raise VidlatentError(
                 "a decoder with decoder_time 'centred' looks ahead and cannot continue from a "
                 "cache: decode the whole clip at once, or use 'causal' or 'group'."
             )
-        video, cache, _ = self.decoder(latent, cache)
+        noise = self._noise(latent.shape[0])
+        video, cache, _ = self.decoder(latent, cache, features=features, noise=noise)
         # Never None: handed back it means "continue", which a centred decoder refuses.
         return video, cache
 
     def __call__(self, video: jax.Array) -> tuple[jax.Array, Posterior]:
         """Reconstruction ``[B, T, H, W, 3]`` float32 and the posterior."""
-        posterior, _ = self.encode(video)
-        return self.decode(posterior.mean)[0], posterior
+        self._check_video(video, None)
+        mean, _, seen = self.encoder(video)
+        condition = self._condition(seen) if self.takes_condition else None
+        return self.decode(mean, condition=condition)[0], Posterior(mean)
+
+    def condition(self, video: jax.Array) -> tuple[jax.Array, ...]:
+        """Features of frame 0 for a decoder with first-frame attention.
+
+        Args:
+          video: ``[B, T, H, W, 3]`` in [-1, 1]; only frame 0 is looked at, so it may be an image.
+
+        Returns:
+          One ``[B, H / 2^i, W / 2^i, C_i]`` for each of ``cross_stages``.
+        """
+        if not self.takes_condition:
+            raise VidlatentError(
+                "this decoder takes no condition: config.model.cross_stages is ()."
+            )
+        return self._condition(self.encoder_values(video[:, :1]))
+
+    def _condition(self, seen: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+        return tuple(seen[f"stage_{stage}"][:, 0] for stage in self.cross_stages)
+
+    def _features(self, condition: Any, cache: Any) -> dict[int, jax.Array] | None:
+        if not self.takes_condition:
+            if condition is not None:
+                raise VidlatentError("this decoder takes no condition: pass condition=None.")
+            return None
+        if cache is not None:
+            return None
+        if condition is None or len(condition) != len(self.cross_stages):
+            raise VidlatentError(
+                f"this decoder attends to frame 0 at stages {self.cross_stages}: pass "
+                "condition=model.condition(first frame)."
+            )
+        return dict(zip(self.cross_stages, condition, strict=True))
+
+    def _noise(self, batch: int) -> NoiseField | None:
+        if not self.noise_weight:
+            return None
+        if self.has_rng("noise"):
+            return NoiseField(jax.random.split(self.make_rng("noise"), batch))
+        return NoiseField(jax.random.key(0)[None])
+
+    def encode_outer(self, video: jax.Array, stage: int) -> tuple[jax.Array, jax.Array]:
+        """Output of encoder block ``stage`` and its features of frame 0; ``video`` may be a crop.
+
+        Returns:
+          ``[B, t, H / 2^(i+1), W / 2^(i+1), C_(i+1)]`` and ``[B, H / 2^i, W / 2^i, C_i]``.
+        """
+        x, _, seen = self.encoder(video, end=stage)
+        return x, seen[f"stage_{stage}"][:, 0]
+
+    def encode_inner(self, x: jax.Array, stage: int) -> tuple[jax.Array, dict[int, jax.Array]]:
+        """Latent mean from ``encode_outer``'s whole output, and later stages' frame-0 features."""
+        mean, _, seen = self.encoder(x, begin=stage)
+        later = range(stage + 1, len(self.encoder_widths))
+        return mean, {i: seen[f"stage_{i}"][:, 0] for i in later}
+
+    def decode_inner(
+        self, latent: jax.Array, stage: int, condition: tuple[jax.Array, ...] | None = None
+    ) -> jax.Array:
+        """Output of decoder block ``stage`` ``[B, t', h', w', C]``: all before the outer stages."""
+        features = self._features(condition, None)
+        noise = self._noise(latent.shape[0])
+        return self.decoder(latent, features=features, noise=noise, end=stage)[0]
+
+    def decode_outer(
+        self,
+        x: jax.Array,
+        stage: int,
+        condition: tuple[jax.Array, ...] | None = None,
+        origin: tuple[Any, Any] = (0, 0),
+    ) -> jax.Array:
+        """Video from ``decode_inner``'s output or a crop of it that starts at ``origin``.
+
+        Attention to frame 0 and noise are those of the whole frame; convolutions see zeros beyond
+        the crop (``patches`` says how far that reaches).
+        """
+        features = self._features(condition, None)
+        noise = self._noise(x.shape[0])
+        return self.decoder(x, features=features, noise=noise, begin=stage, origin=origin)[0]
 
     def frame0_features(self, video: jax.Array) -> tuple[jax.Array, ...]:
         """Encoder features of frame 0 per stage, before each down operation.
@@ -232,9 +372,10 @@ class Autoencoder(nn.Module):
         self._check_video(video, None)
         return self.encoder(video)[2]
 
-    def decoder_values(self, latent: jax.Array) -> dict[str, jax.Array]:
+    def decoder_values(self, latent: jax.Array, condition: Any = None) -> dict[str, jax.Array]:
         """The decoder's intermediate values by name, see ``coder.Decoder``."""
-        return self.decoder(latent)[2]
+        noise = self._noise(latent.shape[0])
+        return self.decoder(latent, features=self._features(condition, None), noise=noise)[2]
 
     def _check_video(self, video: jax.Array, cache: Any) -> None:
         size = check_shape(video, "B T H W C", C=3)

@@ -59,5 +59,19 @@ def _table(rank: str) -> tuple[tuple[str, str, str], ...]:
     )
 
 
+_FIRST_FRAME = r"decoder[.]first_frame_attn[.](?P<i>\d+)[.]"
+_CROSS_ROWS = (
+    (
+        _FIRST_FRAME + r"(?P<m>norm_q|norm_kv)[.]weight",
+        "decoder/first_frame_attn_{i}/{m}/scale",
+        "copy",
+    ),
+    (
+        _FIRST_FRAME + r"(?P<m>to_q|to_k|to_v|to_out)[.]weight",
+        "decoder/first_frame_attn_{i}/{m}/kernel",
+        "dense",
+    ),
+)
+
 DCAE_TABLE = _table("2d")
-FSAE_TABLE = _table("3d")
+FSAE_TABLE = _table("3d") + _CROSS_ROWS

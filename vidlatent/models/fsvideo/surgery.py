@@ -1,16 +1,29 @@
-"""Pure functions on parameters: image weights into the video model, a new innermost stage."""
+"""Pure functions on parameters: image weights into the video model, a new innermost stage, and
+the finetuned decoder forms from the ones before them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
+from vidlatent.registry import did_you_mean
 from vidlatent.typing import VidlatentError
 
-__all__ = ["inflate", "shortcut_stage"]
+__all__ = [
+    "GRAFTS",
+    "centre_taps",
+    "graft",
+    "inflate",
+    "lite_from_standard",
+    "shortcut_stage",
+    "standard_from_base",
+    "video_from_image",
+]
+
+Params = Mapping[str, Any]
 
 
 def inflate(
@@ -70,21 +83,187 @@ def shortcut_stage(params: Mapping[str, Any], stage: int) -> dict[str, Any]:
     cleared = re.compile(f"{block}|{into}|{out_of}|{ends}")
     hits = 0
 
-    def walk(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    def clear(path, leaf):
         nonlocal hits
-        result = {}
-        for key, value in tree.items():
-            path = prefix + key
-            if isinstance(value, Mapping):
-                result[key] = walk(value, path + "/")
-            elif cleared.fullmatch(path):
-                hits += bool(re.fullmatch(block, path))
-                result[key] = jnp.zeros_like(value)
-            else:
-                result[key] = value
-        return result
+        hits += bool(re.fullmatch(block, path))
+        return jnp.zeros_like(leaf) if cleared.fullmatch(path) else leaf
 
-    result = walk(params, "")
+    result = _map_with_path(clear, params)
     if not hits:
         raise VidlatentError(f"stage {stage} has no affine norms to clear: check the index.")
     return result
+
+
+def centre_taps(decoder: Params) -> dict[str, Any]:
+    """Causal decoder kernels (t-2, t-1, t) as centred ones (t-1, t, t+1): (w0 + w1, w2, 0).
+
+    A static clip decodes to the same, and on a moving one the start is near: the oldest tap moves
+    one frame up, nothing looks ahead yet (FSVideo 2.2 leaves the conversion open).
+
+    Args:
+      decoder: the ``decoder`` part of the parameters. Kernels without three time taps stay.
+    """
+
+    def fold(kernel):
+        if kernel.ndim != 5 or kernel.shape[0] != 3:
+            return kernel
+        k = jnp.asarray(kernel)
+        return jnp.stack([k[0] + k[1], k[2], jnp.zeros_like(k[2])])
+
+    return _map(fold, decoder)
+
+
+def standard_from_base(params: Params, fresh: Params) -> dict[str, Any]:
+    """Parameters of FSAE-Standard from the causal model's.
+
+    Args:
+      params: the causal model's, its decoder taps folded by ``centre_taps`` here.
+      fresh: newly initialised ones of the Standard model, for the attention to frame 0, whose
+        output matrices start at zero.
+    """
+    folded = {**params, "decoder": centre_taps(params["decoder"])}
+    return _overlay(fresh, folded, r"decoder/first_frame_attn_\d+/.*")
+
+
+def lite_from_standard(
+    params: Params, fresh: Params, stages: tuple[int, ...] = (0, 1)
+) -> dict[str, Any]:
+    """Parameters of FSAE-Lite from FSAE-Standard's.
+
+    Everything outside the narrow stages is copied: the taps of both forms are centred. The narrow
+    stages and the tail start anew, their residual branches closed (norms at zero).
+
+    Args:
+      params: the Standard model's.
+      fresh: newly initialised ones of the Lite model.
+      stages: the narrow decoder stages; they must include stage 0.
+    """
+    numbers = "|".join(str(stage) for stage in stages)
+    new = rf"decoder/((up_blocks|first_frame_attn)_({numbers})(_\d+)?|norm_out|conv_out)/.*"
+    closed = re.compile(rf"decoder/up_blocks_({numbers})_\d+/(.*/)?norm(_out)?/(scale|bias)")
+    start = _map_with_path(
+        lambda path, leaf: jnp.zeros_like(leaf) if closed.fullmatch(path) else leaf, fresh
+    )
+    return _overlay(start, params, new)
+
+
+def video_from_image(params: Params, fresh: Params) -> dict[str, Any]:
+    """Parameters of the causal video model from an image model's, with a new stage if there is one.
+
+    The image model's stages are inflated (``inflate``). If the video model has one stage more,
+    that stage and the convolutions at the latent start as the pure shortcut of ``shortcut_stage``.
+
+    Args:
+      params: the image model's.
+      fresh: newly initialised ones of the video model.
+    """
+    old, new = _stages(params), _stages(fresh)
+    if old == new:
+        return inflate(params, fresh)
+    if new != old + 1:
+        raise VidlatentError(
+            f"an image model of {old} stages cannot start a video model of {new}: the latter has "
+            "the same stages or one more."
+        )
+    # What only the new model has: its last stage, the operations into and out of it, the ends.
+    down = f"down_blocks_{old - 1}_{_depth(params['encoder'], 'down', old - 1)}"
+    added = [
+        ("encoder", [n for n in fresh["encoder"] if n.startswith(f"down_blocks_{old}_")]),
+        ("encoder", [down, "conv_out"]),
+        ("decoder", [n for n in fresh["decoder"] if n.startswith(f"up_blocks_{old}_")]),
+        ("decoder", [f"up_blocks_{old - 1}_0", "conv_in"]),
+    ]
+    # The old innermost decoder stage had no up operation: its blocks counted from 0.
+    shifted = {**params, "decoder": _shift_stage(params["decoder"], old - 1)}
+    parts = {side: dict(shifted[side]) for side in ("encoder", "decoder")}
+    targets = {side: dict(fresh[side]) for side in ("encoder", "decoder")}
+    for side, names in added:
+        for name in names:
+            parts[side].pop(name, None)
+            targets[side].pop(name)
+    result = inflate(parts, targets)
+    for side, names in added:
+        result[side] |= {name: fresh[side][name] for name in names}
+    return shortcut_stage(result, old)
+
+
+# How a config may start from the weights of another form: name -> (source, fresh) -> parameters.
+GRAFTS = {
+    "image": video_from_image,
+    "standard": standard_from_base,
+    "lite": lite_from_standard,
+}
+
+
+def graft(kind: str, params: Params, fresh: Params) -> dict[str, Any]:
+    """Parameters of one form from another's: ``GRAFTS[kind]``, then a check of every shape.
+
+    Raises:
+      VidlatentError: unknown ``kind``, or weights that do not belong to the form it starts from.
+    """
+    if kind not in GRAFTS:
+        raise VidlatentError(f"unknown start {kind!r}: {did_you_mean(kind, GRAFTS)}")
+    return GRAFTS[kind](params, fresh)
+
+
+def _stages(params: Params) -> int:
+    return 1 + max(int(n.split("_")[2]) for n in params["encoder"] if n.startswith("down_blocks_"))
+
+
+def _depth(side: Params, kind: str, stage: int) -> int:
+    return sum(name.startswith(f"{kind}_blocks_{stage}_") for name in side)
+
+
+def _shift_stage(decoder: Params, stage: int) -> dict[str, Any]:
+    """Name the blocks of ``stage`` from 1 on, to make room for an up operation."""
+    prefix = f"up_blocks_{stage}_"
+    return {
+        f"{prefix}{int(name.removeprefix(prefix)) + 1}" if name.startswith(prefix) else name: value
+        for name, value in decoder.items()
+    }
+
+
+def _overlay(fresh: Params, params: Params, new: str) -> dict[str, Any]:
+    """``params`` laid over ``fresh``, except at the paths ``new``; nothing may be left over."""
+    kept = re.compile(new)
+    unused = {path for path in _flat(params) if not kept.fullmatch(path)}
+    source = _flat(params)
+    wrong = []
+
+    def pick(path, leaf):
+        if kept.fullmatch(path):
+            return leaf
+        unused.discard(path)
+        if path not in source or source[path].shape != leaf.shape:
+            wrong.append(path)
+            return leaf
+        return source[path]
+
+    result = _map_with_path(pick, fresh)
+    if wrong or unused:
+        names = ", ".join(sorted([*wrong, *unused])[:8])
+        raise VidlatentError(
+            f"the weights belong to another form: {len(wrong)} missing or misshaped, "
+            f"{len(unused)} left over ({names})."
+        )
+    return result
+
+
+def _flat(tree: Params, prefix: str = "") -> dict[str, Any]:
+    """Nested dict to ``{'a/b/c': leaf}``."""
+    flat = {}
+    _map_with_path(lambda path, leaf: flat.setdefault(path, leaf), tree, prefix)
+    return flat
+
+
+def _map(f: Callable[[Any], Any], tree: Params) -> dict[str, Any]:
+    return _map_with_path(lambda _, leaf: f(leaf), tree)
+
+
+def _map_with_path(f: Callable[[str, Any], Any], tree: Params, prefix: str = "") -> dict[str, Any]:
+    return {
+        key: _map_with_path(f, value, f"{prefix}{key}/")
+        if isinstance(value, Mapping)
+        else f(prefix + key, value)
+        for key, value in tree.items()
+    }
