@@ -68,12 +68,15 @@ class Log:
         self._steps, self._frames, self._waited = 0, 0, 0.0
         self._since, run.aside_seconds = time.perf_counter(), 0.0
 
-    def __call__(self, run: Run, metrics: dict, batch: dict, waited: float) -> None:
+    def __call__(
+        self, run: Run, metrics: dict, batch: dict, *, waited: float, called: float
+    ) -> None:
+        """Note a step: seconds waited for its batch, and seconds until its call returned."""
         names = [run.loader.index[int(clip)].path for clip in batch["clip"]]
         self._pending.append((run.step, metrics, names))
         shape = batch["video"].shape
         if shape not in self._compiled:
-            self._note_compilation(run, metrics, shape)
+            self._note_compilation(run, metrics, shape, called)
         else:
             self._steps += 1
             self._frames += shape[0] * shape[1] * jax.process_count()
@@ -81,7 +84,9 @@ class Log:
         if run.step % self.every == 0 or run.step == run.config.train.steps:
             self.flush(run)
 
-    def _note_compilation(self, run: Run, metrics: dict, shape: tuple[int, ...]) -> None:
+    def _note_compilation(
+        self, run: Run, metrics: dict, shape: tuple[int, ...], called: float
+    ) -> None:
         """The first step of each shape is compiled; it would spoil the speed of its window."""
         begin = time.perf_counter()
         jax.block_until_ready(metrics)
@@ -92,7 +97,7 @@ class Log:
         if len(self._pending) == 1:
             self._restart(run)
         else:
-            run.aside_seconds += time.perf_counter() - begin
+            run.aside_seconds += called + time.perf_counter() - begin
 
     def flush(self, run: Run) -> None:
         """Fetch, check and report what has gathered."""

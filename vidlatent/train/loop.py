@@ -129,10 +129,12 @@ def _steps(run: Run, step_fns: Step, mesh: Any, evaluate: Evaluate) -> str:
             waited = time.perf_counter() - begin
             arrays = to_global({name: batch[name] for name in ("video", "mask")}, rows)
             run.state, metrics = train_step(run.state, arrays)
+            called = time.perf_counter() - begin - waited
             run.step += 1
+            run.progress.advance()
             # Numbers first: nothing is evaluated or saved on top of a run that has diverged.
             # Evaluation precedes saving so that its scores are stored with the step.
-            log(run, metrics, batch, waited)
+            log(run, metrics, batch, waited=waited, called=called)
             evaluate(run)
             save(run)
             profile(run)

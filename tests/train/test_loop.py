@@ -1,0 +1,68 @@
+"""The loop's own promises: what it reports, refuses and leaves in the workdir."""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from vidlatent.config import load
+from vidlatent.dist.mesh import make_mesh
+from vidlatent.io.writers import read_metrics
+from vidlatent.train import loop
+from vidlatent.train.loop import INTERRUPTED, train
+from vidlatent.typing import VidlatentError
+
+TINY = Path(__file__).parent.parent / "tiny.py"
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    one = jax.devices()[:1]
+    monkeypatch.setattr(loop, "make_mesh", lambda sizes: make_mesh(sizes, one))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return tmp_path_factory.mktemp("run")
+
+
+def tiny(**overrides):
+    values = {"train.steps": "8", "train.log_every": "2", "eval.every": "4"}
+    return load(str(TINY), values | {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def test_run_leaves_config_curves_checkpoint_and_profile(workdir):
+    config = tiny(train__profile_at="3", train__profile_steps="2", train__stop_at="8")
+    assert train(config, workdir) == INTERRUPTED
+    assert json.loads((workdir / "config.json").read_text()) == json.loads(
+        json.dumps(config.to_dict())
+    )
+    curves = read_metrics(workdir / "metrics.jsonl")
+    assert curves["train/loss"][0] == [2, 4, 6, 8] and curves["val/psnr"][0] == [4, 8]
+    assert all(0 <= share <= 1 for share in curves["train/data_wait_share"][1])
+    assert list((workdir / "profile").rglob("*.xplane.pb"))
+    assert (workdir / "checkpoints" / "8").is_dir()
+
+
+def test_other_latents_need_another_workdir(workdir):
+    with pytest.raises(VidlatentError, match="another --workdir"):
+        train(tiny(model__temporal_down="(0,)", data__buckets="((3, 16, 16, 2),)"), workdir)
+
+
+def test_other_widths_are_named(workdir):
+    with pytest.raises(VidlatentError, match="conv_out"):
+        train(tiny(model__decoder_widths="(16, 16, 16)"), workdir)
+
+
+def test_changed_settings_are_said_and_the_run_goes_on(workdir, caplog):
+    with caplog.at_level("INFO", logger="absl"):
+        assert train(tiny(train__steps="10", optim__lr="1e-4"), workdir) == 0
+    assert "optim.lr: 0.003 -> 0.0001" in caplog.text
+    assert "resuming at step 8 of 10" in caplog.text
+    assert (workdir / "eval" / "step_10" / "report.html").stat().st_size > 10_000
+
+
+def test_batch_that_does_not_divide_is_refused(tmp_path):
+    with pytest.raises(VidlatentError, match="accumulate 3 does not divide the batch of 2"):
+        train(tiny(optim__accumulate="3", data__buckets="((5, 16, 16, 2),)"), tmp_path)
