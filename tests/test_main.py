@@ -41,6 +41,13 @@ def test_workdir_defaults_to_config_and_preset(tmp_path):
         resolve("", "", {})
 
 
+def test_missing_accelerator_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    done = run("--config=configs/fsae.py", f"--workdir={tmp_path}")
+    assert done.returncode == 2
+    assert "JAX finds no device" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_help_shows_each_mode_with_an_example():
     text = run("--help").stdout
     for mode in ("train", "eval", "reconstruct"):
@@ -56,11 +63,12 @@ def test_help_shows_each_mode_with_an_example():
         (["--config=configs/fsea.py"], "did you mean 'fsae'?"),
         (["--config=configs/fsae.py", "extra"], "unexpected argument 'extra'"),
         (["--mode=eval", "--workdir=nowhere"], "train first"),
+        (["--config=configs/fsae.py", "--workdir=/proc/none"], "/proc/none"),
         (["--config=configs/fsae.py", "--config.data.buckets=((8, 64, 64, 4),)"], "5 or 9"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_failing_exit(args, says, tmp_path):
-    if "--workdir=nowhere" not in args:
+    if not any(arg.startswith("--workdir") for arg in args):
         args = [*args, f"--workdir={tmp_path / 'run'}"]
     done = run(*args)
     assert done.returncode == 2

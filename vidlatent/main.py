@@ -87,6 +87,14 @@ def _prepare_process() -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vidlatent" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     initialize()
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        raise VidlatentError(
+            f"JAX finds no device of the platforms asked for (JAX_PLATFORMS="
+            f"{os.environ.get('JAX_PLATFORMS', '')!r}): install the extra 'gpu' or 'tpu', or unset "
+            "the variable."
+        ) from error
 
 
 class _Plain(logging.PythonFormatter):
@@ -116,6 +124,13 @@ def run() -> None:
             return job(config, workdir, **options)
         except VidlatentError as error:
             print(f"error: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            print(
+                f"error: {error}: check the path, its permissions and the free space; "
+                "checkpoints already saved are untouched.",
+                file=sys.stderr,
+            )
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
