@@ -8,7 +8,8 @@ from nets import CONFIG, Net, fast_jit, randomise, video_of
 
 from vidlatent.models import build
 from vidlatent.models.freeze import frozen_paths, stop_frozen
-from vidlatent.models.fsvideo.surgery import centre_taps, graft
+from vidlatent.models.fsvideo.surgery import centre_taps
+from vidlatent.models.weights import graft
 from vidlatent.typing import VidlatentError
 
 FORM = {"cross_stages": (1, 2), "cross_head_dim": 4, "noise_weight": 0.05}

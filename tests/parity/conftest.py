@@ -18,21 +18,13 @@ import pytest
 from vidlatent.io.importer import import_params
 from vidlatent.io.safetensors import load_safetensors
 from vidlatent.models import build
-from vidlatent.models.fsvideo.import_dcae import DCAE_TABLE, FSAE_TABLE
+from vidlatent.models.fsvideo.import_dcae import (
+    DCAE_TABLE,
+    FSAE_TABLE,
+    fields_from_diffusers,
+)
 
 TABLES = {"dcae": DCAE_TABLE, "fsae": FSAE_TABLE}
-BLOCKS = {"ResBlock": "res", "EfficientViTBlock": "evit"}
-DOWN = {"conv": "conv", "Conv": "conv", "pixel_unshuffle": "shuffle"}
-UP = {"interpolate": "interpolate", "pixel_shuffle": "shuffle"}
-# Constructor arguments that only these values of are implemented.
-FIXED = {
-    "in_channels": 3,
-    "decoder_norm_types": "rms_norm",
-    "decoder_act_fns": "silu",
-    "encoder_out_shortcut": True,
-    "decoder_in_shortcut": True,
-    "decoder_conv_act_fn": "relu",
-}
 
 
 def reference_path(*parts: str) -> Path:
@@ -45,24 +37,7 @@ def reference_path(*parts: str) -> Path:
 
 def model_config(name: str, case: dict) -> dict:
     """Our model fields from a case's constructor arguments."""
-    c = case["config"]
-    for key, value in FIXED.items():
-        assert c.get(key, value) in (value, [value] * len(c["encoder_layers_per_block"])), key
-    config = {
-        "name": name,
-        "latent_channels": c["latent_channels"],
-        "head_dim": c["attention_head_dim"],
-        "encoder_widths": c["encoder_block_out_channels"],
-        "decoder_widths": c["decoder_block_out_channels"],
-        "encoder_depths": c["encoder_layers_per_block"],
-        "decoder_depths": c["decoder_layers_per_block"],
-        "block_types": [BLOCKS[kind] for kind in c["encoder_block_types"]],
-        "decoder_block_types": [BLOCKS[kind] for kind in c["decoder_block_types"]],
-        "multiscales": c["encoder_qkv_multiscales"],
-        "decoder_multiscales": c["decoder_qkv_multiscales"],
-        "down_type": DOWN[c["downsample_block_type"]],
-        "up_type": UP[c["upsample_block_type"]],
-    }
+    config = {"name": name, **fields_from_diffusers(case["config"])}
     if name == "fsae":
         config["temporal_down"] = case["temporal_down_after_stages"]
     return config

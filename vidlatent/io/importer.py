@@ -8,22 +8,34 @@ braces::
 
 The same row exports: the target becomes an expression and the source a template. For that to be
 possible a source may hold only literal text, ``[.]`` for a dot, and named groups without inner
-groups. The tables sit beside their models; this module knows none of them.
+groups. A tuple of targets says that the tensor is their concatenation along its first axis. The
+transform ``'drop'`` (with an empty target) marks names that carry nothing, such as counters. The
+tables sit beside their models; this module knows none of them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vidlatent.typing import VidlatentError
 
-__all__ = ["TRANSFORMS", "Row", "export_names", "export_params", "flatten", "import_params"]
+__all__ = [
+    "TRANSFORMS",
+    "Row",
+    "count_known",
+    "export_names",
+    "export_params",
+    "flatten",
+    "import_params",
+]
 
-Row = tuple[str, str, str]
+Row = tuple[str, str | tuple[str, ...], str]
 
 _GROUP = re.compile(r"\(\?P<(\w+)>([^()]*)\)")
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -31,8 +43,9 @@ _SHOWN = 12
 
 
 def _grouped_in(x: Any, shape: Sequence[int]) -> Any:
-    """``(G * O, I, 1, 1) -> [G, I, O]``; the group count is known from the target."""
-    return x.reshape(shape[0], shape[2], shape[1]).transpose(0, 2, 1)
+    """``(G * O, I, 1, 1) -> [G, I, O]``; the group count is known from the target, else I = O."""
+    groups, inputs, outputs = shape or (x.shape[0] // x.shape[1], x.shape[1], x.shape[1])
+    return x.reshape(groups, outputs, inputs).transpose(0, 2, 1)
 
 
 def _grouped_out(x: Any) -> Any:
@@ -64,8 +77,8 @@ TRANSFORMS: dict[str, tuple[Callable[[Any, Sequence[int]], Any], Callable[[Any],
         lambda x: x.transpose(1, 0)[:, :, None, None, None],
     ),
     # Per-channel scales: (C, 1, 1 [, 1]) and [C].
-    "scale2d": (lambda x, shape: x.reshape(shape), lambda x: x[:, None, None]),
-    "scale3d": (lambda x, shape: x.reshape(shape), lambda x: x[:, None, None, None]),
+    "scale2d": (lambda x, shape: x[:, 0, 0], lambda x: x[:, None, None]),
+    "scale3d": (lambda x, shape: x[:, 0, 0, 0], lambda x: x[:, None, None, None]),
     # Grouped 1x1 convolution: (G * O, I, 1, 1) and [G, I, O].
     "grouped2d": (_grouped_in, _grouped_out),
 }
@@ -85,7 +98,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def import_params(
     tensors: Mapping[str, np.ndarray],
     table: Sequence[Row],
-    target_shapes: Mapping[str, Any],
+    target_shapes: Mapping[str, Any] | None,
     *,
     partial: bool = False,
 ) -> dict[str, Any]:
@@ -94,7 +107,8 @@ def import_params(
     Args:
       tensors: arrays by checkpoint name.
       table: rows; the first that matches a whole name counts.
-      target_shapes: nested dict with the wanted parameters' shapes (arrays or ShapeDtypeStructs).
+      target_shapes: nested dict with the wanted parameters' shapes (arrays or ShapeDtypeStructs);
+        None takes everything that the table knows, in the shapes it comes in.
       partial: leave out what is missing or unused instead of refusing. Wrong shapes are always
         refused.
 
@@ -104,21 +118,27 @@ def import_params(
     Raises:
       VidlatentError: names everything unused, missing and misshaped at once.
     """
-    wanted = {path: tuple(leaf.shape) for path, leaf in flatten(target_shapes).items()}
-    rows = [(re.compile(source), target, transform) for source, target, transform in table]
+    wanted = None
+    if target_shapes is not None:
+        wanted = {path: tuple(leaf.shape) for path, leaf in flatten(target_shapes).items()}
+    rows = _compiled(table)
     found: dict[str, np.ndarray] = {}
     unused, misshaped = [], []
     for name, tensor in tensors.items():
-        path, transform = _target_of(name, rows)
-        if path not in wanted:
+        paths, transform = _targets_of(name, rows)
+        if transform == "drop":
+            continue
+        if not paths or any(wanted is not None and path not in wanted for path in paths):
             unused.append(name)
             continue
-        array = _forward(transform, tensor, wanted[path])
-        if array is None or array.shape != wanted[path]:
-            misshaped.append(f"{name} {tuple(tensor.shape)} for {path} {wanted[path]}")
-        # A misshaped tensor is not also counted as missing.
-        found[path] = array
-    missing = [path for path in wanted if path not in found]
+        for path, part in zip(paths, _parts(tensor, len(paths)), strict=True):
+            shape = None if wanted is None else wanted[path]
+            array = None if part is None else _forward(transform, part, shape)
+            if array is None or shape not in (None, array.shape):
+                misshaped.append(f"{name} {tuple(tensor.shape)} for {path} {shape or ''}".rstrip())
+            # A misshaped tensor is not also counted as missing.
+            found[path] = array
+    missing = [path for path in wanted or () if path not in found]
     problems = [("misshaped", misshaped)]
     if not partial:
         problems += [("missing", missing), ("unused", unused)]
@@ -135,16 +155,25 @@ def export_params(params: Mapping[str, Any], table: Sequence[Row]) -> dict[str, 
     Raises:
       VidlatentError: parameters that no row covers, by path.
     """
-    rows = [_inverted(row) for row in table]
+    rows = [entry for row in table if row[2] != "drop" for entry in _inverted(row)]
     tensors, lost = {}, []
+    parts: dict[str, dict[int, tuple[str, Any]]] = {}
     for path, leaf in flatten(params).items():
-        for pattern, template, transform in rows:
+        for pattern, template, transform, place, count in rows:
             match = pattern.fullmatch(path)
             if match:
-                tensors[template.format(**match.groupdict())] = TRANSFORMS[transform][1](leaf)
+                name, tensor = template.format(**match.groupdict()), TRANSFORMS[transform][1](leaf)
+                if count == 1:
+                    tensors[name] = tensor
+                else:
+                    group = parts.setdefault(name, {})
+                    group[place] = (path, tensor)
+                    tensors[name] = group if len(group) < count else _joined(group)
                 break
         else:
             lost.append(path)
+    # A tensor whose other parts are absent cannot be written.
+    lost += [path for t in tensors.values() if isinstance(t, dict) for path, _ in t.values()]
     if lost:
         raise VidlatentError("the export table lacks rows: " + _summary([("uncovered", lost)]))
     return tensors
@@ -159,15 +188,56 @@ def export_names(params: Mapping[str, Any], table: Sequence[Row]) -> dict[str, t
     return {name: tuple(x.shape) for name, x in export_params(_nest(hollow), table).items()}
 
 
-def _target_of(name: str, rows: Iterable[tuple[re.Pattern[str], str, str]]) -> tuple[str, str]:
-    for pattern, target, transform in rows:
+def count_known(tensors: Mapping[str, Any], table: Sequence[Row]) -> int:
+    """How many tensors a table knows by name and rank: a way to recognise a naming."""
+    rows = _compiled(table)
+
+    def known(name, tensor):
+        paths, transform = _targets_of(name, rows)
+        if not paths or transform == "drop":
+            return bool(paths)
+        part = _parts(tensor, len(paths))[0]
+        return part is not None and _forward(transform, part, None) is not None
+
+    return sum(known(name, tensor) for name, tensor in tensors.items())
+
+
+_Compiled = Sequence[tuple[re.Pattern[str], tuple[str, ...], str]]
+
+
+def _compiled(table: Sequence[Row]) -> _Compiled:
+    return [(re.compile(source), _tuple(target), transform) for source, target, transform in table]
+
+
+def _tuple(target: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (target,) if isinstance(target, str) else target
+
+
+def _targets_of(name: str, rows: _Compiled) -> tuple[tuple[str, ...], str]:
+    for pattern, targets, transform in rows:
         match = pattern.fullmatch(name)
         if match:
-            return target.format(**match.groupdict()), transform
-    return "", ""
+            return tuple(target.format(**match.groupdict()) for target in targets), transform
+    return (), ""
 
 
-def _forward(transform: str, tensor: Any, shape: Sequence[int]) -> Any:
+def _parts(tensor: Any, count: int) -> Sequence[Any]:
+    """Equal parts along the first axis; Nones where it does not divide."""
+    if count == 1:
+        return (tensor,)
+    if not tensor.shape or tensor.shape[0] % count:
+        return (None,) * count
+    size = tensor.shape[0] // count
+    return [tensor[i * size : (i + 1) * size] for i in range(count)]
+
+
+def _joined(group: Mapping[int, tuple[str, Any]]) -> Any:
+    arrays = [group[place][1] for place in sorted(group)]
+    traced = any(isinstance(array, jax.Array) for array in arrays)
+    return (jnp if traced else np).concatenate(arrays)
+
+
+def _forward(transform: str, tensor: Any, shape: Sequence[int] | None) -> Any:
     """The tensor in our layout, or None where its rank or size cannot be arranged so."""
     try:
         return TRANSFORMS[transform][0](tensor, shape)
@@ -175,8 +245,17 @@ def _forward(transform: str, tensor: Any, shape: Sequence[int]) -> Any:
         return None
 
 
-def _inverted(row: Row) -> tuple[re.Pattern[str], str, str]:
-    source, target, transform = row
+def _inverted(row: Row) -> list[tuple[re.Pattern[str], str, str, int, int]]:
+    """``(path pattern, name template, transform, place, places)`` for each target of a row."""
+    source, targets, transform = row
+    targets = _tuple(targets)
+    return [
+        (*_inverse(source, target), transform, place, len(targets))
+        for place, target in enumerate(targets)
+    ]
+
+
+def _inverse(source: str, target: str) -> tuple[re.Pattern[str], str]:
     groups = dict(_GROUP.findall(source))
     template = _GROUP.sub(r"{\1}", source).replace("[.]", ".")
     seen: set[str] = set()
@@ -188,7 +267,7 @@ def _inverted(row: Row) -> tuple[re.Pattern[str], str, str]:
         seen.add(name)
         return f"(?P<{name}>{groups[name]})"
 
-    return re.compile(_FIELD.sub(group, target)), template, transform
+    return re.compile(_FIELD.sub(group, target)), template
 
 
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from vidlatent.registry import did_you_mean
 from vidlatent.typing import VidlatentError
 
 __all__ = [
-    "GRAFTS",
     "centre_taps",
-    "graft",
     "inflate",
     "lite_from_standard",
     "shortcut_stage",
@@ -185,25 +182,6 @@ def video_from_image(params: Params, fresh: Params) -> dict[str, Any]:
     for side, names in added:
         result[side] |= {name: fresh[side][name] for name in names}
     return shortcut_stage(result, old)
-
-
-# How a config may start from the weights of another form: name -> (source, fresh) -> parameters.
-GRAFTS = {
-    "image": video_from_image,
-    "standard": standard_from_base,
-    "lite": lite_from_standard,
-}
-
-
-def graft(kind: str, params: Params, fresh: Params) -> dict[str, Any]:
-    """Parameters of one form from another's: ``GRAFTS[kind]``, then a check of every shape.
-
-    Raises:
-      VidlatentError: unknown ``kind``, or weights that do not belong to the form it starts from.
-    """
-    if kind not in GRAFTS:
-        raise VidlatentError(f"unknown start {kind!r}: {did_you_mean(kind, GRAFTS)}")
-    return GRAFTS[kind](params, fresh)
 
 
 def _stages(params: Params) -> int:

@@ -1,0 +1,45 @@
+"""Weights of other shapes and names: importer tables and ways to start from another model.
+
+A new model adds a line to each registry it has something for; nothing else needs to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vidlatent.registry import Registry
+
+__all__ = ["GRAFTS", "TABLES", "graft"]
+
+# Rows of ``io.importer`` by the name of a naming. A model's own naming has the model's name.
+TABLES = Registry("weights table")
+_FSVIDEO = "vidlatent.models.fsvideo.import_dcae:"
+TABLES.register("dcae", _FSVIDEO + "DCAE_TABLE")
+TABLES.register("dcae_original", _FSVIDEO + "DCAE_ORIGINAL_TABLE")
+TABLES.register("dcae_original_shuffle", _FSVIDEO + "DCAE_ORIGINAL_SHUFFLE_TABLE")
+TABLES.register("fsae", _FSVIDEO + "FSAE_TABLE")
+TABLES.register("ivvae", "vidlatent.models.ivvae.import_ivvae:IVVAE_TABLE")
+TABLES.register("ivvae_plain", "vidlatent.models.ivvae.import_ivvae:PLAIN_TABLE")
+
+# ``(source parameters, newly initialised parameters of the target) -> parameters``.
+GRAFTS = Registry("kind of start")
+_SURGERY = "vidlatent.models.fsvideo.surgery:"
+GRAFTS.register("image", _SURGERY + "video_from_image")
+GRAFTS.register("standard", _SURGERY + "standard_from_base")
+GRAFTS.register("lite", _SURGERY + "lite_from_standard")
+
+
+def graft(kind: str, params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of one form from another's by ``GRAFTS[kind]``.
+
+    Args:
+      kind: ``'image'`` (a video model from an image model), ``'standard'`` (FSAE-Standard from the
+        causal FSAE) or ``'lite'`` (FSAE-Lite from Standard).
+      params: the source's parameters.
+      fresh: newly initialised ones of the target.
+
+    Raises:
+      VidlatentError: unknown ``kind``, or weights that do not belong to the form it starts from.
+    """
+    return GRAFTS.get(kind)(params, fresh)

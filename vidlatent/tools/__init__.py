@@ -1,0 +1,1 @@
+"""Jobs beside training and inference: conversion of weights, planning, benchmarks."""
