@@ -91,6 +91,15 @@ def test_write_read_and_differences(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.5
 
 
+def test_read_fills_in_keys_that_an_older_run_did_not_have(tmp_path):
+    config = configs.load("fsae")
+    configs.write(config, tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["data"]["prefetch"], stored["mesh"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert configs.read(tmp_path).to_dict() == config.to_dict()
+
+
 def test_read_without_a_run(tmp_path):
     with pytest.raises(VidlatentError, match="train first"):
         configs.read(tmp_path)

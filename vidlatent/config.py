@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import importlib.util
 import json
 import sys
@@ -57,11 +58,7 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     """Load ``path[:arg]``, apply ``overrides`` (``{'a.b': 'text'}``) and lock the result."""
     path, _, arg = spec.partition(":")
     file = _find(path)
-    # Config files share their defaults by `from configs import common`, wherever they are read.
-    if "configs" not in sys.modules:
-        package = types.ModuleType("configs")
-        package.__path__ = [str(shipped_configs())]
-        sys.modules["configs"] = package
+    _make_importable()
     module_spec = importlib.util.spec_from_file_location(f"configs.{file.stem}", file)
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
@@ -71,6 +68,14 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     config.lock()
     apply_overrides(config, overrides or {})
     return config
+
+
+def _make_importable() -> None:
+    """Config files share their defaults by ``from configs import common``, wherever they lie."""
+    if "configs" not in sys.modules:
+        package = types.ModuleType("configs")
+        package.__path__ = [str(shipped_configs())]
+        sys.modules["configs"] = package
 
 
 def parse_arg(arg: str, presets: Sequence[str], **variants: Any) -> ConfigDict:
@@ -190,14 +195,30 @@ def write(config: ConfigDict, workdir: Path) -> list[str]:
 
 
 def read(workdir: Path, overrides: Mapping[str, str] | None = None) -> ConfigDict:
-    """The config that a workdir was trained with, with ``overrides`` applied, locked."""
+    """The config that a workdir was trained with, with ``overrides`` applied, locked.
+
+    Keys that did not exist when it was written have their default values.
+    """
     path = workdir / "config.json"
     if not path.is_file():
         raise VidlatentError(f"--workdir={workdir} holds no run (no config.json): train first.")
-    config = ConfigDict(_with_tuples(json.loads(path.read_text())))
+    stored = _with_tuples(json.loads(path.read_text()))
+    _make_importable()
+    defaults = importlib.import_module("configs.common").get_defaults(
+        stored["name"], stored["preset"]
+    )
+    config = ConfigDict(_merged(defaults.to_dict(), stored))
     config.lock()
     apply_overrides(config, overrides or {})
     return config
+
+
+def _merged(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    result = {**defaults, **stored}
+    for key, value in defaults.items():
+        if isinstance(value, dict) and key in stored:
+            result[key] = _merged(value, stored[key])
+    return result
 
 
 def _with_tuples(value: Any) -> Any:

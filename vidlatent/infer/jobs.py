@@ -97,7 +97,7 @@ def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, 
                 both.add(frame)
             bar.update(len(original))
     sheet = target.with_name(f"{target.stem}_contact_sheet.png")
-    sheet.write_bytes(contact_sheet(tally.shown(), ["original", "reconstruction"]))
+    sheet.write_bytes(tally.contact_sheet())
     scores = {"input": Path(input).name, **tally.scores(), **_sizes(codec, info, tally.frames)}
     path = target.with_name(f"{target.stem}_scores.json")
     path.write_text(json.dumps(scores, indent=1) + "\n")
@@ -122,7 +122,7 @@ class _Tally:
         self.frames = 0
         self._sums = {"psnr": 0.0, "ssim": 0.0}
         self._stride = max(1, expected // self.SHOWN)
-        self._kept: list[tuple[np.ndarray, np.ndarray]] = []
+        self._kept: list[tuple[int, np.ndarray, np.ndarray]] = []
 
     def add(self, original: np.ndarray, reconstruction: np.ndarray) -> None:
         for name, metric in (("psnr", psnr), ("ssim", ssim)):
@@ -130,7 +130,8 @@ class _Tally:
             self._sums[name] += float(np.asarray(values, np.float64).sum())
         for position in range(len(original)):
             if (self.frames + position) % self._stride == 0:
-                self._kept.append((original[position], reconstruction[position]))
+                number = self.frames + position
+                self._kept.append((number, original[position], reconstruction[position]))
         if len(self._kept) > 4 * self.SHOWN:  # the container's frame count was too low
             self._kept, self._stride = self._kept[::2], self._stride * 2
         self.frames += len(original)
@@ -138,8 +139,11 @@ class _Tally:
     def scores(self) -> dict[str, float]:
         return {name: total / self.frames for name, total in self._sums.items()}
 
-    def shown(self) -> list[np.ndarray]:
-        return [np.stack(clip) for clip in zip(*self._kept, strict=True)]
+    def contact_sheet(self) -> bytes:
+        numbers, original, reconstruction = zip(*self._kept, strict=True)
+        rows = [np.stack(original), np.stack(reconstruction)]
+        labels = ["original", "reconstruction"]
+        return contact_sheet(rows, labels, columns=self.SHOWN, numbers=numbers)
 
 
 def _sizes(codec: Codec, info, frames: int) -> dict[str, object]:

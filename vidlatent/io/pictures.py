@@ -136,6 +136,7 @@ def contact_sheet(
     cell: int = 160,
     difference: float = 0.0,
     group: int = 0,
+    numbers: Sequence[int] = (),
 ) -> bytes:
     """A PNG with one row of evenly picked frames for each clip.
 
@@ -150,6 +151,7 @@ def contact_sheet(
         row with their absolute difference times this number.
       group: rows that belong together are set apart from the next ones (0: 3 with ``difference``,
         else 2 if the number of rows is even, else 1).
+      numbers: what to call the frames of a clip that are not its first ones.
 
     Returns:
       The PNG file's bytes.
@@ -164,7 +166,7 @@ def contact_sheet(
     group = group or (3 if difference else 2 - len(clips) % 2)
     if difference:
         clips, labels = _with_differences(clips, labels, difference)
-    return _png(_compose(clips, labels, title, columns, cell, group), path)
+    return _png(_compose(clips, labels, title, columns, cell, group, numbers), path)
 
 
 def _png(sheet: Image.Image, path: str | os.PathLike[str] | None = None) -> bytes:
@@ -180,7 +182,13 @@ def _png(sheet: Image.Image, path: str | os.PathLike[str] | None = None) -> byte
 
 
 def _compose(
-    clips: list[np.ndarray], labels: list[str], title: str, columns: int, cell: int, group: int
+    clips: list[np.ndarray],
+    labels: list[str],
+    title: str,
+    columns: int,
+    cell: int,
+    group: int,
+    numbers: Sequence[int],
 ) -> Image.Image:
     sizes = [_cell_size(*clip.shape[1:3], cell) for clip in clips]
     picks = [pick_frames(len(clip), columns) for clip in clips]
@@ -207,7 +215,8 @@ def _compose(
             y += 14
             draw.line((_MARGIN, y - 9, sheet.width - _MARGIN, y - 9), fill=_RULE)
         if i == 0 or (i % group == 0 and not same_times):
-            _draw_times(draw, pick, left, y, width)
+            called = [numbers[frame] for frame in pick] if numbers else pick
+            _draw_times(draw, called, left, y, width)
             y += times_height
         _draw_label(draw, labels[i], _MARGIN, y + high // 2, label_width - 8)
         for column, frame in enumerate(pick):
