@@ -96,6 +96,17 @@ def test_worker_count_does_not_matter(straight, tmp_path):
     assert digest(tmp_path, 40) == straight
 
 
+def start(workdir):
+    """A run in the background that reports every step."""
+    return subprocess.Popen(
+        command(workdir, "--config.train.log_every=1"),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def wait_for(process, text, seconds=120):
     """Read a process's stderr up to the line that contains ``text``."""
     lines, end = [], time.monotonic() + seconds
@@ -111,13 +122,7 @@ def wait_for(process, text, seconds=120):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_the_same_command_resumes(straight, tmp_path, number):
-    process = subprocess.Popen(
-        command(tmp_path, "--config.train.log_every=1"),
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(tmp_path)
     try:
         wait_for(process, "step 3/40")
         process.send_signal(number)
@@ -132,13 +137,7 @@ def test_signal_saves_and_the_same_command_resumes(straight, tmp_path, number):
 
 
 def test_killed_run_resumes_from_its_last_checkpoint(straight, tmp_path):
-    process = subprocess.Popen(
-        command(tmp_path, "--config.train.log_every=1"),
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start(tmp_path)
     try:
         wait_for(process, "step 24/40")
     finally:
