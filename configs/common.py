@@ -66,6 +66,20 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     return config
 
 
+def demo_on_samples(config: ConfigDict, bucket: tuple, steps: int, lr: float) -> None:
+    """What every demo shares: minutes on the sample clips with a report now and then."""
+    config.data.source = "samples"
+    config.data.buckets = (bucket,)
+    config.data.validation_clips = 16
+    config.train.steps = steps
+    config.train.log_every = 20
+    config.optim.lr = lr
+    config.optim.warmup_steps = 20
+    config.optim.ema_decay = 0.98
+    config.checkpoint.every = 100
+    config.eval.every = 100
+
+
 def _data() -> ConfigDict:
     data = ConfigDict()
     data.source = "folder"  # folder | samples | tfds | synthetic

@@ -83,13 +83,4 @@ def _demo(config, arg):
     model.head_dim = 16
     model.latent_channels = 16
     model.up_form = "subpixel"
-    config.data.source = "samples"
-    config.data.buckets = ((9, 64, 64, 4),)
-    config.data.validation_clips = 16
-    config.train.steps = 400
-    config.train.log_every = 20
-    config.optim.lr = 3e-3
-    config.optim.warmup_steps = 20
-    config.optim.ema_decay = 0.98
-    config.checkpoint.every = 100
-    config.eval.every = 100
+    common.demo_on_samples(config, bucket=(9, 64, 64, 4), steps=400, lr=3e-3)
