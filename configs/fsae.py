@@ -1,20 +1,49 @@
 """FSAE, FSVideo's autoencoder: 64x64x4 compression into 128 channels (FSVideo, section 2.1).
 
-``configs/fsae.py``        a small FSAE on the sample clips, minutes on a laptop
-``configs/fsae.py:paper``  the published size and the first training stage
-                           (``paper,width=1024`` for the narrower deepest stage)
+``configs/fsae.py``           a small FSAE on the sample clips, minutes on a laptop
+``configs/fsae.py:paper``     the published size and the first training stage
+                              (``paper,width=1024`` for the narrower deepest stage)
+``configs/fsae.py:standard``  FSAE-Standard at that size: the decoder finetuned to look both ways in
+                              time, at frame 0's features, with noise (``paper,form=standard``)
+``configs/fsae.py:lite``      FSAE-Lite, group-causal with narrow outer stages, finetuned from
+                              Standard (``paper,form=lite``)
+``demo,form=lite``            (or ``standard``) the same forms at the demo's size, from scratch
 """
 
 from configs import common
 from vidlatent.config import parse_arg
+from vidlatent.registry import did_you_mean
+from vidlatent.typing import VidlatentError
+
+_FORMS = ("base", "standard", "lite")
 
 
 def get_config(arg: str = ""):
-    arg = parse_arg(arg, presets=("demo", "paper"), width=2048)
-    config = common.get_defaults("fsae", arg.preset)
+    arg = parse_arg(arg, presets=("demo", "paper", *_FORMS[1:]), width=2048, form="base")
+    form = arg.preset if arg.preset in _FORMS else arg.form
+    if form not in _FORMS:
+        raise VidlatentError(
+            f"config argument form={form} is unknown: {did_you_mean(form, _FORMS)}"
+        )
+    preset = arg.preset if form in (arg.preset, "base") else f"{arg.preset}-{form}"
+    config = common.get_defaults("fsae", preset)
     config.loss.l1 = 1.0
-    {"demo": _demo, "paper": _paper}[arg.preset](config, arg)
+    (_demo if arg.preset == "demo" else _paper)(config, arg)
+    if form != "base":
+        _finetuned(config, form)
     return config
+
+
+def _finetuned(config, form):
+    """The decoder's finetuned forms (FSVideo 2.2)."""
+    model = config.model
+    # The encoder stages that see frame 0 by itself: those after both temporal down operations.
+    model.cross_stages = tuple(range(2, len(model.decoder_widths)))
+    model.noise_weight = 0.05
+    model.decoder_time = "centred" if form == "standard" else "group"
+    if form == "lite":
+        outer, inner = model.decoder_widths[:2], model.decoder_widths[2:]
+        model.decoder_widths = (*(width // 2 for width in outer), *inner)  # how far: not stated
 
 
 def _model(config):
@@ -25,7 +54,16 @@ def _model(config):
     model.up_type = "interpolate"  # interpolate | shuffle
     model.shortcut_order = "hwt"  # sub-index order of the 3D shortcuts: hwt | thw (not stated)
     model.time_padding = "replicate"  # left of frame 0: replicate | zeros (not stated)
-    model.decoder_time = "causal"
+    model.decoder_time = "causal"  # causal | centred (Standard) | group (Lite)
+    # Attention to frame 0 and noise of the finetuned forms. Stated: features of the last five
+    # encoder blocks, noise of weight 0.05 in each convolution block; the rest is not.
+    model.cross_stages = ()
+    model.cross = "softmax"  # softmax | linear
+    model.cross_head_dim = 64
+    model.cross_window = 64  # side of the windows at the outermost of cross_stages; 0: none
+    model.cross_rotary = True
+    model.noise_weight = 0.0
+    model.noise_stages = (0, 1, 2)
     model.norm_eps = 1e-5
     model.norm_affine = True  # False: the strict pixel norm without scale and bias (not stated)
     model.temporal_down = (0, 1)  # time halves after these stages, the two nearest the pixels
@@ -82,5 +120,6 @@ def _demo(config, arg):
     model.multiscales = ((), (), (5,))
     model.head_dim = 16
     model.latent_channels = 16
+    model.cross_head_dim = 16
     model.up_form = "subpixel"
     common.demo_on_samples(config, bucket=(9, 64, 64, 4), steps=400, lr=3e-3)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from vidlatent import config as configs
 from vidlatent.io.importer import export_names, export_params, import_params
 from vidlatent.io.safetensors import load_safetensors, save_safetensors
 from vidlatent.models import build
@@ -65,6 +66,8 @@ def test_import_export_import_is_bitwise(dcae_case, fsae_case, shapes_of, tmp_pa
 def test_full_size_key_table(reference, config_of, shapes_of, dcae_case):
     table = json.loads(reference("dcae", "f32c32_sana_1_0_keys.json").read_text())
     shapes = shapes_of(build(config_of("dcae", table)))
+    config = configs.load("configs/dcae.py:paper").model.to_dict()
+    assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, shapes_of(build(config)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == table["total_params"]
     names = export_names(shapes, dcae_case.table)
     assert len(names) == table["num_tensors"]

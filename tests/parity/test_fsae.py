@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from vidlatent import config as configs
 from vidlatent.io.importer import export_names
 from vidlatent.models import build
 
@@ -43,33 +44,13 @@ def test_decoder_stages(fsae_case):
         np.testing.assert_allclose(value, fsae_case.array(name), atol=TOLERANCE)
 
 
-def paper_config(innermost: int, form: str) -> dict:
-    widths = (128, 256, 512, 512, 1024, 1024, innermost)
-    config = {
-        "name": "fsae",
-        "latent_channels": 128,
-        "encoder_widths": widths,
-        "decoder_widths": widths,
-        "encoder_depths": (2, 2, 2, 3, 3, 3, 3),
-        "decoder_depths": (3,) * 7,
-        "block_types": ("res",) * 3 + ("evit",) * 4,
-        "multiscales": ((),) * 3 + ((5,),) * 4,
-        "head_dim": 32,
-        "temporal_down": (0, 1),
-    }
-    if form != "base":
-        config |= {"cross_stages": (2, 3, 4, 5, 6), "noise_weight": 0.05, "decoder_time": "centred"}
-    if form == "lite":
-        config |= {"decoder_widths": (64, 128, *widths[2:]), "decoder_time": "group"}
-    return config
-
-
 @pytest.mark.parametrize("form", ["base", "standard", "lite"])
 @pytest.mark.parametrize("width", [2048, 1024])
 def test_full_size_key_table(reference, shapes_of, fsae_case, width, form):
     variant = f"w{width}_{form}"
     counts = json.loads(reference("fsae3d", "full_counts.json").read_text())[variant]
-    shapes = shapes_of(build(paper_config(width, form)))
+    config = configs.load(f"configs/fsae.py:paper,width={width},form={form}")
+    shapes = shapes_of(build(config.model.to_dict()))
     sizes = {
         side: sum(leaf.size for leaf in jax.tree.leaves(tree)) for side, tree in shapes.items()
     }
