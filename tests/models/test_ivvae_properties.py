@@ -275,6 +275,13 @@ def test_gradients_reach_every_parameter_and_survive_remat():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), again, plain)
 
 
+@pytest.mark.parametrize("form", ["taps", "fold2d"])
+def test_forms_of_the_paired_convolution(net, clip, form):
+    other = Net(net.params, conv_impl=form)
+    np.testing.assert_allclose(other.chunked("encode", clip[0], (5, 8)), clip[1], atol=2e-5)
+    np.testing.assert_allclose(other.decode(clip[1][..., :4])[0], clip[2], atol=2e-5)
+
+
 @pytest.mark.parametrize("block", [3, 4, 12])
 def test_attention_in_blocks(block):
     q, k, v = (jax.random.normal(jax.random.key(i), (2, 10, 3)) for i in range(3))

@@ -1,4 +1,4 @@
-"""Parameter counts and names of the released sizes and the paper's baselines, without making any."""
+"""Parameter counts and names of the released sizes and the baselines, without making any."""
 
 import hashlib
 

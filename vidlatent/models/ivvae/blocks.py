@@ -63,7 +63,9 @@ class PairedConv(nn.Module):
 
     Attributes:
       features: output channels of one half.
+      rule: causal, or the family's group rule (itself before frame 0, zeros after a group).
       volume_key: half A by a 3x3x3 convolution too.
+      implementation: form of ``kernels.conv3d``; ``'auto'`` is a form of its own where it can be.
     """
 
     features: int
@@ -85,12 +87,36 @@ class PairedConv(nn.Module):
         key_taps = 3 if self.volume_key else 1
         key = Weights((key_taps, *shape[1:]), self.dtype, init, name=key_name)()
         motion = Weights(shape, self.dtype, init, name="conv_3d")()
+        if self.implementation == "auto" and self.rule.kind == "group" and not self.volume_key:
+            return self._shifted_outputs(x, cache, key, motion), x[:, -1:]
         view, kept = view_frames(x, cache, self.rule, 3)
         outputs = []
         for (kernel, bias), seen in ((key, view if self.volume_key else x), (motion, view)):
             y = convolve(seen, kernel, (1, 1, 1), _PAD, 1, self.implementation)
             outputs.append(y + bias)
         return jnp.concatenate(outputs, axis=-1), kept
+
+    def _shifted_outputs(self, x, cache, key, motion):
+        """The same by one 2-D convolution whose outputs, not inputs, move between frames.
+
+        It reads the input once, where the usual form makes two shifted copies of it and convolves
+        four times: at 720p one array of a group is 1.9 GB.
+        """
+        first, kernel = cache is None, motion[0]
+
+        def conv(frames, kernel):
+            return convolve(frames, kernel, (1, 1, 1), _PAD)
+
+        taps = jnp.concatenate([key[0], kernel[1:2], kernel[:1], kernel[2:]], axis=-1)
+        a, now, past, ahead = jnp.split(conv(x, taps), 4, axis=-1)
+        # Before frame 0 stands frame 0 itself.
+        before = past[:, :1] if first else conv(cache.astype(x.dtype), kernel[:1])
+        past = jnp.concatenate([before, past[:, :-1]], axis=1)
+        ahead = jnp.concatenate([ahead[:, 1:], jnp.zeros_like(before)], axis=1)
+        place = jnp.arange(x.shape[1]) - (1 if first else 0)
+        inside = (place >= 0) & (place % self.rule.group != self.rule.group - 1)
+        b = now + past + jnp.where(inside[None, :, None, None, None], ahead, 0)
+        return jnp.concatenate([a + key[1], b + motion[1]], axis=-1)
 
 
 class PairedPointwise(nn.Module):
@@ -155,9 +181,7 @@ class ResBlock(nn.Module):
         """``[B, T, H, W, C] -> [B, T, H, W, C']``; the cache holds one entry a convolution."""
         c, op, new = self.coder, self.op, {}
         h = x
-        # Starting the branch small makes training from random weights steadier.
-        inits = (fan_in, nn.initializers.variance_scaling(c.residual_scale**2 + 1e-20, *_FAN))
-        for at, init in zip((0, 3), inits, strict=True):
+        for at, init in ((0, fan_in), (3, _ending(c.residual_scale))):
             h = nn.silu(SplitNorm(c.form.branches, c.dtype, name=f"residual_{at}")(h))
             name = f"residual_{2 * at or 2}"
             conv = conv3(c, op.features, op.level, name, plane=op.plane, kernel_init=init)
@@ -167,7 +191,11 @@ class ResBlock(nn.Module):
         return x + h, new
 
 
-_FAN = ("fan_in", "truncated_normal")
+def _ending(scale: float) -> Any:
+    """Initialisation of the last kernel of a residual branch."""
+    if scale == 0:
+        return nn.initializers.zeros
+    return nn.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal")
 
 
 class FrameAttention(nn.Module):
@@ -185,7 +213,7 @@ class FrameAttention(nn.Module):
         h = h.reshape(batch * time, height * width, channels)
         q, k, v = jnp.split(jnp.einsum("fni,io->fno", h, kernel) + bias, 3, axis=-1)
         h = frame_attention(q, k, v).reshape(x.shape)
-        init = nn.initializers.variance_scaling(self.residual_scale**2 + 1e-20, *_FAN)
+        init = _ending(self.residual_scale)
         kernel, bias = Weights((channels, channels), self.dtype, init, name="proj")()
         return x + jnp.einsum("...i,io->...o", h, kernel) + bias
 

@@ -1,0 +1,170 @@
+"""Encode and decode of whole tokenizers on this CPU, against the same weights in PyTorch.
+
+    python -m benchmarks.tokenizers --torch-python /path/to/env/bin/python
+    python -m benchmarks.tokenizers --models ivvae --clips 5x256x256    # without the comparison
+
+``ivvae`` is the released size with z = 16, ``dcae`` DC-AE f32c32; weights are random. Both sides
+compute in float32 on two threads, one after the other in one run, and decode the same latent;
+"difference" is the largest one between their results, relative to the largest value. A ratio below
+1 means that this package is faster. The other environment needs torch, safetensors, numpy, and
+diffusers for DC-AE. 17x256x256 takes minutes a model on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidlatent.infer.load import abstract_params
+from vidlatent.io.importer import export_params
+from vidlatent.io.safetensors import save_safetensors
+from vidlatent.models import build
+from vidlatent.models.fsvideo.import_dcae import DCAE_TABLE
+from vidlatent.models.ivvae.import_ivvae import IVVAE_TABLE, RELEASED
+
+WIDTHS = (128, 256, 512, 512, 1024, 1024)
+BLOCKS = ("res",) * 3 + ("evit",) * 3
+SCALES = ((), (), (), (5,), (5,), (5,))
+MODELS = {
+    "ivvae": ({"name": "ivvae", **RELEASED["ivvae_z16_dim64"]}, IVVAE_TABLE),
+    "dcae": (
+        {
+            "name": "dcae",
+            "latent_channels": 32,
+            "encoder_widths": WIDTHS,
+            "decoder_widths": WIDTHS,
+            "encoder_depths": (2, 2, 2, 3, 3, 3),
+            "decoder_depths": (3,) * 6,
+            "block_types": BLOCKS,
+            "multiscales": SCALES,
+            "head_dim": 32,
+        },
+        DCAE_TABLE,
+    ),
+}
+# The same model for Diffusers' constructor.
+DCAE_CONFIG = {
+    "latent_channels": 32,
+    "attention_head_dim": 32,
+    **{f"{side}_block_out_channels": WIDTHS for side in ("encoder", "decoder")},
+    **{
+        f"{side}_block_types": ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3
+        for side in ("encoder", "decoder")
+    },
+    **{f"{side}_qkv_multiscales": SCALES for side in ("encoder", "decoder")},
+    "encoder_layers_per_block": (2, 2, 2, 3, 3, 3),
+    "decoder_layers_per_block": (3,) * 6,
+    "upsample_block_type": "interpolate",
+    "downsample_block_type": "conv",
+}
+
+
+def random_params(model, seed=0):
+    """Values of the usual sizes everywhere, so that nothing vanishes or grows."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name in ("gamma", "scale"):
+            return np.ones(leaf.shape, np.float32)
+        size = np.prod(leaf.shape[:-1]) if name == "kernel" else 1e4
+        return (rng.standard_normal(leaf.shape) / np.sqrt(size)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract_params(model))
+
+
+def timed(function, params, x, repeats):
+    """Result, least seconds, seconds of compilation."""
+    start = time.perf_counter()
+    run = jax.jit(function).lower(params, x).compile()
+    compilation = time.perf_counter() - start
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        y = jax.block_until_ready(run(params, x))
+        seconds.append(time.perf_counter() - start)
+    return np.asarray(y), min(seconds), compilation
+
+
+def ours(model, params, video, repeats):
+    def encode(p, x):
+        return model.apply({"params": p}, x, method="encode")[0].mean
+
+    def decode(p, x):
+        return model.apply({"params": p}, x, method="decode")[0]
+
+    latent, encoding, first = timed(encode, params, video, repeats)
+    restored, decoding, second = timed(decode, params, jnp.asarray(latent), repeats)
+    seconds = {"encode": encoding, "decode": decoding, "compile": first + second}
+    return {"latent": latent[0], "restored": restored[0]}, seconds
+
+
+def theirs(python, name, tensors, video, latent, repeats):
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(Path(folder, f)) for f in ("weights.safetensors", "io.npz", "result.npz")]
+        save_safetensors({key: np.asarray(x) for key, x in tensors.items()}, files[0])
+        config = json.dumps(DCAE_CONFIG)
+        np.savez(files[1], video=np.asarray(video[0]), latent=latent, config=config)
+        script = str(Path(__file__).with_name("torch_tokenizers.py"))
+        subprocess.run([python, script, name, *files, str(repeats)], check=True)
+        result = dict(np.load(files[2]))
+    seconds = {key: float(result.pop(key)) for key in ("encode", "decode")}
+    return result, seconds
+
+
+def measure(name, clip, python, repeats):
+    config, table = MODELS[name]
+    model = build(config)
+    params = random_params(model)
+    frames, height, width = clip
+    video = np.random.default_rng(1).uniform(-1, 1, (1, frames, height, width, 3))
+    video = jnp.asarray(video, jnp.float32)
+    values, seconds = ours(model, jax.tree.map(jnp.asarray, params), video, repeats)
+    row = {"model": name, "clip": "x".join(map(str, clip)), **seconds}
+    if python:
+        tensors = export_params(params, table)
+        other, torch_seconds = theirs(python, name, tensors, video, values["latent"], repeats)
+        for key, value in torch_seconds.items():
+            row[f"torch {key}"] = value
+            row[f"{key} ratio"] = row[key] / value
+        for key, value in other.items():
+            error = np.abs(value - values[key]).max() / np.abs(value).max()
+            row[f"{key} difference"] = float(error)
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--clips", nargs="+", default=["17x256x256", "1x512x512"])
+    parser.add_argument("--torch-python", default="", help="interpreter with torch; empty: none")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--json", default="", help="write the rows here too")
+    args = parser.parse_args()
+    rows = []
+    for name in args.models:
+        for clip in args.clips:
+            size = tuple(map(int, clip.split("x")))
+            rows.append(measure(name, size, args.torch_python, args.repeats))
+            print(
+                ", ".join(
+                    f"{key} {value:.3g}" if isinstance(value, float) else f"{value}"
+                    for key, value in rows[-1].items()
+                ),
+                flush=True,
+            )
+    if args.json:
+        Path(args.json).write_text(json.dumps({"threads": os.cpu_count(), "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""IV-VAE: 4x8x8 compression by key frames and motion in two branches (CVPR 2025).
+
+``configs/ivvae.py``         a small IV-VAE on the sample clips, minutes on a laptop
+``configs/ivvae.py:paper``   the published size, z = 16; ``z4``, ``z8``, ``z16`` choose the latent,
+                             ``z16,width=96`` the wide model, ``paper,stage=1`` to ``4`` the stage
+``configs/ivvae.py:paper,variant=causal,width=96``  a baseline or ablation: ``causal`` (the
+                             inflated VAE), ``gcconv``, ``ktc``, ``ktc_causal``, ``volumes``; with
+                             ``demo`` too
+"""
+
+from configs import common
+from vidlatent.config import parse_arg
+
+
+def get_config(arg: str = ""):
+    presets = ("demo", "paper", "z4", "z8", "z16")
+    arg = parse_arg(arg, presets=presets, variant="ivvae", width=64, stage=2)
+    config = common.get_defaults("ivvae", arg.preset)
+    config.loss.l1 = 1.0
+    (_demo if arg.preset == "demo" else _paper)(config, arg)
+    return config
+
+
+def _model(config, arg):
+    """Fields shared by all presets."""
+    model = config.model
+    model.name = "ivvae"
+    model.variant = arg.variant
+    model.pac_dilations = (0, 1, 3, 6, 9, 12)  # of the parallel convolutions; 0: 1x1
+    model.up_form = "subpixel"  # nearest | subpixel: two ways to compute the up operations
+    # Residual branches start at zero; released weights bring their own.
+    model.residual_scale = 0.0
+    model.conv_impl = "auto"
+    model.remat = False
+    model.latent_scale = 1.0  # a generator sees scale * (latent - shift)
+    model.latent_shift = 0.0
+    return model
+
+
+def _paper(config, arg):
+    model = _model(config, arg)
+    model.latent_channels = 16 if arg.preset == "paper" else int(arg.preset[1:])
+    model.width = arg.width
+    model.multipliers = (1, 2, 4, 4)
+    model.blocks = 2
+    model.temporal_down = (1, 2)  # time halves after these levels
+    model.remat = True
+    _released_scale(model)
+    # Sizes, steps and order of the stages are second-hand; frames, batch, optimizer and EMA are
+    # not stated.
+    (height, width), frames, batch, steps = {
+        1: ((256, 256), 1, 256, 200_000),
+        2: ((256, 256), 17, 32, 500_000),
+        3: ((512, 512), 17, 16, 200_000),
+        4: ((512, 512), 17, 16, 100_000),
+    }[arg.stage]
+    config.data.buckets = ((frames, height, width, batch),)
+    if arg.stage == 1:
+        # An ordinary image VAE with the channels of one branch; the video model is inflated of it.
+        model.variant = "image"
+        model.latent_channels //= 2
+        model.temporal_down = ()
+    if arg.stage == 4:
+        mixed = ((17, 256, 256, 64), (17, 512, 512, 16), (33, 256, 256, 32), (1, 512, 512, 256))
+        config.data.buckets = mixed
+    config.data.num_workers = 8
+    config.train.steps = steps
+    config.train.log_every = 50
+    config.optim.lr = 5e-5 if arg.stage == 4 else 1e-4
+    config.optim.b2 = 0.999
+    config.optim.schedule = "constant"
+    config.optim.warmup_steps = 2000
+    config.checkpoint.every = 2000
+    config.checkpoint.keep_every = 50_000
+    config.eval.every = 5000
+
+
+def _released_scale(model):
+    """What the released weights of this size were measured to need."""
+    from vidlatent.models.ivvae.import_ivvae import RELEASED
+
+    released = RELEASED.get(f"ivvae_z{model.latent_channels}_dim{model.width}")
+    if released and model.variant == "ivvae":
+        model.latent_scale = released["latent_scale"]
+        model.latent_shift = released["latent_shift"]
+
+
+def _demo(config, arg):
+    model = _model(config, arg)
+    # 4x4x4 into 16 channels (12 to 1) instead of 4x8x8 into 16 (48 to 1), and narrow, so that
+    # minutes on two cores show clips one recognises.
+    model.latent_channels = 16
+    model.width = 8
+    model.multipliers = (1, 2, 4)
+    model.blocks = 1
+    model.temporal_down = (0, 1)
+    model.pac_dilations = (0, 1, 3)
+    model.up_form = "nearest"  # faster here, at so few channels
+    config.data.source = "samples"
+    config.data.buckets = ((9, 64, 64, 2),)
+    config.data.validation_clips = 16
+    config.train.steps = 300
+    config.train.log_every = 20
+    config.optim.lr = 3e-3
+    config.optim.warmup_steps = 20
+    config.optim.ema_decay = 0.98
+    config.checkpoint.every = 100
+    config.eval.every = 100
