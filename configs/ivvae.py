@@ -10,6 +10,7 @@
 
 from configs import common
 from vidlatent.config import parse_arg
+from vidlatent.typing import VidlatentError
 
 
 def get_config(arg: str = ""):
@@ -37,7 +38,13 @@ def _model(config, arg):
     return model
 
 
+# Frames, height, width, batch of the last stage.
+_MIXED = ((17, 256, 256, 64), (17, 512, 512, 16), (33, 256, 256, 32), (1, 512, 512, 256))
+
+
 def _paper(config, arg):
+    if arg.stage not in (1, 2, 3, 4):
+        raise VidlatentError(f"config argument stage={arg.stage}: use 1 to 4.")
     model = _model(config, arg)
     model.latent_channels = 16 if arg.preset == "paper" else int(arg.preset[1:])
     model.width = arg.width
@@ -48,21 +55,18 @@ def _paper(config, arg):
     _released_scale(model)
     # Sizes, steps and order of the stages are second-hand; frames, batch, optimizer and EMA are
     # not stated.
-    (height, width), frames, batch, steps = {
-        1: ((256, 256), 1, 256, 200_000),
-        2: ((256, 256), 17, 32, 500_000),
-        3: ((512, 512), 17, 16, 200_000),
-        4: ((512, 512), 17, 16, 100_000),
+    buckets, steps = {
+        1: (((1, 256, 256, 256),), 200_000),
+        2: (((17, 256, 256, 32),), 500_000),
+        3: (((17, 512, 512, 16),), 200_000),
+        4: (_MIXED, 100_000),
     }[arg.stage]
-    config.data.buckets = ((frames, height, width, batch),)
+    config.data.buckets = buckets
     if arg.stage == 1:
         # An ordinary image VAE with the channels of one branch; the video model is inflated of it.
         model.variant = "image"
         model.latent_channels //= 2
         model.temporal_down = ()
-    if arg.stage == 4:
-        mixed = ((17, 256, 256, 64), (17, 512, 512, 16), (33, 256, 256, 32), (1, 512, 512, 256))
-        config.data.buckets = mixed
     config.data.num_workers = 8
     config.train.steps = steps
     config.train.log_every = 50
