@@ -6,8 +6,9 @@
 ``ivvae`` is the released size with z = 16, ``dcae`` DC-AE f32c32; weights are random. Both sides
 compute in float32 on two threads, one after the other in one run, and decode the same latent;
 "difference" is the largest one between their results, relative to the largest value. A ratio below
-1 means that this package is faster; on a busy machine look at the processor seconds. The other environment needs torch, safetensors, numpy, and
-diffusers for DC-AE. 17x256x256 takes minutes a model on two cores.
+1 means that this package is faster; on a busy machine look at the processor seconds. The other
+environment needs torch, safetensors, numpy, and diffusers for DC-AE. 17x256x256 takes minutes a
+model on two cores.
 """
 
 from __future__ import annotations

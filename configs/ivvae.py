@@ -100,13 +100,4 @@ def _demo(config, arg):
     model.temporal_down = (0, 1)
     model.pac_dilations = (0, 1, 3)
     model.up_form = "nearest"  # faster here, at so few channels
-    config.data.source = "samples"
-    config.data.buckets = ((9, 64, 64, 2),)
-    config.data.validation_clips = 16
-    config.train.steps = 300
-    config.train.log_every = 20
-    config.optim.lr = 3e-3
-    config.optim.warmup_steps = 20
-    config.optim.ema_decay = 0.98
-    config.checkpoint.every = 100
-    config.eval.every = 100
+    common.demo_on_samples(config, bucket=(9, 64, 64, 2), steps=300, lr=3e-3)
