@@ -88,21 +88,12 @@ def _paper(config, arg):
 
 def _demo(config, arg):
     model = config.model
-    # 8x8 into 24 channels (8 to 1), with the published kinds of stages.
-    model.encoder_widths = model.decoder_widths = (16, 32, 64, 96)
-    model.encoder_depths = model.decoder_depths = (0, 1, 1, 1)
-    model.block_types = ("res", "res", "res", "evit")
-    model.multiscales = ((), (), (), (5,))
+    # 4x4 into 8 channels (6 to 1), with the published kinds of stages.
+    model.encoder_widths = model.decoder_widths = (16, 32, 64)
+    model.encoder_depths = model.decoder_depths = (0, 1, 1)
+    model.block_types = ("res", "res", "evit")
+    model.multiscales = ((), (), (5,))
     model.head_dim = 16
-    model.latent_channels = 24
+    model.latent_channels = 8
     model.down_type, model.up_type = "conv", "interpolate"
-    config.data.source = "samples"
-    config.data.buckets = ((1, 64, 64, 16),)
-    config.data.validation_clips = 16
-    config.train.steps = 400
-    config.train.log_every = 10
-    config.optim.lr = 2e-3
-    config.optim.warmup_steps = 20
-    config.optim.ema_decay = 0.98
-    config.checkpoint.every = 100
-    config.eval.every = 100
+    common.demo_on_samples(config, bucket=(1, 64, 64, 16), steps=400, lr=3e-3)

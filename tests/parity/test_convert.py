@@ -165,7 +165,7 @@ def test_image_weights_start_the_video_model(dcae_case, fsae_case, tmp_path):
     params = starting_params(
         str(path),
         abstract_params(model),
-        lambda: abstract_params(model),
+        lambda: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_params(model)),
         family="fsae",
         kind="image",
     )

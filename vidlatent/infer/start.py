@@ -51,7 +51,8 @@ def starting_params(
     else:
         tensors = read_tensors(path)
         source = import_params(tensors, choose_table(tensors, family, table), None)
-    params = graft(kind, source, fresh())
+    # On the host: the two may lie on different devices.
+    params = graft(kind, *(jax.tree.map(np.asarray, tree) for tree in (source, fresh())))
 
     def place(leaf, like):
         leaf = np.asarray(leaf, like.dtype)
