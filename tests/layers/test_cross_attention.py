@@ -15,6 +15,11 @@ from vidlatent.layers.cross_attention import (
 from vidlatent.layers.noise import NoiseField, normal_map
 
 
+def _jit(f):
+    """Compiled as a whole and quickly: one by one the operations take many times as long."""
+    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def _random(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
@@ -38,14 +43,15 @@ def test_windows_equal_a_masked_dense_attention(height, width, side):
     k, v = _random(2, height, width, 2, 4, seed=1), _random(2, height, width, 2, 4, seed=2)
     ids = _window_ids(height, width, side or 1000)
     mask = np.tile(ids, 3)[:, None] == ids[None]
-    got = window_attention(q, k, v, side)
-    np.testing.assert_allclose(got, _dense(q, k, v, mask).reshape(q.shape), atol=1e-5)
+    got = _jit(lambda q, k, v: window_attention(q, k, v, side))(q, k, v)
+    want = _jit(_dense)(q, k, v, mask).reshape(q.shape)
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_crops_of_queries_agree_with_the_whole_wherever_they_start():
     q, k, v = _random(1, 2, 11, 13, 2, 4), _random(1, 11, 13, 2, 4), _random(1, 11, 13, 2, 4)
-    want = window_attention(q, k, v, 4)
-    crop = jax.jit(
+    want = _jit(lambda q, k, v: window_attention(q, k, v, 4))(q, k, v)
+    crop = _jit(
         lambda y, x: window_attention(
             jax.lax.dynamic_slice(q, (0, 0, y, x, 0, 0), (1, 2, 5, 6, 2, 4)), k, v, 4, (y, x)
         )
@@ -57,12 +63,18 @@ def test_crops_of_queries_agree_with_the_whole_wherever_they_start():
 def test_blocks_of_queries_change_nothing(monkeypatch):
     q, k, v = _random(2, 17, 2, 4), _random(2, 9, 2, 4), _random(2, 9, 2, 4)
     seen = jnp.arange(9)[None] < jnp.array([[9], [4]])
-    want = softmax_attention(q, k, v, seen)
-    gradient = jax.grad(lambda q: softmax_attention(q, k, v, seen).sum())(q)
+
+    def both(q):
+        value, gradient = jax.value_and_grad(
+            lambda q: (softmax_attention(q, k, v, seen) ** 2).sum()
+        )(q)
+        return softmax_attention(q, k, v, seen), value, gradient
+
+    want = _jit(both)(q)
     monkeypatch.setattr(cross_attention, "_SCORES", 100)
-    np.testing.assert_allclose(softmax_attention(q, k, v, seen), want, atol=1e-6)
-    blocked = jax.grad(lambda q: softmax_attention(q, k, v, seen).sum())(q)
-    np.testing.assert_allclose(blocked, gradient, atol=1e-6)
+    got = _jit(lambda q: both(q))(q)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_rotation_keeps_lengths_and_sees_only_relative_places():
@@ -79,12 +91,12 @@ def test_rotation_keeps_lengths_and_sees_only_relative_places():
 def test_module_crops_and_caches(form):
     module = FirstFrameAttention(4, form, window=3)
     x, features = _random(1, 2, 6, 7, 8), _random(1, 6, 7, 12)
-    params = module.init(jax.random.key(0), x, None, features)
+    params = _jit(module.init)(jax.random.key(0), x, None, features)
     params["params"]["to_out"]["kernel"] = _random(8, 8)
-    want, cache = module.apply(params, x, None, features)
-    again, _ = module.apply(params, x[:, 1:], cache)
+    want, cache = _jit(module.apply)(params, x, None, features)
+    again, _ = _jit(module.apply)(params, x[:, 1:], cache)
     np.testing.assert_allclose(again, want[:, 1:], atol=1e-5)
-    part, _ = module.apply(params, x[:, :, 1:5, 2:], None, features, (1, 2))
+    part, _ = _jit(module.apply)(params, x[:, :, 1:5, 2:], None, features, (1, 2))
     np.testing.assert_allclose(part, want[:, :, 1:5, 2:], atol=1e-5)
 
 
