@@ -119,7 +119,7 @@ class IVVAE:
 
     def encode(self, video):
         self.cache, means = {}, []
-        for chunk in (video[:1], *video[1:].split(4)):
+        for chunk in (video[:1], *(video[1:].split(4) if len(video) > 1 else ())):
             x = self.paired(chunk, "encoder.conv1", 4)
             x = self.run(self.run(x, "encoder.downsamples", 4), "encoder.middle", 1)
             x = F.silu(self.norm(x, "encoder.head.0"))

@@ -7,7 +7,7 @@ import pytest
 
 from vidlatent.layers.softmax import frame_attention
 from vidlatent.models import Posterior, build
-from vidlatent.models.ivvae.inflate import inflate
+from vidlatent.models.ivvae.inflate import inflate, model_of_params, video_from_image
 from vidlatent.typing import VidlatentError
 
 # Two levels above the latent, both halving time: the same 4 frames a group as the full model.
@@ -227,6 +227,20 @@ def test_inflated_baseline_keeps_images(plain_image, variant):
     np.testing.assert_allclose(mean, latents[:, kept], atol=2e-5)
     restored = net.decode(mean)[0]
     np.testing.assert_allclose(restored, images[:, jnp.repeat(kept, 4)[3:]], atol=5e-5)
+
+
+def test_sizes_read_from_parameters(net, image, plain_image):
+    for one in (net, image, plain_image):
+        assert model_of_params(one.params) == one.model.clone(pac_dilations=_dilations(one))
+    got = video_from_image(image.params, net.params)
+    want = inflate(image.params, image.model, net.model, net.params)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def _dilations(net):
+    """A model without parallel convolutions keeps the default."""
+    rich = "PAC_conv" in net.params["encoder"]["head_2"]
+    return net.model.pac_dilations if rich else type(net.model).pac_dilations
 
 
 @pytest.mark.parametrize(

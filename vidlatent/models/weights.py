@@ -28,6 +28,9 @@ _SURGERY = "vidlatent.models.fsvideo.surgery:"
 GRAFTS.register("image", _SURGERY + "video_from_image")
 GRAFTS.register("standard", _SURGERY + "standard_from_base")
 GRAFTS.register("lite", _SURGERY + "lite_from_standard")
+_INFLATE = "vidlatent.models.ivvae.inflate:"
+GRAFTS.register("ivvae_image", _INFLATE + "video_from_image")
+GRAFTS.register("ivvae_image_causal", _INFLATE + "causal_from_image")
 
 
 def graft(kind: str, params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,7 +38,8 @@ def graft(kind: str, params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dic
 
     Args:
       kind: ``'image'`` (a video model from an image model), ``'standard'`` (FSAE-Standard from the
-        causal FSAE) or ``'lite'`` (FSAE-Lite from Standard).
+        causal FSAE) or ``'lite'`` (FSAE-Lite from Standard), ``'ivvae_image'`` and ``'ivvae_image_causal'`` (a
+        group causal or causal model of the IV-VAE family from its image VAE).
       params: the source's parameters.
       fresh: newly initialised ones of the target.
 

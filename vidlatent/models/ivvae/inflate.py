@@ -18,10 +18,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from vidlatent.models.ivvae.autoencoder import IVVAE
-from vidlatent.models.ivvae.form import decoder_ops, encoder_ops
+from vidlatent.models.ivvae.form import VARIANTS, Form, decoder_ops, encoder_ops
 from vidlatent.typing import VidlatentError
 
-__all__ = ["inflate"]
+__all__ = ["causal_from_image", "inflate", "model_of_params", "video_from_image"]
 
 _HALF = {"conv_2d": 0, "conv_3d_key": 0, "conv_3d": 1}
 _COPIED = {
@@ -78,6 +78,51 @@ def inflate(
     for part, ops in (("downsamples", encoder_ops), ("upsamples", decoder_ops)):
         names |= _counterparts(part, ops(source), ops(target), source.form.rich)
     return _Inflation(image_params, target, names, source.form.rich, keep).walk(template, ())
+
+
+def video_from_image(params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """``inflate`` into a group causal model, its sizes read from the parameters."""
+    image, video = model_of_params(params), model_of_params(fresh)
+    return inflate(params, image, video, fresh)
+
+
+def causal_from_image(params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """``inflate`` into a causal model, its sizes read from the parameters."""
+    image, video = model_of_params(params), model_of_params(fresh, "causal")
+    return inflate(params, image, video, fresh)
+
+
+def model_of_params(params: Mapping[str, Any], time: str = "group") -> IVVAE:
+    """The module that ``params`` belong to; ``time`` is not visible in a video model's shapes."""
+    encoder = params["encoder"]
+    blocks = [encoder[f"downsamples_{i}"] for i in range(sum("downs" in key for key in encoder))]
+    downs = [block for block in blocks if any("resample" in key for key in block)]
+    branches = 2 if "resample_2d" in downs[0] else 1
+    name = "resample_2d" if branches == 2 else "resample"
+    widths = [block[name]["bias"].size for block in downs]
+    widths.append(encoder["middle_0"]["residual_0"]["gamma"].size // branches)
+    head = encoder["head_2"]
+    if branches == 1 and encoder["conv1"]["kernel"].shape[0] == 1:
+        time = "none"
+    key = "volume" if "conv_3d_key" in encoder["conv1"] else "plane"
+    form = Form(branches, key, time, "PAC_conv" in head)
+    variant = next((name for name, known in VARIANTS.items() if known == form), None)
+    if variant is None:
+        raise VidlatentError(f"these parameters belong to no known variant ({form}).")
+    quant = encoder["quant"]
+    fields: dict[str, Any] = {}
+    if form.rich:
+        reaches = (key.removeprefix("PAC_") for key in head)
+        fields["pac_dilations"] = tuple(sorted(int(reach) for reach in reaches if reach.isdigit()))
+    return IVVAE(
+        latent_channels=quant["conv_2d"]["bias"].size if branches == 2 else quant["bias"].size // 2,
+        width=widths[0],
+        variant=variant,
+        multipliers=tuple(width // widths[0] for width in widths),
+        blocks=next(i for i, block in enumerate(blocks) if name in block),
+        temporal_down=tuple(i for i, block in enumerate(downs) if "time_conv" in block),
+        **fields,
+    )
 
 
 def _counterparts(part: str, source: list, target: list, rich: bool) -> dict[str, str]:
