@@ -38,8 +38,8 @@ def graft(kind: str, params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dic
 
     Args:
       kind: ``'image'`` (a video model from an image model), ``'standard'`` (FSAE-Standard from the
-        causal FSAE) or ``'lite'`` (FSAE-Lite from Standard), ``'ivvae_image'`` and ``'ivvae_image_causal'`` (a
-        group causal or causal model of the IV-VAE family from its image VAE).
+        causal FSAE), ``'lite'`` (FSAE-Lite from Standard), ``'ivvae_image'`` or
+        ``'ivvae_image_causal'`` (IV-VAE's video model, group causal or causal, from its image VAE).
       params: the source's parameters.
       fresh: newly initialised ones of the target.
 
