@@ -225,3 +225,22 @@ def test_mistakes_are_named(change, message):
 def test_missing_condition_is_named(standard, clip):
     with pytest.raises(VidlatentError, match="model.condition"):
         standard.decode(clip[1])
+
+
+def test_recomputing_blocks_leaves_gradients_alone():
+    net, video = Net(**FORM, cross_window=3, decoder_time="group"), video_of(5)
+
+    def gradient(**fields):
+        model = net.model.clone(**fields)
+
+        def loss(params):
+            rngs = {"noise": jax.random.key(1)}
+            return jnp.mean(jnp.abs(model.apply({"params": params}, video, rngs=rngs)[0] - video))
+
+        return fast_jit(jax.grad(loss))(net.params)
+
+    plain = gradient()
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, gradient(remat=True)
+    )
