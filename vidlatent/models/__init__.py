@@ -18,6 +18,8 @@ MODELS = Registry("model")
 MODELS.register("dcae", "vidlatent.models.fsvideo:build_dcae")
 MODELS.register("fsae", "vidlatent.models.fsvideo:build_fsae")
 MODELS.register("ivvae", "vidlatent.models.ivvae:build_ivvae")
+MODELS.register("promag", "vidlatent.models.promag:build_promag")
+MODELS.register("magvit2", "vidlatent.models.promag:build_magvit2")
 
 
 def build(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:

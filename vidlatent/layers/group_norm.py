@@ -1,0 +1,99 @@
+"""Group norms over one frame, with or without the mean (ProMAG 3.2; StyleGAN2, EDM).
+
+The norm is an affine map whose coefficients are few numbers per frame and channel. They are handed
+out by themselves, so that a map can be normalised piece by piece with the statistics of the whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vidlatent.typing import VidlatentError
+
+__all__ = ["Affine", "GroupNorm", "apply_affine", "group_affine"]
+
+# Scale and shift, float32, broadcastable to [B, T, H, W, C].
+Affine = tuple[jax.Array, jax.Array]
+
+_KINDS = ("rms", "std_no_shift", "group")
+_AXES = {"hw": (2, 3), "thw": (1, 2, 3)}
+
+
+def group_affine(
+    x: jax.Array, groups: int, eps: float = 1e-6, kind: str = "rms", axes: str = "hw"
+) -> Affine:
+    """The coefficients that normalise ``x``, from float32 statistics.
+
+    Args:
+      x: ``[B, T, H, W, C]``.
+      groups: channel groups; must divide C.
+      eps: added to the second moment.
+      kind: ``'rms'`` (``x / sqrt(mean(x^2))``, no mean subtracted), ``'std_no_shift'`` (divides by
+        the standard deviation but keeps the mean) or ``'group'`` (the ordinary group norm).
+      axes: ``'hw'`` (each frame by itself) or ``'thw'`` (all frames together: later frames then
+        change earlier ones).
+
+    Returns:
+      Scale and shift ``[B, T, 1, 1, C]`` (``[B, 1, 1, 1, C]`` for ``'thw'``).
+
+    Raises:
+      VidlatentError: unknown reading, or groups that do not divide the channels.
+    """
+    channels = x.shape[-1]
+    if kind not in _KINDS or axes not in _AXES:
+        raise VidlatentError(
+            f"group norm {kind!r} over {axes!r}: use {', '.join(_KINDS)} over 'hw' or 'thw'."
+        )
+    if channels % groups:
+        raise VidlatentError(f"{groups} norm groups do not divide {channels} channels.")
+    parts = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    parts = parts.reshape(*x.shape[:-1], groups, -1)
+    over = (*_AXES[axes], 5)
+    mean = jnp.mean(parts, axis=over, keepdims=True)
+    if kind == "rms":
+        moment = jnp.mean(jnp.square(parts), axis=over, keepdims=True)
+    else:
+        moment = jnp.mean(jnp.square(parts - mean), axis=over, keepdims=True)
+    scale = lax.rsqrt(moment + eps)
+    shift = -mean * scale if kind == "group" else jnp.zeros_like(scale)
+
+    def per_channel(value):
+        return jnp.repeat(value[..., 0], channels // groups, axis=-1)
+
+    return per_channel(scale), per_channel(shift)
+
+
+def apply_affine(x: jax.Array, affine: Affine, dtype: Any = None) -> jax.Array:
+    """``x * scale + shift`` computed in the coefficients' dtype."""
+    scale, shift = affine
+    return (x.astype(scale.dtype) * scale + shift).astype(dtype or x.dtype)
+
+
+class GroupNorm(nn.Module):
+    """``group_affine`` with a learned scale and bias per channel.
+
+    Attributes:
+      groups, eps, kind, axes: as in ``group_affine``.
+      affine: learn scale (from 1) and bias (from 0).
+    """
+
+    groups: int = 32
+    eps: float = 1e-6
+    kind: str = "rms"
+    axes: str = "hw"
+    affine: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Affine:
+        """Coefficients for ``[B, T, H, W, C]``; ``apply_affine`` applies them."""
+        scale, shift = group_affine(x, self.groups, self.eps, self.kind, self.axes)
+        if not self.affine:
+            return scale, shift
+        gamma = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        beta = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        return scale * gamma, shift * gamma + beta

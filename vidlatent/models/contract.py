@@ -1,0 +1,59 @@
+"""What tokenizer modules have in common: made from config fields, checks of a clip's size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from vidlatent.registry import did_you_mean
+from vidlatent.typing import LatentSpec, VidlatentError, check_shape
+
+__all__ = ["check_clip", "make_module"]
+
+
+def make_module(
+    kind: type[nn.Module], fields: Mapping[str, Any], dtype: Any, **given: Any
+) -> nn.Module:
+    """A module from the ``model`` section of a config; unset fields take the class defaults.
+
+    Args:
+      kind: module class with a ``dtype`` field.
+      fields: values by field name; lists may stand for tuples.
+      dtype: compute dtype.
+      given: fields that the config may not set.
+
+    Raises:
+      VidlatentError: unknown or missing field.
+    """
+    hidden = {"parent", "name", "dtype", *given}
+    known = {f.name: f for f in dataclasses.fields(kind) if f.name not in hidden}
+    for key in fields:
+        if key not in known:
+            raise VidlatentError(f"unknown field config.model.{key}: {did_you_mean(key, known)}")
+    missing = [k for k, f in known.items() if k not in fields and f.default is dataclasses.MISSING]
+    if missing:
+        raise VidlatentError(f"config.model lacks {', '.join(missing)}.")
+    return kind(**{k: _frozen(v) for k, v in fields.items()}, **given, dtype=dtype)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, all the way down: module fields must hash."""
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
+def check_clip(spec: LatentSpec, video: jax.Array, first: bool) -> None:
+    """Raise unless ``video`` ``[B, T, H, W, 3]`` starts (``first``) or continues a stream."""
+    size = check_shape(video, "B T H W C", C=3)
+    frames = size["T"]
+    if not first:
+        if frames == 0 or frames % spec.t:
+            raise VidlatentError(
+                f"a later chunk of {frames} frames does not fit: it needs a multiple of {spec.t}; "
+                f"only the first chunk has {spec.rule} frames."
+            )
+        frames = spec.rule.first
+    spec.check_video(frames, size["H"], size["W"])
