@@ -29,6 +29,7 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.optim.clip_norm = 1.0  # global gradient norm; 0: no clipping
     config.optim.accumulate = 1  # micro-batches summed into one step
     config.optim.ema_decay = 0.999  # of the copy that is evaluated and served
+    config.optim.frozen = ""  # expression for paths that are not trained, such as encoder/
 
     config.precision = ConfigDict()
     config.precision.compute = "auto"  # float32 | bfloat16 | auto: bfloat16 on TPU and GPU
@@ -42,6 +43,9 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.train = ConfigDict()
     config.train.steps = 1000
     config.train.stop_at = 0  # save and leave after this step, for queues with a time limit
+    config.train.init_from = ""  # weights file or workdir to start from; empty: random
+    config.train.init_kind = ""  # form these weights are turned from: image | standard | lite
+    config.train.init_table = "auto"  # naming of the weights file
     config.train.log_every = 10
     config.train.max_bad_steps = 10  # consecutive non-finite steps before the run stops
     config.train.tensorboard = True

@@ -44,6 +44,11 @@ def _finetuned(config, form):
     if form == "lite":
         outer, inner = model.decoder_widths[:2], model.decoder_widths[2:]
         model.decoder_widths = (*(width // 2 for width in outer), *inner)  # how far: not stated
+    if not config.preset.startswith("demo"):
+        # Finetuned from the causal model (Lite: from Standard): --config.train.init_from=...
+        config.optim.frozen = "encoder/"
+        config.train.init_kind = form
+        config.optim.lr = 2e-5  # not stated
 
 
 def _model(config):

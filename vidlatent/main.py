@@ -11,6 +11,11 @@ Modes, each with an example:
   reconstruct   compress and restore one video of any length
                 python -m vidlatent.main --mode=reconstruct --workdir=runs/fsae-demo \\
                     --input=my.mp4 --output=restored.mp4
+  convert       weights of other code to a workdir or a file, and back
+                python -m vidlatent.main --mode=convert --config=configs/dcae.py:paper \\
+                    --from=dc-ae.safetensors --to=runs/dcae-paper
+                python -m vidlatent.main --mode=convert --workdir=runs/fsae-demo \\
+                    --to=fsae.safetensors
 
 Any key of a config is set by --config.a.b=value.
 """
@@ -32,19 +37,27 @@ _MODES = Registry("mode")
 _MODES.register("train", "vidlatent.train.loop:train")
 _MODES.register("eval", "vidlatent.infer.jobs:evaluate_workdir")
 _MODES.register("reconstruct", "vidlatent.infer.jobs:reconstruct_video")
+_MODES.register("convert", "vidlatent.tools.convert:convert")
 # Flags that a mode takes besides the config and the workdir.
 _TAKES = {
     "train": (),
     "eval": ("step", "output"),
     "reconstruct": ("step", "input", "output"),
+    "convert": ("step", "from", "to", "from_table", "to_table", "start", "verify"),
 }
 
-_MODE = flags.DEFINE_string("mode", "train", "train | eval | reconstruct")
+_MODE = flags.DEFINE_string("mode", "train", "train | eval | reconstruct | convert")
 _CONFIG = flags.DEFINE_string("config", "", "Config file and argument: configs/fsae.py:paper")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config>-<preset>")
 flags.DEFINE_string("input", "", "Video to read (reconstruct)")
 flags.DEFINE_string("output", "", "Video to write (reconstruct), or folder of the report (eval)")
-flags.DEFINE_integer("step", -1, "Checkpoint to use; default the newest (eval, reconstruct)")
+flags.DEFINE_integer("step", -1, "Checkpoint to use; default the newest (all but train)")
+flags.DEFINE_string("from", "", "Weights file or workdir to read (convert)")
+flags.DEFINE_string("to", "", "Weights file or workdir to write (convert)")
+flags.DEFINE_string("from_table", "auto", "Naming of the file read (convert)")
+flags.DEFINE_string("to_table", "auto", "Naming of the file written (convert)")
+flags.DEFINE_string("start", "", "Form that the weights are turned from, if another (convert)")
+flags.DEFINE_string("verify", "", "Folder of a reference case to run (convert)")
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:

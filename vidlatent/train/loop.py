@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -19,6 +20,7 @@ from vidlatent.dist.rules import batch_sharding, replicated, shardings
 from vidlatent.infer.data import Loaders
 from vidlatent.infer.load import model_of, open_checkpoints
 from vidlatent.infer.outputs import write_evaluation
+from vidlatent.infer.start import starting_params
 from vidlatent.io.checkpoint import Checkpointer
 from vidlatent.io.writers import make_writers
 from vidlatent.train.hooks import Evaluate, Log, Profile, Run, Save
@@ -101,7 +103,15 @@ def _restore_or_init(
         # program runs once, so on CPUs it is compiled without costly optimisation (20 s -> 2 s).
         cheap = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
         init = jax.jit(step_fns.init, out_shardings=placed, compiler_options=cheap)
-        return init(key), _Start()
+        state = init(key)
+        if config.train.init_kind and not config.train.init_from:
+            raise VidlatentError(
+                f"config.train.init_kind is {config.train.init_kind!r}: name the weights it starts "
+                "from by --config.train.init_from=... (init_kind empty: random ones)."
+            )
+        if config.train.init_from:
+            state = _started(config, state, target["params"])
+        return state, _Start()
     if restored.spec is not None and restored.spec.hash != spec.hash:
         raise VidlatentError(
             f"the checkpoint of step {restored.step} makes latents {restored.spec}, this config "
@@ -109,6 +119,20 @@ def _restore_or_init(
         )
     logging.info("resuming at step %d of %d", restored.step, config.train.steps)
     return restored.state, _Start(restored.step, restored.iterator)
+
+
+def _started(config: ConfigDict, state: Any, target: Any) -> Any:
+    """A new state whose parameters and average are the weights of ``config.train.init_from``."""
+    params = starting_params(
+        config.train.init_from,
+        target,
+        lambda: state["params"],
+        family=config.model.name,
+        kind=config.train.init_kind,
+        table=config.train.init_table,
+    )
+    logging.info("starting from %s", config.train.init_from)
+    return {**state, "params": params, "ema": jax.tree.map(jnp.copy, params)}
 
 
 def _steps(run: Run, step_fns: Step, mesh: Any, evaluate: Evaluate) -> str:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from vidlatent.dist.rules import path_name
+from vidlatent.models.freeze import frozen_paths
 from vidlatent.registry import did_you_mean
 from vidlatent.typing import VidlatentError
 
@@ -47,7 +48,8 @@ def learning_rate(optim: Mapping[str, Any], steps: int) -> Callable[[jax.Array],
 def make_optimizer(optim: Mapping[str, Any]) -> optax.GradientTransformation:
     """Clipping by global norm, Adam moments, decoupled weight decay; no learning rate.
 
-    Weight decay applies to kernels only. Updates come out as the direction to subtract.
+    Weight decay applies to kernels only. Updates come out as the direction to subtract. Parameters
+    that ``frozen`` matches get none, and no moments are kept for them.
     """
 
     def kernels(params):
@@ -55,8 +57,16 @@ def make_optimizer(optim: Mapping[str, Any]) -> optax.GradientTransformation:
             lambda path, _: path_name(path).endswith("kernel"), params
         )
 
-    return optax.chain(
+    trained = optax.chain(
         optax.clip_by_global_norm(optim["clip_norm"]) if optim["clip_norm"] else optax.identity(),
         optax.scale_by_adam(b1=optim["b1"], b2=optim["b2"], eps=optim["eps"]),
         optax.add_decayed_weights(optim["weight_decay"], mask=kernels),
     )
+    if not optim["frozen"]:
+        return trained
+
+    def labels(params):
+        frozen = frozen_paths(params, optim["frozen"])
+        return jax.tree.map(lambda stays: "frozen" if stays else "trained", frozen)
+
+    return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)

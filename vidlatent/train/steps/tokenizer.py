@@ -6,6 +6,7 @@ The adversarial and perceptual terms of the papers' recipes join as further entr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,8 +19,9 @@ from vidlatent.infer.evaluate import tokenizer_eval_step
 from vidlatent.infer.load import smallest_video
 from vidlatent.infer.pixels import from_pixels
 from vidlatent.losses import TERMS
+from vidlatent.models.freeze import stop_frozen
 from vidlatent.train.optim import learning_rate, make_optimizer
-from vidlatent.train.state import apply_gradients, new_state
+from vidlatent.train.state import apply_gradients, new_state, random_key
 from vidlatent.train.steps import Step
 from vidlatent.typing import VidlatentError
 
@@ -36,14 +38,16 @@ def make_step(config: ConfigDict, model: Any) -> Step:
     optim = config.optim.to_dict()
     optimizer = make_optimizer(optim)
     rate = learning_rate(optim, config.train.steps)
-    objective = _objective(config.loss.to_dict(), model)
+    objective = _objective(config.loss.to_dict(), model, optim["frozen"])
 
     def init(key: jax.Array):
         video = jnp.zeros(smallest_video(model.latent_spec), jnp.float32)
         return new_state(model.init(key, video)["params"], optimizer)
 
     def train_step(state, batch):
-        grads, loss, terms = _accumulated(objective, state["params"], batch, optim["accumulate"])
+        key = random_key(config.seed, "noise", state["step"])
+        with_noise = functools.partial(objective, rngs={"noise": key})
+        grads, loss, terms = _accumulated(with_noise, state["params"], batch, optim["accumulate"])
         state, report = apply_gradients(
             state, grads, loss, optimizer=optimizer, rate=rate, ema_decay=optim["ema_decay"]
         )
@@ -53,15 +57,16 @@ def make_step(config: ConfigDict, model: Any) -> Step:
     return Step(init, train_step, eval_step)
 
 
-def _objective(weights: Mapping[str, float], model: Any) -> Callable:
-    """``(params, batch) -> (loss, unweighted terms)``."""
+def _objective(weights: Mapping[str, float], model: Any, frozen: str = "") -> Callable:
+    """``(params, batch, rngs) -> (loss, unweighted terms)``."""
     if not weights:
         raise VidlatentError("config.loss is empty: name at least one term, such as loss.l1 = 1.0.")
     terms = {name: TERMS.get(name) for name in weights}
 
-    def objective(params, batch):
+    def objective(params, batch, rngs=None):
+        params = stop_frozen(params, frozen)
         target = constrain(from_pixels(batch["video"]), VIDEO_AXES)
-        prediction, _ = model.apply({"params": params}, target)
+        prediction, _ = model.apply({"params": params}, target, rngs=rngs)
         values = {name: term(prediction, target, batch["mask"]) for name, term in terms.items()}
         return sum(weights[name] * value for name, value in values.items()), values
 
