@@ -8,6 +8,7 @@ A case that is absent is skipped.
 import dataclasses
 import json
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -23,6 +24,8 @@ from vidlatent.models.fsvideo.import_dcae import (
     FSAE_TABLE,
     fields_from_diffusers,
 )
+
+sys.path.append(str(Path(__file__).parent))  # for reducio_cases
 
 TABLES = {"dcae": DCAE_TABLE, "fsae": FSAE_TABLE}
 

@@ -44,6 +44,7 @@ class Codec:
         self.params = params
         self.spec: LatentSpec = model.latent_spec
         self.chunk = chunk
+        self._slots = chunk * (self.spec.rule.step // self.spec.t)  # latent frames of a chunk
         self._encode = jax.jit(functools.partial(_encode, model))
         self._decode = jax.jit(functools.partial(_decode, model))
 
@@ -77,7 +78,7 @@ class Codec:
 
     def encode_stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Frames ``uint8 [H, W, 3]`` -> pieces ``[t, h, w, c]`` of the latent, in order."""
-        for latent, real in self._latents(frames):
+        for latent, _, real in self._latents(frames):
             yield np.asarray(latent[0, : self._latent_frames(*real)])
 
     def decode_stream(
@@ -91,8 +92,11 @@ class Codec:
         cache, left = None, frames
         # One latent frame stands for the frames before the first group, so that comes with it.
         lead = 1 if self.spec.rule.first < self.spec.rule.step else 0
-        while piece := list(itertools.islice(slots, self.chunk + (lead if cache is None else 0))):
-            video, cache = self._decode(self.params, jnp.asarray(np.stack(piece))[None], cache)
+        first = True
+        while piece := list(itertools.islice(slots, self._slots + (lead if first else 0))):
+            first = False
+            latent = jnp.asarray(np.stack(piece))[None]
+            video, cache = self._decode(self.params, latent, None, cache)
             video = np.asarray(video[0])
             if size is not None:
                 video = video[:, : size[0], : size[1]]
@@ -114,16 +118,16 @@ class Codec:
                 yield frame
 
         cache = None
-        for latent, (_, real) in self._latents(remember()):
-            video, cache = self._decode(self.params, latent, cache)
+        for latent, condition, (_, real) in self._latents(remember()):
+            video, cache = self._decode(self.params, latent, condition, cache)
             original, kept[:] = np.stack(kept[:real]), kept[real:]
             height, width = original.shape[1:3]
             yield original, np.asarray(video[0, :real, :height, :width])
 
     def _latents(
         self, frames: Iterable[np.ndarray]
-    ) -> Iterator[tuple[jax.Array, tuple[bool, int]]]:
-        """Yields ``(latent [1, t, h, w, c], (first piece?, real frames in it))``."""
+    ) -> Iterator[tuple[jax.Array, Any, tuple[bool, int]]]:
+        """Yields ``(latent [1, t, h, w, c], condition, (first piece?, real frames in it))``."""
         rule = self.spec.rule
         stream, cache, first = iter(frames), None, True
         while True:
@@ -136,8 +140,9 @@ class Codec:
             # A short video is coded at its own length; later pieces keep one compiled shape.
             length = rule.ceil(len(piece)) if first else wanted
             padded = np.stack(piece + [piece[-1]] * (length - len(piece)))
-            latent, cache = self._encode(self.params, self._pad(padded)[None], cache)
-            yield latent, (first, len(piece))
+            pixels = self._pad(padded)[None]
+            latent, condition, cache = self._encode(self.params, pixels, cache)
+            yield latent, condition, (first, len(piece))
             first = False
 
     def _pad(self, video: np.ndarray) -> np.ndarray:
@@ -148,16 +153,23 @@ class Codec:
     def _latent_frames(self, first: bool, frames: int) -> int:
         """Latent frames that hold ``frames`` frames of a piece."""
         lead = self.spec.rule.first % self.spec.rule.step if first else 0
-        return (1 if lead else 0) + -(-(frames - lead) // self.spec.t)
+        groups = -(-(frames - lead) // self.spec.rule.step)
+        return (1 if lead else 0) + groups * (self._slots // self.chunk)
 
 
 def _encode(model, params, pixels, cache):
-    posterior, cache = model.apply(
-        {"params": params}, from_pixels(pixels), cache=cache, method="encode"
+    """Latent, what the decoder is told of the video beside it (None for most), cache."""
+    variables, video, condition = {"params": params}, from_pixels(pixels), None
+    # Features of frame 0 travel on in the decoder's cache; those of fixed windows are all needed.
+    # Not every tokenizer's decoder takes a condition.
+    if cache is None and getattr(model, "takes_condition", False):
+        condition = model.apply(variables, video, method="condition")
+    posterior, cache = model.apply(variables, video, cache=cache, method="encode")
+    return posterior.mode(), condition, cache
+
+
+def _decode(model, params, latent, condition, cache):
+    video, cache = model.apply(
+        {"params": params}, latent, condition=condition, cache=cache, method="decode"
     )
-    return posterior.mean, cache
-
-
-def _decode(model, params, latent, cache):
-    video, cache = model.apply({"params": params}, latent, cache=cache, method="decode")
     return to_pixels(video), cache

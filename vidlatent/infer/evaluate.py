@@ -47,7 +47,7 @@ def tokenizer_eval_step(
     """``(params, batch) -> {metric: [B, T], reconstruction: uint8 [B, T, H, W, 3]}``.
 
     With ``preservation`` also the sums that information preservation is made of, with ``latent``
-    also the latent's mean ``[B, t, h, w, c]``.
+    also the latent of the mean ``[B, t, h, w, c]``.
     """
 
     def eval_step(params, batch):
@@ -56,7 +56,7 @@ def tokenizer_eval_step(
         reconstruction = to_pixels(prediction)
         colour = video.astype(jnp.float32).mean(axis=(1, 2, 3), keepdims=True)
         flat = jnp.broadcast_to(jnp.round(colour).astype(video.dtype), video.shape)
-        extras = {"latent": posterior.mean.astype(jnp.float32)} if latent else {}
+        extras = {"latent": posterior.mode().astype(jnp.float32)} if latent else {}
         if preservation:
             extras |= zip(_ABSOLUTE, absolute_sums(video, reconstruction), strict=True)
         return {

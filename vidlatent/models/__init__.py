@@ -18,6 +18,7 @@ MODELS = Registry("model")
 MODELS.register("dcae", "vidlatent.models.fsvideo:build_dcae")
 MODELS.register("fsae", "vidlatent.models.fsvideo:build_fsae")
 MODELS.register("ivvae", "vidlatent.models.ivvae:build_ivvae")
+MODELS.register("reducio", "vidlatent.models.reducio:build_reducio")
 MODELS.register("promag", "vidlatent.models.promag:build_promag")
 MODELS.register("magvit2", "vidlatent.models.promag:build_magvit2")
 

@@ -34,3 +34,7 @@ class Posterior(NamedTuple):
     def sample(self, key: jax.Array) -> jax.Array:
         """``draw`` with fresh noise."""
         return self.draw(jax.random.normal(key, self.mean.shape, self.mean.dtype))
+
+    def mode(self) -> jax.Array:
+        """The latent that is the same in every call: the mean."""
+        return self.mean

@@ -20,6 +20,7 @@ TABLES.register("dcae_original", _FSVIDEO + "DCAE_ORIGINAL_TABLE")
 TABLES.register("dcae_original_shuffle", _FSVIDEO + "DCAE_ORIGINAL_SHUFFLE_TABLE")
 TABLES.register("fsae", _FSVIDEO + "FSAE_TABLE")
 TABLES.register("ivvae", "vidlatent.models.ivvae.import_ivvae:IVVAE_TABLE")
+TABLES.register("reducio", "vidlatent.models.reducio.import_reducio:REDUCIO_TABLE")
 TABLES.register("ivvae_plain", "vidlatent.models.ivvae.import_ivvae:PLAIN_TABLE")
 
 # ``(source parameters, newly initialised parameters of the target) -> parameters``.
@@ -31,6 +32,9 @@ GRAFTS.register("lite", _SURGERY + "lite_from_standard")
 _INFLATE = "vidlatent.models.ivvae.inflate:"
 GRAFTS.register("ivvae_image", _INFLATE + "video_from_image")
 GRAFTS.register("ivvae_image_causal", _INFLATE + "causal_from_image")
+_GROWTH = "vidlatent.models.promag.growth:"
+GRAFTS.register("grown", _GROWTH + "grown_from")
+GRAFTS.register("first_frame", _GROWTH + "with_first_frame")
 
 
 def graft(kind: str, params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,7 +43,9 @@ def graft(kind: str, params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dic
     Args:
       kind: ``'image'`` (a video model from an image model), ``'standard'`` (FSAE-Standard from the
         causal FSAE), ``'lite'`` (FSAE-Lite from Standard), ``'ivvae_image'`` or
-        ``'ivvae_image_causal'`` (IV-VAE's video model, group causal or causal, from its image VAE).
+        ``'ivvae_image_causal'`` (IV-VAE's video model, group causal or causal, from its image VAE),
+        ``'grown'`` (ProMAG from the stage before) or ``'first_frame'`` (ProMAG with an image
+        autoencoder's encoder for frame 0).
       params: the source's parameters.
       fresh: newly initialised ones of the target.
 

@@ -1,0 +1,93 @@
+"""Importer table for the released Reducio-VAE names, and the fields of the released files.
+
+The released files also hold the networks of the loss, which are left out, and fixed sinusoids
+(``pos_embed``), which are kept as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["RELEASED", "REDUCIO_TABLE"]
+
+_COMMON: dict[str, Any] = {"latent_channels": 16, "width": 128}
+
+# Model fields of the released files; the last one was announced and withdrawn.
+RELEASED: dict[str, dict[str, Any]] = {
+    "reducio-ft4-fs32-attn23": {**_COMMON, "time_factor": 4, "space_factor": 32},
+    "reducio-ft2-fs32-attn23": {**_COMMON, "time_factor": 2, "space_factor": 32},
+    "reducio-ft2-fs16-attn23": {**_COMMON, "time_factor": 2, "space_factor": 16},
+}
+
+
+def _parts(source: str, target: str, transform: str) -> tuple[tuple[str, str, str], ...]:
+    """Rows of a layer's weight and bias."""
+    return (
+        (source + "[.]weight", target + "/kernel", transform),
+        (source + "[.]bias", target + "/bias", "copy"),
+    )
+
+
+def _norm(source: str, target: str) -> tuple[tuple[str, str, str], ...]:
+    return (
+        (source + "[.]weight", target + "/scale", "copy"),
+        (source + "[.]bias", target + "/bias", "copy"),
+    )
+
+
+def _block(source: str, target: str, conv: str, point: str) -> tuple[tuple[str, str, str], ...]:
+    return (
+        *_norm(source + "[.](?P<m>norm1|norm2)", target + "/{m}"),
+        *_parts(source + "[.](?P<m>conv1|conv2)", target + "/{m}", conv),
+        *_parts(source + "[.]nin_shortcut", target + "/nin_shortcut", point),
+    )
+
+
+def _middle(source: str, target: str, conv: str, point: str) -> tuple[tuple[str, str, str], ...]:
+    attention = source + "mid[.]attn_1[.]"
+    return (
+        *_block(source + "mid[.]block_(?P<n>1|2)", target + "/mid_block_{n}", conv, point),
+        *_norm(attention + "norm", target + "/mid_attn_1/norm"),
+        *_parts(attention + "(?P<m>q|k|v|proj_out)", target + "/mid_attn_1/{m}", point),
+        *_norm(source + "norm_out", target + "/norm_out"),
+        *_parts(source + "(?P<m>conv_in|conv_out)", target + "/{m}", conv),
+    )
+
+
+def _encoder(source: str, target: str, conv: str, point: str) -> tuple[tuple[str, str, str], ...]:
+    level = source + r"down[.](?P<i>\d+)[.]"
+    return (
+        *_block(level + r"block[.](?P<j>\d+)", target + "/down_{i}_block_{j}", conv, point),
+        *_parts(level + "downsample[.]conv", target + "/down_{i}_downsample", conv),
+        *_middle(source, target, conv, point),
+    )
+
+
+def _fusion(source: str, target: str) -> tuple[tuple[str, str, str], ...]:
+    return (
+        (source + "pos_embed", target + "/pos_embed", "copy"),
+        *_norm(source + "norm", target + "/norm"),
+        (source + "attn[.](?P<m>to_q|to_k|to_v)[.]weight", target + "/{m}/kernel", "dense"),
+        *_parts(source + "attn[.]to_out[.]0", target + "/to_out", "dense"),
+    )
+
+
+_UP = r"decoder[.]up[.](?P<i>\d+)[.]"
+
+REDUCIO_TABLE = (
+    *_encoder("encoder_3d[.]", "encoder/volume", "conv3d", "pointwise3d"),
+    *_encoder("encoder_2d[.]", "encoder/frame", "conv2d", "pointwise2d"),
+    *_parts("quant_conv", "encoder/quant", "pointwise3d"),
+    *_parts("post_quant_conv", "decoder/post_quant", "pointwise3d"),
+    *_block(
+        _UP + r"block_(?P<n>1|2)[.](?P<j>\d+)",
+        "decoder/up_{i}_block_{n}_{j}",
+        "conv3d",
+        "pointwise3d",
+    ),
+    *_parts(_UP + "upsample[.]conv", "decoder/up_{i}_upsample", "conv3d"),
+    *_fusion(_UP + "fuse[.]0[.]", "decoder/up_{i}_fuse"),
+    *_fusion("decoder[.]mid[.]fuse[.]0[.]", "decoder/mid_fuse"),
+    *_middle("decoder[.]", "decoder", "conv3d", "pointwise3d"),
+    (r"loss[.].*", "", "drop"),
+)
