@@ -7,7 +7,6 @@ import pytest
 from nets import fast_jit
 from promag_nets import Net, net, video_of, without_residual
 
-from vidlatent.models.freeze import frozen_paths, stop_frozen
 from vidlatent.models.promag.chunks import key_frames
 from vidlatent.models.promag.growth import STAGE_FPS, frozen_pattern, grown_from, subsample
 from vidlatent.typing import VidlatentError
@@ -72,25 +71,6 @@ def test_plain_growth_has_neither_key_frames_nor_adaptive_norm():
 
     video = video_of(9)
     np.testing.assert_allclose(plain.apply(by_hand, video), plain.moments(video)[0], atol=1e-6)
-
-
-def test_only_the_new_parts_learn(grow=2):
-    """Frozen parts get no gradient at all, every other parameter gets one."""
-    fields = {"first_frame_join": "feature", "multipliers": (1, 2), "temporal_down": (0,)}
-    some = Net(grow=grow, **fields)
-    pattern = frozen_pattern(grow, "feature")
-    video = video_of(9)
-
-    def loss(params):
-        restored, posterior = some.model.apply({"params": stop_frozen(params, pattern)}, video)
-        return jnp.mean(jnp.abs(restored - video)) + jnp.mean(jnp.square(posterior.logvar))
-
-    grads = fast_jit(jax.grad(loss))(some.params)
-    frozen = frozen_paths(some.params, pattern)
-    moved = jax.tree.map(lambda g: bool(np.any(g)), grads)
-    assert jax.tree.map(lambda a, b: a != b, frozen, moved) == jax.tree.map(lambda _: True, frozen)
-    trained = {name for name in moved if any(jax.tree.leaves(moved[name]))}
-    assert trained == {"bottleneck", f"grow{grow}"}
 
 
 def test_stages_and_their_patterns():

@@ -1,0 +1,141 @@
+"""ProMAG, a 4x8x8 tokenizer grown to 8x8x8 and 16x8x8, and its MAGVIT-v2 baseline.
+
+``configs/promag.py``                a small 4x ProMAG on the sample clips, minutes on a laptop
+``configs/promag.py:paper``          stage I at the published size (``z=8`` for the narrow latent)
+``configs/promag.py:paper,grow=1``   stage II, 8x; ``grow=2`` is stage III, 16x; ``mode=plain``
+                                     grows without key frames, residual and adaptive norm
+``configs/promag.py:paper,image=true``  stage 0, the image autoencoder that codes frame 0;
+                                     ``join=latent`` and ``join=none`` use it otherwise or not
+``configs/promag.py:paper,model=magvit2,k=16``  the baseline trained directly at 4x, 8x or 16x
+
+All but ``z`` choose the same variants of ``demo``. A stage starts from the workdir of the one
+before it, which it leaves as it is: ``--config.train.init_from=runs/promag-demo``. Stage I with
+``join`` takes the image autoencoder's there.
+"""
+
+from configs import common
+from vidlatent.config import parse_arg
+from vidlatent.typing import VidlatentError
+
+
+def get_config(arg: str = ""):
+    arg = parse_arg(
+        arg,
+        presets=("demo", "paper"),
+        model="promag",
+        grow=0,
+        mode="full",
+        k=4,
+        z=16,
+        image=False,
+        join="",
+    )
+    direct = {4: 0, 8: 1, 16: 2}
+    if arg.model not in ("promag", "magvit2") or arg.grow not in (0, 1, 2) or arg.k not in direct:
+        raise VidlatentError(
+            "configs/promag.py: model is promag or magvit2, grow 0, 1 or 2, k 4, 8 or 16."
+        )
+    config = common.get_defaults(arg.model, arg.preset)
+    config.loss.l1 = 1.0
+    _model(config, arg, extra=direct[arg.k])
+    # Each stage sees the frame rate at which its key frames have the spacing of the stage before.
+    config.data.fps = _stage_fps()[max(arg.grow, direct[arg.k])]
+    config.optim.b2 = 0.99
+    {"demo": _demo, "paper": _paper}[arg.preset](config, arg)
+    _start(config, arg)
+    if arg.image:
+        config.data.buckets = tuple((1, h, w, 8 * b) for _, h, w, b in config.data.buckets)
+        config.data.fps = 0.0
+    return config
+
+
+def _stage_fps():
+    from vidlatent.models.promag.growth import STAGE_FPS
+
+    return STAGE_FPS
+
+
+def _start(config, arg):
+    """What a stage starts from and leaves alone."""
+    from vidlatent.models.promag.growth import frozen_pattern
+
+    join = "none" if arg.image else config.model.first_frame_join
+    config.optim.frozen = frozen_pattern(arg.grow, join)
+    if arg.grow:
+        config.train.init_kind = "grown"
+    elif join != "none":
+        config.train.init_kind = "first_frame"
+
+
+def _model(config, arg, extra):
+    """Fields shared by both presets; what the paper leaves open carries the recommended choice."""
+    baseline = arg.model == "magvit2"
+    model = config.model
+    model.name = arg.model
+    model.norm_kind = "group" if baseline else "rms"  # rms | std_no_shift | group
+    model.norm_axes = "hw"  # hw: each frame by itself | thw: gives up causality and streams
+    model.norm_eps = 1e-6
+    model.time_padding = "zeros"  # before frame 0: zeros | replicate (not stated)
+    model.drop_mode = "final" if baseline else "each"  # each up layer | at the decoder's end
+    model.stem = "conv3" if baseline else "post1x1"
+    model.decoder_ada = "position" if baseline else "none"  # none | position | pooled
+    # Frame 0 by the frozen image encoder of stage 0: feature | latent | none
+    model.first_frame_join = arg.join or ("none" if baseline or arg.preset == "demo" else "feature")
+    model.image = arg.image
+    model.grow = arg.grow
+    model.grow_mode = arg.mode  # full | plain: without key frames, residual and adaptive norm
+    model.ada_mode = "position"  # of the added blocks: position | pooled | none
+    model.zero_init_residual = False  # True: a grown model starts as its key frames' latents
+    model.extra_multipliers = (4,) * extra  # levels of a directly trained 8x or 16x model
+    model.logvar_init = -6.0
+    model.tile_size = 0  # tiles of the decoder's convolutions for large pictures; 0: none
+    model.tile_overlap = 0
+    model.tile_mode = "halo"  # halo: exact | literal: as the paper words it
+    model.conv_impl = "auto"
+    model.remat = False
+
+
+def _paper(config, arg):
+    model = config.model
+    model.latent_channels = arg.z
+    model.width = 128
+    model.multipliers = (1, 2, 2, 4)
+    model.temporal_down = (1, 2)
+    model.blocks = model.grow_blocks = 4
+    model.groups = 32
+    model.remat = True
+    config.data.buckets = ((17, 256, 256, 32),)
+    config.data.num_workers = 8
+    # A directly trained model gets as many steps as all of ProMAG's stages (not stated).
+    direct_steps = {4: 300_000, 8: 400_000, 16: 500_000}
+    config.train.steps = 100_000 if arg.grow else direct_steps[arg.k]
+    config.train.log_every = 50
+    # Warm-up, schedule, clipping and EMA are not stated.
+    config.optim.lr = 1e-4
+    config.optim.schedule = "constant"
+    config.optim.warmup_steps = 1000
+    config.checkpoint.every = 2000
+    config.checkpoint.keep_every = 50_000
+    config.eval.every = 5000
+
+
+def _demo(config, arg):
+    model = config.model
+    # 4x4x4 into 16 channels (12 to 1) instead of 4x8x8 into 16 (48 to 1), and narrow, so that
+    # minutes on two cores show clips one recognises.
+    model.latent_channels = 16
+    model.width = 16
+    model.multipliers = (1, 2, 4)
+    model.temporal_down = (0, 1)
+    model.blocks = model.grow_blocks = 1
+    model.groups = 8
+    config.data.source = "samples"
+    config.data.buckets = ((17, 48, 48, 1),)
+    config.data.validation_clips = 16
+    config.train.steps = 300
+    config.train.log_every = 20
+    config.optim.lr = 1e-3
+    config.optim.warmup_steps = 20
+    config.optim.ema_decay = 0.98
+    config.checkpoint.every = 100
+    config.eval.every = 100

@@ -1,0 +1,66 @@
+"""The shipped ProMAG configs make the models their names promise."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vidlatent import config as configs
+from vidlatent.infer.load import abstract_params, model_of
+from vidlatent.typing import VidlatentError
+
+
+@pytest.mark.parametrize(
+    ("arg", "name", "fps", "frames"),
+    [
+        ("", "promag-4x", 6, 17),
+        ("grow=1", "promag-8x", 12, 17),
+        ("paper,grow=2,z=8", "promag-16x", 24, 17),
+        ("paper,image=true", "promag-image", 0, 1),
+        ("paper,grow=1,mode=plain", "promag-8x", 12, 17),
+        ("paper,model=magvit2", "magvit2-4x", 6, 17),
+        ("model=magvit2,k=16", "magvit2-16x", 24, 17),
+    ],
+)
+def test_variants(arg, name, fps, frames):
+    config = configs.load(f"configs/promag.py:{arg}")
+    spec = model_of(config).latent_spec
+    assert spec.name == name and config.data.fps == fps
+    assert spec.channels == (8 if "z=8" in arg else 16)
+    for bucket in config.data.buckets:
+        assert bucket[0] == frames
+        spec.check_video(*bucket[:3])
+
+
+def test_growing_keeps_the_earlier_parameters():
+    shapes = [
+        abstract_params(model_of(configs.load(f"configs/promag.py:join=feature,grow={grow}")))
+        for grow in (0, 1)
+    ]
+    earlier = {name: shapes[1][name] for name in shapes[0]}
+    assert earlier == shapes[0] and set(shapes[1]) - set(shapes[0]) == {"grow1"}
+
+
+def test_stages_start_from_each_other():
+    for arg, kind, frozen in (
+        ("", "", ""),
+        ("paper", "first_frame", "(image)/"),
+        ("paper,image=true", "", ""),
+        ("grow=1", "grown", "(encoder|decoder)/"),
+        ("paper,grow=2", "grown", "(image|encoder|decoder|grow1)/"),
+        ("paper,model=magvit2,k=8", "", ""),
+    ):
+        config = configs.load(f"configs/promag.py:{arg}")
+        assert (config.train.init_kind, config.optim.frozen) == (kind, frozen)
+
+
+def test_demo_model_runs():
+    model = model_of(configs.load("configs/promag.py"))
+    video = jax.ShapeDtypeStruct((1, 17, 48, 48, 3), jnp.float32)
+    (restored, posterior), _ = jax.eval_shape(model.init_with_output, jax.random.key(0), video)
+    assert restored.shape == video.shape and posterior.mean.shape == (1, 5, 12, 12, 16)
+
+
+def test_refusals():
+    for arg in ("model=magvit3", "grow=3", "k=5"):
+        with pytest.raises(VidlatentError, match="promag or magvit2"):
+            configs.load(f"configs/promag.py:{arg}")
