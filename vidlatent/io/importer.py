@@ -69,11 +69,11 @@ TRANSFORMS: dict[str, tuple[Callable[[Any, Sequence[int]], Any], Callable[[Any],
     ),
     # 1x1 convolutions: (O, I, 1, 1 [, 1]) and [I, O].
     "pointwise2d": (
-        lambda x, shape: x[:, :, 0, 0].transpose(1, 0),
+        lambda x, shape: x.reshape(x.shape[:2]).transpose(1, 0),
         lambda x: x.transpose(1, 0)[:, :, None, None],
     ),
     "pointwise3d": (
-        lambda x, shape: x[:, :, 0, 0, 0].transpose(1, 0),
+        lambda x, shape: x.reshape(x.shape[:2]).transpose(1, 0),
         lambda x: x.transpose(1, 0)[:, :, None, None, None],
     ),
     # Per-channel scales: (C, 1, 1 [, 1]) and [C].

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from vidlatent.layers.noise import NoiseField
+from vidlatent.models.contract import check_clip, make_module
 from vidlatent.models.fsvideo.coder import Coder, Decoder, Encoder
 from vidlatent.models.posterior import Posterior
-from vidlatent.registry import did_you_mean
 from vidlatent.typing import FrameRule, LatentSpec, VidlatentError, check_shape
 
 __all__ = ["Autoencoder", "build_dcae", "build_fsae"]
@@ -236,7 +235,7 @@ class Autoencoder(nn.Module):
         Raises:
           VidlatentError: illegal size, naming the nearest legal ones.
         """
-        self._check_video(video, cache)
+        check_clip(self.latent_spec, video, cache is None)
         mean, cache, _ = self.encoder(video, cache)
         return Posterior(mean), cache
 
@@ -273,7 +272,7 @@ class Autoencoder(nn.Module):
 
     def __call__(self, video: jax.Array) -> tuple[jax.Array, Posterior]:
         """Reconstruction ``[B, T, H, W, 3]`` float32 and the posterior."""
-        self._check_video(video, None)
+        check_clip(self.latent_spec, video, True)
         mean, _, seen = self.encoder(video)
         condition = self._condition(seen) if self.takes_condition else None
         return self.decode(mean, condition=condition)[0], Posterior(mean)
@@ -369,7 +368,7 @@ class Autoencoder(nn.Module):
 
     def encoder_values(self, video: jax.Array) -> dict[str, jax.Array]:
         """The encoder's intermediate values by name, see ``coder.Encoder``."""
-        self._check_video(video, None)
+        check_clip(self.latent_spec, video, True)
         return self.encoder(video)[2]
 
     def decoder_values(self, latent: jax.Array, condition: Any = None) -> dict[str, jax.Array]:
@@ -377,54 +376,16 @@ class Autoencoder(nn.Module):
         noise = self._noise(latent.shape[0])
         return self.decoder(latent, features=self._features(condition, None), noise=noise)[2]
 
-    def _check_video(self, video: jax.Array, cache: Any) -> None:
-        size = check_shape(video, "B T H W C", C=3)
-        spec = self.latent_spec
-        frames = size["T"]
-        if cache is not None:
-            if frames == 0 or frames % spec.t:
-                raise VidlatentError(
-                    f"a later chunk of {frames} frames does not fit: it needs a multiple of "
-                    f"{spec.t}; only the first chunk has {spec.rule} frames."
-                )
-            frames = 1
-        spec.check_video(frames, size["H"], size["W"])
-
 
 def build_fsae(fields: Mapping[str, Any], dtype: Any) -> Autoencoder:
     """The video model; unset fields take the class defaults."""
-    return _build("fsae", fields, dtype)
+    return make_module(Autoencoder, fields, dtype, family="fsae")
 
 
 def build_dcae(fields: Mapping[str, Any], dtype: Any) -> Autoencoder:
     """The image model: no temporal kernels, any number of independent frames."""
     still = {"temporal_kernel": 1, "temporal_down": ()}
     for key, value in still.items():
-        if key in fields and _frozen(fields[key]) != value:
+        if key in fields and fields[key] not in (value, []):
             raise VidlatentError(f"config.model.{key} of the image model 'dcae' must be {value}.")
-    return _build("dcae", {**fields, **still}, dtype)
-
-
-def _build(family: str, fields: Mapping[str, Any], dtype: Any) -> Autoencoder:
-    known = {f.name: f for f in dataclasses.fields(Autoencoder)}
-    known = {k: f for k, f in known.items() if k not in ("parent", "name", "dtype", "family")}
-    for key in fields:
-        if key not in known:
-            hint = did_you_mean(key, known)
-            raise VidlatentError(f"unknown field config.model.{key}: {hint}")
-    missing = [
-        key
-        for key, field in known.items()
-        if key not in fields and field.default is dataclasses.MISSING
-    ]
-    if missing:
-        raise VidlatentError(f"config.model lacks {', '.join(missing)}.")
-    values = {key: _frozen(value) for key, value in fields.items()}
-    return Autoencoder(**values, family=family, dtype=dtype)
-
-
-def _frozen(value: Any) -> Any:
-    """Lists as tuples, all the way down: module fields must hash."""
-    if isinstance(value, (list, tuple)):
-        return tuple(_frozen(item) for item in value)
-    return value
+    return make_module(Autoencoder, {**fields, **still}, dtype, family="dcae")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vidlatent.models.contract import check_clip, make_module
 from vidlatent.models.ivvae.coder import Decoder, Encoder
 from vidlatent.models.ivvae.form import Coder, form_of
 from vidlatent.models.posterior import Posterior
-from vidlatent.registry import did_you_mean
 from vidlatent.typing import FrameRule, LatentSpec, VidlatentError, check_shape
 
 __all__ = ["IVVAE", "build_ivvae"]
@@ -129,7 +128,7 @@ class IVVAE(nn.Module):
         Raises:
           VidlatentError: a size that would leave frames or pixels out, naming the nearest legal.
         """
-        self._check_video(video, cache)
+        check_clip(self.latent_spec, video, cache is None)
         moments, cache, _ = self.encoder(video, cache)
         return self._posterior(moments), cache
 
@@ -160,7 +159,7 @@ class IVVAE(nn.Module):
 
     def encoder_values(self, video: jax.Array) -> dict[str, jax.Array]:
         """The encoder's intermediate values by module name."""
-        self._check_video(video, None)
+        check_clip(self.latent_spec, video, True)
         return self.encoder(video)[2]
 
     def decoder_values(self, latent: jax.Array) -> dict[str, jax.Array]:
@@ -184,19 +183,6 @@ class IVVAE(nn.Module):
         key = (place < 0) | (place % self.latent_spec.t == 0)
         return jnp.where(key[None, :, None, None, None], images[..., :3], images[..., 3:])
 
-    def _check_video(self, video: jax.Array, cache: Any) -> None:
-        size = check_shape(video, "B T H W C", C=3)
-        spec = self.latent_spec
-        frames = size["T"]
-        if cache is not None:
-            if frames == 0 or frames % spec.t:
-                raise VidlatentError(
-                    f"a later chunk of {frames} frames does not fit: it needs a multiple of "
-                    f"{spec.t}; only the first chunk has {spec.rule} frames."
-                )
-            frames = 1
-        spec.check_video(frames, size["H"], size["W"])
-
 
 def build_ivvae(fields: Mapping[str, Any], dtype: Any) -> IVVAE:
     """The model of ``fields``; unset ones take the class defaults.
@@ -204,13 +190,4 @@ def build_ivvae(fields: Mapping[str, Any], dtype: Any) -> IVVAE:
     Raises:
       VidlatentError: unknown or missing field.
     """
-    known = {f.name: f for f in dataclasses.fields(IVVAE)}
-    known = {k: f for k, f in known.items() if k not in ("parent", "name", "dtype")}
-    for key in fields:
-        if key not in known:
-            raise VidlatentError(f"unknown field config.model.{key}: {did_you_mean(key, known)}")
-    missing = [k for k, f in known.items() if k not in fields and f.default is dataclasses.MISSING]
-    if missing:
-        raise VidlatentError(f"config.model lacks {', '.join(missing)}.")
-    values = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in fields.items()}
-    return IVVAE(**values, dtype=dtype)
+    return make_module(IVVAE, fields, dtype)
