@@ -23,9 +23,13 @@ import numpy as np
 from vidlatent import config as configs
 from vidlatent.infer.load import abstract_params, model_of, open_checkpoints
 from vidlatent.infer.pixels import from_pixels, to_pixels
+from vidlatent.models.fsvideo.patches import decode_windows
 from vidlatent.typing import LatentSpec, VidlatentError, check_shape
 
 __all__ = ["Codec"]
+
+# Latent frames decoded at a time by a decoder that looks both ways and so repeats work at the ends.
+_WINDOW = 16
 
 
 class Codec:
@@ -45,8 +49,12 @@ class Codec:
         self.spec: LatentSpec = model.latent_spec
         self.chunk = chunk
         self._slots = chunk * (self.spec.rule.step // self.spec.t)  # latent frames of a chunk
-        self._encode = jax.jit(functools.partial(_encode, model))
-        self._decode = jax.jit(functools.partial(_decode, model))
+        # A chunk's caches are of no use once the next chunk's exist: their memory is handed on.
+        self._encode = jax.jit(functools.partial(_encode, model), donate_argnums=2)
+        self._decode = jax.jit(functools.partial(_decode, model), donate_argnums=3)
+        self._look = jax.jit(functools.partial(_look, model))
+        # What only some models have: a decoder that looks ahead.
+        self._streams: bool = getattr(model, "streams", True)
 
     @classmethod
     def from_workdir(cls, workdir: str | Path, step: int | None = None, chunk: int = 2) -> Codec:
@@ -67,14 +75,19 @@ class Codec:
         return np.concatenate(list(self.encode_stream(video)))
 
     def decode(
-        self, latent: np.ndarray, frames: int | None = None, size: tuple[int, int] | None = None
+        self,
+        latent: np.ndarray,
+        frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        first_frame: np.ndarray | None = None,
     ) -> np.ndarray:
         """Latent ``[t, h, w, c]`` -> ``uint8 [T, H, W, 3]``.
 
         ``frames`` and ``size`` (height, width) cut the padding of the encoded video off again.
+        ``first_frame`` ``uint8 [H, W, 3]`` is what a decoder that attends to frame 0 looks at.
         """
         check_shape(latent, "t h w c", c=self.spec.channels)
-        return np.concatenate(list(self.decode_stream([latent], frames, size)))
+        return np.concatenate(list(self.decode_stream([latent], frames, size, first_frame)))
 
     def encode_stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Frames ``uint8 [H, W, 3]`` -> pieces ``[t, h, w, c]`` of the latent, in order."""
@@ -86,17 +99,15 @@ class Codec:
         latents: Iterable[np.ndarray],
         frames: int | None = None,
         size: tuple[int, int] | None = None,
+        first_frame: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
         """Pieces ``[t, h, w, c]`` of a latent (of any lengths) -> pieces ``uint8 [T, H, W, 3]``."""
+        condition = None
+        if first_frame is not None:
+            condition = self._look(self.params, self._pad(first_frame[None])[None])
+        left = frames
         slots = itertools.chain.from_iterable(latents)
-        cache, left = None, frames
-        # One latent frame stands for the frames before the first group, so that comes with it.
-        lead = 1 if self.spec.rule.first < self.spec.rule.step else 0
-        first = True
-        while piece := list(itertools.islice(slots, self._slots + (lead if first else 0))):
-            first = False
-            latent = jnp.asarray(np.stack(piece))[None]
-            video, cache = self._decode(self.params, latent, None, cache)
+        for video in self._videos(self._pieces(slots, condition)):
             video = np.asarray(video[0])
             if size is not None:
                 video = video[:, : size[0], : size[1]]
@@ -117,12 +128,41 @@ class Codec:
                 kept.append(frame)
                 yield frame
 
-        cache = None
-        for latent, condition, (_, real) in self._latents(remember()):
-            video, cache = self._decode(self.params, latent, condition, cache)
+        pieces = ((latent, condition) for latent, condition, _ in self._latents(remember()))
+        for video in self._videos(pieces):
+            real = min(video.shape[1], len(kept))
             original, kept[:] = np.stack(kept[:real]), kept[real:]
             height, width = original.shape[1:3]
             yield original, np.asarray(video[0, :real, :height, :width])
+
+    def _pieces(
+        self, slots: Iterator[np.ndarray], condition: Any
+    ) -> Iterator[tuple[jax.Array, Any]]:
+        """Latent frames ``[h, w, c]`` -> pieces ``[1, t, h, w, c]`` that are decoded at once."""
+        # One latent frame stands for the frames before the first group, so that comes with it.
+        lead = 1 if self.spec.rule.first < self.spec.rule.step else 0
+        while piece := list(itertools.islice(slots, self._slots + lead)):
+            yield jnp.asarray(np.stack(piece))[None], condition
+            lead, condition = 0, None
+
+    def _videos(self, pieces: Iterator[tuple[jax.Array, Any]]) -> Iterator[jax.Array]:
+        """``(latent [1, t, h, w, c], condition)`` in order -> videos ``uint8 [1, T, H, W, 3]``."""
+        cache = None
+        if self._streams:
+            for latent, condition in pieces:
+                video, cache = self._decode(self.params, latent, condition, cache)
+                yield video
+            return
+        first = next(pieces, None)
+        if first is not None:
+            slots = (
+                piece[:, i]
+                for piece, _ in itertools.chain([first], pieces)
+                for i in range(piece.shape[1])
+            )
+            core = max(_WINDOW, self.chunk)
+            for video in decode_windows(self.model, self.params, slots, core, first[1]):
+                yield to_pixels(video)
 
     def _latents(
         self, frames: Iterable[np.ndarray]
@@ -173,3 +213,7 @@ def _decode(model, params, latent, condition, cache):
         {"params": params}, latent, condition=condition, cache=cache, method="decode"
     )
     return to_pixels(video), cache
+
+
+def _look(model, params, pixels):
+    return model.apply({"params": params}, from_pixels(pixels), method="condition")
