@@ -10,7 +10,8 @@
 
 All but ``z`` choose the same variants of ``demo``. A stage starts from the workdir of the one
 before it, which it leaves as it is: ``--config.train.init_from=runs/promag-demo``. Stage I with
-``join`` takes the image autoencoder's there.
+``join`` takes the image autoencoder's there; with ``--config.train.init_kind=promag_image`` a model
+without ``join`` starts as that image autoencoder applied to every fourth frame.
 """
 
 from configs import common
@@ -91,6 +92,9 @@ def _model(config, arg, extra):
     model.tile_size = 0  # tiles of the decoder's convolutions for large pictures; 0: none
     model.tile_overlap = 0
     model.tile_mode = "halo"  # halo: exact | literal: as the paper words it
+    model.tile_dead_zone = 0  # of literal tiles: positions at inner edges that the blend leaves out
+    model.latent_scale = 1.0  # a generator sees scale * (latent - shift)
+    model.latent_shift = 0.0
     model.conv_impl = "auto"
     model.remat = False
 

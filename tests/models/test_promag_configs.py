@@ -1,11 +1,15 @@
 """The shipped ProMAG configs make the models their names promise."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from vidlatent import config as configs
+from vidlatent.dist.rules import PARAM_RULES, path_name
 from vidlatent.infer.load import abstract_params, model_of
+from vidlatent.models.promag.blocks import CausalConv
 from vidlatent.typing import VidlatentError
 
 
@@ -58,6 +62,35 @@ def test_demo_model_runs():
     video = jax.ShapeDtypeStruct((1, 17, 48, 48, 3), jnp.float32)
     (restored, posterior), _ = jax.eval_shape(model.init_with_output, jax.random.key(0), video)
     assert restored.shape == video.shape and posterior.mean.shape == (1, 5, 12, 12, 16)
+
+
+def test_every_kernel_is_placed_as_a_tokenizers():
+    """Convolutions must not be sharded by output channels (``dist.rules``)."""
+    shapes = abstract_params(model_of(configs.load("configs/promag.py:join=latent,grow=2")))
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    pattern = re.compile(PARAM_RULES[0][0])
+    kernels = [path for path in paths if path.endswith("kernel")]
+    assert kernels and all(pattern.search(path) for path in kernels)
+
+
+def test_bfloat16_inside_float32_outside():
+    config = configs.load("configs/promag.py:join=feature,grow=1")
+    config.precision.compute, config.model.remat = "bfloat16", True
+    model, video = model_of(config), jax.ShapeDtypeStruct((1, 9, 8, 8, 3), jnp.float32)
+
+    def run(key, video):
+        params = model.init(key, video)
+        return model.apply(params, video, capture_intermediates=_conv, mutable=["intermediates"])
+
+    outputs, seen = jax.eval_shape(run, jax.random.key(0), video)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(outputs))
+    inner = jax.tree_util.tree_leaves_with_path(seen)
+    wide = {path_name(path) for path, x in inner if x.dtype == jnp.float32}
+    assert len(inner) > 20 and all("conv_out" in path for path in wide)
+
+
+def _conv(module, _):
+    return isinstance(module, CausalConv)
 
 
 def test_refusals():

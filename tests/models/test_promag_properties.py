@@ -9,7 +9,8 @@ from promag_nets import SIZE, Net, net, video_of
 
 from vidlatent.models.promag.autoencoder import MAGVIT2
 from vidlatent.models.promag.blocks import Up
-from vidlatent.models.promag.growth import from_image, with_first_frame
+from vidlatent.models.promag.growth import with_first_frame
+from vidlatent.models.weights import graft
 from vidlatent.typing import VidlatentError
 
 TOLERANCE = 1e-5
@@ -146,16 +147,18 @@ def test_last_slice_inflation():
     still = Net(image=True)
     video = video_of(17)
     model = Net()
-    encoder = from_image(still.params["encoder"], model.shapes["encoder"])
-    decoder = from_image(still.params["decoder"], model.shapes["decoder"])
-    bottleneck = still.params["bottleneck"]
-    model.params = {"encoder": encoder, "decoder": decoder, "bottleneck": bottleneck}
+    model.params = graft("promag_image", still.params, model.params)
     want, _ = still.moments(video[:, ::4])
     got, _ = model.moments(video)
     np.testing.assert_allclose(got, want, atol=2e-5)
     np.testing.assert_allclose(
         model.decode(want[..., :4]), still.decode(want[..., :4])[:, _NEAREST], atol=2e-5
     )
+
+
+def test_inflation_refuses_other_layers():
+    with pytest.raises(VidlatentError, match="grow1"):
+        graft("promag_image", Net(image=True).shapes, net(8).shapes)
 
 
 _NEAREST = np.ceil(np.arange(17) / 4).astype(int)

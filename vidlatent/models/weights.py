@@ -35,6 +35,7 @@ GRAFTS.register("ivvae_image_causal", _INFLATE + "causal_from_image")
 _GROWTH = "vidlatent.models.promag.growth:"
 GRAFTS.register("grown", _GROWTH + "grown_from")
 GRAFTS.register("first_frame", _GROWTH + "with_first_frame")
+GRAFTS.register("promag_image", _GROWTH + "inflated_from_image")
 
 
 def graft(kind: str, params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,8 +45,8 @@ def graft(kind: str, params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dic
       kind: ``'image'`` (a video model from an image model), ``'standard'`` (FSAE-Standard from the
         causal FSAE), ``'lite'`` (FSAE-Lite from Standard), ``'ivvae_image'`` or
         ``'ivvae_image_causal'`` (IV-VAE's video model, group causal or causal, from its image VAE),
-        ``'grown'`` (ProMAG from the stage before) or ``'first_frame'`` (ProMAG with an image
-        autoencoder's encoder for frame 0).
+        ``'grown'`` (ProMAG from the stage before), ``'first_frame'`` (ProMAG with an image
+        autoencoder's encoder for frame 0) or ``'promag_image'`` (inflated from that autoencoder).
       params: the source's parameters.
       fresh: newly initialised ones of the target.
 

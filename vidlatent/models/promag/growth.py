@@ -22,9 +22,9 @@ from vidlatent.typing import VidlatentError
 __all__ = [
     "STAGE_FPS",
     "Growth",
-    "from_image",
     "frozen_pattern",
     "grown_from",
+    "inflated_from_image",
     "subsample",
     "with_first_frame",
 ]
@@ -164,28 +164,31 @@ def with_first_frame(params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dic
     return {**fresh, "image": _merge(image, fresh["image"], "image/")}
 
 
-def from_image(params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
-    """A video encoder or decoder that treats every aligned frame as the image model does.
+def inflated_from_image(params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """A video model that treats every aligned frame as the image autoencoder does (MAGVIT-v2).
 
     2-D kernels go to the last temporal slice, so with zero padding frame 0 sees exactly the image
     network; kernels of up layers that double time are used for both frames.
 
     Args:
-      params: ``encoder`` or ``decoder`` of the image autoencoder.
-      fresh: the same part of a video model, for the shapes.
+      params: of the image autoencoder (``image`` set, the other fields the same).
+      fresh: of the video model, without an image encoder for frame 0 and not grown.
     """
+    return _inflate(params, fresh, "")
 
-    def place(old, new, where=""):
-        if isinstance(new, Mapping):
-            if set(old) != set(new):
-                raise VidlatentError(f"{where or 'the image model'} has other layers.")
-            return {name: place(old[name], new[name], f"{where}{name}/") for name in new}
-        copies = new.shape[-1] // old.shape[-1]
-        old = jnp.tile(old, copies)
-        if old.ndim == 5 and old.shape[0] == 1 and new.shape[0] > 1:
-            old = jnp.pad(old, ((new.shape[0] - 1, 0), *((0, 0),) * 4))
-        if old.shape != new.shape:
-            raise VidlatentError(f"{where} of the image model does not fit: {old.shape}.")
-        return old
 
-    return place(params, fresh)
+def _inflate(old: Any, new: Any, where: str) -> Any:
+    if isinstance(new, Mapping):
+        if set(old) != set(new):
+            name = sorted(set(old) ^ set(new))[0]
+            raise VidlatentError(
+                f"only one of the image and the video model has {where}{name}: give both the same "
+                "config.model but for image."
+            )
+        return {name: _inflate(old[name], new[name], f"{where}{name}/") for name in new}
+    if old.ndim == 5 and old.shape[0] == 1 and new.shape[0] > 1:
+        old = jnp.pad(old, ((new.shape[0] - 1, 0), *((0, 0),) * 4))
+    old = jnp.tile(old, new.shape[-1] // old.shape[-1])
+    if old.shape != new.shape:
+        raise VidlatentError(f"{where[:-1]} of the image model does not fit: {old.shape}.")
+    return old
