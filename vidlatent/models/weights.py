@@ -21,6 +21,7 @@ TABLES.register("dcae_original_shuffle", _FSVIDEO + "DCAE_ORIGINAL_SHUFFLE_TABLE
 TABLES.register("fsae", _FSVIDEO + "FSAE_TABLE")
 TABLES.register("ivvae", "vidlatent.models.ivvae.import_ivvae:IVVAE_TABLE")
 TABLES.register("reducio", "vidlatent.models.reducio.import_reducio:REDUCIO_TABLE")
+TABLES.register("sd_vae", "vidlatent.models.reducio.import_reducio:SD_VAE_TABLE")
 TABLES.register("ivvae_plain", "vidlatent.models.ivvae.import_ivvae:PLAIN_TABLE")
 
 # ``(source parameters, newly initialised parameters of the target) -> parameters``.
@@ -36,6 +37,9 @@ _GROWTH = "vidlatent.models.promag.growth:"
 GRAFTS.register("grown", _GROWTH + "grown_from")
 GRAFTS.register("first_frame", _GROWTH + "with_first_frame")
 GRAFTS.register("promag_image", _GROWTH + "inflated_from_image")
+_REDUCIO = "vidlatent.models.reducio.surgery:"
+GRAFTS.register("reducio_image", _REDUCIO + "from_image")
+GRAFTS.register("reducio_image_causal", _REDUCIO + "from_causal_image")
 
 
 def graft(kind: str, params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +50,9 @@ def graft(kind: str, params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dic
         causal FSAE), ``'lite'`` (FSAE-Lite from Standard), ``'ivvae_image'`` or
         ``'ivvae_image_causal'`` (IV-VAE's video model, group causal or causal, from its image VAE),
         ``'grown'`` (ProMAG from the stage before), ``'first_frame'`` (ProMAG with an image
-        autoencoder's encoder for frame 0) or ``'promag_image'`` (inflated from that autoencoder).
+        autoencoder's encoder for frame 0), ``'promag_image'`` (inflated from that autoencoder),
+        ``'reducio_image'`` or ``'reducio_image_causal'``
+        (Reducio-VAE, centred or causal, from Stable Diffusion's image VAE).
       params: the source's parameters.
       fresh: newly initialised ones of the target.
 

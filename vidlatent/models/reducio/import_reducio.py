@@ -1,4 +1,4 @@
-"""Importer table for the released Reducio-VAE names, and the fields of the released files.
+"""Importer tables: the released Reducio-VAE names, and those of the image VAE it can start from.
 
 The released files also hold the networks of the loss, which are left out, and fixed sinusoids
 (``pos_embed``), which are kept as they are.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["RELEASED", "REDUCIO_TABLE"]
+__all__ = ["RELEASED", "REDUCIO_TABLE", "SD_VAE_TABLE"]
 
 _COMMON: dict[str, Any] = {"latent_channels": 16, "width": 128}
 
@@ -89,5 +89,16 @@ REDUCIO_TABLE = (
     *_fusion(_UP + "fuse[.]0[.]", "decoder/up_{i}_fuse"),
     *_fusion("decoder[.]mid[.]fuse[.]0[.]", "decoder/mid_fuse"),
     *_middle("decoder[.]", "decoder", "conv3d", "pointwise3d"),
+    (r"loss[.].*", "", "drop"),
+)
+
+# Stable Diffusion's VAE in its original naming; what ``surgery.from_image`` takes.
+SD_VAE_TABLE = (
+    *_encoder("encoder[.]", "encoder", "conv2d", "pointwise2d"),
+    *_block(_UP + r"block[.](?P<j>\d+)", "decoder/up_{i}_block_{j}", "conv2d", "pointwise2d"),
+    *_parts(_UP + "upsample[.]conv", "decoder/up_{i}_upsample", "conv2d"),
+    *_middle("decoder[.]", "decoder", "conv2d", "pointwise2d"),
+    *_parts("quant_conv", "encoder/quant", "pointwise2d"),
+    *_parts("post_quant_conv", "decoder/post_quant", "pointwise2d"),
     (r"loss[.].*", "", "drop"),
 )
