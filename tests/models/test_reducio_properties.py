@@ -336,8 +336,8 @@ def test_codec_works_in_clips():
 @pytest.mark.parametrize(
     ("arg", "shape"),
     [
-        ("demo", (4, 8, 8, 16)),
-        ("demo,content=none", (4, 8, 8, 16)),
+        ("demo", (4, 16, 16, 16)),
+        ("demo,content=none", (4, 16, 16, 16)),
         ("paper", (4, 8, 8, 16)),
         ("paper,time=2,space=16", (8, 16, 16, 16)),
     ],
