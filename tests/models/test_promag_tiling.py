@@ -108,13 +108,14 @@ def test_refusals():
             plan_chunks(frames, overlap)
 
 
-@pytest.mark.parametrize("frames", [1, 17, 18, 30, 56, 68, 69, 136])
-@pytest.mark.parametrize("overlap", [0, 4])
+@pytest.mark.parametrize(
+    ("frames", "overlap"), [*((n, 4) for n in (1, 17, 18, 30, 56, 68, 69, 136)), (18, 0), (68, 0)]
+)
 def test_chunks_of_an_identity_codec(frames, overlap):
-    video = jax.random.normal(jax.random.key(frames), (2, frames, 1, 2, 3))
+    video = np.random.default_rng(frames).normal(size=(2, frames, 1, 2, 3)).astype(np.float32)
     plan = plan_chunks(frames, overlap)
-    chunks = chunk_frames(video, plan)
-    np.testing.assert_allclose(join_chunks(chunks, plan), video, atol=1e-6)
+    joined = fast_jit(lambda x: join_chunks(chunk_frames(x, plan), plan))(video)
+    np.testing.assert_allclose(joined, video, atol=1e-6)
 
 
 def test_neighbours_fade():
