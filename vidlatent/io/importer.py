@@ -53,6 +53,13 @@ def _grouped_out(x: Any) -> Any:
     return x.transpose(0, 2, 1).reshape(groups * outputs, inputs, 1, 1)
 
 
+def _plane(x: Any, rank: int) -> Any:
+    """``(O, I, 1, 1 [, 1]) -> (O, I)``; a larger kernel must not lose its taps."""
+    if x.ndim != rank or x.shape[2:] != (1,) * (rank - 2):
+        raise ValueError(f"shape {x.shape} is no 1x1 kernel of rank {rank}")
+    return x.reshape(x.shape[:2])
+
+
 # name -> (checkpoint layout to ours given the target shape, ours to checkpoint layout)
 TRANSFORMS: dict[str, tuple[Callable[[Any, Sequence[int]], Any], Callable[[Any], Any]]] = {
     "copy": (lambda x, shape: x, lambda x: x),
@@ -69,11 +76,11 @@ TRANSFORMS: dict[str, tuple[Callable[[Any, Sequence[int]], Any], Callable[[Any],
     ),
     # 1x1 convolutions: (O, I, 1, 1 [, 1]) and [I, O].
     "pointwise2d": (
-        lambda x, shape: x.reshape(x.shape[:2]).transpose(1, 0),
+        lambda x, shape: _plane(x, 4).transpose(1, 0),
         lambda x: x.transpose(1, 0)[:, :, None, None],
     ),
     "pointwise3d": (
-        lambda x, shape: x.reshape(x.shape[:2]).transpose(1, 0),
+        lambda x, shape: _plane(x, 5).transpose(1, 0),
         lambda x: x.transpose(1, 0)[:, :, None, None, None],
     ),
     # Per-channel scales: (C, 1, 1 [, 1]) and [C].

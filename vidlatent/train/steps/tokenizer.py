@@ -27,6 +27,7 @@ from vidlatent.typing import VidlatentError
 
 __all__ = ["make_step"]
 
+STREAMS = ("noise", "content")  # what models draw in training: noise, Reducio's content frame
 VIDEO_AXES = ("batch", "time", "height", "width", "channel")
 
 
@@ -45,9 +46,9 @@ def make_step(config: ConfigDict, model: Any) -> Step:
         return new_state(model.init(key, video)["params"], optimizer)
 
     def train_step(state, batch):
-        key = random_key(config.seed, "noise", state["step"])
-        with_noise = functools.partial(objective, rngs={"noise": key})
-        grads, loss, terms = _accumulated(with_noise, state["params"], batch, optim["accumulate"])
+        rngs = {name: random_key(config.seed, name, state["step"]) for name in STREAMS}
+        drawn = functools.partial(objective, rngs=rngs)
+        grads, loss, terms = _accumulated(drawn, state["params"], batch, optim["accumulate"])
         state, report = apply_gradients(
             state, grads, loss, optimizer=optimizer, rate=rate, ema_decay=optim["ema_decay"]
         )
