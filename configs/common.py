@@ -44,7 +44,7 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.train.steps = 1000
     config.train.stop_at = 0  # save and leave after this step, for queues with a time limit
     config.train.init_from = ""  # weights file or workdir to start from; empty: random
-    config.train.init_kind = ""  # form these weights are turned from: image | standard | lite
+    config.train.init_kind = ""  # graft that turns these weights into the model's; empty: none
     config.train.init_table = "auto"  # naming of the weights file
     config.train.log_every = 10
     config.train.max_bad_steps = 10  # consecutive non-finite steps before the run stops
