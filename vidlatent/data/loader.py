@@ -11,12 +11,15 @@ decoding processes or threads, nor of what was read before. A run is therefore r
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
+import signal
 import time
 from collections.abc import Iterator, Mapping
+from multiprocessing import resource_tracker
 from typing import Any
 
 import grain
@@ -232,10 +235,13 @@ class Loader:
 
     def __next__(self) -> dict[str, Any]:
         began = time.monotonic()
-        if self._batches is None:
-            self._batches = self._open()
         try:
-            raw = next(self._batches)
+            if self._batches is None:
+                with _deaf_children():
+                    self._batches = self._open()
+                    raw = next(self._batches)
+            else:
+                raw = next(self._batches)
         except StopIteration:
             self.close()
             raise
@@ -307,6 +313,22 @@ class Loader:
 def _own(array: np.ndarray) -> np.ndarray:
     """The array itself, or a copy of what a worker process left in shared memory."""
     return array if type(array) is np.ndarray else np.array(array)
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started in here never see Ctrl-C; it reaches this one when the block is left.
+
+    Ctrl-C goes to the whole process group, but the run's own process decides what to do (save, then
+    stop) and still needs its decoding processes for the step under way. A blocked signal is
+    inherited, so that they are safe from their first instruction on.
+    """
+    resource_tracker.ensure_running()  # starting it later would unblock the signal again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def source_of(data: Mapping[str, Any], seed: int = 0) -> Source:

@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
-import signal
-import threading
 from collections.abc import Sequence
 
 import grain
@@ -45,14 +42,6 @@ class Reading:
     flip: bool
     limits: Limits
     memory: Memory | None = None  # for data sets small enough to be kept decoded
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        # Ctrl-C reaches the whole process group: the run's own process decides what to do (save,
-        # then stop) and still needs its decoding processes for the step under way.
-        in_worker = multiprocessing.parent_process() is not None
-        if in_worker and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def start_of(self, row: int, frame: int) -> float:
         """Seconds at which a source frame is shown."""
