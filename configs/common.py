@@ -84,6 +84,18 @@ def demo_on_samples(config: ConfigDict, bucket: tuple, steps: int, lr: float) ->
     config.eval.every = 100
 
 
+def long_run(config: ConfigDict, steps: int, lr: float) -> None:
+    """What the published-size presets share; the papers leave most of it open."""
+    config.data.num_workers = 8
+    config.train.steps = steps
+    config.train.log_every = 50
+    config.optim.lr = lr
+    config.optim.schedule = "constant"
+    config.optim.warmup_steps = 2000
+    config.checkpoint.every = 2000
+    config.eval.every = 5000
+
+
 def _data() -> ConfigDict:
     data = ConfigDict()
     data.source = "folder"  # folder | samples | tfds | synthetic

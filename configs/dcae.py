@@ -76,14 +76,7 @@ def _paper(config, arg):
     model.remat = True
     # The papers' image sets are not ours to ship; batch size and schedule are common choices.
     config.data.buckets = ((1, 256, 256, 256),)
-    config.data.num_workers = 8
-    config.train.steps = 200_000
-    config.train.log_every = 50
-    config.optim.lr = 1e-4
-    config.optim.schedule = "constant"
-    config.optim.warmup_steps = 2000
-    config.checkpoint.every = 2000
-    config.eval.every = 5000
+    common.long_run(config, steps=200_000, lr=1e-4)
 
 
 def _demo(config, arg):

@@ -98,15 +98,8 @@ def _paper(config, arg):
         *((1, h, w, 512) for h, w in _BUCKETS_256),
     )
     config.data.bucket_weights = (0.02, 0.08, 0.3, 0.08, 0.02) * 2
-    config.data.num_workers = 8
-    config.train.steps = 200_000
-    config.train.log_every = 50
-    config.optim.lr = 1e-4
-    config.optim.schedule = "constant"
-    config.optim.warmup_steps = 2000
-    config.checkpoint.every = 2000
+    common.long_run(config, steps=200_000, lr=1e-4)
     config.checkpoint.keep_every = 50_000
-    config.eval.every = 5000
 
 
 # One bucket per sixth of an octave of aspect ratio around 256x256 (height, width).

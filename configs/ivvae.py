@@ -67,16 +67,9 @@ def _paper(config, arg):
         model.variant = "image"
         model.latent_channels //= 2
         model.temporal_down = ()
-    config.data.num_workers = 8
-    config.train.steps = steps
-    config.train.log_every = 50
-    config.optim.lr = 5e-5 if arg.stage == 4 else 1e-4
+    common.long_run(config, steps=steps, lr=5e-5 if arg.stage == 4 else 1e-4)
     config.optim.b2 = 0.999
-    config.optim.schedule = "constant"
-    config.optim.warmup_steps = 2000
-    config.checkpoint.every = 2000
     config.checkpoint.keep_every = 50_000
-    config.eval.every = 5000
 
 
 def _released_scale(model):

@@ -329,8 +329,3 @@ def _deaf_children() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def source_of(data: Mapping[str, Any], seed: int = 0) -> Source:
-    """The source that ``config.data`` names, e.g. to ask the renderer for a clip's motion."""
-    return make_source(DataOptions.from_mapping(data), seed)
