@@ -61,6 +61,8 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.checkpoint.best_mode = "max"
     config.checkpoint.verify = "auto"  # digests on restore: off | sample | full | auto
 
+    config.codec = _codec()
+
     config.eval = ConfigDict()
     config.eval.every = 1000  # steps between evaluations while training; 0: only at the end
     config.eval.pictures = 4  # clips shown in contact sheets and side-by-side videos
@@ -94,6 +96,27 @@ def long_run(config: ConfigDict, steps: int, lr: float) -> None:
     config.optim.warmup_steps = 2000
     config.checkpoint.every = 2000
     config.eval.every = 5000
+
+
+def _codec() -> ConfigDict:
+    """How --mode=reconstruct and ``vidlatent.load_codec`` cut long and large videos."""
+    codec = ConfigDict()
+    # stream: piece by piece as if coded whole | windows: the same for decoders that look ahead |
+    # chunks: each by itself, blended where they overlap | auto: the first of these that is possible
+    codec.time = "auto"
+    codec.groups = 2  # frame groups (Reducio: clips) in a piece of a stream
+    codec.window_latents = 16  # latent frames that a window adds
+    codec.chunk_frames = 0  # of a chunk; 0: 17, or the nearest length below that fits
+    codec.overlap_frames = -1  # shared by neighbouring chunks; -1: 4
+    # whole | layers: convolution by convolution, exact (ProMAG) | layers_literal: as its paper
+    # words it | tiles: evenly spread (Reducio) | tiles_published: as in its released code
+    codec.space = "whole"
+    codec.layer_positions = 0  # side of a tile in positions of each layer's map; 0: 64
+    codec.layer_overlap_positions = -1  # shared by neighbouring tiles; -1: 0, literal 4
+    codec.layer_dead_positions = -1  # at a literal tile's inner edges, left out; -1: 1
+    codec.tile_pixels = 0  # distance of the tiles; 0: 256
+    codec.tile_overlap_pixels = -1  # that a tile reads beyond that; -1: a quarter of it
+    return codec
 
 
 def _data() -> ConfigDict:
