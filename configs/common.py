@@ -14,7 +14,10 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.preset = preset
     config.seed = 0  # of parameters, noise and data order
     config.model = ConfigDict()
-    config.loss = ConfigDict()  # term -> weight
+    config.recipe = ""  # the training stage this is, such as "fsae 1"; a next stage asks for it
+    config.loss = ConfigDict()  # term -> weight, or -> group of "weight" and the term's options
+    config.critic = _critic()
+    config.networks = _networks()
     config.data = _data()
 
     config.optim = ConfigDict()
@@ -46,6 +49,8 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.train.init_from = ""  # weights file or workdir to start from; empty: random
     config.train.init_kind = ""  # graft that turns these weights into the model's; empty: none
     config.train.init_table = "auto"  # naming of the weights file
+    config.train.init_recipes = ()  # recipes of the workdirs it may start from; empty: any
+    config.train.sample_latent = False  # decode a draw from the posterior, not its mean
     config.train.log_every = 10
     config.train.max_bad_steps = 10  # consecutive non-finite steps before the run stops
     config.train.tensorboard = True
@@ -96,6 +101,52 @@ def long_run(config: ConfigDict, steps: int, lr: float) -> None:
     config.optim.warmup_steps = 2000
     config.checkpoint.every = 2000
     config.eval.every = 5000
+
+
+def _critic() -> ConfigDict:
+    critic = ConfigDict()
+    critic.model = ConfigDict()  # name of models/critics and its fields; empty: no critic
+    critic.loss = "hinge"  # hinge | non_saturating
+    critic.weight = 0.1  # of the generator's adversarial loss
+    critic.scale = 1.0  # of the critic's own loss
+    critic.start_step = 0  # before it neither player feels the other
+    critic.warmup_steps = 0  # linear growth of the weight after start_step
+    critic.images = True  # judge batches of single frames too
+    # Weight relative to the gradients at one layer: weight * |d reconstruction| / |d adversarial|
+    critic.adaptive_layer = ""  # path of its kernel, such as decoder/conv_out/kernel; empty: fixed
+    critic.adaptive_terms = ()  # loss terms that count as reconstruction; empty: all
+    critic.r1_weight = 0.0  # gamma of the gradient penalty on real clips
+    critic.r1_every = 16  # steps from one penalty to the next; it counts so many times more
+    critic.r1_crop = (17, 256, 256)  # largest frames, height, width it is taken on
+    critic.lecam_weight = 0.0
+    critic.lecam_decay = 0.999
+    critic.continues = True  # take the critic of init_from along, if it has one that fits
+    critic.optim = ConfigDict()
+    critic.optim.lr = 1e-4
+    critic.optim.schedule = "constant"
+    critic.optim.final_lr_share = 0.0
+    critic.optim.warmup_steps = 0
+    critic.optim.b1 = 0.9
+    critic.optim.b2 = 0.95
+    critic.optim.eps = 1e-8
+    critic.optim.weight_decay = 0.0
+    critic.optim.clip_norm = 1.0
+    critic.optim.frozen = ""
+    return critic
+
+
+def _networks() -> ConfigDict:
+    """Weights files of frozen networks; ``random`` is random weights, for trying things out."""
+    return ConfigDict(
+        {
+            "lpips_vgg": "",
+            "lpips_alex": "",
+            "dinov2": "",
+            "i3d_kinetics400": "",
+            "c3d_ucf101": "",
+            "videomae_g": "",
+        }
+    )
 
 
 def _codec() -> ConfigDict:
@@ -149,4 +200,7 @@ def _data() -> ConfigDict:
     data.synthetic.width = 96
     data.synthetic.shapes = 5  # moving shapes in a scene, at most
     data.synthetic.fps = 24.0
+    data.synthetic.kind = "scenes"  # scenes: camera and shapes | paths: speeds in pixels a frame
+    data.synthetic.speed = 0.25  # of paths, pixels a frame
+    data.synthetic.turns = 0.0  # of paths, abrupt turns of a shape a frame; 0: smooth
     return data

@@ -15,6 +15,7 @@ def get_config(arg: str = ""):
     arg = parse_arg(arg, presets=("demo", "paper"), time=0, space=0, content="middle")
     config = common.get_defaults("reducio_vae", arg.preset)
     config.loss.l1 = 1.0
+    config.train.sample_latent = True
     {"demo": _demo, "paper": _paper}[arg.preset](config, arg)
     return config
 

@@ -153,11 +153,11 @@ def test_plain_video_autoencoder():
     assert run("__call__", video_of(), model=model, params=params)[0].shape == (1, 4, 8, 8, 3)
 
 
-def test_sample_with_a_noise_stream():
+def test_sample_with_a_latent_stream():
     model, params = net()
 
     def call(key):
-        return model.apply({"params": params}, video_of(), rngs={"noise": key})[0]
+        return model.apply({"params": params}, video_of(), rngs={"latent": key})[0]
 
     first, second = (fast_jit(call)(jax.random.key(seed)) for seed in range(2))
     assert np.abs(first - second).max() > 1e-3

@@ -9,10 +9,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from vidlatent.models.posterior import Posterior
 from vidlatent.registry import did_you_mean
 from vidlatent.typing import LatentSpec, VidlatentError, check_shape
 
-__all__ = ["check_clip", "make_module"]
+__all__ = ["check_clip", "latent_of", "make_module"]
 
 
 def make_module(
@@ -57,3 +58,10 @@ def check_clip(spec: LatentSpec, video: jax.Array, first: bool) -> None:
             )
         frames = spec.rule.first
     spec.check_video(frames, size["H"], size["W"])
+
+
+def latent_of(module: nn.Module, posterior: Posterior) -> jax.Array:
+    """What a tokenizer decodes: with a rng stream ``latent``, as in training, a draw; else the mean."""
+    if module.has_rng("latent"):
+        return posterior.sample(module.make_rng("latent"))
+    return posterior.mode()

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Posterior"]
+__all__ = ["LOGVAR_RANGE", "Posterior"]
+
+LOGVAR_RANGE = (-30.0, 20.0)  # beyond it exp() loses its meaning in float32
 
 
 class Posterior(NamedTuple):
@@ -29,7 +31,7 @@ class Posterior(NamedTuple):
         """
         if self.logvar is None:
             return self.mean
-        return self.mean + jnp.exp(0.5 * self.logvar) * noise
+        return self.mean + jnp.exp(0.5 * jnp.clip(self.logvar, *LOGVAR_RANGE)) * noise
 
     def sample(self, key: jax.Array) -> jax.Array:
         """``draw`` with fresh noise."""

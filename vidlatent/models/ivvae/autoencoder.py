@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vidlatent.models.contract import check_clip, make_module
+from vidlatent.models.contract import check_clip, latent_of, make_module
 from vidlatent.models.ivvae.coder import Decoder, Encoder
 from vidlatent.models.ivvae.form import Coder, form_of
 from vidlatent.models.posterior import Posterior
@@ -153,9 +153,9 @@ class IVVAE(nn.Module):
         return self._select(images, cache is None), new
 
     def __call__(self, video: jax.Array) -> tuple[jax.Array, Posterior]:
-        """Reconstruction ``[B, T, H, W, 3]`` float32 from the mean, and the posterior."""
+        """Reconstruction ``[B, T, H, W, 3]`` float32 of the ``latent_of`` it, and the posterior."""
         posterior, _ = self.encode(video)
-        return self.decode(posterior.mean)[0], posterior
+        return self.decode(latent_of(self, posterior))[0], posterior
 
     def encoder_values(self, video: jax.Array) -> dict[str, jax.Array]:
         """The encoder's intermediate values by module name."""

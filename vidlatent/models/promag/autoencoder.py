@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vidlatent.models.contract import check_clip, make_module
+from vidlatent.models.contract import check_clip, latent_of, make_module
 from vidlatent.models.posterior import Posterior
 from vidlatent.models.promag.blocks import Plan, check_choice, resample_latent
 from vidlatent.models.promag.coder import Bottleneck, Decoder, Encoder, FirstFrame
@@ -55,6 +55,8 @@ class ProMAG(nn.Module):
       first_frame_join: frame 0 by a frozen image encoder: ``'feature'`` (joined before the 1x1x1
         layer), ``'latent'`` (its own latent) or ``'none'``.
       image: the image autoencoder whose encoder that is (stage 0); frames are then independent.
+      line: videos one pixel high, for experiments that must be cheap: kernels do not look up and
+        down, and only the width is halved.
       grow: doublings of the compression that were added, 0, 1 or 2.
       grow_blocks: residual blocks of each added block.
       grow_mode: ``'full'``, or ``'plain'``: without key frames, residual and adaptive norm.
@@ -88,6 +90,7 @@ class ProMAG(nn.Module):
     decoder_ada: str = "none"
     first_frame_join: str = "feature"
     image: bool = False
+    line: bool = False
     grow: int = 0
     grow_blocks: int = 4
     grow_mode: str = "full"
@@ -143,6 +146,8 @@ class ProMAG(nn.Module):
             )
         if self.image and (self.grow or self.extra_multipliers):
             raise VidlatentError("config.model.image has no time: no grow, no extra_multipliers.")
+        if self.line and self.tile_size:
+            raise VidlatentError("config.model.line has no tiles: set tile_size to 0.")
 
     @property
     def _join(self) -> str:
@@ -153,7 +158,8 @@ class ProMAG(nn.Module):
         """The hyper-parameters that the layers share."""
         levels = len(self.multipliers) - 1
         down = () if self.image else self.temporal_down
-        strides = [(2 if i in down else 1, 2, 2) for i in range(levels)]
+        rows = 1 if self.line else 2
+        strides = [(2 if i in down else 1, rows, 2) for i in range(levels)]
         extra = () if self.image else self.extra_multipliers
         tiles = None
         if self.tile_size:
@@ -174,6 +180,7 @@ class ProMAG(nn.Module):
             remat=self.remat,
             implementation=self.conv_impl,
             dtype=self.dtype,
+            rows=1 if self.line else 3,
             tiles=tiles,
         )
 
@@ -186,7 +193,7 @@ class ProMAG(nn.Module):
             name=f"{self.family}-{'image' if self.image else f'{time}x'}",
             channels=self.latent_channels,
             t=time,
-            h=space,
+            h=1 if self.line else space,
             w=space,
             rule=FrameRule(1, time),
             scale=self.latent_scale,
@@ -278,9 +285,9 @@ class ProMAG(nn.Module):
         return x, new if streams else {}
 
     def __call__(self, video: jax.Array) -> tuple[jax.Array, Posterior]:
-        """Reconstruction ``[B, T, H, W, 3]`` float32 from the mean, and the posterior."""
+        """Reconstruction ``[B, T, H, W, 3]`` float32 of the ``latent_of`` it, and the posterior."""
         posterior, _ = self.encode(video)
-        return self.decode(posterior.mean)[0], posterior
+        return self.decode(latent_of(self, posterior))[0], posterior
 
     def _check_stream(self, first: bool, streams: bool) -> None:
         if not first and not streams:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vidlatent.models.contract import check_clip, make_module
+from vidlatent.models.contract import check_clip, latent_of, make_module
 from vidlatent.models.reducio.coder import Decoder, Encoder
 from vidlatent.models.reducio.form import Coder, resampled
 from vidlatent.models.reducio.latent import MotionPosterior, normalise
@@ -245,12 +245,11 @@ class ReducioVAE(nn.Module):
     def __call__(self, video: jax.Array) -> tuple[jax.Array, MotionPosterior]:
         """Reconstruction ``[B, T, H, W, 3]`` float32 and the posterior.
 
-        With a rng stream ``noise`` the latent is a sample, as the released code has it in training
+        With a rng stream ``latent`` the latent is a sample, as the released code has it in training
         and in evaluation; without one it is that of the mean.
         """
         posterior, _ = self.encode(video)
-        noisy = self.has_rng("noise")
-        latent = posterior.sample(self.make_rng("noise")) if noisy else posterior.mode()
+        latent = latent_of(self, posterior)
         condition = self.condition(video) if self.takes_condition else None
         return self.decode(latent, condition=condition)[0], posterior
 
