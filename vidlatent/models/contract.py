@@ -61,7 +61,7 @@ def check_clip(spec: LatentSpec, video: jax.Array, first: bool) -> None:
 
 
 def latent_of(module: nn.Module, posterior: Posterior) -> jax.Array:
-    """What a tokenizer decodes: with a rng stream ``latent``, as in training, a draw; else the mean."""
+    """What a tokenizer decodes: a draw if there is a rng stream ``latent``, else the mean."""
     if module.has_rng("latent"):
         return posterior.sample(module.make_rng("latent"))
     return posterior.mode()
