@@ -9,7 +9,7 @@ import pytest
 
 from vidlatent.config import load
 from vidlatent.dist.mesh import make_mesh
-from vidlatent.losses import TERMS, l1
+from vidlatent.losses import TERMS, Term, l1
 from vidlatent.train import loop
 from vidlatent.train.loop import train
 from vidlatent.typing import VidlatentError
@@ -21,12 +21,16 @@ TINY = Path(__file__).parent.parent / "tiny.py"
 def poison(monkeypatch):
     """A loss term that is NaN on batches of single frames, and one that always is."""
 
-    def on_images(prediction, target, mask):
-        return l1(prediction, target, mask) * (jnp.nan if target.shape[1] == 1 else 1.0)
+    def on_images(inputs, *_):
+        return l1(*inputs[:3]) * (jnp.nan if inputs.target.shape[1] == 1 else 1.0)
+
+    def always(*_):
+        return jnp.float32(jnp.nan)
 
     one = jax.devices()[:1]
     monkeypatch.setattr(loop, "make_mesh", lambda sizes: make_mesh(sizes, one))
-    terms = {**TERMS._entries, "nan_on_images": on_images, "nan": lambda *_: jnp.float32(jnp.nan)}
+    poisons = {"nan_on_images": lambda: Term(on_images), "nan": lambda: Term(always)}
+    terms = {**TERMS._entries, **poisons}
     monkeypatch.setattr(TERMS, "_entries", terms)
 
 

@@ -1,15 +1,57 @@
-"""Loss terms as pure functions, by the names a config uses.
+"""Objectives: terms by the names a config uses, and the adversarial losses (``adversarial``).
 
-A term takes ``(prediction, target, mask)``: video ``[B, T, H, W, C]`` in [-1, 1] and a weight
-``[B]`` that is 1 for real samples and 0 for padding; it returns a float32 scalar.
+``TERMS.get(name)(**options)`` makes a ``Term``. A config names each with its weight,
+``loss.l1 = 1.0``, or with options, ``loss.kl = {"weight": 1e-6, "reduction": "mean"}``.
 """
 
 from __future__ import annotations
 
-from vidlatent.losses.recon import l1
-from vidlatent.registry import Registry
+import inspect
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["TERMS", "l1"]
+from vidlatent.losses.inputs import LossInputs, Term
+from vidlatent.losses.recon import l1, l2, outlier, pseudo_huber
+from vidlatent.registry import Registry, did_you_mean
+from vidlatent.typing import VidlatentError
+
+__all__ = [
+    "TERMS",
+    "LossInputs",
+    "Term",
+    "l1",
+    "l2",
+    "make_terms",
+    "outlier",
+    "pseudo_huber",
+]
 
 TERMS = Registry("loss term")
-TERMS.register("l1", l1)
+TERMS.register("l1", "vidlatent.losses.recon:l1_term")
+TERMS.register("l2", "vidlatent.losses.recon:l2_term")
+TERMS.register("pseudo_huber", "vidlatent.losses.recon:pseudo_huber_term")
+TERMS.register("outlier", "vidlatent.losses.recon:outlier_term")
+TERMS.register("kl", "vidlatent.losses.latent:kl_term")
+
+
+def make_terms(losses: Mapping[str, Any]) -> dict[str, tuple[float, Term]]:
+    """``name -> (weight, term)`` from the ``loss`` section of a config.
+
+    Raises:
+      VidlatentError: unknown term, unknown option, or a group without a weight.
+    """
+    return {name: _made(name, entry) for name, entry in losses.items()}
+
+
+def _made(name: str, entry: Any) -> tuple[float, Term]:
+    factory = TERMS.get(name)
+    options = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
+    if "weight" not in options:
+        raise VidlatentError(f"config.loss.{name} has no weight: set config.loss.{name}.weight.")
+    weight = options.pop("weight")
+    known = inspect.signature(factory).parameters
+    for option in options:
+        if option not in known:
+            hint = did_you_mean(option, ("weight", *known))
+            raise VidlatentError(f"unknown option config.loss.{name}.{option}: {hint}")
+    return float(weight), factory(**options)

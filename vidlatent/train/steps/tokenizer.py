@@ -18,7 +18,7 @@ from vidlatent.dist.rules import constrain
 from vidlatent.infer.evaluate import tokenizer_eval_step
 from vidlatent.infer.load import smallest_video
 from vidlatent.infer.pixels import from_pixels
-from vidlatent.losses import TERMS
+from vidlatent.losses import LossInputs, make_terms
 from vidlatent.models.freeze import stop_frozen
 from vidlatent.train.optim import learning_rate, make_optimizer
 from vidlatent.train.state import apply_gradients, new_state, random_key
@@ -62,14 +62,15 @@ def _objective(weights: Mapping[str, float], model: Any, frozen: str = "") -> Ca
     """``(params, batch, rngs) -> (loss, unweighted terms)``."""
     if not weights:
         raise VidlatentError("config.loss is empty: name at least one term, such as loss.l1 = 1.0.")
-    terms = {name: TERMS.get(name) for name in weights}
+    terms = make_terms(weights)
 
     def objective(params, batch, rngs=None):
         params = stop_frozen(params, frozen)
         target = constrain(from_pixels(batch["video"]), VIDEO_AXES)
-        prediction, _ = model.apply({"params": params}, target, rngs=rngs)
-        values = {name: term(prediction, target, batch["mask"]) for name, term in terms.items()}
-        return sum(weights[name] * value for name, value in values.items()), values
+        prediction, posterior = model.apply({"params": params}, target, rngs=rngs)
+        inputs = LossInputs(prediction, target, batch["mask"], posterior)
+        values = {name: term.value(inputs, {}, {}) for name, (_, term) in terms.items()}
+        return sum(terms[name][0] * value for name, value in values.items()), values
 
     return objective
 

@@ -1,0 +1,173 @@
+"""The critic's and the generator's losses, and what keeps the critic in bounds.
+
+Logits are one array ``[B, ...]`` or a list of them, one for each scale; a loss is the mean over
+scales, samples and positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vidlatent.losses.inputs import mean_over_samples
+from vidlatent.registry import did_you_mean
+from vidlatent.typing import VidlatentError
+
+__all__ = [
+    "KINDS",
+    "adaptive_weight",
+    "critic_loss",
+    "generator_loss",
+    "lecam",
+    "lecam_anchors",
+    "lecam_update",
+    "r1_penalty",
+]
+
+Logits = jax.Array | Sequence[jax.Array]
+
+KINDS = ("hinge", "non_saturating")
+
+
+def critic_loss(
+    kind: str, real_logits: Logits, fake_logits: Logits, mask: jax.Array | None = None
+) -> jax.Array:
+    """What the critic minimises; float32 scalar.
+
+    Args:
+      kind: ``'hinge'`` (``mean relu(1 - D(x)) + mean relu(1 + D(y))``, 2 at zero logits; Reducio
+        and latent diffusion halve it) or ``'non_saturating'`` (softplus of ``-D(x)`` and ``D(y)``).
+      real_logits, fake_logits: of the clips and of the reconstructions.
+      mask: ``[B]``, 1 for a real sample and 0 for padding; None counts all.
+
+    Raises:
+      VidlatentError: unknown kind.
+    """
+    _check_kind(kind)
+    if kind == "hinge":
+        real = _mean([jax.nn.relu(1 - x) for x in _maps(real_logits)], mask)
+        return real + _mean([jax.nn.relu(1 + x) for x in _maps(fake_logits)], mask)
+    real = _mean([jax.nn.softplus(-x) for x in _maps(real_logits)], mask)
+    return real + _mean([jax.nn.softplus(x) for x in _maps(fake_logits)], mask)
+
+
+def generator_loss(kind: str, fake_logits: Logits, mask: jax.Array | None = None) -> jax.Array:
+    """What the tokenizer minimises: ``-mean D(y)`` for hinge, else ``mean softplus(-D(y))``."""
+    _check_kind(kind)
+    maps = _maps(fake_logits)
+    return _mean([-x if kind == "hinge" else jax.nn.softplus(-x) for x in maps], mask)
+
+
+def r1_penalty(
+    apply: Callable[[Any, jax.Array], Logits],
+    params: Any,
+    video: jax.Array,
+    gamma: float = 10.0,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """Squared gradient of the critic at real clips, the same at every clip size.
+
+    For a scale with ``P`` logits it is ``gamma / P * |d(sum of its logits) / dx|^2``: with one
+    logit MAGVIT's ``gamma |grad|^2`` (no factor 1/2). Averaged over samples and scales. A lazy
+    penalty is this every n steps, n times as heavy; take a crop of the clip if memory is short.
+
+    Args:
+      apply: ``(params, video) -> logits``; must treat samples one by one (no batch norm).
+      video: ``[B, T, H, W, 3]``.
+      mask: ``[B]`` or None.
+    """
+    video = video.astype(jnp.float32)
+    shapes = [x.shape for x in _maps(jax.eval_shape(apply, params, video))]
+
+    def of_scale(index, shape):
+        # One scale at a time: the program of the others' gradients is then not built at all.
+        grad = jax.grad(lambda x: _maps(apply(params, x))[index].sum())(video)
+        positions = math.prod(shape[1:])
+        return jnp.square(grad).sum(axis=tuple(range(1, grad.ndim))) / positions
+
+    return gamma * _mean([of_scale(i, shape) for i, shape in enumerate(shapes)], mask)
+
+
+def lecam_anchors(scales: int = 1) -> dict[str, jax.Array]:
+    """Starting value of the moving means of logits: one for each scale, real and fake."""
+    return {name: jnp.zeros((scales,), jnp.float32) for name in ("real", "fake")}
+
+
+def lecam_update(
+    anchors: dict[str, jax.Array],
+    real_logits: Logits,
+    fake_logits: Logits,
+    decay: float = 0.999,
+    mask: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+    """The moving means after one more step."""
+
+    def moved(old, logits):
+        new = jnp.stack([_mean([x], mask) for x in _maps(logits)])
+        return decay * old + (1 - decay) * jax.lax.stop_gradient(new)
+
+    return {
+        "real": moved(anchors["real"], real_logits),
+        "fake": moved(anchors["fake"], fake_logits),
+    }
+
+
+def lecam(
+    anchors: dict[str, jax.Array],
+    real_logits: Logits,
+    fake_logits: Logits,
+    mask: jax.Array | None = None,
+    one_sided: bool = True,
+) -> jax.Array:
+    """LeCam regulariser: keeps the critic's two populations within reach of each other.
+
+    ``mean (D(x) - fake anchor)^2 + mean (real anchor - D(y))^2``, each difference counted only
+    where it is positive unless ``one_sided`` is False (the released code and the paper of Tseng et
+    al. 2021 differ here).
+    """
+    anchors = jax.lax.stop_gradient(anchors)
+    part = jax.nn.relu if one_sided else (lambda x: x)
+    real, fake = _maps(real_logits), _maps(fake_logits)
+    above = [jnp.square(part(x - a)) for x, a in zip(real, anchors["fake"], strict=True)]
+    below = [jnp.square(part(a - x)) for x, a in zip(fake, anchors["real"], strict=True)]
+    return _mean(above, mask) + _mean(below, mask)
+
+
+def adaptive_weight(
+    reconstruction_grad: Any,
+    adversarial_grad: Any,
+    weight: float = 1.0,
+    eps: float = 1e-4,
+    ceiling: float = 1e4,
+) -> jax.Array:
+    """``weight * clip(|g_rec| / (|g_adv| + eps), 0, ceiling)``, a constant to differentiation.
+
+    Both gradients are those with respect to the decoder's last kernel (VQGAN; Reducio with weight
+    0.05, where the reconstruction includes the perceptual part).
+    """
+    ratio = _norm(reconstruction_grad) / (_norm(adversarial_grad) + eps)
+    return jax.lax.stop_gradient(weight * jnp.clip(ratio, 0.0, ceiling))
+
+
+def _norm(tree: Any) -> jax.Array:
+    """Euclidean norm of all leaves together, float32."""
+    return optax.global_norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))
+
+
+def _maps(logits: Logits) -> list[jax.Array]:
+    return list(logits) if isinstance(logits, (list, tuple)) else [logits]
+
+
+def _mean(maps: Sequence[jax.Array], mask: jax.Array | None) -> jax.Array:
+    means = [mean_over_samples(x, jnp.ones(x.shape[0]) if mask is None else mask) for x in maps]
+    return sum(means) / len(means)
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise VidlatentError(f"unknown adversarial loss {kind!r}: {did_you_mean(kind, KINDS)}")
