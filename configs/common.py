@@ -51,6 +51,10 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.train.init_table = "auto"  # naming of the weights file
     config.train.init_recipes = ()  # recipes of the workdirs it may start from; empty: any
     config.train.sample_latent = False  # decode a draw from the posterior, not its mean
+    # Frames of more than patch_above pixels decode a random patch of so many cells a side
+    config.train.patch_cells = 0  # 0: never (a cell is 8x8 pixels in the published FSAE)
+    config.train.patch_above = 0
+    config.train.patch_encoder = False  # whether their gradient goes on into the encoder
     config.train.log_every = 10
     config.train.max_bad_steps = 10  # consecutive non-finite steps before the run stops
     config.train.tensorboard = True

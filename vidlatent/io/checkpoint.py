@@ -1,12 +1,13 @@
 """Checkpoints that are checked: one Orbax step folder per save, read back only if it is sound.
 
-A step folder holds the items ``params``, ``opt``, ``ema`` and ``extra`` (everything else in the
-state), the item ``meta`` (JSON: step, iterator, latent spec, config hash, metrics, versions) and
-the item ``digests`` (see ``vidlatent.io.digests``). Orbax writes it under a temporary name and
-renames it when it is complete, so a killed process leaves no half step behind. On restore the
-arrays are compared with their digests; a damaged step is passed over, with the reason in the log,
-for the newest sound one before it. Reading never changes the folder: only the first save after
-such a fall-back moves the damaged steps aside (``<step>.damaged``).
+A step folder holds the items ``params``, ``opt``, ``ema``, where there is one ``critic``, and
+``extra`` (everything else in the state), the item ``meta`` (JSON: step, iterator, latent spec,
+config hash, metrics, versions) and the item ``digests`` (see ``vidlatent.io.digests``). Orbax
+writes it under a temporary name and renames it when it is complete, so a killed process leaves no
+half step behind. On restore the arrays are compared with their digests; a damaged step is passed
+over, with the reason in the log, for the newest sound one before it. Reading never changes the
+folder: only the first save after such a fall-back moves the damaged steps aside
+(``<step>.damaged``).
 """
 
 from __future__ import annotations
@@ -445,12 +446,13 @@ class Checkpointer:
         Args:
           abstract_params: the parameters' structure, as for ``restore``.
           step: read this step and no other (None: the newest sound one).
-          which: 'ema' (the trained parameters if the run kept no average) or 'params'.
+          which: 'ema' (the trained parameters if the run kept no average), 'params', or 'critic'
+            (the whole of that part of the state).
 
         Raises:
           VidlatentError: as ``restore``, and when there is no step at all.
         """
-        if which not in ("ema", "params"):
+        if which not in ("ema", "params", "critic"):
             raise VidlatentError(f"There are no {which!r} parameters: use 'ema' or 'params'.")
 
         def read(number: int) -> Restored:

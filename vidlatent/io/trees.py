@@ -13,7 +13,7 @@ from vidlatent.typing import VidlatentError
 
 __all__ = ["compare_structure", "merge", "nested", "split", "target"]
 
-_ITEMS = ("params", "opt", "ema")
+_ITEMS = ("params", "opt", "ema", "critic")
 _REST = "extra"
 
 

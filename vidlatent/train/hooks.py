@@ -107,13 +107,8 @@ class Log:
         self._pending = []
         elapsed = max(time.perf_counter() - self._since - run.aside_seconds, 1e-9)
         good = [m for _, m, _ in rows if m["bad_streak"] == 0]
-        last = rows[-1][1]
-        values = {
-            key: float(sum(m[key] for m in good) / len(good)) if good else float("nan")
-            for key in last
-            if key not in ("bad_streak", "bad_steps")
-        }
-        values["bad_steps"] = int(last["bad_steps"])
+        values = _means([m for _, m, _ in rows], good)
+        values["bad_steps"] = int(rows[-1][1]["bad_steps"])
         values["steps_per_second"] = self._steps / elapsed
         values["frames_per_second"] = self._frames / elapsed
         values["data_wait_share"] = self._waited / elapsed
@@ -144,6 +139,16 @@ class Log:
                     f"(config.train.max_bad_steps); the last batch held {', '.join(names)}. "
                     "Lower config.optim.lr or look at these clips; the last checkpoint is sound."
                 )
+
+
+def _means(rows: list[dict], good: list[dict]) -> dict[str, float]:
+    """Mean of each metric over the good steps that have it; not every bucket has every loss."""
+    names = {name: None for row in rows for name in row if name not in ("bad_streak", "bad_steps")}
+    present = {name: [row[name] for row in good if name in row] for name in names}
+    return {
+        name: float(sum(found) / len(found)) if found else float("nan")
+        for name, found in present.items()
+    }
 
 
 class Evaluate:

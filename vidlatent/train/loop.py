@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -20,12 +19,12 @@ from vidlatent.dist.rules import batch_sharding, replicated, shardings
 from vidlatent.infer.data import Loaders
 from vidlatent.infer.load import model_of, open_checkpoints
 from vidlatent.infer.outputs import write_evaluation
-from vidlatent.infer.start import starting_params
 from vidlatent.io.checkpoint import Checkpointer
 from vidlatent.io.writers import make_writers
 from vidlatent.train.hooks import Evaluate, Log, Profile, Run, Save
 from vidlatent.train.interrupt import Interruption
 from vidlatent.train.progress import Progress
+from vidlatent.train.stages import started
 from vidlatent.train.state import random_key
 from vidlatent.train.steps import Step
 from vidlatent.train.steps.tokenizer import make_step
@@ -104,13 +103,7 @@ def _restore_or_init(
         cheap = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
         init = jax.jit(step_fns.init, out_shardings=placed, compiler_options=cheap)
         state = init(key)
-        if config.train.init_kind and not config.train.init_from:
-            raise VidlatentError(
-                f"config.train.init_kind is {config.train.init_kind!r}: name the weights it starts "
-                "from by --config.train.init_from=... (init_kind empty: random ones)."
-            )
-        if config.train.init_from:
-            state = _started(config, state, target["params"])
+        state = started(config, state, target)
         return state, _Start()
     if restored.spec is not None and restored.spec.hash != spec.hash:
         raise VidlatentError(
@@ -121,27 +114,14 @@ def _restore_or_init(
     return restored.state, _Start(restored.step, restored.iterator)
 
 
-def _started(config: ConfigDict, state: Any, target: Any) -> Any:
-    """A new state whose parameters and average are the weights of ``config.train.init_from``."""
-    params = starting_params(
-        config.train.init_from,
-        target,
-        lambda: state["params"],
-        family=config.model.name,
-        kind=config.train.init_kind,
-        table=config.train.init_table,
-    )
-    logging.info("starting from %s", config.train.init_from)
-    return {**state, "params": params, "ema": jax.tree.map(jnp.copy, params)}
-
-
 def _steps(run: Run, step_fns: Step, mesh: Any, evaluate: Evaluate) -> str:
     """Step until done or asked to stop; returns the reason for stopping early or ''."""
     placed = jax.tree.map(lambda leaf: leaf.sharding, run.state)
     rows = batch_sharding(mesh)
+    networks = jax.device_put(step_fns.networks, replicated(mesh))
     train_step: Callable = jax.jit(
         step_fns.train_step,
-        in_shardings=(placed, rows),
+        in_shardings=(placed, rows, replicated(mesh)),
         out_shardings=(placed, replicated(mesh)),
         donate_argnums=0,
     )
@@ -152,7 +132,7 @@ def _steps(run: Run, step_fns: Step, mesh: Any, evaluate: Evaluate) -> str:
             batch = next(run.loader)
             waited = time.perf_counter() - begin
             arrays = to_global({name: batch[name] for name in ("video", "mask")}, rows)
-            run.state, metrics = train_step(run.state, arrays)
+            run.state, metrics = train_step(run.state, arrays, networks)
             called = time.perf_counter() - begin - waited
             run.step += 1
             run.progress.advance()

@@ -17,10 +17,12 @@ class Step(NamedTuple):
 
     Attributes:
       init: ``key -> state``.
-      train_step: ``(state, batch) -> (state, metrics)``; metrics are float32 scalars.
+      train_step: ``(state, batch, networks) -> (state, metrics)``; metrics are float32 scalars.
       eval_step: ``(params, batch) -> measurements``, see ``infer.evaluate``.
+      networks: parameters of frozen networks by name, given to every ``train_step``.
     """
 
     init: Callable[[jax.Array], State]
-    train_step: Callable[[State, Any], tuple[State, dict[str, jax.Array]]]
+    train_step: Callable[[State, Any, Any], tuple[State, dict[str, jax.Array]]]
     eval_step: Callable[[Any, Any], dict[str, jax.Array]]
+    networks: Any

@@ -1,0 +1,92 @@
+"""Stages of a recipe: what a run takes over from the run it starts from."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from ml_collections import ConfigDict
+
+from vidlatent import config as configs
+from vidlatent.infer.load import open_checkpoints
+from vidlatent.infer.start import starting_params
+from vidlatent.io.weights import is_workdir
+from vidlatent.typing import VidlatentError
+
+__all__ = ["started"]
+
+
+def started(config: ConfigDict, state: Any, target: Any) -> Any:
+    """A new state that begins with what ``config.train.init_from`` holds.
+
+    Parameters and their average are its (averaged) weights; a critic goes on where it was, if
+    ``config.critic.continues`` and both runs have the same.
+
+    Args:
+      config: this run's.
+      state: newly initialised, on its devices.
+      target: the same as ShapeDtypeStructs with shardings.
+
+    Raises:
+      VidlatentError: ``init_from`` is missing, does not fit, or is no stage this one follows on.
+    """
+    source, kind = config.train.init_from, config.train.init_kind
+    if not source:
+        if kind or config.train.init_recipes:
+            what = (
+                f"config.train.init_kind is {kind!r}"
+                if kind
+                else f"{config.recipe!r} follows on {' or '.join(config.train.init_recipes)}"
+            )
+            raise VidlatentError(
+                f"{what}: name the weights it starts from by --config.train.init_from=... "
+                "(init_kind and init_recipes empty: random ones)."
+            )
+        return state
+    _check_recipe(config)
+    params = starting_params(
+        source,
+        target["params"],
+        lambda: state["params"],
+        family=config.model.name,
+        kind=kind,
+        table=config.train.init_table,
+    )
+    logging.info("starting from %s", source)
+    state = {**state, "params": params, "ema": jax.tree.map(jnp.copy, params)}
+    critic = _critic(config, target)
+    return state if critic is None else {**state, "critic": critic}
+
+
+def _check_recipe(config: ConfigDict) -> None:
+    allowed, source = config.train.init_recipes, config.train.init_from
+    if not allowed or not is_workdir(source):
+        return  # a weights file carries no recipe
+    recipe = configs.read(Path(source)).recipe
+    if recipe not in allowed:
+        raise VidlatentError(
+            f"config.train.init_from={source} was trained as {recipe or 'no recipe'!r}, but "
+            f"{config.recipe!r} follows on {' or '.join(map(repr, allowed))}: name such a run, or "
+            "set --config.train.init_recipes='()' if you mean it."
+        )
+
+
+def _critic(config: ConfigDict, target: Any) -> Any:
+    """The critic of the run that this one starts from, or None to begin with a new one."""
+    if "critic" not in target or not config.critic.continues:
+        return None
+    source = Path(config.train.init_from)
+    if not is_workdir(source):
+        return None
+    former = configs.read(source)
+    if former.critic.model.to_dict() != config.critic.model.to_dict():
+        logging.info("%s had no critic like this run's: it starts anew", source)
+        return None
+    with contextlib.closing(open_checkpoints(former, source)) as checkpoints:
+        critic = checkpoints.restore_params(target["critic"], which="critic").state
+    logging.info("the critic goes on from %s", source)
+    return critic
