@@ -17,14 +17,20 @@ __all__ = ["check_clip", "latent_of", "make_module"]
 
 
 def make_module(
-    kind: type[nn.Module], fields: Mapping[str, Any], dtype: Any, **given: Any
+    kind: type[nn.Module],
+    fields: Mapping[str, Any],
+    dtype: Any,
+    *,
+    section: str = "config.model",
+    **given: Any,
 ) -> nn.Module:
-    """A module from the ``model`` section of a config; unset fields take the class defaults.
+    """A module from a section of a config; unset fields take the class defaults.
 
     Args:
       kind: module class with a ``dtype`` field.
       fields: values by field name; lists may stand for tuples.
       dtype: compute dtype.
+      section: what the fields are called in errors.
       given: fields that the config may not set.
 
     Raises:
@@ -34,10 +40,10 @@ def make_module(
     known = {f.name: f for f in dataclasses.fields(kind) if f.name not in hidden}
     for key in fields:
         if key not in known:
-            raise VidlatentError(f"unknown field config.model.{key}: {did_you_mean(key, known)}")
+            raise VidlatentError(f"unknown field {section}.{key}: {did_you_mean(key, known)}")
     missing = [k for k, f in known.items() if k not in fields and f.default is dataclasses.MISSING]
     if missing:
-        raise VidlatentError(f"config.model lacks {', '.join(missing)}.")
+        raise VidlatentError(f"{section} lacks {', '.join(missing)}.")
     return kind(**{k: _frozen(v) for k, v in fields.items()}, **given, dtype=dtype)
 
 

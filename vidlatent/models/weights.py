@@ -23,6 +23,10 @@ TABLES.register("ivvae", "vidlatent.models.ivvae.import_ivvae:IVVAE_TABLE")
 TABLES.register("reducio", "vidlatent.models.reducio.import_reducio:REDUCIO_TABLE")
 TABLES.register("sd_vae", "vidlatent.models.reducio.import_reducio:SD_VAE_TABLE")
 TABLES.register("ivvae_plain", "vidlatent.models.ivvae.import_ivvae:PLAIN_TABLE")
+_FROZEN = "vidlatent.models.frozen."
+TABLES.register("lpips", _FROZEN + "import_lpips:LPIPS_TABLE")
+TABLES.register("lpips_vgg_torchvision", _FROZEN + "import_lpips:LPIPS_VGG_TORCHVISION_TABLE")
+TABLES.register("lpips_alex_torchvision", _FROZEN + "import_lpips:LPIPS_ALEX_TORCHVISION_TABLE")
 
 # ``(source parameters, newly initialised parameters of the target) -> parameters``.
 GRAFTS = Registry("kind of start")

@@ -1,0 +1,209 @@
+"""Residual critics without norms of features: StyleGAN's tower over video (MAGVIT, FSVideo)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vidlatent.layers.conv import Pointwise
+from vidlatent.models.critics.layers import (
+    CriticConv,
+    Stats,
+    check_norm,
+    leaky_relu,
+    shrink,
+    spectral_start,
+)
+from vidlatent.typing import VidlatentError, check_shape
+
+__all__ = ["NORMS", "MultiscaleCritic", "StyleCritic"]
+
+NORMS = ("none", "spectral")
+_FILTERS = {"mean": (1, 1), "blur": (1, 3, 3, 1)}
+
+
+class _Tower(nn.Module):
+    """Stem, halving residual blocks, and one more convolution.
+
+    A block is ``(conv3(C, C) leaky shrink conv3(C, C') leaky + conv1(shrink)) / sqrt 2``.
+
+    Attributes:
+      widths: channels after the stem and after each block.
+      pool: ``'mean'`` (average of 2x2x2) or ``'blur'`` (four taps).
+      norm: ``'none'`` or ``'spectral'``.
+    """
+
+    widths: tuple[int, ...]
+    pool: str = "mean"
+    norm: str = "none"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, stats: Stats, train: bool
+    ) -> tuple[jax.Array, dict[str, Stats]]:
+        """``[B, T, H, W, 3] -> [B, T', H', W', widths[-1]]``."""
+        check_norm(self.norm, NORMS)
+        if self.pool not in _FILTERS:
+            raise VidlatentError(f"config.critic.model.pool {self.pool!r}: use 'mean' or 'blur'.")
+        taps, features, new = _FILTERS[self.pool], _features(self.widths), {}
+
+        def conv(name, x):
+            size = 1 if name.endswith("skip") else 3
+            layer = CriticConv(
+                features[name],
+                (size,) * 3,
+                padding=(size // 2,) * 3,
+                use_bias=size > 1,
+                spectral=self.norm == "spectral",
+                dtype=self.dtype,
+                name=name,
+            )
+            y, seen = layer(x, stats[name] if stats else {}, train)
+            if seen:
+                new[name] = seen
+            return y
+
+        x = leaky_relu(conv("stem", x.astype(self.dtype)))
+        for i in range(len(self.widths) - 1):
+            main = shrink(leaky_relu(conv(f"block_{i}_in", x)), taps)
+            main = leaky_relu(conv(f"block_{i}_out", main))
+            x = (main + conv(f"block_{i}_skip", shrink(x, taps))) * math.sqrt(0.5)
+        return leaky_relu(conv("last", x)), new
+
+
+def _features(widths: tuple[int, ...]) -> dict[str, int]:
+    """Output channels of a tower's convolutions by name."""
+    features = {"stem": widths[0]}
+    for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        features |= {f"block_{i}_in": before, f"block_{i}_out": after, f"block_{i}_skip": after}
+    return {**features, "last": widths[-1]}
+
+
+def _tower_stats(widths: tuple[int, ...], norm: str) -> dict[str, Stats]:
+    check_norm(norm, NORMS)
+    if norm == "none":
+        return {}
+    return {name: spectral_start(features) for name, features in _features(widths).items()}
+
+
+class MultiscaleCritic(nn.Module):
+    """One tower a scale, each with weights of its own, on a clip halved once more for each.
+
+    FSVideo states a 3-D multi-scale critic with the non-saturating loss and R1 and no layers; these
+    are MAGVIT's blocks, made fully convolutional because clip sizes vary. Nothing is normalised
+    over the batch, as R1 requires. Images are clips of one frame.
+
+    Attributes:
+      scales: towers; the first sees the clip as it is.
+      widths, pool, norm: of each tower.
+      dtype: compute dtype; logits are float32.
+    """
+
+    scales: int = 3
+    widths: tuple[int, ...] = (64, 128, 256, 256, 256)
+    pool: str = "mean"
+    norm: str = "none"
+    dtype: Any = jnp.float32
+
+    @property
+    def smallest_clip(self) -> tuple[int, int, int]:
+        """Any clip leaves a logit."""
+        return (1, 1, 1)
+
+    def init_stats(self) -> dict[str, Stats]:
+        """Statistics before the first step: ``{}`` without spectral norm."""
+        tower = _tower_stats(self.widths, self.norm)
+        if not tower:
+            return {}
+        towers = {f"scale_{s}": tower for s in range(self.scales)}
+        return {**towers, **{f"head_{s}": spectral_start(1) for s in range(self.scales)}}
+
+    @nn.compact
+    def __call__(
+        self, video: jax.Array, stats: Stats, train: bool
+    ) -> tuple[list[jax.Array], dict[str, Stats]]:
+        """Judge clips.
+
+        Args:
+          video: ``[B, T, H, W, 3]`` in [-1, 1], of any size.
+          stats: from ``init_stats`` or the last call.
+          train: move the statistics, where there are any.
+
+        Returns:
+          A logit map ``[B, T', H', W']`` float32 for each scale, and the new statistics.
+        """
+        check_shape(video, "B T H W C", C=3)
+        maps, new = [], {}
+        for s in range(self.scales):
+            video = shrink(video, (1, 1)) if s else video
+            tower = _Tower(self.widths, self.pool, self.norm, self.dtype, name=f"scale_{s}")
+            spectral = self.norm == "spectral"
+            head = CriticConv(1, (1, 1, 1), spectral=spectral, dtype=self.dtype, name=f"head_{s}")
+            x, seen = tower(video, stats[f"scale_{s}"] if stats else {}, train)
+            x, of_head = head(x, stats[f"head_{s}"] if stats else {}, train)
+            if stats:
+                new[f"scale_{s}"], new[f"head_{s}"] = seen, of_head
+            maps.append(x[..., 0].astype(jnp.float32))
+        return maps, new
+
+
+class StyleCritic(nn.Module):
+    """MAGVIT-v2's critic: the tower with blurred halving, flattened into two dense layers.
+
+    It has one clip size, that of its first call: the first dense layer reads all positions.
+
+    Attributes:
+      widths, pool, norm: of the tower; the dense layers are not of spectral norm.
+      hidden: width of the first dense layer.
+      dtype: compute dtype; logits are float32.
+    """
+
+    widths: tuple[int, ...] = (128, 256, 512, 512, 512, 512)
+    pool: str = "blur"
+    norm: str = "none"
+    hidden: int = 512
+    dtype: Any = jnp.float32
+
+    @property
+    def scales(self) -> int:
+        """Number of logit maps."""
+        return 1
+
+    @property
+    def smallest_clip(self) -> tuple[int, int, int]:
+        """Any clip leaves a logit; only the size of the first call is taken later."""
+        return (1, 1, 1)
+
+    def init_stats(self) -> dict[str, Stats]:
+        """Statistics before the first step: ``{}`` without spectral norm."""
+        tower = _tower_stats(self.widths, self.norm)
+        return {"tower": tower} if tower else {}
+
+    @nn.compact
+    def __call__(
+        self, video: jax.Array, stats: Stats, train: bool
+    ) -> tuple[list[jax.Array], dict[str, Stats]]:
+        """Judge clips; as ``MultiscaleCritic``, with one logit ``[B]`` a clip.
+
+        Raises:
+          VidlatentError: another clip size than the parameters were made for.
+        """
+        size = check_shape(video, "B T H W C", C=3)
+        tower = _Tower(self.widths, self.pool, self.norm, self.dtype, name="tower")
+        x, seen = tower(video, stats["tower"] if stats else {}, train)
+        x = x.reshape(x.shape[0], -1)
+        if not self.is_initializing():
+            rows = self.get_variable("params", "dense")["kernel"].shape[0]
+            if rows != x.shape[-1]:
+                raise VidlatentError(
+                    f"the critic stylegan3d was made for another clip size than {size['T']} frames "
+                    f"of {size['H']}x{size['W']}: use one bucket, or the critic multiscale3d."
+                )
+        x = leaky_relu(Pointwise(self.hidden, dtype=self.dtype, name="dense")(x))
+        x = Pointwise(1, dtype=self.dtype, name="logit")(x)
+        return [x[..., 0].astype(jnp.float32)], {"tower": seen} if stats else {}

@@ -1,0 +1,102 @@
+"""The frozen networks by name, and what is known of each one's published file."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidlatent.registry import Registry
+
+__all__ = [
+    "NETWORKS",
+    "Definition",
+    "Network",
+    "network_apply",
+    "network_shapes",
+    "random_params",
+]
+
+NETWORKS = Registry("frozen network")
+_HERE = "vidlatent.models.frozen."
+NETWORKS.register("lpips_vgg", _HERE + "lpips:VGG")
+NETWORKS.register("lpips_alex", _HERE + "lpips:ALEX")
+NETWORKS.register("lpips_tiny", _HERE + "lpips:TINY")
+
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """A frozen network and where its weights are to be had.
+
+    Attributes:
+      module: makes the Linen module from ``dtype=``.
+      inputs: shapes of pixels that its parameters can be initialised with.
+      tables: namings (``models.weights.TABLES``) of files it can be read from; the first is the
+        one that is written.
+      files: the published files, in the order in which the convert command takes them.
+      source: where they are published. Empty: nothing is, the network is a stand-in.
+    """
+
+    module: Callable[..., nn.Module]
+    inputs: tuple[tuple[int, ...], ...]
+    tables: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    source: str = ""
+
+
+class Network(NamedTuple):
+    """A network with its weights.
+
+    Attributes:
+      apply: ``apply(params, *pixels)``, pure.
+      params: nested dict of float32 arrays.
+      label: the network's name, with its seed where the weights are random.
+    """
+
+    apply: Callable[..., Any]
+    params: Any
+    label: str
+
+
+@functools.cache
+def network_apply(name: str, dtype: Any = jnp.float32) -> Callable[..., Any]:
+    """The pure function of a network; the same object each time, so that ``jit`` keeps it.
+
+    ``lpips_*``: ``apply(params, x, y) -> [N]`` distances of images ``[N, H, W, 3]``.
+
+    All pixels lie in [-1, 1]. ``dtype`` is the compute dtype; in float32 the products are exact
+    ones on every backend (no TF32).
+
+    Raises:
+      VidlatentError: unknown name.
+    """
+    module = NETWORKS.get(name).module(dtype=dtype)
+
+    def apply(params, *pixels, **options):
+        return module.apply({"params": params}, *pixels, **options)
+
+    return apply
+
+
+def network_shapes(name: str) -> Any:
+    """The parameters of a network as ShapeDtypeStructs; nothing is computed."""
+    return jax.eval_shape(functools.partial(_init, NETWORKS.get(name)), jax.random.key(0))
+
+
+def random_params(name: str, seed: int = 0) -> Any:
+    """Random parameters as NumPy arrays, for tests and smoke runs."""
+    # Runs once: on CPUs it is compiled without costly optimisation.
+    cheap = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    init = jax.jit(functools.partial(_init, NETWORKS.get(name)), compiler_options=cheap)
+    return jax.tree.map(np.asarray, init(jax.random.key(seed)))
+
+
+def _init(definition: Definition, key: jax.Array) -> Any:
+    pixels = [jnp.zeros(shape, jnp.float32) for shape in definition.inputs]
+    return definition.module(dtype=jnp.float32).init(key, *pixels)["params"]
