@@ -63,18 +63,20 @@ class Judge:
         self.optimizer = make_optimizer(config["optim"])
         self.rate = learning_rate(config["optim"], steps)
 
-    def init(self, key: jax.Array, video: jax.Array) -> State:
-        """The critic's part of a new state, for clips like ``video`` ``[B, T, H, W, 3]``."""
-        params, stats = self.critic.start(key, video)
+    def init(self, key: jax.Array, clip: tuple[int, int, int]) -> State:
+        """The critic's part of a new state, for clips of ``clip`` frames, rows and columns."""
+        stats = self.critic.init_stats()
+        video = jnp.zeros((1, *clip, 3), jnp.float32)
+        params = self.critic.init(key, video, stats, True)["params"]
         values = {"stats": stats}
         if self.config["lecam_weight"]:
-            scales = len(jax.eval_shape(self._apply, params, video, stats)[0])
-            values["anchors"] = lecam_anchors(scales)
+            values["anchors"] = lecam_anchors(self.critic.scales)
         return new_player(params, self.optimizer, **values)
 
     def looks_at(self, frames: int) -> bool:
         """Whether clips of so many frames are judged."""
-        return frames > 1 or self.config["images"]
+        images = self.config["images"] and self.critic.smallest_clip[0] == 1
+        return frames > 1 or images
 
     def weight(self, step: jax.Array) -> jax.Array:
         """Weight of the generator's adversarial loss at a step; 0 before ``start_step``."""
@@ -131,8 +133,8 @@ class Judge:
             active=step >= self.config["start_step"],
         )
 
-    def _apply(self, params: Any, video: jax.Array, stats: Any, train: bool = True):
-        return self.critic.apply({"params": params}, video, stats, train)
+    def _apply(self, params: Any, video: jax.Array, stats: Any):
+        return self.critic.apply({"params": params}, video, stats, True)
 
     def _with_penalty(self, grads, state, target, step, key):
         """Adds R1's gradient at every ``r1_every``-th step, so many times as strong (lazy R1)."""

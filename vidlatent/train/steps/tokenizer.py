@@ -55,7 +55,9 @@ def make_step(config: ConfigDict, model: Any) -> Step:
         if helpers := objective.init(jax.random.fold_in(key, 1), model.latent_spec):
             players["helpers"] = new_player(helpers, optimizer)
         if opponent is not None:
-            players["critic"] = opponent.init(jax.random.fold_in(key, 2), video)
+            # Some critics flatten what they see: their parameters belong to one size of clip.
+            clip = max(config.data.buckets, key=lambda bucket: bucket[0])[:3]
+            players["critic"] = opponent.init(jax.random.fold_in(key, 2), clip)
         return new_state(model.init(key, video)["params"], optimizer, **players)
 
     def train_step(state, batch, networks):
