@@ -28,6 +28,11 @@ _HERE = "vidlatent.models.frozen."
 NETWORKS.register("lpips_vgg", _HERE + "lpips:VGG")
 NETWORKS.register("lpips_alex", _HERE + "lpips:ALEX")
 NETWORKS.register("lpips_tiny", _HERE + "lpips:TINY")
+NETWORKS.register("dinov2_vits14", _HERE + "dinov2:VITS14")
+NETWORKS.register("dinov2_vitb14", _HERE + "dinov2:VITB14")
+NETWORKS.register("dinov2_vitl14", _HERE + "dinov2:VITL14")
+NETWORKS.register("dinov2_vitg14", _HERE + "dinov2:VITG14")
+NETWORKS.register("dinov2_tiny", _HERE + "dinov2:TINY")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +74,8 @@ def network_apply(name: str, dtype: Any = jnp.float32) -> Callable[..., Any]:
     """The pure function of a network; the same object each time, so that ``jit`` keeps it.
 
     ``lpips_*``: ``apply(params, x, y) -> [N]`` distances of images ``[N, H, W, 3]``.
+    ``dinov2_*``: ``apply(params, images) -> [N, h, w, C]`` patch tokens of images ``[N, H, W, 3]``,
+    which it resizes first (``models.frozen.dinov2.input_size``).
 
     All pixels lie in [-1, 1]. ``dtype`` is the compute dtype; in float32 the products are exact
     ones on every backend (no TF32).
