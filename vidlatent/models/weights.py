@@ -31,6 +31,10 @@ _DINOV2 = _FROZEN + "import_dinov2:DINOV2_"
 TABLES.register("dinov2", _DINOV2 + "TABLE")
 TABLES.register("dinov2_transformers", _DINOV2 + "TRANSFORMERS_TABLE")
 TABLES.register("dinov2_transformers_released", _DINOV2 + "TRANSFORMERS_RELEASED_TABLE")
+TABLES.register("i3d", _FROZEN + "import_video:I3D_TABLE")
+TABLES.register("c3d", _FROZEN + "import_video:C3D_TABLE")
+TABLES.register("c3d_chainer", _FROZEN + "import_video:C3D_CHAINER_TABLE")
+TABLES.register("videomae", _FROZEN + "import_video:VIDEOMAE_TABLE")
 
 # ``(source parameters, newly initialised parameters of the target) -> parameters``.
 GRAFTS = Registry("kind of start")
