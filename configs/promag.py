@@ -7,11 +7,14 @@
 ``configs/promag.py:paper,image=true``  stage 0, the image autoencoder that codes frame 0;
                                      ``join=latent`` and ``join=none`` use it otherwise or not
 ``configs/promag.py:paper,model=magvit2,k=16``  the baseline trained directly at 4x, 8x or 16x
+``configs/promag.py:line``           videos one pixel high: the growth experiment on one core
+``configs/promag.py:square``         64x64 videos: the growth experiment on a GPU
 
-All but ``z`` choose the same variants of ``demo``. A stage starts from the workdir of the one
-before it, which it leaves as it is: ``--config.train.init_from=runs/promag-demo``. Stage I with
-``join`` takes the image autoencoder's there; with ``--config.train.init_kind=promag_image`` a model
-without ``join`` starts as that image autoencoder applied to every fourth frame.
+``k=16`` without ``model`` is a ProMAG built for 16x at once. All but ``z`` choose the same variants
+of the other presets. A stage starts from the workdir of the one before it, which it leaves as it
+is: ``--config.train.init_from=runs/promag-demo``. Stage I with ``join`` takes the image
+autoencoder's there; with ``--config.train.init_kind=promag_image`` a model without ``join`` starts
+as that image autoencoder applied to every fourth frame.
 """
 
 from configs import common
@@ -22,7 +25,7 @@ from vidlatent.typing import VidlatentError
 def get_config(arg: str = ""):
     arg = parse_arg(
         arg,
-        presets=("demo", "paper"),
+        presets=("demo", "paper", "line", "square"),
         model="promag",
         grow=0,
         mode="full",
@@ -42,7 +45,7 @@ def get_config(arg: str = ""):
     # Each stage sees the frame rate at which its key frames have the spacing of the stage before.
     config.data.fps = _stage_fps()[max(arg.grow, direct[arg.k])]
     config.optim.b2 = 0.99
-    {"demo": _demo, "paper": _paper}[arg.preset](config, arg)
+    {"demo": _demo, "paper": _paper, "line": _line, "square": _square}[arg.preset](config, arg)
     _start(config, arg)
     if arg.image:
         config.data.buckets = tuple((1, h, w, 8 * b) for _, h, w, b in config.data.buckets)
@@ -81,8 +84,10 @@ def _model(config, arg, extra):
     model.stem = "conv3" if baseline else "post1x1"
     model.decoder_ada = "position" if baseline else "none"  # none | position | pooled
     # Frame 0 by the frozen image encoder of stage 0: feature | latent | none
-    model.first_frame_join = arg.join or ("none" if baseline or arg.preset == "demo" else "feature")
+    joins = arg.preset == "paper" and not baseline
+    model.first_frame_join = arg.join or ("feature" if joins else "none")
     model.image = arg.image
+    model.line = arg.preset == "line"
     model.grow = arg.grow
     model.grow_mode = arg.mode  # full | plain: without key frames, residual and adaptive norm
     model.ada_mode = "position"  # of the added blocks: position | pooled | none
@@ -143,3 +148,61 @@ def _demo(config, arg):
     config.optim.ema_decay = 0.98
     config.checkpoint.every = 100
     config.eval.every = 100
+
+
+def _line(config, arg):
+    model = config.model
+    model.latent_channels = 8
+    model.width = 8
+    model.multipliers = (1, 4, 4)
+    model.temporal_down = (0, 1)
+    model.conv_impl = "fold2d"  # the quicker form on CPUs when channels are few
+    model.blocks = model.grow_blocks = 1
+    model.groups = 8
+    config.data.buckets = ((17, 1, 32, 16),)
+    _rendered(config, clips=6000, shapes=3, speed=0.12)
+    config.data.synthetic.height, config.data.synthetic.width = 1, 32
+    config.data.validation_share = 0.07
+    config.data.validation_clips = 384
+    config.data.read_threads = 1
+    config.optim.lr = 1e-3
+    config.optim.warmup_steps = 50
+    config.train.steps = 300 if arg.grow else 900
+
+
+def _square(config, arg):
+    model = config.model
+    model.latent_channels = 16
+    model.width = 32
+    model.blocks = model.grow_blocks = 2
+    model.groups = 8
+    model.multipliers = (1, 2, 2, 4)
+    model.temporal_down = (1, 2)
+    config.data.buckets = ((17, 64, 64, 8),)
+    # Motion that no interpolation foresees: about one abrupt turn in 12 frames of each shape.
+    _rendered(config, clips=20_000, shapes=4, speed=0.45)
+    config.data.synthetic.turns = 1 / 12
+    config.data.synthetic.height, config.data.synthetic.width = 64, 64
+    config.data.validation_share = 0.03
+    config.data.validation_clips = 512
+    config.data.num_workers = 8
+    config.optim.lr = 6e-4
+    config.optim.warmup_steps = 100
+    config.train.steps = 2000 if arg.grow else 6000
+
+
+def _rendered(config, clips, shapes, speed):
+    """Clips drawn at 24 fps, of which a stage takes every n-th frame exactly."""
+    config.data.source = "synthetic"
+    synthetic = config.data.synthetic
+    synthetic.kind = "paths"
+    synthetic.clips, synthetic.frames, synthetic.shapes = clips, 97, shapes
+    synthetic.speed = speed
+    # A run of any length is the beginning of a longer one: the rate does not know the end.
+    config.optim.schedule = "constant"
+    config.train.log_every = 50
+    config.train.tensorboard = False
+    config.checkpoint.every = 2000
+    config.eval.every = 0
+    config.eval.pictures = 0
+    config.eval.preservation = False

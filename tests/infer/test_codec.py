@@ -1,4 +1,4 @@
-"""Chunks give what the whole clip gives, for any length and size."""
+"""Pieces give what the whole clip gives, for any length and size."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pytest
 
 from vidlatent.config import load
 from vidlatent.infer.codec import Codec
+from vidlatent.infer.coding import Coding
 from vidlatent.infer.load import model_of, smallest_video
 from vidlatent.infer.pixels import from_pixels, to_pixels
 from vidlatent.typing import VidlatentError
@@ -39,13 +40,13 @@ def whole(tokenizer, video):
 
 
 @pytest.mark.parametrize("frames", [1, 2, 9, 18])
-@pytest.mark.parametrize("chunk", [1, 2])
-def test_chunks_equal_whole(tokenizer, frames, chunk):
-    codec, video = Codec(*tokenizer, chunk=chunk), clip(frames)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_pieces_equal_whole(tokenizer, frames, groups):
+    codec, video = Codec(*tokenizer, Coding(groups=groups)), clip(frames)
     latent, restored = whole(tokenizer, video)
     coded = codec.encode(video)
-    np.testing.assert_allclose(coded, latent, atol=1e-5)
-    decoded = codec.decode(coded, frames=frames, size=video.shape[1:3])
+    np.testing.assert_allclose(coded.latent, latent, atol=1e-5)
+    decoded = codec.decode(coded)
     assert decoded.dtype == np.uint8 and decoded.shape == video.shape
     # Rounding to 8 bits may go either way where two float32 results straddle a half.
     difference = np.abs(decoded.astype(int) - np.asarray(to_pixels(restored)).astype(int))
@@ -57,14 +58,14 @@ def test_chunks_equal_whole(tokenizer, frames, chunk):
 
 
 def test_latents_may_come_in_any_pieces(tokenizer):
-    codec, video = Codec(*tokenizer, chunk=2), clip(17)
-    latent = codec.encode(video)
+    codec, video = Codec(*tokenizer), clip(17)
+    latent = codec.encode(video).latent
     one_by_one = np.concatenate(list(codec.decode_stream(latent[i : i + 1] for i in range(5))))
     np.testing.assert_array_equal(one_by_one, codec.decode(latent))
 
 
 def test_frames_are_drawn_only_as_needed(tokenizer):
-    codec, drawn = Codec(*tokenizer, chunk=1), []
+    codec, drawn = Codec(*tokenizer, Coding(groups=1)), []
 
     def frames():
         for frame in clip(400, 8, 8):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from vidlatent import config as configs
-from vidlatent.infer import codec as codecs
 from vidlatent.infer.codec import Codec
+from vidlatent.infer.coding import Coding
 from vidlatent.infer.load import abstract_params, model_of
 from vidlatent.typing import VidlatentError
 
@@ -21,16 +21,17 @@ def codec(request):
     rng = np.random.default_rng(0)
     shapes = abstract_params(model)
     params = jax.tree.map(lambda x: (0.2 * rng.normal(size=x.shape)).astype(x.dtype), shapes)
-    return Codec(model, params, chunk=1)
+    return Codec(model, params, Coding(groups=1, window_latents=3))
 
 
-def test_streams_equal_the_whole(codec, monkeypatch):
-    monkeypatch.setattr(codecs, "_WINDOW", 3)
+def test_streams_equal_the_whole(codec):
     video = np.random.default_rng(1).integers(0, 256, (22, 10, 13, 3), np.uint8)
     whole = np.concatenate([restored for _, restored in codec.reconstruct_stream(video)])
     assert whole.shape == video.shape
-    latent = codec.encode(video)
-    again = codec.decode(latent, 22, (10, 13), first_frame=video[0])
+    coded = codec.encode(video)
+    np.testing.assert_array_equal(coded.content, video[:1])
+    np.testing.assert_array_equal(codec.decode(coded), whole)
+    again = codec.decode(coded.latent, 22, (10, 13), content=video[0])
     np.testing.assert_allclose(again.astype(int), whole.astype(int), atol=1)
     # And as the model decodes it in one go.
     pixels = np.pad(video, ((0, 3), (0, 2), (0, 3), (0, 0)), mode="edge")[None]
@@ -40,5 +41,5 @@ def test_streams_equal_the_whole(codec, monkeypatch):
 
 
 def test_missing_first_frame_is_named(codec):
-    with pytest.raises(VidlatentError, match="condition"):
+    with pytest.raises(VidlatentError, match="needs 1 content frame"):
         codec.decode(np.zeros((2, 3, 4, codec.spec.channels), np.float32))

@@ -11,7 +11,6 @@ from nets import fast_jit, randomise
 
 from vidlatent.config import load
 from vidlatent.dist.rules import PARAM_RULES
-from vidlatent.infer.codec import Codec
 from vidlatent.infer.load import abstract_params, model_of, smallest_video
 from vidlatent.io.importer import export_params, flatten, import_params
 from vidlatent.models import build
@@ -318,19 +317,6 @@ class TestTiles:
         grid = [[None]]
         with pytest.raises(VidlatentError, match="1x1 tiles, the latent has 2x2"):
             tiling.even_decode(*net(), jnp.zeros((1, 2, 6, 6, 3)), grid, self.tiles)
-
-
-def test_codec_works_in_clips():
-    model, params = net()
-    codec = Codec(model, params, chunk=1)
-    frames = np.random.default_rng(0).integers(0, 256, (6, 7, 9, 3), np.uint8)
-    latent = codec.encode(frames)
-    assert latent.shape == (4, 2, 3, 3)
-    pairs = list(codec.reconstruct_stream(iter(frames)))
-    np.testing.assert_array_equal(np.concatenate([a for a, _ in pairs]), frames)
-    assert [len(b) for _, b in pairs] == [4, 2]
-    with pytest.raises(VidlatentError, match="needs the content frame of each clip"):
-        codec.decode(latent)
 
 
 @pytest.mark.parametrize(

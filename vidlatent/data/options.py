@@ -25,8 +25,12 @@ class SyntheticOptions:
 
     Attributes:
       clips, frames, height, width: how many, how long, and their nominal size in pixels.
-      shapes: moving shapes in a scene, at most.
+      shapes: moving shapes in a scene, at most (of paths: exactly).
       fps: their nominal rate.
+      kind: 'scenes' (a camera over a plane, see ``synthetic``) or 'paths' (motion set in pixels a
+        frame, at any frame rate, see ``paths``).
+      speed: of paths, pixels a frame of the nominal rate.
+      turns: of paths, abrupt changes of direction of a shape, a frame; 0: smooth paths.
     """
 
     clips: int
@@ -35,6 +39,9 @@ class SyntheticOptions:
     width: int
     shapes: int = 5
     fps: float = 24.0
+    kind: str = "scenes"
+    speed: float = 0.25
+    turns: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +113,10 @@ class DataOptions:
                 raise VidlatentError(
                     f"data.{key} = {values[key]!r}: {did_you_mean(str(values[key]), allowed)}"
                 )
+        if options.synthetic.kind not in ("scenes", "paths"):
+            raise VidlatentError(
+                f"data.synthetic.kind = {options.synthetic.kind!r}: take 'scenes' or 'paths'."
+            )
         if not 0 <= options.validation_share < 1:
             raise VidlatentError(
                 f"data.validation_share = {options.validation_share}: take a share in [0, 1)."

@@ -16,11 +16,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vidlatent.data import decode, synthetic
+from vidlatent.data import decode, paths, synthetic
 from vidlatent.data.decode import ClipInfo
 from vidlatent.data.errors import Limits
 from vidlatent.data.options import DataOptions, SyntheticOptions
 from vidlatent.data.split import TRAIN, VALIDATION
+from vidlatent.data.transforms import CENTRE, place
 from vidlatent.registry import Registry
 from vidlatent.typing import VidlatentError
 
@@ -308,13 +309,56 @@ class SyntheticSource:
         return synthetic.render(self.scene(info.path), times, height, width)
 
 
+class PathsSource(SyntheticSource):
+    """Rendered textures and shapes on paths (``paths.py``), exact at any frame rate.
+
+    Drawing is cheap, but a set that fits in memory is still quicker: its clips are kept at the
+    nominal rate, of which a lower rate that divides it takes every n-th frame.
+    """
+
+    where = "the renderer of paths"
+    keepable = True
+
+    def scene(self, name: str) -> paths.PathScene:
+        o, index = self.options, int(name.rpartition("-")[2])
+        size = (o.height, o.width)
+        return paths.make_path_scene(self.seed, index, size, o.shapes, o.speed, o.turns, o.frames)
+
+    def read(self, info, start, count, fps, size, crop, limits):
+        del limits
+        step = info.fps / fps if fps else 1.0
+        times = start * info.fps + step * np.arange(count)
+        video = paths.render_paths(self.scene(info.path), times)
+        return video[(slice(None), *self._cut(info, size, crop))]
+
+    def read_all(self, info, size, limits):
+        del limits
+        self._cut(info, size, CENTRE)
+        video = paths.render_paths(self.scene(info.path), np.arange(info.frames))
+        return np.arange(info.frames) / info.fps, video
+
+    @staticmethod
+    def _cut(info, size, crop) -> tuple[slice, slice]:
+        spot = place(info.height, info.width, size, crop)
+        if (spot.height, spot.width) != (info.height, info.width):
+            raise VidlatentError(
+                f"data.buckets of {size[0]}x{size[1]} would scale the rendered paths, whose speed "
+                "is in pixels: set data.synthetic.height and width so that one of them fits."
+            )
+        return spot.slices
+
+
+def _rendered(options: SyntheticOptions, seed: int) -> SyntheticSource:
+    return {"scenes": SyntheticSource, "paths": PathsSource}[options.kind](options, seed)
+
+
 SOURCES = Registry("data.source")
 SOURCES.register("folder", lambda options, seed: FolderSource(options.path))
 SOURCES.register("samples", lambda options, seed: SamplesSource())
 SOURCES.register(
     "tfds", lambda options, seed: TfdsSource(options.path, options.tfds_name, options.tfds_field)
 )
-SOURCES.register("synthetic", lambda options, seed: SyntheticSource(options.synthetic, seed))
+SOURCES.register("synthetic", lambda options, seed: _rendered(options.synthetic, seed))
 
 
 def make_source(options: DataOptions, seed: int) -> Source:

@@ -1,8 +1,10 @@
-"""Videos to latents and back, a chunk at a time.
+"""Videos to latents and back, a piece at a time.
 
 A causal tokenizer codes a stream exactly: every temporal convolution keeps its last input frames,
-and those caches travel from chunk to chunk as values. So a video of any length passes through with
-the memory of one chunk, and comes out as if it had been coded whole.
+and those caches travel from piece to piece as values. So a video of any length passes through with
+the memory of one piece, and comes out as if it had been coded whole. Decoders that look ahead work
+in windows, with the same result. Tokenizers that need the whole clip, and others on request, work
+in chunks, which fade into each other over the frames they share (ProMAG, appendix D).
 
 Sizes: height and width are padded to the tokenizer's multiples by repeating the last row and
 column, the length to the next legal one by repeating the last frame; decoding cuts both off again.
@@ -10,26 +12,34 @@ column, the length to the next legal one by repeating the last frame; decoding c
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from vidlatent import config as configs
+from vidlatent.data.decode import iter_frames
+from vidlatent.dist.rules import shardings
+from vidlatent.infer.coded import Coded, Reader
+from vidlatent.infer.coding import Coding
 from vidlatent.infer.load import abstract_params, model_of, open_checkpoints
-from vidlatent.infer.pixels import from_pixels, to_pixels
+from vidlatent.infer.pixels import to_pixels
+from vidlatent.infer.steps import Steps
+from vidlatent.io.weights import is_workdir, load_params
 from vidlatent.models.fsvideo.patches import decode_windows
+from vidlatent.models.promag.chunks import fade_in, stream_chunks
 from vidlatent.typing import LatentSpec, VidlatentError, check_shape
 
-__all__ = ["Codec"]
+__all__ = ["Codec", "load_codec"]
 
-# Latent frames decoded at a time by a decoder that looks both ways and so repeats work at the ends.
-_WINDOW = 16
+# A video as frames uint8 [T, H, W, 3], a file, or frames uint8 [H, W, 3] one after the other.
+Video = np.ndarray | str | Path | Iterable[np.ndarray]
 
 
 class Codec:
@@ -38,182 +48,329 @@ class Codec:
     Args:
       model: tokenizer module (``encode`` and ``decode`` with caches).
       params: its parameters, a nested dict.
-      chunk: groups of frames coded at a time (a group is ``spec.rule.step`` frames).
+      coding: how long and large videos are cut.
+      mesh: devices over which frames are spread by height; None: one device.
+
+    Attributes:
+      spec: the latent's identity card.
+      time: how time is cut: ``'stream'``, ``'windows'`` or ``'chunks'``.
     """
 
-    def __init__(self, model: Any, params: Any, chunk: int = 2):
-        if chunk < 1:
-            raise VidlatentError(f"chunk={chunk}: code at least one group of frames at a time.")
-        self.model = model
+    def __init__(
+        self, model: Any, params: Any, coding: Coding | None = None, mesh: Mesh | None = None
+    ):
+        self._plan = (coding or Coding()).plan(model)
+        self.model = self._plan.model
         self.params = params
         self.spec: LatentSpec = model.latent_spec
-        self.chunk = chunk
-        self._slots = chunk * (self.spec.rule.step // self.spec.t)  # latent frames of a chunk
-        # A chunk's caches are of no use once the next chunk's exist: their memory is handed on.
-        self._encode = jax.jit(functools.partial(_encode, model), donate_argnums=2)
-        self._decode = jax.jit(functools.partial(_decode, model), donate_argnums=3)
-        self._look = jax.jit(functools.partial(_look, model))
-        # What only some models have: a decoder that looks ahead.
-        self._streams: bool = getattr(model, "streams", True)
+        self.time = self._plan.time
+        self._steps: Steps = self._plan.steps
+        self._mesh = mesh
+        rule = self.spec.rule
+        self._per_group = rule.step // self.spec.t  # latent frames
+        # One latent frame stands for the frames before the first group, if there are any.
+        self._lead = rule.first % rule.step
+        self._to_pixels = jax.jit(to_pixels)
+        self._fade_in = jax.jit(fade_in, static_argnums=2)
 
     @classmethod
-    def from_workdir(cls, workdir: str | Path, step: int | None = None, chunk: int = 2) -> Codec:
-        """The tokenizer trained in ``workdir``: its EMA at ``step`` (default: newest sound one)."""
+    def from_workdir(
+        cls,
+        workdir: str | Path,
+        step: int | None = None,
+        coding: Coding | None = None,
+        mesh: Mesh | None = None,
+        dtype: Any = None,
+    ) -> Codec:
+        """The tokenizer trained in ``workdir``: its EMA at ``step`` (default: newest sound one).
+
+        ``coding`` defaults to the workdir's ``config.codec``, ``dtype`` (what is computed in) to
+        its ``config.precision.compute``.
+        """
         workdir = Path(workdir)
         config = configs.read(workdir)
-        model = model_of(config)
+        model = model_of(config, dtype)
         checkpointer = open_checkpoints(config, workdir)
         try:
-            restored = checkpointer.restore_params(abstract_params(model), step=step)
+            restored = checkpointer.restore_params(_placed(model, mesh), step=step)
         finally:
             checkpointer.close()
-        return cls(model, restored.state, chunk)
+        return cls(model, restored.state, coding or Coding.of(config.codec.to_dict()), mesh)
 
-    def encode(self, video: np.ndarray) -> np.ndarray:
-        """``uint8 [T, H, W, 3]`` of any size -> latent ``[t, h, w, c]``."""
-        check_shape(video, "T H W C", C=3)
-        return np.concatenate(list(self.encode_stream(video)))
+    def encode(self, video: Video, sample: int | None = None) -> Coded:
+        """A video of any length and size -> its latent, and the frames kept beside it.
+
+        Args:
+          video: uint8 ``[T, H, W, 3]``, a file, or an iterable of frames uint8 ``[H, W, 3]``.
+          sample: seed of a draw from the posterior; None takes its mode, the same in every call.
+        """
+        return Coded.join(list(self.encode_stream(video, sample)))
 
     def decode(
         self,
-        latent: np.ndarray,
+        latent: Coded | np.ndarray,
         frames: int | None = None,
         size: tuple[int, int] | None = None,
-        first_frame: np.ndarray | None = None,
+        content: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Latent ``[t, h, w, c]`` -> ``uint8 [T, H, W, 3]``.
+        """What ``encode`` returned, or a bare latent ``[t, h, w, c]`` -> ``uint8 [T, H, W, 3]``.
 
-        ``frames`` and ``size`` (height, width) cut the padding of the encoded video off again.
-        ``first_frame`` ``uint8 [H, W, 3]`` is what a decoder that attends to frame 0 looks at.
+        Args:
+          latent: a bare one says nothing of the video's length and size: ``frames`` and ``size``
+            (height, width) cut the padding off.
+          frames, size: of the result.
+          content: for a bare latent the frames that the decoder looks at, uint8 ``[n, H, W, 3]``
+            (Reducio: one of each clip; FSAE-Standard and -Lite: frame 0).
         """
-        check_shape(latent, "t h w c", c=self.spec.channels)
-        return np.concatenate(list(self.decode_stream([latent], frames, size, first_frame)))
+        return np.concatenate(list(self.decode_stream([latent], frames, size, content)))
 
-    def encode_stream(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Frames ``uint8 [H, W, 3]`` -> pieces ``[t, h, w, c]`` of the latent, in order."""
-        for latent, _, real in self._latents(frames):
-            yield np.asarray(latent[0, : self._latent_frames(*real)])
+    def encode_stream(self, video: Video, sample: int | None = None) -> Iterator[Coded]:
+        """``encode`` piece by piece; ``frames`` of a piece are those that no piece before held."""
+        key = None if sample is None else jax.random.key(sample)
+        cache, start, first = None, 0, True
+        for frames, new, length in self._cut(_frames_of(video)):
+            # A chunk is kept whole, and the end of a stream only as far as it is real.
+            kept = self._latent_frames(length if self._plan.chunks else len(frames), first)
+            padded = np.stack(frames + [frames[-1]] * (length - len(frames)))
+            with self._devices():
+                pixels = self._pad(padded)
+                latent, cache = self._steps.encode(self.params, pixels[None], cache, key, start)
+            content = self._steps.frames_seen(padded, first)
+            if self._steps.content == "clip":
+                content = content[: kept // self._per_group]
+            cache = None if self._plan.chunks else cache
+            yield Coded(
+                np.asarray(latent[0, :kept]),
+                self.spec,
+                new,
+                padded.shape[1:3],
+                content,
+                self._plan.chunks,
+            )
+            start += kept
+            first = bool(self._plan.chunks)
+        if not start:
+            raise VidlatentError("there is no frame to encode.")
 
     def decode_stream(
         self,
-        latents: Iterable[np.ndarray],
+        pieces: Iterable[Coded | np.ndarray],
         frames: int | None = None,
         size: tuple[int, int] | None = None,
-        first_frame: np.ndarray | None = None,
+        content: np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
-        """Pieces ``[t, h, w, c]`` of a latent (of any lengths) -> pieces ``uint8 [T, H, W, 3]``."""
-        condition = None
-        if first_frame is not None:
-            condition = self._look(self.params, self._pad(first_frame[None])[None])
-        left = frames
-        slots = itertools.chain.from_iterable(latents)
-        for video in self._videos(self._pieces(slots, condition)):
-            video = np.asarray(video[0])
-            if size is not None:
-                video = video[:, : size[0], : size[1]]
-            if left is not None:
-                video = video[:left]
-                left -= len(video)
+        """``decode`` piece by piece; bare latents may be cut anywhere between latent frames."""
+        source = Reader(
+            pieces, self.spec, self._plan.chunks, frames=frames, size=size, content=content
+        )
+        videos = {"stream": self._streamed, "windows": self._windowed, "chunks": self._chunked}
+        done = 0
+        for video in videos[self.time](source):
+            video = np.asarray(self._to_pixels(video)[0])
+            if source.size is not None:
+                video = video[:, : source.size[0], : source.size[1]]
+            if source.frames is not None:
+                video = video[: source.frames - done]
+            done += len(video)
             if len(video):
                 yield video
 
     def reconstruct_stream(
-        self, frames: Iterable[np.ndarray]
+        self, video: Video, watch: Callable[[Coded], None] = lambda piece: None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Frames -> ``(original, restored)`` pieces ``uint8 [T, H, W, 3]`` of equal length."""
-        kept: list[np.ndarray] = []
+        """Frames -> ``(original, restored)`` pieces ``uint8 [T, H, W, 3]`` of equal length.
+
+        ``watch`` is shown what is kept of each piece, such as ``Sizes().add``.
+        """
+        waiting: list[np.ndarray] = []
 
         def remember() -> Iterator[np.ndarray]:
-            for frame in frames:
-                kept.append(frame)
+            for frame in _frames_of(video):
+                waiting.append(frame)
                 yield frame
 
-        pieces = ((latent, condition) for latent, condition, _ in self._latents(remember()))
-        for video in self._videos(pieces):
-            real = min(video.shape[1], len(kept))
-            original, kept[:] = np.stack(kept[:real]), kept[real:]
-            height, width = original.shape[1:3]
-            yield original, np.asarray(video[0, :real, :height, :width])
+        def watched() -> Iterator[Coded]:
+            for piece in self.encode_stream(remember()):
+                watch(piece)
+                yield piece
 
-    def _pieces(
-        self, slots: Iterator[np.ndarray], condition: Any
-    ) -> Iterator[tuple[jax.Array, Any]]:
-        """Latent frames ``[h, w, c]`` -> pieces ``[1, t, h, w, c]`` that are decoded at once."""
-        # One latent frame stands for the frames before the first group, so that comes with it.
-        lead = 1 if self.spec.rule.first < self.spec.rule.step else 0
-        while piece := list(itertools.islice(slots, self._slots + lead)):
-            yield jnp.asarray(np.stack(piece))[None], condition
-            lead, condition = 0, None
+        for restored in self.decode_stream(watched()):
+            original = np.stack(waiting[: len(restored)])
+            del waiting[: len(restored)]
+            yield original, restored
 
-    def _videos(self, pieces: Iterator[tuple[jax.Array, Any]]) -> Iterator[jax.Array]:
-        """``(latent [1, t, h, w, c], condition)`` in order -> videos ``uint8 [1, T, H, W, 3]``."""
-        cache = None
-        if self._streams:
-            for latent, condition in pieces:
-                video, cache = self._decode(self.params, latent, condition, cache)
-                yield video
-            return
-        first = next(pieces, None)
-        if first is not None:
-            slots = (
-                piece[:, i]
-                for piece, _ in itertools.chain([first], pieces)
-                for i in range(piece.shape[1])
-            )
-            core = max(_WINDOW, self.chunk)
-            for video in decode_windows(self.model, self.params, slots, core, first[1]):
-                yield to_pixels(video)
-
-    def _latents(
-        self, frames: Iterable[np.ndarray]
-    ) -> Iterator[tuple[jax.Array, Any, tuple[bool, int]]]:
-        """Yields ``(latent [1, t, h, w, c], condition, (first piece?, real frames in it))``."""
+    def _cut(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[list[np.ndarray], int, int]]:
+        """``(frames of a piece, how many are new, frames to code after padding)``."""
         rule = self.spec.rule
-        stream, cache, first = iter(frames), None, True
-        while True:
-            wanted = self.chunk * rule.step + (rule.first % rule.step if first else 0)
-            piece = list(itertools.islice(stream, wanted))
-            if not piece:
-                if first:
-                    raise VidlatentError("there is no frame to encode.")
-                return
-            # A short video is coded at its own length; later pieces keep one compiled shape.
-            length = rule.ceil(len(piece)) if first else wanted
-            padded = np.stack(piece + [piece[-1]] * (length - len(piece)))
-            pixels = self._pad(padded)[None]
-            latent, condition, cache = self._encode(self.params, pixels, cache)
-            yield latent, condition, (first, len(piece))
+        if self._plan.chunks:
+            chunk, overlap = self._plan.chunks
+            for count, (piece, new) in enumerate(stream_chunks(frames, overlap, chunk)):
+                picture = count == 0 and len(piece) == 1 and rule.legal(1)
+                yield piece, new, 1 if picture else chunk
+            return
+        stream, wanted = iter(frames), self._plan.groups * rule.step
+        piece = list(itertools.islice(stream, wanted + self._lead))
+        # A short video is coded at its own length; later pieces keep one compiled shape.
+        length = rule.ceil(len(piece))
+        while piece:
+            yield piece, len(piece), length
+            piece, length = list(itertools.islice(stream, wanted)), wanted
+
+    def _latent_frames(self, frames: int, first: bool) -> int:
+        """Latent frames that hold the ``frames`` of a piece."""
+        lead = self._lead if first else 0
+        groups = -(-(frames - lead) // self.spec.rule.step)
+        return (1 if lead else 0) + groups * self._per_group
+
+    def _streamed(self, source: Reader) -> Iterator[jax.Array]:
+        """Decode with caches, ``groups`` frame groups at a time."""
+        slots, cache, first = source.slots(), None, True
+        wanted = self._plan.groups * self._per_group
+        while piece := list(itertools.islice(slots, wanted + (first and self._lead > 0))):
+            count = len(piece)
+            # Later pieces keep one shape: nothing looks ahead, so what fills the last one is cut
+            # off. Clips of their own are not filled up, which would cost as much as real ones.
+            if not first and self._steps.content != "clip":
+                piece += [piece[-1]] * (wanted - count)
+            if self._steps.content == "clip" and count % self._per_group:
+                raise VidlatentError(
+                    f"{count} latent frames are no clips of {self._per_group}: pass whole ones."
+                )
+            with self._devices():
+                condition = self._condition(source, count, first)
+                latent = jnp.asarray(np.stack(piece))[None]
+                video, cache = self._steps.decode(self.params, latent, condition, cache)
+            lead = first and self._lead > 0
+            yield video[:, : self.spec.t * (count - lead) + self._lead * lead]
             first = False
+
+    def _windowed(self, source: Reader) -> Iterator[jax.Array]:
+        """Decode with what lies around each window."""
+        slots = source.slots()
+        head = next(slots, None)
+        if head is None:
+            return
+        with self._devices():
+            condition = self._condition(source, 1, True)
+            latents = (jnp.asarray(slot)[None] for slot in itertools.chain([head], slots))
+            core = self._plan.window_latents
+            windows = decode_windows(self.model, self.params, latents, core, condition)
+        while True:
+            with self._devices():
+                video = next(windows, None)
+            if video is None:
+                return
+            yield video
+
+    def _chunked(self, source: Reader) -> Iterator[jax.Array]:
+        """Decode each chunk by itself and fade into the next."""
+        frames, overlap = self._plan.chunks
+        wanted = self.spec.latent_shape((frames, self.spec.h, self.spec.w))[0]
+        slots, tail = source.slots(), None
+        while piece := list(itertools.islice(slots, wanted)):
+            picture = len(piece) == 1 and tail is None and self.spec.rule.legal(1)
+            if len(piece) != wanted and not picture:
+                raise VidlatentError(
+                    f"{len(piece)} latent frames are left over: chunks of {frames} frames have "
+                    f"{wanted} each."
+                )
+            with self._devices():
+                condition = self._condition(source, len(piece), True)
+                latent = jnp.asarray(np.stack(piece))[None]
+                video, _ = self._steps.decode(self.params, latent, condition, None)
+            if picture:
+                yield video
+                continue
+            video, tail = self._fade_in(video, tail, overlap)
+            yield video
+        if tail is not None and overlap:
+            yield tail
+
+    def _condition(self, source: Reader, count: int, first: bool) -> Any:
+        """What the decoder looks at for the next ``count`` latent frames."""
+        if self._steps.content == "none" or (self._steps.content == "first" and not first):
+            return None
+        clips = count // self._per_group if self._steps.content == "clip" else 1
+        return self._steps.look(self.params, self._pad(source.content(clips)))
 
     def _pad(self, video: np.ndarray) -> np.ndarray:
         height, width = video.shape[1:3]
         bottom, right = -height % self.spec.h, -width % self.spec.w
         return np.pad(video, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
 
-    def _latent_frames(self, first: bool, frames: int) -> int:
-        """Latent frames that hold ``frames`` frames of a piece."""
-        lead = self.spec.rule.first % self.spec.rule.step if first else 0
-        groups = -(-(frames - lead) // self.spec.rule.step)
-        return (1 if lead else 0) + groups * (self._slots // self.chunk)
+    def _devices(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
 
-def _encode(model, params, pixels, cache):
-    """Latent, what the decoder is told of the video beside it (None for most), cache."""
-    variables, video, condition = {"params": params}, from_pixels(pixels), None
-    # Features of frame 0 travel on in the decoder's cache; those of fixed windows are all needed.
-    # Not every tokenizer's decoder takes a condition.
-    if cache is None and getattr(model, "takes_condition", False):
-        condition = model.apply(variables, video, method="condition")
-    posterior, cache = model.apply(variables, video, cache=cache, method="encode")
-    return posterior.mode(), condition, cache
+def _frames_of(video: Video) -> Iterator[np.ndarray]:
+    """Frames uint8 ``[H, W, 3]``, all of one size."""
+    if isinstance(video, (str, Path)):
+        video = iter_frames(str(video))[1]
+    elif isinstance(video, (np.ndarray, jax.Array)):
+        check_shape(video, "T H W C", C=3)
+    shape = None
+    for number, frame in enumerate(video):
+        frame = np.asarray(frame)
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape != (shape or frame.shape):
+            wanted = "uint8 [H, W, 3]" if shape is None else f"uint8 {list(shape)} as before"
+            raise VidlatentError(
+                f"frame {number} is {frame.dtype} {list(frame.shape)}: frames are {wanted}."
+            )
+        shape = frame.shape
+        yield frame
 
 
-def _decode(model, params, latent, condition, cache):
-    video, cache = model.apply(
-        {"params": params}, latent, condition=condition, cache=cache, method="decode"
+def _placed(model: Any, mesh: Mesh | None) -> Any:
+    """The parameters as ShapeDtypeStructs, spread over the mesh."""
+    abstract = abstract_params(model)
+    if mesh is None:
+        return abstract
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract,
+        shardings(abstract, mesh),
     )
-    return to_pixels(video), cache
 
 
-def _look(model, params, pixels):
-    return model.apply({"params": params}, from_pixels(pixels), method="condition")
+def load_codec(
+    path_or_name: str | Path,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    *,
+    weights: str | Path = "",
+    table: str = "auto",
+    step: int | None = None,
+    **coding: Any,
+) -> Codec:
+    """A tokenizer ready to code videos.
+
+    Args:
+      path_or_name: folder of a run (``runs/fsae-demo``); or a config with its argument
+        (``ivvae:z16``), whose ``weights`` are then given.
+      mesh: devices over which frames are spread by height; None: one device.
+      dtype: what is computed in, such as ``'bfloat16'``; None: the config's choice.
+      weights: file or run that the parameters come from.
+      table: naming of the file (``models.weights.TABLES``).
+      step: checkpoint of a run; None for the newest sound one.
+      coding: keys of ``config.codec``, such as ``time='chunks', overlap_frames=4``.
+
+    Raises:
+      VidlatentError: there is no such run or config, the weights do not fit, or the tokenizer
+        cannot code as asked.
+    """
+    path = Path(path_or_name)
+    if is_workdir(path) and not weights:
+        keys = {**configs.read(path).codec.to_dict(), **coding}
+        return Codec.from_workdir(path, step, Coding.of(keys), mesh, dtype)
+    config = configs.load(str(path_or_name))
+    if not weights:
+        raise VidlatentError(
+            f"{path_or_name} is the name of a config, not the folder of a run: pass weights= with "
+            "a weights file or the run that has them."
+        )
+    model = model_of(config, dtype)
+    params = load_params(
+        weights, _placed(model, mesh), family=config.model.name, table=table, step=step
+    )
+    params = jax.tree.map(jnp.asarray, params) if mesh is None else params
+    return Codec(model, params, Coding.of({**config.codec.to_dict(), **coding}), mesh)

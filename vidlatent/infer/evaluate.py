@@ -32,6 +32,7 @@ from vidlatent.metrics import (
     psnr,
     ssim,
 )
+from vidlatent.metrics.ssim import WINDOW
 from vidlatent.typing import LatentSpec, VidlatentError
 
 __all__ = ["Evaluation", "Picture", "compile_eval_step", "evaluate", "tokenizer_eval_step"]
@@ -62,12 +63,19 @@ def tokenizer_eval_step(
         return {
             **extras,
             "psnr": psnr(video, reconstruction, data_range=255.0),
-            "ssim": ssim(video, reconstruction, data_range=255.0),
+            "ssim": _ssim(video, reconstruction),
             "psnr_constant_colour": psnr(video, flat, data_range=255.0),
             "reconstruction": reconstruction,
         }
 
     return eval_step
+
+
+def _ssim(video: jax.Array, reconstruction: jax.Array) -> jax.Array:
+    """SSIM ``[B, T]``; NaN for frames smaller than its window, such as lines."""
+    if min(video.shape[2:4]) < WINDOW:
+        return jnp.full(video.shape[:2], jnp.nan)
+    return ssim(video, reconstruction, data_range=255.0)
 
 
 def compile_eval_step(eval_step: Callable, mesh: Mesh, params: Any) -> Callable:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +19,8 @@ from vidlatent.dist.mesh import make_mesh
 from vidlatent.dist.multihost import is_main
 from vidlatent.dist.rules import shardings
 from vidlatent.infer.codec import Codec
+from vidlatent.infer.coded import Sizes
+from vidlatent.infer.coding import Coding
 from vidlatent.infer.data import Loaders
 from vidlatent.infer.evaluate import STILL_FPS, compile_eval_step, evaluate, tokenizer_eval_step
 from vidlatent.infer.latents import Latents
@@ -72,24 +76,24 @@ def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, 
     Beside ``output`` it writes ``<name>_side_by_side.mp4``, ``<name>_contact_sheet.png`` and
     ``<name>_scores.json``. Memory is that of a few chunks of frames.
     """
-    del config  # the codec reads what the workdir was trained with
     if not input or not output:
         raise VidlatentError("--mode=reconstruct needs --input=my.mp4 and --output=restored.mp4.")
     if Path(input).resolve() == Path(output).resolve():
         raise VidlatentError(f"--output={output} would overwrite the input: choose another name.")
-    codec = Codec.from_workdir(workdir, None if step < 0 else step)
+    coding = Coding.of(config.codec.to_dict())
+    codec = Codec.from_workdir(workdir, None if step < 0 else step, coding)
     info, frames = iter_frames(input)
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f"{target.stem}_side_by_side.mp4")
-    tally = _Tally(info.frames)
+    tally, sizes = _Tally(info.frames), Sizes()
     fps = info.fps or STILL_FPS
     with (
         VideoWriter(target, fps) as restored,
         VideoWriter(beside, fps) as both,
         tqdm(total=info.frames or None, unit="frame", disable=None, desc="reconstruct") as bar,
     ):
-        for original, reconstruction in codec.reconstruct_stream(frames):
+        for original, reconstruction in codec.reconstruct_stream(frames, sizes.add):
             tally.add(original, reconstruction)
             for frame in reconstruction:
                 restored.add(frame)
@@ -98,15 +102,17 @@ def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, 
             bar.update(len(original))
     sheet = target.with_name(f"{target.stem}_contact_sheet.png")
     sheet.write_bytes(tally.contact_sheet())
-    scores = {"input": Path(input).name, **tally.scores(), **_sizes(codec, info, tally.frames)}
+    about = {"height": info.height, "width": info.width, "fps": float(info.fps)}
+    coded = {"coded_in": codec.time, "frames": tally.frames, **about, **sizes.report()}
+    scores = {"input": Path(input).name, **tally.scores(), **coded}
     path = target.with_name(f"{target.stem}_scores.json")
     path.write_text(json.dumps(scores, indent=1) + "\n")
     logging.info(
-        "%d frames, PSNR %.2f dB, SSIM %.3f, compression %.0f to 1",
+        "%d frames, PSNR %.2f dB, SSIM %.3f, %s",
         tally.frames,
         scores["psnr"],
         scores["ssim"],
-        scores["values_per_latent_value"],
+        _compression(scores),
     )
     for file in (target, beside, sheet, path):
         logging.info("wrote %s", file)
@@ -146,15 +152,12 @@ class _Tally:
         return contact_sheet(rows, labels, columns=self.SHOWN, numbers=numbers)
 
 
-def _sizes(codec: Codec, info, frames: int) -> dict[str, object]:
-    spec = codec.spec
-    padded = (spec.rule.ceil(frames), -(-info.height // spec.h) * spec.h)
-    shape = spec.latent_shape((*padded, -(-info.width // spec.w) * spec.w))
-    return {
-        "frames": frames,
-        "height": info.height,
-        "width": info.width,
-        "fps": float(info.fps),
-        "latent_shape": shape,
-        "values_per_latent_value": frames * info.height * info.width * 3 / float(np.prod(shape)),
-    }
+def _compression(scores: Mapping[str, Any]) -> str:
+    """RGB values per value kept, and what is kept."""
+    latent = f"compression {scores['values_per_latent_value']:.0f} to 1"
+    if not scores["content_frames"]:
+        return latent
+    return (
+        f"{latent} in the latent alone, {scores['values_per_kept_value']:.1f} to 1 with the "
+        f"{scores['content_frames']} content frames that are kept beside it"
+    )

@@ -17,12 +17,17 @@ from vidlatent.typing import LatentSpec, VidlatentError
 __all__ = ["abstract_params", "model_of", "open_checkpoints", "smallest_video"]
 
 
-def model_of(config: ConfigDict) -> Any:
-    """The module of ``config.model`` computing in ``config.precision.compute``."""
+def model_of(config: ConfigDict, dtype: Any = None) -> Any:
+    """The module of ``config.model`` computing in ``dtype``.
+
+    ``dtype`` is a name or type; None takes ``config.precision.compute``.
+    """
     names = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
     # Matrix units of TPUs and GPUs are built for bfloat16; CPUs gain nothing from it.
     names["auto"] = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    compute = config.precision.compute
+    if dtype is not None and not isinstance(dtype, str):
+        return build(config.model.to_dict(), dtype)
+    compute = config.precision.compute if dtype is None else dtype
     if compute not in names:
         hint = did_you_mean(compute, names)
         raise VidlatentError(f"config.precision.compute {compute!r} is unknown: {hint}")

@@ -81,6 +81,7 @@ def read_network(name: str, paths: Sequence[str | os.PathLike[str]]) -> Any:
     tensors: dict[str, np.ndarray] = {}
     for path in paths:
         tensors |= _read(path)
+    tensors = definition.prepare(tensors)
     counts = {table: count_known(tensors, TABLES.get(table)) for table in definition.tables}
     best = max(counts, key=lambda table: counts[table])
     logging.info("%s: weights table %s, %d of %d names", name, best, counts[best], len(tensors))

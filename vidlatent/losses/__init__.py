@@ -32,6 +32,10 @@ TERMS.register("l2", "vidlatent.losses.recon:l2_term")
 TERMS.register("pseudo_huber", "vidlatent.losses.recon:pseudo_huber_term")
 TERMS.register("outlier", "vidlatent.losses.recon:outlier_term")
 TERMS.register("kl", "vidlatent.losses.latent:kl_term")
+TERMS.register("lpips_vgg", "vidlatent.losses.perceptual:lpips_vgg_term")
+TERMS.register("lpips_alex", "vidlatent.losses.perceptual:lpips_alex_term")
+TERMS.register("lpips_tiny", "vidlatent.losses.perceptual:lpips_tiny_term")
+TERMS.register("vf", "vidlatent.losses.align:vf_term")
 
 
 def make_terms(losses: Mapping[str, Any]) -> dict[str, tuple[float, Term]]:

@@ -27,6 +27,14 @@ _FROZEN = "vidlatent.models.frozen."
 TABLES.register("lpips", _FROZEN + "import_lpips:LPIPS_TABLE")
 TABLES.register("lpips_vgg_torchvision", _FROZEN + "import_lpips:LPIPS_VGG_TORCHVISION_TABLE")
 TABLES.register("lpips_alex_torchvision", _FROZEN + "import_lpips:LPIPS_ALEX_TORCHVISION_TABLE")
+_DINOV2 = _FROZEN + "import_dinov2:DINOV2_"
+TABLES.register("dinov2", _DINOV2 + "TABLE")
+TABLES.register("dinov2_transformers", _DINOV2 + "TRANSFORMERS_TABLE")
+TABLES.register("dinov2_transformers_released", _DINOV2 + "TRANSFORMERS_RELEASED_TABLE")
+TABLES.register("i3d", _FROZEN + "import_video:I3D_TABLE")
+TABLES.register("c3d", _FROZEN + "import_video:C3D_TABLE")
+TABLES.register("c3d_chainer", _FROZEN + "import_video:C3D_CHAINER_TABLE")
+TABLES.register("videomae", _FROZEN + "import_video:VIDEOMAE_TABLE")
 
 # ``(source parameters, newly initialised parameters of the target) -> parameters``.
 GRAFTS = Registry("kind of start")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -28,6 +28,17 @@ _HERE = "vidlatent.models.frozen."
 NETWORKS.register("lpips_vgg", _HERE + "lpips:VGG")
 NETWORKS.register("lpips_alex", _HERE + "lpips:ALEX")
 NETWORKS.register("lpips_tiny", _HERE + "lpips:TINY")
+NETWORKS.register("dinov2_vits14", _HERE + "dinov2:VITS14")
+NETWORKS.register("dinov2_vitb14", _HERE + "dinov2:VITB14")
+NETWORKS.register("dinov2_vitl14", _HERE + "dinov2:VITL14")
+NETWORKS.register("dinov2_vitg14", _HERE + "dinov2:VITG14")
+NETWORKS.register("dinov2_tiny", _HERE + "dinov2:TINY")
+NETWORKS.register("i3d_kinetics400", _HERE + "i3d:KINETICS400")
+NETWORKS.register("i3d_tiny", _HERE + "i3d:TINY")
+NETWORKS.register("c3d_ucf101", _HERE + "c3d:UCF101")
+NETWORKS.register("c3d_tiny", _HERE + "c3d:TINY")
+NETWORKS.register("videomae_g", _HERE + "videomae:GIANT_SSV2")
+NETWORKS.register("videomae_tiny", _HERE + "videomae:TINY")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +52,7 @@ class Definition:
         one that is written.
       files: the published files, in the order in which the convert command takes them.
       source: where they are published. Empty: nothing is, the network is a stand-in.
+      prepare: brings the tensors of the published files into the shapes that the tables know.
     """
 
     module: Callable[..., nn.Module]
@@ -48,6 +60,7 @@ class Definition:
     tables: tuple[str, ...]
     files: tuple[str, ...] = ()
     source: str = ""
+    prepare: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = dict
 
 
 class Network(NamedTuple):
@@ -69,6 +82,11 @@ def network_apply(name: str, dtype: Any = jnp.float32) -> Callable[..., Any]:
     """The pure function of a network; the same object each time, so that ``jit`` keeps it.
 
     ``lpips_*``: ``apply(params, x, y) -> [N]`` distances of images ``[N, H, W, 3]``.
+    ``dinov2_*``: ``apply(params, images) -> [N, h, w, C]`` patch tokens of images ``[N, H, W, 3]``,
+    which it resizes first (``models.frozen.dinov2.input_size``).
+    ``i3d_*``, ``videomae_*``, ``c3d_*``: ``apply(params, video)`` of ``[B, T, H, W, 3]`` gives
+    ``features`` and ``logits`` ``[B, ...]``, C3D ``probabilities`` too; the first two want frames
+    of their own size (``metrics.clips``).
 
     All pixels lie in [-1, 1]. ``dtype`` is the compute dtype; in float32 the products are exact
     ones on every backend (no TF32).

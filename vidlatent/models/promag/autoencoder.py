@@ -200,6 +200,11 @@ class ProMAG(nn.Module):
             shift=self.latent_shift,
         )
 
+    @property
+    def streams(self) -> bool:
+        """Whether a clip can be continued from a cache: no norm has statistics over time."""
+        return self.norm_axes == "hw" and self.decoder_ada != "pooled"
+
     def encode(self, video: jax.Array, *, cache: Any = None) -> tuple[Posterior, Any]:
         """Compress a clip, or the next frames of one.
 
@@ -275,14 +280,13 @@ class ProMAG(nn.Module):
         if condition is not None:
             raise VidlatentError("this decoder takes no condition: pass condition=None.")
         first, new = cache is None, {}
-        streams = self.norm_axes == "hw" and self.decoder_ada != "pooled"
-        self._check_stream(first, streams)
+        self._check_stream(first, self.streams)
         x = self.bottleneck.post(latent).astype(self.dtype)
         for growth in reversed(self.growths):
             x, new[growth.name] = growth.decode(x, None if first else cache[growth.name])
             latent = resample_latent(latent, (2, 1, 1), first, drop=True)
         x, new["decoder"] = self.decoder(x, latent, None if first else cache["decoder"])
-        return x, new if streams else {}
+        return x, new if self.streams else {}
 
     def __call__(self, video: jax.Array) -> tuple[jax.Array, Posterior]:
         """Reconstruction ``[B, T, H, W, 3]`` float32 of the ``latent_of`` it, and the posterior."""

@@ -46,6 +46,7 @@ class Plan:
       widths: channels per level, outermost first.
       strides: ``(st, sh, sw)`` of the operation that leaves each level but the last.
       taps: temporal kernel size, 3, or 1 for images.
+      rows: height of the kernels, 3, or 1 for lines.
       tiles: how the stride-1 convolutions are tiled; None: not at all.
     """
 
@@ -64,6 +65,7 @@ class Plan:
     remat: bool
     implementation: str
     dtype: Any
+    rows: int = 3
     tiles: Tiles | None = None
 
     @property
@@ -127,7 +129,7 @@ class CausalConv(nn.Module):
         p = self.plan
         dtype = self.dtype or p.dtype
         copies = math.prod(self.up)
-        shape = (p.taps, 3, 3, x.shape[-1], self.features * copies)
+        shape = (p.taps, p.rows, 3, x.shape[-1], self.features * copies)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(dtype)
         bias = 0
         if self.use_bias:
@@ -140,7 +142,7 @@ class CausalConv(nn.Module):
             return nn.silu(apply_affine(part, affine, dtype))
 
         def finish(view, pad):
-            pads = ((pad, pad), (pad, pad))
+            pads = ((pad, pad) if p.rows > 1 else (0, 0), (pad, pad))
             y = convolve(view, kernel, self.strides, pads, 1, p.implementation) + bias
             y = rearrange(
                 y,
@@ -268,8 +270,8 @@ def resample_latent(x: jax.Array, factors: Stride, first: bool, drop: bool) -> j
     """
     if factors[0] == 2:
         x = double_frames(x, first and drop)
-    if factors[1:] == (2, 2) and x.shape[2:4] != (1, 1):
-        x = nearest(x)
+    if factors[2] == 2 and x.shape[2:4] != (1, 1):
+        x = nearest(x) if factors[1] == 2 else jnp.repeat(x, 2, axis=3)
     return x
 
 

@@ -7,7 +7,9 @@ first-frame latent; neighbours may share frames, over which the decoded chunks f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +21,13 @@ __all__ = [
     "ChunkPlan",
     "chunk_frames",
     "fade",
+    "fade_in",
     "join_chunks",
     "key_frames",
     "latent_span",
     "over_chunks",
     "plan_chunks",
+    "stream_chunks",
 ]
 
 
@@ -63,13 +67,37 @@ def plan_chunks(frames: int, overlap: int = 0, chunk: int = 17) -> ChunkPlan:
     """
     if frames < 1:
         raise VidlatentError("there is no frame to cut into chunks.")
-    if not 0 <= overlap <= chunk // 2:
-        raise VidlatentError(f"chunks of {chunk} frames overlap by 0 to {chunk // 2}: {overlap}.")
+    _check_overlap(overlap, chunk)
     if frames == 1:
         return ChunkPlan(1, (0,), 1, 0)
     step = chunk - overlap
     count = 1 + -(-max(frames - chunk, 0) // step)
     return ChunkPlan(frames, tuple(i * step for i in range(count)), chunk, overlap)
+
+
+def _check_overlap(overlap: int, chunk: int) -> None:
+    if not 0 <= overlap <= chunk // 2:
+        raise VidlatentError(
+            f"chunks of {chunk} frames cannot overlap by {overlap} frames: use 0 to {chunk // 2}."
+        )
+
+
+def stream_chunks(
+    frames: Iterable[Any], overlap: int = 0, chunk: int = 17
+) -> Iterator[tuple[list[Any], int]]:
+    """The chunks of ``plan_chunks`` for a stream whose length is not known.
+
+    Yields:
+      The frames of a chunk, fewer than ``chunk`` in the last one (repeat its last frame), and how
+      many of them no chunk before held.
+    """
+    _check_overlap(overlap, chunk)
+    stream = iter(frames)
+    held: list[Any] = []
+    while new := list(itertools.islice(stream, chunk - len(held))):
+        held += new
+        yield held, len(new)
+        held = held[chunk - overlap :]
 
 
 def fade(overlap: int) -> np.ndarray:
@@ -96,6 +124,26 @@ def join_chunks(chunks: jax.Array, plan: ChunkPlan) -> jax.Array:
     body = jnp.concatenate([starts, chunks[:, :, shared:step]], axis=2)
     body = body.reshape(size["B"], -1, *body.shape[3:])
     return jnp.concatenate([body, chunks[:, -1, step:]], axis=1)[:, : plan.frames]
+
+
+def fade_in(chunk: jax.Array, tail: jax.Array | None, overlap: int) -> tuple[jax.Array, jax.Array]:
+    """``join_chunks`` one chunk at a time.
+
+    Args:
+      chunk: ``[B, T, H, W, C]`` of at least twice ``overlap`` frames.
+      tail: what the chunk before left; None for the first.
+      overlap: frames shared by neighbours.
+
+    Returns:
+      ``[B, T - overlap, H, W, C]``, the frames that no later chunk touches; the tail
+      ``[B, overlap, H, W, C]``, which ends the video if no chunk follows.
+    """
+    end = chunk.shape[1] - overlap
+    if tail is None:
+        return chunk[:, :end], chunk[:, end:]
+    weight = jnp.asarray(fade(overlap), chunk.dtype)[:, None, None, None]
+    start = chunk[:, :overlap] * weight + tail * (1 - weight)
+    return jnp.concatenate([start, chunk[:, overlap:end]], axis=1), chunk[:, end:]
 
 
 def over_chunks(function: Callable[[jax.Array], jax.Array], chunks: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -40,6 +41,8 @@ __all__ = [
 
 # One condition for each tile, rows of tiles first.
 Grid = list[list[Any]]
+# Of a decoder that looks at no content frame: None.
+Conditions = Grid | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +51,12 @@ class Tiles:
 
     Attributes:
       core: distance of the tiles.
-      overlap: share of the core that a tile reads beyond it.
+      overlap: share of the core that a tile reads beyond it; a Fraction where it is no power of
+        two, since sizes are cut down to integers.
     """
 
     core: int = 256
-    overlap: float = 0.25
+    overlap: float | Fraction = 0.25
 
     @property
     def read(self) -> int:
@@ -121,12 +125,12 @@ def published_condition(model: Any, params: Any, frame: jax.Array, tiles: Tiles)
 
 
 def published_decode(
-    model: Any, params: Any, latent: jax.Array, conditions: Grid, tiles: Tiles
+    model: Any, params: Any, latent: jax.Array, conditions: Conditions, tiles: Tiles
 ) -> jax.Array:
     """Video ``[B, T, H, W, 3]`` from the latent and one condition per tile."""
     small = tiles.latent(model.latent_spec.h)
     rows, columns = (list(_spans(size, small)) for size in latent.shape[2:4])
-    _check_grid(conditions, len(rows), len(columns))
+    conditions = _check_grid(conditions, len(rows), len(columns))
     run = _compiled(model, "decode")
     grid = [
         [
@@ -138,13 +142,16 @@ def published_decode(
     return _joined(grid, tiles)
 
 
-def _check_grid(conditions: Grid, rows: int, columns: int) -> None:
+def _check_grid(conditions: Conditions, rows: int, columns: int) -> Grid:
+    if conditions is None:
+        return [[None] * columns] * rows
     found = (len(conditions), len(conditions[0]) if conditions else 0)
     if found != (rows, columns):
         raise VidlatentError(
             f"the conditions are of {found[0]}x{found[1]} tiles, the latent has {rows}x{columns}: "
             "make both from frames of one size, with the same tiles."
         )
+    return conditions
 
 
 def _spans(size: int, tiles: Tiles) -> list[slice]:
@@ -237,12 +244,12 @@ def even_condition(model: Any, params: Any, frame: jax.Array, tiles: Tiles) -> G
 
 
 def even_decode(
-    model: Any, params: Any, latent: jax.Array, conditions: Grid, tiles: Tiles
+    model: Any, params: Any, latent: jax.Array, conditions: Conditions, tiles: Tiles
 ) -> jax.Array:
     """Video ``[B, T, H, W, 3]`` from the latent and one condition per tile."""
     factor = model.latent_spec.h
     plan = _Plan(latent.shape[2:4], tiles.latent(factor), 1)
-    _check_grid(conditions, len(plan.rows), len(plan.columns))
+    conditions = _check_grid(conditions, len(plan.rows), len(plan.columns))
     run = _compiled(model, "decode")
     grid = [
         [

@@ -1,0 +1,70 @@
+"""The command line that every experiment has."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+from absl import logging
+
+from experiments.design import Experiment
+from experiments.report import write_table_and_plot
+from experiments.runner import run_all
+from vidlatent.typing import VidlatentError
+
+__all__ = ["main", "prepare"]
+
+
+def prepare() -> None:
+    """Logging, and compiled programs kept for later processes."""
+    logging.set_verbosity(logging.INFO)
+    logging.set_stderrthreshold("info")
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vidlatent" / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def main(
+    build: Callable[[str], Experiment],
+    sizes: Sequence[str],
+    text: str,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Run an experiment or report on it; returns the exit status.
+
+    Args:
+      build: makes the experiment of a size.
+      sizes: that there are; the first is the default.
+      text: the design in a few lines, shown by ``--help``.
+      argv: words after the program's name; None: the process's.
+    """
+    parser = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", help="folder of runs, results and report")
+    parser.add_argument("--size", choices=sizes, default=sizes[0])
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the design's")
+    parser.add_argument("--only", nargs="+", default=[], help="arms to run; what they need exists")
+    parser.add_argument("--report", action="store_true", help="table and plot of what there is")
+    args = parser.parse_args(argv)
+    prepare()
+    try:
+        experiment = build(args.size)
+        if args.seeds:
+            experiment = dataclasses.replace(experiment, seeds=tuple(args.seeds))
+        folder = Path(args.workdir or f"runs/{experiment.name}-{args.size}")
+        status = 0 if args.report else run_all(experiment, folder, args.only)
+        if status:
+            return status
+        summary = write_table_and_plot(experiment, folder)
+    except VidlatentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print((folder / "table.md").read_text())
+    print(f"table and plot in {folder}; {len(summary['missing'])} runs missing")
+    return 0
