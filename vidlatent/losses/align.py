@@ -17,16 +17,15 @@ from jax import lax
 
 from vidlatent.losses.frames import map_frames
 from vidlatent.losses.inputs import Term, mean_over_samples
-from vidlatent.models.frozen import network_apply, network_shapes
+from vidlatent.models.frozen import NETWORKS, network_apply, network_shapes
+from vidlatent.models.frozen.resize import resize
 from vidlatent.typing import VidlatentError
 
 __all__ = [
     "align",
     "cosine_distance",
-    "feature_size",
     "pool_frames",
     "relation_distance",
-    "resize",
     "unit",
     "vf_term",
     "video_features",
@@ -34,15 +33,6 @@ __all__ = [
 ]
 
 _EXACT = lax.Precision.HIGHEST
-
-
-def resize(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Bilinear, half-pixel centres, no smoothing (torch's ``align_corners=False``).
-
-    ``[B, T, H, W, C] -> [B, T, height, width, C]`` float32.
-    """
-    shape = (*x.shape[:2], height, width, x.shape[-1])
-    return jax.image.resize(x.astype(jnp.float32), shape, "linear", antialias=False)
 
 
 def pool_frames(features: jax.Array, latents: int, first_alone: bool = True) -> jax.Array:
@@ -76,7 +66,8 @@ def pool_frames(features: jax.Array, latents: int, first_alone: bool = True) -> 
 def align(latent: jax.Array, kernel: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """Latents ``[B, t, h, w, c]`` on the features' grid and channels, ``[B, t, *grid, C]``.
 
-    Both maps are linear, so the order is free: on few channels resizing is cheaper.
+    The resize is bilinear with pixel centres at halves. Both maps are linear, so the order is
+    free: on few channels resizing is cheaper.
 
     Args:
       kernel: ``[c, C]``.
@@ -142,29 +133,27 @@ def _pairs(z, f, margin, rows, gradient: bool):
     rows = -(-tokens // blocks)
     # Added tokens are zero vectors: all their cosines agree, so they cost nothing.
     pads = ((0, 0), (0, blocks * rows - tokens), (0, 0))
-    z_all, f_all = jnp.pad(z, pads), jnp.pad(f, pads)
-
-    def cut(x):
-        return jnp.moveaxis(x.reshape(batch, blocks, rows, -1), 1, 0)
+    z, f = jnp.pad(z, pads), jnp.pad(f, pads)
 
     def gram(a, b):
         return jnp.einsum("bpc,bqc->bpq", a, b, precision=_EXACT)
 
-    def block(total, part):
-        z_rows, f_rows = part
-        apart = gram(z_rows, z_all) - gram(f_rows, f_all)
+    def block(index, carry):
+        total, grad = carry
+        z_rows, f_rows = (lax.dynamic_slice_in_dim(x, index * rows, rows, 1) for x in (z, f))
+        apart = gram(z_rows, z) - gram(f_rows, f)
         total += jax.nn.relu(jnp.abs(apart) - margin).sum(axis=(1, 2))
         if not gradient:
-            return total, None
-        # Pairs count twice, as (p, q) and (q, p): hence one product and a factor 2 below.
-        push = jnp.where(jnp.abs(apart) > margin, jnp.sign(apart), 0.0)
-        return total, jnp.einsum("bpq,bqc->bpc", push, z_all, precision=_EXACT)
+            return total, grad
+        # Pairs count twice, as (p, q) and (q, p): hence one product, and the factor 2.
+        push = jnp.where(jnp.abs(apart) > margin, (2.0 / pairs) * jnp.sign(apart), 0.0)
+        moved = jnp.einsum("bpq,bqc->bpc", push, z, precision=_EXACT)
+        return total, lax.dynamic_update_slice_in_dim(grad, moved, index * rows, 1)
 
-    total, grads = lax.scan(block, jnp.zeros(batch, jnp.float32), (cut(z_all), cut(f_all)))
     pairs = float(tokens) ** 2
-    if gradient:
-        grads = jnp.moveaxis(grads, 0, 1).reshape(z_all.shape)[:, :tokens] * (2.0 / pairs)
-    return total / pairs, grads
+    start = jnp.zeros(batch, jnp.float32), jnp.zeros_like(z) if gradient else jnp.zeros(())
+    total, grad = lax.fori_loop(0, blocks, block, start)
+    return total / pairs, grad[:, :tokens] if gradient else None
 
 
 def video_vf(
@@ -195,26 +184,16 @@ def video_vf(
     return mean_over_samples(near, mask), mean_over_samples(alike, mask)
 
 
-def feature_size(height: int, width: int, side: int = 224, patch: int = 14) -> tuple[int, int]:
-    """Pixels given to the image network: about ``side**2`` in the clip's shape, whole patches."""
-    scale = side / math.sqrt(height * width)
-    rounded = (max(1, round(n * scale / patch)) * patch for n in (height, width))
-    return tuple(rounded)
-
-
-def video_features(
-    apply: Any, params: Any, video: jax.Array, size: tuple[int, int], frames_at_once: int = 8
-) -> jax.Array:
+def video_features(apply: Any, params: Any, video: jax.Array, frames_at_once: int = 8) -> jax.Array:
     """Features of every frame ``[B, T, h', w', C]`` float32, without a gradient.
 
     Args:
       apply: ``(params, images [N, H, W, 3]) -> [N, h', w', C]``.
-      video: ``[B, T, H, W, 3]`` in [-1, 1].
-      size: height and width that the frames are resized to.
+      video: ``[B, T, H, W, 3]`` in [-1, 1]; the network resizes frames itself.
     """
 
     def network(images):
-        return apply(params, resize(images[:, None], *size)[:, 0]).astype(jnp.float32)
+        return apply(params, images).astype(jnp.float32)
 
     video = lax.stop_gradient(video)
     return lax.stop_gradient(map_frames(network, video, at_once=frames_at_once, remat=False))
@@ -224,8 +203,6 @@ def vf_term(
     network: str = "dinov2_vitl14",
     cosine_margin: float = 0.5,
     distance_margin: float = 0.25,
-    side: int = 224,
-    patch: int = 14,
     frames_at_once: int = 8,
     rows: int = 512,
     first_alone: bool = True,
@@ -238,7 +215,6 @@ def vf_term(
     Args:
       network: image network in ``models.frozen`` that returns a grid of patch features.
       cosine_margin, distance_margin: m1 and m2.
-      side, patch: see ``feature_size``; 224 gives 16x16 features at every training resolution.
       frames_at_once: frames of a sample in the network at once.
       rows: of the blocks of eq. 3.
       first_alone: see ``pool_frames``.
@@ -252,8 +228,7 @@ def vf_term(
         if inputs.posterior is None:
             raise VidlatentError("config.loss.vf needs the encoder's output: leave the term out.")
         latent = inputs.posterior.mode()
-        size = feature_size(*inputs.target.shape[2:4], side, patch)
-        features = video_features(apply, networks[network], inputs.target, size, frames_at_once)
+        features = video_features(apply, networks[network], inputs.target, frames_at_once)
         features = pool_frames(features, latent.shape[1], first_alone)
         parts = video_vf(
             latent,
@@ -267,7 +242,7 @@ def vf_term(
         return sum(parts)
 
     def init(key, spec):
-        image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        image = jax.ShapeDtypeStruct(NETWORKS.get(network).inputs[0], jnp.float32)
         width = jax.eval_shape(apply, network_shapes(network), image).shape[-1]
         scale = 1.0 / math.sqrt(spec.channels)
         kernel = scale * jax.random.normal(key, (spec.channels, width), jnp.float32)

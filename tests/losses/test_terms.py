@@ -1,0 +1,127 @@
+"""Terms by name: options, mistakes, and numbers that stay finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidlatent.losses import TERMS, LossInputs, make_terms
+from vidlatent.losses.perceptual import lpips
+from vidlatent.losses.schedule import ramp
+from vidlatent.models.frozen import network_apply, random_params
+from vidlatent.models.posterior import Posterior
+from vidlatent.typing import FrameRule, LatentSpec, VidlatentError
+
+SPEC = LatentSpec("toy", 4, 4, 8, 8, FrameRule(1, 4))
+NEED_WEIGHTS = ("lpips_vgg", "lpips_alex")
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return {name: random_params(name) for name in ("lpips_tiny", "dinov2_tiny")}
+
+
+def inputs(scale=1.0, dtype=jnp.float32, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    video = (2, 5, 24, 32, 3)
+    latent = (2, 2, 3, 4, 4)
+    prediction, target = (scale * jax.random.normal(k, video) for k in keys[:2])
+    mean, logvar = (scale * jax.random.normal(k, latent) for k in keys[2:])
+    arrays = (x.astype(dtype) for x in (prediction, target, jnp.ones(2)))
+    return LossInputs(*arrays, Posterior(mean.astype(dtype), logvar.astype(dtype)))
+
+
+CHEAP = {"xla_backend_optimization_level": 0}  # each program runs a few times on toy arrays
+
+
+def made(name):
+    options = {"network": "dinov2_tiny"} if name == "vf" else {}
+    _, term = make_terms({name: {"weight": 1.0, **options}})[name]
+    return term, term.init(jax.random.key(0), SPEC) if term.init else {}
+
+
+def test_finite_float32(networks):
+    """All terms at once: one that is not finite spoils the sum of the gradients."""
+    terms = {name: made(name) for name in sorted(set(TERMS.names()) - set(NEED_WEIGHTS))}
+    trained = {name: params for name, (_, params) in terms.items()}
+
+    def summed(inputs, trained):
+        values = {n: t.value(inputs, trained[n], networks) for n, (t, _) in terms.items()}
+        return sum(values.values()), values
+
+    graded = jax.jit(jax.grad(summed, (0, 1), has_aux=True), compiler_options=CHEAP)
+    equal = inputs()
+    equal = equal._replace(prediction=equal.target * 0, target=equal.target * 0)
+    cases = {"plain": inputs(), "huge": inputs(1e4), "tiny": inputs(1e-20), "equal": equal}
+    for what, case in cases.items():
+        grads, values = graded(case, trained)
+        for name, value in values.items():
+            assert value.shape == () and np.isfinite(value), (what, name)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)), what
+    for name, (term, params) in terms.items():
+        shape = jax.eval_shape(term.value, inputs(dtype=jnp.bfloat16), params, networks)
+        assert shape.dtype == jnp.float32, name
+
+
+def test_networks_are_named():
+    assert made("vf")[0].networks == ("dinov2_tiny",)
+    assert [made(n)[0].networks for n in ("lpips_vgg", "lpips_alex", "l1")] == [
+        ("lpips_vgg",),
+        ("lpips_alex",),
+        (),
+    ]
+
+
+def test_vf_learns_its_map_and_ignores_the_target(networks):
+    term, params = made("vf")
+    assert params["projection"]["kernel"].shape == (4, 16)
+    loss = jax.grad(lambda *a: term.value(*a, networks), (0, 1))
+    grads, of_params = jax.jit(loss, compiler_options=CHEAP)(inputs(), params)
+    assert np.abs(grads.posterior.mean).max() > 0
+    assert np.abs(of_params["projection"]["kernel"]).max() > 0
+    assert np.abs(grads.target).max() == 0 == np.abs(grads.prediction).max()
+
+
+def test_frames_of_lpips_pass_in_slices(networks):
+    case = inputs()
+    apply, params = network_apply("lpips_tiny"), networks["lpips_tiny"]
+    images = [x.reshape(-1, *x.shape[2:]) for x in (case.prediction, case.target)]
+
+    def graded(loss, x):
+        return jax.jit(jax.value_and_grad(loss), compiler_options=CHEAP)(x)
+
+    def sliced(x):
+        return lpips(apply, params, x, case.target, case.mask, frames_at_once=2)
+
+    want, want_grad = graded(lambda x: apply(params, x, images[1]).mean(), images[0])
+    value, grad = graded(sliced, case.prediction)
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+    np.testing.assert_allclose(grad.reshape(want_grad.shape), want_grad, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ({"l3": 1.0}, "unknown loss term 'l3'"),
+        ({"kl": {"reduction": "mean"}}, "config.loss.kl has no weight"),
+        ({"l1": {"weight": 1.0, "reductoin": "mean"}}, "config.loss.l1.reductoin: did you mean"),
+        ({"l1": {"weight": 1.0, "reduction": "meen"}}, "config.loss.l1.reduction 'meen'"),
+        ({"kl": {"weight": 1.0, "reduction": "sum"}}, "config.loss.kl.reduction 'sum'"),
+        ({"pseudo_huber": {"weight": 1.0, "reduction": "x"}}, "pseudo_huber.reduction"),
+        ({"lpips_vgg": {"weight": 1.0, "reduction": "x"}}, "lpips_vgg.reduction"),
+    ],
+)
+def test_mistakes(losses, message):
+    with pytest.raises(VidlatentError, match=message):
+        make_terms(losses)
+
+
+def test_weights_and_options():
+    terms = make_terms({"l1": 1, "outlier": {"weight": 0.5, "radius": 2.0}})
+    assert {name: weight for name, (weight, _) in terms.items()} == {"l1": 1.0, "outlier": 0.5}
+
+
+def test_ramp():
+    points = ((10, 0.0), (20, 1.0), (40, 0.5))
+    steps = jnp.asarray([0, 10, 15, 20, 30, 40, 99])
+    np.testing.assert_allclose(ramp(steps, points), [0, 0, 0.5, 1, 0.75, 0.5, 0.5], atol=1e-6)
