@@ -155,6 +155,8 @@ def test_every_cached_convolution_remembers_one_frame(net, clip):
     params = jax.eval_shape(full.init, jax.random.key(0), video)
     posterior, cache = jax.eval_shape(lambda p, x: full.apply(p, x, method="encode"), params, video)
     assert len(jax.tree.leaves(cache)) == 13
+    # Half of the released code's: what a frame adds to the next is smaller than the frame.
+    assert cache["downsamples_0"]["residual_2"].shape == (1, 1, 64, 64, 64)
     _, cache = jax.eval_shape(
         lambda p, x: full.apply(p, x, method="decode"), params, posterior.mean
     )

@@ -266,12 +266,22 @@ def test_parallel_dilated(ops):
 def test_paired_block_and_its_caches(ops):
     x, want = ops["resblock/x"], ops.arrays["resblock/y"]
     width = want.shape[1] // 2
-    # A level with groups of four frames.
-    block = ResBlock(coder_of(width), Op("res", 0, width))
+    # A level with groups of four frames. This form remembers input frames, as the released code.
+    block = ResBlock(coder_of(width, conv_impl="taps"), Op("res", 0, width))
     y, cache = ops.run(block, "resblock", "encoder.downsamples.0.", x)
     close(y, want, OP_TOLERANCE)
     for kept, name in zip(jax.tree.leaves(cache), ("cache0_after", "cache1_after"), strict=True):
         close(kept, ops.arrays[f"resblock/{name}"], OP_TOLERANCE)
+    # The usual one remembers, where that is less, what the last frame adds to the next.
+    block = ResBlock(coder_of(width), Op("res", 0, width))
+    y, cache = ops.run(block, "resblock", "encoder.downsamples.0.", x)
+    close(y, want, OP_TOLERANCE)
+    close(cache["residual_2"], ops.arrays["resblock/cache0_after"], OP_TOLERANCE)
+    kernel = ops.arrays["resblock/residual.6.conv_3d.weight"][:, :, :1]
+    part = jax.lax.conv_general_dilated(
+        ops.arrays["resblock/cache1_after"], kernel, (1, 1, 1), ((0, 0), (1, 1), (1, 1))
+    )
+    close(cache["residual_6"], part, OP_TOLERANCE)
 
 
 def test_joint_block(ops):

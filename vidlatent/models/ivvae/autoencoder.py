@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from vidlatent.models.contract import check_clip, latent_of, make_module
 from vidlatent.models.ivvae.coder import Decoder, Encoder
 from vidlatent.models.ivvae.form import Coder, form_of
+from vidlatent.models.ivvae.strips import LIMIT
 from vidlatent.models.posterior import Posterior
 from vidlatent.typing import FrameRule, LatentSpec, VidlatentError, check_shape
 
@@ -40,6 +41,8 @@ class IVVAE(nn.Module):
         the usual initialisation. Imported weights replace it.
       up_form: ``'nearest'`` or ``'subpixel'``: two ways to compute the up operations.
       remat: recompute each block in the backward pass.
+      row_limit: bytes of an array above which a CPU computes a level in strips of rows, with the
+        same result; 0: never. Other devices and meshes compute whole levels.
       conv_impl: form of ``kernels.conv3d``.
       latent_scale, latent_shift: recorded in the latent spec; a checkpoint's own.
       dtype: compute dtype.
@@ -55,6 +58,7 @@ class IVVAE(nn.Module):
     residual_scale: float = 1.0
     up_form: str = "subpixel"
     remat: bool = False
+    row_limit: int = LIMIT
     conv_impl: str = "auto"
     latent_scale: float = 1.0
     latent_shift: float = 0.0
@@ -94,6 +98,7 @@ class IVVAE(nn.Module):
             residual_scale=self.residual_scale,
             up_form=self.up_form,
             remat=self.remat,
+            row_limit=self.row_limit,
             implementation=self.conv_impl,
             dtype=self.dtype,
         )

@@ -1,8 +1,8 @@
 """Convolutions, norms, attention and residual blocks on two-branch channels.
 
 Arrays hold ``branches * C`` channels: half A (key frames) first, then half B (motion). Caches are
-values: None at the start of a stream, afterwards a dict of the last input frame(s) of each 3x3x3
-convolution, empty where nothing is remembered.
+values: None at the start of a stream, afterwards a dict of one entry for each 3x3x3 convolution:
+its last input frame(s), or what they add to the next output; empty where nothing is remembered.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class PairedConv(nn.Module):
         key = Weights((key_taps, *shape[1:]), self.dtype, init, name=key_name)()
         motion = Weights(shape, self.dtype, init, name="conv_3d")()
         if self.implementation == "auto" and self.rule.kind == "group" and not self.volume_key:
-            return self._shifted_outputs(x, cache, key, motion), x[:, -1:]
+            return self._shifted_outputs(x, cache, key, motion)
         view, kept = view_frames(x, cache, self.rule, 3)
         outputs = []
         for (kernel, bias), seen in ((key, view if self.volume_key else x), (motion, view)):
@@ -100,7 +100,8 @@ class PairedConv(nn.Module):
         """The same by one 2-D convolution whose outputs, not inputs, move between frames.
 
         It reads the input once, where the usual form makes two shifted copies of it and convolves
-        four times: at 720p one array of a group is 1.9 GB.
+        four times: at 720p one array of a group is 1.9 GB. What is remembered is what the next
+        frame receives from the last one, if that is smaller than the last frame itself.
         """
         first, kernel = cache is None, motion[0]
 
@@ -109,14 +110,18 @@ class PairedConv(nn.Module):
 
         taps = jnp.concatenate([key[0], kernel[1:2], kernel[:1], kernel[2:]], axis=-1)
         a, now, past, ahead = jnp.split(conv(x, taps), 4, axis=-1)
+        light = self.features < x.shape[-1]
+        kept = past[:, -1:] if light else x[:, -1:]
         # Before frame 0 stands frame 0 itself.
-        before = past[:, :1] if first else conv(cache.astype(x.dtype), kernel[:1])
+        before = past[:, :1] if first else cache.astype(x.dtype)
+        if not light and not first:
+            before = conv(before, kernel[:1])
         past = jnp.concatenate([before, past[:, :-1]], axis=1)
         ahead = jnp.concatenate([ahead[:, 1:], jnp.zeros_like(before)], axis=1)
         place = jnp.arange(x.shape[1]) - (1 if first else 0)
         inside = (place >= 0) & (place % self.rule.group != self.rule.group - 1)
         b = now + past + jnp.where(inside[None, :, None, None, None], ahead, 0)
-        return jnp.concatenate([a + key[1], b + motion[1]], axis=-1)
+        return jnp.concatenate([a + key[1], b + motion[1]], axis=-1), kept
 
 
 class PairedPointwise(nn.Module):

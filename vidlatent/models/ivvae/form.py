@@ -91,6 +91,7 @@ class Coder:
     residual_scale: float
     up_form: str
     remat: bool
+    row_limit: int
     implementation: str
     dtype: Any
 

@@ -1,0 +1,111 @@
+"""A run of row-local layers computed in strips of rows, exactly, so that no whole level exists.
+
+At 720p one array of a group of frames takes 1.9 GB at full resolution, and a residual block holds
+half a dozen at a time. A strip is a window of rows that reaches beyond the rows it is wanted for by
+as many as the layers look. The layers pad the window with zeros as they would the picture: right
+where it ends with the picture, and elsewhere wrong only in rows that are not kept. Nothing is
+approximated; the rows of the reach are computed twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vidlatent.kernels.dispatch import current_platform
+
+__all__ = ["LIMIT", "Strips", "plan_strips", "run_strips"]
+
+LIMIT = 3 * 2**27  # bytes of the largest array of a level above which CPUs compute it in strips
+
+Layers = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Strips:
+    """``count`` windows of ``length`` rows, each a step of ``length - 2 * reach`` further down."""
+
+    count: int
+    length: int
+    reach: int
+
+
+def plan_strips(rows: int, reach: int, size: int, limit: int = LIMIT) -> Strips | None:
+    """How to divide ``rows`` rows, or None where they are better computed at once.
+
+    Args:
+      rows: of the coarsest picture among the layers.
+      reach: rows at either side of a window that come out wrong.
+      size: bytes of the largest array between the layers.
+      limit: bytes that such an array of one window should take; 0: any. Windows are never so small
+        that more than half of the work would be done twice.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    alone = mesh.empty or mesh.size == 1  # the partitioner divides rows by itself
+    if not limit or size <= limit or not alone or current_platform() != "cpu":
+        return None
+    best = None
+    for count in range(2, rows):
+        # A reach a little larger than needed lets windows of one length end with the picture.
+        for more in range(reach, reach + count):
+            step, rest = divmod(rows - 2 * more, count)
+            if rest:
+                continue
+            if step < 2 * more:
+                break
+            best = Strips(count, step + 2 * more, more)
+            if best.length * size <= limit * rows:
+                return best
+            break
+    return best
+
+
+def run_strips(layers: Layers, x: jax.Array, cache: Any, rows: int, strips: Strips) -> Any:
+    """``layers(x, cache)``, in strips.
+
+    Args:
+      layers: ``(x [B, T, H, W, C], cache) -> (y [B, T', H', W', C'], cache)``; arrays of a cache
+        are ``[B, t, h, w, c]``, and every height is a multiple of ``rows``.
+      x, cache: whole; the memory of ``cache`` is written over where nobody else holds it.
+      rows: unit in which ``strips`` counts.
+      strips: windows.
+    """
+    done = jax.eval_shape(layers, x, cache)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), done)
+    results = zeros if cache is None else (zeros[0], cache)
+    twice = 2 * strips.reach
+    step = strips.length - twice
+
+    def cut(array, start, count):
+        unit = array.shape[2] // rows
+        return lax.dynamic_slice_in_dim(array, start * unit, count * unit, axis=2)
+
+    def one(index, carry):
+        (video, kept), window = carry
+        start = index * step
+        new = layers(cut(x, start, strips.length), window)
+        # Rows below the wanted ones are written too: the next window puts that right.
+        skip = jnp.where(index == 0, 0, strips.reach)
+
+        def put(target, part):
+            unit = target.shape[2] // rows
+            count = (strips.length - strips.reach) * unit
+            part = lax.dynamic_slice_in_dim(part, skip * unit, count, axis=2)
+            return lax.dynamic_update_slice_in_dim(target, part, (start + skip) * unit, axis=2)
+
+        video, kept = jax.tree.map(put, (video, kept), new)
+
+        def following(array, old):
+            # The rows shared with this window are written over by now, those below it are not.
+            shared = old[:, :, -twice * (old.shape[2] // strips.length) :]
+            return jnp.concatenate([shared, cut(array, start + strips.length, step)], axis=2)
+
+        return (video, kept), None if window is None else jax.tree.map(following, kept, window)
+
+    window = None if cache is None else jax.tree.map(lambda a: cut(a, 0, strips.length), cache)
+    return lax.fori_loop(0, strips.count, one, (results, window))[0]
