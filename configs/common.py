@@ -25,6 +25,7 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.optim.schedule = "cosine"  # after warm-up: cosine | constant | linear (to zero)
     config.optim.final_lr_share = 0.0  # of the peak, at the last step
     config.optim.warmup_steps = 0
+    config.optim.ramp = ()  # (step, factor) points of a further factor, straight lines between
     config.optim.b1 = 0.9
     config.optim.b2 = 0.95
     config.optim.eps = 1e-8
@@ -117,7 +118,7 @@ def _critic() -> ConfigDict:
     critic.warmup_steps = 0  # linear growth of the weight after start_step
     critic.images = True  # judge batches of single frames too
     # Weight relative to the gradients at one layer: weight * |d reconstruction| / |d adversarial|
-    critic.adaptive_layer = ""  # path of its kernel, such as decoder/conv_out/kernel; empty: fixed
+    critic.adaptive_layer = ""  # expression for its path: decoder/conv_out/kernel; empty: fixed
     critic.adaptive_terms = ()  # loss terms that count as reconstruction; empty: all
     critic.r1_weight = 0.0  # gamma of the gradient penalty on real clips
     critic.r1_every = 16  # steps from one penalty to the next; it counts so many times more
@@ -130,6 +131,7 @@ def _critic() -> ConfigDict:
     critic.optim.schedule = "constant"
     critic.optim.final_lr_share = 0.0
     critic.optim.warmup_steps = 0
+    critic.optim.ramp = ()
     critic.optim.b1 = 0.9
     critic.optim.b2 = 0.95
     critic.optim.eps = 1e-8
@@ -141,16 +143,12 @@ def _critic() -> ConfigDict:
 
 def _networks() -> ConfigDict:
     """Weights files of frozen networks; ``random`` is random weights, for trying things out."""
-    return ConfigDict(
-        {
-            "lpips_vgg": "",
-            "lpips_alex": "",
-            "dinov2": "",
-            "i3d_kinetics400": "",
-            "c3d_ucf101": "",
-            "videomae_g": "",
-        }
-    )
+    names = (
+        "lpips_vgg lpips_alex dinov2_vits14 dinov2_vitb14 dinov2_vitl14 dinov2_vitg14 "
+        "i3d_kinetics400 c3d_ucf101 videomae_g"
+    ).split()
+    stand_ins = ("lpips_tiny", "dinov2_tiny", "i3d_tiny", "c3d_tiny", "videomae_tiny")
+    return ConfigDict({**dict.fromkeys(names, ""), **dict.fromkeys(stand_ins, "random")})
 
 
 def _codec() -> ConfigDict:

@@ -3,11 +3,16 @@
 ``configs/fsae.py``           a small FSAE on the sample clips, minutes on a laptop
 ``configs/fsae.py:paper``     the published size and the first training stage
                               (``paper,width=1024`` for the narrower deepest stage)
+``paper,stage=2``, ``stage=3``  longer and larger clips with a critic; ``stage=vf`` the finetuning
+                              towards DINOv2's features
 ``configs/fsae.py:standard``  FSAE-Standard at that size: the decoder finetuned to look both ways in
                               time, at frame 0's features, with noise (``paper,form=standard``)
 ``configs/fsae.py:lite``      FSAE-Lite, group-causal with narrow outer stages, finetuned from
                               Standard (``paper,form=lite``)
 ``demo,form=lite``            (or ``standard``) the same forms at the demo's size, from scratch
+``demo,stage=2``              the demo going on with a small critic
+
+A stage starts from the workdir of the one before it: ``--config.train.init_from=runs/fsae-paper``.
 """
 
 from configs import common
@@ -16,39 +21,36 @@ from vidlatent.registry import did_you_mean
 from vidlatent.typing import VidlatentError
 
 _FORMS = ("base", "standard", "lite")
+_STAGES = ("1", "2", "3", "vf")
 
 
 def get_config(arg: str = ""):
-    arg = parse_arg(arg, presets=("demo", "paper", *_FORMS[1:]), width=2048, form="base")
+    presets = ("demo", "paper", *_FORMS[1:])
+    arg = parse_arg(arg, presets=presets, width=2048, form="base", stage="1")
     form = arg.preset if arg.preset in _FORMS else arg.form
-    if form not in _FORMS:
-        raise VidlatentError(
-            f"config argument form={form} is unknown: {did_you_mean(form, _FORMS)}"
-        )
-    preset = arg.preset if form in (arg.preset, "base") else f"{arg.preset}-{form}"
-    config = common.get_defaults("fsae", preset)
+    for name, value, known in (("form", form, _FORMS), ("stage", arg.stage, _STAGES)):
+        if value not in known:
+            raise VidlatentError(
+                f"config argument {name}={value} is unknown: {did_you_mean(value, known)}"
+            )
+    demo = arg.preset == "demo"
+    if arg.stage != "1" and (form != "base" or (demo and arg.stage != "2")):
+        raise VidlatentError(f"config argument stage={arg.stage} does not go with this preset.")
+    suffix = "" if form in (arg.preset, "base") else f"-{form}"
+    suffix += "" if arg.stage == "1" else f"-stage_{arg.stage}"
+    config = common.get_defaults("fsae", arg.preset + suffix)
+    config.recipe = f"fsae {arg.stage if form == 'base' else form}"
     config.loss.l1 = 1.0
-    (_demo if arg.preset == "demo" else _paper)(config, arg)
+    if demo:
+        _demo(config)
+        if arg.stage == "2":
+            _demo_with_critic(config)
+    else:
+        _paper(config, arg.width)
+        _STAGE[arg.stage if form == "base" else form](config)
     if form != "base":
-        _finetuned(config, form)
+        _finetuned(config, form, from_scratch=demo)
     return config
-
-
-def _finetuned(config, form):
-    """The decoder's finetuned forms (FSVideo 2.2)."""
-    model = config.model
-    # The encoder stages that see frame 0 by itself: those after both temporal down operations.
-    model.cross_stages = tuple(range(2, len(model.decoder_widths)))
-    model.noise_weight = 0.05
-    model.decoder_time = "centred" if form == "standard" else "group"
-    if form == "lite":
-        outer, inner = model.decoder_widths[:2], model.decoder_widths[2:]
-        model.decoder_widths = (*(width // 2 for width in outer), *inner)  # how far: not stated
-    if not config.preset.startswith("demo"):
-        # Finetuned from the causal model (Lite: from Standard): --config.train.init_from=...
-        config.optim.frozen = "encoder/"
-        config.train.init_kind = form
-        config.optim.lr = 2e-5  # not stated
 
 
 def _model(config):
@@ -79,11 +81,11 @@ def _model(config):
     return model
 
 
-def _paper(config, arg):
+def _paper(config, width):
     model = _model(config)
     # DC-AE f32c32 plus a sixth stage, whose width is not stated: 2048 or 1024.
-    model.encoder_widths = (128, 256, 512, 512, 1024, 1024, arg.width)
-    model.decoder_widths = (128, 256, 512, 512, 1024, 1024, arg.width)
+    model.encoder_widths = (128, 256, 512, 512, 1024, 1024, width)
+    model.decoder_widths = (128, 256, 512, 512, 1024, 1024, width)
     model.encoder_depths = (2, 2, 2, 3, 3, 3, 3)
     model.decoder_depths = (3, 3, 3, 3, 3, 3, 3)
     model.block_types = ("res",) * 3 + ("evit",) * 4
@@ -91,22 +93,113 @@ def _paper(config, arg):
     model.head_dim = 32
     model.latent_channels = 128
     model.remat = True
-    # Stage 1: images and 17-frame videos of 256x256 on average, 200k iterations. Learning rate,
-    # warm-up, decay, clipping, EMA and the 1:1 image share are not stated.
-    config.data.buckets = (
-        *((17, h, w, 64) for h, w in _BUCKETS_256),
-        *((1, h, w, 512) for h, w in _BUCKETS_256),
-    )
-    config.data.bucket_weights = (0.02, 0.08, 0.3, 0.08, 0.02) * 2
-    common.long_run(config, steps=200_000, lr=1e-4)
+    config.loss.lpips_vgg = 0.1
     config.checkpoint.keep_every = 50_000
 
 
-# One bucket per sixth of an octave of aspect ratio around 256x256 (height, width).
+# One bucket per sixth of an octave of aspect ratio around a square (height, width).
 _BUCKETS_256 = ((384, 192), (320, 192), (256, 256), (192, 320), (192, 384))
+_BUCKETS_512 = ((704, 384), (576, 448), (512, 512), (448, 576), (384, 704))
+_ASPECT_WEIGHTS = (0.02, 0.08, 0.3, 0.08, 0.02)
 
 
-def _demo(config, arg):
+def _buckets(config, sizes, kinds):
+    """``kinds`` are (frames, batch, share) at every size; shares of the middle size are largest."""
+    config.data.buckets = tuple((t, h, w, batch) for t, batch, _ in kinds for h, w in sizes)
+    config.data.bucket_weights = tuple(
+        share * weight for *_, share in kinds for weight in _ASPECT_WEIGHTS
+    )
+
+
+# Sizes, frames, losses and steps of the stages are stated. Learning rates, warm-up, decay,
+# clipping, EMA, batches and the share of images are not.
+def _stage_1(config):
+    _buckets(config, _BUCKETS_256, ((17, 64, 1), (1, 512, 1)))
+    common.long_run(config, steps=200_000, lr=1e-4)
+
+
+def _stage_2(config):
+    _buckets(config, _BUCKETS_512, ((61, 8, 2), (17, 16, 1), (1, 128, 1)))
+    common.long_run(config, steps=200_000, lr=5e-5)
+    _critic(config)
+    config.critic.warmup_steps = 1000
+    config.train.init_recipes = ("fsae 1",)
+
+
+def _stage_3(config):
+    _mixed_sizes(config)
+    common.long_run(config, steps=200_000, lr=2e-5)
+    config.train.init_recipes = ("fsae 2",)
+
+
+def _stage_vf(config):
+    config.data.buckets = ((17, 256, 256, 64), (17, 512, 512, 16))
+    config.data.bucket_weights = (0.5, 0.5)
+    config.loss.vf = {"weight": 0.5, "network": "dinov2_vitl14"}
+    common.long_run(config, steps=50_000, lr=2e-5)
+    _critic(config)
+    config.train.init_recipes = ("fsae 3",)
+
+
+def _stage_finetune(config):
+    _mixed_sizes(config)
+    common.long_run(config, steps=100_000, lr=2e-5)
+
+
+def _mixed_sizes(config):
+    """256x256 for 7 seconds, 704x704 for 9 frames, and 1024x1024 decoded by random patches."""
+    config.data.buckets = (
+        (169, 256, 256, 16),
+        (9, 704, 704, 16),
+        (121, 1024, 1024, 8),
+        (1, 1024, 1024, 64),
+    )
+    config.data.bucket_weights = (0.4, 0.4, 0.15, 0.05)
+    config.train.patch_cells = 40  # 320 pixels, of which the middle 220 are compared
+    config.train.patch_above = 704 * 704
+    _critic(config)
+
+
+def _critic(config):
+    """MAGVIT's critic at three scales, its losses and weights (FSVideo 2.1; layers not stated)."""
+    critic = config.critic
+    critic.model.name = "multiscale3d"
+    critic.loss = "non_saturating"
+    critic.weight = 0.1
+    critic.r1_weight = 10.0
+    critic.optim.b1, critic.optim.b2 = 0.0, 0.99
+
+
+_STAGE = {
+    "1": _stage_1,
+    "2": _stage_2,
+    "3": _stage_3,
+    "vf": _stage_vf,
+    "standard": _stage_finetune,
+    "lite": _stage_finetune,
+}
+
+
+def _finetuned(config, form, from_scratch):
+    """The decoder's finetuned forms (FSVideo 2.2)."""
+    model = config.model
+    # The encoder stages that see frame 0 by itself: those after both temporal down operations.
+    model.cross_stages = tuple(range(2, len(model.decoder_widths)))
+    model.noise_weight = 0.05
+    model.decoder_time = "centred" if form == "standard" else "group"
+    if form == "lite":
+        outer, inner = model.decoder_widths[:2], model.decoder_widths[2:]
+        model.decoder_widths = (*(width // 2 for width in outer), *inner)  # how far: not stated
+    if not from_scratch:
+        # Finetuned from the causal model (Lite: from Standard): --config.train.init_from=...
+        config.optim.frozen = "encoder/"
+        config.train.init_kind = form
+        # Whether its losses are those of the stage before is not stated.
+        follows = {"standard": ("fsae vf", "fsae 3"), "lite": ("fsae standard",)}
+        config.train.init_recipes = follows[form]
+
+
+def _demo(config):
     model = _model(config)
     # 4x4x4 into 16 channels (12 to 1) instead of 64x64x4 into 128 (384 to 1), and no blocks at
     # full resolution, so that minutes on two cores show clips one recognises.
@@ -121,3 +214,14 @@ def _demo(config, arg):
     model.cross_head_dim = 16
     model.up_form = "subpixel"
     common.demo_on_samples(config, bucket=(9, 64, 64, 4), steps=400, lr=3e-3)
+
+
+def _demo_with_critic(config):
+    _critic(config)
+    config.critic.model.widths = (16, 32, 32)
+    config.critic.model.scales = 2
+    config.critic.warmup_steps = 50
+    config.optim.lr = 1e-3
+    config.critic.optim.lr = 1e-3
+    config.train.steps = 200
+    config.train.init_recipes = ("fsae 1",)

@@ -6,6 +6,9 @@
 ``configs/ivvae.py:paper,variant=causal,width=96``  a baseline or ablation: ``causal`` (the
                              inflated VAE), ``gcconv``, ``ktc``, ``ktc_causal``, ``volumes``; with
                              ``demo`` too
+``demo,stage=4``             the demo going on with a small critic
+
+A stage starts from the workdir of the one before it: ``--config.train.init_from=runs/ivvae-paper``.
 """
 
 from configs import common
@@ -18,6 +21,9 @@ def get_config(arg: str = ""):
     arg = parse_arg(arg, presets=presets, variant="ivvae", width=64, stage=2)
     config = common.get_defaults("ivvae", arg.preset)
     config.loss.l1 = 1.0
+    config.recipe = f"ivvae {arg.stage}"
+    if arg.stage != 2:
+        config.preset += f"-stage_{arg.stage}"
     (_demo if arg.preset == "demo" else _paper)(config, arg)
     return config
 
@@ -68,8 +74,28 @@ def _paper(config, arg):
         model.latent_channels //= 2
         model.temporal_down = ()
     common.long_run(config, steps=steps, lr=5e-5 if arg.stage == 4 else 1e-4)
+    # Equation 5, whose sums over 256x256 images are means here: all terms divided by 3 * 256^2.
+    config.train.sample_latent = True
+    config.loss.lpips_vgg = 1.0
+    config.loss.kl = {"weight": 3e-6 * model.latent_channels / 192, "reduction": "mean"}
+    if arg.stage > 1 and arg.variant == "ivvae":
+        # A stage goes on where the one before it ended, the video model from the image model.
+        config.train.init_recipes = (f"ivvae {arg.stage - 1}",)
+        config.train.init_kind = "ivvae_image" if arg.stage == 2 else ""
+    if arg.stage == 4:
+        _critic(config)
     config.optim.b2 = 0.999
     config.checkpoint.keep_every = 50_000
+
+
+def _critic(config):
+    """Beta of equation 5; that it is relative to the gradients, and the critic, are not stated."""
+    critic = config.critic
+    critic.model.name = "patch3d"
+    critic.weight = 0.8
+    critic.adaptive_layer = "decoder/head_2/.*kernel"
+    critic.images = False
+    critic.optim.b1, critic.optim.b2 = 0.5, 0.9
 
 
 def _released_scale(model):
@@ -94,3 +120,13 @@ def _demo(config, arg):
     model.pac_dilations = (0, 1, 3)
     model.up_form = "nearest"  # faster here, at so few channels
     common.demo_on_samples(config, bucket=(9, 64, 64, 2), steps=300, lr=3e-3)
+    if arg.stage == 4:
+        config.train.sample_latent = True
+        config.loss.kl = {"weight": 3e-6 * 16 / 192, "reduction": "mean"}
+        _critic(config)
+        config.critic.model.width = 16
+        config.critic.model.time_kernels = (3, 3, 3, 1, 1)
+        config.critic.optim.lr = 1e-3
+        config.optim.lr = 1e-3
+        config.train.steps = 200
+        config.train.init_recipes = ("ivvae 2",)

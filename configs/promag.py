@@ -47,6 +47,8 @@ def get_config(arg: str = ""):
     config.optim.b2 = 0.99
     {"demo": _demo, "paper": _paper, "line": _line, "square": _square}[arg.preset](config, arg)
     _start(config, arg)
+    if arg.preset in ("demo", "paper"):
+        _stage(config, arg)
     if arg.image:
         config.data.buckets = tuple((1, h, w, 8 * b) for _, h, w, b in config.data.buckets)
         config.data.fps = 0.0
@@ -57,6 +59,31 @@ def _stage_fps():
     from vidlatent.models.promag.growth import STAGE_FPS
 
     return STAGE_FPS
+
+
+def _stage(config, arg):
+    """What the stage is called, what it follows on, and its losses (ProMAG, appendix B)."""
+    numbers = ("I", "II", "III")
+    stage = "0" if arg.image else numbers[arg.grow]
+    config.recipe = f"{arg.model} {stage}"
+    if stage != "I":
+        config.preset += f"-stage_{stage}"
+    if arg.grow:
+        config.train.init_recipes = (f"{arg.model} {numbers[arg.grow - 1]}",)
+    if arg.preset == "demo":
+        return
+    config.train.sample_latent = True
+    config.loss.lpips_vgg = 1.0
+    config.loss.kl = 1e-12
+    if not (arg.grow or arg.image):
+        # Stable Diffusion's critic over video; its kernel in time and its start are not stated.
+        critic = config.critic
+        critic.model.name = "patch3d"
+        critic.model.time_kernels = (3, 3, 3, 3, 3)
+        critic.weight = 0.1
+        critic.optim.b2 = 0.99
+        critic.optim.weight_decay = 1e-4
+        critic.optim.warmup_steps = 1000
 
 
 def _start(config, arg):

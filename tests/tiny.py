@@ -1,11 +1,11 @@
-"""A config so small that training it to the end takes seconds; ``tests/tiny.py:workers``."""
+"""A config so small that training it to the end takes seconds; ``:workers``, ``:critic``."""
 
 from configs import fsae
 from vidlatent.config import parse_arg
 
 
 def get_config(arg: str = ""):
-    arg = parse_arg(arg, presets=("tiny", "workers"))
+    arg = parse_arg(arg, presets=("tiny", "workers", "critic"))
     config = fsae.get_config("demo")
     config.name, config.preset = "tiny", arg.preset
     model = config.model
@@ -30,4 +30,16 @@ def get_config(arg: str = ""):
     data.validation_clips = 4
     config.eval.pictures = 2
     config.checkpoint.every = 10
+    if arg.preset == "critic":
+        config.critic.model.name = "patch3d"
+        config.critic.model.width = 8
+        config.critic.model.time_kernels = (3, 3, 1, 1)
+        config.critic.adaptive_layer = "decoder/conv_out/kernel"
+        config.critic.lecam_weight = 0.01
+        config.critic.images = False
+        config.critic.start_step = 3
+        config.recipe = "tiny critic"
+        config.train.steps = 12
+        config.checkpoint.every = 4
+        config.eval.every = 0
     return config

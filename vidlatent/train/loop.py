@@ -118,7 +118,7 @@ def _steps(run: Run, step_fns: Step, mesh: Any, evaluate: Evaluate) -> str:
     """Step until done or asked to stop; returns the reason for stopping early or ''."""
     placed = jax.tree.map(lambda leaf: leaf.sharding, run.state)
     rows = batch_sharding(mesh)
-    networks = jax.device_put(step_fns.networks, replicated(mesh))
+    networks = jax.device_put(step_fns.load_networks(), replicated(mesh))
     train_step: Callable = jax.jit(
         step_fns.train_step,
         in_shardings=(placed, rows, replicated(mesh)),

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from vidlatent.dist.rules import path_name
+from vidlatent.losses.schedule import ramp
 from vidlatent.models.freeze import frozen_paths
 from vidlatent.registry import did_you_mean
 from vidlatent.typing import VidlatentError
@@ -40,7 +41,8 @@ def learning_rate(optim: Mapping[str, Any], steps: int) -> Callable[[jax.Array],
         step = jnp.asarray(step, jnp.float32)
         progress = jnp.clip((step - warmup) / max(1, steps - warmup), 0.0, 1.0)
         decayed = final + (1.0 - final) * shape(progress)
-        return optim["lr"] * jnp.minimum((step + 1) / max(1, warmup), 1.0) * decayed
+        factor = ramp(step, optim["ramp"]) if optim["ramp"] else 1.0
+        return optim["lr"] * jnp.minimum((step + 1) / max(1, warmup), 1.0) * decayed * factor
 
     return rate
 

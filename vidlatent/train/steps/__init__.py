@@ -19,10 +19,11 @@ class Step(NamedTuple):
       init: ``key -> state``.
       train_step: ``(state, batch, networks) -> (state, metrics)``; metrics are float32 scalars.
       eval_step: ``(params, batch) -> measurements``, see ``infer.evaluate``.
-      networks: parameters of frozen networks by name, given to every ``train_step``.
+      load_networks: reads the parameters of frozen networks, by name, that every ``train_step``
+        is given; their shapes are ``models.frozen.network_shapes``.
     """
 
     init: Callable[[jax.Array], State]
     train_step: Callable[[State, Any, Any], tuple[State, dict[str, jax.Array]]]
     eval_step: Callable[[Any, Any], dict[str, jax.Array]]
-    networks: Any
+    load_networks: Callable[[], Any]

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from vidlatent.io.networks import seed_of
 from vidlatent.losses import LossInputs, make_terms
 from vidlatent.typing import LatentSpec, VidlatentError
 
@@ -49,14 +50,14 @@ class Objective:
                 known = ", ".join(self.terms)
                 raise VidlatentError(f"{key} names {name!r}, config.loss has {known}.")
 
-    def shown(self, labels: Mapping[str, str]) -> dict[str, str]:
+    def shown(self, paths: Mapping[str, str]) -> dict[str, str]:
         """The name under which each term's value is reported: it tells of random networks.
 
         Args:
-          labels: of the networks that were loaded, by name.
+          paths: weights file of each network, ``config.networks``.
         """
         return {
-            name: name + "".join(labels[n].removeprefix(n) for n in term.networks)
+            name: name + "_random" * any(seed_of(paths[n]) is not None for n in term.networks)
             for name, term in self.terms.items()
         }
 

@@ -7,6 +7,7 @@ their sum goes back through the model in one sweep.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -44,8 +45,7 @@ def make_step(config: ConfigDict, model: Any) -> Step:
     optimizer = make_optimizer(optim)
     rate = learning_rate(optim, config.train.steps)
     objective = Objective(config.loss.to_dict())
-    loaded = {name: load_network(name, config.networks[name]) for name in objective.networks}
-    shown = objective.shown({name: network.label for name, network in loaded.items()})
+    shown = objective.shown(config.networks)
     opponent = _opponent(config, model, objective)
     gradients = _Gradients(config, model, objective, opponent)
 
@@ -80,8 +80,12 @@ def make_step(config: ConfigDict, model: Any) -> Step:
         return state, {"loss": found.loss, **values, **report}
 
     eval_step = tokenizer_eval_step(model, preservation=config.eval.preservation)
-    networks = {name: loaded.params for name, loaded in loaded.items()}
-    return Step(init, train_step, eval_step, networks)
+
+    def load_networks():
+        paths = {name: config.networks[name] for name in objective.networks}
+        return {name: load_network(name, path).params for name, path in paths.items()}
+
+    return Step(init, train_step, eval_step, load_networks)
 
 
 def _opponent(config: ConfigDict, model: Any, objective: Objective) -> Judge | None:
@@ -158,17 +162,17 @@ class _Gradients:
         grads = pullback((to_prediction, to_posterior))[0]
         return _Found(grads, to_helpers, verdict, loss, report)
 
-    def _at_layer(self, grads: Any) -> jax.Array:
-        """The gradient of ``config.critic.adaptive_layer``; what else is in ``grads`` is not used,
-        so the compiler drops the rest of that sweep."""
-        leaves = jax.tree_util.tree_leaves_with_path(grads)
-        named = {path_name(path): leaf for path, leaf in leaves}
-        if self.layer not in named:
+    def _at_layer(self, grads: Any) -> list[jax.Array]:
+        """Gradients at ``config.critic.adaptive_layer``; what else is in ``grads`` is not used, so
+        the compiler drops the rest of that sweep."""
+        named = [(path_name(p), leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(grads)]
+        found = [leaf for name, leaf in named if re.fullmatch(self.layer, name)]
+        if not found:
             raise VidlatentError(
-                f"config.critic.adaptive_layer {self.layer!r} is no parameter of this model; "
-                f"its last ones are {', '.join(list(named)[-3:])}."
+                f"config.critic.adaptive_layer {self.layer!r} matches no parameter of this model; "
+                f"its last ones are {', '.join(name for name, _ in named[-3:])}."
             )
-        return named[self.layer]
+        return found
 
 
 def _accumulated(gradients: Callable, state: Any, batch: Any, networks: Any, pieces: int) -> _Found:
