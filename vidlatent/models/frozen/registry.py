@@ -69,11 +69,13 @@ class Network(NamedTuple):
     Attributes:
       apply: ``apply(params, *pixels)``, pure.
       params: nested dict of float32 arrays.
-      label: the network's name, with its seed where the weights are random.
+      name: in ``NETWORKS``.
+      label: the name, with the seed where the weights are random; scores are called by it.
     """
 
     apply: Callable[..., Any]
     params: Any
+    name: str
     label: str
 
 
