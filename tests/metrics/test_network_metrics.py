@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from vidlatent.io.networks import load_network
-from vidlatent.metrics import fvd_features, fvd_name, lpips, lpips_name, resized_clip
+from vidlatent.metrics import RESIZE, fvd_features, fvd_name, lpips, lpips_name, resized_clip
 from vidlatent.typing import VidlatentError
+
+QUICK = {"xla_backend_optimization_level": 0}  # each program runs once
 
 
 def pixels(*shape):
@@ -16,17 +18,22 @@ def pixels(*shape):
 def test_lpips_of_frames():
     network = load_network("lpips_tiny", "random:1")
     a, b = pixels(2, 3, 12, 10, 3), pixels(2, 3, 12, 10, 3)[::-1].copy()
-    measure = jax.jit(lambda params, *pair: lpips(network._replace(params=params), *pair))
+
+    def measure(params, *pair, unit_range=False):
+        return lpips(network._replace(params=params), *pair, unit_range=unit_range)
+
+    measure = jax.jit(measure, static_argnames="unit_range", compiler_options=QUICK)
     found = measure(network.params, a, b)
     assert found.shape == (2, 3) and found.dtype == np.float32
     signed = [x.astype(np.float32) / 127.5 - 1 for x in (a, b)]
-    one = network.apply(network.params, signed[0][1], signed[1][1])
+    alone = jax.jit(network.apply, compiler_options=QUICK)
+    one = alone(network.params, signed[0][1], signed[1][1])
     np.testing.assert_allclose(found[1], one, rtol=1e-5)
-    np.testing.assert_allclose(lpips(network, *signed), found, rtol=1e-5)
+    np.testing.assert_allclose(measure(network.params, *signed), found, rtol=1e-5)
     # Shown [0, 1], the same pixels give another, smaller number.
-    unit = lpips(network, a, b, unit_range=True)
+    unit = measure(network.params, a, b, unit_range=True)
     halves = [(x + 1) / 2 for x in signed]
-    np.testing.assert_allclose(unit, lpips(network, *halves), rtol=1e-5)
+    np.testing.assert_allclose(unit, measure(network.params, *halves), rtol=1e-5)
     assert (unit < found).all()
     assert lpips_name(network) == "lpips_tiny_random1"
     assert lpips_name(network, unit_range=True) == "lpips_tiny_random1_unit_range"
@@ -59,10 +66,13 @@ def test_resize_rules():
 def test_fvd_features():
     network = load_network("videomae_tiny", "random")
     video = pixels(2, 4, 24, 40, 3)
+    apply = jax.jit(network.apply, compiler_options=QUICK)
+    network = network._replace(apply=apply)
     found = fvd_features(network, video)
-    expected = network.apply(network.params, resized_clip(video, 32))["features"]
-    np.testing.assert_array_equal(found, expected)
     assert found.shape == (2, 16)
+    for rule in RESIZE:
+        expected = apply(network.params, resized_clip(video, 32, rule))["features"]
+        np.testing.assert_array_equal(fvd_features(network, video, rule), expected)
     assert np.abs(fvd_features(network, video, "crop") - found).max() > 1e-4
     assert fvd_name(network) == "fvd_videomae_tiny_random0_biased_bilinear32"
     real = network._replace(name="i3d_kinetics400", label="i3d_kinetics400")
