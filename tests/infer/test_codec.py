@@ -14,6 +14,7 @@ from vidlatent.infer.load import model_of, smallest_video
 from vidlatent.infer.pixels import from_pixels, to_pixels
 from vidlatent.typing import VidlatentError
 
+pytestmark = pytest.mark.usefixtures("quick")
 TINY = Path(__file__).parent.parent / "tiny.py"
 
 
@@ -26,6 +27,19 @@ def tokenizer():
 
 def clip(frames, height=13, width=18):
     return np.random.default_rng(frames).integers(0, 256, (frames, height, width, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def codec_of(tokenizer):
+    """One codec for each number of groups: what it has compiled serves every length."""
+    made = {}
+
+    def codec(groups):
+        if groups not in made:
+            made[groups] = Codec(*tokenizer, Coding(groups=groups))
+        return made[groups]
+
+    return codec
 
 
 def whole(tokenizer, video):
@@ -41,8 +55,8 @@ def whole(tokenizer, video):
 
 @pytest.mark.parametrize("frames", [1, 2, 9, 18])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_pieces_equal_whole(tokenizer, frames, groups):
-    codec, video = Codec(*tokenizer, Coding(groups=groups)), clip(frames)
+def test_pieces_equal_whole(tokenizer, codec_of, frames, groups):
+    codec, video = codec_of(groups), clip(frames)
     latent, restored = whole(tokenizer, video)
     coded = codec.encode(video)
     np.testing.assert_allclose(coded.latent, latent, atol=1e-5)
@@ -57,18 +71,18 @@ def test_pieces_equal_whole(tokenizer, frames, groups):
     assert np.abs(both.astype(int) - decoded.astype(int)).max() <= 1
 
 
-def test_latents_may_come_in_any_pieces(tokenizer):
-    codec, video = Codec(*tokenizer), clip(17)
+def test_latents_may_come_in_any_pieces(codec_of):
+    codec, video = codec_of(2), clip(17)
     latent = codec.encode(video).latent
     one_by_one = np.concatenate(list(codec.decode_stream(latent[i : i + 1] for i in range(5))))
     np.testing.assert_array_equal(one_by_one, codec.decode(latent))
 
 
-def test_frames_are_drawn_only_as_needed(tokenizer):
-    codec, drawn = Codec(*tokenizer, Coding(groups=1)), []
+def test_frames_are_drawn_only_as_needed(codec_of):
+    codec, drawn = codec_of(1), []
 
     def frames():
-        for frame in clip(400, 8, 8):
+        for frame in clip(400):
             drawn.append(1)
             yield frame
 
@@ -78,10 +92,11 @@ def test_frames_are_drawn_only_as_needed(tokenizer):
     assert len(drawn) <= 3 * codec.spec.rule.step + 1
 
 
-def test_nothing_to_encode(tokenizer):
+def test_nothing_to_encode(codec_of):
+    codec = codec_of(1)
     with pytest.raises(VidlatentError, match="no frame"):
-        list(Codec(*tokenizer).encode_stream([]))
+        list(codec.encode_stream([]))
     with pytest.raises(VidlatentError, match="axis C"):
-        Codec(*tokenizer).encode(np.zeros((5, 8, 8, 4), np.uint8))
+        codec.encode(np.zeros((5, 8, 8, 4), np.uint8))
     with pytest.raises(VidlatentError, match="axis c"):
-        Codec(*tokenizer).decode(np.zeros((1, 2, 2, 3), np.float32))
+        codec.decode(np.zeros((1, 2, 2, 3), np.float32))

@@ -10,6 +10,8 @@ from vidlatent.infer.coding import Coding
 from vidlatent.infer.load import abstract_params, model_of
 from vidlatent.typing import VidlatentError
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 
 @pytest.fixture(scope="module", params=["standard", "lite"])
 def codec(request):

@@ -91,6 +91,23 @@ def test_kl_clamps_the_variance(logvar):
     assert (grad.logvar == 0).all()
 
 
+def test_ivvae_sum_is_a_mean_in_disguise():
+    """Eq. 5 over 3 * 256^2: means of pixels, and the KL's weight per element times z / 192."""
+    z, height, width = 4, 16, 24
+    shape = (3, 2, height // 8, width // 8, z)
+    made = Posterior(*(jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2)))
+    video = rng.normal(size=(2, 3, 5, height, width, 3)).astype(np.float32)
+    given = LossInputs(*video, ALL, made)
+
+    def total(reduction, kl_weight):
+        options = {"reduction": reduction}
+        config = {"l1": {"weight": 1.0, **options}, "kl": {"weight": kl_weight, **options}}
+        return sum(w * t.value(given, {}, {}) for w, t in make_terms(config).values())
+
+    summed = total("sum_at_256", 3e-2)
+    np.testing.assert_allclose(summed / (3 * 256**2), total("mean", 3e-2 * z / 192), rtol=1e-5)
+
+
 def test_kl_of_a_deterministic_tokenizer():
     with pytest.raises(VidlatentError, match="config.loss.kl: .* no variance"):
         kl(Posterior(jnp.zeros((1, 1, 2, 2, 4))), jnp.ones(1))

@@ -1,8 +1,15 @@
 """Published classifiers again, in NumPy, from checkpoint tensors by name; channels first."""
 
+import jax
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import erf
+
+
+def quick(apply):
+    """Compiled without costly optimisation: each program runs once, on a toy."""
+    return jax.jit(apply, compiler_options={"xla_backend_optimization_level": 0})
+
 
 VGG16 = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"]
 
@@ -34,15 +41,16 @@ def max_pool(x, window, strides, padding=None):
 
 def vgg16_taps(x, tensors):
     """Outputs of relu1_2, 2_2, 3_3, 4_3 and 5_3, as torchvision numbers the layers."""
-    taps, number, entries = [], 0, VGG16
-    for place, entry in enumerate(entries):
+    taps, number = [], 0
+    for entry in VGG16:
         if entry == "M":
             taps.append(x)
-            x = max_pool(x, (2, 2), (2, 2))
             number += 1
             continue
+        if taps and taps[-1] is x:
+            x = max_pool(x, (2, 2), (2, 2))
         name = f"features.{number}."
-        assert tensors[name + "weight"].shape[0] == entry, place
+        assert tensors[name + "weight"].shape[0] == entry
         x = conv(x, tensors[name + "weight"], tensors[name + "bias"], None, [(1, 1)] * 2)
         x = np.maximum(x, 0)
         number += 2  # the convolution and its ReLU

@@ -1,5 +1,6 @@
 """DINOv2 as a loss uses it: sizes, the resize in front, the stand-in."""
 
+import frozen_oracle as oracle
 import jax
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def test_input_sizes():
 
 
 def test_tokens_follow_the_picture_and_not_its_size():
-    apply, params = jax.jit(network_apply("dinov2_tiny")), random_params("dinov2_tiny")
+    apply, params = oracle.quick(network_apply("dinov2_tiny")), random_params("dinov2_tiny")
     small = np.random.default_rng(0).uniform(-1, 1, (2, 24, 24, 3)).astype(np.float32)
     tokens = apply(params, small)
     assert tokens.shape == (2, 6, 6, 16)

@@ -15,7 +15,7 @@ from vidlatent.typing import VidlatentError
 
 @pytest.fixture(scope="module")
 def pictures():
-    return np.random.default_rng(0).uniform(-1, 1, (2, 2, 36, 32, 3)).astype(np.float32)
+    return np.random.default_rng(0).uniform(-1, 1, (2, 2, 35, 32, 3)).astype(np.float32)
 
 
 @pytest.mark.parametrize(
@@ -51,15 +51,16 @@ def test_against_numpy(name, taps, pictures):
     params = import_params({**tensors, "classifier.0.weight": np.zeros(2)}, table, shapes)
     for tensor, back in export_params(params, table).items():
         np.testing.assert_array_equal(back, tensors[tensor])
-    found = network_apply(f"lpips_{name}")(params, *pictures)
-    expected = oracle.lpips(*np.moveaxis(pictures, -1, 2), tensors, taps)
+    pair = pictures[:, :1, :17, :16] if name == "vgg" else pictures
+    found = oracle.quick(network_apply(f"lpips_{name}"))(params, *pair)
+    expected = oracle.lpips(*np.moveaxis(pair, -1, 2), tensors, taps)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
 def test_distance(pictures):
-    apply, params = network_apply("lpips_tiny"), random_params("lpips_tiny", 1)
-    assert network_apply("lpips_tiny") is apply
+    assert network_apply("lpips_tiny") is network_apply("lpips_tiny")
+    apply, params = oracle.quick(network_apply("lpips_tiny")), random_params("lpips_tiny", 1)
     x, y = pictures
     apart = apply(params, x, y)
     assert apart.shape == (2,) and (apart > 0).all()
@@ -70,7 +71,7 @@ def test_distance(pictures):
 def test_gradient_is_finite_where_features_are_dark(pictures):
     apply, params = network_apply("lpips_tiny"), random_params("lpips_tiny", 1)
     params["slice2_3"]["bias"] = params["slice2_3"]["bias"] - 100  # nothing passes this ReLU
-    slope = jax.grad(lambda x: apply(params, x, pictures[1]).sum())(pictures[0])
+    slope = oracle.quick(jax.grad(lambda x: apply(params, x, pictures[1]).sum()))(pictures[0])
     assert np.isfinite(slope).all() and np.any(slope)
 
 

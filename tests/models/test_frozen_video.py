@@ -73,7 +73,7 @@ def test_published_names():
 def test_i3d():
     tensors, params = drawn("i3d_tiny", "i3d")
     video = clips(1, 11, 30, 32, 3)
-    found = jax.jit(network_apply("i3d_tiny"))(params, video)
+    found = oracle.quick(network_apply("i3d_tiny"))(params, video)
     expected = oracle.i3d_logits(first(video), tensors, NETWORKS.get("i3d_tiny").module().pool)
     np.testing.assert_allclose(found["logits"], expected, rtol=1e-3, atol=1e-4)
     np.testing.assert_array_equal(found["features"], found["logits"])
@@ -82,7 +82,7 @@ def test_i3d():
 def test_c3d():
     tensors, params = drawn("c3d_tiny", "c3d_chainer")
     video = clips(2, 16, 20, 20, 3)
-    found = network_apply("c3d_tiny")(params, video)
+    found = oracle.quick(network_apply("c3d_tiny"))(params, video)
     expected = oracle.c3d_logits(first(video), tensors)
     np.testing.assert_allclose(found["logits"], expected, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(found["probabilities"].sum(axis=1), 1, rtol=1e-6)
@@ -95,7 +95,7 @@ def test_c3d_resizes_to_the_corners():
     # Every second pixel of 39 is a pixel of 20 when the corners coincide.
     large = np.zeros((1, 16, 39, 39, 3), np.float32)
     large[:, :, ::2, ::2] = video
-    apply = network_apply("c3d_tiny")
+    apply = oracle.quick(network_apply("c3d_tiny"))
     found, expected = (apply(params, x)["logits"] for x in (large, video))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -105,7 +105,7 @@ def test_videomae(frames):
     tensors, params = drawn("videomae_tiny", "videomae")
     video = clips(2, frames, 32, 32, 3)
     module = NETWORKS.get("videomae_tiny").module()
-    found = network_apply("videomae_tiny")(params, video)
+    found = oracle.quick(network_apply("videomae_tiny"))(params, video)
     pixels = (first(video)[:, :, : frames // 2 * 2] + 1) / 2
     expected = oracle.videomae_features(pixels, tensors, module.heads, module.grid)
     np.testing.assert_allclose(found["features"], expected, rtol=1e-4, atol=1e-4)

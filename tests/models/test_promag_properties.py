@@ -52,6 +52,8 @@ def test_norms_over_time_break_both():
     whole = Net(norm_axes="thw")
     latents = np.asarray(whole.encode(perturbed(video_of(17))))
     assert max(leaks(4, t, latents) for t in range(1, 17)) > 1e-3
+    image = whole.encode(video_of(17)[:, :1])
+    assert np.abs(image[0] - latents[-1, :1]).max() > 1e-3
     with pytest.raises(VidlatentError, match="chunks"):
         whole.model.apply({"params": whole.params}, video_of(4), cache={}, method="encode")
 

@@ -86,6 +86,58 @@ def test_whole_decoder(fields):
         assert pieces.shape == whole.shape and np.abs(pieces - whole).max() > 1e-2
 
 
+@functools.cache
+def double_conv():
+    """As ``conv_case`` in double precision: map, untiled result, and the tiled layer's error."""
+    rng = np.random.default_rng(1)
+    plan = dataclasses.replace(PLAN, dtype=jnp.float64)
+    x, kernel = rng.normal(size=(1, 2, 13, 18, 4)), rng.normal(size=(3, 3, 3, 4, 5)) / 10
+    given = ({"params": {"kernel": kernel, "bias": rng.normal(size=5)}}, x)
+    whole = CausalConv(plan, 5, use_bias=True).apply(*given)[0]
+
+    def error(tiles):
+        conv = CausalConv(dataclasses.replace(plan, tiles=tiles), 5, tiled=True)
+        return float(np.abs(fast_jit(conv.apply)(*given)[0] - whole).max())
+
+    return whole, error
+
+
+@pytest.mark.parametrize(("size", "overlap"), [(4, 0), (5, 1), (9, 8), (16, 5)])
+def test_halo_tiles_in_double_precision(size, overlap):
+    """Equal to rounding, so nothing but rounding is left of the tiles."""
+    with jax.enable_x64(True):
+        whole, error = double_conv()
+        assert whole.dtype == jnp.float64
+        assert error(Tiles(size, overlap)) < 1e-12
+        if overlap >= 2:
+            assert error(Tiles(size, overlap, "literal", 1)) < 1e-12
+
+
+@pytest.mark.slow
+def test_whole_decoder_in_double_precision():
+    """Halo tiles to 1e-12; literal ones with a plain ramp never, but better with overlap."""
+    with jax.enable_x64(True):
+        some = Net(**SMALL, grow=1)
+        latent = np.random.default_rng(2).normal(size=(1, 2, 9, 7, 4))
+
+        def decode(**tiles):
+            model = build({**CONFIG, **SMALL, "grow": 1, **tiles}).clone(dtype=jnp.float64)
+            return fast_jit(lambda p, z: model.apply({"params": p}, z, method="decode")[0])(
+                some.params, latent
+            )
+
+        whole = decode()
+        assert whole.dtype == jnp.float64
+
+        def error(size, overlap, mode):
+            got = decode(tile_size=size, tile_overlap=overlap, tile_mode=mode)
+            return np.abs(got - whole).max()
+
+        assert max(error(5, 0, "halo"), error(6, 3, "halo"), error(4, 2, "halo")) < 1e-12
+        literal = [error(6, overlap, "literal") for overlap in (2, 4)]
+        assert literal[0] > literal[1] > 1e-2
+
+
 def test_weights_sum_to_one_and_ramp():
     for length, tile, overlap in ((37, 16, 4), (29, 16, 4), (21, 8, 0), (30, 9, 8)):
         for dead_zone in (0, 1):

@@ -1,5 +1,8 @@
 """Starting from an image VAE: what has a counterpart takes it, a still clip is coded alike."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,8 @@ import pytest
 from nets import fast_jit
 from test_reducio_properties import net
 
-from vidlatent.io.importer import export_params, import_params
+from vidlatent.io.importer import export_names, export_params, import_params
+from vidlatent.io.weights import choose_table
 from vidlatent.models.reducio.coder import Network
 from vidlatent.models.reducio.import_reducio import SD_VAE_TABLE
 from vidlatent.models.weights import TABLES, graft
@@ -90,3 +94,22 @@ def test_image_names():
     assert "encoder.mid.attn_1.q.weight" in tensors and "decoder.up.2.upsample.conv.bias" in tensors
     again = import_params(tensors, TABLES.get("sd_vae"), None)
     jax.tree.map(np.testing.assert_array_equal, again, image)
+
+
+def test_names_of_diffusers():
+    """All of a published VAE's names, and the two namings mean the same arrays."""
+    file = Path(__file__).parent.parent / "reference" / "reducio" / "sd_vae_diffusers_keys.json"
+    names = {name: tuple(shape) for name, shape in json.loads(file.read_text()).items()}
+    tensors = {name: np.broadcast_to(np.float32(0), shape) for name, shape in names.items()}
+    table = choose_table(tensors, "reducio")
+    params = import_params(tensors, table, None)
+    assert export_names(params, table) == names
+    original = export_names(params, SD_VAE_TABLE)
+    assert original["decoder.up.1.block.0.nin_shortcut.weight"] == (256, 512, 1, 1)
+    assert original["encoder.mid.attn_1.proj_out.weight"] == (512, 512, 1, 1)
+    assert len(original) == len(names) == 248
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, old in older.items():
+        tensors = {name.replace(new, old): x for name, x in tensors.items()}
+    again = import_params(tensors, table, None)
+    assert jax.tree.structure(again) == jax.tree.structure(params)

@@ -139,6 +139,27 @@ def test_verify_runs_a_stored_case(name, folder, reference, tmp_path):
         run(config, verify=str(tmp_path))
 
 
+def test_verify_knows_the_other_families(reference, tmp_path):
+    config = configs.load("configs/ivvae.py")
+    case = reference("ivvae")
+    assert run(config, verify=str(case)) == 0
+    with pytest.raises(VidlatentError, match="lacks ivvae.npz"):
+        run(config, verify=str(tmp_path))
+    with pytest.raises(VidlatentError, match="unknown kind of reference case 'promag'"):
+        run(configs.load("configs/promag.py"), verify=str(case))
+
+
+@pytest.mark.slow
+def test_verify_reads_a_reducio_file(reference, tmp_path):
+    config = configs.load("configs/reducio_vae.py")
+    folder = reference("reducio")
+    assert run(config, verify=str(reference("reducio", "vae_ft2.npz"))) == 0
+    with pytest.raises(VidlatentError, match="no case of a whole network"):
+        run(config, verify=str(folder / "tiling.npz"))
+    with pytest.raises(VidlatentError, match="name one file"):
+        run(config, verify=str(tmp_path))
+
+
 def test_start_of_another_form_from_file_and_from_workdir(fsae_case, tmp_path):
     config = config_for("fsae", fsae_case)
     path, run_dir = tmp_path / "base.safetensors", tmp_path / "base"

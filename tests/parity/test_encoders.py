@@ -12,6 +12,7 @@ from vidlatent.models.frozen.dinov2 import Dinov2, positions
 from vidlatent.models.weights import TABLES
 
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
+QUICK = {"xla_backend_optimization_level": 0}  # each program runs once
 
 
 @pytest.fixture(params=["dinov2_mlp", "dinov2_swiglu"])
@@ -42,7 +43,9 @@ def test_dinov2(dinov2_case):
     module, params, _, arrays = dinov2_case
     sizes = [name for name in arrays if name.startswith("in.pixel_values_")]
     assert sizes
-    encode = jax.jit(lambda p, x: module.apply({"params": p}, x, method="encode"))
+    encode = jax.jit(
+        lambda p, x: module.apply({"params": p}, x, method="encode"), compiler_options=QUICK
+    )
     for name in sizes:
         number = name.rpartition("_")[2]
         pixels = jnp.asarray(np.moveaxis(arrays[name], 1, -1))
@@ -58,7 +61,7 @@ def test_dinov2(dinov2_case):
     # As losses call it, with the last size: pixels in [-1, 1], patch tokens on their grid.
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     plain = np.float32((np.asarray(pixels) * std + mean) * 2 - 1)
-    tokens = jax.jit(module.apply)({"params": params}, plain)
+    tokens = jax.jit(module.apply, compiler_options=QUICK)({"params": params}, plain)
     assert tokens.shape == (len(pixels), *grid, module.width)
     np.testing.assert_allclose(
         tokens.reshape(expected[:, 1:].shape), expected[:, 1:], atol=1e-4, rtol=1e-4

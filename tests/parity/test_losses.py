@@ -1,10 +1,14 @@
-"""Pixel losses against numbers computed in float64 from the papers' formulas."""
+"""Pixel losses and a critic's size against numbers computed from the papers' formulas."""
 
+import json
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vidlatent.losses import pseudo_huber
+from vidlatent.models.critics import build_critic
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +41,13 @@ def test_pseudo_huber_elementwise(case):
         for reduction in ("elementwise", "norm", "scaled_norm")
     ]
     np.testing.assert_allclose(values, values[0], rtol=1e-6)
+
+
+def test_size_of_the_promag_critic(reference):
+    want = json.loads(reference("promag_fixtures.json").read_text())["param_counts_full_size"]
+    critic = build_critic({"name": "patch3d", "time_kernels": (3, 3, 3, 3, 3)})
+    stats = critic.init_stats()
+    video = jax.ShapeDtypeStruct((1, 17, 64, 64, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda k, v: critic.init(k, v, stats, True), jax.random.key(0), video)
+    size = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+    assert size == want["patch_discriminator_kernel_3_4_4"]

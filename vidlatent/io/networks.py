@@ -47,10 +47,10 @@ def load_network(name: str, path: str | os.PathLike[str], dtype: Any = jnp.float
         raise VidlatentError(_missing(name, definition))
     seed = seed_of(path)
     if seed is None:
-        return Network(network_apply(name, dtype), read_network(name, path.split(",")), name)
+        return Network(network_apply(name, dtype), read_network(name, path.split(",")), name, name)
     label = f"{name}_random{seed}"
     logging.warning("%s: random weights (%s); its numbers mean nothing.", name, label)
-    return Network(network_apply(name, dtype), random_params(name, seed), label)
+    return Network(network_apply(name, dtype), random_params(name, seed), name, label)
 
 
 def seed_of(path: str) -> int | None:

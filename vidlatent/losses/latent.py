@@ -7,13 +7,12 @@ import jax.numpy as jnp
 
 from vidlatent.losses.inputs import Term, mean_over_samples
 from vidlatent.losses.recon import check_choice
-from vidlatent.models.posterior import Posterior
+from vidlatent.models.posterior import LOGVAR_RANGE, Posterior
 from vidlatent.typing import VidlatentError
 
-__all__ = ["KL_REDUCTIONS", "LOGVAR_RANGE", "kl", "kl_term"]
+__all__ = ["KL_REDUCTIONS", "kl", "kl_term"]
 
 KL_REDUCTIONS = ("sum_per_clip", "sum_per_frame", "sum_at_256", "mean")
-LOGVAR_RANGE = (-30.0, 20.0)
 
 
 def kl(

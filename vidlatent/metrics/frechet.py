@@ -5,9 +5,87 @@ Which network makes the features is the caller's choice and belongs in the score
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-__all__ = ["frechet_distance", "frechet_from_moments", "moments"]
+from vidlatent.typing import VidlatentError
+
+__all__ = ["FeatureSums", "frechet_distance", "frechet_from_moments", "frechet_of_sums", "moments"]
+
+
+class FeatureSums:
+    """Sums from which mean and biased covariance of features follow: exact in pieces of any sizes.
+
+    Kept in float64: the features, and their outer products. Two objects that saw disjoint clips
+    merge to what one would hold that saw them all.
+
+    Attributes:
+      n: clips added.
+    """
+
+    def __init__(self, width: int):
+        self.n = 0
+        self._total = np.zeros(width)
+        self._products = np.zeros((width, width))
+
+    def add(self, features: Any, mask: Any = None) -> None:
+        """Take in ``[B, D]``; rows where ``mask`` ``[B]`` is 0 are padding and do not count.
+
+        Raises:
+          VidlatentError: features of another width, or not finite.
+        """
+        rows = np.asarray(features, np.float64)
+        if mask is not None:
+            rows = rows[np.asarray(mask) > 0]
+        if rows.ndim != 2 or rows.shape[1] != len(self._total):
+            raise VidlatentError(
+                f"features [B, {len(self._total)}] are summed, not an array {rows.shape}."
+            )
+        if not np.isfinite(rows).all():
+            raise VidlatentError(
+                f"features of clips {self.n} to {self.n + len(rows) - 1} are not finite: a Fréchet "
+                "distance of them has no meaning."
+            )
+        self.n += len(rows)
+        self._total += rows.sum(axis=0)
+        self._products += rows.T @ rows
+
+    def merge(self, other: FeatureSums) -> None:
+        """Take in everything that ``other`` holds."""
+        self.n += other.n
+        self._total += other._total
+        self._products += other._products
+
+    def pack(self) -> np.ndarray:
+        """Everything as one float64 vector, to be sent to another process or written."""
+        return np.concatenate([[self.n], self._total, self._products.ravel()])
+
+    @classmethod
+    def unpack(cls, vector: np.ndarray) -> FeatureSums:
+        """Inverse of ``pack``."""
+        width = int((np.sqrt(4 * len(vector) - 3) - 1) / 2 + 0.5)
+        sums = cls(width)
+        sums.n = int(vector[0])
+        sums._total += vector[1 : 1 + width]
+        sums._products += vector[1 + width :].reshape(width, width)
+        return sums
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean ``[D]`` and covariance ``[D, D]``, divided by n (biased).
+
+        Raises:
+          VidlatentError: nothing was added.
+        """
+        if not self.n:
+            raise VidlatentError("no clip was added: a Fréchet distance needs some on both sides.")
+        mean = self._total / self.n
+        return mean, self._products / self.n - np.outer(mean, mean)
+
+
+def frechet_of_sums(a: FeatureSums, b: FeatureSums) -> float:
+    """Fréchet distance of two streamed sets of features."""
+    return frechet_from_moments(*a.moments(), *b.moments())
 
 
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,9 @@ TABLES.register("fsae", _FSVIDEO + "FSAE_TABLE")
 TABLES.register("ivvae", "vidlatent.models.ivvae.import_ivvae:IVVAE_TABLE")
 TABLES.register("reducio", "vidlatent.models.reducio.import_reducio:REDUCIO_TABLE")
 TABLES.register("sd_vae", "vidlatent.models.reducio.import_reducio:SD_VAE_TABLE")
+TABLES.register(
+    "sd_vae_diffusers", "vidlatent.models.reducio.import_reducio:SD_VAE_DIFFUSERS_TABLE"
+)
 TABLES.register("ivvae_plain", "vidlatent.models.ivvae.import_ivvae:PLAIN_TABLE")
 _FROZEN = "vidlatent.models.frozen."
 TABLES.register("lpips", _FROZEN + "import_lpips:LPIPS_TABLE")

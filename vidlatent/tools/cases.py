@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from vidlatent.infer.load import abstract_params
 from vidlatent.io.importer import import_params
 from vidlatent.io.weights import choose_table, read_tensors
 from vidlatent.models import build
-from vidlatent.models.fsvideo.import_dcae import fields_from_diffusers
 from vidlatent.registry import Registry
 from vidlatent.typing import VidlatentError
 
@@ -23,11 +21,12 @@ __all__ = ["CASES", "TOLERANCE", "run_case"]
 
 TOLERANCE = 2e-4  # float32 here and there differ by at most 1e-5 in the stored cases
 
-Run = Callable[..., Any]
-Checks = Iterator[tuple[str, Any, np.ndarray]]
-
-# Model name -> (fields of the case, checks of the case).
+# Model name -> reader: folder or file of a case -> ``case_files.StoredCase``.
 CASES = Registry("kind of reference case")
+CASES.register("dcae", "vidlatent.tools.case_files:read_dcae")
+CASES.register("fsae", "vidlatent.tools.case_files:read_fsae")
+CASES.register("ivvae", "vidlatent.tools.case_files:read_ivvae")
+CASES.register("reducio", "vidlatent.tools.case_files:read_reducio")
 
 
 def run_case(
@@ -36,75 +35,35 @@ def run_case(
     """Largest absolute error of each stored output.
 
     Args:
-      folder: holds ``config.json`` (constructor arguments), ``weights.safetensors``, ``io.npz``.
-      family: model name; its entry in ``CASES`` knows the layout.
+      folder: a case of a layout that the family's entry in ``CASES`` knows: a folder, or one of
+        several files.
+      family: model name.
       weights: weights file to run instead of the case's own.
       table: naming of the weights file.
 
     Raises:
       VidlatentError: a file of the case is missing, or the weights do not fit it.
     """
-    folder = Path(folder)
-    for name in ("config.json", "io.npz"):
-        if not (folder / name).is_file():
-            raise VidlatentError(f"--verify={folder} is no reference case: it lacks {name}.")
-    case = json.loads((folder / "config.json").read_text())
-    fields, checks = CASES.get(family)
-    model = build({"name": family, **fields(case)})
-    tensors = read_tensors(weights or folder / "weights.safetensors")
-    params = import_params(tensors, choose_table(tensors, family, table), abstract_params(model))
-    with np.load(folder / "io.npz") as stored:
-        arrays = {name: _channel_last(stored[name]) for name in stored.files}
+    case = CASES.get(family)(Path(folder))
+    model = build({"name": family, **case.fields})
+    abstract = abstract_params(model)
+    tensors: Mapping[str, Any] = read_tensors(weights) if weights else case.tensors(abstract)
+    params = import_params(tensors, choose_table(tensors, family, table), abstract)
+    params = jax.tree.map(jnp.asarray, params)
 
-    def run(method: str, *args: Any, **changes: Any) -> Any:
+    def run(method: Any, *args: Any, **changes: Any) -> Any:
         module = model.clone(**changes)
-        call = jax.jit(lambda p, *a: module.apply({"params": p}, *a, method=method))
+        # Each runs once: compiling is what takes time.
+        cheap = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        call = jax.jit(
+            lambda p, *a: module.apply({"params": p}, *a, method=method), compiler_options=cheap
+        )
         return call(params, *args)
 
     errors = {
         name: float(np.abs(np.asarray(got, np.float64) - want).max())
-        for name, got, want in checks(run, arrays)
+        for name, got, want in case.checks(run)
     }
     if not errors:
-        raise VidlatentError(f"--verify={folder}: io.npz holds no array that {family!r} gives.")
+        raise VidlatentError(f"--verify={folder} holds no output that {family!r} gives.")
     return errors
-
-
-def _channel_last(x: np.ndarray) -> np.ndarray:
-    """``(N, C, [T,] H, W)`` as ``[B, T, H, W, C]``."""
-    x = x[:, :, None] if x.ndim == 4 else x
-    return np.moveaxis(x, 1, -1)
-
-
-def _image_fields(case: Mapping[str, Any]) -> dict[str, Any]:
-    return fields_from_diffusers(case["config"])
-
-
-def _image_checks(run: Run, arrays: Mapping[str, np.ndarray]) -> Checks:
-    for name in arrays:
-        kind, _, tag = name.partition("_")
-        if kind == "input" and f"latent_{tag}" in arrays:
-            latent = arrays[f"latent_{tag}"]
-            yield f"latent_{tag}", run("encode", jnp.asarray(arrays[name]))[0].mean, latent
-            if f"output_{tag}" in arrays:
-                output = arrays[f"output_{tag}"]
-                yield f"output_{tag}", run("decode", jnp.asarray(latent))[0], output
-
-
-def _video_fields(case: Mapping[str, Any]) -> dict[str, Any]:
-    return {**_image_fields(case), "temporal_down": tuple(case["temporal_down_after_stages"])}
-
-
-_DECODERS = {"dec_causal": "causal", "dec_noncausal": "centred", "dec_group": "group"}
-
-
-def _video_checks(run: Run, arrays: Mapping[str, np.ndarray]) -> Checks:
-    yield "latent", run("encode", jnp.asarray(arrays["video"]))[0].mean, arrays["latent"]
-    for name, time in _DECODERS.items():
-        if name in arrays:
-            latent = jnp.asarray(arrays["latent"])
-            yield name, run("decode", latent, decoder_time=time)[0], arrays[name]
-
-
-CASES.register("dcae", (_image_fields, _image_checks))
-CASES.register("fsae", (_video_fields, _video_checks))

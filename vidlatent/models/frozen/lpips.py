@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -68,28 +69,41 @@ class Lpips(nn.Module):
         """
         sizes = check_shape(x, "N H W C", C=3)
         check_shape(y, "N H W C", **sizes)
-        h = (jnp.concatenate([x, y]).astype(jnp.float32) - jnp.array(_SHIFT)) / jnp.array(_SCALE)
-        total = 0.0
-        for number, (pool, layers) in enumerate(self.slices):
+        # One after the other: side by side in one batch, samples that are spread over devices would
+        # change places, and the gradient of one would be computed for both.
+        trunk = [self._slice(number) for number in range(len(self.slices))]
+        pairs = zip(self._features(trunk, x), self._features(trunk, y), strict=True)
+        return sum(_Head(name=f"lin{number}")(*pair) for number, pair in enumerate(pairs))
+
+    @nn.nowrap
+    def _slice(self, number: int) -> list[PlainConv]:
+        return [
+            PlainConv(
+                channels,
+                (1, side, side),
+                (1, stride, stride),
+                ((0, 0), (pad, pad), (pad, pad)),
+                dtype=self.dtype,
+                name=f"slice{number + 1}_{index}",
+            )
+            for index, channels, side, stride, pad in self.slices[number][1]
+        ]
+
+    @nn.nowrap
+    def _features(self, trunk: list[list[PlainConv]], images: jax.Array) -> Iterator[jax.Array]:
+        """Unit features after each slice."""
+        h = (images.astype(jnp.float32) - jnp.array(_SHIFT)) / jnp.array(_SCALE)
+        for number, ((pool, _), convs) in enumerate(zip(self.slices, trunk, strict=True)):
             if pool:
                 h = max_pool(h, (pool, pool), (2, 2))
-            for index, channels, side, stride, pad in layers:
-                h = PlainConv(
-                    channels,
-                    (1, side, side),
-                    (1, stride, stride),
-                    ((0, 0), (pad, pad), (pad, pad)),
-                    dtype=self.dtype,
-                    name=f"slice{number + 1}_{index}",
-                )(h)
-                h = nn.relu(h)
+            for conv in convs:
+                h = nn.relu(conv(h))
             if not h.size:
                 raise VidlatentError(
-                    f"images of {sizes['H']}x{sizes['W']} pixels are too small for LPIPS: nothing "
-                    f"is left of them at layer {number + 1} of {len(self.slices)}."
+                    f"images of {images.shape[1]}x{images.shape[2]} pixels are too small for "
+                    f"LPIPS: nothing is left of them at layer {number + 1} of {len(trunk)}."
                 )
-            total = total + _Head(name=f"lin{number}")(*jnp.split(_unit(h), 2))
-        return total
+            yield _unit(h)
 
 
 class _Head(nn.Module):

@@ -69,11 +69,13 @@ class Network(NamedTuple):
     Attributes:
       apply: ``apply(params, *pixels)``, pure.
       params: nested dict of float32 arrays.
-      label: the network's name, with its seed where the weights are random.
+      name: in ``NETWORKS``.
+      label: the name, with the seed where the weights are random; scores are called by it.
     """
 
     apply: Callable[..., Any]
     params: Any
+    name: str
     label: str
 
 
@@ -110,7 +112,7 @@ def network_shapes(name: str) -> Any:
 def random_params(name: str, seed: int = 0) -> Any:
     """Random parameters as NumPy arrays, for tests and smoke runs."""
     # Runs once: on CPUs it is compiled without costly optimisation.
-    cheap = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    cheap = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     init = jax.jit(functools.partial(_init, NETWORKS.get(name)), compiler_options=cheap)
     return jax.tree.map(np.asarray, init(jax.random.key(seed)))
 

@@ -112,11 +112,12 @@ class Decoder(nn.Module):
                 x = tape.up(x, p.strides[level - 1], f"up_{level}")
                 passed.append(p.strides[level - 1])
         affine = norm_of(p, "norm_out")(x)
-        out = CausalConv(p, 3, tiled=True, dtype=jnp.float32, name="conv_out")
+        exact = jnp.promote_types(p.dtype, jnp.float32)
+        out = CausalConv(p, 3, tiled=True, dtype=exact, name="conv_out")
         x = tape(out, x, affine, tape.first)
         if p.drop_mode == "final" and tape.first:
             x = x[:, p.factor - 1 :]
-        return x.astype(jnp.float32), tape.cache
+        return x.astype(exact), tape.cache
 
     def _expand(self, factors: tuple[Stride, ...], first: bool, x: jax.Array) -> jax.Array:
         for one in factors:

@@ -1,5 +1,7 @@
 """Importer tables: the released Reducio-VAE names, and those of the image VAE it can start from.
 
+The image VAE is published under two namings: its original one and that of Diffusers.
+
 The released files also hold the networks of the loss, which are left out, and fixed sinusoids
 (``pos_embed``), which are kept as they are.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["RELEASED", "REDUCIO_TABLE", "SD_VAE_TABLE"]
+__all__ = ["RELEASED", "REDUCIO_TABLE", "SD_VAE_DIFFUSERS_TABLE", "SD_VAE_TABLE"]
 
 _COMMON: dict[str, Any] = {"latent_channels": 16, "width": 128}
 
@@ -101,4 +103,64 @@ SD_VAE_TABLE = (
     *_parts("quant_conv", "encoder/quant", "pointwise2d"),
     *_parts("post_quant_conv", "decoder/post_quant", "pointwise2d"),
     (r"loss[.].*", "", "drop"),
+)
+
+# The four levels of Stable Diffusion's VAE; Diffusers counts those of the decoder from the deepest.
+_LEVELS = 4
+
+
+def _diffusers_block(source: str, target: str) -> tuple[tuple[str, str, str], ...]:
+    return (
+        *_norm(source + "[.](?P<m>norm1|norm2)", target + "/{m}"),
+        *_parts(source + "[.](?P<m>conv1|conv2)", target + "/{m}", "conv2d"),
+        *_parts(source + "[.]conv_shortcut", target + "/nin_shortcut", "pointwise2d"),
+    )
+
+
+def _diffusers_middle(side: str) -> tuple[tuple[str, str, str], ...]:
+    source, target = f"{side}[.]mid_block[.]", f"{side}/mid_"
+    attention, ours = source + "attentions[.]0[.]", target + "attn_1/"
+    # The present names, then those of older files; writing takes the present ones.
+    names = (
+        *((f"to_{part}", part) for part in "qkv"),
+        ("to_out[.]0", "proj_out"),
+        *((old, old[0]) for old in ("query", "key", "value")),
+        ("proj_attn", "proj_out"),
+    )
+    return (
+        *(
+            row
+            for i in (0, 1)
+            for row in _diffusers_block(f"{source}resnets[.]{i}", f"{target}block_{i + 1}")
+        ),
+        *_norm(attention + "group_norm", ours + "norm"),
+        *(
+            row
+            for theirs, name in names
+            for row in _parts(attention + theirs, ours + name, "dense")
+        ),
+        *_norm(f"{side}[.]conv_norm_out", f"{side}/norm_out"),
+        *_parts(f"{side}[.](?P<m>conv_in|conv_out)", side + "/{m}", "conv2d"),
+    )
+
+
+def _diffusers_up(place: int) -> tuple[tuple[str, str, str], ...]:
+    source, target = f"decoder[.]up_blocks[.]{place}[.]", f"decoder/up_{_LEVELS - 1 - place}_"
+    return (
+        *_diffusers_block(source + r"resnets[.](?P<j>\d+)", target + "block_{j}"),
+        *_parts(source + "upsamplers[.]0[.]conv", target + "upsample", "conv2d"),
+    )
+
+
+_DOWN = r"encoder[.]down_blocks[.](?P<i>\d+)[.]"
+
+# The same in the naming of Diffusers' AutoencoderKL.
+SD_VAE_DIFFUSERS_TABLE = (
+    *_diffusers_block(_DOWN + r"resnets[.](?P<j>\d+)", "encoder/down_{i}_block_{j}"),
+    *_parts(_DOWN + "downsamplers[.]0[.]conv", "encoder/down_{i}_downsample", "conv2d"),
+    *_diffusers_middle("encoder"),
+    *_diffusers_middle("decoder"),
+    *(row for place in range(_LEVELS) for row in _diffusers_up(place)),
+    *_parts("quant_conv", "encoder/quant", "pointwise2d"),
+    *_parts("post_quant_conv", "decoder/post_quant", "pointwise2d"),
 )
