@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.common import get_defaults
 from vidlatent import config as configs
 from vidlatent.typing import VidlatentError
 
@@ -191,7 +192,12 @@ def resolve(run: Run, init_from: str) -> ConfigDict:
 
 
 def identity(config: ConfigDict) -> str:
-    """Hash of what a run does, wherever it lies on the disc."""
+    """Hash of what a run does, wherever it lies on the disc.
+
+    Of the keys that differ from their defaults, so that a key added later changes nothing.
+    """
     copy = ConfigDict(config.to_dict())
     copy.train.init_from = ""
-    return hashlib.sha256(configs.to_json(copy).encode()).hexdigest()[:16]
+    usual = get_defaults(config.name, config.preset)
+    changed = configs.differences(configs.to_json(usual), configs.to_json(copy))
+    return hashlib.sha256("\n".join(changed).encode()).hexdigest()[:16]
