@@ -13,7 +13,8 @@ from vidlatent.dist.mesh import AXES, make_mesh
 from vidlatent.dist.multihost import to_global
 from vidlatent.dist.rules import batch_sharding, shardings
 from vidlatent.train.state import random_key
-from vidlatent.train.steps.tokenizer import _accumulated, _objective, make_step
+from vidlatent.train.steps.gradients import Gradients
+from vidlatent.train.steps.tokenizer import make_step
 
 TINY = Path(__file__).parent.parent / "tiny.py"
 
@@ -42,15 +43,19 @@ def run(config, model, batch, sizes, pieces=1):
     step = make_step(config, model)
     key = random_key(0, "params")
     placed = shardings(jax.eval_shape(step.init, key), mesh)
-    objective = _objective(config.loss.to_dict(), model)
+    with config.unlocked():
+        config.optim.accumulate = pieces
+    gradients = Gradients(config, model)
+
+    def loss_and_grads(state, batch):
+        found = gradients(state, batch, {})
+        return found.loss, found.params
+
     with jax.set_mesh(mesh):
         state = jax.jit(step.init, out_shardings=placed)(key)
         arrays = to_global(batch, batch_sharding(mesh))
-        grad = jax.jit(
-            lambda params, batch: _accumulated(objective, params, batch, pieces),
-            out_shardings=(placed["params"], None, None),
-        )
-        grads, loss, _ = grad(state["params"], arrays)
+        grad = jax.jit(loss_and_grads, out_shardings=(None, placed["params"]))
+        loss, grads = grad(state, arrays)
     return jax.device_get((loss, grads))
 
 
