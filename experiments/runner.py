@@ -7,6 +7,7 @@ stopped goes on from its last checkpoint, bit by bit as if it had not been.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -152,7 +153,7 @@ def _result(experiment, run: Run, config: ConfigDict, workdir: Path, seconds: fl
     scored = json.loads((workdir / "eval" / f"step_{run.arm.steps}" / "scores.json").read_text())
     by_frame = scored["by_frame_position"]["psnr"]
     metrics = {
-        **{k: v for k, v in scored["scores"].items() if v == v},  # NaN: not defined at this size
+        **{k: v for k, v in scored["scores"].items() if math.isfinite(v)},  # NaN: not defined here
         "psnr_frame_0": by_frame[0],
         "psnr_without_frame_0": statistics.fmean(by_frame[1:] or by_frame),
         "psnr_by_frame": by_frame,
