@@ -200,8 +200,8 @@ class Loader:
     ``start`` float32 [b], seconds into the clip; ``skipped``, (path, reason, detail) of the clips
     that failed while this batch was read. b is this process's share of the bucket's batch.
 
-    Training never ends. Validation (or the whole) ends, has ``len``, and begins anew with each ``iter``. Close it
-    (or use ``with``) so that decoding processes end.
+    Training never ends. Validation (or the whole) ends, has ``len``, and begins anew with each
+    ``iter``. Close it (or use ``with``) so that decoding processes end.
 
     Attributes:
       index: the clips of this part.
