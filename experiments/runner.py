@@ -135,10 +135,10 @@ def _start(experiment, folder, results, run: Run, chosen) -> str:
         if not name:
             continue
         arm = experiment.arm(name)
-        settings = experiment.tried(arm, chosen)
-        before = Run(arm, settings[0], run.seed) if len(settings) == 1 else None
-        if before is None:
-            before = Run(arm, chosen[experiment.decider(arm).name], run.seed)
+        decider = experiment.decider(arm).name
+        if decider not in chosen:
+            raise VidlatentError(f"{run} needs all runs of {decider} first.")
+        before = Run(arm, chosen[decider], run.seed)
         if results.read(before) is None:
             raise VidlatentError(f"{run} needs {before}, which has not finished: run that first.")
         if name == run.arm.starts_from:
