@@ -3,23 +3,28 @@
     python -m benchmarks.tokenizers --torch-python /path/to/env/bin/python
     python -m benchmarks.tokenizers --models ivvae --clips 5x256x256    # without the comparison
 
-``ivvae`` is the released size with z = 16, ``dcae`` DC-AE f32c32; weights are random. Both sides
-compute in float32 on two threads, one after the other in one run, and decode the same latent;
-"difference" is the largest one between their results, relative to the largest value. A ratio below
-1 means that this package is faster; on a busy machine look at the processor seconds. The other
-environment needs torch, safetensors, numpy, and diffusers for DC-AE. 17x256x256 takes minutes a
-model on two cores.
+``ivvae`` is the released size with z = 16, ``dcae`` DC-AE f32c32, whose frames are a batch of
+images; weights are random. Both sides compute in float32 on two threads, one after the other in one
+run, and decode the same latent; "difference" is the largest one between their results, relative to
+the largest value. A ratio below 1 means that this package is faster; on a busy machine look at the
+processor seconds, which other work hardly moves. The other environment needs torch, safetensors,
+numpy, and diffusers for DC-AE. 17x256x256 takes minutes a model on two idle cores.
+
+Another model is an ``Entry`` in ``MODELS`` here and, for the comparison, a network of the same name
+in ``NETWORKS`` of ``torch_tokenizers.py``.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,24 +40,8 @@ from vidlatent.models.ivvae.import_ivvae import IVVAE_TABLE, RELEASED
 WIDTHS = (128, 256, 512, 512, 1024, 1024)
 BLOCKS = ("res",) * 3 + ("evit",) * 3
 SCALES = ((), (), (), (5,), (5,), (5,))
-MODELS = {
-    "ivvae": ({"name": "ivvae", **RELEASED["ivvae_z16_dim64"]}, IVVAE_TABLE),
-    "dcae": (
-        {
-            "name": "dcae",
-            "latent_channels": 32,
-            "encoder_widths": WIDTHS,
-            "decoder_widths": WIDTHS,
-            "encoder_depths": (2, 2, 2, 3, 3, 3),
-            "decoder_depths": (3,) * 6,
-            "block_types": BLOCKS,
-            "multiscales": SCALES,
-            "head_dim": 32,
-        },
-        DCAE_TABLE,
-    ),
-}
-# The same model for Diffusers' constructor.
+WEIGHTS = "weights.safetensors"
+# DC-AE f32c32 for Diffusers' constructor.
 DCAE_CONFIG = {
     "latent_channels": 32,
     "attention_head_dim": 32,
@@ -66,6 +55,35 @@ DCAE_CONFIG = {
     "decoder_layers_per_block": (3,) * 6,
     "upsample_block_type": "interpolate",
     "downsample_block_type": "conv",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Fields of our model, the names of its weights on file, what the torch side is told."""
+
+    fields: dict[str, Any]
+    table: Any
+    torch: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+MODELS = {
+    "ivvae": Entry({"name": "ivvae", **RELEASED["ivvae_z16_dim64"]}, IVVAE_TABLE),
+    "dcae": Entry(
+        {
+            "name": "dcae",
+            "latent_channels": 32,
+            "encoder_widths": WIDTHS,
+            "decoder_widths": WIDTHS,
+            "encoder_depths": (2, 2, 2, 3, 3, 3),
+            "decoder_depths": (3,) * 6,
+            "block_types": BLOCKS,
+            "multiscales": SCALES,
+            "head_dim": 32,
+        },
+        DCAE_TABLE,
+        DCAE_CONFIG,
+    ),
 }
 
 
@@ -110,35 +128,40 @@ def ours(model, params, video, repeats):
     return {"latent": latent[0], "restored": restored[0]}, seconds, first + second
 
 
-def theirs(python, name, tensors, video, latent, repeats):
-    with tempfile.TemporaryDirectory() as folder:
-        files = [str(Path(folder, f)) for f in ("weights.safetensors", "io.npz", "result.npz")]
-        save_safetensors({key: np.asarray(x) for key, x in tensors.items()}, files[0])
-        config = json.dumps(DCAE_CONFIG)
-        np.savez(files[1], video=np.asarray(video[0]), latent=latent, config=config)
-        script = str(Path(__file__).with_name("torch_tokenizers.py"))
-        subprocess.run([python, script, name, *files, str(repeats)], check=True)
-        result = dict(np.load(files[2]))
+def theirs(python, name, folder, video, latent, repeats):
+    """Runs ``torch_tokenizers.py`` on the weights in ``folder``."""
+    files = [str(Path(folder, f)) for f in (WEIGHTS, "io.npz", "result.npz")]
+    config = json.dumps(MODELS[name].torch)
+    np.savez(files[1], video=np.asarray(video[0]), latent=latent, config=config)
+    script = str(Path(__file__).with_name("torch_tokenizers.py"))
+    subprocess.run([python, script, name, *files, str(repeats)], check=True)
+    result = dict(np.load(files[2]))
     seconds = {key: tuple(map(float, result.pop(key))) for key in ("encode", "decode")}
     return result, seconds
 
 
 def measure(name, clip, python, repeats):
-    config, table = MODELS[name]
-    model = build(config)
-    params = random_params(model)
+    entry = MODELS[name]
+    model = build(entry.fields)
     frames, height, width = clip
     video = np.random.default_rng(1).uniform(-1, 1, (1, frames, height, width, 3))
     video = jnp.asarray(video, jnp.float32)
-    values, seconds, compilation = ours(model, jax.tree.map(jnp.asarray, params), video, repeats)
-    row = {"model": name, "clip": "x".join(map(str, clip)), "compile s": compilation}
-    others = {}
-    if python:
-        tensors = export_params(params, table)
-        other, others = theirs(python, name, tensors, video, values["latent"], repeats)
-        for key, value in other.items():
-            error = np.abs(value - values[key]).max() / np.abs(value).max()
-            row[f"{key} difference"] = float(error)
+    row, others = {"model": name, "clip": "x".join(map(str, clip))}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        params = random_params(model)
+        if python:
+            tensors = export_params(params, entry.table)
+            tensors = {key: np.asarray(x) for key, x in tensors.items()}
+            save_safetensors(tensors, Path(folder, WEIGHTS))
+            del tensors
+        params = jax.tree.map(jnp.asarray, params)
+        values, seconds, row["compile s"] = ours(model, params, video, repeats)
+        del params
+        if python:
+            other, others = theirs(python, name, folder, video, values["latent"], repeats)
+            for key, value in other.items():
+                error = np.abs(value - values[key]).max() / np.abs(value).max()
+                row[f"{key} difference"] = float(error)
     for key, mine in seconds.items():
         for i, unit in enumerate(("wall s", "cpu s")):
             row[f"{key} {unit}"] = mine[i]

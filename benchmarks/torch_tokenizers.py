@@ -1,6 +1,6 @@
 """The PyTorch side of ``benchmarks/tokenizers.py``; runs in an environment with torch.
 
-    python torch_tokenizers.py <ivvae|dcae> weights.safetensors io.npz result.npz <repeats>
+    python torch_tokenizers.py <name in NETWORKS> weights.safetensors io.npz result.npz <repeats>
 
 Reads the published names. IV-VAE is a plain functional network written for this measurement, fed
 one group of frames at a time as the released code is; DC-AE is Diffusers' AutoencoderDC. Writes the
@@ -160,6 +160,10 @@ class DCAE:
         return self.net.decode(latent, return_dict=False)[0]
 
 
+# Name -> network, given its weights by published name and the constructor arguments of ``MODELS``.
+NETWORKS = {"ivvae": lambda weights, config: IVVAE(weights), "dcae": DCAE}
+
+
 def timed(function, x, repeats):
     """The result; the least seconds of wall time and of processor time."""
     wall, processor = [], []
@@ -175,8 +179,7 @@ def main():
     name, weights, io, result, repeats = sys.argv[1:]
     torch.set_num_threads(2)
     arrays = np.load(io)
-    weights = load_file(weights)
-    net = IVVAE(weights) if name == "ivvae" else DCAE(weights, json.loads(str(arrays["config"])))
+    net = NETWORKS[name](load_file(weights), json.loads(str(arrays["config"])))
     with torch.inference_mode():
         video = torch.from_numpy(arrays["video"]).movedim(-1, 1).contiguous()
         latent, encode = timed(net.encode, video, int(repeats))

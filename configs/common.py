@@ -77,6 +77,16 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.eval.every = 1000  # steps between evaluations while training; 0: only at the end
     config.eval.pictures = 4  # clips shown in contact sheets and side-by-side videos
     config.eval.preservation = True  # score information preservation, pixels in [-1, 1]
+    # Scores of --mode=eval beside PSNR and SSIM: lpips_vgg, lpips_alex, fvd_i3d, fvd_videomae,
+    # is_c3d, psnr_reducio, ssim_reducio, lpips_reducio; see vidlatent/infer/scores.py
+    config.eval.metrics = ()
+    config.eval.training_metrics = ()  # the same while training; each costs time then
+    config.eval.stand_ins = False  # look through small random networks instead, to try things out
+    # Of --mode=eval: score all clips of the data as a paper did, beside its own figures:
+    # fsae_table2 | promag_table1 | promag_table1_360 | ivvae_s1 | reducio_main; empty: off
+    config.eval.protocol = ""
+    config.eval.leave_out = ()  # scores of the protocol to do without, such as ("fvd_videomae",)
+    config.eval.clips = 0  # of the protocol: so many clips, spread over the data; 0: all
     # Source clips whose latents' intrinsic dimension --mode=eval estimates; 0: none
     config.eval.gride_clips = 0
     return config

@@ -59,6 +59,7 @@ def _paper(config, arg):
     model.temporal_down = (1, 2)  # time halves after these levels
     model.remat = True
     _released_scale(model)
+    config.codec.groups = 1  # as the released code; at 720p a group is 1.9 GB a layer
     # Sizes, steps and order of the stages are second-hand; frames, batch, optimizer and EMA are
     # not stated.
     buckets, steps = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,7 +61,8 @@ def _row(experiment, arm: Arm, setting: Setting, done: Mapping[int, Any], best: 
     for name, value in first["metrics"].items():
         values = [result["metrics"][name] for result in done.values()]
         if isinstance(value, (int, float)):
-            metrics[name] = spread(values)
+            if all(map(math.isfinite, values)):
+                metrics[name] = spread(values)
         else:
             metrics[name] = [spread(each) for each in zip(*values, strict=True)]
     return {

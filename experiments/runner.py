@@ -7,6 +7,7 @@ stopped goes on from its last checkpoint, bit by bit as if it had not been.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -134,10 +135,10 @@ def _start(experiment, folder, results, run: Run, chosen) -> str:
         if not name:
             continue
         arm = experiment.arm(name)
-        settings = experiment.tried(arm, chosen)
-        before = Run(arm, settings[0], run.seed) if len(settings) == 1 else None
-        if before is None:
-            before = Run(arm, chosen[experiment.decider(arm).name], run.seed)
+        decider = experiment.decider(arm).name
+        if decider not in chosen:
+            raise VidlatentError(f"{run} needs all runs of {decider} first.")
+        before = Run(arm, chosen[decider], run.seed)
         if results.read(before) is None:
             raise VidlatentError(f"{run} needs {before}, which has not finished: run that first.")
         if name == run.arm.starts_from:
@@ -152,7 +153,7 @@ def _result(experiment, run: Run, config: ConfigDict, workdir: Path, seconds: fl
     scored = json.loads((workdir / "eval" / f"step_{run.arm.steps}" / "scores.json").read_text())
     by_frame = scored["by_frame_position"]["psnr"]
     metrics = {
-        **{k: v for k, v in scored["scores"].items() if v == v},  # NaN: not defined at this size
+        **{k: v for k, v in scored["scores"].items() if math.isfinite(v)},  # NaN: not defined here
         "psnr_frame_0": by_frame[0],
         "psnr_without_frame_0": statistics.fmean(by_frame[1:] or by_frame),
         "psnr_by_frame": by_frame,

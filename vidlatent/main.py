@@ -11,6 +11,8 @@ Modes, each with an example:
   reconstruct   compress and restore one video of any length
                 python -m vidlatent.main --mode=reconstruct --workdir=runs/fsae-demo \\
                     --input=my.mp4 --output=restored.mp4
+  preview       fit a linear map from latents to small pictures, for a quick look at latents
+                python -m vidlatent.main --mode=preview --workdir=runs/fsae-demo
   convert       weights of other code to a workdir or a file, and back
                 python -m vidlatent.main --mode=convert --config=configs/dcae.py:paper \\
                     --from=dc-ae.safetensors --to=runs/dcae-paper
@@ -37,16 +39,18 @@ _MODES = Registry("mode")
 _MODES.register("train", "vidlatent.train.loop:train")
 _MODES.register("eval", "vidlatent.infer.jobs:evaluate_workdir")
 _MODES.register("reconstruct", "vidlatent.infer.jobs:reconstruct_video")
+_MODES.register("preview", "vidlatent.infer.preview:fit_preview")
 _MODES.register("convert", "vidlatent.tools.convert:convert")
 # Flags that a mode takes besides the config and the workdir.
 _TAKES = {
     "train": (),
     "eval": ("step", "output"),
     "reconstruct": ("step", "input", "output"),
+    "preview": ("step",),
     "convert": ("step", "from", "to", "from_table", "to_table", "start", "verify"),
 }
 
-_MODE = flags.DEFINE_string("mode", "train", "train | eval | reconstruct | convert")
+_MODE = flags.DEFINE_string("mode", "train", "train | eval | reconstruct | preview | convert")
 _CONFIG = flags.DEFINE_string("config", "", "Config file and argument: configs/fsae.py:paper")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config>-<preset>")
 flags.DEFINE_string("input", "", "Video to read (reconstruct)")

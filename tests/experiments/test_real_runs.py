@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import pytest
 
 from experiments import growth, stages
@@ -10,6 +11,14 @@ from experiments.design import Run
 from experiments.report import write_table_and_plot
 from experiments.runner import run_all, workdir_of
 from vidlatent import config as configs
+from vidlatent.dist.mesh import make_mesh
+from vidlatent.train import loop
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    one = jax.devices()[:1]
+    monkeypatch.setattr(loop, "make_mesh", lambda sizes: make_mesh(sizes, one))
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def test_chunks_by_index_arithmetic(frames):
     apply = jax.jit(lambda p, x: codec.model.apply({"params": p}, x), compiler_options=QUICK)
     done = [apply(codec.params, chunk[None]) for chunk in chunks]
     coded = codec.encode(video)
-    assert len(coded.latent) == plan.latents(2)
+    assert len(coded.latent) == plan.latents(2) and coded.frames == frames
     latents = jnp.concatenate([posterior.mean[0] for _, posterior in done])
     np.testing.assert_allclose(coded.latent, latents, atol=1e-5)
     joined = to_pixels(join_chunks(jnp.stack([y[0] for y, _ in done])[None], plan))[0, :, :7]
@@ -86,6 +86,8 @@ def test_fading_lowers_the_seams(overlap, jump):
     flat = lambda *_: (jnp.full((1, 17, 2, 2, 3), next(levels) / 127.5 - 1), None)  # noqa: E731
     codec._steps.decode = flat
     video = codec.decode(np.zeros((9 * 4, 1, 1, 4), np.float32)).astype(int)
+    # As many frames as a generator's latents come to (ProMAG, appendix D).
+    assert len(video) == {0: 68, 4: 56}[overlap]
     moved = np.abs(np.diff(video[:, 0, 0, 0]))
     starts = plan_chunks(len(video), overlap).starts[1:]
     borders = {t for start in starts for t in range(start - 1, start + overlap)}

@@ -98,6 +98,7 @@ class TestReducio:
             "latent_values": latent,
             "content_frames": 2,
             "content_values": content,
+            "frames_per_latent_frame": 1.5,
             "values_per_latent_value": rgb / latent,
             "values_per_kept_value": rgb / (latent + content),
         }

@@ -32,8 +32,15 @@ from vidlatent.data.index import BadClip, Clip, Index, build_index
 from vidlatent.data.memory import Memory, decoded_bytes
 from vidlatent.data.options import DataOptions
 from vidlatent.data.sources import Source, make_source
-from vidlatent.data.split import TRAIN, VALIDATION, split_groups
-from vidlatent.data.stream import Reading, train_stream, validation_stream, validation_windows
+from vidlatent.data.split import TRAIN, VALIDATION, WHOLE, split_groups
+from vidlatent.data.stream import (
+    OneEach,
+    Reading,
+    train_stream,
+    validation_stream,
+    validation_windows,
+    whole_windows,
+)
 from vidlatent.typing import FrameRule, VidlatentError
 
 __all__ = ["Loader", "make_index", "make_loader"]
@@ -76,23 +83,26 @@ def make_loader(
     process_count: int = 1,
     start_step: int = 0,
     index: Index | None = None,
+    windows: OneEach | None = None,
 ) -> Loader:
     """Build the loader of one part of the data.
 
     Args:
       data: ``config.data.to_dict()``; see ``DataOptions``.
-      split: 'train' (endless, drawn at random) or 'validation' (each window once, in order).
+      split: 'train' (endless, drawn at random), 'validation' (each window once, in order) or
+        'whole' (all clips, one window each, in the longest bucket that the clip fills).
       rule: frame counts the model takes.
       seed: of the draws, and of the scenes of the synthetic source.
       process_index, process_count: this host among all; each gets its share of every batch.
       start_step: first step to deliver.
       index: what ``make_index`` found, to spare a second look.
+      windows: which window, of which clips; of 'whole' only, None for the middle of all.
 
     Raises:
       VidlatentError: wrong options, no usable clip, or a number of frames no clip has.
     """
-    if split not in (TRAIN, VALIDATION):
-        raise VidlatentError(f"split {split!r} is unknown: take 'train' or 'validation'.")
+    if split not in (TRAIN, VALIDATION, WHOLE):
+        raise VidlatentError(f"split {split!r} is unknown: take 'train', 'validation' or 'whole'.")
     options = DataOptions.from_mapping(data)
     buckets = parse_buckets(options.buckets, rule, process_count)
     source = make_source(options, seed)
@@ -103,7 +113,7 @@ def make_loader(
     if report.counts and split == TRAIN:
         log.warning("%s", report.table())
     parts = split_groups({clip.group: clip.part for clip in clips}, options.validation_share)
-    kept = tuple(clip for clip in clips if parts[clip.group] == split)
+    kept = tuple(clip for clip in clips if split in (parts[clip.group], WHOLE))
     if not kept and split == TRAIN:
         raise report.none_left(" for training")
     if not kept:
@@ -112,8 +122,9 @@ def make_loader(
             index.where,
         )
     process = (process_index, process_count)
+    part = (windows or OneEach()) if split == WHOLE else split
     return Loader(
-        _stream(options, buckets, source, kept, split, seed, process),
+        _stream(options, buckets, source, kept, part, seed, process),
         options=options,
         clips=kept,
         report=report,
@@ -128,16 +139,19 @@ def _stream(
     buckets: tuple[Bucket, ...],
     source: Source,
     clips: tuple[Clip, ...],
-    split: str,
+    part: str | OneEach,
     seed: int,
     process: tuple[int, int],
 ) -> grain.MapDataset | None:
     """The Grain graph of one part for process (index, count)."""
     reading = Reading(source, clips, options.fps, options.crop, options.flip, options.limits)
     members = assign(clips, buckets, options.fps)
+    if isinstance(part, OneEach):
+        windows = whole_windows(buckets, members, reading, part)
+        return validation_stream(reading, buckets, windows, *process)
     if source.keepable and decoded_bytes(clips, buckets, members) <= options.memory_mb * 2**20:
         reading = dataclasses.replace(reading, memory=Memory())
-    if split == TRAIN:
+    if part == TRAIN:
         shares = weigh(buckets, members, options.bucket_weights)
         return train_stream(reading, buckets, members, shares, seed, *process)
     windows = validation_windows(reading, buckets, members, options.validation_clips)
@@ -186,8 +200,8 @@ class Loader:
     ``start`` float32 [b], seconds into the clip; ``skipped``, (path, reason, detail) of the clips
     that failed while this batch was read. b is this process's share of the bucket's batch.
 
-    Training never ends. Validation ends, has ``len``, and begins anew with each ``iter``. Close it
-    (or use ``with``) so that decoding processes end.
+    Training never ends. Validation (or the whole) ends, has ``len``, and begins anew with each
+    ``iter``. Close it (or use ``with``) so that decoding processes end.
 
     Attributes:
       index: the clips of this part.
@@ -228,7 +242,7 @@ class Loader:
         return 0 if self._stream is None else len(self._stream)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        if self._split == VALIDATION:
+        if self._split != TRAIN:
             self.close()
             self._step = self._first
         return self
@@ -262,7 +276,7 @@ class Loader:
 
     def _open(self):
         """Start reading at the present step."""
-        if self._stream is None or (self._split == VALIDATION and self._step >= len(self)):
+        if self._stream is None or (self._split != TRAIN and self._step >= len(self)):
             return iter(())
         options = self._options
         ahead = max(1, options.prefetch)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-__all__ = ["TRAIN", "VALIDATION", "split_groups"]
+__all__ = ["TRAIN", "VALIDATION", "WHOLE", "split_groups"]
 
 TRAIN, VALIDATION = "train", "validation"
+WHOLE = "whole"  # both of them: for scoring on data that nothing was trained on
 
 
 def _position(group: str) -> float:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -26,7 +27,14 @@ from vidlatent.data.memory import Memory
 from vidlatent.data.sources import Source
 from vidlatent.data.transforms import CENTRE
 
-__all__ = ["Reading", "train_stream", "validation_stream", "validation_windows"]
+__all__ = [
+    "OneEach",
+    "Reading",
+    "train_stream",
+    "validation_stream",
+    "validation_windows",
+    "whole_windows",
+]
 
 _ATTEMPTS = 16  # draws before a position is given up
 
@@ -201,6 +209,36 @@ def validation_windows(
             for i in range(count):
                 place = 0.5 if count == 1 else i / (count - 1)
                 windows[number].append((row, round(place * last)))
+    return windows
+
+
+class OneEach(NamedTuple):
+    """Which window of a clip stands for it.
+
+    Attributes:
+      place: 0 for the clip's beginning, 0.5 for its middle, 1 for its end.
+      rows: the clips wanted; None for all.
+    """
+
+    place: float = 0.5
+    rows: Collection[int] | None = None
+
+
+def whole_windows(
+    buckets: Sequence[Bucket],
+    members: Sequence[Sequence[int]],
+    reading: Reading,
+    wanted: OneEach,
+) -> list[list[tuple[int, int]]]:
+    """For each bucket (row, first source frame): each clip once, as long as a bucket has it."""
+    windows: list[list[tuple[int, int]]] = [[] for _ in buckets]
+    longest: dict[int, int] = {}
+    for number in sorted(range(len(buckets)), key=lambda number: buckets[number].frames):
+        longest |= dict.fromkeys(members[number], number)
+    for row, number in sorted(longest.items()):
+        if wanted.rows is None or row in wanted.rows:
+            last = reading.clips[row].info.starts(buckets[number].frames, reading.fps) - 1
+            windows[number].append((row, round(wanted.place * last)))
     return windows
 
 

@@ -89,11 +89,12 @@ class Sizes:
 
     def __init__(self) -> None:
         self.latent_shape: tuple[int, ...] = ()
-        self._rgb = self._content = self._pictures = 0
+        self._rgb = self._content = self._pictures = self._frames = 0
 
     def add(self, piece: Coded) -> None:
         t = self.latent_shape[0] if self.latent_shape else 0
         self.latent_shape = (t + len(piece.latent), *piece.latent.shape[1:])
+        self._frames += piece.frames
         self._rgb += piece.frames * piece.size[0] * piece.size[1] * 3
         if piece.content is not None:
             self._pictures += len(piece.content)
@@ -107,6 +108,7 @@ class Sizes:
             "latent_values": latent,
             "content_frames": self._pictures,
             "content_values": self._content,
+            "frames_per_latent_frame": self._frames / self.latent_shape[0],
             "values_per_latent_value": self._rgb / latent,
             "values_per_kept_value": self._rgb / (latent + self._content),
         }

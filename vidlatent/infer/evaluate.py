@@ -4,14 +4,15 @@ Scores compare 8-bit frames: the reconstruction is clipped and rounded as it wou
 to a file. ``psnr`` and ``ssim`` are means over clips of the mean over a clip's frames;
 ``psnr_constant_colour`` is the PSNR of each clip's own mean colour, the best that a decoder without
 any picture could do; ``information_preservation_minus1_to_1`` is one ratio of sums over all clips.
-Padding rows never count, whatever the number of processes.
+Padding rows never count, whatever the number of processes. ``scores`` adds measures by name.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from vidlatent.dist.multihost import is_main, local_rows, to_global
 from vidlatent.dist.rules import batch_sharding, replicated
 from vidlatent.infer.latents import Latents
 from vidlatent.infer.pixels import from_pixels, to_pixels
+from vidlatent.infer.scores import Score, SetScore, networks_of
 from vidlatent.metrics import (
     PRESERVATION,
     absolute_sums,
@@ -43,18 +45,33 @@ _ABSOLUTE = ("absolute_error", "absolute_pixels")
 
 
 def tokenizer_eval_step(
-    model: Any, *, preservation: bool = False, latent: bool = False
+    model: Any,
+    *,
+    preservation: bool = False,
+    latent: bool = False,
+    chunk: int = 0,
+    draw: int | None = None,
 ) -> Callable[[Any, Any], dict[str, jax.Array]]:
     """``(params, batch) -> {metric: [B, T], reconstruction: uint8 [B, T, H, W, 3]}``.
 
     With ``preservation`` also the sums that information preservation is made of, with ``latent``
     also the latent of the mean ``[B, t, h, w, c]``.
+
+    Args:
+      chunk: frames that the model is given at a time, each chunk by itself; 0: all.
+      draw: seed of latents drawn from the posterior, each by its clip and start alone; None: means.
     """
 
     def eval_step(params, batch):
         video = batch["video"]
-        prediction, posterior = model.apply({"params": params}, from_pixels(video))
-        reconstruction = to_pixels(prediction)
+        pixels = from_pixels(video)
+        if chunk:
+            pixels = pixels.reshape(-1, chunk, *pixels.shape[2:])
+        if draw is None:
+            prediction, posterior = model.apply({"params": params}, pixels)
+        else:
+            prediction, posterior = _drawn(model, params, pixels, batch, draw)
+        reconstruction = to_pixels(prediction).reshape(video.shape)
         colour = video.astype(jnp.float32).mean(axis=(1, 2, 3), keepdims=True)
         flat = jnp.broadcast_to(jnp.round(colour).astype(video.dtype), video.shape)
         extras = {"latent": posterior.mode().astype(jnp.float32)} if latent else {}
@@ -71,6 +88,34 @@ def tokenizer_eval_step(
     return eval_step
 
 
+def _drawn(
+    model: Any, params: Any, pixels: jax.Array, batch: Any, seed: int
+) -> tuple[jax.Array, Any]:
+    """Reconstruction of a draw from the posterior, and the posterior.
+
+    The noise of a clip depends on nothing but its number and start (and its chunk), so that neither
+    the batch nor the number of processes changes a score.
+    """
+    posterior, _ = model.apply({"params": params}, pixels, method="encode")
+    if posterior.logvar is None:
+        raise VidlatentError(
+            f"{model.latent_spec.name} has no variance to draw latents from: score their means."
+        )
+    chunks = len(pixels) // len(batch["clip"])
+
+    def noise(clip, start):
+        key = jax.random.fold_in(jax.random.key(seed), clip)
+        key = jax.random.fold_in(key, jnp.round(start * 1000).astype(jnp.int32))
+        return jax.random.normal(key, (chunks, *posterior.mean.shape[1:]), posterior.mean.dtype)
+
+    drawn = jax.vmap(noise)(batch["clip"], batch["start"]).reshape(posterior.mean.shape)
+    seen = hasattr(model, "takes_condition") and model.takes_condition
+    condition = model.apply({"params": params}, pixels, method="condition") if seen else None
+    return model.apply(
+        {"params": params}, posterior.draw(drawn), condition=condition, method="decode"
+    )[0], posterior
+
+
 def _ssim(video: jax.Array, reconstruction: jax.Array) -> jax.Array:
     """SSIM ``[B, T]``; NaN for frames smaller than its window, such as lines."""
     if min(video.shape[2:4]) < WINDOW:
@@ -78,18 +123,26 @@ def _ssim(video: jax.Array, reconstruction: jax.Array) -> jax.Array:
     return ssim(video, reconstruction, data_range=255.0)
 
 
-def compile_eval_step(eval_step: Callable, mesh: Mesh, params: Any) -> Callable:
-    """Jit an eval step: measurements come back whole on every process, videos stay spread out."""
+def compile_eval_step(
+    eval_step: Callable, mesh: Mesh, params: Any, scores: Sequence[Score] = ()
+) -> Callable:
+    """Jit an eval step: measurements come back whole on every process, videos stay spread out.
+
+    ``scores`` are measured on its reconstruction too.
+    """
     placed = jax.tree.map(lambda leaf: leaf.sharding, params)
     rows, whole = batch_sharding(mesh), replicated(mesh)
+    networks = to_global(networks_of(scores), whole)
 
-    def measured(params, batch):
+    def measured(params, networks, batch):
         out = eval_step(params, batch)
         video = out.pop("reconstruction")
-        return {**out, "mask": batch["mask"], "clip": batch["clip"], "start": batch["start"]}, video
+        more = {score.name: score.measure(networks, batch["video"], video) for score in scores}
+        tags = {name: batch[name] for name in ("mask", "clip", "start")}
+        return {**out, **more, **tags}, video
 
-    jitted = jax.jit(measured, in_shardings=(placed, rows), out_shardings=(whole, rows))
-    return lambda params, batch: jitted(params, to_global(batch, rows))
+    jitted = jax.jit(measured, in_shardings=(placed, whole, rows), out_shardings=(whole, rows))
+    return lambda params, batch: jitted(params, networks, to_global(batch, rows))
 
 
 @dataclasses.dataclass
@@ -109,12 +162,14 @@ class Evaluation:
 
     Attributes:
       scores: metric -> mean over clips, and ``clips``, the number of them.
-      clips: one row a clip: name, start in seconds, size, metrics.
+      clips: one row a clip: name, start in seconds, size, metrics of frames.
       positions: metric -> mean at each frame position of the window.
       pictures: the first clips, on the main process.
       group_positions: ``n`` and metric -> numbers at each place of a frame group, and
         ``<metric>_max_margin``, best minus worst place; empty where there are no groups.
       latents: what was asked to watch the latents.
+      definitions: metric -> what defines its number: how it is averaged, over how many clips of
+        how many frames, and, of those through networks, network, resize rule and covariance.
     """
 
     scores: dict[str, float]
@@ -123,6 +178,7 @@ class Evaluation:
     pictures: list[Picture]
     group_positions: dict[str, Any] = dataclasses.field(default_factory=dict)
     latents: Latents | None = None
+    definitions: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def evaluate(
@@ -133,57 +189,113 @@ def evaluate(
     *,
     spec: LatentSpec | None = None,
     latents: Latents | None = None,
+    scores: Sequence[Score] = (),
 ) -> Evaluation:
     """Run a compiled eval step over a finite loader; keep ``pictures`` clips spread over it.
 
     ``spec`` says which frames form a group; ``latents`` is shown every latent (of an eval step with
-    ``latent``). Raises if the loader holds no real clip.
+    ``latent``); ``scores`` are those the eval step was compiled with. Raises if the loader holds no
+    real clip.
     """
-    clips, shown = [], []
+    shown: list[Picture] = []
     per_batch = -(-pictures // max(1, len(loader)))
     stride = max(1, len(loader) // max(1, pictures))
-    sums: dict[str, Any] = {name: defaultdict(float) for name in METRICS}
-    counts: dict[int, int] = defaultdict(int)
-    absolute = np.zeros(2)
+    tally = _Tally(loader.index, scores)
     for number, batch in enumerate(loader):
         arrays = {name: batch[name] for name in ("video", "mask", "clip", "start")}
         measured, reconstruction = eval_step(params, arrays)
         measured = jax.device_get(measured)
-        real = np.flatnonzero(measured["mask"])
         if latents is not None:
             latents.add(measured["latent"], measured["mask"], measured["clip"])
-        if _ABSOLUTE[0] in measured:
-            absolute += [measured[name][real].sum(dtype=np.float64) for name in _ABSOLUTE]
-        for row in real:
-            per_frame = {name: np.asarray(measured[name][row], np.float64) for name in METRICS}
-            clips.append(
-                {
-                    "clip": loader.index[int(measured["clip"][row])].path,
-                    "start": round(float(measured["start"][row]), 3),
-                    "size": "x".join(map(str, batch["video"].shape[1:4])),
-                    **{name: float(values.mean()) for name, values in per_frame.items()},
-                }
-            )
-            for position in range(batch["video"].shape[1]):
-                counts[position] += 1
-                for name in METRICS:
-                    sums[name][position] += per_frame[name][position]
+        tally.add(measured, batch["video"].shape[1:4])
         if is_main() and len(shown) < pictures and number % stride == 0:
             shown += _pictures(batch, local_rows(reconstruction), loader, measured)[:per_batch]
-    if not clips:
+    if not tally.clips:
         raise VidlatentError(
             "no validation clip to score: raise config.data.validation_share or add files."
         )
-    scores = {name: float(np.mean([row[name] for row in clips])) for name in METRICS}
-    if absolute[1]:
-        scores[PRESERVATION] = float(1 - absolute[0] / absolute[1])
-    positions = {
-        name: [sums[name][position] / counts[position] for position in sorted(counts)]
-        for name in METRICS
-    }
-    scores["clips"] = len(clips)
-    groups = {} if spec is None else _group_positions(sums, counts, spec)
-    return Evaluation(scores, clips, positions, shown[:pictures], groups, latents)
+    numbers, definitions = tally.results()
+    groups = {} if spec is None else _group_positions(tally.sums, tally.counts, spec)
+    return Evaluation(
+        numbers,
+        tally.clips,
+        tally.positions(),
+        shown[:pictures],
+        groups,
+        latents,
+        definitions,
+    )
+
+
+class _Tally:
+    """Running sums of an evaluation, over the real rows of all processes' batches."""
+
+    def __init__(self, index: Sequence[Any], scores: Sequence[Score]):
+        self._index = index
+        self._of_sets = {score.name: (score, score.tally()) for score in scores if _of_set(score)}
+        self._of_frames = {score.name: score for score in scores if not _of_set(score)}
+        self.names = (*METRICS, *self._of_frames)
+        self.clips: list[dict[str, Any]] = []
+        self.sums: dict[str, Any] = {name: defaultdict(float) for name in self.names}
+        self.counts: dict[int, int] = defaultdict(int)
+        self._absolute = np.zeros(2)
+
+    def add(self, measured: dict[str, Any], size: tuple[int, ...]) -> None:
+        """Take in what an eval step returned for windows of ``size`` (frames, height, width)."""
+        real = np.flatnonzero(measured["mask"])
+        if _ABSOLUTE[0] in measured:
+            self._absolute += [measured[name][real].sum(dtype=np.float64) for name in _ABSOLUTE]
+        for name, (_, tally) in self._of_sets.items():
+            tally.add(measured[name], measured["mask"], measured["clip"], measured["start"])
+        for row in real:
+            per_frame = {n: np.asarray(measured[n][row], np.float64) for n in self.names}
+            self.clips.append(
+                {
+                    "clip": self._index[int(measured["clip"][row])].path,
+                    "start": round(float(measured["start"][row]), 3),
+                    "size": "x".join(map(str, size)),
+                    **{name: float(values.mean()) for name, values in per_frame.items()},
+                }
+            )
+            for position in range(size[0]):
+                self.counts[position] += 1
+                for name in self.names:
+                    self.sums[name][position] += per_frame[name][position]
+
+    def positions(self) -> dict[str, list[float]]:
+        """Metric -> mean at each frame position, over the clips that have it."""
+        return {
+            name: [self.sums[name][frame] / self.counts[frame] for frame in sorted(self.counts)]
+            for name in self.names
+        }
+
+    def results(self) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+        """Scores and their definitions."""
+        count = len(self.clips)
+        lengths = sorted({int(row["size"].split("x")[0]) for row in self.clips})
+        # Exactly rounded sums: the order in which processes deliver rows leaves no trace.
+        numbers = {n: math.fsum(row[n] for row in self.clips) / count for n in self.names}
+        how = {"averaged": "over the frames of a clip, then over clips", "n": count}
+        how |= {"clip_frames": lengths}
+        about = {
+            name: how | (self._of_frames[name].about if name in self._of_frames else {})
+            for name in self.names
+        }
+        if self._absolute[1]:
+            numbers[PRESERVATION] = float(1 - self._absolute[0] / self._absolute[1])
+            about[PRESERVATION] = how | {"averaged": "one ratio of sums over all pixels"}
+        for name, (score, tally) in self._of_sets.items():
+            found, counted = tally.result(name)
+            numbers |= found
+            pieces = {"clip_frames": [score.cut] if score.cut else lengths}
+            pieces["clip_stride"] = pieces["clip_frames"]  # side by side, no frame twice
+            about |= dict.fromkeys(found, {**score.about, **pieces, **counted})
+        numbers["clips"] = count
+        return numbers, about
+
+
+def _of_set(score: Score) -> bool:
+    return isinstance(score, SetScore)
 
 
 def _group_positions(sums: dict[str, Any], counts: dict[int, int], spec: LatentSpec) -> dict:

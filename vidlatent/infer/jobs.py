@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,15 +16,16 @@ from tqdm import tqdm
 from vidlatent.data.decode import iter_frames
 from vidlatent.dist.mesh import make_mesh
 from vidlatent.dist.multihost import is_main
-from vidlatent.dist.rules import shardings
 from vidlatent.infer.codec import Codec
 from vidlatent.infer.coded import Sizes
 from vidlatent.infer.coding import Coding
 from vidlatent.infer.data import Loaders
 from vidlatent.infer.evaluate import STILL_FPS, compile_eval_step, evaluate, tokenizer_eval_step
 from vidlatent.infer.latents import Latents
-from vidlatent.infer.load import abstract_params, model_of, open_checkpoints
+from vidlatent.infer.load import model_of, restored_params
 from vidlatent.infer.outputs import write_evaluation
+from vidlatent.infer.protocols_run import evaluate_protocol
+from vidlatent.infer.scores import make_scores
 from vidlatent.io.pictures import contact_sheet
 from vidlatent.io.video import VideoWriter, side_by_side
 from vidlatent.metrics import psnr, ssim
@@ -37,30 +37,29 @@ __all__ = ["evaluate_workdir", "reconstruct_video"]
 def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) -> int:
     """Score the checkpoint of ``workdir`` on the validation clips of ``config.data``.
 
-    Writes into ``output`` (default ``<workdir>/eval/step_<n>``); returns the exit status.
+    With ``config.eval.protocol``: on all clips of it, as a paper did. Writes into ``output``
+    (default ``<workdir>/eval/step_<n>``, with the protocol's name); returns the exit status.
     """
+    if config.eval.protocol:
+        return evaluate_protocol(config, workdir, step, output)
     model = model_of(config)
     mesh = make_mesh(config.mesh)
-    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-        checkpointer = open_checkpoints(config, workdir)
-        stack.callback(checkpointer.close)
-        abstract = abstract_params(model)
-        target = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            abstract,
-            shardings(abstract, mesh),
-        )
-        restored = checkpointer.restore_params(target, step=None if step < 0 else step)
-        loader = stack.enter_context(Loaders(config, model.latent_spec, workdir).validation())
+    # Before anything is decoded: missing weights are told at once.
+    networks = config.networks.to_dict()
+    scores = make_scores(config.eval.metrics, networks, stand_ins=config.eval.stand_ins)
+    with jax.set_mesh(mesh):
+        restored = restored_params(config, workdir, model, mesh, step)
         eval_step = tokenizer_eval_step(model, preservation=config.eval.preservation, latent=True)
-        result = evaluate(
-            compile_eval_step(eval_step, mesh, restored.state),
-            restored.state,
-            loader,
-            config.eval.pictures,
-            spec=model.latent_spec,
-            latents=Latents(model.latent_spec, config.eval.gride_clips),
-        )
+        with Loaders(config, model.latent_spec, workdir).validation() as loader:
+            result = evaluate(
+                compile_eval_step(eval_step, mesh, restored.state, scores),
+                restored.state,
+                loader,
+                config.eval.pictures,
+                spec=model.latent_spec,
+                latents=Latents(model.latent_spec, config.eval.gride_clips),
+                scores=scores,
+            )
     if is_main():
         folder = Path(output) if output else workdir / "eval" / f"step_{restored.step}"
         write_evaluation(result, folder, config=config, step=restored.step, workdir=workdir)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vidlatent.dist.rules import shardings
 from vidlatent.io.checkpoint import Checkpointer
 from vidlatent.models import build
 from vidlatent.registry import did_you_mean
 from vidlatent.typing import LatentSpec, VidlatentError
 
-__all__ = ["abstract_params", "model_of", "open_checkpoints", "smallest_video"]
+__all__ = [
+    "abstract_params",
+    "model_of",
+    "open_checkpoints",
+    "restored_params",
+    "smallest_video",
+]
 
 
 def model_of(config: ConfigDict, dtype: Any = None) -> Any:
@@ -48,3 +57,18 @@ def abstract_params(model: Any) -> Any:
     """Parameters of a tokenizer as ShapeDtypeStructs, without making any."""
     video = jax.ShapeDtypeStruct(smallest_video(model.latent_spec), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), video)["params"]
+
+
+def restored_params(config: ConfigDict, workdir: Path, model: Any, mesh: Mesh, step: int) -> Any:
+    """The parameters of a workdir's checkpoint, placed on a mesh: what ``restore_params`` returns.
+
+    ``step`` below 0 is the newest sound one.
+    """
+    abstract = abstract_params(model)
+    target = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract,
+        shardings(abstract, mesh),
+    )
+    with contextlib.closing(open_checkpoints(config, workdir)) as checkpointer:
+        return checkpointer.restore_params(target, step=None if step < 0 else step)

@@ -16,7 +16,7 @@ from vidlatent.io.pictures import contact_sheet
 from vidlatent.io.video import side_by_side, write_video
 from vidlatent.io.writers import read_metrics
 
-__all__ = ["pictures_sheet", "write_evaluation"]
+__all__ = ["group_rows", "pictures_sheet", "write_evaluation"]
 
 
 def write_evaluation(
@@ -31,6 +31,7 @@ def write_evaluation(
         "config": config_hash(config),
         "model": config.model.to_dict(),
         "scores": result.scores,
+        "definitions": result.definitions,
         "by_frame_position": result.positions,
         "by_clip": result.clips,
         **_groups_and_latents(result),
@@ -93,12 +94,12 @@ def _latent_sheets(result: Evaluation, folder: Path) -> list[tuple[str, bytes]]:
 
 def _tables(result: Evaluation, scores: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     positions = [
-        {"frame": frame, **{name: result.positions[name][frame] for name in METRICS}}
+        {"frame": frame, **{name: values[frame] for name, values in result.positions.items()}}
         for frame in range(len(result.positions["psnr"]))
     ]
     tables = {"Scores by clip": result.clips, "Scores by frame position": positions}
     if "by_group_position" in scores:
-        tables["Scores by place in the frame group"] = _group_rows(scores["by_group_position"])
+        tables["Scores by place in the frame group"] = group_rows(scores["by_group_position"])
     if "intrinsic_dimension" in scores:
         tables["Intrinsic dimension of latents"] = scores["intrinsic_dimension"]
     if "latent" in scores:
@@ -109,7 +110,8 @@ def _tables(result: Evaluation, scores: dict[str, Any]) -> dict[str, list[dict[s
     return tables
 
 
-def _group_rows(groups: dict[str, Any]) -> list[dict[str, Any]]:
+def group_rows(groups: dict[str, Any]) -> list[dict[str, Any]]:
+    """``Evaluation.group_positions`` as rows of a table."""
     names = ("psnr", "ssim", "n")
     rows = [
         {"place": str(place + 1), **{name: groups[name][place] for name in names}}

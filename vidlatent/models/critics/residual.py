@@ -26,69 +26,87 @@ NORMS = ("none", "spectral")
 _FILTERS = {"mean": (1, 1), "blur": (1, 3, 3, 1)}
 
 
-class _Tower(nn.Module):
-    """Stem, halving residual blocks, and one more convolution.
+class _Convs(nn.Module):
+    """Makes convolutions that keep the grid and gathers what they remember."""
 
-    A block is ``(conv3(C, C) leaky shrink conv3(C, C') leaky + conv1(shrink)) / sqrt 2``.
+    norm: str = "none"
+    dtype: Any = jnp.float32
+
+    @nn.nowrap
+    def _conv(self, name, features, size, x, stats, train, new):
+        layer = CriticConv(
+            features,
+            (size,) * 3,
+            padding=(size // 2,) * 3,
+            use_bias=size > 1,
+            spectral=self.norm == "spectral",
+            dtype=self.dtype,
+            name=name,
+        )
+        y, seen = layer(x, stats[name] if stats else {}, train)
+        if seen:
+            new[name] = seen
+        return y
+
+
+class _Block(_Convs):
+    """``(conv3(C, C) leaky shrink conv3(C, C') leaky + conv1(shrink)) / sqrt 2``."""
+
+    features: int = 0
+    pool: str = "mean"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, stats: Stats, train: bool) -> tuple[jax.Array, Stats]:
+        """``[B, T, H, W, C] -> [B, T/2, H/2, W/2, features]``, rounded up."""
+        taps, new = _FILTERS[self.pool], {}
+        main = leaky_relu(self._conv("in", x.shape[-1], 3, x, stats, train, new))
+        main = self._conv("out", self.features, 3, shrink(main, taps), stats, train, new)
+        skip = self._conv("skip", self.features, 1, shrink(x, taps), stats, train, new)
+        return (leaky_relu(main) + skip) * math.sqrt(0.5), new
+
+
+class _Tower(_Convs):
+    """Stem, halving residual blocks, and one more convolution.
 
     Attributes:
       widths: channels after the stem and after each block.
       pool: ``'mean'`` (average of 2x2x2) or ``'blur'`` (four taps).
       norm: ``'none'`` or ``'spectral'``.
+      remat: compute each block again for the gradient.
     """
 
-    widths: tuple[int, ...]
+    widths: tuple[int, ...] = ()
     pool: str = "mean"
-    norm: str = "none"
-    dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, stats: Stats, train: bool
-    ) -> tuple[jax.Array, dict[str, Stats]]:
+    def __call__(self, x: jax.Array, stats: Stats, train: bool) -> tuple[jax.Array, Stats]:
         """``[B, T, H, W, 3] -> [B, T', H', W', widths[-1]]``."""
         check_norm(self.norm, NORMS)
         if self.pool not in _FILTERS:
             raise VidlatentError(f"config.critic.model.pool {self.pool!r}: use 'mean' or 'blur'.")
-        taps, features, new = _FILTERS[self.pool], _features(self.widths), {}
-
-        def conv(name, x):
-            size = 1 if name.endswith("skip") else 3
-            layer = CriticConv(
-                features[name],
-                (size,) * 3,
-                padding=(size // 2,) * 3,
-                use_bias=size > 1,
-                spectral=self.norm == "spectral",
-                dtype=self.dtype,
-                name=name,
-            )
-            y, seen = layer(x, stats[name] if stats else {}, train)
+        block = nn.remat(_Block, static_argnums=(3,)) if self.remat else _Block
+        new = {}
+        x = x.astype(self.dtype)
+        x = leaky_relu(self._conv("stem", self.widths[0], 3, x, stats, train, new))
+        for i, features in enumerate(self.widths[1:]):
+            name = f"block_{i}"
+            layer = block(self.norm, self.dtype, features, self.pool, name=name)
+            x, seen = layer(x, stats[name] if stats else {}, train)
             if seen:
                 new[name] = seen
-            return y
-
-        x = leaky_relu(conv("stem", x.astype(self.dtype)))
-        for i in range(len(self.widths) - 1):
-            main = shrink(leaky_relu(conv(f"block_{i}_in", x)), taps)
-            main = leaky_relu(conv(f"block_{i}_out", main))
-            x = (main + conv(f"block_{i}_skip", shrink(x, taps))) * math.sqrt(0.5)
-        return leaky_relu(conv("last", x)), new
-
-
-def _features(widths: tuple[int, ...]) -> dict[str, int]:
-    """Output channels of a tower's convolutions by name."""
-    features = {"stem": widths[0]}
-    for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
-        features |= {f"block_{i}_in": before, f"block_{i}_out": after, f"block_{i}_skip": after}
-    return {**features, "last": widths[-1]}
+        return leaky_relu(self._conv("last", x.shape[-1], 3, x, stats, train, new)), new
 
 
 def _tower_stats(widths: tuple[int, ...], norm: str) -> dict[str, Stats]:
     check_norm(norm, NORMS)
     if norm == "none":
         return {}
-    return {name: spectral_start(features) for name, features in _features(widths).items()}
+    stats = {"stem": spectral_start(widths[0]), "last": spectral_start(widths[-1])}
+    for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        sizes = {"in": before, "out": after, "skip": after}
+        stats[f"block_{i}"] = {name: spectral_start(size) for name, size in sizes.items()}
+    return stats
 
 
 class MultiscaleCritic(nn.Module):
@@ -101,6 +119,7 @@ class MultiscaleCritic(nn.Module):
     Attributes:
       scales: towers; the first sees the clip as it is.
       widths, pool, norm: of each tower.
+      remat: compute blocks again for the gradient; keeps their inputs alone.
       dtype: compute dtype; logits are float32.
     """
 
@@ -108,6 +127,7 @@ class MultiscaleCritic(nn.Module):
     widths: tuple[int, ...] = (64, 128, 256, 256, 256)
     pool: str = "mean"
     norm: str = "none"
+    remat: bool = False
     dtype: Any = jnp.float32
 
     @property
@@ -141,7 +161,8 @@ class MultiscaleCritic(nn.Module):
         maps, new = [], {}
         for s in range(self.scales):
             video = shrink(video, (1, 1)) if s else video
-            tower = _Tower(self.widths, self.pool, self.norm, self.dtype, name=f"scale_{s}")
+            fields = (self.norm, self.dtype, self.widths, self.pool, self.remat)
+            tower = _Tower(*fields, name=f"scale_{s}")
             spectral = self.norm == "spectral"
             head = CriticConv(1, (1, 1, 1), spectral=spectral, dtype=self.dtype, name=f"head_{s}")
             x, seen = tower(video, stats[f"scale_{s}"] if stats else {}, train)
@@ -159,6 +180,7 @@ class StyleCritic(nn.Module):
 
     Attributes:
       widths, pool, norm: of the tower; the dense layers are not of spectral norm.
+      remat: compute blocks again for the gradient; keeps their inputs alone.
       hidden: width of the first dense layer.
       dtype: compute dtype; logits are float32.
     """
@@ -166,6 +188,7 @@ class StyleCritic(nn.Module):
     widths: tuple[int, ...] = (128, 256, 512, 512, 512, 512)
     pool: str = "blur"
     norm: str = "none"
+    remat: bool = False
     hidden: int = 512
     dtype: Any = jnp.float32
 
@@ -194,7 +217,8 @@ class StyleCritic(nn.Module):
           VidlatentError: another clip size than the parameters were made for.
         """
         size = check_shape(video, "B T H W C", C=3)
-        tower = _Tower(self.widths, self.pool, self.norm, self.dtype, name="tower")
+        fields = (self.norm, self.dtype, self.widths, self.pool, self.remat)
+        tower = _Tower(*fields, name="tower")
         x, seen = tower(video, stats["tower"] if stats else {}, train)
         x = x.reshape(x.shape[0], -1)
         if not self.is_initializing():
