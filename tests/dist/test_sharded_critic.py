@@ -56,4 +56,5 @@ def test_eight_devices_equal_one(videos, model):
     one, *many = (verdict(videos, model, s) for s in ((1, 1, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)))
     for found in many:
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(found), strict=True):
-            np.testing.assert_allclose(b, a, atol=1e-5 * max(1e-2, np.abs(a).max()))
+            # Means of logits of about 1 cancel.
+            np.testing.assert_allclose(b, a, atol=1e-5 * max(0.3, np.abs(a).max()))

@@ -26,7 +26,9 @@ __all__ = ["PARAM_RULES", "batch_sharding", "constrain", "path_name", "replicate
 # then comes out multiplied by that axis' size). tests/dist/test_conv_partitioning.py holds the
 # layouts that are right.
 PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"(^|/)(encoder|decoder|critic)/.*kernel$", ("fsdp", None)),
+    # Critics are small and stride with even kernels, which go wrong once their inputs are sharded.
+    (r"(^|/)critic/", ()),
+    (r"(^|/)(encoder|decoder)/.*kernel$", ("fsdp", None)),
     (r"kernel$", ("fsdp", "tensor")),
     (r".*", ()),
 )
