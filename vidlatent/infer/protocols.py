@@ -164,8 +164,8 @@ PROTOCOLS.register(
             _LPIPS,
             _ORDER,
             _MEAN,
-            "information preservation: of equation 2, not in this table; its range of pixels is not "
-            "stated and taken to be [-1, 1]",
+            "information preservation: of equation 2, not in this table; its range of pixels "
+            "(not stated) is taken to be [-1, 1]",
         ),
     ),
 )
