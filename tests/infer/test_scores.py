@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_evaluate import Stub
+from tiny_tokenizers import QUICK
 
 from configs.common import get_defaults
 from vidlatent.data.decode import ClipInfo
@@ -109,8 +110,9 @@ def test_values_against_direct_computation(run, videos, scores):
     assert result.scores["psnr_reducio_eps1e-8"] == pytest.approx(float(found), rel=1e-5)
 
     mae = networks["fvd_videomae_tiny"]
+    look = jax.jit(mae.apply, compiler_options=QUICK)
     features = [
-        np.asarray(mae.apply(mae.params, resized_clip(clips, 32))["features"])
+        np.asarray(look(mae.params, resized_clip(clips, 32))["features"])
         for clips in (videos, restored)
     ]
     assert result.scores[FVD] == pytest.approx(frechet_distance(*features), rel=1e-3)
@@ -122,14 +124,15 @@ def test_values_against_direct_computation(run, videos, scores):
     for clips in (videos, restored):
         parts = [clips[:, :8], clips[:, 8:16]]  # frame 16 fills no piece
         seen = resized_clip(np.concatenate(parts), 32, "crop")
-        features.append(np.asarray(mae.apply(mae.params, seen)["features"]))
+        features.append(np.asarray(look(mae.params, seen)["features"]))
     assert result.scores[FVD_CUT] == pytest.approx(frechet_distance(*features), rel=1e-3)
     about = result.definitions[FVD_CUT]
     assert (about["n"], about["clip_frames"]) == (2 * CLIPS, [8])
 
     c3d = networks["is_c3d_tiny"]
+    classify = jax.jit(c3d.apply, compiler_options=QUICK)
     rows = [
-        c3d.apply(c3d.params, jnp.asarray(clips[:, :16] / np.float32(127.5) - 1))["probabilities"]
+        classify(c3d.params, jnp.asarray(clips[:, :16] / np.float32(127.5) - 1))["probabilities"]
         for clips in (videos, restored)
     ]
     name = f"is_c3d_tiny_random0_splits{CLIPS}"

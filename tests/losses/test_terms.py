@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vidlatent.dist.mesh import make_mesh
+from vidlatent.dist.mesh import AXES, make_mesh
 from vidlatent.losses import TERMS, LossInputs, make_terms
 from vidlatent.losses.perceptual import lpips
 from vidlatent.losses.schedule import ramp
@@ -102,15 +102,19 @@ def test_frames_of_lpips_pass_in_slices(networks):
 
 
 @pytest.mark.slow
-def test_samples_stay_on_their_devices(networks):
-    """Spread over eight devices, terms exchange sums and nothing of a sample's size."""
+@pytest.mark.parametrize("sizes", [(8, 1, 1, 1), (2, 2, 2, 1)])
+def test_samples_stay_on_their_devices(networks, sizes):
+    """Spread over eight devices, terms exchange sums and nothing of a sample's size.
+
+    Where rows are spread as well, the networks that look at frames gather them first.
+    """
     config = {
         "lpips_tiny": {"weight": 1.0, "frames_at_once": 2},
         "vf": {"weight": 1.0, "network": "dinov2_tiny", "frames_at_once": 2, "rows": 16},
     }
     terms = {name: term for name, (_, term) in make_terms(config).items()}
     params = terms["vf"].init(jax.random.key(0), SPEC)
-    mesh = make_mesh({"data": 8, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:8])
+    mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), jax.devices()[:8])
     keys = jax.random.split(jax.random.key(3), 3)
     clips = [jax.random.normal(key, (8, 5, 24, 32, 3)) for key in keys[:2]]
     latent = jax.random.normal(keys[2], (8, 2, 3, 4, 4))
@@ -122,11 +126,18 @@ def test_samples_stay_on_their_devices(networks):
 
     grad = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), compiler_options=CHEAP)
     want = grad(params, latent, *clips)
-    spread = NamedSharding(mesh, PartitionSpec("data"))
+    rows = "context" if sizes[2] > 1 else None
+    spread = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, rows))
+    whole = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    given = (params, *(jax.device_put(x, spread) for x in (latent, *clips)))
-    program = grad.lower(*given).compile()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), program(*given), want)
+    given = (jax.device_put(latent, whole), *(jax.device_put(x, spread) for x in clips))
+    with jax.set_mesh(mesh):
+        program = grad.lower(params, *given).compile()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), program(params, *given), want
+    )
+    if rows:
+        return
     text = program.as_text()
     assert "all-reduce" in text and "all-gather" not in text and "all-to-all" not in text
     # XLA passes one block of zeros on when it undoes the padding of the last slice.

@@ -15,7 +15,15 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-__all__ = ["PARAM_RULES", "batch_sharding", "constrain", "path_name", "replicated", "shardings"]
+__all__ = [
+    "PARAM_RULES",
+    "batch_sharding",
+    "constrain",
+    "path_name",
+    "replicated",
+    "shardings",
+    "spreads",
+]
 
 # (path regex, mesh axes of the trailing array axes). The first match counts. Kernels end in
 # (in, out): FSDP shards the inputs, tensor parallelism the outputs.
@@ -105,3 +113,10 @@ def constrain(x: jax.Array, names: Sequence[str]) -> jax.Array:
         axes = ACTIVATION_AXES[name]
         spec.append(axes if axes and _divides(mesh, size, axes) else None)
     return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def spreads(name: str, *sizes: int) -> bool:
+    """Whether axes of this name and all of these sizes are split on the mesh that is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = ACTIVATION_AXES[name]
+    return not mesh.empty and all(_divides(mesh, size, axes) for size in sizes)

@@ -58,20 +58,29 @@ def tokenizer_eval_step(
     also the latent of the mean ``[B, t, h, w, c]``.
 
     Args:
-      chunk: frames that the model is given at a time, each chunk by itself; 0: all.
+      chunk: frames that the model is given at a time, each chunk by itself, so that memory is that
+        of one; 0: all at once. Not together with ``latent``.
       draw: seed of latents drawn from the posterior, each by its clip and start alone; None: means.
     """
 
+    def coded(params, batch, pixels, number):
+        if draw is None:
+            return model.apply({"params": params}, pixels)
+        return _drawn(
+            model, params, pixels, batch, jax.random.fold_in(jax.random.key(draw), number)
+        )
+
     def eval_step(params, batch):
         video = batch["video"]
-        pixels = from_pixels(video)
         if chunk:
-            pixels = pixels.reshape(-1, chunk, *pixels.shape[2:])
-        if draw is None:
-            prediction, posterior = model.apply({"params": params}, pixels)
+
+            def restored(part):
+                return to_pixels(coded(params, batch, from_pixels(part[1]), part[0])[0])
+
+            reconstruction = _by_chunks(restored, video, chunk)
         else:
-            prediction, posterior = _drawn(model, params, pixels, batch, draw)
-        reconstruction = to_pixels(prediction).reshape(video.shape)
+            prediction, posterior = coded(params, batch, from_pixels(video), 0)
+            reconstruction = to_pixels(prediction)
         colour = video.astype(jnp.float32).mean(axis=(1, 2, 3), keepdims=True)
         flat = jnp.broadcast_to(jnp.round(colour).astype(video.dtype), video.shape)
         extras = {"latent": posterior.mode().astype(jnp.float32)} if latent else {}
@@ -88,12 +97,21 @@ def tokenizer_eval_step(
     return eval_step
 
 
+def _by_chunks(function: Callable, video: jax.Array, chunk: int) -> jax.Array:
+    """``function((number, [B, chunk, H, W, 3]))`` of each chunk in turn, put together again."""
+    batch, frames = video.shape[:2]
+    parts = video.reshape(batch, frames // chunk, chunk, *video.shape[2:])
+    numbers = jnp.arange(frames // chunk)
+    done = jax.lax.map(function, (numbers, jnp.moveaxis(parts, 1, 0)))
+    return jnp.moveaxis(done, 0, 1).reshape(video.shape)
+
+
 def _drawn(
-    model: Any, params: Any, pixels: jax.Array, batch: Any, seed: int
+    model: Any, params: Any, pixels: jax.Array, batch: Any, key: jax.Array
 ) -> tuple[jax.Array, Any]:
     """Reconstruction of a draw from the posterior, and the posterior.
 
-    The noise of a clip depends on nothing but its number and start (and its chunk), so that neither
+    The noise of a clip depends on nothing but ``key``, its number and its start, so that neither
     the batch nor the number of processes changes a score.
     """
     posterior, _ = model.apply({"params": params}, pixels, method="encode")
@@ -101,19 +119,17 @@ def _drawn(
         raise VidlatentError(
             f"{model.latent_spec.name} has no variance to draw latents from: score their means."
         )
-    chunks = len(pixels) // len(batch["clip"])
 
     def noise(clip, start):
-        key = jax.random.fold_in(jax.random.key(seed), clip)
-        key = jax.random.fold_in(key, jnp.round(start * 1000).astype(jnp.int32))
-        return jax.random.normal(key, (chunks, *posterior.mean.shape[1:]), posterior.mean.dtype)
+        mine = jax.random.fold_in(key, clip)
+        mine = jax.random.fold_in(mine, jnp.round(start * 1000).astype(jnp.int32))
+        return jax.random.normal(mine, posterior.mean.shape[1:], posterior.mean.dtype)
 
-    drawn = jax.vmap(noise)(batch["clip"], batch["start"]).reshape(posterior.mean.shape)
+    latent = posterior.draw(jax.vmap(noise)(batch["clip"], batch["start"]))
     seen = hasattr(model, "takes_condition") and model.takes_condition
     condition = model.apply({"params": params}, pixels, method="condition") if seen else None
-    return model.apply(
-        {"params": params}, posterior.draw(drawn), condition=condition, method="decode"
-    )[0], posterior
+    video, _ = model.apply({"params": params}, latent, condition=condition, method="decode")
+    return video, posterior
 
 
 def _ssim(video: jax.Array, reconstruction: jax.Array) -> jax.Array:

@@ -31,6 +31,7 @@ _CAUTION = (
     "The paper's figures were measured by its authors on the clips named above them; they compare "
     "with the measured column only as far as this folder holds the same clips."
 )
+_UNTRAINED = "Scores with _random in their name looked through untrained networks and mean nothing."
 
 
 @dataclasses.dataclass
@@ -84,7 +85,7 @@ def write_outcome(outcome: Outcome, folder: Path, config: ConfigDict) -> None:
     write_report(
         folder / "report.html",
         title=f"{config.name} ({config.preset}) at step {outcome.step} by {name}",
-        subtitle=f"{outcome.protocol.source}; {_clips(outcome)}",
+        subtitle=f"{outcome.protocol.source}; {_clips(outcome)}. {_cautions(outcome)}",
         scores=outcome.result.scores,
         tables=_tables(outcome),
         sheets=shown,
@@ -139,6 +140,11 @@ def _clips(outcome: Outcome) -> str:
     return f"{count}{of} clips of {outcome.where}"
 
 
+def _cautions(outcome: Outcome) -> str:
+    random = any("_random" in name for name in outcome.names.values())
+    return _CAUTION + " " + _UNTRAINED if random else _CAUTION
+
+
 def _measured_head(outcome: Outcome) -> str:
     return f"measured here ({int(outcome.result.scores['clips'])} clips)"
 
@@ -158,9 +164,9 @@ def _compared(outcome: Outcome) -> list[dict[str, Any]]:
         name = outcome.names[measure.name]
         factor = f" x {measure.factor:g}" if measure.factor != 1 else ""
         line: dict[str, Any] = {"score": name + factor}
-        line[_measured_head(outcome)] = outcome.result.scores[name] * measure.factor
+        line[_measured_head(outcome)] = _digits(outcome.result.scores[name] * measure.factor)
         line["paper's column"] = measure.heading or None
-        line |= {_paper_head(row): row.values.get(measure.heading) for row in beside}
+        line |= {_paper_head(row): _printed(row.values.get(measure.heading)) for row in beside}
         lines.append(line)
     return lines
 
@@ -172,7 +178,7 @@ def _paper_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
         {
             "paper: model": row.model,
             "clips": row.data,
-            **{heading: row.values.get(heading) for heading in headings},
+            **{heading: _printed(row.values.get(heading)) for heading in headings},
             **({"note": row.note or None} if notes else {}),
         }
         for row in rows
@@ -184,7 +190,7 @@ def _tables(outcome: Outcome) -> dict[str, list[dict[str, Any]]]:
     by_clip = sorted(result.clips, key=lambda row: row["psnr"])
     tables = {
         "Measured, beside the paper's own figures": _compared(outcome),
-        f"The paper's table ({outcome.protocol.source}), as printed": _paper_table(
+        f"The paper's own table, as printed: {outcome.protocol.source}": _paper_table(
             outcome.protocol.figures
         ),
         "What the paper leaves open, and what was done": [
@@ -218,14 +224,20 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def _digits(value: float) -> str:
+    """A measurement with about four digits."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def _printed(value: float | None) -> str | None:
+    """A paper's figure with the digits it has there, but for zeros at its end."""
+    return None if value is None else f"{value:g}"
+
+
 def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return str(value)
-        value = f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return "" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def _markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -241,12 +253,8 @@ def _markdown(outcome: Outcome, config: ConfigDict) -> str:
         f"# {outcome.protocol.name}: {config.name} ({config.preset}) at step {outcome.step}",
         f"Protocol: {outcome.protocol.source}. Scored: {_clips(outcome)}.",
         _markdown_table(_compared(outcome)),
-        _CAUTION,
+        _cautions(outcome),
     ]
-    if any("_random" in name for name in outcome.names.values()):
-        parts.append(
-            "Scores with `random` in their name looked through untrained networks and mean nothing."
-        )
     if left_out:
         parts.append(f"Left out on request: {', '.join(left_out)}.")
     if outcome.bad:
@@ -257,7 +265,7 @@ def _markdown(outcome: Outcome, config: ConfigDict) -> str:
         "\n".join(f"- {line}" for line in outcome.protocol.open),
         "## How each score is defined",
         "\n".join(f"- `{n}`: {_words(a)}" for n, a in outcome.result.definitions.items()),
-        f"## The paper's table ({outcome.protocol.source}), as printed",
+        f"## The paper's own table, as printed: {outcome.protocol.source}",
         _markdown_table(_paper_table(outcome.protocol.figures)),
     ]
     return "\n\n".join(parts) + "\n"

@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vidlatent.dist.rules import constrain
+
 __all__ = ["map_frames"]
+
+# No axis of an image is split: the sizes inside these networks do not divide.
+_WHOLE = ("batch", "time", "width", "width", "channel")
 
 
 def map_frames(
@@ -27,6 +32,7 @@ def map_frames(
     Returns:
       ``[B, T, ...]``; exactly ``network`` on each frame.
     """
+    videos = tuple(constrain(video, _WHOLE) for video in videos)
     batch, frames = videos[0].shape[:2]
     slices = -(-frames // at_once)
     size = -(-frames // slices)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vidlatent.dist.rules import constrain, spreads
 from vidlatent.kernels.conv3d import conv3d
 from vidlatent.layers.conv import fan_in
 from vidlatent.layers.group_norm import GroupNorm, apply_affine
@@ -92,8 +93,15 @@ class CriticConv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         if self.spectral:
             kernel, stats = _spectral(kernel, stats, train)
+        # Rows are spread over devices where those before and after the layer can be: XLA gets the
+        # gradient of a convolution wrong that is split on one side alone (jax 0.10.2).
+        before, taps, step, pad = x.shape[2], self.kernel[1], self.strides[1], self.padding[1]
+        after = (before + 2 * pad - taps) // step + 1
+        rows = "height" if spreads("height", before, after) else "width"
+        axes = ("batch", "time", rows, "width", "channel")
+        x = constrain(x.astype(self.dtype), axes)
         pads = tuple((p, p) for p in self.padding)
-        y = conv3d(x.astype(self.dtype), kernel.astype(self.dtype), self.strides, pads)
+        y = constrain(conv3d(x, kernel.astype(self.dtype), self.strides, pads), axes)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)

@@ -1,0 +1,98 @@
+"""Generation without networks: noise schedules, training targets, samplers, guidance, caching.
+
+A schedule and a sampler come from plain dicts, as in a config::
+
+    schedule = make_schedule({"name": "flow", "shift": 5.0})
+    plan = make_sampler(schedule, {"name": "unipc", "steps": 30, "order": 2})
+    x = sample(plan, denoise, starting_noise(key, shape)).x
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from vidlatent.diffusion.ddpm import Diffusion
+from vidlatent.diffusion.flow import Flow
+from vidlatent.diffusion.grids import Grid
+from vidlatent.diffusion.samplers import Plan, Result, sample, starting_noise
+from vidlatent.registry import Registry, did_you_mean
+from vidlatent.typing import VidlatentError
+
+__all__ = [
+    "SAMPLERS",
+    "SCHEDULES",
+    "Diffusion",
+    "Flow",
+    "Grid",
+    "Plan",
+    "Result",
+    "make_sampler",
+    "make_schedule",
+    "sample",
+    "starting_noise",
+]
+
+SCHEDULES = Registry("noise schedule")
+SCHEDULES.register("flow", "vidlatent.diffusion.flow:Flow")
+SCHEDULES.register("linear", "vidlatent.diffusion.ddpm:linear")
+SCHEDULES.register("scaled_linear", "vidlatent.diffusion.ddpm:scaled_linear")
+SCHEDULES.register("cosine", "vidlatent.diffusion.ddpm:cosine")
+
+# name -> factory(grid, ...) -> Plan
+SAMPLERS = Registry("sampler")
+SAMPLERS.register("euler", "vidlatent.diffusion.samplers:euler")
+SAMPLERS.register("fresh", "vidlatent.diffusion.samplers:fresh")
+SAMPLERS.register("ddim", "vidlatent.diffusion.samplers:ddim")
+SAMPLERS.register("ancestral", "vidlatent.diffusion.samplers:ancestral")
+SAMPLERS.register("unipc", "vidlatent.diffusion.multistep:unipc")
+SAMPLERS.register("dpmpp_2m", "vidlatent.diffusion.multistep:dpmpp_2m")
+
+
+def make_schedule(config: Mapping[str, Any]) -> Flow | Diffusion:
+    """The schedule ``config['name']`` with the other entries as its options.
+
+    Raises:
+      VidlatentError: no name, unknown name or option, or a value out of range.
+    """
+    options = dict(config)
+    factory = SCHEDULES.get(_popped(options, "name", "schedule"))
+    _check("schedule", options, inspect.signature(factory).parameters)
+    return factory(**options)
+
+
+def make_sampler(schedule: Flow | Diffusion, config: Mapping[str, Any]) -> Plan:
+    """The sampler ``config['name']`` with ``config['steps']`` steps on a schedule.
+
+    Other entries are options of ``schedule.grid`` (``shift``, ``spacing``, ...) or of the sampler
+    (``order``, ``eta``, ...). Prediction and variance are the schedule's.
+
+    Raises:
+      VidlatentError: no name or steps, unknown name or option, or a value out of range.
+    """
+    options = dict(config)
+    factory = SAMPLERS.get(_popped(options, "name", "sampler"))
+    of_grid = inspect.signature(schedule.grid).parameters
+    of_solver = dict(inspect.signature(factory).parameters)
+    del of_solver["grid"]
+    own = {k: getattr(schedule, k) for k in ("prediction", "variance") if k in of_solver}
+    open_to_config = [k for k in of_solver if k != "prediction"]
+    _check("sampler", options, (*of_grid, *open_to_config))
+    if "steps" not in options:
+        raise VidlatentError("the sampler has no number of steps: set sampler.steps.")
+    grid = schedule.grid(**{k: v for k, v in options.items() if k in of_grid})
+    return factory(grid, **{**own, **{k: v for k, v in options.items() if k in of_solver}})
+
+
+def _popped(options: dict[str, Any], key: str, section: str) -> Any:
+    if key not in options:
+        raise VidlatentError(f"{section} has no {key}: set {section}.{key}.")
+    return options.pop(key)
+
+
+def _check(section: str, options: Mapping[str, Any], known) -> None:
+    for option in options:
+        if option not in known:
+            hint = did_you_mean(option, known)
+            raise VidlatentError(f"unknown option {section}.{option}: {hint}")

@@ -1,0 +1,127 @@
+"""Skipping evaluations of the network at steps where its input hardly moves (as TeaCache does).
+
+The change of a cheap signal, such as the first block's modulated input, foretells that of the
+output. Relative changes, mapped by a polynomial, add up over the steps; below a threshold the last
+output is used again. The rule's state is a value in the sampler's loop. It changes results, so it
+is off unless a threshold is set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vidlatent.typing import VidlatentError
+
+__all__ = ["CacheRule", "CacheState", "cached", "cached_call", "empty_cache"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheRule:
+    """When to use the last output again.
+
+    Attributes:
+      threshold: of the summed change; 0 never skips.
+      polynomial: coefficients, highest power first, from a relative change of the signal to one
+        of the output, fitted for each network; the identity by default.
+      max_skips: in a row.
+      steps: N; the first step and the last one are always evaluated.
+    """
+
+    threshold: float = 0.0
+    polynomial: tuple[float, ...] = (1.0, 0.0)
+    max_skips: int = 4
+    steps: int = 1
+
+    def __post_init__(self):
+        if self.threshold < 0 or self.max_skips < 0 or not self.polynomial:
+            raise VidlatentError(
+                "step caching needs threshold >= 0, max_skips >= 0 and a polynomial, got "
+                f"{self.threshold}, {self.max_skips}, {self.polynomial}."
+            )
+
+
+class CacheState(NamedTuple):
+    """State of the rule.
+
+    Attributes:
+      signal: of the step before.
+      output: of the last evaluation.
+      change: summed since then, float32 scalar.
+      skips: in a row, int32.
+      evaluated: evaluations so far, int32.
+    """
+
+    signal: jax.Array
+    output: Any
+    change: jax.Array
+    skips: jax.Array
+    evaluated: jax.Array
+
+
+def empty_cache(signal: Any, output: Any) -> CacheState:
+    """The state before the first step, from arrays or shapes of the signal and the output."""
+    signal, output = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (signal, output))
+    zero = jnp.zeros((), jnp.int32)
+    return CacheState(signal, output, jnp.zeros((), jnp.float32), zero, zero)
+
+
+def cached_call(
+    rule: CacheRule,
+    state: CacheState,
+    signal: jax.Array,
+    index: jax.Array,
+    compute: Callable[[], Any],
+) -> tuple[Any, CacheState]:
+    """``compute()``, or what it gave last time.
+
+    ``compute`` may be a whole network or, closer to the published rule, what its blocks add to
+    their input.
+
+    Args:
+      signal: ``[B, ...]``; one decision is taken for the whole batch.
+      index: the step.
+    """
+    before, now = (x.astype(jnp.float32) for x in (state.signal, signal))
+    size = jnp.abs(before).mean()
+    moved = jnp.abs(now - before).mean() / jnp.maximum(size, 1e-12)
+    poly = jnp.asarray(rule.polynomial, jnp.float32)
+    # A fitted polynomial may dip below 0, where nothing is meant by it.
+    change = state.change + jnp.maximum(jnp.polyval(poly, moved), 0.0)
+    inner = (index > 0) & (index < rule.steps - 1)
+    reuse = inner & (change < rule.threshold) & (state.skips < rule.max_skips)
+    output = lax.cond(reuse, lambda: state.output, compute)
+    counts = jnp.where(reuse, state.skips + 1, 0), state.evaluated + jnp.where(reuse, 0, 1)
+    return output, CacheState(signal, output, jnp.where(reuse, change, 0.0), *counts)
+
+
+def cached(
+    denoise: Callable[..., jax.Array],
+    signal: Callable[..., jax.Array],
+    rule: CacheRule,
+    x: jax.Array,
+) -> tuple[Callable[..., tuple[jax.Array, CacheState]], CacheState]:
+    """A denoiser with state and its first state, for ``samplers.sample(..., state=...)``.
+
+    Args:
+      denoise, signal: ``(x [B, ...], t [B], index) -> array``.
+      rule: with ``steps = plan.nfe``.
+      x: the sampler's start, for the shapes.
+    """
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    inputs = (
+        jax.ShapeDtypeStruct(x.shape, dtype),
+        jax.ShapeDtypeStruct(x.shape[:1], dtype),
+        jax.ShapeDtypeStruct((), jnp.int32),
+    )
+    state = empty_cache(jax.eval_shape(signal, *inputs), jax.eval_shape(denoise, *inputs))
+
+    def with_state(x, t, index, state):
+        return cached_call(rule, state, signal(x, t, index), index, lambda: denoise(x, t, index))
+
+    return with_state, state

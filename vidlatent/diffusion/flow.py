@@ -1,0 +1,200 @@
+"""Flow matching: the straight path, its velocity, noise levels of training, and the loss.
+
+``z_sigma = (1 - sigma) z0 + sigma eps`` and ``v = eps - z0`` (FSVideo eqs. 10-11); sigma is 0 for
+data and 1 for noise, and the network is told ``1000 sigma``. Arrays are ``[B, ..., C]``, sigma is
+``[B]``; everything is float32 unless the inputs are wider.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidlatent.diffusion.grids import Grid, flow_grid, shift_for_tokens, shifted
+from vidlatent.diffusion.prediction import per_sample
+from vidlatent.registry import did_you_mean
+from vidlatent.typing import VidlatentError
+
+__all__ = [
+    "HUBER_C0",
+    "REDUCTIONS",
+    "Flow",
+    "eps_from_velocity",
+    "fixed_sigmas",
+    "interpolate",
+    "network_time",
+    "sample_sigma",
+    "sigma_from_normal",
+    "velocity",
+    "velocity_from_eps",
+    "velocity_from_x0",
+    "velocity_loss",
+    "x0_from_velocity",
+]
+
+REDUCTIONS = ("sample", "token", "element")
+HUBER_C0 = 0.00054
+
+
+def interpolate(z0: jax.Array, eps: jax.Array, sigma: jax.Array) -> jax.Array:
+    """``z_sigma = (1 - sigma) z0 + sigma eps`` (eq. 10)."""
+    z0, eps = _wide(z0), _wide(eps)
+    s = per_sample(_wide(sigma), z0)
+    return (1.0 - s) * z0 + s * eps
+
+
+def velocity(z0: jax.Array, eps: jax.Array) -> jax.Array:
+    """``v = eps - z0``, the target: the path's derivative by sigma (eq. 11)."""
+    return _wide(eps) - _wide(z0)
+
+
+def x0_from_velocity(z: jax.Array, v: jax.Array, sigma: jax.Array) -> jax.Array:
+    """``z - sigma v`` (eq. 12)."""
+    z, v = _wide(z), _wide(v)
+    return z - per_sample(_wide(sigma), z) * v
+
+
+def eps_from_velocity(z: jax.Array, v: jax.Array, sigma: jax.Array) -> jax.Array:
+    """``z + (1 - sigma) v``."""
+    z, v = _wide(z), _wide(v)
+    return z + (1.0 - per_sample(_wide(sigma), z)) * v
+
+
+def velocity_from_x0(z: jax.Array, x0: jax.Array, sigma: jax.Array) -> jax.Array:
+    """``(z - x0) / sigma``; sigma above 0."""
+    z, x0 = _wide(z), _wide(x0)
+    return (z - x0) / per_sample(_wide(sigma), z)
+
+
+def velocity_from_eps(z: jax.Array, eps: jax.Array, sigma: jax.Array) -> jax.Array:
+    """``(eps - z) / (1 - sigma)``; sigma below 1."""
+    z, eps = _wide(z), _wide(eps)
+    return (eps - z) / (1.0 - per_sample(_wide(sigma), z))
+
+
+def network_time(sigma: jax.Array) -> jax.Array:
+    """``1000 sigma``: what the network is told, float32."""
+    return 1000.0 * _wide(sigma)
+
+
+def sigma_from_normal(
+    z: jax.Array, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
+) -> jax.Array:
+    """A noise level for each standard normal: ``shifted(sigmoid(mean + std z))``.
+
+    The shift multiplies the odds, so that it is the same as ``log(shift)`` added to the mean.
+    """
+    return shifted(jax.nn.sigmoid(mean + std * _wide(z)), shift)
+
+
+def sample_sigma(
+    key: jax.Array,
+    batch: int,
+    mean: float = 0.0,
+    std: float = 1.0,
+    shift: float = 1.0,
+    least: float = 1e-4,
+) -> jax.Array:
+    """Logit-normal noise levels of a training batch, ``[batch]`` in [least, 1], float32."""
+    z = jax.random.normal(key, (batch,), jnp.float32)
+    return jnp.clip(sigma_from_normal(z, mean, std, shift), least, 1.0)
+
+
+def fixed_sigmas(count: int, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> np.ndarray:
+    """``count`` levels of equal weight under the training density, rising; for evaluation."""
+    normal = statistics.NormalDist(mean, std)
+    logits = np.array([normal.inv_cdf((k + 0.5) / count) for k in range(count)])
+    return shifted(1.0 / (1.0 + np.exp(-logits)), shift)
+
+
+def velocity_loss(
+    prediction: jax.Array,
+    target: jax.Array,
+    reduction: str = "sample",
+    c0: float = HUBER_C0,
+) -> jax.Array:
+    """Pseudo-Huber distance of each sample, ``[B]``.
+
+    ``sqrt(m + c0^2) - c0`` of the mean square ``m`` over a sample, over the channels of a token or
+    of a single element, then averaged over the sample. With the published ``c = c0 sqrt(d)`` for
+    ``d`` values this is ``(sqrt(|r|^2 + c^2) - c) / sqrt(d)``: with small ``c0`` the root mean
+    square, whose gradient has the same length for every sample and noise level.
+
+    Args:
+      prediction, target: ``[B, ..., C]``.
+      reduction: one of ``REDUCTIONS``.
+      c0: above 0 (the root has no slope at 0).
+    """
+    if reduction not in REDUCTIONS:
+        hint = did_you_mean(reduction, REDUCTIONS)
+        raise VidlatentError(f"unknown huber reduction {reduction!r}: {hint}")
+    if not c0 > 0:
+        raise VidlatentError(f"huber c0 must be above 0, got {c0}.")
+    square = jnp.square(_wide(prediction) - _wide(target))
+    if reduction == "token":
+        square = square.mean(axis=-1)
+    elif reduction == "sample":
+        square = square.mean(axis=tuple(range(1, square.ndim)))
+    # The same as sqrt(m + c0^2) - c0 without the difference of near numbers.
+    value = square / (jnp.sqrt(square + c0**2) + c0)
+    return value.mean(axis=tuple(range(1, value.ndim)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    """Flow matching as a schedule: noise levels of training and of sampling.
+
+    Attributes:
+      shift: of training, and of sampling where the sampler says nothing else.
+      mean, std: of the logit.
+      least: smallest noise level of training.
+      base_tokens: size at which ``shift`` is meant; see ``for_tokens``. 0: the same at every size.
+    """
+
+    shift: float = 1.0
+    mean: float = 0.0
+    std: float = 1.0
+    least: float = 1e-4
+    base_tokens: int = 0
+    prediction = "velocity"
+    variance = "fixed_small"
+
+    def __post_init__(self):
+        if not (self.shift > 0 and self.std > 0 and 0 < self.least < 1):
+            raise VidlatentError(
+                "flow matching needs schedule.shift > 0, schedule.std > 0 and schedule.least in "
+                f"(0, 1), got {self.shift}, {self.std}, {self.least}."
+            )
+
+    def for_tokens(self, tokens: int) -> Flow:
+        """The schedule for clips of another size: the shift grows with the root of the tokens."""
+        if not self.base_tokens:
+            return self
+        shift = shift_for_tokens(tokens, self.base_tokens, self.shift)
+        return dataclasses.replace(self, shift=shift, base_tokens=tokens)
+
+    def sample_sigma(self, key: jax.Array, batch: int) -> jax.Array:
+        return sample_sigma(key, batch, self.mean, self.std, self.shift, self.least)
+
+    def fixed_sigmas(self, count: int) -> np.ndarray:
+        return fixed_sigmas(count, self.mean, self.std, self.shift)
+
+    def grid(
+        self,
+        steps: int,
+        shift: float | None = None,
+        spacing: str = "clean",
+        sigmas: tuple[float, ...] | None = None,
+    ) -> Grid:
+        """Levels of a sampler; see ``grids.flow_grid``."""
+        return flow_grid(steps, self.shift if shift is None else shift, spacing, sigmas)
+
+
+def _wide(x) -> jax.Array:
+    """At least float32: bf16 has no room for small noise levels."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

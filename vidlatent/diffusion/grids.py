@@ -1,0 +1,123 @@
+"""Noise levels that a sampler visits, computed on the host in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vidlatent.registry import did_you_mean
+from vidlatent.typing import VidlatentError
+
+__all__ = ["FLOW_SPACINGS", "Grid", "flow_grid", "make_grid", "shift_for_tokens", "shifted"]
+
+FLOW_SPACINGS = ("clean", "diffusers_unipc", "wan_unipc", "diffusers_euler")
+
+
+class Grid(NamedTuple):
+    """``N`` steps through ``N + 1`` noise levels.
+
+    Attributes:
+      times: ``[N]``, what the network is told at each step.
+      alphas, sigmas: ``[N + 1]``, the factors of signal and noise; sigmas fall.
+    """
+
+    times: np.ndarray
+    alphas: np.ndarray
+    sigmas: np.ndarray
+
+    @property
+    def steps(self) -> int:
+        return len(self.times)
+
+
+def make_grid(times: Sequence, alphas: Sequence, sigmas: Sequence) -> Grid:
+    """A checked ``Grid`` in float64.
+
+    Raises:
+      VidlatentError: lengths that do not fit, or noise levels that do not fall to at least 0.
+    """
+    grid = Grid(*(np.asarray(x, np.float64) for x in (times, alphas, sigmas)))
+    if grid.steps < 1 or not len(grid.alphas) == len(grid.sigmas) == grid.steps + 1:
+        raise VidlatentError(
+            f"a sampler needs N >= 1 times and N + 1 noise levels, got {grid.steps} times, "
+            f"{len(grid.sigmas)} levels: set sampler.steps or sampler.sigmas."
+        )
+    if not (np.all(np.diff(grid.sigmas) < 0) and grid.sigmas[-1] >= 0):
+        raise VidlatentError(
+            "noise levels must fall at every step and end at 0 or above: set fewer sampler.steps "
+            "or another sampler.spacing."
+        )
+    return grid
+
+
+def shifted(level, shift: float):
+    """``a u / (1 + (a - 1) u)``: moves levels in [0, 1] towards noise for ``a > 1``.
+
+    0 and 1 stay, and a shift by ``a`` after one by ``b`` is one by ``a b``. The odds
+    ``u / (1 - u)`` are multiplied by ``a``.
+    """
+    return shift * level / (1.0 + (shift - 1.0) * level)
+
+
+def shift_for_tokens(
+    tokens: int, base_tokens: int = 1984, base_shift: float = 5.0, least: float = 1.0
+) -> float:
+    """A shift that grows with the root of the number of tokens.
+
+    Noise of a level hides less of a sample the more values it has; signal averaged over ``n``
+    tokens stands out ``sqrt(n)`` times more. The defaults give 5 to a 512x512 clip of 121 frames
+    at FSVideo's compression and 1 to small images. No paper states its training shift.
+    """
+    return max(least, base_shift * math.sqrt(tokens / base_tokens))
+
+
+def flow_grid(
+    steps: int,
+    shift: float = 1.0,
+    spacing: str = "clean",
+    sigmas: Sequence[float] | None = None,
+) -> Grid:
+    """Levels of the flow-matching path, from pure noise to 0; the network is told ``1000 sigma``.
+
+    Args:
+      steps: N.
+      shift: ``a`` of ``shifted``.
+      spacing: ``'clean'`` (evenly from 1 to 0, then shifted: the one to use) or a grid of public
+        code, for parity: ``'diffusers_unipc'``, ``'wan_unipc'`` (both tell whole times) and
+        ``'diffusers_euler'``, whose last step only goes from about 0.001 to 0 and which shifts
+        its least level twice.
+      sigmas: the levels before shifting and without the last 0, instead of a spacing.
+
+    Raises:
+      VidlatentError: unknown spacing, a shift that is not positive, levels that do not fall.
+    """
+    if not shift > 0:
+        raise VidlatentError(f"sampler.shift must be above 0, got {shift}.")
+    if spacing not in FLOW_SPACINGS:
+        hint = did_you_mean(spacing, FLOW_SPACINGS)
+        raise VidlatentError(f"unknown sampler.spacing {spacing!r}: {hint}")
+    if steps < 1:
+        raise VidlatentError(f"sampler.steps must be at least 1, got {steps}.")
+    if sigmas is not None:
+        if len(sigmas) != steps:
+            raise VidlatentError(
+                f"sampler.sigmas has {len(sigmas)} levels for {steps} steps: give one for each."
+            )
+        levels = shifted(np.asarray(sigmas, np.float64), shift)
+    elif spacing == "clean":
+        levels = shifted(1.0 - np.arange(steps) / steps, shift)
+    elif spacing == "diffusers_unipc":
+        levels = shifted(np.linspace(1.0, 1e-3, steps + 1)[:-1], shift)
+        levels[0] = min(levels[0], 1.0 - 1e-6)
+    elif spacing == "wan_unipc":
+        levels = shifted(np.linspace(1.0 - 1e-3, 0.0, steps + 1)[:-1], shift)
+    else:
+        levels = shifted(np.linspace(1.0, shifted(1e-3, shift), steps), shift)
+    times = 1000.0 * levels
+    if sigmas is None and spacing in ("diffusers_unipc", "wan_unipc"):
+        times = np.trunc(times)
+    levels = np.append(levels, 0.0)
+    return make_grid(times, 1.0 - levels, levels)

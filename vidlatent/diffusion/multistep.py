@@ -1,0 +1,140 @@
+"""Multistep exponential integrators on the clean sample: UniPC and DPM-Solver++ 2M.
+
+In ``lambda = ln(alpha / sigma)`` the exact step is ``x' = (sigma'/sigma) x + alpha' int e^{..} m``
+with the clean sample ``m`` (DPM-Solver++ eq. 8); the integral is taken over a polynomial through
+the last few ``m``. UniPC (Zhao et al. 2023) adds a corrector that uses the new ``m`` as well, at
+no further evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from vidlatent.diffusion.grids import Grid
+from vidlatent.diffusion.samplers import Plan, data_columns, plan_of
+from vidlatent.registry import did_you_mean
+from vidlatent.typing import VidlatentError
+
+__all__ = ["SOLVER_TYPES", "dpmpp_2m", "unipc"]
+
+SOLVER_TYPES = ("bh1", "bh2")
+# Pure noise has lambda = -inf; all weights are converged long before alpha is that small.
+_LEAST_ALPHA = 1e-6
+
+
+def unipc(
+    grid: Grid,
+    prediction: str = "velocity",
+    order: int = 2,
+    solver_type: str = "bh2",
+    disable_corrector: tuple[int, ...] = (),
+    corrector: bool = True,
+    lower_order_final: bool = True,
+) -> Plan:
+    """UniPC on the clean sample; FSVideo takes 30 steps (its solver is not stated, this is Wan's).
+
+    Args:
+      order: 1 to 3, of the predictor; the corrector has one more.
+      solver_type: ``'bh2'`` (``B(h) = e^{-h} - 1``) or ``'bh1'`` (``B(h) = -h``).
+      disable_corrector: steps whose result is not corrected.
+      corrector: False leaves the predictors alone.
+      lower_order_final: the last steps fall back to order 1, which level 0 needs.
+    """
+    if order not in (1, 2, 3):
+        raise VidlatentError(f"sampler.order of unipc must be 1, 2 or 3, got {order}.")
+    if solver_type not in SOLVER_TYPES:
+        hint = did_you_mean(solver_type, SOLVER_TYPES)
+        raise VidlatentError(f"unknown sampler.solver_type {solver_type!r}: {hint}")
+    steps = grid.steps
+    keep = order if corrector else order - 1
+    predict = np.zeros((steps, 2 + keep))
+    correct = np.zeros((steps, 3 + keep))
+    correct[:, 0] = 1.0
+    used = 0
+    for i in range(steps):
+        if corrector and i > 0 and i - 1 not in disable_corrector:
+            correct[i] = 0.0
+            of_last, weights = _step(grid, i - 1, used, solver_type, corrects=True)
+            correct[i, 1] = of_last
+            correct[i, 2 : 2 + len(weights)] = weights
+        used = min(order, i + 1, steps - i if lower_order_final else order)
+        predict[i, 0], weights = _step(grid, i, used, solver_type, corrects=False)
+        predict[i, 1 : 1 + len(weights)] = weights
+    convert = data_columns(grid, prediction)
+    return plan_of(grid, convert, predict, correct=correct if corrector else None)
+
+
+def dpmpp_2m(
+    grid: Grid, prediction: str = "epsilon", lower_order_final: bool | None = None
+) -> Plan:
+    """DPM-Solver++(2M) (Lu et al. 2022, alg. 2), the sampler of PixArt and Reducio-DiT.
+
+    Args:
+      lower_order_final: whether the last step has order 1; None: if there are fewer than 10 steps
+        or the grid ends at level 0, where order 2 has no meaning.
+    """
+    steps = grid.steps
+    if lower_order_final is None:
+        lower_order_final = steps < 10 or grid.sigmas[-1] == 0
+    predict = np.zeros((steps, 3))
+    for i in range(steps):
+        order = 1 if i == 0 or (lower_order_final and i == steps - 1) else 2
+        predict[i, 0], weights = _step(grid, i, order, "bh2", corrects=False)
+        predict[i, 1 : 1 + len(weights)] = weights
+    return plan_of(grid, data_columns(grid, prediction), predict)
+
+
+def _step(grid: Grid, s: int, order: int, solver_type: str, corrects: bool):
+    """Weights of the step from level ``s`` to ``s + 1``.
+
+    Returns:
+      The weight of the state at ``s``, and those of the clean samples ``m_{s+1}`` (corrector
+      only), ``m_s``, ``m_{s-1}``, ...
+    """
+    log_ratio = _log_ratio(grid)
+    h = log_ratio[s + 1] - log_ratio[s]
+    alpha = grid.alphas[s + 1]
+    of_state = grid.sigmas[s + 1] / grid.sigmas[s]
+    phi = np.expm1(-h)
+    points = [(log_ratio[s - j] - log_ratio[s]) / h for j in range(1, order)]
+    scale = phi if solver_type == "bh2" else -h
+    slopes = _slopes(points, h, phi, scale, order, corrects)
+    of_data = np.zeros(order)
+    of_data[0] = -alpha * phi
+    new = 0.0
+    if len(slopes) and not np.all(np.isfinite(slopes)):
+        of_data[:] = np.nan
+    elif len(slopes):
+        # A slope at a point r is (m there - m_s) / r; the new m lies at 1.
+        parts = -alpha * scale * slopes / np.array(points + [1.0])[: len(slopes)]
+        of_data[0] -= parts.sum()
+        of_data[1:] += parts[: order - 1]
+        new = parts[-1]
+    return of_state, ([new] if corrects else []) + list(of_data)
+
+
+def _slopes(points, h, phi, scale, order, corrects):
+    """The ``rho`` of UniPC eq. 5, for the earlier points (and the new one)."""
+    if corrects and order == 1:
+        return np.array([0.5])
+    if not corrects and order == 1:
+        return np.zeros(0)
+    if not corrects and order == 2:
+        return np.array([0.5 if np.isfinite(h) else np.nan])
+    if not np.isfinite(h):
+        return np.full(order if corrects else order - 1, np.nan)
+    rights, g = [], phi / -h - 1.0
+    for n in range(1, order + 1):
+        rights.append(g * math.factorial(n) / scale)
+        g = g / -h - 1.0 / math.factorial(n + 1)
+    powers = np.array([[r**n for r in (*points, 1.0)] for n in range(order)])
+    if corrects:
+        return np.linalg.solve(powers, rights)
+    return np.linalg.solve(powers[:-1, :-1], rights[:-1])
+
+
+def _log_ratio(grid: Grid) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log(np.maximum(grid.alphas, _LEAST_ALPHA)) - np.log(grid.sigmas)

@@ -1,0 +1,69 @@
+"""One training step's noise and its loss, the same call for flow matching and for DDPM."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vidlatent.diffusion.ddpm import Diffusion
+from vidlatent.diffusion.flow import Flow, interpolate, network_time, velocity, velocity_loss
+from vidlatent.diffusion.vlb import diffusion_loss
+
+__all__ = ["Draw", "draw", "fixed_levels", "sample_loss"]
+
+
+class Draw(NamedTuple):
+    """A noised batch.
+
+    Attributes:
+      x: noisy samples ``[B, ..., C]`` float32.
+      time: ``[B]`` float32, what the network is told.
+      level: ``[B]``, sigma (flow) or the step (DDPM, int32).
+      noise: like ``x``.
+    """
+
+    x: jax.Array
+    time: jax.Array
+    level: jax.Array
+    noise: jax.Array
+
+
+def draw(
+    schedule: Flow | Diffusion, key: jax.Array, x0: jax.Array, level: jax.Array | None = None
+) -> Draw:
+    """Noise a batch; a pure function of the key.
+
+    Args:
+      x0: clean samples ``[B, ..., C]``, standardised.
+      level: ``[B]`` instead of random ones, for evaluation (``fixed_levels``).
+    """
+    of_level, of_noise = jax.random.split(key)
+    noise = jax.random.normal(of_noise, x0.shape, jnp.float32)
+    batch = x0.shape[0]
+    if isinstance(schedule, Flow):
+        level = schedule.sample_sigma(of_level, batch) if level is None else level
+        return Draw(interpolate(x0, noise, level), network_time(level), level, noise)
+    level = schedule.sample_times(of_level, batch) if level is None else level
+    return Draw(schedule.noised(x0, noise, level), schedule.network_time(level), level, noise)
+
+
+def sample_loss(
+    schedule: Flow | Diffusion,
+    drawn: Draw,
+    output: jax.Array,
+    x0: jax.Array,
+    huber_reduction: str = "sample",
+) -> jax.Array:
+    """Loss of each sample, ``[B]``: pseudo-Huber of the velocity, or the objective of IDDPM."""
+    if isinstance(schedule, Flow):
+        return velocity_loss(output, velocity(x0, drawn.noise), huber_reduction)
+    return diffusion_loss(schedule, output, x0, drawn.noise, drawn.level).loss
+
+
+def fixed_levels(schedule: Flow | Diffusion, count: int) -> jax.Array:
+    """``count`` levels of equal weight in training, rising; for the loss at evaluation."""
+    if isinstance(schedule, Flow):
+        return jnp.asarray(schedule.fixed_sigmas(count), jnp.float32)
+    return jnp.asarray(schedule.fixed_times(count), jnp.int32)

@@ -1,0 +1,343 @@
+"""Samplers as plans: host-computed weights of every step, run by one ``lax.scan``.
+
+All solvers here are linear in the states and the network's outputs. A step at ``x`` does
+
+1. ``f = denoise(x, t, index)``, one evaluation of the network;
+2. ``m = a x + b f``: what the solver stores (the clean sample, or the velocity itself);
+3. corrector: ``x <- w . (x, x of the last step, m, m of earlier steps)``;
+4. predictor: ``x <- w . (x, m, m of earlier steps) + s noise``.
+
+Weights are float64 on the host and enter the loop in float32, as the states do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vidlatent.diffusion.grids import Grid
+from vidlatent.diffusion.prediction import data_weights
+from vidlatent.registry import did_you_mean
+from vidlatent.typing import VidlatentError
+
+__all__ = [
+    "VARIANCES",
+    "Denoise",
+    "Plan",
+    "Result",
+    "Row",
+    "ancestral",
+    "data_columns",
+    "ddim",
+    "euler",
+    "fresh",
+    "plan_of",
+    "posterior_weights",
+    "sample",
+    "starting_noise",
+    "step",
+]
+
+Denoise = Callable[..., Any]
+VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+
+
+class Row(NamedTuple):
+    """The weights of a step; in a ``Plan`` each has a leading axis of ``N`` steps.
+
+    Attributes:
+      time: what the network is told.
+      convert: ``[2]`` of (x, f).
+      correct: ``[3 + K]`` of (x, last x, m, earlier m from the newest), or None.
+      predict: ``[2 + K]`` of (x, m, earlier m from the newest).
+      noise: standard deviation; with ``log_range`` 1 or 0.
+      log_range: ``[2]``, least and greatest log-variance that the network chooses between
+        (IDDPM eq. 15), or None.
+    """
+
+    time: Any
+    convert: Any
+    correct: Any
+    predict: Any
+    noise: Any
+    log_range: Any = None
+
+
+class Plan(NamedTuple):
+    """A sampler with its steps: the grid and the weights.
+
+    Attributes:
+      grid: times and noise levels.
+      rows: weights, float64, leading axis ``N``.
+      history: earlier m that are kept.
+    """
+
+    grid: Grid
+    rows: Row
+    history: int = 0
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of ``denoise``; each step has one."""
+        return self.grid.steps
+
+    @property
+    def levels(self) -> np.ndarray:
+        """Noise level at which each step evaluates the network, ``[N]``."""
+        return self.grid.sigmas[:-1]
+
+    @property
+    def random(self) -> bool:
+        """Whether steps add noise."""
+        return bool(np.any(self.rows.noise != 0))
+
+
+class Result(NamedTuple):
+    """What ``sample`` returns.
+
+    Attributes:
+      x: the sample, ``[B, ...]``.
+      state: of a denoiser with state at the end, else None.
+      trajectory: ``[N + 1, B, ...]`` if asked for: the start and what every step hands on.
+    """
+
+    x: jax.Array
+    state: Any = None
+    trajectory: jax.Array | None = None
+
+
+def sample(
+    plan: Plan,
+    denoise: Denoise,
+    x: jax.Array,
+    key: jax.Array | None = None,
+    *,
+    noise: jax.Array | None = None,
+    state: Any = None,
+    trajectory: bool = False,
+) -> Result:
+    """Run the plan on a batch of states; traceable, one compiled step whatever ``N`` is.
+
+    Args:
+      plan: from a factory in ``diffusion.SAMPLERS``.
+      denoise: ``(x [B, ...], t [B], index) -> f``: conditions and parameters are in its closure;
+        ``index`` is the step as a traced int32. ``f`` has the shape of ``x`` or twice its last
+        axis; the second half is then the learned variance, which only ``ancestral`` uses. With
+        ``state`` it is ``(x, t, index, state) -> (f, state)``.
+      x: ``[B, ..., C]``, at the first level of the grid: standard normal noise, for all grids here
+        that start at (almost) pure noise.
+      key: of the noise; one key, or ``[B]`` of them, then a sample does not depend on the batch
+        that it is in. None where no step adds noise.
+      noise: ``[N, B, ...]``, the noise itself instead of a key.
+      state: first state of the denoiser, any pytree; None for a denoiser without.
+      trajectory: return all states.
+
+    Raises:
+      VidlatentError: a random plan without a key or noise.
+    """
+    if plan.random and key is None and noise is None:
+        raise VidlatentError("this sampler adds noise: give it a key or the noise.")
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    x = x.astype(dtype)
+
+    def body(carry, inputs):
+        x, last, past, state = carry
+        index, row, given = inputs
+        drawn = given
+        if plan.random and noise is None:
+            drawn = _draw(key, index, x)
+
+        def evaluate(x, t, state):
+            if state is None:
+                return denoise(x, t, index), None
+            return denoise(x, t, index, state)
+
+        new, kept, past, state = step(row, evaluate, x, last, past, state, drawn)
+        return (new, kept, past, state), (new if trajectory else None)
+
+    rows = jax.tree.map(lambda a: jnp.asarray(a, dtype), plan.rows)
+    past = tuple(jnp.zeros_like(x) for _ in range(plan.history))
+    inputs = (jnp.arange(plan.nfe), rows, noise if plan.random else None)
+    last = None if plan.rows.correct is None else x
+    (end, _, _, state), states = lax.scan(body, (x, last, past, state), inputs)
+    if trajectory:
+        states = jnp.concatenate([x[None], states])
+    return Result(end, state, states)
+
+
+def step(
+    row: Row,
+    evaluate: Callable[..., tuple[Any, Any]],
+    x: Any,
+    last: Any,
+    past: tuple,
+    state: Any = None,
+    noise: Any = None,
+) -> tuple[Any, Any, tuple, Any]:
+    """One step of a plan; arithmetic alone, so that NumPy arrays in float64 go through it too.
+
+    Args:
+      row: the step's weights.
+      evaluate: ``(x, t [B], state) -> (f, state)``.
+      x: the state ``[B, ...]``; ``last``: the corrected state of the step before (None without a
+        corrector); ``past``: earlier m, newest first.
+      noise: standard normal, or None.
+
+    Returns:
+      ``(next x, last, past, state)``.
+    """
+    t = row.time * np.ones(x.shape[0], np.float32)
+    output, state = evaluate(x, t, state)
+    output = output.astype(x.dtype)
+    channels = x.shape[-1]
+    f = output[..., :channels]
+    m = row.convert[0] * x + row.convert[1] * f
+    if row.correct is not None:
+        x = _combine(row.correct, (x, last, m, *past))
+        last = x
+    new = _combine(row.predict, (x, m, *past))
+    if noise is not None:
+        scale = row.noise
+        if row.log_range is not None:
+            low, high = row.log_range[0], row.log_range[1]
+            scale = scale * jnp.exp(0.5 * _between(output[..., channels:], low, high))
+        new = new + scale * noise
+    past = (m, *past)[: len(past)]
+    return new, last, past, state
+
+
+def starting_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal ``[B, ...]`` float32 from one key, or from ``[B]`` keys sample by sample."""
+    if key.ndim == 0:
+        return jax.random.normal(key, shape, jnp.float32)
+    return jax.vmap(lambda k: jax.random.normal(k, shape[1:], jnp.float32))(key)
+
+
+def plan_of(
+    grid: Grid,
+    convert: tuple[Any, Any],
+    predict: Any,
+    noise: Any = None,
+    correct: Any = None,
+    log_range: Any = None,
+) -> Plan:
+    """A ``Plan`` from columns of weights.
+
+    Args:
+      convert: two of ``[N]``.
+      predict: ``[N, 2 + K]``; ``correct``: ``[N, 3 + K]`` or None; ``log_range``: ``[N, 2]``.
+      noise: ``[N]``, or None for a sampler without noise.
+    """
+    steps = grid.steps
+    convert = np.stack([np.broadcast_to(np.float64(c), (steps,)) for c in convert], axis=1)
+    predict = np.asarray(predict, np.float64)
+    noise = np.zeros(steps) if noise is None else np.asarray(noise, np.float64)
+    rows = Row(grid.times, convert, correct, predict, noise, log_range)
+    for weights in rows:
+        if weights is not None and not np.all(np.isfinite(weights)):
+            raise VidlatentError(
+                "the solver is not defined on these noise levels: a network that predicts noise "
+                "says nothing where no signal is left (choose prediction v or x0), and orders "
+                "above 1 end before level 0 (keep lower_order_final)."
+            )
+    return Plan(grid, rows, predict.shape[1] - 2)
+
+
+def euler(grid: Grid, prediction: str = "velocity") -> Plan:
+    """``x + (sigma' - sigma) v``, the sampler of FSVideo's refiner."""
+    if prediction != "velocity":
+        raise VidlatentError(f"sampler euler needs a velocity, not {prediction!r}: use ddim.")
+    ahead = np.diff(grid.sigmas)
+    return plan_of(grid, (0.0, 1.0), np.stack([np.ones_like(ahead), ahead], axis=1))
+
+
+def fresh(grid: Grid, prediction: str = "velocity") -> Plan:
+    """The clean sample, noised again to the next level: ``alpha' x0 + sigma' noise``."""
+    convert = data_columns(grid, prediction)
+    predict = np.stack([np.zeros(grid.steps), grid.alphas[1:]], axis=1)
+    return plan_of(grid, convert, predict, grid.sigmas[1:])
+
+
+def ddim(grid: Grid, prediction: str = "epsilon", eta: float = 0.0) -> Plan:
+    """DDIM (Song et al. 2021, eq. 12): ``alpha' x0 + sqrt(sigma'^2 - s^2) eps + s noise``.
+
+    ``s = eta`` times the posterior's standard deviation; eta 0 is the Euler step of the flow
+    path, eta 1 is ancestral sampling with the small variance.
+    """
+    if not 0.0 <= eta <= 1.0:
+        raise VidlatentError(f"sampler.eta must be in [0, 1], got {eta}.")
+    noise = eta * np.sqrt(posterior_weights(grid)[2])
+    alpha, sigma, alpha_next, sigma_next = _ends(grid)
+    kept = np.sqrt(np.maximum(sigma_next**2 - noise**2, 0.0)) / sigma
+    predict = np.stack([kept, alpha_next - kept * alpha], axis=1)
+    return plan_of(grid, data_columns(grid, prediction), predict, noise)
+
+
+def ancestral(grid: Grid, prediction: str = "epsilon", variance: str = "fixed_small") -> Plan:
+    """DDPM's own chain (Ho et al. 2020, alg. 2) over the levels of the grid; no noise at the end.
+
+    Args:
+      variance: ``'fixed_small'`` (the posterior's), ``'fixed_large'`` (the step's beta) or
+        ``'learned_range'`` (between the two as the network says, IDDPM eq. 15).
+    """
+    if variance not in VARIANCES:
+        raise VidlatentError(f"unknown variance {variance!r}: {did_you_mean(variance, VARIANCES)}")
+    of_x, of_data, small, large = posterior_weights(grid)
+    predict = np.stack([of_x, of_data], axis=1)
+    convert = data_columns(grid, prediction)
+    moving = (grid.sigmas[1:] > 0).astype(np.float64)
+    if variance != "learned_range":
+        deviation = np.sqrt(small if variance == "fixed_small" else large)
+        return plan_of(grid, convert, predict, moving * deviation)
+    # The last step adds nothing; any finite range will do there.
+    low, high = (np.log(np.where(moving > 0, value, 1.0)) for value in (small, large))
+    return plan_of(grid, convert, predict, moving, log_range=np.stack([low, high], axis=1))
+
+
+def posterior_weights(grid: Grid) -> tuple[np.ndarray, ...]:
+    """Of each step: weights of ``x`` and ``x0`` in the posterior's mean, its variance, and beta.
+
+    ``q(x' | x, x0)`` for any ``alpha, sigma`` (DDPM eqs. 6-7 where their squares sum to 1).
+    """
+    alpha, sigma, alpha_next, sigma_next = _ends(grid)
+    ratio = alpha / alpha_next
+    beta = sigma**2 - (ratio * sigma_next) ** 2
+    of_x = ratio * (sigma_next / sigma) ** 2
+    of_data = alpha_next * beta / sigma**2
+    return of_x, of_data, beta * (sigma_next / sigma) ** 2, beta
+
+
+def _ends(grid: Grid):
+    return grid.alphas[:-1], grid.sigmas[:-1], grid.alphas[1:], grid.sigmas[1:]
+
+
+def data_columns(grid: Grid, prediction: str) -> tuple[np.ndarray, np.ndarray]:
+    """``[N]`` weights of ``x`` and of the output in the clean sample.
+
+    Infinite where a prediction says nothing; ``plan_of`` refuses those.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return data_weights(prediction, grid.alphas[:-1], grid.sigmas[:-1])
+
+
+def _combine(weights, arrays):
+    total = weights[0] * arrays[0]
+    for j, array in enumerate(arrays[1:], 1):
+        total = total + weights[j] * array
+    return total
+
+
+def _between(v, low, high):
+    return low + 0.5 * (v + 1.0) * (high - low)
+
+
+def _draw(key, index, x):
+    if key.ndim == 0:
+        return jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
+    keys = jax.vmap(lambda k: jax.random.fold_in(k, index))(key)
+    return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(keys)
