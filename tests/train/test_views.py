@@ -83,3 +83,9 @@ def test_other_tokenizers_refuse_patches():
     config = load("ivvae", {"train.patch_cells": "8"})
     with pytest.raises(VidlatentError, match="patch_cells is 8, but only fsae and dcae"):
         make_view(config, model_of(config))
+
+
+def test_features_of_a_patch_are_not_compared_with_the_whole_latent():
+    config = load("fsae:paper,stage=vf", {"train.patch_cells": "8"})
+    with pytest.raises(VidlatentError, match="config.loss.vf"):
+        make_view(config, model_of(config))

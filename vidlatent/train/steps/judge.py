@@ -144,8 +144,11 @@ class Judge:
         def penalty(params):
             return r1_penalty(logits, params, crop, gamma=self.config["r1_weight"])
 
+        # In float32, and with the statistics it has: samples must not see each other.
+        critic = self.critic.clone(dtype=jnp.float32)
+
         def logits(params, video):
-            return self._apply(params, video, state["stats"])[0]
+            return critic.apply({"params": params}, video, state["stats"], False)[0]
 
         def now(grads):
             value, own = jax.value_and_grad(penalty)(state["params"])

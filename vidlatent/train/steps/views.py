@@ -28,6 +28,11 @@ def make_view(config: ConfigDict, model: Any) -> View:
     cells, above = config.train.patch_cells, config.train.patch_above
     if not cells:
         return _whole(model)
+    if "vf" in config.loss:
+        raise VidlatentError(
+            "config.loss.vf compares whole clips with their latents: set config.train.patch_cells "
+            "to 0, or leave vf out."
+        )
     if not isinstance(model, Autoencoder):
         raise VidlatentError(
             f"config.train.patch_cells is {cells}, but only fsae and dcae decode patches: set it "
