@@ -4,11 +4,12 @@
     python -m benchmarks.tokenizers --models ivvae --clips 5x256x256    # without the comparison
 
 ``ivvae`` is the released size with z = 16, ``dcae`` DC-AE f32c32, whose frames are a batch of
-images; weights are random. Both sides compute in float32 on two threads, one after the other in one
-run, and decode the same latent; "difference" is the largest one between their results, relative to
-the largest value. A ratio below 1 means that this package is faster; on a busy machine look at the
-processor seconds, which other work hardly moves. The other environment needs torch, safetensors,
-numpy, and diffusers for DC-AE. 17x256x256 takes minutes a model on two idle cores.
+images, ``reducio`` the released ft4-fs32, whose clips have 16 frames; weights are random. Both
+sides compute in float32 on two threads, one after the other in one run, and decode the same latent;
+"difference" is the largest one between their results, relative to the largest value. A ratio below
+1 means that this package is faster; on a busy machine look at the processor seconds, which other
+work hardly moves. The other environment needs torch, safetensors, numpy, and diffusers for DC-AE.
+17x256x256 takes minutes a model on two idle cores.
 
 Another model is an ``Entry`` in ``MODELS`` here and, for the comparison, a network of the same name
 in ``NETWORKS`` of ``torch_tokenizers.py``.
@@ -36,6 +37,8 @@ from vidlatent.io.safetensors import save_safetensors
 from vidlatent.models import build
 from vidlatent.models.fsvideo.import_dcae import DCAE_TABLE
 from vidlatent.models.ivvae.import_ivvae import IVVAE_TABLE, RELEASED
+from vidlatent.models.reducio.import_reducio import REDUCIO_TABLE
+from vidlatent.models.reducio.import_reducio import RELEASED as REDUCIO
 
 WIDTHS = (128, 256, 512, 512, 1024, 1024)
 BLOCKS = ("res",) * 3 + ("evit",) * 3
@@ -60,15 +63,21 @@ DCAE_CONFIG = {
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Fields of our model, the names of its weights on file, what the torch side is told."""
+    """Fields of our model, names of its weights on file, what the torch side is told, clips."""
 
     fields: dict[str, Any]
     table: Any
     torch: dict[str, Any] = dataclasses.field(default_factory=dict)
+    clips: tuple[str, ...] = ("17x256x256", "1x512x512")
 
 
 MODELS = {
     "ivvae": Entry({"name": "ivvae", **RELEASED["ivvae_z16_dim64"]}, IVVAE_TABLE),
+    "reducio": Entry(
+        {"name": "reducio", **REDUCIO["reducio-ft4-fs32-attn23"]},
+        REDUCIO_TABLE,
+        clips=("16x256x256",),
+    ),
     "dcae": Entry(
         {
             "name": "dcae",
@@ -117,13 +126,19 @@ def timed(function, params, x, repeats):
 
 def ours(model, params, video, repeats):
     def encode(p, x):
-        return model.apply({"params": p}, x, method="encode")[0].mean
+        return model.apply({"params": p}, x, method="encode")[0].mode()
 
     def decode(p, x):
-        return model.apply({"params": p}, x, method="decode")[0]
+        latent, content = x  # features of the content frame are made here, as part of decoding
+        return model.apply({"params": p}, latent, condition=content, method="decode")[0]
+
+    content = None
+    if hasattr(model, "content_frame"):
+        content = model.apply({}, video, method="content_frame")
 
     latent, encoding, first = timed(encode, params, video, repeats)
-    restored, decoding, second = timed(decode, params, jnp.asarray(latent), repeats)
+    given = (jnp.asarray(latent), content)
+    restored, decoding, second = timed(decode, params, given, repeats)
     seconds = {"encode": encoding, "decode": decoding}
     return {"latent": latent[0], "restored": restored[0]}, seconds, first + second
 
@@ -174,14 +189,14 @@ def measure(name, clip, python, repeats):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--clips", nargs="+", default=["17x256x256", "1x512x512"])
+    parser.add_argument("--clips", nargs="+", help="frames x height x width; default: by model")
     parser.add_argument("--torch-python", default="", help="interpreter with torch; empty: none")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--json", default="", help="write the rows here too")
     args = parser.parse_args()
     rows = []
     for name in args.models:
-        for clip in args.clips:
+        for clip in args.clips or MODELS[name].clips:
             size = tuple(map(int, clip.split("x")))
             rows.append(measure(name, size, args.torch_python, args.repeats))
             print(

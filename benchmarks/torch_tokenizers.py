@@ -3,8 +3,9 @@
     python torch_tokenizers.py <name in NETWORKS> weights.safetensors io.npz result.npz <repeats>
 
 Reads the published names. IV-VAE is a plain functional network written for this measurement, fed
-one group of frames at a time as the released code is; DC-AE is Diffusers' AutoencoderDC. Writes the
-least seconds of encode and decode (wall, processor) and what they returned.
+one group of frames at a time as the released code is; DC-AE is Diffusers' AutoencoderDC; for
+Reducio-VAE see ``torch_reducio.py``. Writes the least seconds of encode and decode (wall,
+processor) and what they returned.
 """
 
 import json
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch_reducio import Reducio
 
 
 class IVVAE:
@@ -161,7 +163,11 @@ class DCAE:
 
 
 # Name -> network, given its weights by published name and the constructor arguments of ``MODELS``.
-NETWORKS = {"ivvae": lambda weights, config: IVVAE(weights), "dcae": DCAE}
+NETWORKS = {
+    "ivvae": lambda weights, config: IVVAE(weights),
+    "dcae": DCAE,
+    "reducio": lambda weights, config: Reducio(weights),
+}
 
 
 def timed(function, x, repeats):
