@@ -11,6 +11,9 @@
                               Standard (``paper,form=lite``)
 ``demo,form=lite``            (or ``standard``) the same forms at the demo's size, from scratch
 ``demo,stage=2``              the demo going on with a small critic
+``demo,stage=vf``             the demo going on towards the features of a small random network
+``demo,form=standard,finetune=true``  the form at the demo's size, finetuned from the demo (``lite``
+                              from that Standard) as in the paper
 
 A stage starts from the workdir of the one before it: ``--config.train.init_from=runs/fsae-paper``.
 """
@@ -26,7 +29,7 @@ _STAGES = ("1", "2", "3", "vf")
 
 def get_config(arg: str = ""):
     presets = ("demo", "paper", *_FORMS[1:])
-    arg = parse_arg(arg, presets=presets, width=2048, form="base", stage="1")
+    arg = parse_arg(arg, presets=presets, width=2048, form="base", stage="1", finetune=False)
     form = arg.preset if arg.preset in _FORMS else arg.form
     for name, value, known in (("form", form, _FORMS), ("stage", arg.stage, _STAGES)):
         if value not in known:
@@ -34,7 +37,7 @@ def get_config(arg: str = ""):
                 f"config argument {name}={value} is unknown: {did_you_mean(value, known)}"
             )
     demo = arg.preset == "demo"
-    if arg.stage != "1" and (form != "base" or (demo and arg.stage != "2")):
+    if arg.stage != "1" and (form != "base" or (demo and arg.stage not in ("2", "vf"))):
         raise VidlatentError(f"config argument stage={arg.stage} does not go with this preset.")
     suffix = "" if form in (arg.preset, "base") else f"-{form}"
     suffix += "" if arg.stage == "1" else f"-stage_{arg.stage}"
@@ -45,11 +48,17 @@ def get_config(arg: str = ""):
         _demo(config)
         if arg.stage == "2":
             _demo_with_critic(config)
+        elif arg.stage == "vf":
+            _demo_towards_features(config)
     else:
         _paper(config, arg.width)
         _STAGE[arg.stage if form == "base" else form](config)
     if form != "base":
-        _finetuned(config, form, from_scratch=demo)
+        _finetuned(config, form, from_scratch=demo and not arg.finetune)
+        if demo and arg.finetune:
+            config.preset += "-finetune"
+            if form == "standard":
+                config.train.init_recipes = ("fsae 1", "fsae vf")
     return config
 
 
@@ -223,5 +232,13 @@ def _demo_with_critic(config):
     config.critic.warmup_steps = 50
     config.optim.lr = 1e-3
     config.critic.optim.lr = 1e-3
+    config.train.steps = 200
+    config.train.init_recipes = ("fsae 1",)
+
+
+def _demo_towards_features(config):
+    """The paper's weight and margins; a small random network stands in for DINOv2."""
+    config.loss.vf = {"weight": 0.5, "network": "dinov2_tiny"}
+    config.optim.lr = 1e-3
     config.train.steps = 200
     config.train.init_recipes = ("fsae 1",)

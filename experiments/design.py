@@ -61,11 +61,17 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """``first - second`` of a metric, taken seed by seed."""
+    """``first - second`` of a metric, taken seed by seed.
+
+    Attributes:
+      least: what the mean must exceed, in size, to count: with every seed on one side the first is
+        then ``'higher'`` or ``'lower'``, else it is a ``'tie'``. None: nothing is concluded.
+    """
 
     first: str
     second: str
     metric: str = "psnr"
+    least: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +112,9 @@ class Experiment:
       draw: ``(figure, summary) -> None``, fills a matplotlib figure; None: bars of ``metric``.
       notes: printed under the table, whatever it shows.
       gate: ``(arm, least mean of metric)``: below it the experiment says so and says nothing else.
+      gate_metric: that the gate looks at; empty: ``metric``.
+      decimals: of metrics that are not shown with two.
+      tried_metrics: further metrics listed for every setting that was tried.
     """
 
     name: str
@@ -119,6 +128,9 @@ class Experiment:
     draw: Callable[[Any, Mapping[str, Any]], None] | None = None
     notes: tuple[str, ...] = ()
     gate: tuple[str, float] | None = None
+    gate_metric: str = ""
+    decimals: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    tried_metrics: tuple[str, ...] = ()
 
     def __post_init__(self):
         seen: dict[str, Arm] = {}

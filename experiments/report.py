@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.design import Arm, Experiment, Run, Setting
+from experiments.design import Arm, Difference, Experiment, Run, Setting
 from experiments.runner import Results, choose
 
 __all__ = ["summarise", "write_table_and_plot"]
@@ -42,7 +42,7 @@ def summarise(experiment: Experiment, results: Results) -> dict[str, Any]:
         "title": experiment.title,
         "arms": rows,
         "differences": [
-            _difference(by_arm[d.first], by_arm[d.second], d.metric)
+            _difference(experiment, by_arm[d.first], by_arm[d.second], d)
             for d in experiment.differences
             if d.first in by_arm and d.second in by_arm
         ],
@@ -50,8 +50,10 @@ def summarise(experiment: Experiment, results: Results) -> dict[str, Any]:
     }
     if experiment.gate and experiment.gate[0] in by_arm:
         arm, least = experiment.gate
-        mean = by_arm[arm]["metrics"][experiment.metric]["mean"]
+        metric = experiment.gate_metric or experiment.metric
+        mean = by_arm[arm]["metrics"][metric]["mean"]
         summary["gate"] = {"arm": arm, "least": least, "mean": mean, "passed": mean >= least}
+        summary["gate"]["metric"] = metric
     return summary
 
 
@@ -80,7 +82,8 @@ def _row(experiment, arm: Arm, setting: Setting, done: Mapping[int, Any], best: 
     }
 
 
-def _difference(first: Mapping, second: Mapping, metric: str) -> dict[str, Any]:
+def _difference(experiment, first: Mapping, second: Mapping, asked: Difference) -> dict[str, Any]:
+    metric = asked.metric
     pairs = (
         dict(zip(row["seeds"], row["metrics"][metric]["values"], strict=True))
         for row in (first, second)
@@ -88,7 +91,22 @@ def _difference(first: Mapping, second: Mapping, metric: str) -> dict[str, Any]:
     a, b = pairs
     seeds = [seed for seed in a if seed in b]
     result = {"first": first["label"], "second": second["label"], "metric": metric, "seeds": seeds}
-    return {**result, **spread([a[s] - b[s] for s in seeds])} if seeds else {**result, "n": 0}
+    if not seeds:
+        return {**result, "n": 0}
+    result |= spread([a[s] - b[s] for s in seeds])
+    if asked.least is not None:
+        enough = len(seeds) == len(experiment.seeds) > 1
+        result["verdict"] = _verdict(result["values"], asked.least) if enough else "too few seeds"
+    return result
+
+
+def _verdict(values: Sequence[float], least: float) -> str:
+    """``'higher'`` or ``'lower'`` if all seeds agree and the mean is beyond ``least``."""
+    agree = all(value > 0 for value in values) or all(value < 0 for value in values)
+    mean = statistics.fmean(values)
+    if not agree or abs(mean) <= least:
+        return "tie"
+    return "higher" if mean > 0 else "lower"
 
 
 def write_table_and_plot(experiment: Experiment, folder: Path) -> dict[str, Any]:
@@ -106,10 +124,11 @@ def _setting_text(setting: Setting) -> str:
     return ", ".join(f"{key} {text}" for key, text in sorted(setting.items())) or "–"
 
 
-def _cell(value: Mapping[str, Any] | None) -> str:
+def _cell(value: Mapping[str, Any] | None, decimals: int = 2) -> str:
     if value is None:
         return "–"
-    return f"{value['mean']:.2f} ± {value['sd']:.2f}" if value["n"] > 1 else f"{value['mean']:.2f}"
+    mean = f"{value['mean']:.{decimals}f}"
+    return f"{mean} ± {value['sd']:.{decimals}f}" if value["n"] > 1 and decimals else mean
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -125,7 +144,7 @@ def to_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
         g = summary["gate"]
         verdict = "passed" if g["passed"] else "FAILED: the rest says nothing"
         lines += [
-            f"Gate, {experiment.metric} of {g['arm']} at least {g['least']:g}: "
+            f"Gate, {g['metric']} of {g['arm']} at least {g['least']:g}: "
             f"{g['mean']:.2f}, {verdict}.",
             "",
         ]
@@ -138,26 +157,14 @@ def to_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
             f"{row['steps_in_all']:,}",
             f"{row['parameters']['trained']:,}",
             str(len(row["seeds"])),
-            *(_cell(row["metrics"].get(name)) for name in columns),
+            *(_cell(row["metrics"].get(name), _decimals(experiment, name)) for name in columns),
         ]
         for row in summary["arms"]
         if row["chosen"]
     ]
     heads = ["arm", "setting", "steps", "steps in all", "parameters trained", "seeds"]
     lines += _table([*heads, *columns.values()], rows)
-    if summary["differences"]:
-        lines += ["Differences, seed by seed:", ""]
-        rows = [
-            [
-                f"{d['first']} − {d['second']}",
-                columns.get(d["metric"], d["metric"]),
-                _cell(d),
-                ", ".join(f"{value:+.2f}" for value in d["values"]),
-            ]
-            for d in summary["differences"]
-            if d["n"]
-        ]
-        lines += _table(["difference", "metric", "mean ± sd", "each seed"], rows)
+    lines += _differences(experiment, summary)
     lines += _tried(experiment, summary)
     lines += [f"* {note}" for note in experiment.notes]
     if summary["missing"]:
@@ -166,16 +173,46 @@ def to_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _decimals(experiment: Experiment, metric: str) -> int:
+    return experiment.decimals[metric] if metric in experiment.decimals else 2
+
+
+def _differences(experiment: Experiment, summary: Mapping[str, Any]) -> list[str]:
+    found = [d for d in summary["differences"] if d["n"]]
+    if not found:
+        return []
+    heads = ["difference", "metric", "mean ± sd", "each seed"]
+    judged = any("verdict" in d for d in found)
+    failed = "gate" in summary and not summary["gate"]["passed"]
+    rows = []
+    for d in found:
+        decimals = _decimals(experiment, d["metric"])
+        row = [
+            f"{d['first']} − {d['second']}",
+            experiment.columns.get(d["metric"], d["metric"]),
+            _cell(d, decimals),
+            ", ".join(f"{value:+.{decimals}f}" for value in d["values"]),
+        ]
+        if judged:
+            row.append("gate failed" if failed else d.get("verdict", ""))
+        rows.append(row)
+    lines = _table([*heads, "verdict"] if judged else heads, rows)
+    return ["Differences, seed by seed:", "", *lines]
+
+
 def _tried(experiment: Experiment, summary: Mapping[str, Any]) -> list[str]:
     """Every setting of the arms that tried several."""
     swept = {arm.name for arm in experiment.arms if not arm.leader and len(arm.settings) > 1}
+    metric, more = experiment.metric, experiment.tried_metrics
+    decimals = _decimals(experiment, metric)
     rows = [
         [
             row["label"],
             _setting_text(row["setting"]),
             f"{row['steps']:,}",
-            _cell(row["metrics"][experiment.metric]),
-            ", ".join(f"{v:.2f}" for v in row["metrics"][experiment.metric]["values"]),
+            _cell(row["metrics"][metric], decimals),
+            ", ".join(f"{v:.{decimals}f}" for v in row["metrics"][metric]["values"]),
+            *(_cell(row["metrics"].get(name), _decimals(experiment, name)) for name in more),
             "yes" if row["chosen"] else "",
         ]
         for row in summary["arms"]
@@ -183,8 +220,8 @@ def _tried(experiment: Experiment, summary: Mapping[str, Any]) -> list[str]:
     ]
     if not rows:
         return []
-    name = experiment.columns.get(experiment.metric, experiment.metric)
-    heads = ["arm", "setting", "steps", name, "each seed", "chosen"]
+    names = [experiment.columns.get(name, name) for name in (metric, *more)]
+    heads = ["arm", "setting", "steps", names[0], "each seed", *names[1:], "chosen"]
     return ["Every setting tried:", "", *_table(heads, rows)]
 
 

@@ -1,0 +1,128 @@
+"""What do FSAE-Standard and FSAE-Lite gain over finetuning the causal decoder for as long?
+
+    python -m experiments.decoder_finetune              one CPU core
+    python -m experiments.decoder_finetune --size=gpu   64x64 videos, for one GPU
+    python -m experiments.decoder_finetune --report     table and plot of what has finished
+
+All start from one causal FSAE, whose encoder stays as it is (FSVideo 2.2). Standard sees later
+frames, frame 0's features, and noise; one arm of it sees later frames alone. Lite goes on from
+Standard. Design and result: docs/experiments/decoder_finetune.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.alignment import fsae_at
+from experiments.cli import main
+from experiments.design import Arm, Difference, Experiment, Setting
+from experiments.proofs import (
+    GATE_METRIC,
+    SIZES,
+    chosen_rows,
+    over_mean_colour,
+    plot_arms,
+    plot_lists,
+    rates,
+)
+
+__all__ = ["build", "measure"]
+
+_TIE_DB = 0.2
+_NOTES = (
+    "Standard and Lite decode with features of the true frame 0, which are kept beside the latent; "
+    "the causal decoder and the arm without them have the latent alone.",
+    "'Continued' trains the decoder alone, as all arms do; Lite, which comes after Standard, is to "
+    "be compared with 'continued, twice the steps'.",
+    "Noise is the same in every evaluation.",
+    "Equal further steps, never convergence; drawn clips, no critic.",
+)
+
+
+def build(size: str) -> Experiment:
+    """The experiment at ``'cpu'``, ``'gpu'`` or ``'smoke'`` size."""
+    keys, base, further = fsae_at(size, scored={"cpu": 192, "gpu": 512, "smoke": 8}[size])
+
+    def arm(name: str, config: str, label: str, start: str = "base", **more: str) -> Arm:
+        return Arm(
+            name,
+            f"configs/fsae.py:{config}",
+            further,
+            label,
+            {**keys, "optim.frozen": "encoder/", **more},
+            rates(size),
+            starts_from=start,
+            more_steps=base + (further if start != "base" else 0),
+        )
+
+    standard = "demo,form=standard,finetune=true"
+    plain: Setting = {"model.cross_stages": "()", "model.noise_weight": "0.0"}
+    continued = arm("continued", "demo", "base continued")
+    return Experiment(
+        name="decoder_finetune",
+        title=f"Finetuned decoders of an FSAE ({size} size)",
+        arms=(
+            Arm("base", "configs/fsae.py:demo", base, "base", keys, rates(size)),
+            continued,
+            arm("standard", standard, "Standard"),
+            arm("centred", standard, "Standard, only looking both ways", **plain),
+            arm("lite", "demo,form=lite,finetune=true", "Lite, after Standard", "standard"),
+            Arm(
+                "continued_longer",
+                continued.config,
+                2 * further,
+                "base continued, twice the steps",
+                continued.overrides,
+                follows="continued",
+                starts_from="base",
+                more_steps=base,
+            ),
+        ),
+        seeds=(0,) if size == "smoke" else (0, 1, 2),
+        columns={
+            "psnr": "PSNR, dB",
+            "psnr_frame_0": "frame 0",
+            "psnr_without_frame_0": "without frame 0",
+        },
+        differences=tuple(
+            Difference(first, second, metric, _TIE_DB)
+            for metric in ("psnr", "psnr_without_frame_0")
+            for first, second in (
+                ("standard", "continued"),
+                ("centred", "continued"),
+                ("standard", "centred"),
+                ("lite", "continued_longer"),
+                ("lite", "standard"),
+            )
+        ),
+        measure=measure,
+        draw=draw,
+        notes=_NOTES,
+        gate=None if size == "smoke" else ("base", 4.0),
+        gate_metric=GATE_METRIC,
+        tried_metrics=("psnr_without_frame_0",),
+    )
+
+
+def measure(config: ConfigDict, workdir: Path, seed: int, scores: Mapping) -> dict[str, Any]:
+    """The gate's metric; the rest is in the loop's scores."""
+    del config, workdir, seed
+    return over_mean_colour(scores)
+
+
+def draw(figure: Any, summary: Mapping[str, Any]) -> None:
+    """PSNR of each arm, and by frame."""
+    left, right = figure.subplots(1, 2)
+    rows = chosen_rows(summary)
+    plot_arms(left, rows, "psnr_without_frame_0", "PSNR without frame 0, dB")
+    plot_lists(right, rows, "psnr_by_frame", range(64), "PSNR by frame, dB")
+    right.set_xlabel("frame of the clip")
+
+
+if __name__ == "__main__":
+    sys.exit(main(build, SIZES, __doc__))
