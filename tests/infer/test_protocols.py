@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_tokenizers import QUICK
+from tiny_tokenizers import QUICK, clip, tokenizer
 
 from configs.common import get_defaults
 from vidlatent.data.decode import Limits, read_window
@@ -268,3 +268,20 @@ def test_draws_depend_on_the_clip_alone():
     np.testing.assert_array_equal(one[0], other[2])
     np.testing.assert_array_equal(one[2], other[0])
     assert (one[0] != one[1]).mean() > 0.5 and (one[0, :5] != one[0, 5:]).mean() > 0.5
+
+
+def test_a_draw_without_noise_is_the_mean(monkeypatch):
+    model, params = tokenizer("reducio")
+    batch = {
+        "video": np.stack([clip(4, 16, 16, seed) for seed in range(2)]),
+        "clip": np.arange(2, dtype=np.int32),
+        "start": np.zeros(2, np.float32),
+    }
+
+    def restored(draw, chunk):
+        step = jax.jit(tokenizer_eval_step(model, draw=draw, chunk=chunk), compiler_options=QUICK)
+        return np.asarray(step(params, batch)["reconstruction"]).astype(int)
+
+    means = restored(None, 0)
+    monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype: jnp.zeros(shape, dtype))
+    assert np.abs(restored(0, 4) - means).max() <= 1

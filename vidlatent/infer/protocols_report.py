@@ -137,7 +137,7 @@ def _about(outcome: Outcome, config: ConfigDict) -> dict[str, Any]:
 def _clips(outcome: Outcome) -> str:
     count = int(outcome.result.scores["clips"])
     of = f" of {outcome.found}" if count != outcome.found else ""
-    return f"{count}{of} clips of {outcome.where}"
+    return f"{count}{of} clip{'s' * (outcome.found > 1)} of {outcome.where}"
 
 
 def _cautions(outcome: Outcome) -> str:
@@ -146,7 +146,8 @@ def _cautions(outcome: Outcome) -> str:
 
 
 def _measured_head(outcome: Outcome) -> str:
-    return f"measured here ({int(outcome.result.scores['clips'])} clips)"
+    count = int(outcome.result.scores["clips"])
+    return f"measured here ({count} clip{'s' * (count > 1)})"
 
 
 def _paper_head(row: Row) -> str:

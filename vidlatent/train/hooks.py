@@ -17,6 +17,7 @@ from PIL import Image
 
 from vidlatent.infer.evaluate import Evaluation, compile_eval_step, evaluate
 from vidlatent.infer.outputs import pictures_sheet
+from vidlatent.infer.scores import make_scores
 from vidlatent.train.progress import Progress
 from vidlatent.train.state import State
 from vidlatent.typing import VidlatentError
@@ -157,7 +158,14 @@ class Evaluate:
     def __init__(self, run: Run, step_fns: Any, mesh: Any, make_validation: Any):
         self.every = run.config.eval.every
         self._make_validation = make_validation
-        self._eval_step = compile_eval_step(step_fns.eval_step, mesh, run.state["ema"])
+        self._scores = make_scores(
+            run.config.eval.training_metrics,
+            run.config.networks.to_dict(),
+            stand_ins=run.config.eval.stand_ins,
+        )
+        self._eval_step = compile_eval_step(
+            step_fns.eval_step, mesh, run.state["ema"], self._scores
+        )
 
     def __call__(self, run: Run) -> None:
         if self.every and run.step % self.every == 0:
@@ -174,6 +182,7 @@ class Evaluate:
                 loader,
                 run.config.eval.pictures,
                 spec=run.spec,
+                scores=self._scores,
             )
         run.evaluation = (run.step, result)
         run.writer.write_scalars(run.step, {f"val/{k}": v for k, v in result.scores.items()})

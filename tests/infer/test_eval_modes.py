@@ -1,0 +1,75 @@
+"""Scores and protocols from the command line, on a model trained for a moment."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+pytestmark = pytest.mark.slow
+
+
+def run(*args, fails=False):
+    done = subprocess.run(
+        [sys.executable, "-m", "vidlatent.main", *map(str, args)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert (done.returncode != 0) == fails, done.stderr[-3000:]
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    run(
+        f"--config={ROOT / 'tests' / 'tiny.py'}",
+        f"--workdir={path}",
+        "--config.train.steps=2",
+        "--config.data.synthetic.frames=20",
+        "--config.data.synthetic.clips=6",
+        "--config.data.buckets=((5, 16, 16, 2),)",
+        "--config.eval.training_metrics=('lpips_tiny',)",
+    )
+    return path
+
+
+def test_scores_while_training_and_after(workdir, tmp_path):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+    found = [line["val/lpips_tiny_random0"] for line in lines if "val/lpips_tiny_random0" in line]
+    assert found and found[-1] > 0
+    metrics = "('lpips_tiny', 'fvd_videomae_tiny')"
+    run(
+        "--mode=eval",
+        f"--workdir={workdir}",
+        f"--output={tmp_path}",
+        f"--config.eval.metrics={metrics}",
+    )
+    about = json.loads((tmp_path / "scores.json").read_text())
+    assert about["scores"]["lpips_tiny_random0"] == pytest.approx(found[-1], rel=1e-4)
+    name = "fvd_videomae_tiny_random0_biased_bilinear32"
+    assert about["scores"][name] > 0 and about["definitions"][name]["n"] == about["scores"]["clips"]
+    assert name in (tmp_path / "report.html").read_text()
+
+
+def test_a_protocol(workdir):
+    arguments = ("--mode=eval", f"--workdir={workdir}", "--config.eval.protocol=fsae_table2")
+    said = run(*arguments, fails=True)
+    assert "error: config.networks.lpips_vgg is empty" in said and "Traceback" not in said
+    run(
+        *arguments,
+        "--config.eval.stand_ins=true",
+        "--config.eval.leave_out=('fvd_i3d',)",
+        "--config.eval.clips=2",
+    )
+    folder = workdir / "eval" / "step_2_fsae_table2"
+    about = json.loads((folder / "fsae_table2.json").read_text())
+    assert about["measured"]["clips"] == 2 and about["measured"]["clips_found"] == 6
+    assert {row["size"] for row in about["by_clip"]} == {"17x256x256"}
+    for file in ("fsae_table2.md", "report.html", "best.png", "worst.mp4"):
+        assert (folder / file).stat().st_size > 0
