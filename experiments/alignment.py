@@ -90,8 +90,8 @@ def build(size: str) -> Experiment:
         title=f"Latents aligned to image features, a random stand-in for DINOv2 ({size} size)",
         arms=(
             Arm("base", "configs/fsae.py:demo", base, "base", keys, rates(size)),
-            arm("continued", "1", "continued without"),
-            arm("aligned", "vf", "continued with Video VF (dinov2_tiny, random)"),
+            arm("continued", "1", "continued"),
+            arm("aligned", "vf", "Video VF, random stand-in"),
         ),
         seeds=(0,) if size == "smoke" else (0, 1, 2),
         columns={
