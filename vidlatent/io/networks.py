@@ -90,6 +90,8 @@ def read_network(name: str, paths: Sequence[str | os.PathLike[str]]) -> Any:
     except VidlatentError as error:
         files = ",".join(map(os.fspath, paths))
         raise VidlatentError(f"config.networks.{name}={files}: {error}") from error
+    if definition.keeps_dtype:
+        return params
     return jax.tree.map(lambda x: np.asarray(x, np.float32), params)
 
 

@@ -38,6 +38,11 @@ TABLES.register("i3d", _FROZEN + "import_video:I3D_TABLE")
 TABLES.register("c3d", _FROZEN + "import_video:C3D_TABLE")
 TABLES.register("c3d_chainer", _FROZEN + "import_video:C3D_CHAINER_TABLE")
 TABLES.register("videomae", _FROZEN + "import_video:VIDEOMAE_TABLE")
+TABLES.register("t5_transformers", _FROZEN + "import_t5:T5_TRANSFORMERS_TABLE")
+TABLES.register("umt5_wan", _FROZEN + "import_t5:UMT5_WAN_TABLE")
+TABLES.register("clip_transformers", _FROZEN + "import_clip:CLIP_TRANSFORMERS_TABLE")
+TABLES.register("clip_openclip", _FROZEN + "import_clip:CLIP_OPENCLIP_TABLE")
+TABLES.register("clip_wan", _FROZEN + "import_clip:CLIP_WAN_TABLE")
 
 # ``(source parameters, newly initialised parameters of the target) -> parameters``.
 GRAFTS = Registry("kind of start")

@@ -39,6 +39,21 @@ NETWORKS.register("c3d_ucf101", _HERE + "c3d:UCF101")
 NETWORKS.register("c3d_tiny", _HERE + "c3d:TINY")
 NETWORKS.register("videomae_g", _HERE + "videomae:GIANT_SSV2")
 NETWORKS.register("videomae_tiny", _HERE + "videomae:TINY")
+NETWORKS.register("t5_v10_small", _HERE + "t5:V10_SMALL")
+NETWORKS.register("t5_v10_base", _HERE + "t5:V10_BASE")
+NETWORKS.register("t5_v10_large", _HERE + "t5:V10_LARGE")
+NETWORKS.register("flan_t5_small", _HERE + "t5:FLAN_SMALL")
+NETWORKS.register("flan_t5_base", _HERE + "t5:FLAN_BASE")
+NETWORKS.register("flan_t5_large", _HERE + "t5:FLAN_LARGE")
+NETWORKS.register("flan_t5_xl", _HERE + "t5:FLAN_XL")
+NETWORKS.register("t5_v11_xxl", _HERE + "t5:V11_XXL")
+NETWORKS.register("umt5_xxl", _HERE + "t5:UMT5_XXL")
+NETWORKS.register("t5_tiny", _HERE + "t5:TINY")
+NETWORKS.register("umt5_tiny", _HERE + "t5:UMT5_TINY")
+NETWORKS.register("clip_vith14", _HERE + "clip:VITH14")
+NETWORKS.register("clip_vith14_wan", _HERE + "clip:VITH14_WAN")
+NETWORKS.register("clip_vitl14", _HERE + "clip:VITL14")
+NETWORKS.register("clip_tiny", _HERE + "clip:TINY")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +62,14 @@ class Definition:
 
     Attributes:
       module: makes the Linen module from ``dtype=``.
-      inputs: shapes of pixels that its parameters can be initialised with.
+      inputs: shapes of pixels (or tokens) that its parameters can be initialised with.
       tables: namings (``models.weights.TABLES``) of files it can be read from; the first is the
         one that is written.
       files: the published files, in the order in which the convert command takes them.
       source: where they are published. Empty: nothing is, the network is a stand-in.
       prepare: brings the tensors of the published files into the shapes that the tables know.
+      input_dtype: of ``inputs``.
+      keeps_dtype: parameters stay in the file's dtype; text encoders are large.
     """
 
     module: Callable[..., nn.Module]
@@ -61,6 +78,8 @@ class Definition:
     files: tuple[str, ...] = ()
     source: str = ""
     prepare: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = dict
+    input_dtype: Any = jnp.float32
+    keeps_dtype: bool = False
 
 
 class Network(NamedTuple):
@@ -68,7 +87,7 @@ class Network(NamedTuple):
 
     Attributes:
       apply: ``apply(params, *pixels)``, pure.
-      params: nested dict of float32 arrays.
+      params: nested dict of float32 arrays (text encoders: in the dtype of the file).
       name: in ``NETWORKS``.
       label: the name, with the seed where the weights are random; scores are called by it.
     """
@@ -89,6 +108,11 @@ def network_apply(name: str, dtype: Any = jnp.float32) -> Callable[..., Any]:
     ``i3d_*``, ``videomae_*``, ``c3d_*``: ``apply(params, video)`` of ``[B, T, H, W, 3]`` gives
     ``features`` and ``logits`` ``[B, ...]``, C3D ``probabilities`` too; the first two want frames
     of their own size (``metrics.clips``).
+    ``t5_*``, ``flan_t5_*``, ``umt5_*``: ``apply(params, tokens, mask) -> [B, N, D]`` states of
+    token numbers and their mask ``[B, N]`` (``data.text``).
+    ``clip_*``: ``apply(params, images)`` of images ``[N, H, W, 3]`` of any size gives the form
+    that the system wants which the name stands for; ``output=`` asks for another
+    (``models.frozen.clip``).
 
     All pixels lie in [-1, 1]. ``dtype`` is the compute dtype; in float32 the products are exact
     ones on every backend (no TF32).
@@ -118,5 +142,5 @@ def random_params(name: str, seed: int = 0) -> Any:
 
 
 def _init(definition: Definition, key: jax.Array) -> Any:
-    pixels = [jnp.zeros(shape, jnp.float32) for shape in definition.inputs]
+    pixels = [jnp.zeros(shape, definition.input_dtype) for shape in definition.inputs]
     return definition.module(dtype=jnp.float32).init(key, *pixels)["params"]

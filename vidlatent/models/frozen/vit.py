@@ -32,6 +32,7 @@ class ViTBlock(nn.Module):
       layer_scale: learn the factors ``s1`` and ``s2`` per channel; without, they are 1.
       key_bias: whether keys have a bias; queries and values do.
       eps: of the layer norms.
+      quick: ``x * sigmoid(1.702 x)`` (OpenAI's CLIP) in place of the GELU.
     """
 
     heads: int
@@ -41,6 +42,7 @@ class ViTBlock(nn.Module):
     key_bias: bool = True
     eps: float = 1e-6
     dtype: Any = jnp.float32
+    quick: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -49,7 +51,7 @@ class ViTBlock(nn.Module):
             layer_norm(self.eps, self.dtype, "norm1")(x)
         )
         x = x + self._scaled(h, "scale1")
-        h = _Mlp(self.hidden, self.gated, self.dtype, name="mlp")(
+        h = _Mlp(self.hidden, self.gated, self.dtype, self.quick, name="mlp")(
             layer_norm(self.eps, self.dtype, "norm2")(x)
         )
         return x + self._scaled(h, "scale2")
@@ -87,6 +89,7 @@ class _Mlp(nn.Module):
     hidden: int
     gated: bool
     dtype: Any
+    quick: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -96,5 +99,6 @@ class _Mlp(nn.Module):
         if self.gated:
             h = nn.silu(dense(self.hidden, "gate")(x)) * dense(self.hidden, "up")(x)
             return dense(x.shape[-1], "down")(h)
-        h = nn.gelu(dense(self.hidden, "fc1")(x), approximate=False)
+        h = dense(self.hidden, "fc1")(x)
+        h = h * nn.sigmoid(1.702 * h) if self.quick else nn.gelu(h, approximate=False)
         return dense(x.shape[-1], "fc2")(h)
