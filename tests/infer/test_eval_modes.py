@@ -1,6 +1,8 @@
 """Scores and protocols from the command line, on a model trained for a moment."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +13,28 @@ ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.slow
 
 
-def run(*args, fails=False):
-    done = subprocess.run(
-        [sys.executable, "-m", "vidlatent.main", *map(str, args)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert (done.returncode != 0) == fails, done.stderr[-3000:]
-    return done.stderr
+def run(*args, fails=False, processes=1):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    several = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "vidlatent.main", *map(str, args)],
+            cwd=ROOT,
+            env=os.environ | (several | {"JAX_PROCESS_ID": str(i)} if processes > 1 else {}),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+    try:
+        texts = [process.communicate(timeout=600)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [p.returncode != 0 for p in started] == [fails] * processes, texts[0][-3000:]
+    return texts[0]
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +70,26 @@ def test_scores_while_training_and_after(workdir, tmp_path):
     assert name in (tmp_path / "report.html").read_text()
 
 
-def test_a_protocol(workdir):
+def test_a_protocol_on_one_process_and_on_two(workdir, tmp_path):
     arguments = ("--mode=eval", f"--workdir={workdir}", "--config.eval.protocol=fsae_table2")
     said = run(*arguments, fails=True)
     assert "error: config.networks.lpips_vgg is empty" in said and "Traceback" not in said
-    run(
-        *arguments,
+    arguments += (
         "--config.eval.stand_ins=true",
         "--config.eval.leave_out=('fvd_i3d',)",
-        "--config.eval.clips=2",
+        "--config.eval.metrics=('fvd_videomae_tiny',)",
+        "--config.eval.clips=3",
     )
+    run(*arguments)
     folder = workdir / "eval" / "step_2_fsae_table2"
     about = json.loads((folder / "fsae_table2.json").read_text())
-    assert about["measured"]["clips"] == 2 and about["measured"]["clips_found"] == 6
+    assert about["measured"]["clips"] == 3 and about["measured"]["clips_found"] == 6
     assert {row["size"] for row in about["by_clip"]} == {"17x256x256"}
     for file in ("fsae_table2.md", "report.html", "best.png", "worst.mp4"):
         assert (folder / file).stat().st_size > 0
+
+    run(*arguments, f"--output={tmp_path}", processes=2)
+    other = json.loads((tmp_path / "fsae_table2.json").read_text())
+    assert other["measured"]["scores"] == pytest.approx(about["measured"]["scores"], rel=1e-5)
+    assert other["measured"]["definitions"] == about["measured"]["definitions"]
+    assert {row["clip"] for row in other["by_clip"]} == {row["clip"] for row in about["by_clip"]}

@@ -16,6 +16,7 @@ from vidlatent.typing import VidlatentError
 __all__ = ["FrechetTally", "InceptionTally"]
 
 _SPLITS = 10
+_FEWEST = 2  # rows of a split: a single one always scores 1
 
 
 class FrechetTally:
@@ -66,7 +67,7 @@ class InceptionTally:
     def result(self, name: str) -> tuple[dict[str, float], dict[str, Any]]:
         """The score of the reconstructions, its spread over the splits, and the originals' score.
 
-        Ten splits, fewer of fewer clips; the name says how many.
+        Ten splits, or one of fewer than twenty clips; the name says how many.
 
         Raises:
           VidlatentError: nothing was added.
@@ -75,7 +76,7 @@ class InceptionTally:
             raise VidlatentError(f"{name}: no clip was added.")
         # The score depends on the order, and the order in which processes deliver on their number.
         rows = np.stack([self._rows[key] for key in sorted(self._rows)])
-        splits = min(_SPLITS, len(rows))
+        splits = _SPLITS if len(rows) >= _FEWEST * _SPLITS else 1
         originals, restored = (inception_score(rows[:, i], splits) for i in range(2))
         name = f"{name}_splits{splits}"
         found = {name: restored.mean, f"{name}_of_originals": originals.mean}
