@@ -1,0 +1,85 @@
+"""Small trainable conditions: class labels, and texts of hashed words or bytes.
+
+Neither needs a download. Both learn what stands for no condition, for classifier-free guidance.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vidlatent.typing import VidlatentError, check_shape
+
+__all__ = ["LabelEmbedding", "TextEmbedding"]
+
+_normal = nn.initializers.normal(0.02)
+
+
+class LabelEmbedding(nn.Module):
+    """A vector for each class, and row ``classes`` for none.
+
+    Attributes:
+      classes: labels are 0..``classes`` - 1; ``classes`` itself asks for no class.
+      width: of the vectors.
+    """
+
+    classes: int
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, labels: jax.Array, drop: jax.Array | None = None) -> jax.Array:
+        """``[B] -> [B, D]``; where ``drop`` ``[B]`` is true, the vector of no class."""
+        check_shape(labels, "B")
+        table = self.param("embedding", _normal, (self.classes + 1, self.width), jnp.float32)
+        if drop is not None:
+            labels = jnp.where(drop, self.classes, labels)
+        return jnp.take(table, labels, axis=0).astype(self.dtype)
+
+
+class TextEmbedding(nn.Module):
+    """A vector for each token plus one for its place.
+
+    Token 0 is padding. At the first place it is learned and seen like any other token, so a
+    dropped or empty text is one token long and attention always has something to read.
+
+    Attributes:
+      vocab: tokens are below it (``data.tokens``: the buckets of words, or 257 for bytes).
+      width: of the vectors.
+      length: longest text in tokens.
+    """
+
+    vocab: int
+    width: int
+    length: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: jax.Array, mask: jax.Array, drop: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """States ``[B, N, D]``, zero at padding, and their mask ``[B, N]`` int32.
+
+        Args:
+          tokens, mask: ``[B, N]``.
+          drop: ``[B]``, true for texts to leave out.
+
+        Raises:
+          VidlatentError: texts longer than ``length``.
+        """
+        count = check_shape(tokens, "B N")["N"]
+        if count > self.length:
+            raise VidlatentError(
+                f"texts of {count} tokens exceed the embedder's length {self.length}: cut them."
+            )
+        words = self.param("embedding", _normal, (self.vocab, self.width), jnp.float32)
+        places = self.param("places", _normal, (self.length, self.width), jnp.float32)
+        if drop is not None:
+            mask = jnp.where(drop[:, None], 0, mask)
+        tokens = jnp.where(mask > 0, tokens, 0)
+        mask = jnp.int32(mask).at[:, 0].set(1)
+        states = (jnp.take(words, tokens, axis=0) + places[:count]) * mask[..., None]
+        return states.astype(self.dtype), mask
