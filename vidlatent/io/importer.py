@@ -8,9 +8,11 @@ braces::
 
 The same row exports: the target becomes an expression and the source a template. For that to be
 possible a source may hold only literal text, ``[.]`` for a dot, and named groups without inner
-groups. A tuple of targets says that the tensor is their concatenation along its first axis. The
-transform ``'drop'`` (with an empty target) marks names that carry nothing, such as counters. The
-tables sit beside their models; this module knows none of them.
+groups. A field written ``#{i}`` counts the layers of a stack: ``blocks/#{i}/norm/scale`` is entry
+``i`` of the stacked parameter ``blocks/norm/scale``. A tuple of targets says that the tensor is
+their concatenation along its first axis. The transform ``'drop'`` (with an empty target) marks
+names that carry nothing, such as counters. The tables sit beside their models; this module knows
+none of them.
 """
 
 from __future__ import annotations
@@ -127,7 +129,8 @@ def import_params(
     """
     wanted = None
     if target_shapes is not None:
-        wanted = {path: tuple(leaf.shape) for path, leaf in flatten(target_shapes).items()}
+        shapes = {path: _Shape(leaf.shape) for path, leaf in flatten(target_shapes).items()}
+        wanted = {path: leaf.shape for path, leaf in _unstacked(shapes, table).items()}
     rows = _compiled(table)
     found: dict[str, np.ndarray] = {}
     unused, misshaped = [], []
@@ -151,7 +154,7 @@ def import_params(
         problems += [("missing", missing), ("unused", unused)]
     if any(names for _, names in problems):
         raise VidlatentError("the weights do not fit the model: " + _summary(problems))
-    return _nest(found)
+    return _nest(_stacked(found))
 
 
 def export_params(params: Mapping[str, Any], table: Sequence[Row]) -> dict[str, Any]:
@@ -165,7 +168,7 @@ def export_params(params: Mapping[str, Any], table: Sequence[Row]) -> dict[str, 
     rows = [entry for row in table if row[2] != "drop" for entry in _inverted(row)]
     tensors, lost = {}, []
     parts: dict[str, dict[int, tuple[str, Any]]] = {}
-    for path, leaf in flatten(params).items():
+    for path, leaf in _unstacked(flatten(params), table).items():
         for pattern, template, transform, place, count in rows:
             match = pattern.fullmatch(path)
             if match:
@@ -286,6 +289,53 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(key, {})
         node[leaf] = value
     return tree
+
+
+class _Shape:
+    """A shape whose first axis can be indexed away, as an array's can."""
+
+    def __init__(self, shape: Sequence[int]):
+        self.shape = tuple(shape)
+
+    def __getitem__(self, layer: int) -> _Shape:
+        return _Shape(self.shape[1:])
+
+
+def _unstacked(flat: Mapping[str, Any], table: Sequence[Row]) -> dict[str, Any]:
+    """Stacked leaves as one entry for each layer, under ``prefix#layer/rest``."""
+    targets = [target for row in table for target in _tuple(row[1])]
+    prefixes = {target.partition("#")[0] for target in targets if "#" in target}
+    result = {}
+    for path, leaf in flat.items():
+        prefix = next((p for p in prefixes if path.startswith(p)), None)
+        if prefix is None or not leaf.shape:
+            result[path] = leaf
+        else:
+            rest = path.removeprefix(prefix)
+            result |= {f"{prefix}#{i}/{rest}": leaf[i] for i in range(leaf.shape[0])}
+    return result
+
+
+def _stacked(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of ``_unstacked``; refuses a stack with gaps or unequal layers."""
+    result: dict[str, Any] = {}
+    layers: dict[str, dict[int, Any]] = {}
+    for path, leaf in flat.items():
+        prefix, mark, rest = path.partition("#")
+        if not mark:
+            result[path] = leaf
+            continue
+        layer, _, rest = rest.partition("/")
+        layers.setdefault(prefix + rest, {})[int(layer)] = leaf
+    for path, found in layers.items():
+        parts = [found[i] for i in sorted(found)]
+        if max(found) != len(found) - 1 or len({part.shape for part in parts}) > 1:
+            raise VidlatentError(
+                f"the weights hold layers {sorted(found)} of {path}: they must be 0, 1, ... "
+                "without a gap and of one shape."
+            )
+        result[path] = np.stack(parts)
+    return result
 
 
 def _summary(problems: Sequence[tuple[str, Sequence[str]]]) -> str:

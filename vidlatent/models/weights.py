@@ -43,6 +43,8 @@ TABLES.register("umt5_wan", _FROZEN + "import_t5:UMT5_WAN_TABLE")
 TABLES.register("clip_transformers", _FROZEN + "import_clip:CLIP_TRANSFORMERS_TABLE")
 TABLES.register("clip_openclip", _FROZEN + "import_clip:CLIP_OPENCLIP_TABLE")
 TABLES.register("clip_wan", _FROZEN + "import_clip:CLIP_WAN_TABLE")
+TABLES.register("wan", "vidlatent.models.dit.import_wan:WAN_TABLE")
+TABLES.register("wan_diffusers", "vidlatent.models.dit.import_wan:WAN_DIFFUSERS_TABLE")
 
 # ``(source parameters, newly initialised parameters of the target) -> parameters``.
 GRAFTS = Registry("kind of start")

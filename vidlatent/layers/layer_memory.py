@@ -1,0 +1,208 @@
+"""Layer memory: a block's keys and values read a per-token mixture of all earlier states.
+
+State ``X_0`` enters the stack and ``X_{l+1} = block_l(X_l, sum_j A_l[..., j] X_j)`` with weights
+``A_l`` over the sources ``j <= l`` from a softmax of ``U_l W_l + b_l``, where ``U_l`` is what the
+block's queries read (FSVideo 2.3.2, eqs. 6-8). Layers are counted from 0 here; layer 0 has one
+source and no router. Three forms compute the same:
+
+* ``unrolled``: a list of states and routers of their true sizes, the reference;
+* ``scanned``: one compiled layer, a buffer of states in the carry, written in place; its autodiff
+  would keep the buffer of every step, quadratic in depth;
+* ``recomputed``: ``scanned`` with a backward pass of its own. The final buffer holds the input of
+  every layer, so nothing else is kept. Cotangents are not added into a second buffer: the cotangent
+  ``G_l`` of each layer's mixture is kept beside its weights, and that of a state is gathered once,
+  ``dX_j = sum_{l >= j} A_l[..., j] G_l``, in float32. Memory is linear in depth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vidlatent.dist.rules import constrain
+from vidlatent.typing import VidlatentError
+
+__all__ = ["Stack", "last_bias", "mix", "padded_routers", "router_weights"]
+
+Params = Any
+Shared = Any
+_BUFFER = ("time", "batch", "tokens", "channel")
+_NEVER = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """What a stack of equal layers does, as pure functions; ``shared`` is the same for all layers.
+
+    Attributes:
+      inputs: ``(params of a layer, X_l, shared) -> U_l`` float32 ``[B, N, D]``.
+      block: ``(params of a layer, X_l, mixture, shared) -> X_{l+1}``.
+    """
+
+    inputs: Callable[[Params, jax.Array, Shared], jax.Array]
+    block: Callable[[Params, jax.Array, jax.Array, Shared], jax.Array]
+
+    def unrolled(
+        self, params: Params, routers: Sequence[Mapping[str, jax.Array]], x: jax.Array, shared: Any
+    ) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
+        """The result ``X_L``, and each layer's ``weights`` and ``fused`` mixture.
+
+        Args:
+          params: every layer's parameters, stacked on the first axis.
+          routers: ``{'kernel': [D, l + 1], 'bias': [l + 1]}`` of the layers ``l = 1 ...``.
+          x: ``X_0`` ``[B, N, D]``.
+        """
+        states, seen = [x], []
+        for layer in range(len(routers) + 1):
+            own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params)
+            weights = jnp.ones((*x.shape[:2], 1), jnp.float32)
+            if layer:
+                weights = router_weights(self.inputs(own, states[-1], shared), routers[layer - 1])
+            fused = mix(weights, states)
+            states.append(self.block(own, states[-1], fused, shared))
+            seen.append({"weights": weights, "fused": fused, "state": states[-1]})
+        return states[-1], seen
+
+    def scanned(self, params: Params, routers: Params, x: jax.Array, shared: Shared) -> jax.Array:
+        """``X_L`` with routers of ``padded_routers``: ``{'kernel': [L, D, L], 'bias': [L, L]}``."""
+        return self._forward(params, routers, x, shared)[0]
+
+    def recomputed(
+        self, params: Params, routers: Params, x: jax.Array, shared: Shared
+    ) -> jax.Array:
+        """As ``scanned``, with the backward pass described above."""
+        run = jax.custom_vjp(self.scanned)
+        run.defvjp(self._kept, self._backward)
+        return run(params, routers, x, shared)
+
+    def _weights(self, own: Params, router: Params, x: jax.Array, shared: Any, layer: Any) -> Any:
+        return router_weights(self.inputs(own, x, shared), router, layer)
+
+    def _forward(self, params, routers, x, shared):
+        depth = routers["bias"].shape[0]
+
+        def step(carry, item):
+            x, buffer = carry
+            layer, own, router = item
+            buffer = constrain(lax.dynamic_update_index_in_dim(buffer, x, layer, 0), _BUFFER)
+            fused = mix(self._weights(own, router, x, shared, layer), buffer)
+            return (self.block(own, x, fused, shared), buffer), None
+
+        buffer = constrain(jnp.zeros((depth, *x.shape), x.dtype), _BUFFER)
+        (x, buffer), _ = lax.scan(step, (x, buffer), (jnp.arange(depth), params, routers))
+        return x, buffer
+
+    def _kept(self, params, routers, x, shared):
+        out, buffer = self._forward(params, routers, x, shared)
+        return out, (params, routers, buffer, shared)
+
+    def _backward(self, kept, cotangent):
+        params, routers, buffer, shared = kept
+        depth, tokens = buffer.shape[0], buffer.shape[1:3]
+
+        def step(carry, item):
+            grad, mixtures, spread, to_shared = carry
+            layer, own, router, x = item
+            # The layer again, from its input.
+            weights, to_weights = jax.vjp(
+                lambda *args: self._weights(*args, layer), own, router, x, shared
+            )
+            _, to_block = jax.vjp(self.block, own, x, mix(weights, buffer), shared)
+            own_grad, x_grad, fused_grad, shared_grad = to_block(grad)
+            dots = jnp.sum(buffer.astype(jnp.float32) * fused_grad.astype(jnp.float32), axis=-1)
+            more = to_weights(jnp.moveaxis(dots, 0, -1))
+            # Layers above have left their mixtures' cotangents; those below are zero.
+            mixtures = lax.dynamic_update_index_in_dim(mixtures, fused_grad, layer, 0)
+            spread = lax.dynamic_update_index_in_dim(spread, weights, layer, 0)
+            column = jnp.moveaxis(lax.dynamic_index_in_dim(spread, layer, 3, False), 0, -1)
+            total = _weighted(column, mixtures)
+            total = total + x_grad.astype(jnp.float32) + more[2].astype(jnp.float32)
+            own_grad = jax.tree.map(jnp.add, own_grad, more[0])
+            to_shared = jax.tree.map(_accumulate, to_shared, shared_grad, more[3])
+            carry = (total.astype(x.dtype), constrain(mixtures, _BUFFER), spread, to_shared)
+            return carry, (own_grad, more[1])
+
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shared)
+        start = (cotangent, jnp.zeros_like(buffer), jnp.zeros((depth, *tokens, depth)), zeros)
+        items = (jnp.arange(depth), params, routers, buffer)
+        (grad, _, _, to_shared), (to_params, to_routers) = lax.scan(
+            step, start, items, reverse=True
+        )
+        to_shared = jax.tree.map(lambda a, b: a.astype(b.dtype), to_shared, shared)
+        return to_params, to_routers, grad, to_shared
+
+
+def _accumulate(total: jax.Array, *parts: jax.Array) -> jax.Array:
+    return total + sum(part.astype(jnp.float32) for part in parts)
+
+
+def _weighted(weights: jax.Array, states: jax.Array) -> jax.Array:
+    """``sum_j weights[..., j] states[j]`` float32; an einsum would copy the states transposed."""
+    weights = jnp.moveaxis(weights, -1, 0)[..., None]
+    return jnp.sum(weights * states.astype(jnp.float32), axis=0)
+
+
+def mix(weights: jax.Array, states: jax.Array | Sequence[jax.Array]) -> jax.Array:
+    """The mixture ``sum_j A[..., j] X_j`` for each token, accumulated in float32.
+
+    Args:
+      weights: ``[B, N, J]``.
+      states: ``[J, B, N, D]``, or a sequence of ``J`` arrays ``[B, N, D]``.
+
+    Returns:
+      ``[B, N, D]`` in the states' dtype.
+    """
+    if isinstance(states, Sequence):
+        parts = zip(jnp.split(weights, len(states), axis=-1), states, strict=True)
+        return sum(a * x.astype(jnp.float32) for a, x in parts).astype(states[0].dtype)
+    return _weighted(weights, states).astype(states.dtype)
+
+
+def router_weights(
+    x: jax.Array, router: Mapping[str, jax.Array], last: jax.Array | int | None = None
+) -> jax.Array:
+    """Softmax over sources of ``x W + b`` in float32: ``[B, N, D] -> [B, N, J]``.
+
+    Args:
+      router: ``{'kernel': [D, J], 'bias': [J]}``.
+      last: the last source that exists; later ones get weight 0. None for all.
+    """
+    logits = jnp.einsum(
+        "bnd,dj->bnj",
+        x.astype(jnp.float32),
+        router["kernel"].astype(jnp.float32),
+        precision=lax.Precision.HIGHEST,
+    )
+    logits = logits + router["bias"].astype(jnp.float32)
+    if last is not None:
+        logits = jnp.where(jnp.arange(logits.shape[-1]) <= last, logits, _NEVER)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def padded_routers(routers: Sequence[Mapping[str, jax.Array]], width: int) -> dict[str, jax.Array]:
+    """Routers of all layers, layer 0 too, at one size: ``kernel [L, D, L]``, ``bias [L, L]``."""
+    depth = len(routers) + 1
+    kernels, biases = [jnp.zeros((width, depth))], [jnp.zeros((depth,))]
+    for router in routers:
+        rest = (0, depth - router["bias"].shape[0])
+        kernels.append(jnp.pad(router["kernel"], ((0, 0), rest)))
+        biases.append(jnp.pad(router["bias"], rest))
+    return {"kernel": jnp.stack(kernels), "bias": jnp.stack(biases)}
+
+
+def last_bias(sources: int, share: float) -> float:
+    """Bias that gives the last of ``sources`` the weight ``share`` where the other biases are 0.
+
+    ``share`` 0 stands for no preference (bias 0, uniform weights).
+    """
+    if not 0 <= share < 1:
+        raise VidlatentError(
+            f"memory_share {share}: the previous layer's weight lies in [0, 1), 0 for uniform."
+        )
+    return math.log((sources - 1) * share / (1 - share)) if share else 0.0

@@ -1,0 +1,48 @@
+"""Norms that a time embedding scales and shifts, and the embedding's features; all in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+__all__ = ["LayerNorm", "modulated", "normalised", "time_features"]
+
+
+def normalised(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """``[..., D]`` with mean 0 and variance 1 over channels, float32, in two passes."""
+    h = x.astype(jnp.float32)
+    h = h - jnp.mean(h, axis=-1, keepdims=True)
+    return h * lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + eps)
+
+
+def modulated(x: jax.Array, scale: jax.Array, shift: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """``normalised(x) * (1 + scale) + shift`` float32; scale and shift are ``[B, 1, D]``."""
+    return normalised(x, eps) * (1 + scale) + shift
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with scale and bias, its statistics in float32 and in two passes."""
+
+    eps: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[..., C] -> [..., C]``."""
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        return (normalised(x, self.eps) * scale + bias).astype(self.dtype)
+
+
+def time_features(time: jax.Array, size: int, base: float = 10_000.0) -> jax.Array:
+    """``[cos(t f), sin(t f)]``, ``f_j = base ** (-2 j / size)``: ``[B] -> [B, size]`` float32."""
+    half = size // 2
+    turns = base ** (-np.arange(half, dtype=np.float64) / half)
+    angles = time.astype(jnp.float32)[:, None] * turns.astype(np.float32)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)

@@ -1,0 +1,55 @@
+"""Rotary positions in time, rows and columns, over adjacent channel pairs (Wan2.1)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidlatent.typing import VidlatentError
+
+__all__ = ["axis_sizes", "rope_tables", "rotate_pairs"]
+
+
+def axis_sizes(head_dim: int) -> tuple[int, int, int]:
+    """Channels of a head that time, rows and columns turn: 44, 42, 42 of 128."""
+    if head_dim < 6 or head_dim % 2:
+        raise VidlatentError(
+            f"heads of {head_dim} channels cannot hold rotary positions of three axes: "
+            "use an even number of 6 or more."
+        )
+    side = 2 * (head_dim // 6)
+    return head_dim - 2 * side, side, side
+
+
+def rope_tables(
+    grid: tuple[int, int, int], head_dim: int, base: float = 10_000.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of all positions of a grid, worked out in float64.
+
+    Args:
+      grid: tokens in time, rows and columns; tokens are numbered with columns fastest.
+      head_dim: channels per head.
+
+    Returns:
+      Two float32 arrays ``[N, head_dim / 2]``; pair ``i`` of an axis of ``n`` channels turns by
+      ``position * base ** (-2 i / n)``.
+    """
+    angles = []
+    for axis, size in enumerate(axis_sizes(head_dim)):
+        turns = base ** (-np.arange(0, size, 2, dtype=np.float64) / size)
+        along = np.arange(grid[axis], dtype=np.float64)[:, None] * turns
+        shape = [1, 1, 1, size // 2]
+        shape[axis] = grid[axis]
+        angles.append(np.broadcast_to(along.reshape(shape), (*grid, size // 2)))
+    angle = np.concatenate(angles, axis=-1).reshape(-1, head_dim // 2)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def rotate_pairs(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turn channels ``(2i, 2i+1)`` of ``[B, N, K, d]`` by the angles of each token, in float32."""
+    cos, sin = (jnp.asarray(table)[:, None, :] for table in tables)
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    a, b = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)

@@ -1,0 +1,75 @@
+"""What image-to-video generators read beside the noisy latent (Wan2.1; FSVideo 2.3, 2.4.2)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from vidlatent.typing import VidlatentError
+
+__all__ = ["first_frame_given", "frame_mask", "generator_input", "padded_text"]
+
+# Pixel frames of a latent frame, the first excepted.
+_STEP = 4
+
+
+def frame_mask(given: jax.Array, channels: int = _STEP) -> jax.Array:
+    """Which pixel frames are given, by latent frame.
+
+    Args:
+      given: ``[..., F]``, 1 for a given frame, with ``F = 1 + 4 k``.
+      channels: 4 for a channel per pixel frame (the first counts four times); 1 for their mean.
+
+    Returns:
+      ``[..., 1 + k, channels]`` float32.
+
+    Raises:
+      VidlatentError: another number of frames or channels.
+    """
+    frames = given.shape[-1]
+    if frames % _STEP != 1:
+        raise VidlatentError(f"a mask of {frames} frames: latents hold 1 + 4 k frames.")
+    if channels not in (1, _STEP):
+        raise VidlatentError(f"config.generator.mask_channels {channels}: use 1 or {_STEP}.")
+    given = given.astype(jnp.float32)
+    first = jnp.repeat(given[..., :1], _STEP - 1, axis=-1)
+    mask = jnp.concatenate([first, given], axis=-1)
+    mask = mask.reshape(*given.shape[:-1], -1, _STEP)
+    return mask if channels == _STEP else jnp.mean(mask, axis=-1, keepdims=True)
+
+
+def first_frame_given(frame: jax.Array, frames: int, channels: int = _STEP) -> jax.Array:
+    """Mask and given latent of a video whose first frame is known.
+
+    Args:
+      frame: ``[B, 1, h, w, c]``, the standardised latent of the image.
+      frames: latent frames of the video.
+      channels: of the mask, 1 or 4.
+
+    Returns:
+      ``[B, frames, h, w, channels + c]``; later frames are zeros.
+    """
+    known = jnp.zeros((1 + _STEP * (frames - 1),)).at[0].set(1.0)
+    mask = frame_mask(known, channels).astype(frame.dtype)
+    batch, _, height, width, _ = frame.shape
+    mask = jnp.broadcast_to(mask[None, :, None, None], (batch, frames, height, width, channels))
+    later = ((0, 0), (0, frames - 1), (0, 0), (0, 0), (0, 0))
+    return jnp.concatenate([mask, jnp.pad(frame, later)], axis=-1)
+
+
+def generator_input(noisy: jax.Array, given: jax.Array | None = None) -> jax.Array:
+    """Noisy latent, then mask and given latent, on channels: ``[B, t, h, w, C]``."""
+    return noisy if given is None else jnp.concatenate([noisy, given], axis=-1)
+
+
+def padded_text(tokens: jax.Array, lengths: jax.Array, total: int = 512) -> jax.Array:
+    """Encoded text ``[B, S, D]`` as generators expect it: ``[B, total, D]``, zero from its end on.
+
+    Raises:
+      VidlatentError: more than ``total`` tokens.
+    """
+    batch, size, _ = tokens.shape
+    if size > total:
+        raise VidlatentError(f"{size} text tokens, but the generator reads {total}: cut the text.")
+    seen = jnp.arange(size) < jnp.reshape(lengths, (batch, 1))
+    return jnp.pad(jnp.where(seen[..., None], tokens, 0), ((0, 0), (0, total - size), (0, 0)))

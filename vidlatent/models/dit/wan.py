@@ -1,0 +1,282 @@
+"""The Wan2.1 video transformer, and FSVideo's: patches of one latent, layer memory (2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vidlatent.layers.layer_memory import Stack, last_bias, padded_routers
+from vidlatent.layers.mlp import Mlp, dense
+from vidlatent.layers.modulation import LayerNorm, modulated, time_features
+from vidlatent.layers.rope import rope_tables
+from vidlatent.models.contract import make_module
+from vidlatent.models.dit.block import Context, WanBlock
+from vidlatent.typing import VidlatentError, check_shape
+
+__all__ = ["WanDiT", "build_wan"]
+
+_STACKS = ("recomputed", "scanned", "unrolled")
+_small = nn.initializers.normal(0.02)
+_patch_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", (0, 1, 2, 3), 4)
+
+
+def build_wan(fields: Mapping[str, Any], dtype: Any) -> nn.Module:
+    return make_module(WanDiT, fields, dtype, section="config.generator")
+
+
+class WanDiT(nn.Module):
+    """Velocity of a noisy latent, given time, text and (image to video) an image.
+
+    The defaults are FSVideo's base and refiner: 16,395,800,448 parameters and 4,194,099 of routers.
+    A new model's output is 0.
+
+    Attributes:
+      latent_channels: channels of the noisy latent and of the result.
+      mask_channels: channels that say which frames are given, 0 from text alone.
+      condition_channels: channels of the given latent, 0 from text alone.
+      patch: latents per token in time, rows and columns.
+      width, depth, heads, hidden: channels, blocks, attention heads, feed-forward width.
+      freq_dim: sinusoids of the time embedding.
+      text_dim: width of the text encoder's tokens.
+      image_dim: width of the image encoder's tokens; 0 for no image.
+      memory: whether keys and values of self-attention read all earlier states.
+      memory_share: weight of the previous layer at the start, the same for every layer; 0 for equal
+        weights. 0.98 leaves a trained model nearly as it was.
+      stack: how layers run: ``'recomputed'`` (with memory: own backward pass, linear memory in
+        depth; without: a scan), ``'scanned'`` (autodiff), ``'unrolled'``.
+      remat: recompute a block in the backward pass, in the forms that autodiff handles.
+      eps: of the norms in blocks and head.
+      residual_dtype: dtype of the states between sub-layers; float32 for training.
+    """
+
+    latent_channels: int = 128
+    mask_channels: int = 4
+    condition_channels: int = 128
+    patch: tuple[int, int, int] = (1, 1, 1)
+    width: int = 5120
+    depth: int = 40
+    heads: int = 40
+    hidden: int = 13824
+    freq_dim: int = 256
+    text_dim: int = 4096
+    image_dim: int = 1280
+    memory: bool = True
+    memory_share: float = 0.5
+    stack: str = "recomputed"
+    remat: bool = True
+    eps: float = 1e-6
+    residual_dtype: str = "float32"
+    dtype: Any = jnp.float32
+
+    @property
+    def in_channels(self) -> int:
+        return self.latent_channels + self.mask_channels + self.condition_channels
+
+    def setup(self) -> None:
+        if self.width % self.heads:
+            raise VidlatentError(
+                f"config.generator.heads {self.heads} does not divide width {self.width}."
+            )
+        if self.stack not in _STACKS:
+            raise VidlatentError(f"config.generator.stack {self.stack!r}: use one of {_STACKS}.")
+        self.patch_embedding = self.param("patch_embedding", self._first_patches)
+        # Time is exact under any compute dtype.
+        self.time_embedding = Mlp(self.width, self.width, "silu", _small)
+        self.time_projection = dense(6 * self.width, jnp.float32)
+        self.text_embedding = Mlp(self.width, self.width, "gelu_tanh", _small, self.dtype)
+        if self.image_dim:
+            self.image_norm1 = LayerNorm(1e-5, self.dtype)
+            self.image_embedding = Mlp(self.image_dim, self.width, "gelu", dtype=self.dtype)
+            self.image_norm2 = LayerNorm(1e-5, self.dtype)
+        self.blocks = self.param("blocks", self._first_blocks)
+        if self.memory:
+            self.routers = [
+                self.param(f"router_{layer}", self._first_router, layer)
+                for layer in range(2, self.depth + 1)
+            ]
+        table = nn.initializers.normal(self.width**-0.5)
+        self.head_modulation = self.param("head_modulation", table, (1, 2, self.width))
+        size = int(np.prod(self.patch)) * self.latent_channels
+        self.head = dense(size, self.dtype, nn.initializers.zeros)
+
+    def _block(self) -> WanBlock:
+        return WanBlock(
+            self.width,
+            self.heads,
+            self.hidden,
+            bool(self.image_dim),
+            self.eps,
+            self.residual_dtype,
+            self.dtype,
+            parent=None,
+        )
+
+    def _first_patches(self, key: jax.Array) -> dict[str, jax.Array]:
+        shape = (*self.patch, self.in_channels, self.width)
+        return {"kernel": _patch_init(key, shape), "bias": jnp.zeros((self.width,))}
+
+    def _first_blocks(self, key: jax.Array) -> Any:
+        """Parameters of every block, stacked on the first axis."""
+        token = jnp.zeros((1, 1, self.width))
+        tokens = {"text": token, "image": token} if self.image_dim else {"text": token}
+        tables = rope_tables((1, 1, 1), self.width // self.heads)
+        time = jnp.zeros((1, 6, self.width))
+
+        def one(key):
+            return self._block().init(key, token, None, time, tokens, tables)["params"]
+
+        return jax.vmap(one)(jax.random.split(key, self.depth))
+
+    def _first_router(self, key: jax.Array, layer: int) -> dict[str, jax.Array]:
+        del key  # a new router sees nothing
+        bias = jnp.zeros((layer,)).at[-1].set(last_bias(layer, self.memory_share))
+        return {"kernel": jnp.zeros((self.width, layer)), "bias": bias}
+
+    def __call__(
+        self,
+        latent: jax.Array,
+        time: jax.Array,
+        text: jax.Array | None = None,
+        image: jax.Array | None = None,
+        context: Context | None = None,
+    ) -> jax.Array:
+        """Velocity ``[B, T, H, W, latent_channels]`` float32.
+
+        Args:
+          latent: ``[B, T, H, W, C]``: noisy latent, then mask, then given latent.
+          time: ``[B]``, 1000 times the noise level.
+          text: ``[B, S, text_dim]``, zero beyond the text's length; every row is attended to.
+          image: ``[B, I, image_dim]``, or None to leave the image out.
+          context: from ``keep_context``, in place of text and image.
+        """
+        stack, layers, shared, x, ends = self._prepared(latent, time, text, image, context)
+        if not self.memory:
+            x = self._plain(stack, layers, x, shared)
+        elif self.stack == "unrolled":
+            x, _ = stack.unrolled(layers, self.routers, x, shared)
+        else:
+            run = stack.recomputed if self.stack == "recomputed" else stack.scanned
+            x = run(layers, padded_routers(self.routers, self.width), x, shared)
+        return self._finished(x, *ends)
+
+    def values(
+        self,
+        latent: jax.Array,
+        time: jax.Array,
+        text: jax.Array | None = None,
+        image: jax.Array | None = None,
+        context: Context | None = None,
+    ) -> dict[str, Any]:
+        """What the forward pass meets on its way, unrolled; arguments as for ``__call__``.
+
+        Returns:
+          ``tokens`` (``X_0``), ``time``, ``text``, ``image``, ``output``, and ``blocks``: for each
+          block its ``state`` and, with memory, router ``weights`` and ``fused`` mixture.
+        """
+        stack, layers, shared, x, ends = self._prepared(latent, time, text, image, context)
+        found = {**shared, "tokens": x, "temb": ends[0]}
+        if self.memory:
+            x, found["blocks"] = stack.unrolled(layers, self.routers, x, shared)
+        else:
+            found["blocks"] = []
+            for layer in range(self.depth):
+                own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], layers)
+                x = stack.block(own, x, None, shared)
+                found["blocks"].append({"state": x})
+        return {**found, "output": self._finished(x, *ends)}
+
+    def keep_context(self, text: jax.Array, image: jax.Array | None = None) -> Context:
+        """Every block's keys and values of text and image, ``[L, B, S, K, d]``, for a sampler."""
+        tokens = self._tokens(text, image)
+        block = self._block()
+        return lax.map(
+            lambda own: block.apply({"params": own}, **tokens, method="context"), self.blocks
+        )
+
+    def _tokens(self, text: jax.Array, image: jax.Array | None) -> dict[str, jax.Array]:
+        check_shape(text, "B S D", D=self.text_dim)
+        tokens = {"text": self.text_embedding(text)}
+        if image is not None:
+            if not self.image_dim:
+                raise VidlatentError(
+                    "image tokens for a generator with image_dim 0: leave them out."
+                )
+            check_shape(image, "B S D", B=text.shape[0], D=self.image_dim)
+            tokens["image"] = self.image_norm2(self.image_embedding(self.image_norm1(image)))
+        elif self.image_dim and self.is_initializing():
+            self._tokens(text, jnp.zeros((text.shape[0], 1, self.image_dim)))
+        return tokens
+
+    def _prepared(self, latent, time, text, image, context):
+        """``(stack, layers, shared, X_0, (temb, grid))``."""
+        sizes = check_shape(latent, "B T H W C", C=self.in_channels)
+        check_shape(time, "B", B=sizes["B"])
+        extent = [sizes[name] for name in "THW"]
+        if any(size % part for size, part in zip(extent, self.patch, strict=True)):
+            raise VidlatentError(
+                f"a latent of {tuple(extent)} (time, rows, columns) is not cut by patches of "
+                f"{self.patch}: choose a size that is a multiple."
+            )
+        grid = tuple(size // part for size, part in zip(extent, self.patch, strict=True))
+        temb = self.time_embedding(time_features(time, self.freq_dim))
+        shared = {"time": self.time_projection(nn.silu(temb)).reshape(-1, 6, self.width)}
+        layers = {"params": self.blocks}
+        if context is None:
+            if text is None:
+                raise VidlatentError("the generator needs text tokens, or a kept context.")
+            shared |= self._tokens(text, image)
+        else:
+            layers["context"] = context
+        x = self._patches(latent, grid).astype(self.dtype)
+        kernel = self.patch_embedding["kernel"].reshape(-1, self.width).astype(self.dtype)
+        x = x @ kernel + self.patch_embedding["bias"].astype(self.dtype)
+        tables = rope_tables(grid, self.width // self.heads)
+        return self._stack(tables), layers, shared, x.astype(self.residual_dtype), (temb, grid)
+
+    def _stack(self, tables: tuple[np.ndarray, np.ndarray]) -> Stack:
+        block = self._block()
+
+        def inputs(own, x, shared):
+            return block.apply({"params": own["params"]}, x, shared["time"], method="inputs")
+
+        def attend(own, x, mixture, shared):
+            variables, time = {"params": own["params"]}, shared["time"]
+            if "context" in own:
+                return block.apply(
+                    variables, x, mixture, time, own["context"], tables, method="attend"
+                )
+            tokens = {name: value for name, value in shared.items() if name != "time"}
+            return block.apply(variables, x, mixture, time, tokens, tables)
+
+        return Stack(inputs, attend)
+
+    def _plain(self, stack: Stack, layers: Any, x: jax.Array, shared: Any) -> jax.Array:
+        """Blocks without memory."""
+
+        def step(x, own):
+            return stack.block(own, x, None, shared), None
+
+        step = jax.checkpoint(step) if self.remat else step
+        unroll = self.depth if self.stack == "unrolled" else 1
+        return lax.scan(step, x, layers, unroll=unroll)[0]
+
+    def _patches(self, latent: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+        """``[B, T, H, W, C] -> [B, N, pt ph pw C]``, the order of the kernel's axes."""
+        (t, h, w), (pt, ph, pw) = grid, self.patch
+        x = latent.reshape(-1, t, pt, h, ph, w, pw, latent.shape[-1])
+        return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(latent.shape[0], t * h * w, -1)
+
+    def _finished(self, x: jax.Array, temb: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+        """Head, and tokens back to latents; the head reads the time embedding unprojected."""
+        shift, scale = jnp.split(self.head_modulation + temb[:, None], 2, axis=1)
+        y = self.head(modulated(x, scale, shift, self.eps).astype(self.dtype))
+        (t, h, w), (pt, ph, pw) = grid, self.patch
+        y = y.astype(jnp.float32).reshape(-1, t, h, w, pt, ph, pw, self.latent_channels)
+        y = y.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+        return y.reshape(-1, t * pt, h * ph, w * pw, self.latent_channels)
