@@ -68,9 +68,11 @@ def test_every_kernel_is_placed_as_a_tokenizers():
     """Convolutions must not be sharded by output channels (``dist.rules``)."""
     shapes = abstract_params(model_of(configs.load("configs/promag.py:join=latent,grow=2")))
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
-    pattern = re.compile(PARAM_RULES[0][0])
     kernels = [path for path in paths if path.endswith("kernel")]
-    assert kernels and all(pattern.search(path) for path in kernels)
+    placed = [
+        next(axes for pattern, axes in PARAM_RULES if re.search(pattern, path)) for path in kernels
+    ]
+    assert placed and set(placed) == {("fsdp", None)}
 
 
 def test_bfloat16_inside_float32_outside():

@@ -202,9 +202,10 @@ def test_halvings_lie_deep():
 
 
 def test_paths_match_the_sharding_rule():
-    pattern = PARAM_RULES[0][0]
     for path in flatten(net()[1]):
-        assert not path.endswith("kernel") or re.search(pattern, path), path
+        if path.endswith("kernel"):
+            placed = next(axes for pattern, axes in PARAM_RULES if re.search(pattern, path))
+            assert placed == ("fsdp", None), path
 
 
 def test_weights_go_out_and_come_back():
