@@ -64,7 +64,7 @@ def load_tokenizer(system: str, path: str | os.PathLike[str]) -> Tokenizer:
     file = file / "tokenizer.json" if file.is_dir() else file
     if not os.fspath(path) or not file.is_file():
         raise VidlatentError(
-            f"no tokenizer at {os.fspath(path) or 'an empty path'!r}: the {system} text encoder "
+            f"no tokenizer at {os.fspath(path) or 'an empty path'}: the {system} text encoder "
             f"{rule.network} needs tokenizer.json of {rule.source}."
         )
     try:
