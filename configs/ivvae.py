@@ -39,6 +39,7 @@ def _model(config, arg):
     model.residual_scale = 0.0
     model.conv_impl = "auto"
     model.remat = False
+    model.row_limit = 3 * 2**27  # bytes of an array above which CPUs work in strips; 0: never
     model.latent_scale = 1.0  # a generator sees scale * (latent - shift)
     model.latent_shift = 0.0
     return model
