@@ -129,7 +129,8 @@ class Stack:
             return carry, (own_grad, more[1])
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shared)
-        start = (cotangent, jnp.zeros_like(buffer), jnp.zeros((depth, *tokens, depth)), zeros)
+        spread = jnp.zeros((depth, *tokens, depth), jnp.float32)
+        start = (cotangent, jnp.zeros_like(buffer), spread, zeros)
         items = (jnp.arange(depth), params, routers, buffer)
         (grad, _, _, to_shared), (to_params, to_routers) = lax.scan(
             step, start, items, reverse=True
