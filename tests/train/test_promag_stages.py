@@ -36,7 +36,7 @@ def test_a_stage_trains_its_own_parts_only():
     batch = {"video": jnp.asarray(video), "mask": jnp.ones(1)}
     train_step = jax.jit(step.train_step, compiler_options=quick)
     for _ in range(3):
-        state, metrics = train_step(state, batch)
+        state, metrics = train_step(state, batch, {})
     assert np.isfinite(metrics["loss"]) and metrics["bad_steps"] == 0
     after, first = leaves(state["params"]), leaves(start)
     frozen = leaves(frozen_paths(start, config.optim.frozen))
