@@ -20,20 +20,9 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.networks = _networks()
     config.data = _data()
 
-    config.optim = ConfigDict()
-    config.optim.lr = 1e-4  # peak learning rate
-    config.optim.schedule = "cosine"  # after warm-up: cosine | constant | linear (to zero)
-    config.optim.final_lr_share = 0.0  # of the peak, at the last step
-    config.optim.warmup_steps = 0
-    config.optim.ramp = ()  # (step, factor) points of a further factor, straight lines between
-    config.optim.b1 = 0.9
-    config.optim.b2 = 0.95
-    config.optim.eps = 1e-8
-    config.optim.weight_decay = 1e-4  # on kernels only, never on norms and biases
-    config.optim.clip_norm = 1.0  # global gradient norm; 0: no clipping
+    config.optim = _optimizer()
     config.optim.accumulate = 1  # micro-batches summed into one step
     config.optim.ema_decay = 0.999  # of the copy that is evaluated and served
-    config.optim.frozen = ""  # expression for paths that are not trained, such as encoder/
 
     config.precision = ConfigDict()
     config.precision.compute = "auto"  # float32 | bfloat16 | auto: bfloat16 on TPU and GPU
@@ -44,23 +33,7 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.mesh.context = 1
     config.mesh.tensor = 1
 
-    config.train = ConfigDict()
-    config.train.steps = 1000
-    config.train.stop_at = 0  # save and leave after this step, for queues with a time limit
-    config.train.init_from = ""  # weights file or workdir to start from; empty: random
-    config.train.init_kind = ""  # graft that turns these weights into the model's; empty: none
-    config.train.init_table = "auto"  # naming of the weights file
-    config.train.init_recipes = ()  # recipes of the workdirs it may start from; empty: any
-    config.train.sample_latent = False  # decode a draw from the posterior, not its mean
-    # Frames of more than patch_above pixels decode a random patch of so many cells a side
-    config.train.patch_cells = 0  # 0: never (a cell is 8x8 pixels in the published FSAE)
-    config.train.patch_above = 0
-    config.train.patch_encoder = False  # whether their gradient goes on into the encoder
-    config.train.log_every = 10
-    config.train.max_bad_steps = 10  # consecutive non-finite steps before the run stops
-    config.train.tensorboard = True
-    config.train.profile_at = 0  # first step of a profiler trace; 0: none
-    config.train.profile_steps = 5
+    config.train = _train()
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000
@@ -73,22 +46,7 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
 
     config.codec = _codec()
 
-    config.eval = ConfigDict()
-    config.eval.every = 1000  # steps between evaluations while training; 0: only at the end
-    config.eval.pictures = 4  # clips shown in contact sheets and side-by-side videos
-    config.eval.preservation = True  # score information preservation, pixels in [-1, 1]
-    # Scores of --mode=eval beside PSNR and SSIM: lpips_vgg, lpips_alex, fvd_i3d, fvd_videomae,
-    # is_c3d, psnr_reducio, ssim_reducio, lpips_reducio; see vidlatent/infer/scores.py
-    config.eval.metrics = ()
-    config.eval.training_metrics = ()  # the same while training; each costs time then
-    config.eval.stand_ins = False  # look through small random networks instead, to try things out
-    # Of --mode=eval: score all clips of the data as a paper did, beside its own figures:
-    # fsae_table2 | promag_table1 | promag_table1_360 | ivvae_s1 | reducio_main; empty: off
-    config.eval.protocol = ""
-    config.eval.leave_out = ()  # scores of the protocol to do without, such as ("fvd_videomae",)
-    config.eval.clips = 0  # of the protocol: so many clips, spread over the data; 0: all
-    # Source clips whose latents' intrinsic dimension --mode=eval estimates; 0: none
-    config.eval.gride_clips = 0
+    config.eval = _eval()
     return config
 
 
@@ -118,6 +76,64 @@ def long_run(config: ConfigDict, steps: int, lr: float) -> None:
     config.eval.every = 5000
 
 
+def _optimizer() -> ConfigDict:
+    """AdamW and its rate, of the model or of a critic."""
+    optim = ConfigDict()
+    optim.lr = 1e-4  # peak learning rate
+    optim.schedule = "cosine"  # after warm-up: cosine | constant | linear (to zero)
+    optim.final_lr_share = 0.0  # of the peak, at the last step
+    optim.warmup_steps = 0
+    optim.ramp = ()  # (step, factor) points of a further factor, straight lines between
+    optim.b1 = 0.9
+    optim.b2 = 0.95
+    optim.eps = 1e-8
+    optim.weight_decay = 1e-4  # on kernels only, never on norms and biases
+    optim.clip_norm = 1.0  # global gradient norm; 0: no clipping
+    optim.frozen = ""  # expression for paths that are not trained, such as encoder/
+    return optim
+
+
+def _train() -> ConfigDict:
+    train = ConfigDict()
+    train.steps = 1000
+    train.stop_at = 0  # save and leave after this step, for queues with a time limit
+    train.init_from = ""  # weights file or workdir to start from; empty: random
+    train.init_kind = ""  # graft that turns these weights into the model's; empty: none
+    train.init_table = "auto"  # naming of the weights file
+    train.init_recipes = ()  # recipes of the workdirs it may start from; empty: any
+    train.sample_latent = False  # decode a draw from the posterior, not its mean
+    # Frames of more than patch_above pixels decode a random patch of so many cells a side
+    train.patch_cells = 0  # 0: never (a cell is 8x8 pixels in the published FSAE)
+    train.patch_above = 0
+    train.patch_encoder = False  # whether their gradient goes on into the encoder
+    train.log_every = 10
+    train.max_bad_steps = 10  # consecutive non-finite steps before the run stops
+    train.tensorboard = True
+    train.profile_at = 0  # first step of a profiler trace; 0: none
+    train.profile_steps = 5
+    return train
+
+
+def _eval() -> ConfigDict:
+    score = ConfigDict()
+    score.every = 1000  # steps between evaluations while training; 0: only at the end
+    score.pictures = 4  # clips shown in contact sheets and side-by-side videos
+    score.preservation = True  # score information preservation, pixels in [-1, 1]
+    # Scores of --mode=eval beside PSNR and SSIM: lpips_vgg, lpips_alex, fvd_i3d, fvd_videomae,
+    # is_c3d, psnr_reducio, ssim_reducio, lpips_reducio; see vidlatent/infer/scores.py
+    score.metrics = ()
+    score.training_metrics = ()  # the same while training; each costs time then
+    score.stand_ins = False  # look through small random networks instead, to try things out
+    # Of --mode=eval: score all clips of the data as a paper did, beside its own figures:
+    # fsae_table2 | promag_table1 | promag_table1_360 | ivvae_s1 | reducio_main; empty: off
+    score.protocol = ""
+    score.leave_out = ()  # scores of the protocol to do without, such as ("fvd_videomae",)
+    score.clips = 0  # of the protocol: so many clips, spread over the data; 0: all
+    # Source clips whose latents' intrinsic dimension --mode=eval estimates; 0: none
+    score.gride_clips = 0
+    return score
+
+
 def _critic() -> ConfigDict:
     critic = ConfigDict()
     critic.model = ConfigDict()  # name of models/critics and its fields; empty: no critic
@@ -136,29 +152,18 @@ def _critic() -> ConfigDict:
     critic.lecam_weight = 0.0
     critic.lecam_decay = 0.999
     critic.continues = True  # take the critic of init_from along, if it has one that fits
-    critic.optim = ConfigDict()
-    critic.optim.lr = 1e-4
+    critic.optim = _optimizer()
     critic.optim.schedule = "constant"
-    critic.optim.final_lr_share = 0.0
-    critic.optim.warmup_steps = 0
-    critic.optim.ramp = ()
-    critic.optim.b1 = 0.9
-    critic.optim.b2 = 0.95
-    critic.optim.eps = 1e-8
     critic.optim.weight_decay = 0.0
-    critic.optim.clip_norm = 1.0
-    critic.optim.frozen = ""
     return critic
 
 
 def _networks() -> ConfigDict:
     """Weights files of frozen networks; ``random`` is random weights, for trying things out."""
-    names = (
-        "lpips_vgg lpips_alex dinov2_vits14 dinov2_vitb14 dinov2_vitl14 dinov2_vitg14 "
-        "i3d_kinetics400 c3d_ucf101 videomae_g"
-    ).split()
-    stand_ins = ("lpips_tiny", "dinov2_tiny", "i3d_tiny", "c3d_tiny", "videomae_tiny")
-    return ConfigDict({**dict.fromkeys(names, ""), **dict.fromkeys(stand_ins, "random")})
+    from vidlatent.models.frozen import NETWORKS
+
+    # Stand-ins have no weights but random ones.
+    return ConfigDict({n: "random" if n.endswith("_tiny") else "" for n in NETWORKS.names()})
 
 
 def _codec() -> ConfigDict:

@@ -141,18 +141,12 @@ def _paper(config, arg):
     model.groups = 32
     model.remat = True
     config.data.buckets = ((17, 256, 256, 32),)
-    config.data.num_workers = 8
     # A directly trained model gets as many steps as all of ProMAG's stages (not stated).
     direct_steps = {4: 300_000, 8: 400_000, 16: 500_000}
-    config.train.steps = 100_000 if arg.grow else direct_steps[arg.k]
-    config.train.log_every = 50
+    common.long_run(config, steps=100_000 if arg.grow else direct_steps[arg.k], lr=1e-4)
     # Warm-up, schedule, clipping and EMA are not stated.
-    config.optim.lr = 1e-4
-    config.optim.schedule = "constant"
     config.optim.warmup_steps = 1000
-    config.checkpoint.every = 2000
     config.checkpoint.keep_every = 50_000
-    config.eval.every = 5000
 
 
 def _demo(config, arg):
@@ -165,16 +159,7 @@ def _demo(config, arg):
     model.temporal_down = (0, 1)
     model.blocks = model.grow_blocks = 1
     model.groups = 8
-    config.data.source = "samples"
-    config.data.buckets = ((17, 48, 48, 1),)
-    config.data.validation_clips = 16
-    config.train.steps = 300
-    config.train.log_every = 20
-    config.optim.lr = 1e-3
-    config.optim.warmup_steps = 20
-    config.optim.ema_decay = 0.98
-    config.checkpoint.every = 100
-    config.eval.every = 100
+    common.demo_on_samples(config, bucket=(17, 48, 48, 1), steps=300, lr=1e-3)
 
 
 def _line(config, arg):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from nets import fast_jit, randomise
 
+from tests.infer.tiny_tokenizers import REDUCIO as TINY
+from tests.models.divergence import divergence
 from vidlatent.config import load
 from vidlatent.dist.rules import PARAM_RULES
 from vidlatent.infer.load import abstract_params, model_of, smallest_video
@@ -21,23 +23,6 @@ from vidlatent.models.reducio.import_reducio import REDUCIO_TABLE
 from vidlatent.models.reducio.latent import MotionPosterior, normalise
 from vidlatent.models.reducio.tiling import Tiles
 from vidlatent.typing import VidlatentError
-
-TINY = {
-    "name": "reducio",
-    "latent_channels": 3,
-    "width": 4,
-    "multipliers": (1, 1, 2),
-    "blocks": 1,
-    "content_width": 4,
-    "content_multipliers": (1, 2),
-    "content_blocks": 1,
-    "time_factor": 2,
-    "space_factor": 4,
-    "frames": 4,
-    "fuse": (-1, 1, -1),
-    "groups": 2,
-    "heads": 2,
-}
 
 
 @functools.cache
@@ -102,7 +87,7 @@ def test_latent_is_normalised_clip_by_clip():
     close(normalise(latent, 2), latent, 1e-4)
     close(posterior.mode(), normalise(mean, 2))
     want = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).sum((1, 2, 3, 4))
-    np.testing.assert_allclose(posterior.divergence(), want, rtol=1e-6)
+    np.testing.assert_allclose(divergence(posterior), want, rtol=1e-6)
     moments = jnp.concatenate([mean, 100 * logvar], axis=-1)
     clipped = MotionPosterior.of_moments(moments, 2).logvar
     assert clipped.min() == -30 and clipped.max() == 20

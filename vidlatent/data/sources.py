@@ -6,6 +6,7 @@ processes get a copy.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -66,13 +67,14 @@ class Source(Protocol):
     def read_all(self, info: ClipInfo, size, limits: Limits) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-class _MediaSource:
+class _MediaSource(abc.ABC):
     """Entries that are encoded files or the bytes of one (``media``)."""
 
     keepable = True
 
+    @abc.abstractmethod
     def media(self, name: str) -> str | bytes:
-        raise NotImplementedError
+        """Path or bytes of an entry."""
 
     def probe(self, name: str, limits: Limits) -> ClipInfo:
         return dataclasses.replace(decode.probe(self.media(name), limits), path=name)

@@ -8,9 +8,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from vidlatent.models.contract import by_name
 from vidlatent.models.posterior import Posterior
 from vidlatent.registry import Registry
-from vidlatent.typing import VidlatentError
 
 __all__ = ["MODELS", "Posterior", "build"]
 
@@ -33,9 +33,5 @@ def build(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:
     Raises:
       VidlatentError: unknown model name or field.
     """
-    if "name" not in config:
-        raise VidlatentError(
-            f"config.model has no name: choose one of {', '.join(MODELS.names())}."
-        )
-    fields = {key: value for key, value in config.items() if key != "name"}
-    return MODELS.get(config["name"])(fields, jnp.dtype(dtype))
+    make, fields = by_name(MODELS, config, "config.model")
+    return make(fields, jnp.dtype(dtype))

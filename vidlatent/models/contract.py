@@ -10,10 +10,24 @@ import flax.linen as nn
 import jax
 
 from vidlatent.models.posterior import Posterior
-from vidlatent.registry import did_you_mean
+from vidlatent.registry import Registry, did_you_mean
 from vidlatent.typing import LatentSpec, VidlatentError, check_shape
 
-__all__ = ["check_clip", "latent_of", "make_module"]
+__all__ = ["by_name", "check_clip", "latent_of", "make_module"]
+
+
+def by_name(
+    registry: Registry, config: Mapping[str, Any], section: str
+) -> tuple[Any, dict[str, Any]]:
+    """The entry of ``registry`` called ``config['name']``, and the other entries of ``config``.
+
+    Raises:
+      VidlatentError: no name (``section`` says where it belongs), or an unknown one.
+    """
+    if "name" not in config:
+        raise VidlatentError(f"{section} has no name: choose one of {', '.join(registry.names())}.")
+    fields = {key: value for key, value in config.items() if key != "name"}
+    return registry.get(config["name"]), fields
 
 
 def make_module(

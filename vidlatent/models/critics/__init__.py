@@ -14,11 +14,10 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vidlatent.models.contract import make_module
+from vidlatent.models.contract import by_name, make_module
 from vidlatent.models.critics.patch import PatchCritic
 from vidlatent.models.critics.residual import MultiscaleCritic, StyleCritic
 from vidlatent.registry import Registry
-from vidlatent.typing import VidlatentError
 
 __all__ = ["CRITICS", "build_critic"]
 
@@ -39,12 +38,7 @@ def build_critic(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Modu
     Raises:
       VidlatentError: unknown name or field.
     """
-    if "name" not in config:
-        raise VidlatentError(
-            f"config.critic.model has no name: choose one of {', '.join(CRITICS.names())}."
-        )
-    kind, defaults = CRITICS.get(config["name"])
-    fields = {key: value for key, value in config.items() if key != "name"}
+    (kind, defaults), fields = by_name(CRITICS, config, "config.critic.model")
     return make_module(
         kind, {**defaults, **fields}, jnp.dtype(dtype), section="config.critic.model"
     )

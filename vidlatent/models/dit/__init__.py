@@ -8,8 +8,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from vidlatent.models.contract import by_name
 from vidlatent.registry import Registry
-from vidlatent.typing import VidlatentError
 
 __all__ = ["GENERATORS", "build_generator"]
 
@@ -27,9 +27,5 @@ def build_generator(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.M
     Raises:
       VidlatentError: unknown generator name or field.
     """
-    if "name" not in config:
-        raise VidlatentError(
-            f"config.generator has no name: choose one of {', '.join(GENERATORS.names())}."
-        )
-    fields = {key: value for key, value in config.items() if key != "name"}
-    return GENERATORS.get(config["name"])(fields, jnp.dtype(dtype))
+    make, fields = by_name(GENERATORS, config, "config.generator")
+    return make(fields, jnp.dtype(dtype))

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vidlatent.models.posterior import LOGVAR_RANGE
+
 __all__ = ["MotionPosterior", "normalise"]
 
 LATENT_EPS = 1e-5
-_LOGVAR = (-30.0, 20.0)
 
 
 def normalise(latent: jax.Array, window: int) -> jax.Array:
@@ -31,7 +32,7 @@ def normalise(latent: jax.Array, window: int) -> jax.Array:
 class MotionPosterior:
     """Gaussian before normalisation; ``draw``, ``sample`` and ``mode`` give the latent.
 
-    The divergence from a standard normal is that of ``mean`` and ``logvar`` as they are.
+    A divergence from the standard normal is that of ``mean`` and ``logvar`` as they are.
 
     Attributes:
       mean, logvar: ``[B, t, h, w, c]`` float32, logvar within [-30, 20].
@@ -46,7 +47,7 @@ class MotionPosterior:
     def of_moments(cls, moments: jax.Array, window: int) -> MotionPosterior:
         """From ``[B, t, h, w, 2c]``: means first, then log-variances."""
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-        return cls(mean, jnp.clip(logvar, *_LOGVAR), window)
+        return cls(mean, jnp.clip(logvar, *LOGVAR_RANGE), window)
 
     def draw(self, noise: jax.Array) -> jax.Array:
         """The latent for given standard normal noise, the shape of ``mean``."""
@@ -59,11 +60,6 @@ class MotionPosterior:
     def mode(self) -> jax.Array:
         """The latent of the mean, the same in every call."""
         return normalise(self.mean, self.window)
-
-    def divergence(self) -> jax.Array:
-        """KL from a standard normal ``[B]``, summed over a sample in nats."""
-        terms = jnp.square(self.mean) + jnp.exp(self.logvar) - 1.0 - self.logvar
-        return 0.5 * jnp.sum(terms, axis=(1, 2, 3, 4))
 
 
 jax.tree_util.register_dataclass(
