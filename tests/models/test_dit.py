@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from dit_nets import drawn, inputs, net, running, shapes_of
 
+from vidlatent.layers.patches import from_patches, to_patches
 from vidlatent.layers.rope import axis_sizes, rope_tables, rotate_pairs
 from vidlatent.models.dit import build_generator
 from vidlatent.models.dit.import_wan import fields_from_original
@@ -123,12 +124,12 @@ def test_patches_and_back(patch):
     )
     latent = jnp.arange(2 * 4 * 4 * 4 * 2, dtype=jnp.float32).reshape(2, 4, 4, 4, 2)
     grid = tuple(n // p for n, p in zip(latent.shape[1:4], patch, strict=True))
-    tokens = model._patches(latent, grid)
+    tokens = to_patches(latent, patch)
     assert tokens.shape == (2, int(np.prod(grid)), size)
     # The head's features are cut as the kernel's inputs are: (pt, ph, pw, c).
-    back = np.asarray(tokens).reshape(2, *grid, *patch, 2)
-    back = back.transpose(0, 1, 4, 2, 5, 3, 6, 7).reshape(latent.shape)
-    np.testing.assert_array_equal(back, latent)
+    np.testing.assert_array_equal(from_patches(tokens, grid, patch), latent)
+    last = tokens.reshape(2, -1, size // 2, 2).swapaxes(2, 3).reshape(tokens.shape)
+    np.testing.assert_array_equal(from_patches(last, grid, patch, channels_first=True), latent)
     shapes = jax.eval_shape(
         lambda p: model.apply({"params": p}, **{**inputs(model), "latent": latent}),
         shapes_of(model),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from vidlatent.typing import VidlatentError, check_shape
 
-__all__ = ["LabelEmbedding", "TextEmbedding"]
+__all__ = ["LabelEmbedding", "LabelTokens", "TextEmbedding"]
 
 _normal = nn.initializers.normal(0.02)
 
@@ -22,22 +22,50 @@ class LabelEmbedding(nn.Module):
     """A vector for each class, and row ``classes`` for none.
 
     Attributes:
-      classes: labels are 0..``classes`` - 1; ``classes`` itself asks for no class.
+      classes: labels are 0..``classes`` - 1; ``classes`` itself, or a negative, asks for no class.
       width: of the vectors.
+      std: standard deviation of new vectors.
     """
 
     classes: int
     width: int
+    std: float = 0.02
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, labels: jax.Array, drop: jax.Array | None = None) -> jax.Array:
         """``[B] -> [B, D]``; where ``drop`` ``[B]`` is true, the vector of no class."""
         check_shape(labels, "B")
-        table = self.param("embedding", _normal, (self.classes + 1, self.width), jnp.float32)
-        if drop is not None:
-            labels = jnp.where(drop, self.classes, labels)
+        init = nn.initializers.normal(self.std)
+        table = self.param("embedding", init, (self.classes + 1, self.width), jnp.float32)
+        missing = labels < 0 if drop is None else drop | (labels < 0)
+        labels = jnp.where(missing, self.classes, labels)
         return jnp.take(table, labels, axis=0).astype(self.dtype)
+
+
+class LabelTokens(nn.Module):
+    """A few tokens for each class, in the place of an embedded text.
+
+    New tokens have the size of normalised ones: classes are apart from the first step on.
+
+    Attributes:
+      classes: as of ``LabelEmbedding``.
+      count: tokens of a class.
+      width: of a token.
+    """
+
+    classes: int
+    count: int
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, labels: jax.Array, drop: jax.Array | None = None) -> jax.Array:
+        """``[B] -> [B, count, D]``; where ``drop`` ``[B]`` is true, the tokens of no class."""
+        embedding = LabelEmbedding(
+            self.classes, self.count * self.width, 1.0, self.dtype, name="tokens"
+        )
+        return embedding(labels, drop).reshape(-1, self.count, self.width)
 
 
 class TextEmbedding(nn.Module):

@@ -1,4 +1,18 @@
-"""Video generators by name: diffusion transformers over the tokenizers' latents."""
+"""Video generators by name: diffusion transformers over the tokenizers' latents.
+
+Every generator module has
+
+* ``reads``: names of its conditions, of ``label`` int32 ``[B]``, ``text`` ``{'states' [B, N, D],
+  'length' [B]}``, ``image`` ``[B, I, D]`` (semantic tokens), ``first`` ``[B, 1, h, w, c]`` (the
+  standardised latent of the first frame) and ``content`` ``[B, h', w', c']`` (the image latent of
+  the content frame);
+* ``learned_variance``: whether the output has ``2 c`` channels, the noise's and the variance's;
+* ``denoise(noisy [B, t, h, w, c], time [B], conditions, drop=None)``, float32. ``conditions`` has
+  every name of ``reads``; None stands for no condition. ``drop[name]`` ``[B]`` replaces that
+  condition in the samples where it is true by what the model has for none;
+* where conditions cost something that is the same at every step, ``keep(conditions, drop=None)``,
+  a pytree with the batch first in every leaf, for ``denoise(..., kept=kept)``.
+"""
 
 from __future__ import annotations
 

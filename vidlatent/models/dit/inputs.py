@@ -1,13 +1,32 @@
-"""What image-to-video generators read beside the noisy latent (Wan2.1; FSVideo 2.3, 2.4.2)."""
+"""What generators read beside the noisy latent: conditions by name, what stands for a missing one,
+and the given frames of image-to-video generators (Wan2.1; FSVideo 2.3, 2.4.2)."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vidlatent.typing import VidlatentError
 
-__all__ = ["first_frame_given", "frame_mask", "generator_input", "padded_text"]
+__all__ = [
+    "Conditions",
+    "Drop",
+    "condition",
+    "first_frame_given",
+    "frame_mask",
+    "generator_input",
+    "label_of",
+    "nulled",
+    "padded_text",
+    "seen_tokens",
+    "text_or_null",
+]
+
+Conditions = Mapping[str, Any]
+Drop = Mapping[str, jax.Array] | None
 
 # Pixel frames of a latent frame, the first excepted.
 _STEP = 4
@@ -73,3 +92,64 @@ def padded_text(tokens: jax.Array, lengths: jax.Array, total: int = 512) -> jax.
         raise VidlatentError(f"{size} text tokens, but the generator reads {total}: cut the text.")
     seen = jnp.arange(size) < jnp.reshape(lengths, (batch, 1))
     return jnp.pad(jnp.where(seen[..., None], tokens, 0), ((0, 0), (0, total - size), (0, 0)))
+
+
+def condition(conditions: Conditions, name: str, reads: Sequence[str]) -> Any:
+    """``conditions[name]``; None there asks for no condition in every sample.
+
+    Raises:
+      VidlatentError: the generator reads ``name`` and it is not there.
+    """
+    if name not in conditions:
+        raise VidlatentError(
+            f"the generator reads {', '.join(reads)}, but the conditions lack {name}: give it, or "
+            "None for no condition."
+        )
+    return conditions[name]
+
+
+def nulled(x: jax.Array, null: Any, drop: Drop, name: str) -> jax.Array:
+    """``x`` ``[B, ...]`` with ``null`` (broadcast) in the samples of ``drop[name]`` ``[B]``."""
+    if drop is None or name not in drop:
+        return x
+    mask = drop[name].reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.where(mask, null, x)
+
+
+def label_of(conditions: Conditions, drop: Drop, reads: Sequence[str], batch: int) -> jax.Array:
+    """Labels ``[B]`` int32, -1 where there is none or it is dropped."""
+    labels = condition(conditions, "label", reads)
+    if labels is None:
+        return jnp.full((batch,), -1, jnp.int32)
+    return nulled(jnp.asarray(labels, jnp.int32), -1, drop, "label")
+
+
+def text_or_null(
+    conditions: Conditions, drop: Drop, reads: Sequence[str], batch: int, width: int
+) -> tuple[jax.Array, jax.Array]:
+    """States ``[B, N, D]`` and lengths ``[B]`` of the texts; the null text where it is dropped.
+
+    The null is ``conditions['null_text']``, ``{'states' [1 or B, M, D], 'length' [1 or B]}`` such
+    as the encoded empty text, and without it one token of zeros.
+    """
+    text = condition(conditions, "text", reads)
+    if "null_text" in conditions and conditions["null_text"] is not None:
+        null, short = (conditions["null_text"][key] for key in ("states", "length"))
+    else:
+        null, short = jnp.zeros((1, 1, width)), jnp.ones((1,), jnp.int32)
+    if text is None:
+        states = jnp.broadcast_to(null, (batch, *null.shape[1:]))
+        return states, jnp.broadcast_to(short, (batch,))
+    states, length = text["states"], text["length"]
+    if drop is None or "text" not in drop:
+        return states, length
+    total = max(states.shape[1], null.shape[1])
+    states, null = (jnp.pad(x, ((0, 0), (0, total - x.shape[1]), (0, 0))) for x in (states, null))
+    return nulled(states, null.astype(states.dtype), drop, "text"), nulled(
+        length, short, drop, "text"
+    )
+
+
+def seen_tokens(lengths: jax.Array, total: int) -> jax.Array:
+    """``[B, total]`` bool, the tokens of texts of these lengths; the first one always."""
+    return jnp.arange(total) < jnp.maximum(jnp.reshape(lengths, (-1, 1)), 1)

@@ -11,19 +11,32 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from vidlatent.layers.embed import LabelTokens
 from vidlatent.layers.layer_memory import Stack, last_bias, padded_routers
 from vidlatent.layers.mlp import Mlp, dense
 from vidlatent.layers.modulation import LayerNorm, modulated, time_features
+from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
 from vidlatent.layers.rope import rope_tables
+from vidlatent.layers.stacked import run_stacked, stacked_init
 from vidlatent.models.contract import make_module
 from vidlatent.models.dit.block import Context, WanBlock
+from vidlatent.models.dit.inputs import (
+    Conditions,
+    Drop,
+    condition,
+    first_frame_given,
+    generator_input,
+    label_of,
+    nulled,
+    padded_text,
+    text_or_null,
+)
 from vidlatent.typing import VidlatentError, check_shape
 
 __all__ = ["WanDiT", "build_wan"]
 
 _STACKS = ("recomputed", "scanned", "unrolled")
 _small = nn.initializers.normal(0.02)
-_patch_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", (0, 1, 2, 3), 4)
 
 
 def build_wan(fields: Mapping[str, Any], dtype: Any) -> nn.Module:
@@ -44,6 +57,9 @@ class WanDiT(nn.Module):
       width, depth, heads, hidden: channels, blocks, attention heads, feed-forward width.
       freq_dim: sinusoids of the time embedding.
       text_dim: width of the text encoder's tokens.
+      text_length: text tokens that are attended to, zeros beyond a text's end among them.
+      label_classes: read a class label in place of text, through ``label_tokens`` learned tokens;
+        0 for text.
       image_dim: width of the image encoder's tokens; 0 for no image.
       memory: whether keys and values of self-attention read all earlier states.
       memory_share: weight of the previous layer at the start, the same for every layer; 0 for equal
@@ -65,6 +81,9 @@ class WanDiT(nn.Module):
     hidden: int = 13824
     freq_dim: int = 256
     text_dim: int = 4096
+    text_length: int = 512
+    label_classes: int = 0
+    label_tokens: int = 4
     image_dim: int = 1280
     memory: bool = True
     memory_share: float = 0.5
@@ -78,6 +97,16 @@ class WanDiT(nn.Module):
     def in_channels(self) -> int:
         return self.latent_channels + self.mask_channels + self.condition_channels
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        image = ("image",) if self.image_dim else ()
+        first = ("first",) if self.condition_channels else ()
+        return ("label" if self.label_classes else "text", *image, *first)
+
+    @property
+    def learned_variance(self) -> bool:
+        return False
+
     def setup(self) -> None:
         if self.width % self.heads:
             raise VidlatentError(
@@ -85,16 +114,21 @@ class WanDiT(nn.Module):
             )
         if self.stack not in _STACKS:
             raise VidlatentError(f"config.generator.stack {self.stack!r}: use one of {_STACKS}.")
-        self.patch_embedding = self.param("patch_embedding", self._first_patches)
+        self.patch_embedding = PatchEmbedding(self.patch, self.width, self.dtype)
         # Time is exact under any compute dtype.
         self.time_embedding = Mlp(self.width, self.width, "silu", _small)
         self.time_projection = dense(6 * self.width, jnp.float32)
-        self.text_embedding = Mlp(self.width, self.width, "gelu_tanh", _small, self.dtype)
+        if self.label_classes:
+            self.label_embedding = LabelTokens(
+                self.label_classes, self.label_tokens, self.width, self.dtype
+            )
+        else:
+            self.text_embedding = Mlp(self.width, self.width, "gelu_tanh", _small, self.dtype)
         if self.image_dim:
             self.image_norm1 = LayerNorm(1e-5, self.dtype)
             self.image_embedding = Mlp(self.image_dim, self.width, "gelu", dtype=self.dtype)
             self.image_norm2 = LayerNorm(1e-5, self.dtype)
-        self.blocks = self.param("blocks", self._first_blocks)
+        self.blocks = self.param("blocks", stacked_init(self._first_block, self.depth))
         if self.memory:
             self.routers = [
                 self.param(f"router_{layer}", self._first_router, layer)
@@ -117,21 +151,12 @@ class WanDiT(nn.Module):
             parent=None,
         )
 
-    def _first_patches(self, key: jax.Array) -> dict[str, jax.Array]:
-        shape = (*self.patch, self.in_channels, self.width)
-        return {"kernel": _patch_init(key, shape), "bias": jnp.zeros((self.width,))}
-
-    def _first_blocks(self, key: jax.Array) -> Any:
-        """Parameters of every block, stacked on the first axis."""
+    def _first_block(self, key: jax.Array) -> Any:
         token = jnp.zeros((1, 1, self.width))
         tokens = {"text": token, "image": token} if self.image_dim else {"text": token}
         tables = rope_tables((1, 1, 1), self.width // self.heads)
         time = jnp.zeros((1, 6, self.width))
-
-        def one(key):
-            return self._block().init(key, token, None, time, tokens, tables)["params"]
-
-        return jax.vmap(one)(jax.random.split(key, self.depth))
+        return self._block().init(key, token, None, time, tokens, tables)["params"]
 
     def _first_router(self, key: jax.Array, layer: int) -> dict[str, jax.Array]:
         del key  # a new router sees nothing
@@ -155,7 +180,87 @@ class WanDiT(nn.Module):
           image: ``[B, I, image_dim]``, or None to leave the image out.
           context: from ``keep_context``, in place of text and image.
         """
-        stack, layers, shared, x, ends = self._prepared(latent, time, text, image, context)
+        tokens = self._tokens(text, image) if context is None else None
+        return self._velocity(latent, time, tokens, context)
+
+    def denoise(
+        self,
+        noisy: jax.Array,
+        time: jax.Array,
+        conditions: Conditions,
+        drop: Drop = None,
+        kept: Any = None,
+    ) -> jax.Array:
+        """Velocity ``[B, t, h, w, c]`` float32 of a noisy latent under ``conditions``.
+
+        Args:
+          noisy: ``[B, t, h, w, c]``.
+          time: ``[B]``, 1000 times the noise level.
+          conditions: those of ``reads`` (a name that maps to None: no condition). ``'first'`` may
+            be replaced by ``'given'`` ``[B, t, h, w, mask + condition channels]``, see
+            ``dit.inputs``; ``'null_text'`` is what stands for a dropped text.
+          drop: by name, samples ``[B]`` whose condition is replaced: labels by learned tokens,
+            texts by the null text, image tokens by zeros, first frames by nothing given.
+          kept: from ``keep``, in place of label or text, and image.
+        """
+        latent = generator_input(noisy, self._given(noisy, conditions, drop))
+        if kept is not None:
+            context = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), kept)
+            return self._velocity(latent, time, None, context)
+        return self._velocity(latent, time, self._read(conditions, drop, noisy.shape[0]), None)
+
+    def keep(self, conditions: Conditions, drop: Drop = None) -> Context:
+        """Keys and values of label or text, and of the image, for every step of a sampler.
+
+        Returns:
+          Pairs of ``[B, L, S, K, d]`` by kind; every leaf has the batch first.
+        """
+        names = (name for name in self.reads if name != "first")
+        found = jax.tree.leaves([condition(conditions, name, self.reads) for name in names])
+        if not found:
+            raise VidlatentError("there is nothing to keep of conditions that are all None.")
+        context = self._contexts(self._read(conditions, drop, found[0].shape[0]))
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), context)
+
+    def _read(self, conditions: Conditions, drop: Drop, batch: int) -> dict[str, jax.Array]:
+        """Embedded tokens of the conditions that blocks attend to."""
+        if self.label_classes:
+            labels = label_of(conditions, drop, self.reads, batch)
+            tokens = {"text": self.label_embedding(labels)}
+        else:
+            states, length = text_or_null(conditions, drop, self.reads, batch, self.text_dim)
+            check_shape(states, "B S D", B=batch, D=self.text_dim)
+            states = padded_text(states, length, self.text_length)
+            tokens = {"text": self.text_embedding(states)}
+        if self.image_dim:
+            image = condition(conditions, "image", self.reads)
+            # A softmax over equal tokens is one of them.
+            image = jnp.zeros((batch, 1, self.image_dim)) if image is None else image
+            tokens["image"] = self._image_tokens(nulled(image, 0, drop, "image"))
+        return tokens
+
+    def _given(self, noisy: jax.Array, conditions: Conditions, drop: Drop) -> jax.Array | None:
+        """Mask and given latent, ``[B, t, h, w, mask + condition channels]``."""
+        if not self.condition_channels:
+            return None
+        if "given" in conditions:
+            given = conditions["given"]
+        else:
+            first = condition(conditions, "first", self.reads)
+            if first is None:
+                return jnp.zeros((*noisy.shape[:-1], self.mask_channels + self.condition_channels))
+            check_shape(first, "B one h w c", one=1, c=self.condition_channels)
+            given = first_frame_given(first, noisy.shape[1], self.mask_channels)
+        return nulled(given, 0, drop, "first")
+
+    def _velocity(
+        self,
+        latent: jax.Array,
+        time: jax.Array,
+        tokens: dict[str, jax.Array] | None,
+        context: Context | None,
+    ) -> jax.Array:
+        stack, layers, shared, x, ends = self._prepared(latent, time, tokens, context)
         if not self.memory:
             x = self._plain(stack, layers, x, shared)
         elif self.stack == "unrolled":
@@ -179,7 +284,8 @@ class WanDiT(nn.Module):
           ``tokens`` (``X_0``), ``time``, ``text``, ``image``, ``output``, and ``blocks``: for each
           block its ``state`` and, with memory, router ``weights`` and ``fused`` mixture.
         """
-        stack, layers, shared, x, ends = self._prepared(latent, time, text, image, context)
+        tokens = self._tokens(text, image) if context is None else None
+        stack, layers, shared, x, ends = self._prepared(latent, time, tokens, context)
         found = {**shared, "tokens": x, "temb": ends[0]}
         if self.memory:
             x, found["blocks"] = stack.unrolled(layers, self.routers, x, shared)
@@ -193,13 +299,19 @@ class WanDiT(nn.Module):
 
     def keep_context(self, text: jax.Array, image: jax.Array | None = None) -> Context:
         """Every block's keys and values of text and image, ``[L, B, S, K, d]``, for a sampler."""
-        tokens = self._tokens(text, image)
+        return self._contexts(self._tokens(text, image))
+
+    def _contexts(self, tokens: dict[str, jax.Array]) -> Context:
         block = self._block()
         return lax.map(
             lambda own: block.apply({"params": own}, **tokens, method="context"), self.blocks
         )
 
-    def _tokens(self, text: jax.Array, image: jax.Array | None) -> dict[str, jax.Array]:
+    def _tokens(self, text: jax.Array | None, image: jax.Array | None) -> dict[str, jax.Array]:
+        if text is None:
+            raise VidlatentError("the generator needs text tokens, or a kept context.")
+        if self.label_classes:
+            raise VidlatentError("a generator of class labels reads no text: call denoise.")
         check_shape(text, "B S D", D=self.text_dim)
         tokens = {"text": self.text_embedding(text)}
         if image is not None:
@@ -208,36 +320,29 @@ class WanDiT(nn.Module):
                     "image tokens for a generator with image_dim 0: leave them out."
                 )
             check_shape(image, "B S D", B=text.shape[0], D=self.image_dim)
-            tokens["image"] = self.image_norm2(self.image_embedding(self.image_norm1(image)))
+            tokens["image"] = self._image_tokens(image)
         elif self.image_dim and self.is_initializing():
-            self._tokens(text, jnp.zeros((text.shape[0], 1, self.image_dim)))
+            self._image_tokens(jnp.zeros((text.shape[0], 1, self.image_dim)))
         return tokens
 
-    def _prepared(self, latent, time, text, image, context):
+    def _image_tokens(self, image: jax.Array) -> jax.Array:
+        return self.image_norm2(self.image_embedding(self.image_norm1(image)))
+
+    def _prepared(self, latent, time, tokens, context):
         """``(stack, layers, shared, X_0, (temb, grid))``."""
         sizes = check_shape(latent, "B T H W C", C=self.in_channels)
         check_shape(time, "B", B=sizes["B"])
-        extent = [sizes[name] for name in "THW"]
-        if any(size % part for size, part in zip(extent, self.patch, strict=True)):
-            raise VidlatentError(
-                f"a latent of {tuple(extent)} (time, rows, columns) is not cut by patches of "
-                f"{self.patch}: choose a size that is a multiple."
-            )
-        grid = tuple(size // part for size, part in zip(extent, self.patch, strict=True))
+        grid = patch_grid(tuple(sizes[name] for name in "THW"), self.patch)
         temb = self.time_embedding(time_features(time, self.freq_dim))
         shared = {"time": self.time_projection(nn.silu(temb)).reshape(-1, 6, self.width)}
         layers = {"params": self.blocks}
         if context is None:
-            if text is None:
-                raise VidlatentError("the generator needs text tokens, or a kept context.")
-            shared |= self._tokens(text, image)
+            shared |= tokens
         else:
             layers["context"] = context
-        x = self._patches(latent, grid).astype(self.dtype)
-        kernel = self.patch_embedding["kernel"].reshape(-1, self.width).astype(self.dtype)
-        x = x @ kernel + self.patch_embedding["bias"].astype(self.dtype)
+        x = self.patch_embedding(latent).astype(self.residual_dtype)
         tables = rope_tables(grid, self.width // self.heads)
-        return self._stack(tables), layers, shared, x.astype(self.residual_dtype), (temb, grid)
+        return self._stack(tables), layers, shared, x, (temb, grid)
 
     def _stack(self, tables: tuple[np.ndarray, np.ndarray]) -> Stack:
         block = self._block()
@@ -259,24 +364,17 @@ class WanDiT(nn.Module):
     def _plain(self, stack: Stack, layers: Any, x: jax.Array, shared: Any) -> jax.Array:
         """Blocks without memory."""
 
-        def step(x, own):
-            return stack.block(own, x, None, shared), None
-
-        step = jax.checkpoint(step) if self.remat else step
         unroll = self.depth if self.stack == "unrolled" else 1
-        return lax.scan(step, x, layers, unroll=unroll)[0]
+        return run_stacked(
+            lambda x, own: stack.block(own, x, None, shared),
+            x,
+            layers,
+            remat=self.remat,
+            unroll=unroll,
+        )
 
-    def _patches(self, latent: jax.Array, grid: tuple[int, ...]) -> jax.Array:
-        """``[B, T, H, W, C] -> [B, N, pt ph pw C]``, the order of the kernel's axes."""
-        (t, h, w), (pt, ph, pw) = grid, self.patch
-        x = latent.reshape(-1, t, pt, h, ph, w, pw, latent.shape[-1])
-        return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(latent.shape[0], t * h * w, -1)
-
-    def _finished(self, x: jax.Array, temb: jax.Array, grid: tuple[int, ...]) -> jax.Array:
+    def _finished(self, x: jax.Array, temb: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
         """Head, and tokens back to latents; the head reads the time embedding unprojected."""
         shift, scale = jnp.split(self.head_modulation + temb[:, None], 2, axis=1)
         y = self.head(modulated(x, scale, shift, self.eps).astype(self.dtype))
-        (t, h, w), (pt, ph, pw) = grid, self.patch
-        y = y.astype(jnp.float32).reshape(-1, t, h, w, pt, ph, pw, self.latent_channels)
-        y = y.transpose(0, 1, 4, 2, 5, 3, 6, 7)
-        return y.reshape(-1, t * pt, h * ph, w * pw, self.latent_channels)
+        return from_patches(y.astype(jnp.float32), grid, self.patch)

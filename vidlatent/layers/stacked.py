@@ -1,0 +1,44 @@
+"""Equal blocks with their parameters stacked on the first axis, run by one compiled block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+
+__all__ = ["run_stacked", "stacked_init"]
+
+Params = Any
+
+
+def stacked_init(init: Callable[[jax.Array], Params], depth: int) -> Callable[[jax.Array], Params]:
+    """An initialiser of ``depth`` blocks, each drawn for itself by ``init(key)``."""
+    return lambda key: jax.vmap(init)(jax.random.split(key, depth))
+
+
+def run_stacked(
+    step: Callable[[Any, Params], Any],
+    x: Any,
+    layers: Params,
+    *,
+    remat: bool = True,
+    unroll: int = 1,
+) -> Any:
+    """``step(x, layer)`` for every entry on the first axis of ``layers``.
+
+    Args:
+      step: pure; its result replaces ``x``.
+      x: state, a pytree.
+      layers: pytree with the layers on the first axis of every leaf.
+      remat: keep only the states between layers for the backward pass.
+      unroll: layers compiled one after another.
+    """
+
+    def body(x, own):
+        return step(x, own), None
+
+    # Inside a loop nothing can be shared with the forward pass, so no barrier is needed.
+    body = jax.checkpoint(body, prevent_cse=False) if remat else body
+    return lax.scan(body, x, layers, unroll=unroll)[0]
