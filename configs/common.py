@@ -93,6 +93,71 @@ def _optimizer() -> ConfigDict:
     return optim
 
 
+def _tokenizer() -> ConfigDict:
+    """The tokenizer that a generator's latents come from and are decoded by."""
+    tokenizer = ConfigDict()
+    tokenizer.path = ""  # its workdir; may be empty for training on a latent data set
+    tokenizer.step = -1  # checkpoint; -1: the newest
+    tokenizer.sample = False  # encode a draw from the posterior, not its mean
+    return tokenizer
+
+
+def _diffusion() -> ConfigDict:
+    """Noise and loss of a generator's training."""
+    diffusion = ConfigDict()
+    diffusion.schedule = ConfigDict()  # name of diffusion.SCHEDULES and its options
+    diffusion.huber_reduction = "sample"  # of flow matching: sample | token | element
+    diffusion.huber_c0 = 0.00054
+    diffusion.eval_levels = 8  # noise levels at which validation clips are scored
+    return diffusion
+
+
+def _conditions() -> ConfigDict:
+    """What a generator is told beside the noisy latent, and how often it is not."""
+    conditions = ConfigDict()
+    conditions.drop = ConfigDict()  # condition -> share of the samples that train without it
+    conditions.joint = 0.0  # share that train without any of those
+    # Latent of the content frame (Reducio-DiT): "latents" of the data set (its arrays content_latent)
+    # or "pooled", means of its 8x8 squares, which need no network
+    conditions.content = "latents"
+    return conditions
+
+
+def _sampler() -> ConfigDict:
+    """How a generator's latents are drawn; keys of the solver are added by the system's file."""
+    sampler = ConfigDict()
+    sampler.name = "euler"  # of diffusion.SAMPLERS
+    sampler.steps = 30
+    guidance = sampler.guidance = ConfigDict()
+    guidance.scales = ()  # one number for each link of the chain; empty: no guidance
+    # For each link, the conditions that the less conditioned side does without; empty: all
+    guidance.drops = ()
+    guidance.interval = ()  # (low, high) noise levels between which to guide; empty: all
+    guidance.rescale = 0.0  # share of the result brought back to the unguided contrast
+    guidance.batched = True  # both sides in one evaluation; False: less memory
+    sampler.keep = True  # compute what does not change over the steps once
+    cache = sampler.cache = ConfigDict()  # skip evaluations where the state hardly moved
+    cache.threshold = 0.0  # summed relative change up to which to skip; 0: never
+    cache.polynomial = (1.0, 0.0)  # from a change of the state to one of the output
+    cache.max_skips = 4
+    return sampler
+
+
+def _sample() -> ConfigDict:
+    """What --mode=sample makes, and what is shown while training."""
+    sample = ConfigDict()
+    sample.prompts = ()  # texts, names or numbers of classes; empty: every class
+    sample.count = 1  # videos of each
+    sample.seed = 0  # of the first video; each later one has the next
+    sample.size = ()  # frames, height, width; empty: the last of data.buckets
+    sample.batch = 4  # videos whose latents are drawn together
+    sample.fps = 0.0  # of the files; 0: that of the latents' clips
+    sample.vbench = False  # name files as VBench asks, <prompt>-<k>.mp4
+    sample.clamp_first = False  # put the given first frame's latent into the result
+    sample.grid = 4  # videos shown at each evaluation while training; 0: none
+    return sample
+
+
 def _train() -> ConfigDict:
     train = ConfigDict()
     train.steps = 1000
@@ -193,6 +258,10 @@ def _data() -> ConfigDict:
     data.path = ""  # folder of videos and images, or the TFDS data_dir
     data.tfds_name = ""
     data.tfds_field = "video"  # field holding an encoded video or image
+    data.tfds_label = ""  # field holding the class
+    data.tfds_caption = ""  # field holding a caption
+    # Of folders: classes are named by captions.jsonl, or, with "folders", by the first sub-folder
+    data.labels = ""
     data.buckets = ()  # ((frames, height, width, global batch size), ...)
     data.bucket_weights = ()  # one per bucket; empty: clip lengths alike, then by their clips
     data.fps = 0.0  # target frame rate; 0: each file's own
@@ -217,7 +286,8 @@ def _data() -> ConfigDict:
     data.synthetic.width = 96
     data.synthetic.shapes = 5  # moving shapes in a scene, at most
     data.synthetic.fps = 24.0
-    data.synthetic.kind = "scenes"  # scenes: camera and shapes | paths: speeds in pixels a frame
+    # scenes: camera and shapes | paths: speeds in pixels a frame | shapes: one with a label
+    data.synthetic.kind = "scenes"
     data.synthetic.speed = 0.25  # of paths, pixels a frame
     data.synthetic.turns = 0.0  # of paths, abrupt turns of a shape a frame; 0: smooth
     return data

@@ -118,5 +118,5 @@ def test_refusals(tools):
     with pytest.raises(VidlatentError, match="speed is in pixels"):
         source.read_all(info, (8, 64), Limits())
     data = tools.options(synthetic={"kind": "circles"})
-    with pytest.raises(VidlatentError, match="'scenes' or 'paths'"):
+    with pytest.raises(VidlatentError, match="'scenes', 'paths' or 'shapes'"):
         make_loader(data, split="train", rule=FrameRule(1, 4), seed=0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vidlatent import config
-from vidlatent.data import make_loader
+from vidlatent.data import make_index, make_loader
 from vidlatent.data.buckets import parse_buckets
 from vidlatent.data.errors import Limits
 from vidlatent.data.index import build_index
@@ -142,7 +142,12 @@ def tfds_folder(tools, tmp_path_factory):
 
         def _info(self):
             features = tfds.features.FeaturesDict(
-                {"video": tfds.features.Text(), "label": tfds.features.Scalar(np.int64)}
+                {
+                    "video": tfds.features.Text(),
+                    "label": tfds.features.Scalar(np.int64),
+                    "kind": tfds.features.ClassLabel(names=["even", "odd"]),
+                    "words": tfds.features.Text(),
+                }
             )
             return tfds.core.DatasetInfo(builder=self, features=features)
 
@@ -151,7 +156,8 @@ def tfds_folder(tools, tmp_path_factory):
 
         def _generate_examples(self):
             for number, content in enumerate(contents):
-                yield number, {"video": content, "label": number}
+                about = {"kind": number % 2, "words": f"clip {number}"}
+                yield number, {"video": content, "label": number, **about}
 
     builder = Clips(data_dir=str(folder / "data"), file_format="array_record")
     builder.download_and_prepare()
@@ -175,9 +181,23 @@ def test_tfds_clips(tools, tfds_folder, workers):
     assert "tensorflow" not in sys.modules
 
 
+def test_tfds_labels_and_captions(tools, tfds_folder):
+    options = tools.options(source="tfds", path=tfds_folder)
+    index = make_index(options | {"tfds_label": "kind", "tfds_caption": "words"})
+    assert index.labels == ("even", "odd")
+    for clip in index.clips:
+        number = int(clip.path.rpartition("/")[2])
+        content = int(clip.caption.rpartition(" ")[2])  # TFDS shuffles
+        assert clip.label == index.labels[content % 2] and 0 <= number < 7
+    index = make_index(options | {"tfds_label": "label"})
+    assert {clip.label for clip in index.clips} == set(index.labels) <= set("0123456")
+    with pytest.raises(VidlatentError, match="data.tfds_caption = 'caption' is not in"):
+        make_index(options | {"tfds_caption": "caption"})
+
+
 def test_tfds_mistakes_are_named(tools, tfds_folder, tmp_path):
     limits = Limits()
-    with pytest.raises(VidlatentError, match="tfds_field.*label, video|tfds_field.*video, label"):
+    with pytest.raises(VidlatentError, match="tfds_field.*video"):
         build_index(TfdsSource(tfds_folder, "", "vidoe"), limits)
     with pytest.raises(VidlatentError, match="holds int, not the bytes"):
         build_index(TfdsSource(tfds_folder, "", "label"), limits)

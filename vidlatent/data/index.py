@@ -27,11 +27,16 @@ _PASSING = frozenset(("slow", "missing", "permission"))  # may be well next time
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A usable clip. ``path`` is its name in the source, ``group`` its content's."""
+    """A usable clip. ``path`` is its name in the source, ``group`` its content's.
+
+    ``label`` (the name of its class) and ``caption`` are '' where the source knows none.
+    """
 
     info: ClipInfo
     group: str
     part: str = ""
+    label: str = ""
+    caption: str = ""
 
     @property
     def path(self) -> str:
@@ -62,11 +67,15 @@ class BadClip:
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """Usable and unusable clips of a source, each in the order of their names."""
+    """Usable and unusable clips of a source, each in the order of their names.
+
+    ``labels`` are the names of the classes in their order; () where no clip has one.
+    """
 
     where: str
     clips: tuple[Clip, ...]
     bad: tuple[BadClip, ...]
+    labels: tuple[str, ...] = ()
 
 
 def build_index(source: Source, limits: Limits, verify: str = "auto", cache: str = "") -> Index:
@@ -92,17 +101,23 @@ def build_index(source: Source, limits: Limits, verify: str = "auto", cache: str
     else:
         verified = False
     _write_cache(cache, source.where, limits, entries, findings, known, verified)
-    clips = [
-        Clip(found, entry.group, entry.part)
+    usable = [
+        (entry, found)
         for entry, found in zip(entries, findings, strict=True)
         if isinstance(found, ClipInfo)
     ]
+    words = _run(usable, lambda pair: source.describe(pair[0].name))
+    clips = [
+        Clip(found, entry.group, entry.part, *said)
+        for (entry, found), said in zip(usable, words, strict=True)
+    ]
+    labels = source.labels() or tuple(sorted({clip.label for clip in clips} - {""}))
     bad = [found for found in findings if isinstance(found, BadClip)]
     log.info(
         "%s: %d clips, %d unusable, looked at in %.1f s",
         *(source.where, len(clips), len(bad), time.monotonic() - began),
     )
-    return Index(source.where, tuple(clips), tuple(bad))
+    return Index(source.where, tuple(clips), tuple(bad), labels)
 
 
 def _run(items: Sequence[Any], look) -> list[Any]:

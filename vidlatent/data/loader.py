@@ -18,7 +18,7 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -62,6 +62,10 @@ _NOT_IN_FINGERPRINT = frozenset(
         "memory_mb",
         "verify",
         "validation_clips",
+        # What clips are called is in their rows.
+        "labels",
+        "tfds_label",
+        "tfds_caption",
     )
 )
 
@@ -121,16 +125,17 @@ def make_loader(
             "%s has nothing to validate on: it takes two files and data.validation_share > 0",
             index.where,
         )
-    process = (process_index, process_count)
     part = (windows or OneEach()) if split == WHOLE else split
     return Loader(
-        _stream(options, buckets, source, kept, part, seed, process),
+        _stream(options, buckets, source, kept, part, seed, (process_index, process_count)),
         options=options,
         clips=kept,
         report=report,
         split=split,
         start_step=start_step,
-        fingerprint=_fingerprint(options, buckets, kept, split, seed),
+        fingerprint=_fingerprint(options, buckets, kept, split, seed, index.labels),
+        labels=index.labels,
+        captions=any(clip.caption for clip in index.clips),
     )
 
 
@@ -178,7 +183,7 @@ def _usable(
     return report, clips
 
 
-def _fingerprint(options, buckets, clips, split: str, seed: int) -> str:
+def _fingerprint(options, buckets, clips, split: str, seed: int, labels: Sequence[str]) -> str:
     """Hex SHA-256 of everything that decides the content of the stream."""
     stated = {
         key: value
@@ -188,7 +193,11 @@ def _fingerprint(options, buckets, clips, split: str, seed: int) -> str:
     if split == VALIDATION:
         stated["validation_clips"] = options.validation_clips
     rows = [(clip.path, clip.frames, clip.fps, clip.size, clip.info.is_image) for clip in clips]
-    text = json.dumps([stated, [str(b) for b in buckets], rows, split, seed], sort_keys=True)
+    parts = [stated, [str(b) for b in buckets], rows, split, seed]
+    words = [(clip.label, clip.caption) for clip in clips]
+    if labels or any(caption for _, caption in words):
+        parts += [labels, words]
+    text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -198,7 +207,9 @@ class Loader:
     A batch is a dict: ``video`` uint8 [b, T, H, W, 3]; ``mask`` float32 [b], 1 for a real window
     and 0 for padding (validation only); ``clip`` int32 [b], row of ``index`` (-1: padding);
     ``start`` float32 [b], seconds into the clip; ``skipped``, (path, reason, detail) of the clips
-    that failed while this batch was read. b is this process's share of the bucket's batch.
+    that failed while this batch was read. b is this process's share of the bucket's batch. Where
+    the source has labels or captions: ``label`` int32 [b], place in ``labels`` (-1: none), and
+    ``caption``, a list of b texts.
 
     Training never ends. Validation (or the whole) ends, has ``len``, and begins anew with each
     ``iter``. Close it (or use ``with``) so that decoding processes end.
@@ -207,6 +218,7 @@ class Loader:
       index: the clips of this part.
       report: the account of bad clips (``BadClips``).
       fingerprint: hash of what decides the stream; equal on all processes.
+      labels: names of the classes.
       wait_s: seconds spent waiting for data so far.
     """
 
@@ -220,10 +232,14 @@ class Loader:
         split: str,
         start_step: int,
         fingerprint: str,
+        labels: tuple[str, ...] = (),
+        captions: bool = False,
     ):
         self.index = list(clips)
         self.report = report
         self.fingerprint = fingerprint
+        self.labels, self._captions = labels, captions
+        self._numbers = {name: number for number, name in enumerate(labels)}
         self.wait_s = 0.0
         self._stream, self._options, self._split = stream, options, split
         self._first = self._step = start_step
@@ -265,6 +281,7 @@ class Loader:
             for row, reason, detail in json.loads(str(raw["skipped"]))
         ]
         del raw  # shared memory of a worker is given back before the next one is asked for
+        batch |= self._words(batch["clip"])
         self.wait_s += time.monotonic() - began
         self._step += 1
         for bad in self.report.record(len(batch["mask"]), batch["skipped"]):
@@ -273,6 +290,17 @@ class Loader:
             raise self.report.none_left(" left after many draws")
         self.report.check()
         return batch
+
+    def _words(self, rows: np.ndarray) -> dict[str, Any]:
+        """Labels and captions of a batch."""
+        clips = [self.index[row] if row >= 0 else None for row in rows]
+        words: dict[str, Any] = {}
+        if self.labels:
+            numbers = [self._numbers.get(clip.label, -1) if clip else -1 for clip in clips]
+            words["label"] = np.array(numbers, np.int32)
+        if self._captions:
+            words["caption"] = [clip.caption if clip else "" for clip in clips]
+        return words
 
     def _open(self):
         """Start reading at the present step."""

@@ -16,6 +16,7 @@ _CHOICES = {
     "source": ("folder", "samples", "tfds", "synthetic"),
     "crop": ("random", "centre"),
     "verify": ("auto", "header", "decode"),
+    "labels": ("", "folders"),
 }
 
 
@@ -27,8 +28,8 @@ class SyntheticOptions:
       clips, frames, height, width: how many, how long, and their nominal size in pixels.
       shapes: moving shapes in a scene, at most (of paths: exactly).
       fps: their nominal rate.
-      kind: 'scenes' (a camera over a plane, see ``synthetic``) or 'paths' (motion set in pixels a
-        frame, at any frame rate, see ``paths``).
+      kind: 'scenes' (a camera over a plane, see ``synthetic``), 'paths' (motion set in pixels a
+        frame, at any frame rate, see ``paths``) or 'shapes' (one labelled shape, see ``shapes``).
       speed: of paths, pixels a frame of the nominal rate.
       turns: of paths, abrupt changes of direction of a shape, a frame; 0: smooth paths.
     """
@@ -73,6 +74,9 @@ class DataOptions:
         more than so many MiB at their buckets' sizes; 0: never.
       verify: how thoroughly clips are checked before the run: 'header' opens each and visits its
         end, 'decode' decodes each whole, 'auto' decodes when all of them are little work.
+      labels: of a folder: 'folders' when each folder in it is a class; '' takes the labels of
+        ``captions.jsonl`` only.
+      tfds_label, tfds_caption: fields that hold a clip's class and its caption; empty: none.
     """
 
     source: str
@@ -97,6 +101,9 @@ class DataOptions:
     index_cache: str = ""
     memory_mb: int = 256
     verify: str = "auto"
+    labels: str = ""
+    tfds_label: str = ""
+    tfds_caption: str = ""
 
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> DataOptions:
@@ -113,9 +120,15 @@ class DataOptions:
                 raise VidlatentError(
                     f"data.{key} = {values[key]!r}: {did_you_mean(str(values[key]), allowed)}"
                 )
-        if options.synthetic.kind not in ("scenes", "paths"):
+        if options.synthetic.kind not in ("scenes", "paths", "shapes"):
             raise VidlatentError(
-                f"data.synthetic.kind = {options.synthetic.kind!r}: take 'scenes' or 'paths'."
+                f"data.synthetic.kind = {options.synthetic.kind!r}: take 'scenes', 'paths' or "
+                "'shapes'."
+            )
+        if options.flip and (options.source, options.synthetic.kind) == ("synthetic", "shapes"):
+            raise VidlatentError(
+                "data.flip = True would turn the left and right that labels of "
+                "data.synthetic.kind = 'shapes' speak of: set data.flip=false."
             )
         if not 0 <= options.validation_share < 1:
             raise VidlatentError(

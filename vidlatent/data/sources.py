@@ -10,6 +10,7 @@ import abc
 import dataclasses
 import hashlib
 import importlib.metadata
+import json
 import logging
 import os
 import threading
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vidlatent.data import decode, paths, synthetic
+from vidlatent.data import decode, paths, shapes, synthetic
 from vidlatent.data.decode import ClipInfo
 from vidlatent.data.errors import Limits
 from vidlatent.data.options import DataOptions, SyntheticOptions
@@ -60,6 +61,14 @@ class Source(Protocol):
 
     def verify(self, name: str, limits: Limits) -> None: ...
 
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes in their order; () leaves it to the clips' labels."""
+        ...
+
+    def describe(self, name: str) -> tuple[str, str]:
+        """(label, caption) of a clip, '' for none."""
+        ...
+
     def read(
         self, info: ClipInfo, start: float, count: int, fps: float, size, crop, limits: Limits
     ) -> np.ndarray: ...
@@ -82,6 +91,13 @@ class _MediaSource(abc.ABC):
     def verify(self, name: str, limits: Limits) -> None:
         decode.verify(self.media(name), limits)
 
+    def labels(self) -> tuple[str, ...]:
+        return ()
+
+    def describe(self, name: str) -> tuple[str, str]:
+        del name
+        return "", ""
+
     def read(self, info, start, count, fps, size, crop, limits):
         return decode.read_window(self.media(info.path), start, count, fps, size, crop, limits)
 
@@ -101,17 +117,24 @@ class FolderSource(_MediaSource):
     """Every file below a folder, links followed, except hidden ones and known side files.
 
     Files that differ in their suffix only (``a.mp4``, ``a.webm``) count as one content.
+
+    Captions lie beside the clips (``a.txt``) or in the folder's ``captions.jsonl``, one object a
+    line: ``{"file": "b/a.mp4", "caption": "...", "label": "..."}``. With ``labels`` 'folders' the
+    first folder in a clip's name is its class.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, labels: str = ""):
         if not path:
             raise VidlatentError("data.path is empty: give the folder that holds the clips.")
         self.root = os.path.abspath(os.path.expanduser(path))
         if not os.path.isdir(self.root):
             raise VidlatentError(f"data.path = {path!r} is not a folder.")
         self.where = self.root
+        self._by_folder = labels == "folders"
+        self._table: dict[str, tuple[str, str]] | None = None
 
     def entries(self) -> list[Entry]:
+        self._table = _read_captions(os.path.join(self.root, _CAPTIONS))
         found, seen = [], set()
         for folder, folders, files in os.walk(self.root, followlinks=True):
             status = os.stat(folder)
@@ -137,6 +160,44 @@ class FolderSource(_MediaSource):
 
     def media(self, name: str) -> str:
         return os.path.join(self.root, name)
+
+    def describe(self, name: str) -> tuple[str, str]:
+        if self._table is None:
+            self._table = _read_captions(os.path.join(self.root, _CAPTIONS))
+        label, caption = self._table.get(name, ("", ""))
+        first, slash, _ = name.partition("/")
+        if self._by_folder and slash and not label:
+            label = first
+        beside = os.path.splitext(self.media(name))[0] + ".txt"
+        if not caption and os.path.isfile(beside):
+            with open(beside, encoding="utf-8", errors="replace") as file:
+                caption = file.read(_LONGEST_CAPTION).strip()
+        return label, caption
+
+
+_CAPTIONS = "captions.jsonl"
+_LONGEST_CAPTION = 1 << 14
+
+
+def _read_captions(path: str) -> dict[str, tuple[str, str]]:
+    """Name of a clip -> (label, caption) from a file that need not be there."""
+    if not os.path.isfile(path):
+        return {}
+    table = {}
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                name = os.path.normpath(row["file"]).replace(os.sep, "/")
+                table[name] = tuple(str(row.get(key) or "") for key in ("label", "caption"))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise VidlatentError(
+                    f'{path}, line {number}: each line is an object {{"file": ..., "caption": '
+                    '..., "label": ...}.'
+                ) from error
+    return table
 
 
 class SamplesSource(_MediaSource):
@@ -187,20 +248,26 @@ class TfdsSource(_MediaSource):
     ``field`` must hold an encoded video or picture as bytes (``Text``, ``Scalar(object)`` or
     ``Tensor`` of strings). Split 'train' is used, and 'validation' or else 'test' held out where
     there is one; otherwise examples of 'train' are held out by their number.
+
+    ``label`` and ``caption`` name fields too: a ``ClassLabel`` (any other value is its own name),
+    and a text.
     """
 
-    def __init__(self, path: str, name: str, field: str):
+    def __init__(self, path: str, name: str, field: str, label: str = "", caption: str = ""):
         if not (path or name):
             raise VidlatentError("data.source = 'tfds' needs data.tfds_name or data.path.")
         self.path, self.name, self.field = os.path.expanduser(path), name, field
+        self.label, self.caption = label, caption
         self.where = f"TFDS {name or path}"
         self._reset()
 
     def _reset(self):
         self._lock, self._builder, self._readers = threading.Lock(), None, {}
+        self._last = threading.local()  # example read last, by thread
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: self.__dict__[key] for key in ("path", "name", "field", "where")}
+        kept = ("path", "name", "field", "label", "caption", "where")
+        return {key: self.__dict__[key] for key in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -236,11 +303,13 @@ class TfdsSource(_MediaSource):
         with self._lock:
             if split not in self._readers:
                 builder = self._open()
-                if self.field not in builder.info.features:
-                    raise VidlatentError(
-                        f"data.tfds_field = {self.field!r} is not in {self.where}: "
-                        f"it has {', '.join(builder.info.features)}."
-                    )
+                fields = {"field": self.field, "label": self.label, "caption": self.caption}
+                for key, field in fields.items():
+                    if field and field not in builder.info.features:
+                        raise VidlatentError(
+                            f"data.tfds_{key} = {field!r} is not in {self.where}: "
+                            f"it has {', '.join(builder.info.features)}."
+                        )
                 self._readers[split] = builder.as_data_source(split)
             return self._readers[split]
 
@@ -261,16 +330,45 @@ class TfdsSource(_MediaSource):
             found += [Entry(name, name, stamp, part) for name in names]
         return found
 
+    def labels(self) -> tuple[str, ...]:
+        if not self.label:
+            return ()
+        with self._lock:
+            feature = self._open().info.features[self.label]
+        return tuple(feature.names or ()) if hasattr(feature, "names") else ()
+
+    def describe(self, name: str) -> tuple[str, str]:
+        label = caption = ""
+        if self.label:
+            value, names = self._value(name, self.label), self.labels()
+            label = _text(value)
+            if names and not isinstance(value, bytes):
+                label = names[int(value)] if 0 <= int(value) < len(names) else ""
+        if self.caption:
+            caption = _text(self._value(name, self.caption)).strip()
+        return label, caption
+
+    def _value(self, name: str, field: str) -> Any:
+        last = self._last.__dict__
+        if last.get("name") != name:  # its label, then its caption
+            split, _, number = name.rpartition("/")
+            last["example"] = self._reader(split)[int(number)]
+            last["name"] = name
+        value = last["example"][field]
+        return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+
     def media(self, name: str) -> bytes:
-        split, _, number = name.rpartition("/")
-        value = self._reader(split)[int(number)][self.field]
-        value = value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
+        value = self._value(name, self.field)
         if not isinstance(value, bytes):
             raise VidlatentError(
                 f"data.tfds_field = {self.field!r} of {self.where} holds {type(value).__name__}, "
                 "not the bytes of an encoded clip."
             )
         return value
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 class SyntheticSource:
@@ -297,6 +395,13 @@ class SyntheticSource:
 
     def verify(self, name: str, limits: Limits) -> None:
         pass  # nothing can be damaged
+
+    def labels(self) -> tuple[str, ...]:
+        return ()
+
+    def describe(self, name: str) -> tuple[str, str]:
+        del name
+        return "", ""
 
     def scene(self, name: str) -> synthetic.Scene:
         """What is in a clip: camera and shapes with their motion."""
@@ -350,17 +455,50 @@ class PathsSource(SyntheticSource):
         return spot.slices
 
 
-def _rendered(options: SyntheticOptions, seed: int) -> SyntheticSource:
-    return {"scenes": SyntheticSource, "paths": PathsSource}[options.kind](options, seed)
+class ShapesSource(SyntheticSource):
+    """One labelled shape on its way (``shapes.py``); the label is the caption too."""
+
+    where = "the renderer of shapes"
+
+    def scene(self, name: str) -> shapes.ShapeScene:
+        index = int(name.rpartition("-")[2])
+        return shapes.make_shape_scene(self.seed, index, self.options.frames)
+
+    def labels(self) -> tuple[str, ...]:
+        return shapes.LABELS
+
+    def describe(self, name: str) -> tuple[str, str]:
+        return (self.scene(name).label,) * 2
+
+    def read(self, info, start, count, fps, size, crop, limits):
+        del crop, limits  # there is no border to cut
+        step = info.fps / fps if fps else 1.0
+        times = start * info.fps + step * np.arange(count)
+        return shapes.render_shape(
+            self.scene(info.path), times, *(size or (info.height, info.width))
+        )
+
+
+_RENDERERS = {"scenes": SyntheticSource, "paths": PathsSource, "shapes": ShapesSource}
 
 
 SOURCES = Registry("data.source")
-SOURCES.register("folder", lambda options, seed: FolderSource(options.path))
+SOURCES.register("folder", lambda options, seed: FolderSource(options.path, options.labels))
 SOURCES.register("samples", lambda options, seed: SamplesSource())
 SOURCES.register(
-    "tfds", lambda options, seed: TfdsSource(options.path, options.tfds_name, options.tfds_field)
+    "tfds",
+    lambda options, seed: TfdsSource(
+        options.path,
+        options.tfds_name,
+        options.tfds_field,
+        options.tfds_label,
+        options.tfds_caption,
+    ),
 )
-SOURCES.register("synthetic", lambda options, seed: _rendered(options.synthetic, seed))
+SOURCES.register(
+    "synthetic",
+    lambda options, seed: _RENDERERS[options.synthetic.kind](options.synthetic, seed),
+)
 
 
 def make_source(options: DataOptions, seed: int) -> Source:
