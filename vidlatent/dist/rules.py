@@ -7,6 +7,7 @@ does nothing when no mesh is set.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +23,9 @@ __all__ = [
     "path_name",
     "replicated",
     "shardings",
+    "split_axes",
     "spreads",
+    "ways",
 ]
 
 # (path regex, mesh axes of the trailing array axes). The first match counts. Kernels end in
@@ -46,6 +49,7 @@ ACTIVATION_AXES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "height": ("context", "tensor"),
     "tokens": ("context",),
+    "rows": ("data", "fsdp", "context"),  # batch and tokens in one, where frames attend along time
     "channel": (),
     "heads": ("tensor",),
     "time": (),
@@ -59,10 +63,7 @@ def path_name(path: Sequence[Any]) -> str:
 
 
 def _divides(mesh: Any, size: int, axes: Sequence[str]) -> bool:
-    ways = 1
-    for axis in axes:
-        ways *= mesh.shape[axis]
-    return size % ways == 0
+    return size % math.prod(mesh.shape[axis] for axis in axes) == 0
 
 
 def _param_spec(mesh: Mesh, name: str, shape: Sequence[int], rules: Sequence[Any]) -> P:
@@ -108,11 +109,21 @@ def constrain(x: jax.Array, names: Sequence[str]) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    spec = []
-    for size, name in zip(x.shape, names, strict=True):
-        axes = ACTIVATION_AXES[name]
-        spec.append(axes if axes and _divides(mesh, size, axes) else None)
+    spec = [split_axes(name, size) for size, name in zip(x.shape, names, strict=True)]
     return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def split_axes(name: str, size: int) -> tuple[str, ...] | None:
+    """Axes of the mesh that is set which split an activation axis, or None to keep it whole."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = ACTIVATION_AXES[name]
+    return axes if axes and not mesh.empty and _divides(mesh, size, axes) else None
+
+
+def ways(axes: Sequence[str] | None) -> int:
+    """Into how many parts these axes of the mesh that is set split something."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in axes or ())
 
 
 def spreads(name: str, *sizes: int) -> bool:

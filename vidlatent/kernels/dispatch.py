@@ -7,7 +7,7 @@ import jax
 from vidlatent.registry import did_you_mean
 from vidlatent.typing import VidlatentError
 
-__all__ = ["choose", "current_platform"]
+__all__ = ["choose", "current_platform", "needs_manual"]
 
 
 def current_platform() -> str:
@@ -36,3 +36,9 @@ def choose(
         hint = did_you_mean(implementation, ("auto", *known))
         raise VidlatentError(f"unknown implementation {implementation!r} of {kind}: {hint}")
     return implementation
+
+
+def needs_manual() -> bool:
+    """Whether an opaque kernel must be told its share: several devices, and nobody has done it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.size > 1 and not mesh.manual_axes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -10,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from vidlatent.kernels.attention import attention
 from vidlatent.layers.attention import relu_linear_attention
 from vidlatent.layers.conv import Pointwise
 from vidlatent.layers.norm import ChannelNorm
 from vidlatent.typing import VidlatentError
 
-__all__ = ["FirstFrameAttention", "rotate", "softmax_attention", "window_attention"]
+__all__ = ["FirstFrameAttention", "rotate", "window_attention"]
 
 Origin = tuple[Any, Any]
-# Attention scores held at once, in elements: 256 MiB of float32.
-_SCORES = 1 << 26
+# Rows of the picture are what a mesh splits here: the partitioner follows the plain form.
+_attend = functools.partial(attention, implementation="xla")
 _ROTARY_BASE = 10_000.0
 
 
@@ -116,40 +118,6 @@ def rotate(x: jax.Array, origin: Origin) -> jax.Array:
     return jnp.concatenate(halves, axis=-1).astype(x.dtype)
 
 
-def softmax_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None = None
-) -> jax.Array:
-    """Softmax attention a block of queries at a time, so that few scores exist at once.
-
-    Args:
-      q: ``[N, L, K, d]``.
-      k, v: ``[N, M, K, d]``.
-      seen: bool ``[N, M]``, which keys exist; None for all.
-
-    Returns:
-      ``[N, L, K, d]`` float32.
-    """
-    batch, queries, heads, dim = q.shape
-    scale = dim**-0.5
-    bias = None if seen is None else jnp.where(seen, 0.0, -jnp.inf)[:, None, None, :]
-
-    def attend(part):
-        scores = jnp.einsum("nqhd,nkhd->nhqk", part, k, preferred_element_type=jnp.float32)
-        scores = scores * scale if bias is None else scores * scale + bias
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        return jnp.einsum("nhqk,nkhd->nqhd", weights, v, preferred_element_type=jnp.float32)
-
-    blocks = -(-batch * heads * queries * k.shape[1] // _SCORES)
-    if blocks <= 1:
-        return attend(q)
-    size = -(-queries // blocks)
-    padded = jnp.pad(q, ((0, 0), (0, blocks * size - queries), (0, 0), (0, 0)))
-    parts = jnp.moveaxis(padded.reshape(batch, blocks, size, heads, dim), 1, 0)
-    # Recomputed in the backward pass: scores are the only large thing here.
-    out = jnp.moveaxis(lax.map(jax.checkpoint(attend), parts), 0, 1)
-    return out.reshape(batch, blocks * size, heads, dim)[:, :queries]
-
-
 def window_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, window: int, origin: Origin = (0, 0)
 ) -> jax.Array:
@@ -170,7 +138,7 @@ def window_attention(
     whole = k.shape[1:3]
     sides = [min(window or size, size) for size in whole]
     if tuple(sides) == tuple(whole):
-        return softmax_attention(_tokens(q), _tokens(k), _tokens(v)).reshape(q.shape)
+        return _attend(_tokens(q), _tokens(k), _tokens(v)).reshape(q.shape)
     plans = [_canvas(*sizes) for sizes in zip(crop, whole, sides, origin, strict=True)]
     (rows, top, dy), (columns, left, dx) = plans
     canvas = (rows * sides[0], columns * sides[1])
@@ -191,7 +159,7 @@ def window_attention(
     seen = seen | ~jnp.any(seen, axis=1, keepdims=True)
     queries = _cut(laid, sides)
     tokens = queries.reshape(-1, time * sides[0] * sides[1], heads, dim)
-    out = softmax_attention(tokens, keys(k), keys(v), seen).reshape(queries.shape)
+    out = _attend(tokens, keys(k), keys(v), seen).reshape(queries.shape)
     out = jnp.moveaxis(out, 3, 1)  # [B, T, rows, columns, side, side, K, d]
     out = jnp.moveaxis(out, 4, 3).reshape(batch, time, *canvas, heads, dim)
     return lax.dynamic_slice(out, (0, 0, dy, dx, 0, 0), q.shape)

@@ -1,4 +1,4 @@
-"""Multi-head softmax attention over tokens, its queries and keys normalised over the full width.
+"""Multi-head softmax attention over tokens, with the norms of queries and keys that models have.
 
 Queries, and keys with values, are made by methods of their own: keys and values may come from other
 tokens than the queries (layer memory, text, image), and those of a constant context can be kept.
@@ -13,16 +13,18 @@ import jax
 import jax.numpy as jnp
 
 from vidlatent.dist.rules import constrain
-from vidlatent.layers.cross_attention import softmax_attention
+from vidlatent.kernels.attention import attention
 from vidlatent.layers.mlp import dense
+from vidlatent.layers.modulation import LayerNorm
 from vidlatent.layers.norm import ChannelNorm
 from vidlatent.layers.rope import rotate_pairs
+from vidlatent.typing import VidlatentError
 
-__all__ = ["TokenAttention"]
+__all__ = ["Pair", "TokenAttention"]
 
 Tables = tuple[jax.Array, jax.Array]
 Pair = tuple[jax.Array, jax.Array]
-_HEADS = ("batch", "tokens", "heads", "width")
+_NORMS = ("width", "head", "none")
 
 
 class TokenAttention(nn.Module):
@@ -32,42 +34,70 @@ class TokenAttention(nn.Module):
       width: channels ``D``.
       heads: attention heads.
       image: have a second set of key and value projections, for image tokens.
-      eps: of the RMS norms on queries and keys, which precede the cut into heads.
+      eps: of the norms of queries and keys.
+      norm: RMS over the full ``'width'`` before the cut into heads (Wan2.1), layer norm of each
+        ``'head'`` (CogVideoX), or ``'none'`` (DiT, PixArt).
+      zero: start with an output of zero.
+      axes: names of the first two axes, for their layout on a mesh.
     """
 
     width: int
     heads: int
     image: bool = False
     eps: float = 1e-6
+    norm: str = "width"
+    zero: bool = False
+    axes: tuple[str, str] = ("batch", "tokens")
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        self.q, self.k, self.v, self.o = (dense(self.width, self.dtype) for _ in range(4))
-        self.norm_q, self.norm_k = self._norm(), self._norm()
+        if self.norm not in _NORMS:
+            raise VidlatentError(f"norm of queries and keys {self.norm!r}: use one of {_NORMS}.")
+        self.q, self.k, self.v = (dense(self.width, self.dtype) for _ in range(3))
+        last = {"init": nn.initializers.zeros} if self.zero else {}
+        self.o = dense(self.width, self.dtype, **last)
+        if self.norm != "none":
+            self.norm_q, self.norm_k = self._norm(), self._norm()
         if self.image:
             self.k_img, self.v_img = (dense(self.width, self.dtype) for _ in range(2))
             self.norm_k_img = self._norm()
 
-    def _norm(self) -> ChannelNorm:
+    def _norm(self) -> nn.Module:
+        if self.norm == "head":
+            return LayerNorm(self.eps, self.dtype)
         return ChannelNorm(self.eps, use_bias=False, dtype=self.dtype)
 
-    def _cut(self, x: jax.Array, tables: Tables | None = None) -> jax.Array:
+    def _heads(self, x: jax.Array, norm: str = "", tables: Tables | None = None) -> jax.Array:
+        """``[B, N, D] -> [B, N, K, d]``, normalised by the module called ``norm``, and turned."""
+        if norm and self.norm == "width":
+            x = getattr(self, norm)(x)
         x = x.reshape(*x.shape[:-1], self.heads, -1)
-        return constrain(x if tables is None else rotate_pairs(x, tables), _HEADS)
+        if norm and self.norm == "head":
+            x = getattr(self, norm)(x)
+        x = x if tables is None else rotate_pairs(x, tables)
+        return constrain(x, (*self.axes, "heads", "width"))
 
     def queries(self, x: jax.Array, tables: Tables | None = None) -> jax.Array:
         """``[B, N, D] -> [B, N, K, d]``, turned by rotary tables where given."""
-        return self._cut(self.norm_q(self.q(x)), tables)
+        return self._heads(self.q(x), "norm_q", tables)
 
     def pair(self, x: jax.Array, tables: Tables | None = None) -> Pair:
         """Keys and values of tokens ``[B, M, D]``: two ``[B, M, K, d]``."""
-        return self._cut(self.norm_k(self.k(x)), tables), self._cut(self.v(x))
+        return self._heads(self.k(x), "norm_k", tables), self._heads(self.v(x))
 
     def image_pair(self, x: jax.Array) -> Pair:
         """Keys and values of image tokens ``[B, M, D]`` by their own projections."""
-        return self._cut(self.norm_k_img(self.k_img(x))), self._cut(self.v_img(x))
+        return self._heads(self.k_img(x), "norm_k_img"), self._heads(self.v_img(x))
 
-    def __call__(self, queries: jax.Array, *pairs: Pair) -> jax.Array:
-        """``Wo sum_s softmax(q k_s^T / sqrt(d)) v_s``: ``[B, N, K, d] -> [B, N, D]``."""
-        out = sum(softmax_attention(queries, k, v) for k, v in pairs)
+    def __call__(
+        self, queries: jax.Array, *pairs: Pair, lengths: jax.Array | None = None
+    ) -> jax.Array:
+        """``Wo sum_s softmax(q k_s^T / sqrt(d)) v_s``: ``[B, N, K, d] -> [B, N, D]``.
+
+        Args:
+          queries: from ``queries``.
+          pairs: keys and values, each in a softmax of its own.
+          lengths: ``[B]``, how many keys exist, from the first on; None for all.
+        """
+        out = sum(attention(queries, k, v, lengths=lengths) for k, v in pairs)
         return self.o(out.astype(self.dtype).reshape(*queries.shape[:2], -1))

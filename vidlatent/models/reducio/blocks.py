@@ -13,9 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vidlatent.kernels.attention import attention
 from vidlatent.kernels.conv3d import conv3d
 from vidlatent.kernels.upconv import subpixel_conv
-from vidlatent.layers.cross_attention import softmax_attention
 from vidlatent.layers.resample import nearest
 from vidlatent.models.reducio.form import Coder
 from vidlatent.typing import VidlatentError
@@ -214,7 +214,7 @@ class SelfAttention(nn.Module):
             Dense(channels, dtype=c.dtype, name=name)(h).reshape(*h.shape[:2], c.heads, -1)
             for name in "qkv"
         )
-        h = softmax_attention(q, k, v).astype(c.dtype).reshape(shape)
+        h = attention(q, k, v, implementation="xla").astype(c.dtype).reshape(shape)
         if cut:
             h = out_of_windows(h, grid)[:, :, : size[0], : size[1]]
         return x + Dense(channels, True, c.residual_scale, c.dtype, name="proj_out")(h)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidlatent.layers.cross_attention import softmax_attention
+from vidlatent.kernels.attention import attention
 from vidlatent.models.reducio.blocks import Dense, into_windows, out_of_windows
 from vidlatent.typing import VidlatentError
 
@@ -88,4 +88,4 @@ def _softmax(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     def heads(x):
         return x.reshape(x.shape[0], -1, x.shape[-1] // HEAD_DIM, HEAD_DIM)
 
-    return softmax_attention(heads(q), heads(k), heads(v)).reshape(q.shape)
+    return attention(heads(q), heads(k), heads(v), implementation="xla").reshape(q.shape)

@@ -1,0 +1,263 @@
+"""Softmax attention in the form that each platform runs best.
+
+* ``xla``: plain matrix products, blocks of queries at a time so that memory stays linear; any
+  dtype, any mask, every platform. The reference.
+* ``splash``: JAX's Pallas kernel for TPUs. Lengths are padded to whole blocks here, and padding is
+  hidden by segment numbers.
+* ``cudnn``: cuDNN's fused kernel on GPUs, half precision only. Odd lengths are padded here: its
+  backward pass refuses them.
+
+The fused forms are opaque to the partitioner, so on a mesh they run inside ``shard_map``: batch and
+heads stay where they are, and tokens that are spread over ``context`` are traded for heads and back
+(Ulysses, Jacobs et al. 2023), or keys and values gathered where the heads do not divide.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from vidlatent.dist.rules import split_axes, ways
+from vidlatent.kernels.dispatch import choose, current_platform, needs_manual
+from vidlatent.typing import VidlatentError, check_shape
+
+__all__ = ["FORMS", "attention", "attention_form"]
+
+log = logging.getLogger(__name__)
+
+FORMS = ("xla", "splash", "cudnn")
+_AUTO = {"tpu": "splash", "gpu": "cudnn", "default": "xla"}
+# Attention scores held at once by the plain form, in elements: 256 MiB of float32.
+_SCORES = 1 << 26
+_LANES = 128
+# Largest blocks of the Pallas kernel that fit its 16 MiB of scratch memory with heads of 128.
+_BLOCK, _BLOCK_BACKWARD, _BLOCK_COMPUTE = 1536, 1024, 640
+# Under this many queries a fused kernel has nothing to save.
+_FEW = 128
+
+
+class Form(NamedTuple):
+    """A form and why it was taken."""
+
+    name: str
+    why: str
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    seen: jax.Array | None = None,
+    *,
+    lengths: jax.Array | None = None,
+    implementation: str = "auto",
+    platform: str | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """``softmax(q k^T / sqrt(d)) v``.
+
+    Args:
+      q: ``[B, N, K, d]``.
+      k, v: ``[B, M, K, d]``.
+      seen: bool ``[B, M]``, which keys exist; None for all. Each sample has at least one.
+      lengths: int ``[B]``, how many keys exist, from the first on; instead of ``seen``.
+      implementation: ``'auto'`` or one of ``FORMS``.
+      platform: overrides the platform that ``'auto'`` looks at.
+      interpret: run the Pallas form on any platform, slowly, for tests.
+
+    Returns:
+      ``[B, N, K, d]`` float32; the fused forms have rounded it to the dtype of ``v`` on the way.
+
+    Raises:
+      VidlatentError: an unknown form, or one named that cannot do this (``'auto'`` takes another).
+    """
+    sizes = check_shape(q, "B N K d")
+    check_shape(k, "B M K d", **{name: sizes[name] for name in "BKd"})
+    if seen is not None and lengths is not None:
+        raise VidlatentError("attention takes seen or lengths, not both.")
+    form = attention_form(q, seen, implementation=implementation, platform=platform)
+    if form.name == "cudnn":
+        return _spread(_cudnn, q, k, v, lengths).astype(jnp.float32)
+    if lengths is not None:
+        seen = jnp.arange(k.shape[1]) < lengths[:, None]
+    if form.name == "splash":
+        local = functools.partial(_splash, interpret=interpret)
+        return _spread(local, q, k, v, seen).astype(jnp.float32)
+    return _xla(q, k, v, seen)
+
+
+def attention_form(
+    q: jax.Array,
+    seen: jax.Array | None = None,
+    *,
+    implementation: str = "auto",
+    platform: str | None = None,
+) -> Form:
+    """The form that ``attention`` takes for these queries, and why.
+
+    Raises:
+      VidlatentError: the form named cannot do it.
+    """
+    platform = platform or current_platform()
+    name = choose("attention", implementation, FORMS, _AUTO, platform)
+    lacks = _lacks(name, q, seen)
+    if implementation != "auto":
+        if lacks:
+            raise VidlatentError(f"attention form {name!r} {lacks}: take 'xla' or 'auto'.")
+        return Form(name, "asked for")
+    if lacks:
+        _say_once(f"attention on {platform}: {name} {lacks}; the plain form runs instead")
+        return Form("xla", f"{name} {lacks}")
+    return Form(
+        name, f"the fastest on {platform}" if name != "xla" else f"all there is on {platform}"
+    )
+
+
+def _lacks(name: str, q: jax.Array, seen: jax.Array | None) -> str:
+    """Why a form cannot (or should not) do this, or ''."""
+    dim = q.shape[-1]
+    if name == "splash" and q.shape[1] < _FEW:
+        return f"pads {q.shape[1]} queries to {_LANES}"
+    if name == "cudnn":
+        if q.dtype not in (jnp.bfloat16, jnp.float16):
+            return f"does not know {q.dtype}"
+        if dim % 8 or dim > 256:
+            return f"needs heads of at most 256 channels, a multiple of 8, not {dim}"
+        if seen is not None:
+            return "takes lengths, not a mask of single keys"
+    return ""
+
+
+@functools.lru_cache
+def _say_once(sentence: str) -> None:
+    log.info("%s", sentence)
+
+
+def _xla(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None) -> jax.Array:
+    """A block of queries at a time, so that few scores exist at once."""
+    batch, queries, heads, dim = q.shape
+    scale = dim**-0.5
+    bias = None if seen is None else jnp.where(seen, 0.0, -jnp.inf)[:, None, None, :]
+
+    def attend(part):
+        scores = jnp.einsum("nqhd,nkhd->nhqk", part, k, preferred_element_type=jnp.float32)
+        scores = scores * scale if bias is None else scores * scale + bias
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        return jnp.einsum("nhqk,nkhd->nqhd", weights, v, preferred_element_type=jnp.float32)
+
+    blocks = -(-batch * heads * queries * k.shape[1] // _SCORES)
+    if blocks <= 1:
+        return attend(q)
+    size = -(-queries // blocks)
+    padded = jnp.pad(q, ((0, 0), (0, blocks * size - queries), (0, 0), (0, 0)))
+    parts = jnp.moveaxis(padded.reshape(batch, blocks, size, heads, dim), 1, 0)
+    # Recomputed in the backward pass: scores are the only large thing here.
+    out = jnp.moveaxis(lax.map(jax.checkpoint(attend), parts), 0, 1)
+    return out.reshape(batch, blocks * size, heads, dim)[:, :queries]
+
+
+def _blocks(length: int) -> tuple[int, int]:
+    """Block size and padded length of an axis: least padding first, then large blocks."""
+    fewest = -(-length // _BLOCK)
+    choices = []
+    for count in range(fewest, fewest + 4):
+        block = -(-length // (count * _LANES)) * _LANES
+        choices.append((-(-length // block) * block, -block))
+    padded, block = min(choices)
+    return -block, padded
+
+
+def _part(size: int, limit: int) -> int:
+    """Largest multiple of 128 up to ``limit`` that divides ``size``."""
+    return max(part for part in range(_LANES, min(size, limit) + 1, _LANES) if size % part == 0)
+
+
+def _splash(q, k, v, seen, interpret=False):
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    count, heads, dim = q.shape[1:]
+    block_q, total_q = _blocks(count)
+    block_k, total_k = _blocks(k.shape[1])
+    compute = _part(block_k, _BLOCK_COMPUTE)
+    back_q = _part(total_q, _BLOCK_BACKWARD)
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([splash.FullMask((total_q, total_k))] * heads),
+        block_sizes=splash.BlockSizes(
+            block_q=block_q,
+            block_kv=block_k,
+            block_kv_compute=compute,
+            block_q_dkv=back_q,
+            block_kv_dkv=block_k,
+            block_kv_dkv_compute=compute,
+            block_q_dq=back_q,
+            block_kv_dq=block_k,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name="attention",
+        interpret=interpret,
+    )
+    q = (q.astype(jnp.float32) * dim**-0.5).astype(q.dtype)
+    arrays = [_by_head(a, n) for a, n in ((q, total_q), (k, total_k), (v, total_k))]
+    if seen is None and total_k == k.shape[1]:
+        out = jax.vmap(lambda *one: kernel(*one))(*arrays)
+    else:
+        # Queries are in segment 1, as are the keys that exist; padded queries are cut off below.
+        there = jnp.ones(k.shape[:2], bool) if seen is None else seen
+        there = jnp.pad(there, ((0, 0), (0, total_k - k.shape[1]))).astype(jnp.int32)
+        ones = jnp.ones((q.shape[0], total_q), jnp.int32)
+        run = jax.vmap(lambda *one: kernel(*one[:3], segment_ids=splash.SegmentIds(*one[3:])))
+        out = run(*arrays, ones, there)
+    return jnp.swapaxes(out, 1, 2)[:, :count]
+
+
+def _by_head(x: jax.Array, length: int) -> jax.Array:
+    """``[B, N, K, d] -> [B, K, length, d]``, zeros behind."""
+    return jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, length - x.shape[1]), (0, 0)))
+
+
+def _cudnn(q, k, v, lengths):
+    count, keys = q.shape[1], k.shape[1]
+    if keys % 2 and lengths is None:
+        lengths = jnp.full((q.shape[0],), keys)
+    q, k, v = (jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0), (0, 0))) for a in (q, k, v))
+    lengths = None if lengths is None else lengths.astype(jnp.int32)
+    queries = None if lengths is None else jnp.full_like(lengths, count)
+    out = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        query_seq_lengths=queries,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )
+    return out[:, :count]
+
+
+def _spread(local: Any, q: jax.Array, k: jax.Array, v: jax.Array, rows: jax.Array | None) -> Any:
+    """``local(q, k, v, rows)`` on every device's share; ``rows`` ``[B, ...]`` or None."""
+    if not needs_manual():
+        return local(q, k, v, rows)
+    names = ("batch", "tokens", "heads")
+    batch, tokens, heads = map(split_axes, names, q.shape[:3])
+    own_heads = q.shape[2] // ways(heads)
+    swap = tokens and q.shape[1] == k.shape[1] and own_heads % ways(tokens) == 0
+
+    def run(q, k, v, rows):
+        if not swap:
+            return local(q, k, v, rows)
+        # Every device gets all tokens of some of its heads, and gives them back.
+        q, k, v = (lax.all_to_all(a, tokens, 2, 1, tiled=True) for a in (q, k, v))
+        return lax.all_to_all(local(q, k, v, rows), tokens, 1, 2, tiled=True)
+
+    mine = P(batch, tokens, heads)
+    others = mine if swap else P(batch, None, heads)
+    return jax.shard_map(
+        run, in_specs=(mine, others, others, P(batch)), out_specs=mine, check_vma=False
+    )(q, k, v, rows)

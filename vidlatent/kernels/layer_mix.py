@@ -1,0 +1,174 @@
+"""Mixtures over a buffer of layer states of which only some slots exist (FSVideo 2.3.2).
+
+In a scanned stack the number of states is traced, so plain XLA reads all slots of the buffer and
+multiplies most of them by zero. The Pallas forms for TPUs fetch the slots in a range alone.
+
+* ``layer_mix``: ``sum_j w[..., j] X_j``, the mixture;
+* ``layer_dots``: ``<X_j, g>`` for every slot, the cotangent of the weights.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec as P
+
+from vidlatent.dist.rules import split_axes
+from vidlatent.kernels.dispatch import choose, needs_manual
+from vidlatent.typing import check_shape
+
+__all__ = ["FORMS", "layer_dots", "layer_mix"]
+
+FORMS = ("xla", "pallas")
+_AUTO = {"tpu": "pallas", "default": "xla"}
+_ROWS = 256  # tokens of a block
+_SCRATCH = 48 << 20  # bytes of vector memory a kernel may use
+
+
+def layer_mix(
+    states: jax.Array,
+    weights: jax.Array,
+    first: jax.Array | int,
+    end: jax.Array | int,
+    *,
+    implementation: str = "auto",
+    interpret: bool = False,
+) -> jax.Array:
+    """``sum_j weights[..., j] states[j]`` over the slots ``first <= j < end``, float32 sums.
+
+    Args:
+      states: ``[L, B, N, D]``.
+      weights: ``[B, N, L]`` float32.
+      first, end: int32 scalars, may be traced; at least one slot.
+      implementation: ``'auto'``, ``'xla'`` or ``'pallas'`` (no gradient of its own: the callers
+        have theirs).
+      interpret: run the Pallas form on any platform, slowly, for tests.
+
+    Returns:
+      ``[B, N, D]`` float32.
+    """
+    sizes = check_shape(states, "L B N D")
+    check_shape(weights, "B N L", **{name: sizes[name] for name in "BNL"})
+    if choose("layer_mix", implementation, FORMS, _AUTO) == "xla":
+        slots = jnp.arange(sizes["L"])
+        weights = jnp.where((slots >= first) & (slots < end), weights, 0.0)
+        weights = jnp.moveaxis(weights, -1, 0)[..., None]
+        return jnp.sum(weights * states.astype(jnp.float32), axis=0)
+    local = functools.partial(_mix, interpret=interpret)
+    return _spread(local, states, weights, _range(first, end))
+
+
+def layer_dots(
+    states: jax.Array,
+    cotangent: jax.Array,
+    first: jax.Array | int,
+    end: jax.Array | int,
+    *,
+    implementation: str = "auto",
+    interpret: bool = False,
+) -> jax.Array:
+    """``<states[j], cotangent>`` for the slots ``first <= j < end``, 0 for the others.
+
+    Args as for ``layer_mix``; ``cotangent`` is ``[B, N, D]``.
+
+    Returns:
+      ``[B, N, L]`` float32.
+    """
+    sizes = check_shape(states, "L B N D")
+    check_shape(cotangent, "B N D", **{name: sizes[name] for name in "BND"})
+    if choose("layer_dots", implementation, FORMS, _AUTO) == "xla":
+        dots = jnp.sum(states.astype(jnp.float32) * cotangent.astype(jnp.float32), axis=-1)
+        slots = jnp.arange(sizes["L"])
+        return jnp.where((slots >= first) & (slots < end), jnp.moveaxis(dots, 0, -1), 0.0)
+    local = functools.partial(_dots, interpret=interpret)
+    return _spread(local, states, cotangent, _range(first, end))
+
+
+def _range(first: Any, end: Any) -> jax.Array:
+    return jnp.stack([jnp.asarray(first, jnp.int32), jnp.asarray(end, jnp.int32)])
+
+
+def _spread(local: Any, states: jax.Array, tokens: jax.Array, limits: jax.Array) -> jax.Array:
+    """``local`` on every device's share of samples and tokens, which meet no others."""
+    if not needs_manual():
+        return local(states, tokens, limits)
+    axes = split_axes("batch", tokens.shape[0]), split_axes("tokens", tokens.shape[1])
+    return jax.shard_map(
+        local, in_specs=(P(None, *axes), P(*axes), P()), out_specs=P(*axes), check_vma=False
+    )(states, tokens, limits)
+
+
+def _call(body: Any, states: jax.Array, tokens: jax.Array, limits: jax.Array, out: int, **kw: Any):
+    """One pass over the slots for each block of tokens; ``out`` channels come out."""
+    depth, batch, count, width = states.shape
+    rows = min(_ROWS, -(-count // 16) * 16)
+
+    def slot(b, i, k, limits):
+        # Outside the range the neighbour inside is named again, which fetches nothing.
+        return jnp.clip(k, limits[0], limits[1] - 1), b, i, 0
+
+    def block(b, i, k, limits):
+        return b, i, 0
+
+    spec = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=1,
+        grid=(batch, pl.cdiv(count, rows), depth),
+        in_specs=[
+            pl.BlockSpec((1, 1, rows, width), slot),
+            pl.BlockSpec((1, rows, tokens.shape[-1]), block),
+        ],
+        out_specs=pl.BlockSpec((1, rows, out), block),
+    )
+    cost = pl.CostEstimate(
+        flops=2 * states.size, transcendentals=0, bytes_accessed=states.size * states.dtype.itemsize
+    )
+    return pl.pallas_call(
+        body,
+        grid_spec=spec,
+        out_shape=jax.ShapeDtypeStruct((batch, count, out), jnp.float32),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_SCRATCH
+        ),
+        cost_estimate=cost,
+        **kw,
+    )(limits, states, tokens)
+
+
+def _mix(states, weights, limits, interpret):
+    def body(limits, state, weight, out):
+        k = pl.program_id(2)
+
+        @pl.when(k == 0)
+        def _():
+            out[...] = jnp.zeros_like(out)
+
+        @pl.when((k >= limits[0]) & (k < limits[1]))
+        def _():
+            lane = jax.lax.broadcasted_iota(jnp.int32, weight.shape[1:], 1)
+            column = jnp.sum(jnp.where(lane == k, weight[0], 0.0), axis=1, keepdims=True)
+            out[0] += column * state[0, 0].astype(jnp.float32)
+
+    return _call(body, states, weights, limits, states.shape[-1], interpret=interpret)
+
+
+def _dots(states, cotangent, limits, interpret):
+    def body(limits, state, grad, out):
+        k = pl.program_id(2)
+
+        @pl.when(k == 0)
+        def _():
+            out[...] = jnp.zeros_like(out)
+
+        @pl.when((k >= limits[0]) & (k < limits[1]))
+        def _():
+            product = state[0, 0].astype(jnp.float32) * grad[0].astype(jnp.float32)
+            lane = jax.lax.broadcasted_iota(jnp.int32, out.shape[1:], 1)
+            dots = jnp.sum(product, axis=1, keepdims=True)
+            out[0] += jnp.where(lane == k, dots, 0.0)
+
+    return _call(body, states, cotangent, limits, states.shape[0], interpret=interpret)

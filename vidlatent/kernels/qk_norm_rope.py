@@ -1,0 +1,228 @@
+"""Queries and keys: RMS norm over the full width, rotary positions, cut into heads, in one pass.
+
+XLA:TPU moves such a tensor about twenty times through memory (pairs of neighbouring lanes are the
+worst it can be asked for); the Pallas form reads and writes it once. Channel ``j`` of a head is
+turned together with ``j + d / 2``: weights trained with neighbouring pairs are permuted once, when
+they are read (``halves_order``).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec as P
+
+from vidlatent.dist.rules import split_axes, ways
+from vidlatent.kernels.dispatch import choose, needs_manual
+from vidlatent.typing import VidlatentError, check_shape
+
+__all__ = ["FORMS", "halves_order", "qk_norm_rope", "rotate_halves"]
+
+FORMS = ("xla", "pallas")
+_AUTO = {"tpu": "pallas", "default": "xla"}
+_LANES = 128
+_ROWS, _ROWS_BACKWARD = 128, 64  # tokens of a block
+_SCRATCH = 48 << 20  # bytes of vector memory a kernel may use
+
+
+def qk_norm_rope(
+    x: jax.Array,
+    scale: jax.Array,
+    tables: tuple[jax.Array, jax.Array],
+    heads: int,
+    eps: float = 1e-6,
+    *,
+    implementation: str = "auto",
+    interpret: bool = False,
+) -> jax.Array:
+    """``rotate(x / rms(x) * scale)`` by heads (Wan2.1).
+
+    Args:
+      x: ``[B, N, D]``.
+      scale: ``[D]`` float32.
+      tables: cosines and sines ``[N, d / 2]`` float32; they get no gradient.
+      heads: ``K``; ``d = D / K``.
+      eps: added to the mean square.
+      implementation: ``'auto'``, ``'xla'``, or ``'pallas'``: for heads of a multiple of 128
+        channels whose width is whole on every device.
+      interpret: run the Pallas form on any platform, slowly, for tests.
+
+    Returns:
+      ``[B, N, K, d]`` in the dtype of ``x``, to which the normed tensor is rounded before it turns.
+
+    Raises:
+      VidlatentError: the form named cannot do this (``'auto'`` takes the other).
+    """
+    sizes = check_shape(x, "B N D")
+    check_shape(scale, "D", D=sizes["D"])
+    form = choose("qk_norm_rope", implementation, FORMS, _AUTO)
+    lacks = _lacks(sizes["D"] // heads, heads) if form == "pallas" else ""
+    if lacks and implementation != "auto":
+        raise VidlatentError(f"the Pallas form of qk_norm_rope {lacks}: take 'xla' or 'auto'.")
+    if form == "xla" or lacks:
+        return _xla(x, scale, tables, heads, eps)
+    tables = lax.stop_gradient(tuple(jnp.asarray(table, jnp.float32) for table in tables))
+    run = functools.partial(_fused, heads, eps, interpret)
+    if not needs_manual():
+        return run(x, scale, *tables)
+    batch, tokens = split_axes("batch", sizes["B"]), split_axes("tokens", sizes["N"])
+    return jax.shard_map(
+        run,
+        in_specs=(P(batch, tokens), P(), P(tokens), P(tokens)),
+        out_specs=P(batch, tokens),
+        check_vma=False,
+    )(x, scale, *tables)
+
+
+def _lacks(dim: int, heads: int) -> str:
+    if dim % _LANES:
+        return f"needs heads of a multiple of {_LANES} channels, not {dim}"
+    if needs_manual() and ways(split_axes("heads", heads)) > 1:
+        return "needs the whole width on a device, but config.mesh.tensor splits the heads"
+    return ""
+
+
+def halves_order(width: int, heads: int) -> np.ndarray:
+    """Where each channel comes from when neighbouring pairs become pairs ``d / 2`` apart.
+
+    ``w[..., halves_order(D, K)]`` for the outputs of a projection, its bias and the norm's scale.
+    Scores of queries and keys permuted alike do not change.
+    """
+    order = np.arange(width).reshape(heads, -1, 2)
+    return np.swapaxes(order, 1, 2).reshape(-1)
+
+
+def rotate_halves(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turn channels ``(j, j + d / 2)`` of ``[B, N, K, d]`` by each token's angles, in float32."""
+    cos, sin = (jnp.asarray(table)[:, None, :] for table in tables)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
+
+
+def _xla(x, scale, tables, heads, eps):
+    h = x.astype(jnp.float32)
+    h = h * lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + eps) * scale
+    return rotate_halves(h.astype(x.dtype).reshape(*x.shape[:2], heads, -1), tables)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _fused(heads, eps, interpret, x, scale, cos, sin):
+    return _forward(heads, eps, interpret, x, scale, cos, sin)[0]
+
+
+def _forward(heads, eps, interpret, x, scale, cos, sin):
+    batch, count, width = x.shape
+    dim = width // heads
+    cosines, sines = _doubled(cos, sin)
+
+    def body(x_ref, scale_ref, cos_ref, sin_ref, out_ref):
+        h = x_ref[0].astype(jnp.float32)
+        h = h * lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + eps) * scale_ref[0]
+        h = h.astype(out_ref.dtype).astype(jnp.float32)
+        cos, sin = cos_ref[...], sin_ref[...]
+        for head in range(heads):
+            t = h[:, head * dim : (head + 1) * dim]
+            turned = t * cos + pltpu.roll(t, dim // 2, 1) * sin
+            out_ref[0, head] = turned.astype(out_ref.dtype)
+
+    rows = _ROWS
+    out = pl.pallas_call(
+        body,
+        grid=(batch, pl.cdiv(count, rows)),
+        in_specs=_inputs(rows, width, dim),
+        out_specs=pl.BlockSpec((1, heads, rows, dim), lambda b, i: (b, 0, i, 0)),
+        out_shape=jax.ShapeDtypeStruct((batch, heads, count, dim), x.dtype),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=_SCRATCH
+        ),
+        cost_estimate=_cost(x, 2),
+        interpret=interpret,
+    )(x, scale[None].astype(jnp.float32), cosines, sines)
+    return jnp.swapaxes(out, 1, 2), (x, scale, cos, sin)
+
+
+def _backward(heads, eps, interpret, kept, cotangent):
+    x, scale, cos, sin = kept
+    batch, count, width = x.shape
+    dim, rows = width // heads, _ROWS_BACKWARD
+    cosines, sines = _doubled(cos, sin)
+
+    def body(x_ref, scale_ref, cos_ref, sin_ref, grad_ref, dx_ref, dscale_ref, turned):
+        first = (pl.program_id(0) == 0) & (pl.program_id(1) == 0)
+        # What lies behind the last token is not data.
+        place = pl.program_id(1) * rows + lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
+        real = place < count
+        cos, sin = cos_ref[...], sin_ref[...]
+        for head in range(heads):
+            g = jnp.where(real, grad_ref[0, head].astype(jnp.float32), 0.0)
+            back = g * cos + pltpu.roll(g * sin, dim // 2, 1)
+            turned[:, head * dim : (head + 1) * dim] = jnp.where(real, back, 0.0)
+        h = jnp.where(real, x_ref[0].astype(jnp.float32), 0.0)
+        inverse = lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + eps)
+        unit = h * inverse
+        g = turned[...] * scale_ref[0]
+        dx = inverse * (g - unit * jnp.mean(g * unit, axis=-1, keepdims=True))
+        dx_ref[0] = dx.astype(dx_ref.dtype)
+
+        @pl.when(first)
+        def _():
+            dscale_ref[...] = jnp.zeros_like(dscale_ref)
+
+        dscale_ref[...] += jnp.sum(turned[...] * unit, axis=0, keepdims=True)
+
+    dx, dscale = pl.pallas_call(
+        body,
+        grid=(batch, pl.cdiv(count, rows)),
+        in_specs=[
+            *_inputs(rows, width, dim),
+            pl.BlockSpec((1, heads, rows, dim), lambda b, i: (b, 0, i, 0)),
+        ],
+        out_specs=[
+            pl.BlockSpec((1, rows, width), lambda b, i: (b, i, 0)),
+            pl.BlockSpec((1, width), lambda b, i: (0, 0)),
+        ],
+        out_shape=[
+            jax.ShapeDtypeStruct(x.shape, x.dtype),
+            jax.ShapeDtypeStruct((1, width), jnp.float32),
+        ],
+        scratch_shapes=[pltpu.VMEM((rows, width), jnp.float32)],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=_SCRATCH
+        ),
+        cost_estimate=_cost(x, 3),
+        interpret=interpret,
+    )(x, scale[None].astype(jnp.float32), cosines, sines, jnp.swapaxes(cotangent, 1, 2))
+    return dx, dscale[0].astype(scale.dtype), jnp.zeros_like(cos), jnp.zeros_like(sin)
+
+
+_fused.defvjp(_forward, _backward)
+
+
+def _doubled(cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Tables for ``t * cos + roll(t, d / 2) * sin``."""
+    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
+
+
+def _inputs(rows: int, width: int, dim: int) -> list[Any]:
+    table = pl.BlockSpec((rows, dim), lambda b, i: (i, 0))
+    return [
+        pl.BlockSpec((1, rows, width), lambda b, i: (b, i, 0)),
+        pl.BlockSpec((1, width), lambda b, i: (0, 0)),
+        table,
+        table,
+    ]
+
+
+def _cost(x: jax.Array, passes: int) -> pl.CostEstimate:
+    return pl.CostEstimate(
+        flops=4 * passes * x.size,
+        transcendentals=x.shape[0] * x.shape[1],
+        bytes_accessed=passes * x.size * x.dtype.itemsize,
+    )
