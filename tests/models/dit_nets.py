@@ -56,3 +56,10 @@ def running(model, method="__call__"):
     return jax.jit(
         lambda p, a: model.apply({"params": p}, **a, method=method), compiler_options=QUICK
     )
+
+
+def start_shapes(model, *given):
+    """Shapes of the parameters that ``denoise`` with these arguments makes."""
+    return jax.eval_shape(lambda *a: model.init(jax.random.key(0), *a, method="denoise"), *given)[
+        "params"
+    ]

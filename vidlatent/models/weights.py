@@ -45,6 +45,9 @@ TABLES.register("clip_openclip", _FROZEN + "import_clip:CLIP_OPENCLIP_TABLE")
 TABLES.register("clip_wan", _FROZEN + "import_clip:CLIP_WAN_TABLE")
 TABLES.register("wan", "vidlatent.models.dit.import_wan:WAN_TABLE")
 TABLES.register("wan_diffusers", "vidlatent.models.dit.import_wan:WAN_DIFFUSERS_TABLE")
+TABLES.register("latte", "vidlatent.models.dit.import_latte:LATTE_TABLE")
+TABLES.register("pixart", "vidlatent.models.dit.import_pixart:PIXART_TABLE")
+TABLES.register("reducio_dit", "vidlatent.models.dit.import_pixart:REDUCIO_DIT_TABLE")
 
 # ``(source parameters, newly initialised parameters of the target) -> parameters``.
 GRAFTS = Registry("kind of start")
@@ -62,6 +65,8 @@ GRAFTS.register("promag_image", _GROWTH + "inflated_from_image")
 _REDUCIO = "vidlatent.models.reducio.surgery:"
 GRAFTS.register("reducio_image", _REDUCIO + "from_image")
 GRAFTS.register("reducio_image_causal", _REDUCIO + "from_causal_image")
+GRAFTS.register("pixart", "vidlatent.models.dit.import_pixart:from_pixart")
+GRAFTS.register("wan_memory", "vidlatent.models.dit.start:wan_memory")
 
 
 def graft(kind: str, params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,7 +79,8 @@ def graft(kind: str, params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dic
         ``'grown'`` (ProMAG from the stage before), ``'first_frame'`` (ProMAG with an image
         autoencoder's encoder for frame 0), ``'promag_image'`` (inflated from that autoencoder),
         ``'reducio_image'`` or ``'reducio_image_causal'``
-        (Reducio-VAE, centred or causal, from Stable Diffusion's image VAE).
+        (Reducio-VAE, centred or causal, from Stable Diffusion's image VAE), ``'pixart'``
+        (Reducio-DiT from PixArt-alpha), ``'wan_memory'`` (layer memory from Wan2.1).
       params: the source's parameters.
       fresh: newly initialised ones of the target.
 

@@ -29,6 +29,8 @@ __all__ = ["GENERATORS", "build_generator"]
 
 GENERATORS = Registry("generator")
 GENERATORS.register("wan", "vidlatent.models.dit.wan:build_wan")
+GENERATORS.register("latte", "vidlatent.models.dit.latte:build_latte")
+GENERATORS.register("reducio_dit", "vidlatent.models.dit.reducio_dit:build_reducio_dit")
 
 
 def build_generator(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:

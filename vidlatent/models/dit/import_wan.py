@@ -10,19 +10,29 @@ from typing import Any
 
 from vidlatent.typing import VidlatentError
 
-__all__ = ["WAN_DIFFUSERS_TABLE", "WAN_TABLE", "fields_from_diffusers", "fields_from_original"]
+__all__ = [
+    "WAN_DIFFUSERS_TABLE",
+    "WAN_TABLE",
+    "Rows",
+    "dense_rows",
+    "fields_from_diffusers",
+    "fields_from_original",
+    "norm_rows",
+]
 
-Rows = tuple[tuple[str, str, str], ...]
+Rows = tuple[tuple[str, str | tuple[str, ...], str], ...]
 
 
-def _dense(source: str, target: str) -> Rows:
+def dense_rows(source: str, target: str) -> Rows:
+    """Rows of a linear layer's kernel and bias."""
     return (
         (source + "[.]weight", target + "/kernel", "dense"),
         (source + "[.]bias", target + "/bias", "copy"),
     )
 
 
-def _norm(source: str, target: str) -> Rows:
+def norm_rows(source: str, target: str) -> Rows:
+    """Rows of a norm's scale and bias."""
     return (
         (source + "[.]weight", target + "/scale", "copy"),
         (source + "[.]bias", target + "/bias", "copy"),
@@ -40,13 +50,13 @@ def _table(ends: Mapping[str, str], parts: Mapping[str, str]) -> Rows:
     ]
     for name, source in ends.items():
         if name != "head_modulation":
-            rows += (_norm if "norm" in name else _dense)(source, name)
+            rows += (norm_rows if "norm" in name else dense_rows)(source, name)
     for name, source in parts.items():
         if name.rpartition("/")[2].startswith("norm_"):  # RMS norms have no bias
             rows.append((block + source + "[.]weight", f"{to}{name}/scale", "copy"))
         elif name != "modulation":
-            rows += (_norm if name == "cross_norm" else _dense)(block + source, to + name)
-    rows += _dense(r"router[.](?P<i>\d+)", "router_{i}")
+            rows += (norm_rows if name == "cross_norm" else dense_rows)(block + source, to + name)
+    rows += dense_rows(r"router[.](?P<i>\d+)", "router_{i}")
     return tuple(rows)
 
 

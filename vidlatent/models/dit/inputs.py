@@ -21,7 +21,6 @@ __all__ = [
     "label_of",
     "nulled",
     "padded_text",
-    "seen_tokens",
     "text_or_null",
 ]
 
@@ -148,8 +147,3 @@ def text_or_null(
     return nulled(states, null.astype(states.dtype), drop, "text"), nulled(
         length, short, drop, "text"
     )
-
-
-def seen_tokens(lengths: jax.Array, total: int) -> jax.Array:
-    """``[B, total]`` bool, the tokens of texts of these lengths; the first one always."""
-    return jnp.arange(total) < jnp.maximum(jnp.reshape(lengths, (-1, 1)), 1)
