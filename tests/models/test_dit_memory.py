@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from dit_nets import QUICK, drawn, inputs, net, running, shapes_of
 
+from vidlatent.kernels.layer_mix import layer_mix
 from vidlatent.layers.layer_memory import (
     Stack,
     last_bias,
@@ -76,10 +77,10 @@ def test_tokens_mix_for_themselves():
     rng = np.random.default_rng(0)
     weights = jax.nn.softmax(jnp.asarray(rng.standard_normal((2, 5, 3)), jnp.float32))
     states = jnp.asarray(rng.standard_normal((3, 2, 5, 4)), jnp.float32)
-    mixed = mix(weights, states)
-    np.testing.assert_allclose(mixed, mix(weights, list(states)), atol=1e-6)
-    np.testing.assert_allclose(mix(weights, jnp.stack([states[0]] * 3)), states[0], atol=1e-6)
-    moved = np.abs(mix(weights, states.at[1, 0, 2].add(1.0)) - mixed).max(axis=-1)
+    mixed = mix(weights, list(states))
+    np.testing.assert_allclose(mixed, layer_mix(states, weights, 0, 3), atol=1e-6)
+    np.testing.assert_allclose(mix(weights, [states[0]] * 3), states[0], atol=1e-6)
+    moved = np.abs(mix(weights, list(states.at[1, 0, 2].add(1.0))) - mixed).max(axis=-1)
     assert moved[0, 2] > 1e-3 and np.count_nonzero(moved) == 1
 
 

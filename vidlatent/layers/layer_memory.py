@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vidlatent.dist.rules import constrain
+from vidlatent.kernels.layer_mix import layer_dots, layer_mix
 from vidlatent.typing import VidlatentError
 
 __all__ = ["Stack", "last_bias", "mix", "padded_routers", "router_weights"]
@@ -91,7 +92,7 @@ class Stack:
             x, buffer = carry
             layer, own, router = item
             buffer = constrain(lax.dynamic_update_index_in_dim(buffer, x, layer, 0), _BUFFER)
-            fused = mix(self._weights(own, router, x, shared, layer), buffer)
+            fused = _mixture(buffer, self._weights(own, router, x, shared, layer), layer + 1)
             return (self.block(own, x, fused, shared), buffer), None
 
         buffer = constrain(jnp.zeros((depth, *x.shape), x.dtype), _BUFFER)
@@ -113,15 +114,15 @@ class Stack:
             weights, to_weights = jax.vjp(
                 lambda *args: self._weights(*args, layer), own, router, x, shared
             )
-            _, to_block = jax.vjp(self.block, own, x, mix(weights, buffer), shared)
+            fused = _mixture(buffer, weights, layer + 1)
+            _, to_block = jax.vjp(self.block, own, x, fused, shared)
             own_grad, x_grad, fused_grad, shared_grad = to_block(grad)
-            dots = jnp.sum(buffer.astype(jnp.float32) * fused_grad.astype(jnp.float32), axis=-1)
-            more = to_weights(jnp.moveaxis(dots, 0, -1))
-            # Layers above have left their mixtures' cotangents; those below are zero.
+            more = to_weights(layer_dots(buffer, fused_grad, 0, layer + 1))
+            # Layers above have left their mixtures' cotangents.
             mixtures = lax.dynamic_update_index_in_dim(mixtures, fused_grad, layer, 0)
             spread = lax.dynamic_update_index_in_dim(spread, weights, layer, 0)
             column = jnp.moveaxis(lax.dynamic_index_in_dim(spread, layer, 3, False), 0, -1)
-            total = _weighted(column, mixtures)
+            total = layer_mix(mixtures, column, layer, depth)
             total = total + x_grad.astype(jnp.float32) + more[2].astype(jnp.float32)
             own_grad = jax.tree.map(jnp.add, own_grad, more[0])
             to_shared = jax.tree.map(_accumulate, to_shared, shared_grad, more[3])
@@ -143,26 +144,37 @@ def _accumulate(total: jax.Array, *parts: jax.Array) -> jax.Array:
     return total + sum(part.astype(jnp.float32) for part in parts)
 
 
-def _weighted(weights: jax.Array, states: jax.Array) -> jax.Array:
-    """``sum_j weights[..., j] states[j]`` float32; an einsum would copy the states transposed."""
-    weights = jnp.moveaxis(weights, -1, 0)[..., None]
-    return jnp.sum(weights * states.astype(jnp.float32), axis=0)
+@jax.custom_vjp
+def _mixture(states: jax.Array, weights: jax.Array, end: jax.Array) -> jax.Array:
+    """The mixture of the first ``end`` slots of a buffer ``[L, B, N, D]``, in its dtype."""
+    return layer_mix(states, weights, 0, end).astype(states.dtype)
 
 
-def mix(weights: jax.Array, states: jax.Array | Sequence[jax.Array]) -> jax.Array:
+def _mixture_kept(states, weights, end):
+    return _mixture(states, weights, end), (states, weights, end)
+
+
+def _mixture_backward(kept, cotangent):
+    states, weights, end = kept
+    spread = jnp.moveaxis(weights, -1, 0)[..., None] * cotangent.astype(jnp.float32)
+    return spread.astype(states.dtype), layer_dots(states, cotangent, 0, end), None
+
+
+_mixture.defvjp(_mixture_kept, _mixture_backward)
+
+
+def mix(weights: jax.Array, states: Sequence[jax.Array]) -> jax.Array:
     """The mixture ``sum_j A[..., j] X_j`` for each token, accumulated in float32.
 
     Args:
       weights: ``[B, N, J]``.
-      states: ``[J, B, N, D]``, or a sequence of ``J`` arrays ``[B, N, D]``.
+      states: ``J`` arrays ``[B, N, D]``.
 
     Returns:
       ``[B, N, D]`` in the states' dtype.
     """
-    if isinstance(states, Sequence):
-        parts = zip(jnp.split(weights, len(states), axis=-1), states, strict=True)
-        return sum(a * x.astype(jnp.float32) for a, x in parts).astype(states[0].dtype)
-    return _weighted(weights, states).astype(states.dtype)
+    parts = zip(jnp.split(weights, len(states), axis=-1), states, strict=True)
+    return sum(a * x.astype(jnp.float32) for a, x in parts).astype(states[0].dtype)
 
 
 def router_weights(
