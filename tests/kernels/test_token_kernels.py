@@ -15,6 +15,7 @@ from tests.kernels.forms import check, normal
 from vidlatent.dist.mesh import make_mesh
 from vidlatent.kernels import attention as attention_module
 from vidlatent.kernels.attention import _blocks, attention, attention_form
+from vidlatent.kernels.dispatch import prefer
 from vidlatent.kernels.layer_mix import layer_dots, layer_mix
 from vidlatent.kernels.qk_norm_rope import halves_order, qk_norm_rope, rotate_halves
 from vidlatent.layers.rope import rope_tables, rotate_pairs
@@ -83,6 +84,10 @@ def test_a_form_that_cannot_is_refused_by_name_and_replaced_by_auto():
     assert attention_form(q.astype(jnp.bfloat16), platform="gpu").name == "cudnn"
     assert attention_form(q, platform="tpu").name == "splash"
     assert attention_form(q[:, :5], platform="tpu").name == "xla"
+    assert attention_form(q, platform="cpu").name == "xla"
+    with prefer(attention="splash"):
+        assert attention_form(q, platform="cpu") == ("splash", "asked for")
+        assert attention_form(q, implementation="xla", platform="tpu").name == "xla"
     assert attention_form(q, platform="cpu").name == "xla"
     with pytest.raises(VidlatentError, match="'cudnn' does not know float32: take 'xla'"):
         attention(q, q, q, implementation="cudnn")

@@ -24,7 +24,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from vidlatent.dist.rules import split_axes, ways
-from vidlatent.kernels.dispatch import choose, current_platform, needs_manual
+from vidlatent.kernels.dispatch import choose, current_platform, needs_manual, wanted
 from vidlatent.typing import VidlatentError, check_shape
 
 __all__ = ["FORMS", "attention", "attention_form"]
@@ -105,6 +105,7 @@ def attention_form(
       VidlatentError: the form named cannot do it.
     """
     platform = platform or current_platform()
+    implementation = wanted("attention", implementation)
     name = choose("attention", implementation, FORMS, _AUTO, platform)
     lacks = _lacks(name, q, seen)
     if implementation != "auto":

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
 import jax
 
 from vidlatent.registry import did_you_mean
 from vidlatent.typing import VidlatentError
 
-__all__ = ["choose", "current_platform", "needs_manual"]
+__all__ = ["choose", "current_platform", "needs_manual", "prefer", "wanted"]
+
+_PREFERRED: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar(
+    "forms", default=MappingProxyType({})
+)
 
 
 def current_platform() -> str:
@@ -22,6 +31,24 @@ def current_platform() -> str:
     return "gpu" if platform in ("cuda", "rocm") else platform
 
 
+@contextlib.contextmanager
+def prefer(**forms: str) -> Iterator[None]:
+    """Named forms in place of ``'auto'`` for whatever is traced inside: ``attention='xla'``.
+
+    A function that has been traced before keeps the forms it was traced with.
+    """
+    token = _PREFERRED.set({**_PREFERRED.get(), **forms})
+    try:
+        yield
+    finally:
+        _PREFERRED.reset(token)
+
+
+def wanted(kind: str, implementation: str) -> str:
+    """``implementation``, or what ``prefer`` says where it is ``'auto'``."""
+    return _PREFERRED.get().get(kind, "auto") if implementation == "auto" else implementation
+
+
 def choose(
     kind: str,
     implementation: str,
@@ -30,6 +57,7 @@ def choose(
     platform: str | None = None,
 ) -> str:
     """Resolve ``'auto'`` by platform (``auto['default']`` for one not listed) and check a name."""
+    implementation = wanted(kind, implementation)
     if implementation == "auto":
         return auto.get(platform or current_platform(), auto["default"])
     if implementation not in known:

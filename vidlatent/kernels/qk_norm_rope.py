@@ -20,7 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
 from vidlatent.dist.rules import split_axes, ways
-from vidlatent.kernels.dispatch import choose, needs_manual
+from vidlatent.kernels.dispatch import choose, needs_manual, wanted
 from vidlatent.typing import VidlatentError, check_shape
 
 __all__ = ["FORMS", "halves_order", "qk_norm_rope", "rotate_halves"]
@@ -62,6 +62,7 @@ def qk_norm_rope(
     """
     sizes = check_shape(x, "B N D")
     check_shape(scale, "D", D=sizes["D"])
+    implementation = wanted("qk_norm_rope", implementation)
     form = choose("qk_norm_rope", implementation, FORMS, _AUTO)
     lacks = _lacks(sizes["D"] // heads, heads) if form == "pallas" else ""
     if lacks and implementation != "auto":
