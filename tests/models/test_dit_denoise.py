@@ -7,7 +7,6 @@ import pytest
 from dit_nets import QUICK, drawn, net
 
 from vidlatent.models.dit.inputs import first_frame_given, padded_text
-from vidlatent.typing import VidlatentError
 
 GRID = (2, 2, 3)
 
@@ -64,19 +63,6 @@ def test_names_are_places_in_the_call(texts):
     np.testing.assert_allclose(found, want, atol=1e-5)
 
 
-def test_dropped_is_none_and_sample_by_sample(texts, labels):
-    for _, params, (noisy, time, conditions), run in (texts, labels):
-        both = run(params, noisy, time, conditions)
-        nothing = run(params, noisy, time, dict.fromkeys(conditions))
-        drop = {name: jnp.array([False, True]) for name in conditions}
-        found = run(params, noisy, time, conditions, drop)
-        np.testing.assert_allclose(found[0], both[0], atol=1e-5)
-        np.testing.assert_allclose(found[1], nothing[1], atol=1e-5)
-        for name in conditions:
-            alone = run(params, noisy, time, conditions, {name: jnp.array([True, True])})
-            assert np.abs(alone - both).max() > 1e-3, name
-
-
 def test_null_text_of_the_caller(texts):
     _, params, (noisy, time, conditions), run = texts
     null = {"states": array(7, 1, 2, 6), "length": jnp.array([2])}
@@ -117,11 +103,3 @@ def test_no_label_is_minus_one(labels):
     absent = run(params, noisy, time, {**conditions, "label": jnp.array([-1, -1])})
     dropped = run(params, noisy, time, conditions, {"label": jnp.array([True, True])})
     np.testing.assert_array_equal(absent, dropped)
-
-
-def test_missing_conditions_are_named(texts):
-    _, params, (noisy, time, conditions), run = texts
-    for name in conditions:
-        rest = {k: v for k, v in conditions.items() if k != name}
-        with pytest.raises(VidlatentError, match=f"lack {name}"):
-            jax.eval_shape(run, params, noisy, time, rest)

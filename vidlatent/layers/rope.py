@@ -1,6 +1,8 @@
-"""Rotary positions in time, rows and columns, over adjacent channel pairs (Wan2.1)."""
+"""Rotary positions in time, rows and columns, over adjacent channel pairs (Wan2.1, CogVideoX)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 
 from vidlatent.typing import VidlatentError
 
-__all__ = ["axis_sizes", "rope_tables", "rotate_pairs"]
+__all__ = ["axis_sizes", "eighths", "fitted_places", "rope_tables", "rotate_pairs"]
 
 
 def axis_sizes(head_dim: int) -> tuple[int, int, int]:
@@ -22,23 +24,62 @@ def axis_sizes(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * side, side, side
 
 
+def eighths(head_dim: int) -> tuple[int, int, int]:
+    """As ``axis_sizes``, in CogVideoX's shares of two, three and three eighths."""
+    if head_dim % 16:
+        raise VidlatentError(
+            f"heads of {head_dim} channels do not part into eighths of channel pairs: use a "
+            "multiple of 16."
+        )
+    return head_dim // 4, 3 * head_dim // 8, 3 * head_dim // 8
+
+
+def fitted_places(
+    grid: tuple[int, int, int], plane: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places of a grid whose frame is laid into the middle of ``plane`` (CogVideoX 1.0).
+
+    Args:
+      grid: tokens in time, rows and columns.
+      plane: rows and columns that the model was trained with.
+    """
+    (_, rows, columns), (high, wide) = grid, plane
+    if rows / columns > high / wide:
+        extent = (high, round(high / rows * columns))
+    else:
+        extent = (round(wide / columns * rows), wide)
+    places = [np.arange(grid[0], dtype=np.float64)]
+    for size, whole, part in zip((rows, columns), plane, extent, strict=True):
+        start = round((whole - part) / 2.0)
+        places.append(np.linspace(start, (start + part) * (size - 1) / size, size))
+    return places[0], places[1], places[2]
+
+
 def rope_tables(
-    grid: tuple[int, int, int], head_dim: int, base: float = 10_000.0
+    grid: tuple[int, int, int],
+    head_dim: int,
+    base: float = 10_000.0,
+    sizes: tuple[int, int, int] | None = None,
+    places: Sequence[np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines of all positions of a grid, worked out in float64.
 
     Args:
       grid: tokens in time, rows and columns; tokens are numbered with columns fastest.
       head_dim: channels per head.
+      base: of the wave lengths.
+      sizes: channels of a head that time, rows and columns turn; None for ``axis_sizes``.
+      places: coordinates along each axis; None for the tokens' numbers.
 
     Returns:
       Two float32 arrays ``[N, head_dim / 2]``; pair ``i`` of an axis of ``n`` channels turns by
       ``position * base ** (-2 i / n)``.
     """
     angles = []
-    for axis, size in enumerate(axis_sizes(head_dim)):
+    places = [np.arange(size, dtype=np.float64) for size in grid] if places is None else places
+    for axis, size in enumerate(axis_sizes(head_dim) if sizes is None else sizes):
         turns = base ** (-np.arange(0, size, 2, dtype=np.float64) / size)
-        along = np.arange(grid[axis], dtype=np.float64)[:, None] * turns
+        along = np.asarray(places[axis], np.float64)[:, None] * turns
         shape = [1, 1, 1, size // 2]
         shape[axis] = grid[axis]
         angles.append(np.broadcast_to(along.reshape(shape), (*grid, size // 2)))

@@ -31,6 +31,7 @@ GENERATORS = Registry("generator")
 GENERATORS.register("wan", "vidlatent.models.dit.wan:build_wan")
 GENERATORS.register("latte", "vidlatent.models.dit.latte:build_latte")
 GENERATORS.register("reducio_dit", "vidlatent.models.dit.reducio_dit:build_reducio_dit")
+GENERATORS.register("promag_dit", "vidlatent.models.dit.promag_dit:build_promag_dit")
 
 
 def build_generator(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:
