@@ -254,8 +254,8 @@ def _codec() -> ConfigDict:
 
 def _data() -> ConfigDict:
     data = ConfigDict()
-    data.source = "folder"  # folder | samples | tfds | synthetic
-    data.path = ""  # folder of videos and images, or the TFDS data_dir
+    data.source = "folder"  # folder | samples | tfds | synthetic | latents
+    data.path = ""  # folder of videos and images, the TFDS data_dir, or a latent data set
     data.tfds_name = ""
     data.tfds_field = "video"  # field holding an encoded video or image
     data.tfds_label = ""  # field holding the class

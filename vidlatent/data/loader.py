@@ -5,7 +5,7 @@ decoding processes or threads, nor of what was read before. A run is therefore r
 ``start_step`` alone.
 
     loader = make_loader(config.data.to_dict(), split='train', rule=FrameRule(1, 4), seed=0)
-    batch = next(loader)       # video uint8 [b, T, H, W, 3], mask, clip, start, skipped
+    batch = next(loader)       # video uint8 [b, T, H, W, 3], mask, clip, start, skipped, ...
     loader.state()             # goes into the checkpoint
 """
 
@@ -27,13 +27,16 @@ import numpy as np
 from absl import flags
 
 from vidlatent.data.bad_clips import BadClips
-from vidlatent.data.buckets import Bucket, assign, parse_buckets, weigh
+from vidlatent.data.buckets import Bucket, parse_buckets, weigh
 from vidlatent.data.index import BadClip, Clip, Index, build_index
+from vidlatent.data.latents import LatentSource
 from vidlatent.data.memory import Memory, decoded_bytes
 from vidlatent.data.options import DataOptions
 from vidlatent.data.sources import Source, make_source
 from vidlatent.data.split import TRAIN, VALIDATION, WHOLE, split_groups
 from vidlatent.data.stream import (
+    LatentReading,
+    Listed,
     OneEach,
     Reading,
     train_stream,
@@ -41,7 +44,7 @@ from vidlatent.data.stream import (
     validation_windows,
     whole_windows,
 )
-from vidlatent.typing import FrameRule, VidlatentError
+from vidlatent.typing import FrameRule, LatentSpec, VidlatentError
 
 __all__ = ["Loader", "make_index", "make_loader"]
 
@@ -87,7 +90,8 @@ def make_loader(
     process_count: int = 1,
     start_step: int = 0,
     index: Index | None = None,
-    windows: OneEach | None = None,
+    windows: OneEach | Listed | None = None,
+    spec: LatentSpec | None = None,
 ) -> Loader:
     """Build the loader of one part of the data.
 
@@ -101,30 +105,29 @@ def make_loader(
       start_step: first step to deliver.
       index: what ``make_index`` found, to spare a second look.
       windows: which window, of which clips; of 'whole' only, None for the middle of all.
+      spec: what a latent data set must hold; None: whatever it holds.
 
     Raises:
-      VidlatentError: wrong options, no usable clip, or a number of frames no clip has.
+      VidlatentError: wrong options, no usable clip, a number of frames no clip has, or foreign
+        latents.
     """
     if split not in (TRAIN, VALIDATION, WHOLE):
         raise VidlatentError(f"split {split!r} is unknown: take 'train', 'validation' or 'whole'.")
     options = DataOptions.from_mapping(data)
     buckets = parse_buckets(options.buckets, rule, process_count)
     source = make_source(options, seed)
+    if isinstance(source, LatentSource) and spec is not None:
+        source.header.check(spec, source.where)
     if index is None:
         index = build_index(source, options.limits, options.verify, options.index_cache)
-    report, clips = _usable(index, buckets, options)
+    report, clips = _usable(index, source, buckets, options)
     # Both parts see the same account: one of them says it aloud.
     if report.counts and split == TRAIN:
         log.warning("%s", report.table())
     parts = split_groups({clip.group: clip.part for clip in clips}, options.validation_share)
     kept = tuple(clip for clip in clips if split in (parts[clip.group], WHOLE))
-    if not kept and split == TRAIN:
-        raise report.none_left(" for training")
     if not kept:
-        log.warning(
-            "%s has nothing to validate on: it takes two files and data.validation_share > 0",
-            index.where,
-        )
+        _none_kept(report, split)
     part = (windows or OneEach()) if split == WHOLE else split
     return Loader(
         _stream(options, buckets, source, kept, part, seed, (process_index, process_count)),
@@ -133,7 +136,7 @@ def make_loader(
         report=report,
         split=split,
         start_step=start_step,
-        fingerprint=_fingerprint(options, buckets, kept, split, seed, index.labels),
+        fingerprint=_fingerprint(options, source, buckets, kept, split, seed, index.labels),
         labels=index.labels,
         captions=any(clip.caption for clip in index.clips),
     )
@@ -144,13 +147,20 @@ def _stream(
     buckets: tuple[Bucket, ...],
     source: Source,
     clips: tuple[Clip, ...],
-    part: str | OneEach,
+    part: str | OneEach | Listed,
     seed: int,
     process: tuple[int, int],
 ) -> grain.MapDataset | None:
     """The Grain graph of one part for process (index, count)."""
-    reading = Reading(source, clips, options.fps, options.crop, options.flip, options.limits)
-    members = assign(clips, buckets, options.fps)
+    if isinstance(source, LatentSource):
+        reading = LatentReading(source, clips, 0.0, "centre", False, options.limits)
+    else:
+        reading = Reading(source, clips, options.fps, options.crop, options.flip, options.limits)
+    if isinstance(part, Listed):
+        grouped = [buckets[number] for number, _ in part.groups]
+        windows = [mine for _, mine in part.groups]
+        return validation_stream(reading, grouped, windows, *process)
+    members = reading.members(buckets)
     if isinstance(part, OneEach):
         windows = whole_windows(buckets, members, reading, part)
         return validation_stream(reading, buckets, windows, *process)
@@ -164,12 +174,18 @@ def _stream(
 
 
 def _usable(
-    index: Index, buckets: tuple[Bucket, ...], options: DataOptions
+    index: Index, source: Source, buckets: tuple[Bucket, ...], options: DataOptions
 ) -> tuple[BadClips, list[Clip]]:
     """The account of bad clips, and the clips that fill at least one bucket."""
     shortest = min(bucket.frames for bucket in buckets)
     bad, clips = list(index.bad), []
-    for clip in index.clips:
+    candidates = index.clips
+    if isinstance(source, LatentSource):
+        sizes = {(bucket.frames, bucket.height, bucket.width) for bucket in buckets}
+        source.check_sizes(sizes)
+        clips = [clip for clip in index.clips if (clip.frames, *clip.size) in sizes]
+        candidates = ()
+    for clip in candidates:
         if clip.info.starts(shortest, options.fps):
             clips.append(clip)
         else:
@@ -183,13 +199,27 @@ def _usable(
     return report, clips
 
 
-def _fingerprint(options, buckets, clips, split: str, seed: int, labels: Sequence[str]) -> str:
+def _none_kept(report: BadClips, split: str) -> None:
+    """One cannot train on nothing, but validate, if need be, not at all."""
+    if split == TRAIN:
+        raise report.none_left(" for training")
+    log.warning(
+        "%s has nothing to validate on: it takes two files and data.validation_share > 0",
+        report.where,
+    )
+
+
+def _fingerprint(
+    options, source, buckets, clips, split: str, seed: int, labels: Sequence[str]
+) -> str:
     """Hex SHA-256 of everything that decides the content of the stream."""
     stated = {
         key: value
         for key, value in dataclasses.asdict(options).items()
         if key not in _NOT_IN_FINGERPRINT
     }
+    if isinstance(source, LatentSource):
+        stated["latents"] = source.header.to_json()
     if split == VALIDATION:
         stated["validation_clips"] = options.validation_clips
     rows = [(clip.path, clip.frames, clip.fps, clip.size, clip.info.is_image) for clip in clips]
@@ -204,7 +234,9 @@ def _fingerprint(options, buckets, clips, split: str, seed: int, labels: Sequenc
 class Loader:
     """Iterator of host batches.
 
-    A batch is a dict: ``video`` uint8 [b, T, H, W, 3]; ``mask`` float32 [b], 1 for a real window
+    A batch is a dict: ``video`` uint8 [b, T, H, W, 3], or of a latent data set ``latent`` float32
+    [b, t, h, w, c] as encoded and what else is kept (``data.latents``; ``text`` is filled up with
+    zeros and has a ``text_length`` int32 [b]); ``mask`` float32 [b], 1 for a real window
     and 0 for padding (validation only); ``clip`` int32 [b], row of ``index`` (-1: padding);
     ``start`` float32 [b], seconds into the clip; ``skipped``, (path, reason, detail) of the clips
     that failed while this batch was read. b is this process's share of the bucket's batch. Where
@@ -275,7 +307,7 @@ class Loader:
         except StopIteration:
             self.close()
             raise
-        batch = {key: _own(raw[key]) for key in ("video", "mask", "clip", "start")}
+        batch = {key: _own(raw[key]) for key in raw if key != "skipped"}
         batch["skipped"] = [
             (self.index[row].path, reason, detail)
             for row, reason, detail in json.loads(str(raw["skipped"]))

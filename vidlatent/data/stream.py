@@ -19,15 +19,18 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from vidlatent.data.buckets import Bucket
+from vidlatent.data.buckets import Bucket, assign
 from vidlatent.data.decode import window_of
 from vidlatent.data.errors import ClipError, Limits
 from vidlatent.data.index import Clip
+from vidlatent.data.latents import LatentSource
 from vidlatent.data.memory import Memory
 from vidlatent.data.sources import Source
 from vidlatent.data.transforms import CENTRE
 
 __all__ = [
+    "LatentReading",
+    "Listed",
     "OneEach",
     "Reading",
     "train_stream",
@@ -51,13 +54,27 @@ class Reading:
     limits: Limits
     memory: Memory | None = None  # for data sets small enough to be kept decoded
 
+    def members(self, buckets: Sequence[Bucket]) -> list[list[int]]:
+        """For each bucket the rows of the clips that fill it."""
+        return assign(self.clips, buckets, self.fps)
+
     def start_of(self, row: int, frame: int) -> float:
         """Seconds at which a source frame is shown."""
         clip = self.clips[row]
         return frame / clip.fps if clip.fps else 0.0
 
-    def window(self, row: int, start: float, bucket: Bucket, crop) -> np.ndarray:
-        """A clip's window in a bucket's shape, uint8 [T, H, W, 3]; raises ``ClipError``."""
+    def arrays(
+        self, row: int, start: float, bucket: Bucket, crop, mirrored: bool = False
+    ) -> dict[str, np.ndarray]:
+        """A clip's window: ``video`` uint8 [T, H, W, 3] of a bucket; raises ``ClipError``."""
+        video = self._window(row, start, bucket, crop)
+        return {"video": video[:, :, ::-1] if mirrored else video}
+
+    def blank(self, bucket: Bucket) -> dict[str, np.ndarray]:
+        """What stands where there is no window."""
+        return {"video": np.zeros((bucket.frames, bucket.height, bucket.width, 3), np.uint8)}
+
+    def _window(self, row: int, start: float, bucket: Bucket, crop) -> np.ndarray:
         info = self.clips[row].info
         size = (bucket.height, bucket.width)
         try:
@@ -70,6 +87,33 @@ class Reading:
             return self.source.read(info, start, bucket.frames, self.fps, size, crop, self.limits)
         except OSError as error:  # the source's storage, not the clip's content
             raise ClipError("unreadable", str(error)[:160]) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentReading(Reading):
+    """The same of a latent data set, whose windows are whole clips of fixed sizes."""
+
+    source: LatentSource
+
+    def members(self, buckets):
+        rows_of: dict[tuple[int, int, int], list[int]] = {}
+        for row, clip in enumerate(self.clips):
+            rows_of.setdefault((clip.frames, *clip.size), []).append(row)
+        return [rows_of.get((bucket.frames, bucket.height, bucket.width), []) for bucket in buckets]
+
+    def start_of(self, row, frame):
+        del frame
+        return self.source.window(self.clips[row].path).start
+
+    def arrays(self, row, start, bucket, crop, mirrored=False):
+        del start, bucket, crop, mirrored
+        try:
+            return self.source.read_arrays(self.clips[row].path)
+        except OSError as error:
+            raise ClipError("unreadable", str(error)[:160]) from error
+
+    def blank(self, bucket):
+        return self.source.blank((bucket.frames, bucket.height, bucket.width))
 
 
 class _Number:
@@ -100,12 +144,12 @@ class _TrainWindow:
             crop = drawn_crop if self.reading.crop == "random" else CENTRE
             mirrored = bool(rng.random() < 0.5) and self.reading.flip
             try:
-                video = self.reading.window(row, start, self.bucket, crop)
+                arrays = self.reading.arrays(row, start, self.bucket, crop, mirrored)
             except ClipError as error:
                 skipped.append((row, error.reason, error.detail))
                 continue
-            return _element(video[:, :, ::-1] if mirrored else video, row, start, skipped)
-        return _blank(self.bucket, skipped)
+            return _element(arrays, row, start, skipped)
+        return _blank(self.reading, self.bucket, skipped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,28 +162,28 @@ class _ValidationWindow:
     def __call__(self, window: tuple[int, int]) -> dict:
         row, frame = window
         if row < 0:
-            return _blank(self.bucket, [])
+            return _blank(self.reading, self.bucket, [])
         start = self.reading.start_of(row, frame)
         try:
-            video = self.reading.window(row, start, self.bucket, CENTRE)
+            arrays = self.reading.arrays(row, start, self.bucket, CENTRE)
         except ClipError as error:
-            return _blank(self.bucket, [(row, error.reason, error.detail)])
-        return _element(video, row, start, [])
+            return _blank(self.reading, self.bucket, [(row, error.reason, error.detail)])
+        return _element(arrays, row, start, [])
 
 
-def _element(video: np.ndarray, row: int, start: float, skipped: list) -> dict:
-    return {"video": video, "mask": 1.0, "clip": row, "start": start, "skipped": skipped}
+def _element(arrays: dict[str, np.ndarray], row: int, start: float, skipped: list) -> dict:
+    return {"arrays": arrays, "mask": 1.0, "clip": row, "start": start, "skipped": skipped}
 
 
-def _blank(bucket: Bucket, skipped: list) -> dict:
-    video = np.zeros((bucket.frames, bucket.height, bucket.width, 3), np.uint8)
-    return {"video": video, "mask": 0.0, "clip": -1, "start": 0.0, "skipped": skipped}
+def _blank(reading: Reading, bucket: Bucket, skipped: list) -> dict:
+    return _element(reading.blank(bucket), -1, 0.0, skipped) | {"mask": 0.0}
 
 
 def _stack(elements: Sequence[dict]) -> dict:
     """Elements -> batch. ``skipped`` travels as text, which worker processes pass on unchanged."""
+    arrays = [element["arrays"] for element in elements]
     return {
-        "video": np.stack([element["video"] for element in elements]),
+        **{name: np.stack([found[name] for found in arrays]) for name in arrays[0]},
         "mask": np.array([element["mask"] for element in elements], np.float32),
         "clip": np.array([element["clip"] for element in elements], np.int32),
         "start": np.array([element["start"] for element in elements], np.float32),
@@ -222,6 +266,16 @@ class OneEach(NamedTuple):
 
     place: float = 0.5
     rows: Collection[int] | None = None
+
+
+class Listed(NamedTuple):
+    """Named windows, in groups that fill batches of their own.
+
+    Attributes:
+      groups: of each the number of its bucket and its windows, (row, first source frame).
+    """
+
+    groups: Sequence[tuple[int, Sequence[tuple[int, int]]]]
 
 
 def whole_windows(

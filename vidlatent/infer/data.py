@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from vidlatent.data.loader import Loader, make_index, make_loader
 from vidlatent.typing import LatentSpec, VidlatentError
 
-__all__ = ["Loaders"]
+__all__ = ["Loaders", "check_buckets"]
 
 
 class Loaders:
@@ -20,12 +20,13 @@ class Loaders:
     """
 
     def __init__(self, config: ConfigDict, spec: LatentSpec, workdir: Path):
-        _check_buckets(config, spec)
+        check_buckets(config, spec)
         self._data = config.data.to_dict()
         if self._data["source"] == "folder" and not self._data["index_cache"]:
             self._data["index_cache"] = str(workdir / "clips.json")
         self._common = {
             "rule": spec.rule,
+            "spec": spec,
             "seed": config.seed,
             "process_index": jax.process_index(),
             "process_count": jax.process_count(),
@@ -41,7 +42,8 @@ class Loaders:
         return make_loader(self._data, split="validation", **self._common)
 
 
-def _check_buckets(config: ConfigDict, spec: LatentSpec) -> None:
+def check_buckets(config: ConfigDict, spec: LatentSpec) -> None:
+    """Raise unless ``config.data.buckets`` are sizes that the tokenizer takes."""
     if not config.data.buckets:
         raise VidlatentError(
             "config.data.buckets is empty: give ((frames, height, width, batch), ...)."

@@ -30,17 +30,27 @@ class ChannelMoments:
         if not len(values):
             return
         mean = values.mean(axis=0)
-        apart = np.square(values - mean).sum(axis=0)
-        total = self.n + len(values)
-        step = mean - self._mean
-        self._apart += apart + step**2 * (self.n * len(values) / total)
-        self._mean += step * (len(values) / total)
+        self.merge(len(values), mean, np.square(values - mean).sum(axis=0))
+
+    def merge(self, n: int, mean: Any, apart: Any) -> None:
+        """Take in ``n`` values a channel of which ``mean`` and ``apart`` ``[c]`` are known."""
+        if not n:
+            return
+        total = self.n + n
+        step = np.asarray(mean, np.float64) - self._mean
+        self._apart += np.asarray(apart, np.float64) + step**2 * (self.n * n / total)
+        self._mean += step * (n / total)
         self.n = total
 
     @property
     def mean(self) -> np.ndarray:
         """``[c]`` float64."""
         return self._mean.copy()
+
+    @property
+    def apart(self) -> np.ndarray:
+        """Summed squared distances from the mean, ``[c]`` float64."""
+        return self._apart.copy()
 
     @property
     def std(self) -> np.ndarray:
