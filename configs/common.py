@@ -47,6 +47,8 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.codec = _codec()
 
     config.eval = _eval()
+    config.plan = _plan()
+    config.bench = _bench()
     return config
 
 
@@ -197,6 +199,28 @@ def _eval() -> ConfigDict:
     # Source clips whose latents' intrinsic dimension --mode=eval estimates; 0: none
     score.gride_clips = 0
     return score
+
+
+def _plan() -> ConfigDict:
+    """What --mode=plan compiles for a topology."""
+    plan = ConfigDict()
+    plan.what = "train"  # train | encode | decode
+    plan.bucket = ()  # frames, height, width, batch; empty: that of data.buckets with most pixels
+    plan.memory_gib = 0.0  # of a device; 0: what the hardware has
+    plan.tries = 6  # changes tried when it does not fit; each is compiled
+    return plan
+
+
+def _bench() -> ConfigDict:
+    """What --mode=bench measures on the devices that are there."""
+    bench = ConfigDict()
+    bench.what = ("train", "encode", "decode")  # and loop: the training loop with its data
+    bench.bucket = ()  # as in plan
+    bench.warmup = 2  # runs that do not count
+    bench.repeats = 10
+    bench.inputs = 3  # different inputs, in turn
+    bench.loop_steps = 100  # of the loop
+    return bench
 
 
 def _critic() -> ConfigDict:

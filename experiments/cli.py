@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 from absl import logging
 
 from experiments.design import Experiment
 from experiments.report import write_table_and_plot
 from experiments.runner import run_all
+from vidlatent.dist.compilation import keep_compiled
 from vidlatent.typing import VidlatentError
 
 __all__ = ["main", "prepare"]
@@ -24,9 +23,7 @@ def prepare() -> None:
     """Logging, and compiled programs kept for later processes."""
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold("info")
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vidlatent" / "jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    keep_compiled()
 
 
 def main(

@@ -18,6 +18,11 @@ Modes, each with an example:
                     --from=dc-ae.safetensors --to=runs/dcae-paper
                 python -m vidlatent.main --mode=convert --workdir=runs/fsae-demo \\
                     --to=fsae.safetensors
+  plan          what a job needs on a machine that is not there: memory, operations, time at best
+                python -m vidlatent.main --mode=plan --config=configs/fsae.py:paper \\
+                    --topology=v5p:4x4x4 --config.plan.what=train
+  bench         how fast a config's programs are here, and how near this device's best
+                python -m vidlatent.main --mode=bench --config=configs/fsae.py
 
 Any key of a config is set by --config.a.b=value.
 """
@@ -41,20 +46,25 @@ _MODES.register("eval", "vidlatent.infer.jobs:evaluate_workdir")
 _MODES.register("reconstruct", "vidlatent.infer.jobs:reconstruct_video")
 _MODES.register("preview", "vidlatent.infer.preview:fit_preview")
 _MODES.register("convert", "vidlatent.tools.convert:convert")
+_MODES.register("plan", "vidlatent.tools.plan:plan")
+_MODES.register("bench", "vidlatent.tools.bench:bench")
 # Flags that a mode takes besides the config and the workdir.
 _TAKES = {
     "train": (),
     "eval": ("step", "output"),
     "reconstruct": ("step", "input", "output"),
     "preview": ("step",),
+    "plan": ("topology", "output"),
+    "bench": ("output",),
     "convert": ("step", "from", "to", "from_table", "to_table", "start", "verify"),
 }
 
-_MODE = flags.DEFINE_string("mode", "train", "train | eval | reconstruct | preview | convert")
+_MODE = flags.DEFINE_string("mode", "train", " | ".join(_TAKES))
 _CONFIG = flags.DEFINE_string("config", "", "Config file and argument: configs/fsae.py:paper")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config>-<preset>")
 flags.DEFINE_string("input", "", "Video to read (reconstruct)")
 flags.DEFINE_string("output", "", "Video to write (reconstruct), or folder of the report (eval)")
+flags.DEFINE_string("topology", "", "Machine: v5p:4x4x4, v6e:16x16, v5e:2x4, cpu:8, ... (plan)")
 flags.DEFINE_integer("step", -1, "Checkpoint to use; default the newest (all but train)")
 flags.DEFINE_string("from", "", "Weights file or workdir to read (convert)")
 flags.DEFINE_string("to", "", "Weights file or workdir to write (convert)")
@@ -98,11 +108,10 @@ def _prepare_process() -> None:
     std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # e.g. which backends are absent
     import jax
 
+    from vidlatent.dist.compilation import keep_compiled
     from vidlatent.dist.multihost import initialize
 
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vidlatent" / "jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    keep_compiled()
     initialize()
     try:
         jax.devices()

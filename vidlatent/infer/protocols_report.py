@@ -22,6 +22,7 @@ from vidlatent.infer.protocols import Measure, Protocol
 from vidlatent.infer.protocols_figures import Row
 from vidlatent.infer.report import write_report
 from vidlatent.io.pictures import contact_sheet
+from vidlatent.io.tables import markdown_table
 from vidlatent.io.video import side_by_side, write_video
 from vidlatent.typing import LatentSpec
 
@@ -237,23 +238,12 @@ def _printed(value: float | None) -> str | None:
     return None if value is None else f"{value:g}"
 
 
-def _cell(value: Any) -> str:
-    return "" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
-
-
-def _markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = ["| " + " | ".join(map(_cell, columns)) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in rows]
-    return "\n".join(lines)
-
-
 def _markdown(outcome: Outcome, config: ConfigDict) -> str:
     left_out = [m.name for m in outcome.protocol.measures if m not in outcome.measures]
     parts = [
         f"# {outcome.protocol.name}: {config.name} ({config.preset}) at step {outcome.step}",
         f"Protocol: {outcome.protocol.source}. Scored: {_clips(outcome)}.",
-        _markdown_table(_compared(outcome)),
+        markdown_table(_compared(outcome)),
         _cautions(outcome),
     ]
     if left_out:
@@ -267,6 +257,6 @@ def _markdown(outcome: Outcome, config: ConfigDict) -> str:
         "## How each score is defined",
         "\n".join(f"- `{n}`: {_words(a)}" for n, a in outcome.result.definitions.items()),
         f"## The paper's own table, as printed: {outcome.protocol.source}",
-        _markdown_table(_paper_table(outcome.protocol.figures)),
+        markdown_table(_paper_table(outcome.protocol.figures)),
     ]
     return "\n\n".join(parts) + "\n"

@@ -1,0 +1,38 @@
+"""Collectives and memory traffic in the text of compiled programs."""
+
+from pathlib import Path
+
+import pytest
+
+from vidlatent.tools.plan_hlo import parse
+
+HERE = Path(__file__).parent
+LOOP = (HERE / "loop.hlo").read_text()  # a scan over the rows of an array that is gathered first
+ASYNC = (HERE / "overlapped.hlo").read_text()  # as the TPU compiler writes what overlaps
+
+
+def test_collectives_in_a_loop_count_as_often_as_it_runs():
+    gather, reduce = sorted(parse(LOOP).collectives(), key=lambda c: c.kind)
+    assert (gather.kind, gather.group, gather.count) == ("all-gather", 2, 1)
+    assert gather.bytes == 80 * 128 * 4 and gather.sent == gather.bytes / 2
+    assert (reduce.kind, reduce.group, reduce.count) == ("all-reduce", 4, 5)
+    assert reduce.bytes == 5 * 128 * 4 and reduce.sent == reduce.bytes * 1.5
+
+
+def test_an_overlapped_collective_counts_once():
+    found = {c.kind: c for c in parse(ASYNC).collectives()}
+    gather, permute = found["all-gather"], found["collective-permute"]
+    assert (gather.count, gather.group, gather.bytes) == (1, 4, 32 * 128 * 2)
+    assert (permute.count, permute.bytes, permute.sent) == (1, 512, 512.0)
+
+
+def test_traffic_of_a_slice_is_the_slice():
+    row = 128 * 4
+    # Per turn: the row taken and its double; the all-reduce in and out. Outside: gather and slices.
+    turn = (row + 4 + row) + 2 * row
+    assert parse(LOOP).traffic() == 5 * turn + (80 + 40) * row + 2 * 40 * row + 2 * row
+
+
+def test_traffic_leaves_out_vector_memory():
+    # Both fusions read x; everything else stays in vector memory, but for x's edge.
+    assert parse(ASYNC).traffic() == pytest.approx(2 * 16 * 128 * 2, abs=1024)

@@ -1,0 +1,91 @@
+"""Operations of a traced program: those of its matrix products and convolutions.
+
+Counted in the program as written, before any compiler: a loop counts as often as it runs, kernels
+as what they declare, and products with padding or with the zeros of a dilated input not at all.
+The sum is that of all devices together.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from jax.extend import core
+
+__all__ = ["count_flops"]
+
+
+def count_flops(jaxpr: Any) -> int:
+    """Multiplications and additions, 2 for a pair, of a (closed) jaxpr.
+
+    Of the branches of a condition the costliest counts; a loop whose length depends on data counts
+    once.
+    """
+    jaxpr = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
+    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: Any) -> int:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        return _of_product(equation)
+    if name == "conv_general_dilated":
+        return _of_convolution(equation)
+    if name == "pallas_call":
+        estimate = params["cost_estimate"]
+        return 0 if estimate is None else int(estimate.flops)
+    inner = [count_flops(jaxpr) for jaxpr in _jaxprs(params)]
+    if not inner:
+        return 0
+    if name == "cond":
+        return max(inner)
+    if name == "scan":
+        return sum(inner) * params["length"]
+    if name == "shard_map":
+        # What each device does; the axes that are not manual are split by the compiler later.
+        return sum(inner) * math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+    return sum(inner)
+
+
+def _jaxprs(params: dict[str, Any]):
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, (core.Jaxpr, core.ClosedJaxpr)):
+                yield item
+
+
+def _of_product(equation: Any) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    depth = math.prod(left[axis] for axis in contracted)
+    return 2 * depth * math.prod(equation.outvars[0].aval.shape)
+
+
+def _of_convolution(equation: Any) -> int:
+    params = equation.params
+    left, right = (v.aval.shape for v in equation.invars)
+    out = equation.outvars[0].aval.shape
+    numbers = params["dimension_numbers"]
+    products = 1
+    for axis, (low, _) in enumerate(params["padding"]):
+        products *= _pairs(
+            left[numbers.lhs_spec[axis + 2]],
+            right[numbers.rhs_spec[axis + 2]],
+            out[numbers.out_spec[axis + 2]],
+            params["window_strides"][axis],
+            low,
+            params["lhs_dilation"][axis],
+            params["rhs_dilation"][axis],
+        )
+    batch, features = out[numbers.out_spec[0]], out[numbers.out_spec[1]]
+    return 2 * batch * features * right[numbers.rhs_spec[1]] * products
+
+
+def _pairs(
+    size: int, taps: int, outputs: int, stride: int, low: int, spread: int, reach: int
+) -> int:
+    """Pairs of an output position and a tap that meet a real input position, along one axis."""
+    place = np.arange(outputs)[:, None] * stride + np.arange(taps)[None] * reach - low
+    real = (place >= 0) & (place <= (size - 1) * spread) & (place % spread == 0)
+    return int(real.sum())

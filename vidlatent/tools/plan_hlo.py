@@ -1,0 +1,281 @@
+"""What a compiled program sends between devices and to and from memory, read from its text.
+
+The compiler's own cost analysis counts the body of a loop once; here it counts as often as it
+runs, where the compiler knows how often (``known_trip_count``, which scans have).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+__all__ = ["Collective", "Instruction", "Module", "parse"]
+
+_BYTES = {"pred": 1, "token": 0, "opaque": 0}
+_SHAPE = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_CALLED = re.compile(r"\b(?:body|condition|to_apply|calls|(?:true|false)_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+# Bytes that a device sends for a value of one byte (the larger of what goes in and comes out), in
+# a group of n devices.
+_SENT = {
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "collective-permute": lambda n: 1.0,
+    "collective-broadcast": lambda n: 1.0,
+}
+_FREE = frozenset(
+    "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id "
+    "iota opt-barrier".split()
+)
+_SLICES = frozenset(("dynamic-slice", "slice", "gather"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """``name = shape opcode(operands), rest``; ``bytes`` are those of ``shape`` in main memory."""
+
+    name: str
+    opcode: str
+    bytes: int
+    payload: int
+    operands: tuple[str, ...]
+    rest: str
+    root: bool
+
+    @property
+    def called(self) -> list[str]:
+        names = _CALLED.findall(self.rest)
+        for branches in _BRANCHES.findall(self.rest):
+            names += [name.strip().lstrip("%") for name in branches.split(",")]
+        return names
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All collectives of one kind and group size.
+
+    Attributes:
+      kind: ``'all-gather'`` and so on.
+      group: devices that take part together.
+      count: how often it runs, on each device.
+      bytes: of the values, the larger of what goes in and comes out, summed over ``count``.
+      sent: bytes that each device sends for them by a ring.
+    """
+
+    kind: str
+    group: int
+    count: int
+    bytes: int
+    sent: float
+
+
+class Module:
+    """A parsed program of one device.
+
+    Attributes:
+      computations: name -> its instructions by name.
+      entry: name of the computation that is run.
+    """
+
+    def __init__(self, computations: dict[str, dict[str, Instruction]], entry: str):
+        self.computations, self.entry = computations, entry
+
+    def collectives(self) -> list[Collective]:
+        """By kind and group size, the most sent first."""
+        sums: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0, 0, 0.0])
+        for kind, group, size, times in self._exchanges():
+            sent = _SENT[kind](group) if kind in _SENT else (group - 1) / group
+            total = sums[kind, group]
+            total[0] += times
+            total[1] += size * times
+            total[2] += size * sent * times
+        found = [Collective(*key, int(n), int(b), s) for key, (n, b, s) in sums.items()]
+        return sorted(found, key=lambda c: -c.sent)
+
+    def traffic(self) -> int:
+        """Bytes that instructions read from and write to main memory.
+
+        Of an array that an instruction only takes slices of, or only writes a slice to, the slice
+        counts. Values that the compiler keeps in a TPU's vector memory count nothing.
+        """
+        return sum(
+            times * self._moved(self.computations[name], instruction)
+            for name, times in self._runs(fused=False)
+            for instruction in self.computations[name].values()
+        )
+
+    def _exchanges(self) -> Iterator[tuple[str, int, int, int]]:
+        """``(kind, group, bytes, times)`` of each collective."""
+        seen = set()
+        for name, times in self._runs(fused=True):
+            computation = self.computations[name]
+            for instruction in computation.values():
+                kind = instruction.opcode.removesuffix("-start")
+                if kind not in _KINDS:
+                    continue
+                # The TPU compiler writes one that overlaps with other work down several times.
+                channel = re.search(r"channel_id=(\d+)", instruction.rest)
+                key = (kind, channel[1]) if channel else (kind, name, instruction.name)
+                if key in seen:
+                    continue
+                seen.add(key)
+                inputs = sum(
+                    computation[o].payload for o in instruction.operands if o in computation
+                )
+                # What a start returns holds its operands too.
+                result = instruction.payload
+                if instruction.opcode.endswith("-start") and result > inputs:
+                    result -= inputs
+                yield kind, _group(instruction), max(inputs, result), times
+
+    def _runs(self, fused: bool) -> Iterator[tuple[str, int]]:
+        """Computations and how often they run; with ``fused`` those inside of fusions too."""
+        pending = [(self.entry, 1)]
+        while pending:
+            name, times = pending.pop()
+            yield name, times
+            for instruction in self.computations[name].values():
+                opcode = instruction.opcode
+                inside = opcode in ("while", "conditional", "call") or opcode.startswith("async")
+                if not inside and not (fused and opcode == "fusion"):
+                    continue
+                trips = _TRIPS.search(instruction.rest) if opcode == "while" else None
+                runs = times * int(trips[1]) if trips else times
+                pending += [(c, runs) for c in instruction.called if c in self.computations]
+
+    def _moved(self, computation: dict[str, Instruction], i: Instruction) -> int:
+        inside = i.opcode in ("while", "conditional", "call") or i.opcode.startswith("async")
+        if i.opcode in _FREE or i.opcode.endswith("-done") or inside:
+            return 0
+        sizes = [computation[o].bytes if o in computation else 0 for o in i.operands]
+        if i.opcode in _SLICES:
+            return 2 * i.bytes
+        if i.opcode == "dynamic-update-slice":
+            return 2 * sizes[1]
+        if i.opcode.endswith("-start"):  # its result holds operand and target
+            return max(i.bytes, sum(sizes))
+        if i.opcode == "fusion" and i.called and i.called[0] in self.computations:
+            return self._of_fusion(self.computations[i.called[0]], i.bytes, sizes)
+        return i.bytes + sum(sizes)
+
+    def _of_fusion(self, body: dict[str, Instruction], result: int, sizes: list[int]) -> int:
+        total = 0
+        users = defaultdict(list)
+        for instruction in body.values():
+            for operand in instruction.operands:
+                users[operand].append(instruction)
+        for instruction in body.values():
+            if instruction.opcode == "parameter":
+                number = int(instruction.operands[0])
+                whole = sizes[number] if number < len(sizes) else 0
+                total += min(whole, _read(instruction, users, body))
+        updates = [x for x in body.values() if x.opcode == "dynamic-update-slice"]
+        for update in updates:  # in place: the result is the array that was given
+            written = body[update.operands[1]].bytes if update.operands[1] in body else 0
+            result += min(0, written - update.bytes)
+        return total + max(result, 0)
+
+
+def _read(value: Instruction, users: dict, body: dict[str, Instruction]) -> float:
+    """Bytes that a fusion reads of one of its parameters."""
+    total = 0.0
+    for user in users[value.name]:
+        if user.opcode == "bitcast":
+            total += _read(user, users, body)
+        elif user.opcode in _SLICES and user.operands[0] == value.name:
+            total += user.payload
+        elif user.opcode == "dynamic-update-slice" and user.operands[0] == value.name:
+            continue
+        else:
+            return math.inf
+    return total
+
+
+def parse(text: str) -> Module:
+    """The program in a compiled executable's ``as_text()``."""
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            current = computations.setdefault(head[2], {})
+            entry = head[2] if head[1] else entry
+        elif current is not None and (found := _LINE.match(line)):
+            instruction = _instruction(found[2], found[3], bool(found[1]))
+            if instruction is not None:
+                current[instruction.name] = instruction
+    return Module(computations, entry)
+
+
+def _instruction(name: str, text: str, root: bool) -> Instruction | None:
+    shape, text = _split_shape(text)
+    opcode, parenthesis, rest = text.partition("(")
+    if not parenthesis:
+        return None
+    arguments, rest = _closing(rest)
+    operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
+    if opcode == "parameter":
+        operands = (arguments.strip(),)
+    elif not operands and opcode != "constant":
+        operands = tuple(w.split()[-1] for w in arguments.split(",") if w.strip())
+    return Instruction(name, opcode, *_sizes(shape), operands, rest, root)
+
+
+def _split_shape(text: str) -> tuple[str, str]:
+    """A result's shape, which may be a tuple's, and what follows it."""
+    if not text.startswith("("):
+        shape, _, rest = text.partition(" ")
+        return shape, rest
+    shape, rest = _closing(text[1:])
+    return shape, rest.lstrip()
+
+
+def _closing(text: str) -> tuple[str, str]:
+    """What stands before and after the parenthesis that closes."""
+    depth = 1
+    for place in re.finditer(r"[()]", text):
+        depth += 1 if place[0] == "(" else -1
+        if not depth:
+            return text[: place.start()], text[place.end() :]
+    return text, ""
+
+
+def _sizes(shape: str) -> tuple[int, int]:
+    """Bytes in main memory, and bytes anywhere, of a shape or a tuple's shapes."""
+    main = anywhere = 0
+    for kind, sizes, layout in _SHAPE.findall(shape):
+        width = re.search(r"(\d+)", kind)
+        size = _BYTES[kind] if kind in _BYTES else max(1, int(width[1]) // 8) if width else 0
+        size *= math.prod(int(re.sub(r"\D", "", n)) for n in sizes.split(",") if n)
+        anywhere += size
+        main += 0 if re.search(r"S\([1-9]\d*\)", layout) else size
+    return main, anywhere
+
+
+def _group(instruction: Instruction) -> int:
+    """Devices that take part together in a collective."""
+    if instruction.opcode.startswith("collective-permute"):
+        return 2
+    rest = instruction.rest
+    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
+        return len(found[1].split(","))
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
+        return int(found[2])
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
+        named = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in named)
+    return 1

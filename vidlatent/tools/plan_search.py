@@ -1,0 +1,84 @@
+"""Changes of a config that save memory, the smallest first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vidlatent.dist.rules import ACTIVATION_AXES
+
+__all__ = ["changed", "changes"]
+
+_PIECES = (2, 4, 8, 16, 32, 64)
+_SPLITS = (2, 4, 8, 16)
+
+
+def changed(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    """A copy with other values of some keys."""
+    copy = config.copy_and_resolve_references()
+    copy.update_from_flattened_dict(dict(overrides))
+    return copy
+
+
+def changes(
+    config: ConfigDict, what: str, mesh: Mapping[str, int], batch: int
+) -> Iterator[dict[str, Any]]:
+    """Keys to set, from what costs least speed to what costs most; each is to be tried in turn.
+
+    A batch that does not spread over the mesh first gets more devices to a clip. Then blocks are
+    computed again in the backward pass instead of kept, then the batch is taken in pieces, one
+    after another, then still more devices work on a clip.
+
+    Args:
+      config: that does not fit.
+      what: the program; only training has a batch to cut and gradients to recompute for.
+      mesh: sizes of its axes.
+      batch: global batch.
+    """
+    training = what == "train"
+    pieces = config.optim.accumulate
+    base: dict[str, Any] = {}
+    if training and batch % (_ways(mesh) * pieces):
+        fitting = (s for s in _spreads(mesh) if batch % (_ways({**mesh, **s}) * pieces) == 0)
+        sizes = next(fitting, None)
+        if sizes is None:
+            return
+        mesh = {**mesh, **sizes}
+        base |= _keys(sizes)
+        yield dict(base)
+    if training and "remat" in config.model and not config.model.remat:
+        base["model.remat"] = True
+        yield dict(base)
+    if training:
+        for more in _PIECES:
+            if more > pieces and batch % (_ways(mesh) * more) == 0:
+                yield {**base, "optim.accumulate": more}
+    for sizes in _spreads(mesh):
+        ways = _ways({**mesh, **sizes})
+        if training and batch % (ways * pieces):
+            continue
+        yield {**base, **_keys(sizes)}
+        most = max((p for p in _PIECES if batch % (ways * p) == 0), default=1)
+        if training and most > pieces:
+            yield {**base, **_keys(sizes), "optim.accumulate": most}
+
+
+def _ways(mesh: Mapping[str, int]) -> int:
+    return math.prod(mesh[axis] for axis in ACTIVATION_AXES["batch"])
+
+
+def _spreads(mesh: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Axis sizes with parameters on more devices, then with more devices to a clip."""
+    ways = _ways(mesh)
+    if mesh["data"] > 1:
+        yield {"data": 1, "fsdp": ways}
+    for split in _SPLITS:
+        if ways % split == 0:
+            yield {"data": 1, "fsdp": ways // split, "context": mesh["context"] * split}
+
+
+def _keys(sizes: Mapping[str, int]) -> dict[str, int]:
+    return {f"mesh.{axis}": size for axis, size in sizes.items()}
