@@ -18,6 +18,9 @@ Modes, each with an example:
                     --from=dc-ae.safetensors --to=runs/dcae-paper
                 python -m vidlatent.main --mode=convert --workdir=runs/fsae-demo \\
                     --to=fsae.safetensors
+  encode        a folder, TFDS set or renderer into a latent data set; run again, it goes on
+                python -m vidlatent.main --mode=encode --workdir=runs/fsae-demo \\
+                    --config.data.source=folder --config.data.path=my_videos --output=latents
   plan          what a job needs on a machine that is not there: memory, operations, time at best
                 python -m vidlatent.main --mode=plan --config=configs/fsae.py:paper \\
                     --topology=v5p:4x4x4 --config.plan.what=train
@@ -51,6 +54,7 @@ _MODES.register("bench", "vidlatent.tools.bench:bench")
 # Flags that a mode takes besides the config and the workdir.
 _TAKES = {
     "train": (),
+_MODES.register("encode", "vidlatent.infer.encode:encode_set")
     "eval": ("step", "output"),
     "reconstruct": ("step", "input", "output"),
     "preview": ("step",),
@@ -61,6 +65,7 @@ _TAKES = {
 
 _MODE = flags.DEFINE_string("mode", "train", " | ".join(_TAKES))
 _CONFIG = flags.DEFINE_string("config", "", "Config file and argument: configs/fsae.py:paper")
+    "encode": ("step", "output"),
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config>-<preset>")
 flags.DEFINE_string("input", "", "Video to read (reconstruct)")
 flags.DEFINE_string("output", "", "Video to write (reconstruct), or folder of the report (eval)")

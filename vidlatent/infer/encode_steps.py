@@ -1,0 +1,188 @@
+"""What ``--mode=encode`` computes of a batch: latents, and the states that texts and pictures get.
+
+Everything runs on this process's own devices: processes share the work, not the arrays.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vidlatent.data.text import RULES
+from vidlatent.data.tokens import load_tokenizer, word_tokens
+from vidlatent.dist.mesh import make_mesh
+from vidlatent.dist.rules import batch_sharding, replicated
+from vidlatent.infer.encode_plan import EncodeOptions
+from vidlatent.infer.pixels import from_pixels
+from vidlatent.infer.steps import Steps
+from vidlatent.io.networks import load_network
+from vidlatent.models.frozen import NETWORKS
+from vidlatent.registry import did_you_mean
+from vidlatent.typing import VidlatentError
+
+__all__ = ["Encoder", "ImageTokens", "TextStates", "local_mesh"]
+
+WORDS = "words"  # a tokenizer that needs no file
+_KEPT_BYTES = 256 << 20  # of texts' states, for captions that come again
+
+
+def local_mesh(batches: Sequence[int]) -> Mesh:
+    """A mesh of as many of this process's devices as divide all batches."""
+    devices = jax.local_devices()
+    count = math.gcd(len(devices), *batches)
+    sizes = {"data": count, "fsdp": 1, "context": 1, "tensor": 1}
+    return make_mesh(sizes, devices[:count])
+
+
+class Encoder:
+    """Videos to latents.
+
+    Args:
+      model: the tokenizer.
+      params: its parameters, on ``mesh``.
+      mesh: spreads the batch.
+      draws: from the posterior, of each window; 0: its mean instead.
+      seed: of the draws. The noise depends on it, the clip's name, the window's first frame and
+        the draw's number alone.
+    """
+
+    def __init__(self, model: Any, params: Any, mesh: Mesh, draws: int, seed: int):
+        self.model, self._params = model, params
+        self._steps = Steps(model)
+        self._rows = batch_sharding(mesh)
+        placed = jax.tree.map(lambda leaf: leaf.sharding, params)
+        self._encode: Callable = jax.jit(
+            functools.partial(_encode, model, draws, seed),
+            in_shardings=(placed, self._rows, self._rows),
+            out_shardings=self._rows,
+        )
+
+    def __call__(self, video: np.ndarray, clips: Sequence[str], firsts: Sequence[int]) -> jax.Array:
+        """uint8 ``[B, T, H, W, 3]`` -> float32 ``[B, n, t, h, w, c]`` of n draws, or 1 mean."""
+        names = [
+            (zlib.crc32(clip.encode()), first) for clip, first in zip(clips, firsts, strict=True)
+        ]
+        arrays = jax.device_put((video, np.array(names, np.uint32)), self._rows)
+        return self._encode(self._params, *arrays)
+
+    def content(self, video: np.ndarray) -> np.ndarray | None:
+        """Frames ``[n, H, W, 3]`` of a window ``[T, H, W, 3]`` that the decoder will look at."""
+        return self._steps.frames_seen(video, True)
+
+    @property
+    def content_kind(self) -> str:
+        """``'none'``, ``'first'`` or ``'clip'``, see ``Steps``."""
+        return self._steps.content
+
+
+def _encode(model, draws, seed, params, video, names):
+    posterior, _ = model.apply({"params": params}, from_pixels(video), method="encode")
+    if not draws:
+        return posterior.mode()[:, None].astype(jnp.float32)
+    if posterior.logvar is None:
+        raise VidlatentError(
+            f"{model.latent_spec.name} has no variance to draw latents from: set "
+            "config.encode.draws=0."
+        )
+
+    def noise(name, number):
+        key = jax.random.key(seed)
+        for part in (name[0], name[1], number):
+            key = jax.random.fold_in(key, part)
+        return jax.random.normal(key, posterior.mean.shape[1:], posterior.mean.dtype)
+
+    def draw(number):
+        return posterior.draw(jax.vmap(noise, (0, None))(names, number))
+
+    drawn = [draw(number + 1) for number in range(draws)]
+    return jnp.stack(drawn, axis=1).astype(jnp.float32)
+
+
+class TextStates:
+    """Captions to states of a text encoder.
+
+    Args:
+      options: ``text`` names the system of ``data.text.RULES`` whose generator is to read them,
+        ``text_network`` another network than that system's, ``tokenizer`` its ``tokenizer.json``,
+        or ``'words'``, numbers by hash, for stand-ins.
+      networks: ``config.networks``.
+      mesh: where it runs.
+      dtype: that it computes in.
+
+    Attributes:
+      length: tokens at most.
+      label: what it is, for people.
+
+    Raises:
+      VidlatentError: unknown names; no weights or no tokenizer.
+    """
+
+    def __init__(self, options: EncodeOptions, networks: Mapping[str, str], mesh: Mesh, dtype: Any):
+        if options.text not in RULES:
+            hint = did_you_mean(options.text, RULES)
+            raise VidlatentError(f"config.encode.text={options.text!r} is no text rule: {hint}")
+        rule = RULES[options.text]
+        name = options.text_network or rule.network
+        network = load_network(name, _path(networks, name), dtype)
+        self.length = rule.length
+        if options.tokenizer == WORDS:
+            vocabulary = NETWORKS.get(name).module(dtype=dtype).vocab
+            self._tokens = lambda texts: word_tokens(texts, rule.length, vocabulary)
+        else:
+            self._tokens = load_tokenizer(options.text, options.tokenizer)
+        self.label = f"{options.text}: {network.label}, {rule.length} tokens"
+        self._whole = replicated(mesh)
+        self._params = jax.device_put(network.params, self._whole)
+        self._apply = jax.jit(network.apply, out_shardings=self._whole)
+        self._known: dict[str, np.ndarray] = {}
+        self._width = 0
+
+    def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
+        """Float32 states ``[n, D]`` of each caption's ``n`` tokens; none of an empty caption."""
+        new = sorted({caption for caption in captions if caption not in self._known})
+        if new:
+            # One shape, so one compilation, however many are new.
+            texts = new + [""] * (len(captions) - len(new))
+            tokens, mask = jax.device_put(self._tokens(texts), self._whole)
+            states = np.asarray(self._apply(self._params, tokens, mask), np.float32)
+            lengths = np.asarray(mask).sum(axis=1)
+            self._width = states.shape[-1]
+            if len(self._known) * self.length * self._width * 4 > _KEPT_BYTES:
+                self._known = {text: self._known[text] for text in captions if text in self._known}
+            for text, row, length in zip(texts, states, lengths, strict=True):
+                self._known[text] = row[: length if text else 0].copy()
+        return [self._known[caption] for caption in captions]
+
+
+class ImageTokens:
+    """Frames to tokens of an image encoder, ``config.encode.image``; see ``TextStates``."""
+
+    def __init__(self, options: EncodeOptions, networks: Mapping[str, str], mesh: Mesh, dtype: Any):
+        network = load_network(options.image, _path(networks, options.image), dtype)
+        self.label = network.label
+        self._whole = replicated(mesh)
+        self._params = jax.device_put(network.params, self._whole)
+        self._apply = jax.jit(
+            lambda params, frames: network.apply(params, from_pixels(frames)),
+            out_shardings=self._whole,
+        )
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """uint8 ``[B, H, W, 3]`` -> float32 ``[B, I, D]`` (grids of tokens become lists)."""
+        frames = jax.device_put(frames, self._whole)
+        tokens = np.asarray(self._apply(self._params, frames), np.float32)
+        return tokens.reshape(len(tokens), -1, tokens.shape[-1])
+
+
+def _path(networks: Mapping[str, str], name: str) -> str:
+    if name not in networks:
+        raise VidlatentError(f"no network is called {name!r}: {did_you_mean(name, networks)}")
+    return networks[name]
