@@ -45,6 +45,7 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.checkpoint.verify = "auto"  # digests on restore: off | sample | full | auto
 
     config.codec = _codec()
+    config.encode = _encode()
 
     config.eval = _eval()
     config.plan = _plan()
@@ -53,7 +54,6 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
 
 
 def demo_on_samples(config: ConfigDict, bucket: tuple, steps: int, lr: float) -> None:
-    config.encode = _encode()
     """What every demo shares: minutes on the sample clips with a report now and then."""
     config.data.source = "samples"
     config.data.buckets = (bucket,)
@@ -277,6 +277,26 @@ def _codec() -> ConfigDict:
     return codec
 
 
+def _encode() -> ConfigDict:
+    """How --mode=encode makes a latent data set of config.data."""
+    encode = ConfigDict()
+    # Of each clip, for each number of frames among the buckets: one (its middle) | all
+    encode.windows = "one"
+    encode.stride = 0  # frames from window to window; 0: as many as the longest bucket has
+    encode.dtype = "float16"  # float16 | bfloat16 | float32; the header states the error
+    encode.draws = 0  # draws from the posterior stored of each window; 0: its mean
+    encode.shards = 0  # files; 0: of about 128 MiB
+    encode.text = ""  # store states of the captions for this system: wan | reducio | promag
+    encode.text_network = ""  # of config.networks; empty: the system's own
+    encode.tokenizer = ""  # its tokenizer.json; "words": numbers by hash, for stand-ins
+    encode.image = ""  # store tokens of a frame by this one of config.networks
+    encode.pictures = 4  # windows decoded into contact_sheet.png; 0: none
+    # Several commands share the work by shards, one for each index; count 0: as JAX's processes do
+    encode.process_index = 0
+    encode.process_count = 0
+    return encode
+
+
 def _data() -> ConfigDict:
     data = ConfigDict()
     data.source = "folder"  # folder | samples | tfds | synthetic | latents
@@ -316,23 +336,3 @@ def _data() -> ConfigDict:
     data.synthetic.speed = 0.25  # of paths, pixels a frame
     data.synthetic.turns = 0.0  # of paths, abrupt turns of a shape a frame; 0: smooth
     return data
-def _encode() -> ConfigDict:
-    """How --mode=encode makes a latent data set of config.data."""
-    encode = ConfigDict()
-    # Of each clip, for each number of frames among the buckets: one (its middle) | all
-    encode.windows = "one"
-    encode.stride = 0  # frames from window to window; 0: as many as the longest bucket has
-    encode.dtype = "float16"  # float16 | bfloat16 | float32; the header states the error
-    encode.draws = 0  # draws from the posterior stored of each window; 0: its mean
-    encode.shards = 0  # files; 0: of about 128 MiB
-    encode.text = ""  # store states of the captions for this system: wan | reducio | promag
-    encode.text_network = ""  # of config.networks; empty: the system's own
-    encode.tokenizer = ""  # its tokenizer.json; "words": numbers by hash, for stand-ins
-    encode.image = ""  # store tokens of a frame by this one of config.networks
-    encode.pictures = 4  # windows decoded into contact_sheet.png; 0: none
-    # Several commands share the work by shards, one for each index; count 0: as JAX's processes do
-    encode.process_index = 0
-    encode.process_count = 0
-    return encode
-
-

@@ -13,14 +13,14 @@ Modes, each with an example:
                     --input=my.mp4 --output=restored.mp4
   preview       fit a linear map from latents to small pictures, for a quick look at latents
                 python -m vidlatent.main --mode=preview --workdir=runs/fsae-demo
+  encode        a folder, TFDS set or renderer into a latent data set; run again, it goes on
+                python -m vidlatent.main --mode=encode --workdir=runs/fsae-demo \\
+                    --config.data.source=folder --config.data.path=my_videos --output=latents
   convert       weights of other code to a workdir or a file, and back
                 python -m vidlatent.main --mode=convert --config=configs/dcae.py:paper \\
                     --from=dc-ae.safetensors --to=runs/dcae-paper
                 python -m vidlatent.main --mode=convert --workdir=runs/fsae-demo \\
                     --to=fsae.safetensors
-  encode        a folder, TFDS set or renderer into a latent data set; run again, it goes on
-                python -m vidlatent.main --mode=encode --workdir=runs/fsae-demo \\
-                    --config.data.source=folder --config.data.path=my_videos --output=latents
   plan          what a job needs on a machine that is not there: memory, operations, time at best
                 python -m vidlatent.main --mode=plan --config=configs/fsae.py:paper \\
                     --topology=v5p:4x4x4 --config.plan.what=train
@@ -48,16 +48,17 @@ _MODES.register("train", "vidlatent.train.loop:train")
 _MODES.register("eval", "vidlatent.infer.jobs:evaluate_workdir")
 _MODES.register("reconstruct", "vidlatent.infer.jobs:reconstruct_video")
 _MODES.register("preview", "vidlatent.infer.preview:fit_preview")
+_MODES.register("encode", "vidlatent.infer.encode:encode_set")
 _MODES.register("convert", "vidlatent.tools.convert:convert")
 _MODES.register("plan", "vidlatent.tools.plan:plan")
 _MODES.register("bench", "vidlatent.tools.bench:bench")
 # Flags that a mode takes besides the config and the workdir.
 _TAKES = {
     "train": (),
-_MODES.register("encode", "vidlatent.infer.encode:encode_set")
     "eval": ("step", "output"),
     "reconstruct": ("step", "input", "output"),
     "preview": ("step",),
+    "encode": ("step", "output"),
     "plan": ("topology", "output"),
     "bench": ("output",),
     "convert": ("step", "from", "to", "from_table", "to_table", "start", "verify"),
@@ -65,7 +66,6 @@ _MODES.register("encode", "vidlatent.infer.encode:encode_set")
 
 _MODE = flags.DEFINE_string("mode", "train", " | ".join(_TAKES))
 _CONFIG = flags.DEFINE_string("config", "", "Config file and argument: configs/fsae.py:paper")
-    "encode": ("step", "output"),
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config>-<preset>")
 flags.DEFINE_string("input", "", "Video to read (reconstruct)")
 flags.DEFINE_string("output", "", "Video to write (reconstruct), or folder of the report (eval)")
