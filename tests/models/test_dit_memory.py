@@ -165,29 +165,3 @@ def test_training_memory_is_linear_in_depth():
 
     sizes = [temporary(depth) for depth in (8, 16, 32)]
     assert all(b / a < 2.2 for a, b in pairwise(sizes)), sizes
-
-
-@pytest.mark.slow
-def test_eight_devices_equal_one():
-    from vidlatent.dist.mesh import AXES, make_mesh
-    from vidlatent.dist.rules import batch_sharding, shardings
-
-    model = net(depth=3)
-    params, given = drawn(shapes_of(model)), inputs(model, grid=(2, 2, 2))
-
-    def loss(p, a):
-        out = model.apply({"params": p}, **a)
-        return jnp.mean(jnp.sin(out)), out
-
-    def found(sizes):
-        devices = jax.devices()[: int(np.prod(sizes))]
-        mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), devices)
-        with jax.set_mesh(mesh):
-            p = jax.device_put(params, shardings(params, mesh))
-            a = jax.device_put(given, batch_sharding(mesh))
-            run = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)
-            return jax.device_get(run(p, a))
-
-    one, eight = (jax.tree.leaves(found(sizes)) for sizes in ((1, 1, 1, 1), (1, 2, 2, 2)))
-    for a, b in zip(one, eight, strict=True):
-        np.testing.assert_allclose(b, a, atol=1e-5 * max(1.0, np.abs(a).max()))

@@ -108,7 +108,7 @@ def from_pixart(params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str
     start = keep_shapes(
         params,
         fresh,
-        anew=("patch_embedding/", "head/linear/"),
+        anew=(("patch_embedding/", "head/linear/"),),
         optional=("conditions/", "extent_embedding/", "ratio_embedding/", "blocks/time_attn/"),
     )
     shapes = [

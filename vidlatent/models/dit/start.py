@@ -17,14 +17,14 @@ Params = Mapping[str, Any]
 
 
 def keep_shapes(
-    params: Params, fresh: Params, *, anew: Sequence[str], optional: Sequence[str] = ()
+    params: Params, fresh: Params, *, anew: Sequence[Sequence[str]], optional: Sequence[str] = ()
 ) -> dict[str, Any]:
     """``fresh`` with the leaves of ``params`` of the same path.
 
     Args:
       params: the source's parameters.
       fresh: newly initialised ones of the target.
-      anew: starts of paths that stay fresh if their shape differs.
+      anew: groups of starts of paths; a group stays fresh if any shape in it differs.
       optional: starts of paths that stay fresh if the source lacks them.
 
     Raises:
@@ -34,15 +34,27 @@ def keep_shapes(
         path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
     }
 
+    differ = [
+        path_name(path)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(dict(fresh))[0]
+        if path_name(path) in source and jnp.shape(source[path_name(path)]) != jnp.shape(leaf)
+    ]
+    new = tuple(
+        start
+        for group in anew
+        if any(x.startswith(tuple(group)) for x in differ)
+        for start in group
+    )
+
     def take(path, leaf):
         name = path_name(path)
+        if new and name.startswith(new):
+            return leaf
         if name not in source:
             if name.startswith(tuple(optional)):
                 return leaf
             raise VidlatentError(f"the weights to start from lack {name}.")
         if jnp.shape(source[name]) != jnp.shape(leaf):
-            if name.startswith(tuple(anew)):
-                return leaf
             raise VidlatentError(
                 f"the weights to start from have {name} of {jnp.shape(source[name])}, and the "
                 f"model has {jnp.shape(leaf)}: give config.generator the sizes of the weights."
@@ -61,5 +73,5 @@ def wan_memory(params: Params, fresh: Params) -> dict[str, Any]:
     Raises:
       VidlatentError: a weight is absent or has another shape.
     """
-    latent = ("patch_embedding/", "head/")
+    latent = (("patch_embedding/",), ("head/",))
     return keep_shapes(params, fresh, anew=latent, optional=("router_", "label_embedding/"))

@@ -1,0 +1,55 @@
+"""Every generator on eight devices is the generator on one: output and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from generator_nets import KINDS, build, inputs, parameters
+
+from vidlatent.dist.mesh import AXES, make_mesh
+from vidlatent.dist.rules import batch_sharding, shardings
+
+QUICK = {"xla_backend_optimization_level": 0}  # each program runs once
+EIGHT = (1, 2, 2, 2)  # data, fsdp, context, tensor
+
+
+def found(model, params, given, sizes):
+    devices = jax.devices()[: int(np.prod(sizes))]
+    mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), devices)
+
+    def loss(params, noisy, *rest):
+        out = model.apply({"params": params}, noisy, *rest, method="denoise")
+        return jnp.mean(jnp.sin(out)), out
+
+    with jax.set_mesh(mesh):
+        params = jax.device_put(params, shardings(params, mesh))
+        given = jax.device_put(given, batch_sharding(mesh))
+        run = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+        return jax.device_get(jax.jit(run, compiler_options=QUICK)(params, *given))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [k for k in KINDS if not k.endswith("_label")] + ["wan_label"])
+def test_eight_devices_equal_one(kind):
+    # Four samples: two on each half of the mesh.
+    model = build(kind, depth=4)
+    given = inputs(model, batch=4)
+    params = parameters(model, *given)
+    one, eight = (jax.tree.leaves(found(model, params, given, s)) for s in ((1, 1, 1, 1), EIGHT))
+    for a, b in zip(one, eight, strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5 * max(1.0, np.abs(a).max()))
+
+
+def test_parameters_are_split():
+    """Kernels of stacked blocks lie on both axes that parameters are spread over."""
+    mesh = make_mesh(dict(zip(AXES, EIGHT, strict=True)), jax.devices()[:8])
+    for kind in ("wan", "latte", "reducio_dit", "promag_dit"):
+        model = build(kind)
+        placed = shardings(parameters(model, *inputs(model)), mesh)
+        kernels = [
+            sharding.spec
+            for path, sharding in jax.tree_util.tree_flatten_with_path(placed["blocks"])[0]
+            if path[-1].key == "kernel"
+        ]
+        assert len(kernels) >= 4
+        assert all(spec[-2:] == ("fsdp", "tensor") for spec in kernels), kind
