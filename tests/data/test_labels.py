@@ -111,6 +111,28 @@ def test_captions_and_labels_of_a_folder(tools, tmp_path):
     assert len(prints) == 2
 
 
+def test_a_list_of_files(tools, tmp_path):
+    write_folder(tools, tmp_path)
+    (tmp_path / "lists").mkdir()
+    lines = ["../b/z.png", "", str(tmp_path / "a" / "x.png"), "../nowhere.png"]
+    (tmp_path / "lists" / "some.txt").write_text("\n".join(lines))
+    options = tools.options(source="folder", path=str(tmp_path / "lists" / "some.txt"))
+    index = make_index(options)
+    assert [clip.path for clip in index.clips] == ["../a/x.png", "../b/z.png"]
+    assert [clip.caption for clip in index.clips] == ["a thing", ""]
+    assert [(bad.path, bad.reason) for bad in index.bad] == [("../nowhere.png", "missing")]
+    options |= {"buckets": ((1, 16, 16, 2),), "validation_share": 0.0}
+    with make_loader(options, split="whole", rule=tools.rule, seed=0) as loader:
+        assert next(loader)["mask"].all()
+    rows = [{"file": "../b/z.png", "label": "z"}, {"file": "../b/../b/z.png"}]
+    (tmp_path / "lists" / "some.jsonl").write_text("\n".join(map(json.dumps, rows[:1])))
+    options["path"] = str(tmp_path / "lists" / "some.jsonl")
+    assert make_index(options).labels == ("z",)
+    (tmp_path / "lists" / "some.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(VidlatentError, match="line 2: ../b/z.png is named a second time"):
+        make_index(options)
+
+
 def test_a_captions_file_that_is_none(tools, tmp_path):
     write_folder(tools, tmp_path)
     options = tools.options(source="folder", path=str(tmp_path))

@@ -186,6 +186,10 @@ def test_foreign_and_stale_sets_are_refused(tools, latents, tmp_path):
     foreign = dataclasses.replace(SPEC, scale=2.0)
     with pytest.raises(VidlatentError, match="made by toy .* not by toy .*scale 2"):
         read(tools, options, 1, spec=foreign)
+    header = read_header(latents)
+    header.check(SPEC, weights="w")
+    with pytest.raises(VidlatentError, match="other weights of toy .step 7"):
+        header.check(SPEC, weights="newer")
     stored = json.loads((latents / "header.json").read_text())
     stored["spec"]["channels"] = 4
     for content, message in (

@@ -122,12 +122,23 @@ class Header:
     source: Mapping[str, Any]
     bad: Sequence[tuple[str, str, str]] = ()
 
-    def check(self, spec: LatentSpec, where: str = "this latent data set") -> None:
-        """Raise ``VidlatentError`` unless the latents are those of ``spec``."""
+    def check(
+        self, spec: LatentSpec, where: str = "this latent data set", weights: str = ""
+    ) -> None:
+        """Raise ``VidlatentError`` unless the latents are those of ``spec``.
+
+        ``weights``, if given, is the digest of a tokenizer's parameters
+        (``infer.encode_plan.digest_of``) that must have made them.
+        """
         if self.spec.hash != spec.hash:
             raise VidlatentError(
                 f"{where} was made by {_card(self.spec)}, not by {_card(spec)}: take the tokenizer "
                 "that encoded it, or encode the videos again."
+            )
+        if weights and weights != self.weights:
+            raise VidlatentError(
+                f"{where} was made by other weights of {self.spec.name} (step {self.step}): take "
+                "that checkpoint, or encode the videos again."
             )
 
     def to_json(self) -> dict[str, Any]:

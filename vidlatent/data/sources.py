@@ -10,7 +10,6 @@ import abc
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
 import logging
 import os
 import threading
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vidlatent.data import decode, paths, shapes, synthetic
+from vidlatent.data.captions import read_caption, read_table
 from vidlatent.data.decode import ClipInfo
 from vidlatent.data.errors import Limits
 from vidlatent.data.options import DataOptions, SyntheticOptions
@@ -118,9 +118,9 @@ class FolderSource(_MediaSource):
 
     Files that differ in their suffix only (``a.mp4``, ``a.webm``) count as one content.
 
-    Captions lie beside the clips (``a.txt``) or in the folder's ``captions.jsonl``, one object a
-    line: ``{"file": "b/a.mp4", "caption": "...", "label": "..."}``. With ``labels`` 'folders' the
-    first folder in a clip's name is its class.
+    Captions lie beside the clips (``a.txt``) or in the folder's ``captions.jsonl``
+    (``captions.read_table``). With ``labels`` 'folders' the first folder in a clip's name is its
+    class.
     """
 
     def __init__(self, path: str, labels: str = ""):
@@ -128,13 +128,13 @@ class FolderSource(_MediaSource):
             raise VidlatentError("data.path is empty: give the folder that holds the clips.")
         self.root = os.path.abspath(os.path.expanduser(path))
         if not os.path.isdir(self.root):
-            raise VidlatentError(f"data.path = {path!r} is not a folder.")
+            raise VidlatentError(f"data.path = {path!r} is no folder and no list of files.")
         self.where = self.root
         self._by_folder = labels == "folders"
         self._table: dict[str, tuple[str, str]] | None = None
 
     def entries(self) -> list[Entry]:
-        self._table = _read_captions(os.path.join(self.root, _CAPTIONS))
+        self._table = self._words()
         found, seen = [], set()
         for folder, folders, files in os.walk(self.root, followlinks=True):
             status = os.stat(folder)
@@ -163,41 +163,33 @@ class FolderSource(_MediaSource):
 
     def describe(self, name: str) -> tuple[str, str]:
         if self._table is None:
-            self._table = _read_captions(os.path.join(self.root, _CAPTIONS))
+            self._table = self._words()
         label, caption = self._table.get(name, ("", ""))
         first, slash, _ = name.partition("/")
         if self._by_folder and slash and not label:
             label = first
         beside = os.path.splitext(self.media(name))[0] + ".txt"
-        if not caption and os.path.isfile(beside):
-            with open(beside, encoding="utf-8", errors="replace") as file:
-                caption = file.read(_LONGEST_CAPTION).strip()
-        return label, caption
+        return label, caption or read_caption(beside)
+
+    def _words(self) -> dict[str, tuple[str, str]]:
+        table = os.path.join(self.root, "captions.jsonl")
+        return read_table(table) if os.path.isfile(table) else {}
 
 
-_CAPTIONS = "captions.jsonl"
-_LONGEST_CAPTION = 1 << 14
+class ListSource(FolderSource):
+    """The files that a list names (``captions.read_table``), wherever they lie."""
 
+    def __init__(self, path: str, labels: str = ""):
+        self.list = os.path.abspath(os.path.expanduser(path))
+        super().__init__(os.path.dirname(self.list), labels)
+        self.where = self.list
 
-def _read_captions(path: str) -> dict[str, tuple[str, str]]:
-    """Name of a clip -> (label, caption) from a file that need not be there."""
-    if not os.path.isfile(path):
-        return {}
-    table = {}
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                name = os.path.normpath(row["file"]).replace(os.sep, "/")
-                table[name] = tuple(str(row.get(key) or "") for key in ("label", "caption"))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise VidlatentError(
-                    f'{path}, line {number}: each line is an object {{"file": ..., "caption": '
-                    '..., "label": ...}.'
-                ) from error
-    return table
+    def _words(self) -> dict[str, tuple[str, str]]:
+        return read_table(self.list)
+
+    def entries(self) -> list[Entry]:
+        self._table = self._words()
+        return [self._entry(self.media(name)) for name in sorted(self._table)]
 
 
 class SamplesSource(_MediaSource):
@@ -482,8 +474,13 @@ class ShapesSource(SyntheticSource):
 _RENDERERS = {"scenes": SyntheticSource, "paths": PathsSource, "shapes": ShapesSource}
 
 
+def _files(path: str, labels: str) -> FolderSource:
+    listed = os.path.isfile(os.path.expanduser(path))
+    return ListSource(path, labels) if listed else FolderSource(path, labels)
+
+
 SOURCES = Registry("data.source")
-SOURCES.register("folder", lambda options, seed: FolderSource(options.path, options.labels))
+SOURCES.register("folder", lambda options, seed: _files(options.path, options.labels))
 SOURCES.register("samples", lambda options, seed: SamplesSource())
 SOURCES.register(
     "tfds",
