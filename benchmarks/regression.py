@@ -1,0 +1,98 @@
+"""Operations, traffic and memory of a few small programs, held against the last accepted figures.
+
+    python -m benchmarks.regression            compare; the exit status is 1 if something grew
+    python -m benchmarks.regression --write    accept what there is now
+
+The figures are the compiler's for one CPU device, so they do not depend on the machine, but they do
+on the version of JAX: tests compare them under the one that they were written with. A change of
+more than 5 % fails the test suite, be it for the better: accept it with the commit that brings it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vidlatent.config import load
+from vidlatent.dist.mesh import make_mesh
+from vidlatent.io.tables import markdown_table
+from vidlatent.tools.plan_numbers import compile_program, costs
+from vidlatent.tools.plan_programs import build_program
+
+__all__ = ["PROGRAMS", "differences", "figures", "stored"]
+
+FILE = Path(__file__).with_suffix(".json")
+TOLERANCE = 0.05
+# Config (its demo) and bucket.
+_TOKENIZERS = {
+    "fsae": ("fsae", (9, 64, 64, 1)),
+    "dcae": ("dcae", (1, 64, 64, 1)),
+    "ivvae": ("ivvae", (5, 32, 32, 1)),
+    "reducio": ("reducio_vae", (16, 32, 32, 1)),
+    "promag": ("promag", (9, 32, 32, 1)),
+}
+PROGRAMS = {
+    f"{name} {what}": (config, what, bucket)
+    for name, (config, bucket) in _TOKENIZERS.items()
+    for what in ("train", "encode", "decode")
+}
+
+
+def figures(name: str) -> dict[str, float]:
+    """``flops``, ``bytes`` to and from memory and bytes of ``temporaries`` of a program."""
+    spec, what, bucket = PROGRAMS[name]
+    config = load(spec, {"precision.compute": "float32"})
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        program = build_program(config, what, mesh, bucket)
+        traced, executable, _ = compile_program(program, "cpu")
+        found = costs(program, traced, executable, 1)
+    return {
+        "flops": found["flops"]["program"],
+        "bytes": found["bytes"]["program"],
+        "temporaries": found["memory"]["temporaries"],
+    }
+
+
+def stored() -> dict[str, Any]:
+    """``jax``, the version written with, and ``programs``: name -> figures."""
+    return json.loads(FILE.read_text())
+
+
+def differences(names: Iterable[str]) -> list[dict[str, Any]]:
+    """A row for each figure of these programs that is not what it was: more than 5 % off."""
+    accepted = stored()["programs"]
+    rows = []
+    for name in names:
+        now = figures(name)
+        for figure, value in now.items():
+            before = accepted[name][figure] if name in accepted else None
+            if before is None or abs(value - before) > TOLERANCE * before:
+                change = "new" if before is None else f"{value / before - 1:+.1%}"
+                row = {"program": name, "figure": figure, "accepted": before, "now": value}
+                rows.append({**row, "change": change})
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="accept what there is now")
+    options = parser.parse_args(argv)
+    if options.write:
+        found = {"jax": jax.__version__, "programs": {name: figures(name) for name in PROGRAMS}}
+        FILE.write_text(json.dumps(found, indent=1) + "\n")
+        print(f"wrote {len(PROGRAMS)} programs to {FILE}")
+        return 0
+    rows = differences(PROGRAMS)
+    print(markdown_table(rows, aligned=True) if rows else "as accepted")
+    return 1 if rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
