@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from encode_cases import encode, files, write_run
+from encode_cases import SHAPES, encode, files, write_run
 from tiny_tokenizers import MODELS
 
 from vidlatent import config as configs
@@ -107,6 +108,35 @@ def test_two_processes_write_the_same_set(run, whole, tmp_path):
             with pytest.raises(VidlatentError, match="not finished"):
                 read_header(tmp_path)
     assert files(tmp_path) == files(whole)
+
+
+@pytest.mark.slow
+def test_processes_of_one_program_share_the_work(run, tmp_path):
+    """As ``JAX_NUM_PROCESSES`` has it; alone, one process makes the same set."""
+    root = HERE.parent.parent
+    keys = [f"--config.{key}={value}" for key, value in SHAPES.items()]
+    command = [sys.executable, "-m", "vidlatent.main", "--mode=encode", f"--workdir={run}", *keys]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    several = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    started = [
+        subprocess.Popen(
+            [*command, f"--output={tmp_path / 'two'}"],
+            cwd=root,
+            env={**env, **several, "JAX_PROCESS_ID": str(index)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    texts = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], texts[0] + texts[1]
+    subprocess.run([*command, f"--output={tmp_path / 'one'}"], cwd=root, env=env, check=True)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    for text in texts:
+        assert text.count("windows/s") == 2, text  # two shards each
 
 
 def test_killed_at_any_time_it_ends_as_if_it_had_not_been(run, whole, tmp_path):
