@@ -7,6 +7,13 @@ default of its own: a key that is not here does not exist.
 from ml_collections import ConfigDict
 
 
+def get_generator_defaults(name: str, preset: str) -> ConfigDict:
+    """``get_defaults`` for a generator, whose best checkpoint is the one of least loss."""
+    config = get_defaults(name, preset)
+    config.checkpoint.best_metric, config.checkpoint.best_mode = "loss", "min"
+    return config
+
+
 def get_defaults(name: str, preset: str) -> ConfigDict:
     """All keys with their defaults; ``model`` and ``loss`` are filled by the system's file."""
     config = ConfigDict()
@@ -23,6 +30,14 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.optim = _optimizer()
     config.optim.accumulate = 1  # micro-batches summed into one step
     config.optim.ema_decay = 0.999  # of the copy that is evaluated and served
+
+    # Of generators: diffusion transformers on a tokenizer's latents.
+    config.generator = ConfigDict()  # name of models/dit and its fields; empty: train a tokenizer
+    config.tokenizer = _tokenizer()
+    config.diffusion = _diffusion()
+    config.conditions = _conditions()
+    config.sampler = _sampler()
+    config.sample = _sample()
 
     config.precision = ConfigDict()
     config.precision.compute = "auto"  # float32 | bfloat16 | auto: bfloat16 on TPU and GPU
@@ -79,6 +94,47 @@ def long_run(config: ConfigDict, steps: int, lr: float) -> None:
     config.eval.every = 5000
 
 
+def generator_demo(config: ConfigDict) -> None:
+    """What every generator's demo shares: minutes on latents of labelled shapes, 9 x 32 x 32."""
+    config.data.source = "latents"
+    config.data.buckets = ((9, 32, 32, 32),)
+    config.data.validation_clips = 96
+    config.train.steps = 1200
+    config.train.log_every = 50
+    config.optim.lr = 1e-3
+    config.optim.warmup_steps = 50
+    config.optim.weight_decay = 0.01
+    config.optim.ema_decay = 0.99
+    config.checkpoint.every = 300
+    config.eval.every = 300
+    config.sample.size = (9, 32, 32)
+    config.sample.fps = 8.0
+    config.sample.batch = 16
+
+
+def noise_prediction(config: ConfigDict) -> None:
+    """DDPM of 1000 steps, betas 1e-4 to 0.02, noise and a learned range of the variance (IDDPM)."""
+    schedule = config.diffusion.schedule
+    schedule.name, schedule.steps = "linear", 1000
+    schedule.start, schedule.end = 1e-4, 0.02
+    schedule.prediction, schedule.variance = "epsilon", "learned_range"
+
+
+def area_buckets(
+    frames: int, side: int, multiple: int, batch: int
+) -> tuple[tuple[int, int, int, int], ...]:
+    """Buckets of about ``side * side`` pixels: sides multiples of ``multiple``, areas from 0.8 to
+    1.25 times that, one side at most twice the other."""
+    most = 2 * side // multiple
+    sizes = [(h * multiple, w * multiple) for h in range(1, most) for w in range(1, most)]
+    kept = [
+        (height, width)
+        for height, width in sizes
+        if 0.8 <= height * width / side**2 <= 1.25 and 0.5 <= height / width <= 2
+    ]
+    return tuple((frames, height, width, batch) for height, width in kept)
+
+
 def _optimizer() -> ConfigDict:
     """AdamW and its rate, of the model or of a critic."""
     optim = ConfigDict()
@@ -92,6 +148,9 @@ def _optimizer() -> ConfigDict:
     optim.eps = 1e-8
     optim.weight_decay = 1e-4  # on kernels only, never on norms and biases
     optim.clip_norm = 1.0  # global gradient norm; 0: no clipping
+    optim.clip_after = 0  # clip only after so many steps
+    optim.factors = ()  # (expression for paths, factor of the rate) pairs; the first match counts
+    optim.undecayed = ""  # expression for paths without weight decay, such as router_
     optim.frozen = ""  # expression for paths that are not trained, such as encoder/
     return optim
 
@@ -120,8 +179,8 @@ def _conditions() -> ConfigDict:
     conditions = ConfigDict()
     conditions.drop = ConfigDict()  # condition -> share of the samples that train without it
     conditions.joint = 0.0  # share that train without any of those
-    # Latent of the content frame (Reducio-DiT): "latents" of the data set (its arrays content_latent)
-    # or "pooled", means of its 8x8 squares, which need no network
+    # Latent of the content frame (Reducio-DiT): "latents", the arrays content_latent of the data
+    # set, or "pooled", means of its 8x8 squares, which need no network
     conditions.content = "latents"
     return conditions
 
@@ -137,6 +196,7 @@ def _sampler() -> ConfigDict:
     guidance.drops = ()
     guidance.interval = ()  # (low, high) noise levels between which to guide; empty: all
     guidance.rescale = 0.0  # share of the result brought back to the unguided contrast
+    guidance.negative = ""  # text in place of a dropped one, at sampling; empty: the model's null
     guidance.batched = True  # both sides in one evaluation; False: less memory
     sampler.keep = True  # compute what does not change over the steps once
     cache = sampler.cache = ConfigDict()  # skip evaluations where the state hardly moved

@@ -11,6 +11,11 @@ Modes, each with an example:
   reconstruct   compress and restore one video of any length
                 python -m vidlatent.main --mode=reconstruct --workdir=runs/fsae-demo \\
                     --input=my.mp4 --output=restored.mp4
+  sample        videos from a trained generator: of classes, texts, or a first picture
+                python -m vidlatent.main --mode=sample --workdir=runs/fsvideo_dit-demo \\
+                    --prompt='red square moving left' --config.sample.count=4
+                python -m vidlatent.main --mode=sample --workdir=runs/fsvideo_dit-demo \\
+                    --prompts=prompts.txt --output=videos --config.sample.vbench=true
   preview       fit a linear map from latents to small pictures, for a quick look at latents
                 python -m vidlatent.main --mode=preview --workdir=runs/fsae-demo
   encode        a folder, TFDS set or renderer into a latent data set; run again, it goes on
@@ -47,6 +52,7 @@ _MODES = Registry("mode")
 _MODES.register("train", "vidlatent.train.loop:train")
 _MODES.register("eval", "vidlatent.infer.jobs:evaluate_workdir")
 _MODES.register("reconstruct", "vidlatent.infer.jobs:reconstruct_video")
+_MODES.register("sample", "vidlatent.infer.generate:generate_videos")
 _MODES.register("preview", "vidlatent.infer.preview:fit_preview")
 _MODES.register("encode", "vidlatent.infer.encode:encode_set")
 _MODES.register("convert", "vidlatent.tools.convert:convert")
@@ -57,6 +63,7 @@ _TAKES = {
     "train": (),
     "eval": ("step", "output"),
     "reconstruct": ("step", "input", "output"),
+    "sample": ("step", "output", "prompt", "prompts", "input"),
     "preview": ("step",),
     "encode": ("step", "output"),
     "plan": ("topology", "output"),
@@ -67,8 +74,12 @@ _TAKES = {
 _MODE = flags.DEFINE_string("mode", "train", " | ".join(_TAKES))
 _CONFIG = flags.DEFINE_string("config", "", "Config file and argument: configs/fsae.py:paper")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config>-<preset>")
-flags.DEFINE_string("input", "", "Video to read (reconstruct)")
-flags.DEFINE_string("output", "", "Video to write (reconstruct), or folder of the report (eval)")
+flags.DEFINE_string("input", "", "Video to read (reconstruct), or picture to start from (sample)")
+flags.DEFINE_string(
+    "output", "", "Video to write (reconstruct), or folder of the report (eval) or videos (sample)"
+)
+flags.DEFINE_string("prompt", "", "Text, or name or number of a class (sample)")
+flags.DEFINE_string("prompts", "", "File of prompts, one a line, or objects in .jsonl (sample)")
 flags.DEFINE_string("topology", "", "Machine: v5p:4x4x4, v6e:16x16, v5e:2x4, cpu:8, ... (plan)")
 flags.DEFINE_integer("step", -1, "Checkpoint to use; default the newest (all but train)")
 flags.DEFINE_string("from", "", "Weights file or workdir to read (convert)")

@@ -25,6 +25,7 @@ __all__ = [
     "evaluations",
     "guidance_scales",
     "guided",
+    "guided_together",
     "rescaled",
 ]
 
@@ -93,7 +94,6 @@ def guided(
             f"guidance over {len(conditions)} conditions needs scales [steps, "
             f"{len(conditions) - 1}], got {list(scales.shape)}."
         )
-    guides = ~np.all(scales == 1.0, axis=1)
 
     def plain(x, t, index):
         return network(x, t, index, conditions[-1])
@@ -102,6 +102,48 @@ def guided(
         outputs = _evaluate(network, conditions, x, t, index, batched, batch_axis)
         row = jnp.asarray(scales, outputs[0].dtype)[index]
         return combine(outputs, row, rescale, channels)
+
+    return _where_guided(scales, every, plain)
+
+
+def guided_together(
+    network: Callable[..., jax.Array],
+    together: Any,
+    positive: Any,
+    scales: np.ndarray,
+    *,
+    rescale: float = 0.0,
+    channels: int | None = None,
+) -> Callable[..., jax.Array]:
+    """As ``guided`` with all conditions in one evaluation, batched beforehand by the caller.
+
+    For conditions with parts that are constant over the steps and costly to join again in each, or
+    whose batch lies on other axes.
+
+    Args:
+      network: ``(x [n, ...], t [n], index, condition) -> f``.
+      together: conditions of ``(K + 1) B`` samples, the least conditioned ``B`` first.
+      positive: those of the last ``B`` alone, for steps that do not guide; None where all do.
+      scales, rescale, channels: as for ``guided``.
+    """
+    scales = np.asarray(scales, np.float64)
+    count = scales.shape[1] + 1
+
+    def plain(x, t, index):
+        return network(x, t, index, positive)
+
+    def every(x, t, index):
+        many = jnp.concatenate([x] * count), jnp.concatenate([t] * count)
+        outputs = jnp.split(network(*many, index, together), count)
+        row = jnp.asarray(scales, outputs[0].dtype)[index]
+        return combine(outputs, row, rescale, channels)
+
+    return _where_guided(scales, every, plain)
+
+
+def _where_guided(scales: np.ndarray, every: Callable, plain: Callable) -> Callable:
+    """``every`` at the steps that guide, ``plain`` at those whose scales are all 1."""
+    guides = ~np.all(scales == 1.0, axis=1)
 
     def either(x, t, index):
         return lax.cond(jnp.asarray(guides)[index], every, plain, x, t, index)

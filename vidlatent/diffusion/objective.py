@@ -8,10 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from vidlatent.diffusion.ddpm import Diffusion
-from vidlatent.diffusion.flow import Flow, interpolate, network_time, velocity, velocity_loss
+from vidlatent.diffusion.flow import (
+    HUBER_C0,
+    Flow,
+    interpolate,
+    network_time,
+    velocity,
+    velocity_loss,
+)
 from vidlatent.diffusion.vlb import diffusion_loss
 
-__all__ = ["Draw", "draw", "fixed_levels", "sample_loss"]
+__all__ = ["Draw", "draw", "fixed_levels", "noised", "sample_loss"]
 
 
 class Draw(NamedTuple):
@@ -42,10 +49,16 @@ def draw(
     of_level, of_noise = jax.random.split(key)
     noise = jax.random.normal(of_noise, x0.shape, jnp.float32)
     batch = x0.shape[0]
+    if level is None:
+        random = schedule.sample_sigma if isinstance(schedule, Flow) else schedule.sample_times
+        level = random(of_level, batch)
+    return noised(schedule, x0, noise, level)
+
+
+def noised(schedule: Flow | Diffusion, x0: jax.Array, noise: jax.Array, level: jax.Array) -> Draw:
+    """The batch ``x0`` with given noise (of its shape) at given levels ``[B]``."""
     if isinstance(schedule, Flow):
-        level = schedule.sample_sigma(of_level, batch) if level is None else level
         return Draw(interpolate(x0, noise, level), network_time(level), level, noise)
-    level = schedule.sample_times(of_level, batch) if level is None else level
     return Draw(schedule.noised(x0, noise, level), schedule.network_time(level), level, noise)
 
 
@@ -55,10 +68,11 @@ def sample_loss(
     output: jax.Array,
     x0: jax.Array,
     huber_reduction: str = "sample",
+    huber_c0: float = HUBER_C0,
 ) -> jax.Array:
     """Loss of each sample, ``[B]``: pseudo-Huber of the velocity, or the objective of IDDPM."""
     if isinstance(schedule, Flow):
-        return velocity_loss(output, velocity(x0, drawn.noise), huber_reduction)
+        return velocity_loss(output, velocity(x0, drawn.noise), huber_reduction, huber_c0)
     return diffusion_loss(schedule, output, x0, drawn.noise, drawn.level).loss
 
 

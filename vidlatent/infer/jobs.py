@@ -21,6 +21,7 @@ from vidlatent.infer.coded import Sizes
 from vidlatent.infer.coding import Coding
 from vidlatent.infer.data import Loaders
 from vidlatent.infer.evaluate import STILL_FPS, compile_eval_step, evaluate, tokenizer_eval_step
+from vidlatent.infer.generate_eval import evaluate_generator
 from vidlatent.infer.latents import Latents
 from vidlatent.infer.load import model_of, restored_params
 from vidlatent.infer.outputs import write_evaluation
@@ -40,6 +41,8 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
     With ``config.eval.protocol``: on all clips of it, as a paper did. Writes into ``output``
     (default ``<workdir>/eval/step_<n>``, with the protocol's name); returns the exit status.
     """
+    if config.generator:
+        return evaluate_generator(config, workdir, step, output)
     if config.eval.protocol:
         return evaluate_protocol(config, workdir, step, output)
     model = model_of(config)

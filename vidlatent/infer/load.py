@@ -19,8 +19,10 @@ from vidlatent.typing import LatentSpec, VidlatentError
 
 __all__ = [
     "abstract_params",
+    "compute_dtype",
     "model_of",
     "open_checkpoints",
+    "restored_onto",
     "restored_params",
     "smallest_video",
 ]
@@ -31,16 +33,21 @@ def model_of(config: ConfigDict, dtype: Any = None) -> Any:
 
     ``dtype`` is a name or type; None takes ``config.precision.compute``.
     """
+    return build(config.model.to_dict(), compute_dtype(config, dtype))
+
+
+def compute_dtype(config: ConfigDict, dtype: Any = None) -> Any:
+    """The type of ``dtype``, a name or a type; None: of ``config.precision.compute``."""
     names = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
     # Matrix units of TPUs and GPUs are built for bfloat16; CPUs gain nothing from it.
     names["auto"] = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     if dtype is not None and not isinstance(dtype, str):
-        return build(config.model.to_dict(), dtype)
+        return dtype
     compute = config.precision.compute if dtype is None else dtype
     if compute not in names:
         hint = did_you_mean(compute, names)
         raise VidlatentError(f"config.precision.compute {compute!r} is unknown: {hint}")
-    return build(config.model.to_dict(), names[compute])
+    return names[compute]
 
 
 def open_checkpoints(config: ConfigDict, workdir: Path) -> Checkpointer:
@@ -64,7 +71,11 @@ def restored_params(config: ConfigDict, workdir: Path, model: Any, mesh: Mesh, s
 
     ``step`` below 0 is the newest sound one.
     """
-    abstract = abstract_params(model)
+    return restored_onto(config, workdir, abstract_params(model), mesh, step)
+
+
+def restored_onto(config: ConfigDict, workdir: Path, abstract: Any, mesh: Mesh, step: int) -> Any:
+    """As ``restored_params``, for parameters of any model by their ShapeDtypeStructs."""
     target = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         abstract,

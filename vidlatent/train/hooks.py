@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
-from PIL import Image
 
-from vidlatent.infer.evaluate import Evaluation, compile_eval_step, evaluate
-from vidlatent.infer.outputs import pictures_sheet
-from vidlatent.infer.scores import make_scores
 from vidlatent.train.progress import Progress
 from vidlatent.train.state import State
 from vidlatent.typing import VidlatentError
@@ -39,8 +33,9 @@ class Run:
     progress: Progress
     hash: str
     spec: Any
+    learns: str = "video"  # array of a batch that is learned from, [B, T, ...]
     aside_seconds: float = 0.0
-    evaluation: tuple[int, Evaluation] | None = None
+    evaluation: tuple[int, Any] | None = None  # step, and what the exam returned
 
     @contextlib.contextmanager
     def aside(self):
@@ -61,6 +56,7 @@ class Log:
     def __init__(self, run: Run):
         self.every = run.config.train.log_every
         self.limit = run.config.train.max_bad_steps
+        self._unit = "" if run.learns == "video" else f"{run.learns}_"
         self._pending: list[tuple[int, Any, list[str]]] = []
         self._compiled: set[tuple[int, ...]] = set()
         self._restart(run)
@@ -75,7 +71,7 @@ class Log:
         """Note a step: seconds waited for its batch, and seconds until its call returned."""
         names = [run.loader.index[int(clip)].path for clip in batch["clip"]]
         self._pending.append((run.step, metrics, names))
-        shape = batch["video"].shape
+        shape = batch[run.learns].shape
         if shape not in self._compiled:
             self._note_compilation(run, metrics, shape, called)
         else:
@@ -111,14 +107,15 @@ class Log:
         values = _means([m for _, m, _ in rows], good)
         values["bad_steps"] = int(rows[-1][1]["bad_steps"])
         values["steps_per_second"] = self._steps / elapsed
-        values["frames_per_second"] = self._frames / elapsed
+        # Of latents: latent frames.
+        values[f"{self._unit}frames_per_second"] = self._frames / elapsed
         values["data_wait_share"] = self._waited / elapsed
         values["bad_clips"] = len(run.loader.report.clips)
         run.writer.write_scalars(run.step, {f"train/{key}": v for key, v in values.items()})
         line = {
             "loss": values["loss"],
             "lr": values["lr"],
-            "frames/s": round(values["frames_per_second"], 1),
+            f"{self._unit.replace('_', ' ')}frames/s": round(self._frames / elapsed, 1),
             "data wait": f"{values['data_wait_share']:.0%}",
         }
         line |= {name: values[name] for name in ("bad_steps", "bad_clips") if values[name]}
@@ -153,42 +150,30 @@ def _means(rows: list[dict], good: list[dict]) -> dict[str, float]:
 
 
 class Evaluate:
-    """Scores the EMA parameters on the validation clips."""
+    """Examines the EMA parameters on the validation clips.
 
-    def __init__(self, run: Run, step_fns: Any, mesh: Any, make_validation: Any):
+    Args:
+      exam: see ``train.exams``.
+    """
+
+    def __init__(self, run: Run, exam: Any):
         self.every = run.config.eval.every
-        self._make_validation = make_validation
-        self._scores = make_scores(
-            run.config.eval.training_metrics,
-            run.config.networks.to_dict(),
-            stand_ins=run.config.eval.stand_ins,
-        )
-        self._eval_step = compile_eval_step(
-            step_fns.eval_step, mesh, run.state["ema"], self._scores
-        )
+        self.exam = exam
 
     def __call__(self, run: Run) -> None:
         if self.every and run.step % self.every == 0:
             self.evaluate(run)
 
-    def evaluate(self, run: Run) -> Evaluation:
+    def evaluate(self, run: Run) -> Any:
         """Evaluate now, unless this step has been evaluated."""
         if run.evaluation and run.evaluation[0] == run.step:
             return run.evaluation[1]
-        with run.aside(), contextlib.closing(self._make_validation()) as loader:
-            result = evaluate(
-                self._eval_step,
-                run.state["ema"],
-                loader,
-                run.config.eval.pictures,
-                spec=run.spec,
-                scores=self._scores,
-            )
+        with run.aside():
+            result = self.exam(run)
         run.evaluation = (run.step, result)
         run.writer.write_scalars(run.step, {f"val/{k}": v for k, v in result.scores.items()})
-        if result.pictures:
-            sheet = np.asarray(Image.open(io.BytesIO(pictures_sheet(result.pictures))))
-            run.writer.write_images(run.step, {"val/original_above_reconstruction": sheet[None]})
+        for name, picture in self.exam.pictures(result).items():
+            run.writer.write_images(run.step, {name: picture})
         scores = ", ".join(
             f"{name} {result.scores[name]:.4g}" for name in result.scores if name != "clips"
         )

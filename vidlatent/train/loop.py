@@ -17,8 +17,7 @@ from vidlatent.dist.mesh import make_mesh
 from vidlatent.dist.multihost import is_main, to_global
 from vidlatent.dist.rules import batch_sharding, replicated, shardings
 from vidlatent.infer.data import Loaders
-from vidlatent.infer.load import model_of, open_checkpoints
-from vidlatent.infer.outputs import write_evaluation
+from vidlatent.infer.load import open_checkpoints
 from vidlatent.io.checkpoint import Checkpointer
 from vidlatent.io.writers import make_writers
 from vidlatent.train.hooks import Evaluate, Log, Profile, Run, Save
@@ -27,7 +26,7 @@ from vidlatent.train.progress import Progress
 from vidlatent.train.stages import started
 from vidlatent.train.state import random_key
 from vidlatent.train.steps import Step
-from vidlatent.train.steps.tokenizer import make_step
+from vidlatent.train.subjects import subject_of
 from vidlatent.typing import LatentSpec, VidlatentError
 
 __all__ = ["INTERRUPTED", "train"]
@@ -41,8 +40,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
     Returns the exit status: 0 when finished, ``INTERRUPTED`` when stopped by a signal after saving.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    model = model_of(config)
-    spec = model.latent_spec
+    subject = subject_of(config)
+    spec = subject.spec
     mesh = make_mesh(config.mesh)
     loaders = Loaders(config, spec, workdir)
     if is_main():
@@ -50,11 +49,12 @@ def train(config: ConfigDict, workdir: Path) -> int:
             logging.warning("config differs from the one this workdir had: %s", change)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        step_fns = make_step(config, model)
+        step_fns = subject.make_step()
         checkpointer = open_checkpoints(config, workdir)
         stack.callback(checkpointer.close)
         state, start = _restore_or_init(config, step_fns, checkpointer, mesh, spec)
         loader = stack.enter_context(contextlib.closing(loaders.train(start.step)))
+        subject.begin(workdir, start.step, loader.labels)
         if start.iterator:
             loader.check_state(start.iterator)
         writer = make_writers(workdir, tensorboard=config.train.tensorboard)
@@ -72,8 +72,9 @@ def train(config: ConfigDict, workdir: Path) -> int:
             progress=progress,
             hash=configs.config_hash(config),
             spec=spec,
+            learns=step_fns.arrays[0],
         )
-        evaluate = Evaluate(run, step_fns, mesh, loaders.validation)
+        evaluate = Evaluate(run, subject.exam(run, step_fns, mesh, loaders.validation))
         stopped = _steps(run, step_fns, mesh, evaluate)
         return _finish(run, evaluate, stopped)
 
@@ -107,8 +108,8 @@ def _restore_or_init(
         return state, _Start()
     if restored.spec is not None and restored.spec.hash != spec.hash:
         raise VidlatentError(
-            f"the checkpoint of step {restored.step} makes latents {restored.spec}, this config "
-            f"{spec}: use another --workdir."
+            f"the checkpoint of step {restored.step} is of latents {restored.spec}, this config "
+            f"is of {spec}: use another --workdir."
         )
     logging.info("resuming at step %d of %d", restored.step, config.train.steps)
     return restored.state, _Start(restored.step, restored.iterator)
@@ -131,7 +132,9 @@ def _steps(run: Run, step_fns: Step, mesh: Any, evaluate: Evaluate) -> str:
             begin = time.perf_counter()
             batch = next(run.loader)
             waited = time.perf_counter() - begin
-            arrays = to_global({name: batch[name] for name in ("video", "mask")}, rows)
+            # An array that the data lacks is the step's to name.
+            arrays = {name: batch[name] for name in step_fns.arrays if name in batch}
+            arrays = to_global(arrays, rows)
             run.state, metrics = train_step(run.state, arrays, networks)
             called = time.perf_counter() - begin - waited
             run.step += 1
@@ -176,7 +179,6 @@ def _finish(run: Run, evaluate: Evaluate, stopped: str) -> int:
         run.progress.say(run.loader.report.table())
     if is_main():
         folder = run.workdir / "eval" / f"step_{run.step}"
-        write_evaluation(result, folder, config=run.config, step=run.step, workdir=run.workdir)
-        for name in ("report.html", "contact_sheet.png", "side_by_side_0.mp4"):
+        for name in evaluate.exam.write(run, result, folder):
             run.progress.say(f"look at {folder / name}")
     return 0

@@ -7,6 +7,7 @@ a skipped step or a restored optimizer can never shift the schedule.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -50,20 +51,28 @@ def learning_rate(optim: Mapping[str, Any], steps: int) -> Callable[[jax.Array],
 def make_optimizer(optim: Mapping[str, Any]) -> optax.GradientTransformation:
     """Clipping by global norm, Adam moments, decoupled weight decay; no learning rate.
 
-    Weight decay applies to kernels only. Updates come out as the direction to subtract. Parameters
-    that ``frozen`` matches get none, and no moments are kept for them.
+    Weight decay applies to kernels only, but for those of ``undecayed``. Updates come out as the
+    direction to subtract. Parameters that ``frozen`` matches get none, and no moments are kept for
+    them.
     """
 
-    def kernels(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: path_name(path).endswith("kernel"), params
-        )
+    undecayed = _expression("undecayed", optim["undecayed"])
 
-    trained = optax.chain(
-        optax.clip_by_global_norm(optim["clip_norm"]) if optim["clip_norm"] else optax.identity(),
+    def decayed(params):
+        def match(path, _):
+            name = path_name(path)
+            return name.endswith("kernel") and not (undecayed and undecayed.match(name))
+
+        return jax.tree_util.tree_map_with_path(match, params)
+
+    steps = [
+        _clipping(optim["clip_norm"], optim["clip_after"]),
         optax.scale_by_adam(b1=optim["b1"], b2=optim["b2"], eps=optim["eps"]),
-        optax.add_decayed_weights(optim["weight_decay"], mask=kernels),
-    )
+        optax.add_decayed_weights(optim["weight_decay"], mask=decayed),
+    ]
+    if optim["factors"]:
+        steps.append(_scaling(optim["factors"]))
+    trained = optax.chain(*steps)
     if not optim["frozen"]:
         return trained
 
@@ -72,3 +81,54 @@ def make_optimizer(optim: Mapping[str, Any]) -> optax.GradientTransformation:
         return jax.tree.map(lambda stays: "frozen" if stays else "trained", frozen)
 
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+
+
+def _expression(key: str, pattern: str) -> re.Pattern[str] | None:
+    try:
+        return re.compile(pattern) if pattern else None
+    except re.error as error:
+        raise VidlatentError(
+            f"config.optim.{key} {pattern!r} is not an expression: {error}."
+        ) from error
+
+
+def _clipping(norm: float, after: int) -> optax.GradientTransformation:
+    """Clipping by global norm, from the update after ``after`` others on."""
+    if not norm:
+        return optax.identity()
+    clip = optax.clip_by_global_norm(norm)
+    if not after:
+        return clip
+
+    def update(grads, count, params=None):
+        clipped, _ = clip.update(grads, optax.EmptyState(), params)
+        late = count >= after
+        chosen = jax.tree.map(lambda c, g: jnp.where(late, c, g), clipped, grads)
+        return chosen, count + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+
+
+def _scaling(factors: Any) -> optax.GradientTransformation:
+    """Updates times the factor of the first expression that matches their path, or 1."""
+    rows = [(_expression("factors", pattern), float(factor)) for pattern, factor in factors]
+
+    def scaled(updates, params=None):
+        del params
+        found = set()
+
+        def scale(path, update):
+            name = path_name(path)
+            for row, (expression, factor) in enumerate(rows):
+                if expression is not None and expression.match(name):
+                    found.add(row)
+                    return factor * update
+            return update
+
+        result = jax.tree_util.tree_map_with_path(scale, updates)
+        for row, (pattern, _) in enumerate(factors):
+            if row not in found:
+                raise VidlatentError(f"config.optim.factors {pattern!r} matches no parameter.")
+        return result
+
+    return optax.stateless(scaled)

@@ -52,7 +52,7 @@ def started(config: ConfigDict, state: Any, target: Any) -> Any:
         source,
         target["params"],
         lambda: state["params"],
-        family=config.model.name,
+        family=(config.generator or config.model).name,
         kind=kind,
         table=config.train.init_table,
     )

@@ -18,12 +18,15 @@ class Step(NamedTuple):
     Attributes:
       init: ``key -> state``.
       train_step: ``(state, batch, networks) -> (state, metrics)``; metrics are float32 scalars.
-      eval_step: ``(params, batch) -> measurements``, see ``infer.evaluate``.
+      eval_step: measurements of one batch, as the step's own exam (``train.exams``) calls it.
       load_networks: reads the parameters of frozen networks, by name, that every ``train_step``
         is given; their shapes are ``models.frozen.network_shapes``.
+      arrays: of a batch that ``train_step`` is given; the first, ``[B, T, ...]``, is what it learns
+        from.
     """
 
     init: Callable[[jax.Array], State]
     train_step: Callable[[State, Any, Any], tuple[State, dict[str, jax.Array]]]
-    eval_step: Callable[[Any, Any], dict[str, jax.Array]]
+    eval_step: Callable[..., dict[str, jax.Array]]
     load_networks: Callable[[], Any]
+    arrays: tuple[str, ...] = ("video", "mask")

@@ -21,6 +21,7 @@ from vidlatent.models.freeze import stop_frozen
 from vidlatent.train.state import random_key
 from vidlatent.train.steps.judge import Judge
 from vidlatent.train.steps.objective import Objective
+from vidlatent.train.steps.pieces import averaged
 from vidlatent.train.steps.views import make_view
 from vidlatent.typing import VidlatentError
 
@@ -72,30 +73,13 @@ class Gradients:
           batch: ``video`` uint8 ``[B, T, H, W, 3]``, ``mask`` float32 ``[B]``.
           networks: parameters of frozen networks by name.
         """
-        pieces, size = self.pieces, batch["mask"].shape[0]
-        if pieces == 1:
+        if self.pieces == 1:
             return self._of(state, batch, networks, 0)
-        if size % pieces:
-            raise VidlatentError(
-                f"config.optim.accumulate {pieces} does not divide the batch of {size}: "
-                "change one of them."
-            )
-
-        # A piece takes every pieces-th sample, so that it stays spread over the mesh as the batch.
-        def split(x):
-            return jnp.moveaxis(x.reshape(size // pieces, pieces, *x.shape[1:]), 1, 0)
-
-        def add(total, piece):
-            number, rows = piece
-            found = self._of(state, rows, networks, number).small()
-            return jax.tree.map(jnp.add, total, found), None
-
-        rows = jax.tree.map(split, batch)
-        first = jax.tree.map(lambda x: x[0], rows)
-        shapes = jax.eval_shape(lambda: self._of(state, first, networks, 0).small())
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        total, _ = jax.lax.scan(add, zeros, (jnp.arange(pieces), rows))
-        return jax.tree.map(lambda x: x / pieces, total)
+        return averaged(
+            lambda rows, number: self._of(state, rows, networks, number).small(),
+            batch,
+            self.pieces,
+        )
 
     def _of(self, state: Any, batch: Any, networks: Any, piece: Any) -> Found:
         step = state["step"]

@@ -1,0 +1,149 @@
+"""FSVideo's base DiT: Wan2.1's transformer with layer memory on FSAE's latents (sections 2.2-2.4).
+
+``configs/fsvideo_dit.py``           a small one for labelled shapes; it needs a tokenizer and its
+                                     latents, which ``python -m experiments.generator_demo`` makes
+``demo,first=true``                  reads a first frame too: image to video
+``demo,memory=false``                without layer memory; with ``paper`` too
+``configs/fsvideo_dit.py:paper``     the published size, stage 2 of 3
+``paper,stage=image``                images at 256x256 (text to image; nothing is given)
+``paper,stage=video``                121 frames at 256x256
+``paper,stage=target``               121 frames at 512x512
+``paper,stage=sft``                  the same size on the best clips
+
+Latents come from ``--mode=encode``: ``--config.data.path=<set>``. A stage starts from the workdir
+of the one before it: ``--config.train.init_from=runs/fsvideo_dit-paper-stage_image``.
+"""
+
+from configs import common
+from vidlatent.config import parse_arg
+from vidlatent.registry import did_you_mean
+from vidlatent.typing import VidlatentError
+
+_STAGES = ("image", "video", "target", "sft")
+
+
+def get_config(arg: str = ""):
+    arg = parse_arg(arg, presets=("demo", "paper"), stage="video", first=False, memory=True)
+    if arg.stage not in _STAGES:
+        hint = did_you_mean(arg.stage, _STAGES)
+        raise VidlatentError(f"config argument stage={arg.stage} is unknown: {hint}")
+    config = common.get_generator_defaults("fsvideo_dit", arg.preset)
+    generator = config.generator
+    generator.name = "wan"
+    generator.memory = arg.memory  # layer memory (2.3)
+    # Weight of the previous layer in it at the start (not stated): 0.5 from scratch, 0.98 where
+    # Wan's weights go on.
+    generator.memory_share = 0.5
+    generator.eps = 1e-6
+    # Routers: no weight decay and a higher rate (not stated; as in LIMe, whose idea they follow).
+    if arg.memory:
+        config.optim.undecayed = "router_"
+        config.optim.factors = (("router_", 10.0),)
+    _flow(config)
+    {"demo": _demo, "paper": _paper}[arg.preset](config, arg)
+    if not arg.memory:
+        config.preset += "-plain"
+    return config
+
+
+def _flow(config):
+    """Flow matching: eqs. 10-11, logit-normal levels, pseudo-Huber (2.4.1)."""
+    schedule = config.diffusion.schedule
+    schedule.name = "flow"
+    # Not stated: mean and spread of the logit, and the shift.
+    schedule.mean, schedule.std = 0.0, 1.0
+    schedule.shift = 1.0
+    config.diffusion.huber_reduction = "sample"  # sample | token | element (not stated)
+    config.diffusion.huber_c0 = 0.00054  # not stated; the cited paper's
+    config.optim.b1, config.optim.b2 = 0.9, 0.95  # stated
+    sampler = config.sampler
+    sampler.name, sampler.order = "unipc", 2  # solver and shift are not stated: Wan's
+    sampler.shift = 1.0
+
+
+def _paper(config, arg):
+    generator = config.generator
+    generator.latent_channels = 128  # of FSAE
+    generator.mask_channels = 4  # 1 | 4 (not stated; Wan's)
+    generator.condition_channels = 128
+    generator.patch = (1, 1, 1)  # stated
+    generator.width, generator.depth = 5120, 40
+    generator.heads, generator.hidden = 40, 13824
+    generator.freq_dim = 256
+    generator.text_dim, generator.text_length = 4096, 512  # UMT5-XXL
+    generator.label_classes, generator.label_tokens = 0, 4
+    generator.image_dim = 1280  # CLIP ViT-H/14
+    generator.stack = "recomputed"
+    generator.remat = True
+    generator.residual_dtype = "float32"
+    # The shift grows with the root of the tokens: 1 for pictures, 2.5 at 256x256, 5 at 512x512.
+    config.diffusion.schedule.shift = 5.0
+    config.diffusion.schedule.base_tokens = 1984
+    config.sampler.steps = 30  # stated: 30 steps, two evaluations each
+    config.sampler.shift = 5.0
+    config.sampler.guidance.scales = (5.0,)  # not stated; Wan's
+    config.sampler.guidance.drops = (("text",),)  # the image stays on both sides
+    # Dropout (not stated): the text, and what is given of the first frame.
+    config.conditions.drop = {"text": 0.1, "first+image": 0.1}
+    config.encode.text = "wan"  # of prompts, as of the captions in the set
+    config.encode.image = "clip_vith14_wan"
+    config.data.source = "latents"
+    config.data.fps = 24.0  # stated
+    _stage(config, arg.stage)
+    config.optim.weight_decay = 0.01
+    config.optim.ema_decay = 0.9999
+    config.checkpoint.keep_every = 50_000
+    config.preset = f"paper-stage_{arg.stage}"
+    config.recipe = f"fsvideo_dit {arg.stage}"
+    config.sample.fps = 24.0
+
+
+def _stage(config, stage):
+    """The stages' sizes and the shares of their steps, 1 : 2 : 2, are stated (2.4.1); numbers of
+    steps, rates, batches and the share of pictures are not."""
+    pictures = common.area_buckets(1, 256, 64, batch=512)
+    small = common.area_buckets(121, 256, 64, batch=128)
+    large = common.area_buckets(121, 512, 64, batch=64)
+    chosen = {"image": pictures, "video": small, "target": large, "sft": large}[stage]
+    steps = {"image": 100_000, "video": 200_000, "target": 200_000, "sft": 5000}[stage]
+    rate = {"image": 1e-4, "video": 1e-4, "target": 5e-5, "sft": 1e-5}[stage]
+    shares = (1.0,) * len(chosen)
+    if stage in ("video", "target"):  # 15 % pictures
+        side = {"video": 256, "target": 512}[stage]
+        more = common.area_buckets(1, side, 64, batch=512)
+        shares = (0.85 / len(chosen),) * len(chosen) + (0.15 / len(more),) * len(more)
+        chosen = chosen + more
+    config.data.buckets, config.data.bucket_weights = chosen, shares
+    common.long_run(config, steps=steps, lr=rate)
+    side = {"image": (1, 256, 256), "video": (121, 256, 256)}
+    # 720x1280 is no multiple of 64 and the refiner doubles the base's size: 384x640 below 768x1280.
+    config.sample.size = side[stage] if stage in side else (121, 384, 640)
+    before = {"image": None, "video": "image", "target": "video", "sft": "target"}[stage]
+    if before:
+        config.train.init_recipes = (f"fsvideo_dit {before}",)
+
+
+def _demo(config, arg):
+    generator = config.generator
+    generator.latent_channels = 8
+    generator.mask_channels = 1 if arg.first else 0
+    generator.condition_channels = 8 if arg.first else 0
+    generator.patch = (1, 2, 2)  # latents of 4x4x4 need fewer tokens, those of 64x64x4 do not
+    generator.width, generator.depth = 128, 6
+    generator.heads, generator.hidden = 4, 512
+    generator.freq_dim = 64
+    generator.text_dim, generator.text_length = 16, 4
+    generator.label_classes, generator.label_tokens = 48, 4
+    generator.image_dim = 0
+    generator.stack = "scanned"  # quicker at so few layers
+    generator.remat = False
+    generator.residual_dtype = "float32"
+    config.conditions.drop = {"label": 0.1}
+    if arg.first:
+        config.conditions.drop = {"label": 0.1, "first": 0.3}
+        config.preset += "-first"
+    config.sampler.steps = 20
+    config.sampler.guidance.scales = (2.5,)
+    config.sampler.guidance.drops = (("label",),)
+    common.generator_demo(config)
+    config.recipe = "fsvideo_dit demo"

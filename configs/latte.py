@@ -1,0 +1,87 @@
+"""Latte on IV-VAE's latents: the generation experiments of IV-VAE (supplement, section D).
+
+``configs/latte.py``               a small one for labelled shapes; it needs a tokenizer and its
+                                   latents: ``python -m experiments.generator_demo --system=latte``
+``configs/latte.py:paper``         Latte-XL/2, 17 frames at 256x256 (``z=16`` for other latents)
+``paper,data=ucf101``              class-conditional: ``ucf101``, ``kinetics400``
+``paper,data=sky``                 without classes: ``sky`` (SkyTimelapse, with pictures), ``faces``
+
+Latents come from ``--mode=encode``: ``--config.data.path=<set>``.
+"""
+
+from configs import common
+from vidlatent.config import parse_arg
+from vidlatent.registry import did_you_mean
+from vidlatent.typing import VidlatentError
+
+# Classes; steps after which gradients are clipped (Latte's code).
+_DATA = {"ucf101": (101, 100_000), "kinetics400": (400, 100_000), "sky": (0, 20_000)}
+_DATA["faces"] = (0, 20_000)
+
+
+def get_config(arg: str = ""):
+    arg = parse_arg(arg, presets=("demo", "paper"), data="ucf101", z=4)
+    if arg.data not in _DATA:
+        hint = did_you_mean(arg.data, _DATA)
+        raise VidlatentError(f"config argument data={arg.data} is unknown: {hint}")
+    config = common.get_generator_defaults("latte", arg.preset)
+    generator = config.generator
+    generator.name = "latte"
+    generator.patch = (1, 2, 2)
+    generator.learned_variance = True
+    generator.images_skip_time = True  # pictures pass the spatial blocks alone
+    generator.eps = 1e-6
+    generator.residual_dtype = "float32"
+    common.noise_prediction(config)  # Latte's
+    {"demo": _demo, "paper": _paper}[arg.preset](config, arg)
+    return config
+
+
+def _paper(config, arg):
+    classes, clip_after = _DATA[arg.data]
+    generator = config.generator
+    generator.latent_channels = arg.z  # which z is not stated; the others compared have 4
+    generator.width, generator.depth = 1152, 28
+    generator.heads, generator.hidden = 16, 4608
+    generator.freq_dim = 256
+    generator.label_classes = classes
+    generator.remat = True
+    config.data.source = "latents"
+    # 17 frames, every third of the source; 32 videos in a step (stated).
+    config.data.buckets = ((17, 256, 256, 32),)
+    if arg.data == "sky":  # 20 pictures beside them (stated), here in batches of their own
+        config.data.buckets = ((17, 256, 256, 32), (1, 256, 256, 20))
+    if classes:
+        config.conditions.drop = {"label": 0.1}
+    # 250 steps (stated); guidance 7 for UCF-101 (Latte's), none elsewhere.
+    config.sampler.name, config.sampler.steps = "ancestral", 250
+    config.sampler.guidance.scales = (7.0,) if classes else ()
+    config.sample.size = (17, 256, 256)
+    config.sample.fps = 8.0
+    # Rate stated; its schedule, decay, clipping and EMA are Latte's, the number of steps is open.
+    common.long_run(config, steps=300_000, lr=1e-4)
+    config.optim.warmup_steps = 0
+    config.optim.b2 = 0.999
+    config.optim.weight_decay = 0.0
+    config.optim.clip_norm, config.optim.clip_after = 0.1, clip_after
+    config.optim.ema_decay = 0.9999
+    config.seed = 3407
+    config.checkpoint.keep_every = 50_000
+    config.preset = f"paper-{arg.data}"
+    config.recipe = f"latte {arg.data}"
+
+
+def _demo(config, arg):
+    generator = config.generator
+    generator.latent_channels = 8
+    generator.width, generator.depth = 128, 6
+    generator.heads, generator.hidden = 4, 512
+    generator.freq_dim = 64
+    generator.label_classes = 48
+    generator.remat = False
+    config.conditions.drop = {"label": 0.1}
+    config.sampler.name, config.sampler.steps = "ddim", 25
+    config.sampler.spacing = "trailing"
+    config.sampler.guidance.scales = (2.5,)
+    common.generator_demo(config)
+    config.recipe = "latte demo"

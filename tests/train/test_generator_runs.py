@@ -1,0 +1,221 @@
+"""Runs of a tiny generator: latents to checkpoint to videos, resumed, examined, refused."""
+
+import hashlib
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.train.generators import tiny, tokenizer_run
+from vidlatent import config as configs
+from vidlatent.dist.mesh import make_mesh
+from vidlatent.dist.rules import path_name
+from vidlatent.infer import generate, generate_eval
+from vidlatent.infer.encode import encode_set
+from vidlatent.infer.generate import Generator, generate_videos
+from vidlatent.infer.generate_load import Latents, check_made_by
+from vidlatent.infer.load import open_checkpoints
+from vidlatent.io.writers import read_metrics
+from vidlatent.train import loop
+from vidlatent.train.loop import INTERRUPTED, train
+from vidlatent.train.state import random_key
+from vidlatent.train.subjects import subject_of
+from vidlatent.typing import VidlatentError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    patch = pytest.MonkeyPatch()
+    one = jax.devices()[:1]
+    for module in (loop, generate, generate_eval):
+        patch.setattr(module, "make_mesh", lambda sizes: make_mesh(sizes, one))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A tokenizer and the latents that it makes of shapes."""
+    folder = tmp_path_factory.mktemp("generator")
+    tokenizer = tokenizer_run(folder / "tokenizer")
+    config = configs.read(folder / "tokenizer")
+    videos = tiny(tokenizer, "videos")
+    with config.unlocked():
+        config.data = videos.data
+        config.encode.pictures = 0
+    assert encode_set(config, folder / "tokenizer", -1, str(folder / "latents")) == 0
+    return folder
+
+
+def config_of(places, arg="latents", **keys):
+    return tiny(places / "tokenizer", arg, data__path=places / "latents", **keys)
+
+
+@pytest.fixture(scope="module")
+def straight(places):
+    """12 steps on latents, examined half-way."""
+    config = config_of(places, eval__every=6)
+    assert train(config, places / "straight") == 0
+    return places / "straight"
+
+
+def digest(workdir, step):
+    config = configs.read(workdir)
+    state = jax.eval_shape(subject_of(config).make_step().init, random_key(0, "params"))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state
+    )
+    checkpoints = open_checkpoints(config, workdir)
+    leaves = jax.tree_util.tree_leaves_with_path(checkpoints.restore(target, step=step).state)
+    checkpoints.close()
+    total = hashlib.sha256()
+    for path, leaf in sorted(leaves, key=lambda item: path_name(item[0])):
+        total.update(path_name(path).encode() + np.asarray(leaf).tobytes())
+    return total.hexdigest()
+
+
+def test_a_run_leaves_curves_samples_and_a_report(straight, places):
+    curves = read_metrics(straight / "metrics.jsonl")
+    assert curves["val/loss"][0] == [6, 12] and curves["train/loss"][0] == [4, 8, 12]
+    assert curves["train/latent_frames_per_second"][0] == [4, 8, 12]
+    for file in ("report.html", "contact_sheet.png", "scores.json"):
+        assert (straight / "eval" / "step_12" / file).stat().st_size > 500
+    assert (straight / "samples" / "step_6.png").is_file()
+    scores = json.loads((straight / "eval" / "step_12" / "scores.json").read_text())
+    assert scores["scores"]["loss"] == pytest.approx(
+        np.mean([row["loss"] for row in scores["by_level"]])
+    )
+    known = Latents.load(straight)
+    assert known.label_names[0].endswith("moving left") and len(known.label_names) == 48
+    assert np.ptp(known.std) > 0
+
+
+def test_cut_and_resumed_run_is_bitwise_equal(straight, places):
+    cut = places / "cut"
+    assert train(config_of(places, eval__every=6, train__stop_at=5), cut) == INTERRUPTED
+    assert train(config_of(places, eval__every=6), cut) == 0
+    assert digest(cut, 12) == digest(straight, 12)
+    ours, theirs = (read_metrics(w / "metrics.jsonl")["val/loss"][1] for w in (cut, straight))
+    assert ours == theirs
+
+
+def test_evaluation_is_the_same_in_a_mode_of_its_own(straight, places):
+    config = configs.read(straight, {"sample.grid": "0"})
+    folder = places / "evaluated"
+    assert generate_eval.evaluate_generator(config, straight, 12, str(folder)) == 0
+    found, before = (
+        json.loads((place / "scores.json").read_text())
+        for place in (folder, straight / "eval" / "step_12")
+    )
+    assert found["scores"] == before["scores"] and found["by_level"] == before["by_level"]
+    assert not (folder / "contact_sheet.png").exists()
+
+
+def sampled(workdir, output, prompt="", prompts="", input="", **keys):
+    keys = {key.replace("__", "."): str(value) for key, value in keys.items()}
+    config = configs.read(workdir, keys)
+    assert generate_videos(config, workdir, -1, str(output), prompt, prompts, input) == 0
+    return json.loads((output / "samples.json").read_text())
+
+
+def test_samples_are_decided_by_their_seeds(straight, tmp_path):
+    """Whatever the batch, the order and the number of videos that are made with them."""
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": "Red  square moving LEFT"}, {"prompt": "3", "seed": 7}]
+    prompts.write_text("\n".join(map(json.dumps, rows)))
+    about = sampled(straight, tmp_path / "a", prompts=str(prompts), sample__count=2)
+    named = [(row["prompt"], row["seed"], row["number"]) for row in about["videos"]]
+    third = Latents.load(straight).label_names[3]
+    left = "red square moving left"
+    assert named == [(left, 0, 0), (left, 1, 1), (third, 7, 0), (third, 8, 1)]
+    assert about["nfe"] == 8 and about["step"] == 12 and about["latent_shape"] == [2, 4, 4, 4]
+    again = sampled(straight, tmp_path / "b", prompts=str(prompts), sample__count=2)
+    generator = Generator.from_workdir(straight)
+    requests = generator.requests([left, "3"], count=1, seed=1)
+    (_, latent), (_, other) = generator.latents(requests)
+    assert requests[0].seed == 1 and np.abs(latent - other).max() > 1e-3
+    ((_, alone),) = generator.latents(requests[:1])
+    np.testing.assert_allclose(alone, latent, atol=1e-5)
+    for row, same in zip(about["videos"], again["videos"], strict=True):
+        assert row == same
+        files = [(tmp_path / place / row["file"]).read_bytes() for place in "ab"]
+        assert files[0] == files[1]
+    assert (tmp_path / "a" / "contact_sheet.png").is_file()
+
+
+@pytest.mark.slow
+def test_vbench_finds_its_names_and_mistakes_are_named(straight, tmp_path):
+    about = sampled(
+        straight,
+        tmp_path,
+        prompt="blue circle moving up",
+        sample__count=2,
+        sample__vbench="true",
+        sample__size="(5, 6, 7)",
+    )
+    names = [f"blue circle moving up-{k}.mp4" for k in range(2)]
+    assert [row["file"] for row in about["videos"]] == names
+    assert all((tmp_path / name).is_file() for name in names) and about["size"] == [5, 6, 7]
+    with pytest.raises(VidlatentError, match="no class 'pink square moving left'.*did you"):
+        sampled(straight, tmp_path, prompt="pink square moving left")
+    with pytest.raises(VidlatentError, match="prompts=nowhere.txt: there is no such file"):
+        sampled(straight, tmp_path, prompts="nowhere.txt")
+    with pytest.raises(VidlatentError, match="is a tokenizer's: --mode=sample needs"):
+        sampled(straight.parent / "tokenizer", tmp_path, prompt="0")
+    with pytest.raises(VidlatentError, match="frames, height, width"):
+        sampled(straight, tmp_path, prompt="0", sample__size="(5, 6)")
+
+
+@pytest.mark.slow
+def test_a_first_frame_is_read_from_videos_and_from_a_picture(places, tmp_path):
+    """Trained from videos through the frozen tokenizer, which is no part of the state."""
+    run = places / "first"
+    config = config_of(places, "videos,first=true", train__steps=2, sample__clamp_first="true")
+    assert train(config, run) == 0
+    assert Latents.load(run).mean == (0.0,) * 4
+    picture = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 20, 3), np.uint8)).save(picture)
+    about = sampled(run, tmp_path / "out", prompt="3", input=str(picture))
+    assert about["videos"][0]["image"] == "picture.png"
+    generator = Generator.from_workdir(run)
+    plain, told = (
+        list(generator.latents(generator.requests_for(rows, 1, 0)))[0][1]
+        for rows in ([{"prompt": "3"}], [{"prompt": "3", "image": str(picture)}])
+    )
+    assert np.abs(plain - told).max() > 1e-3
+    whole = Image.open(picture).resize((10, 8), Image.Resampling.BICUBIC)
+    seen = generator.codec.encode(np.asarray(whole)[None, :, 1:9]).latent[0]
+    np.testing.assert_allclose(told[0], seen, atol=1e-4)
+    with pytest.raises(VidlatentError, match="no picture at nowhere.png"):
+        sampled(run, tmp_path, prompt="3", input="nowhere.png")
+
+
+def test_latents_of_another_tokenizer_are_refused(straight, places, tmp_path):
+    other = tmp_path / "other"
+    tokenizer_run(other)
+    stored = json.loads((other / "config.json").read_text())
+    stored["model"]["latent_channels"] = 8
+    (other / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(VidlatentError, match="latents were made by.*tokenizer.path"):
+        subject_of(tiny(other, "latents", data__path=places / "latents"))
+    check_made_by(Latents.load(straight), configs.read(places / "tokenizer"), "tokenizer")
+    with pytest.raises(VidlatentError, match="tokenizer.path is empty"):
+        subject_of(tiny("", "videos"))
+    known = Latents.load(straight)
+    moved = Latents(known.spec, tuple(m + 1 for m in known.mean), known.std)
+    with pytest.raises(VidlatentError, match="other means and standard deviations"):
+        moved.settle(straight, 12)
+    with pytest.raises(VidlatentError, match="holds no generator"):
+        Latents.load(tmp_path)
+
+
+@pytest.mark.slow
+def test_without_a_tokenizer_training_shows_latent_channels(places, tmp_path):
+    config = config_of(places, train__steps=1, tokenizer__path="")
+    assert train(config, tmp_path) == 0
+    assert (tmp_path / "samples" / "step_1.png").is_file()
+    with pytest.raises(VidlatentError, match="tokenizer.path is empty.*to decode|decode"):
+        sampled(tmp_path, tmp_path / "out", prompt="0")

@@ -1,0 +1,353 @@
+"""Videos from classes, texts and images: a trained generator with its tokenizer.
+
+A video is decided by the generator's weights, the settings, its own seed and its conditions.
+Latents are drawn a batch at a time; frames are decoded and written one after another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from vidlatent import config as configs
+from vidlatent.data.pictures import read_picture
+from vidlatent.dist.mesh import make_mesh
+from vidlatent.dist.multihost import is_main
+from vidlatent.infer.codec import Codec
+from vidlatent.infer.generate_inputs import content_latent, pooled_side
+from vidlatent.infer.generate_load import Latents, generator_of, restored_generator
+from vidlatent.infer.generate_outputs import settings, video_name
+from vidlatent.infer.generate_preview import codec_of, one_device
+from vidlatent.infer.generate_requests import Request, read_prompts, requests_of
+from vidlatent.infer.generate_texts import Pictures, Texts
+from vidlatent.infer.sampling import LatentSampler
+from vidlatent.io.pictures import contact_sheet, pick_frames
+from vidlatent.io.video import VideoWriter
+from vidlatent.typing import VidlatentError
+
+__all__ = ["Generator", "generate_videos"]
+
+_FPS = 24.0  # of files, where nobody knows the clips' rate
+_SHOWN, _COLUMNS = 48, 8  # videos and frames of each on the contact sheet
+
+
+class Generator:
+    """A generator ready to be asked.
+
+        generator = Generator.from_workdir("runs/fsvideo_dit-demo")
+        for request, latent in generator.latents(generator.requests(["red square moving left"])):
+            video = np.concatenate(list(generator.decode(request, latent)))
+
+    Args:
+      config: of its run, with what was overridden.
+      params: its parameters, on ``mesh``.
+      latents: what its run knew of them.
+      step: of the checkpoint.
+
+    Attributes:
+      size: frames, height and width of the videos.
+      shape: of their latents, ``(t, h, w, c)``.
+      sampler: the compiled loop.
+      codec: the tokenizer; None where the config names none.
+    """
+
+    def __init__(
+        self, config: ConfigDict, params: Any, latents: Latents, mesh: Mesh, step: int = 0
+    ):
+        self.config, self.params, self.known, self.step = config, params, latents, step
+        self.model, self._mesh = generator_of(config), mesh
+        self.size = self._size()
+        self.shape = self._latent_shape()
+        self.sampler = LatentSampler(
+            self.model,
+            config.diffusion.schedule.to_dict(),
+            config.sampler.to_dict(),
+            self.shape,
+        )
+        self.codec: Codec | None = None
+        if config.tokenizer.path:
+            with one_device():
+                self.codec = codec_of(config, latents)
+        self._texts, self._semantic = Texts(config), Pictures(config)
+        self._pictures: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def from_workdir(
+        cls, workdir: str | Path, overrides: Mapping[str, str] | None = None, step: int = -1
+    ) -> Generator:
+        """The generator trained in ``workdir``; ``step`` below 0 is the newest sound one."""
+        return cls.of(configs.read(Path(workdir), overrides), Path(workdir), step)
+
+    @classmethod
+    def of(cls, config: ConfigDict, workdir: Path, step: int) -> Generator:
+        """The same with a config that has been read."""
+        latents, mesh = Latents.load(workdir), make_mesh(config.mesh)
+        model = generator_of(config)
+        with jax.set_mesh(mesh):
+            restored = restored_generator(config, workdir, model, mesh, step)
+        if restored.spec is not None and restored.spec.hash != latents.spec.hash:
+            raise VidlatentError(
+                f"the checkpoint of step {restored.step} is of latents {restored.spec}, but "
+                f"{workdir} says {latents.spec}: train in another workdir."
+            )
+        return cls(config, restored.state, latents, mesh, restored.step)
+
+    def _size(self) -> tuple[int, int, int]:
+        size = tuple(self.config.sample.size) or tuple(self.config.data.buckets[-1][:3])
+        if len(size) != 3 or min(size) < 1:
+            raise VidlatentError(
+                f"config.sample.size={size}: give (frames, height, width), such as (9, 64, 64)."
+            )
+        return size
+
+    def _latent_shape(self) -> tuple[int, int, int, int]:
+        """Of the smallest latent that holds ``size`` and is cut by whole patches."""
+        spec, patch = self.known.spec, self.model.patch
+        frames = spec.rule.ceil(self.size[0])
+        sides = [
+            -(-side // (factor * part)) * factor * part
+            for side, factor, part in zip(self.size[1:], (spec.h, spec.w), patch[1:], strict=True)
+        ]
+        return spec.latent_shape((frames, *sides))
+
+    def requests(self, prompts: Sequence[str] = (), count: int = 1, seed: int = 0) -> list[Request]:
+        """Requests for ``count`` videos of each prompt; no prompts: of each class, or just so."""
+        return self.requests_for([{"prompt": prompt} for prompt in prompts], count, seed)
+
+    def requests_for(
+        self, rows: Sequence[dict[str, object]], count: int, seed: int
+    ) -> list[Request]:
+        """The same from rows as ``generate_requests.read_prompts`` returns them."""
+        names, classes = None, 0
+        if "label" in self.model.reads:
+            names, classes = self.known.label_names, self.model.label_classes
+            rows = rows or [{"prompt": name} for name in names or map(str, range(classes))]
+        elif "text" in self.model.reads and not rows:
+            raise VidlatentError(
+                "this generator reads texts: give --prompt='...' or --prompts=file.txt."
+            )
+        return requests_of(
+            rows or [{"prompt": ""}], count=count, seed=seed, label_names=names, classes=classes
+        )
+
+    def latents(self, requests: Sequence[Request]) -> Iterator[tuple[Request, np.ndarray]]:
+        """Latents ``[t, h, w, c]`` as the tokenizer decodes them, in the order of the requests.
+
+        Batches are filled up, so that one program serves them all.
+        """
+        size = max(1, min(self.config.sample.batch, len(requests)))
+        start = 0
+        while start < len(requests):
+            # All of a batch have a picture or none has.
+            pictured = bool(requests[start].image)
+            batch = [requests[start]]
+            for request in requests[start + 1 : start + size]:
+                if bool(request.image) != pictured:
+                    break
+                batch.append(request)
+            full = batch + [batch[-1]] * (size - len(batch))
+            conditions = self._conditions(full)
+            with jax.set_mesh(self._mesh):
+                drawn = self.sampler(self.params, [r.seed % 2**32 for r in full], conditions)
+            if self.config.sample.clamp_first and "first" in conditions and pictured:
+                drawn = drawn.copy()
+                drawn[:, :1] = conditions["first"]
+            yield from zip(batch, self.known.restored(drawn)[: len(batch)], strict=True)
+            start += len(batch)
+
+    def _conditions(self, requests: Sequence[Request]) -> dict[str, Any]:
+        """What the generator reads, ``[B, ...]`` each; None where nothing is asked."""
+        found: dict[str, Any] = {}
+        pictures = [self.picture(request) for request in requests]
+        given = pictures[0] is not None
+        for name in self.model.reads:
+            if name == "label":
+                found[name] = np.asarray([request.label for request in requests], np.int32)
+            elif name == "text":
+                found |= self._texts([request.prompt for request in requests])
+            elif not given:
+                found[name] = None
+            elif name == "first":
+                found[name] = np.stack([self._first(picture) for picture in pictures])
+            elif name == "content":
+                found[name] = self._content(np.stack(pictures))
+            else:
+                found[name] = self._semantic(np.stack(pictures))
+        return found
+
+    def picture(self, request: Request) -> np.ndarray | None:
+        """The request's picture, scaled and cut to the size of the videos, uint8 ``[H, W, 3]``."""
+        if not request.image:
+            return None
+        if request.image not in self._pictures:
+            if not Path(request.image).is_file():
+                raise VidlatentError(f"there is no picture at {request.image}.")
+            self._pictures = {request.image: read_picture(request.image, self.size[1:])}
+        return self._pictures[request.image]
+
+    def _tokenizer(self) -> Codec:
+        if self.codec is None:
+            raise VidlatentError(
+                "config.tokenizer.path is empty: name the tokenizer's workdir, "
+                "--config.tokenizer.path=runs/fsae-demo, to code pictures and decode latents."
+            )
+        return self.codec
+
+    def _first(self, picture: np.ndarray) -> np.ndarray:
+        padded = self._padded(picture)
+        with one_device():
+            latent = self._tokenizer().encode(padded[None]).latent[:1]
+        return np.asarray(self.known.standardised(latent))
+
+    def _padded(self, picture: np.ndarray) -> np.ndarray:
+        """Repeats the last row and column up to the size that the latents cover."""
+        spec = self.known.spec
+        height, width = (n * f for n, f in zip(self.shape[1:3], (spec.h, spec.w), strict=True))
+        room = ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0))
+        return np.pad(picture, room, mode="edge")
+
+    def _content(self, pictures: np.ndarray) -> np.ndarray:
+        if side := pooled_side(self.config, self.model, self.known):
+            padded = np.stack([self._padded(picture) for picture in pictures])
+            return np.asarray(content_latent(padded, side))
+        raise VidlatentError(
+            "config.conditions.content is 'latents', which only a data set has: pass a set with "
+            "content_latent, or train with 'pooled'."
+        )
+
+    def decode(self, request: Request, latent: np.ndarray) -> Iterator[np.ndarray]:
+        """The video's frames in pieces, uint8 ``[n, H, W, 3]``."""
+        codec, picture = self._tokenizer(), self.picture(request)
+        content = None
+        if picture is not None:
+            clips = -(-self.size[0] // self.known.spec.rule.first)
+            several = hasattr(codec.model, "content_frame")
+            content = np.stack([picture] * (clips if several else 1))
+        elif hasattr(codec.model, "takes_condition") and codec.model.takes_condition:
+            raise VidlatentError(
+                f"the decoder of {self.known.spec.name} looks at a given frame: give one by "
+                "--input=picture.png."
+            )
+        pieces = codec.decode_stream([latent], self.size[0], self.size[1:], content)
+        while True:
+            with one_device():
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+
+def generate_videos(
+    config: ConfigDict,
+    workdir: Path,
+    step: int,
+    output: str,
+    prompt: str,
+    prompts: str,
+    input: str,
+) -> int:
+    """The mode ``sample``: videos, a contact sheet and every setting as JSON.
+
+    Args:
+      config, workdir: of the generator's run.
+      step: checkpoint; below 0 the newest.
+      output: folder; empty: ``<workdir>/samples/step_<n>``.
+      prompt: one text or class; ``prompts``: a file of them; neither: ``config.sample.prompts``.
+      input: picture that every video begins with (or whose content it has).
+    """
+    if not config.generator:
+        raise VidlatentError(
+            f"--workdir={workdir} is a tokenizer's: --mode=sample needs a generator's, such as "
+            "that of configs/fsvideo_dit.py."
+        )
+    generator = Generator.of(config, workdir, step)
+    generator._tokenizer()  # missing, it is told before anything is drawn
+    rows = [{"prompt": text} for text in ([prompt] if prompt else config.sample.prompts)]
+    rows = read_prompts(prompts) if prompts else rows
+    requests = generator.requests_for(rows, config.sample.count, config.sample.seed)
+    if input:
+        requests = [dataclasses.replace(request, image=input) for request in requests]
+    folder = Path(output) if output else workdir / "samples" / f"step_{generator.step}"
+    return _write_all(generator, requests, folder)
+
+
+def _write_all(generator: Generator, requests: Sequence[Request], folder: Path) -> int:
+    config = generator.config
+    fps = config.sample.fps or generator.known.fps or _FPS
+    picks = pick_frames(generator.size[0], _COLUMNS)
+    rows, sheet, labels, taken = [], [], [], set()
+    began, decoding = time.perf_counter(), 0.0
+    for request, latent in tqdm(
+        generator.latents(requests), total=len(requests), unit="video", disable=None
+    ):
+        if not is_main():
+            continue
+        start = time.perf_counter()
+        name = video_name(request.prompt, request.number, taken, vbench=config.sample.vbench)
+        shown = _write(generator.decode(request, latent), folder / name, fps, picks)
+        decoding += time.perf_counter() - start
+        rows.append({"file": name, **_words(request)})
+        if len(sheet) < _SHOWN:
+            sheet.append(shown)
+            labels.append(f"{request.prompt or 'sample'}\nseed {request.seed}")
+    if not is_main():
+        return 0
+    total = time.perf_counter() - began
+    about = settings(
+        config,
+        step=generator.step,
+        latents=generator.known.spec.to_json(),
+        size=generator.size,
+        latent_shape=generator.shape,
+        fps=float(fps),
+        nfe=generator.sampler.nfe,
+        seconds={"drawing": round(total - decoding, 3), "decoding": round(decoding, 3)},
+        videos=rows,
+    )
+    (folder / "samples.json").write_text(json.dumps(about, indent=1) + "\n")
+    contact_sheet(sheet, labels, folder / "contact_sheet.png", group=len(sheet), numbers=picks)
+    logging.info(
+        "%d videos of %s frames, %d evaluations of the network each",
+        len(rows),
+        "x".join(map(str, generator.size)),
+        generator.sampler.nfe,
+    )
+    for name in ("contact_sheet.png", "samples.json"):
+        logging.info("wrote %s", folder / name)
+    return 0
+
+
+def _write(
+    pieces: Iterator[np.ndarray], path: Path, fps: float, picks: Sequence[int]
+) -> np.ndarray:
+    """Write a video as it comes; the picked frames."""
+    kept, number = [], 0
+    with VideoWriter(path, fps) as writer:
+        for piece in pieces:
+            for frame in piece:
+                writer.add(frame)
+                if number in picks:
+                    kept.append(frame)
+                number += 1
+    return np.stack(kept)
+
+
+def _words(request: Request) -> dict[str, Any]:
+    return {
+        "prompt": request.prompt,
+        "label": request.label,
+        "seed": request.seed,
+        "number": request.number,
+        "image": Path(request.image).name,
+    }

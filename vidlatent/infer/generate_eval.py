@@ -1,0 +1,56 @@
+"""``--mode=eval`` of a generator's workdir: its loss on validation latents, and samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from vidlatent.dist.mesh import make_mesh
+from vidlatent.dist.multihost import is_main
+from vidlatent.infer.data import Loaders
+from vidlatent.infer.generate_inputs import Inputs
+from vidlatent.infer.generate_load import Latents, generator_of, latents_of, restored_generator
+from vidlatent.infer.generate_loss import compile_loss_step, evaluate_loss, loss_step
+from vidlatent.infer.generate_outputs import write_generator_report
+from vidlatent.infer.generate_preview import Grid
+from vidlatent.typing import VidlatentError
+
+__all__ = ["evaluate_generator"]
+
+
+def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str) -> int:
+    """Score the checkpoint of ``workdir`` on the validation part of ``config.data``.
+
+    Latents are standardised as in the run's training, whatever set they come from. Writes into
+    ``output`` (default ``<workdir>/eval/step_<n>``); returns the exit status.
+
+    Raises:
+      VidlatentError: the data holds another tokenizer's latents.
+    """
+    model, known, found = generator_of(config), Latents.load(workdir), latents_of(config)
+    if found.spec.hash != known.spec.hash:
+        raise VidlatentError(
+            f"{workdir} was trained on latents {known.spec}, the data holds {found.spec}: name a "
+            "set of the same tokenizer by --config.data.path=..."
+        )
+    inputs, mesh = Inputs(config, model, known), make_mesh(config.mesh)
+    networks = inputs.load_networks()
+    with jax.set_mesh(mesh):
+        restored = restored_generator(config, workdir, model, mesh, step)
+        measure = compile_loss_step(
+            loss_step(config, model, inputs), inputs.arrays, networks, mesh, restored.state
+        )
+        with Loaders(config, known.spec, workdir).validation() as loader:
+            result = evaluate_loss(measure, restored.state, loader)
+            sheet = Grid(config, networks, mesh)(restored.state, loader)
+    if is_main():
+        folder = Path(output) if output else workdir / "eval" / f"step_{restored.step}"
+        write_generator_report(
+            result, folder, config=config, step=restored.step, workdir=workdir, sheet=sheet
+        )
+        logging.info("loss %.4g over %d clips", result.scores["loss"], result.scores["clips"])
+        logging.info("report in %s", folder / "report.html")
+    return 0

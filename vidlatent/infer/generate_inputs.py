@@ -1,0 +1,168 @@
+"""What a generator's step is given: latents and conditions, made of a batch of the loader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vidlatent.dist.rules import constrain
+from vidlatent.infer.generate_load import Latents, tokenizer_config
+from vidlatent.infer.load import abstract_params, model_of
+from vidlatent.infer.pixels import from_pixels
+from vidlatent.io.weights import load_params
+from vidlatent.registry import did_you_mean
+from vidlatent.typing import VidlatentError
+
+__all__ = ["CONTENTS", "Inputs", "absent", "content_latent", "pooled_side"]
+
+CONTENTS = ("latents", "pooled")
+# Arrays of a batch that a condition is made of.
+_ARRAYS = {
+    "label": ("label",),
+    "text": ("text", "text_length"),
+    "image": ("image",),
+    "first": (),
+    "content": ("content_latent",),
+}
+_VIDEO_AXES = ("batch", "time", "height", "width", "channel")
+
+
+class Inputs:
+    """``(batch, networks, key) -> (standardised latent [B, t, h, w, c], conditions)``.
+
+    Args:
+      config: of the run.
+      model: the generator, whose ``reads`` are the names of its conditions.
+      latents: what is known of the latents.
+
+    Attributes:
+      arrays: those of a batch that are needed, the latents or videos first.
+    """
+
+    def __init__(self, config: ConfigDict, model: Any, latents: Latents):
+        reads = model.reads
+        unknown = [name for name in reads if name not in _ARRAYS]
+        if unknown:
+            raise ValueError(f"conditions {unknown} have no arrays in a batch")
+        self.reads, self._latents = reads, latents
+        self._pooled = pooled_side(config, model, latents)
+        self._from_videos = config.data.source != "latents"
+        self._config, self._sample = config, config.tokenizer.sample
+        own = [array for name in reads for array in self._arrays_of(name)]
+        self.arrays = ("video" if self._from_videos else "latent", "mask", *own)
+        self._tokenizer = model_of(tokenizer_config(config)) if self._from_videos else None
+
+    def _arrays_of(self, name: str) -> tuple[str, ...]:
+        if name == "content" and self._pooled:
+            return () if self._from_videos else ("content",)
+        return _ARRAYS[name]
+
+    def load_networks(self) -> dict[str, Any]:
+        """The frozen tokenizer's parameters, where videos are encoded in the step."""
+        if self._tokenizer is None:
+            return {}
+        own, step = tokenizer_config(self._config), self._config.tokenizer.step
+        shapes = abstract_params(self._tokenizer)
+        path = self._config.tokenizer.path
+        params = load_params(path, shapes, family=own.model.name, step=None if step < 0 else step)
+        return {"tokenizer": params}
+
+    def __call__(
+        self, batch: Mapping[str, jax.Array], networks: Mapping[str, Any], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        missing = [name for name in self.arrays if name not in batch]
+        if missing:
+            raise VidlatentError(
+                f"the generator reads {', '.join(self.reads)}, but the data has no "
+                f"{' and no '.join(missing)}: encode a set that has, or choose a generator that "
+                "reads less."
+            )
+        if self._from_videos:
+            latent = self._encoded(batch["video"], networks["tokenizer"], key)
+        else:
+            latent = batch["latent"]
+        latent = self._latents.standardised(latent)
+        return latent, {name: self._condition(name, batch, latent) for name in self.reads}
+
+    def _encoded(self, video: jax.Array, params: Any, key: jax.Array) -> jax.Array:
+        pixels = constrain(from_pixels(video), _VIDEO_AXES)
+        posterior, _ = self._tokenizer.apply({"params": params}, pixels, method="encode")
+        latent = posterior.sample(key) if self._sample else posterior.mode()
+        return jax.lax.stop_gradient(latent)
+
+    def _condition(self, name: str, batch: Mapping[str, jax.Array], latent: jax.Array) -> Any:
+        if name == "first":
+            return latent[:, :1]
+        if name == "text":
+            return {"states": batch["text"], "length": batch["text_length"]}
+        if name == "content" and self._pooled:
+            return content_latent(self._content_frame(batch), self._pooled)
+        return batch[_ARRAYS[name][0]]
+
+    def _content_frame(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        if not self._from_videos:
+            return batch["content"][:, 0]
+        model = self._tokenizer
+        if not hasattr(model, "content_frame"):
+            raise VidlatentError(
+                f"this generator reads a content frame, and {self._latents.spec.name} has none: "
+                "use a tokenizer with one, such as configs/reducio_vae.py."
+            )
+        return model.apply({}, batch["video"], method="content_frame").reshape(
+            batch["video"].shape[0], *batch["video"].shape[2:]
+        )
+
+
+def absent(
+    conditions: Mapping[str, Any], reads: Sequence[str] = (), frames: int = 0
+) -> dict[str, jax.Array]:
+    """Samples ``[B]`` that do without a condition although their batch has it.
+
+    Those without a label, those whose text is empty, and pictures without what would give them
+    away: their only frame, and the semantic tokens that were made of it.
+
+    Args:
+      conditions: by name, ``[B, ...]`` each.
+      reads, frames: of the generator, and latent frames, in training; so that pictures are told.
+    """
+    given = {name: value for name, value in conditions.items() if value is not None}
+    found = {}
+    if "label" in given:
+        found["label"] = given["label"] < 0
+    if "text" in given:
+        found["text"] = given["text"]["length"] <= 0
+    if frames == 1 and "first" in reads:
+        batch = given["first"].shape[0]
+        named = [name for name in ("first", "image") if name in reads]
+        found |= dict.fromkeys(named, jnp.ones((batch,), bool))
+    return found
+
+
+def pooled_side(config: ConfigDict, model: Any, latents: Latents) -> int:
+    """Pixels a side of the squares that ``content_latent`` takes means of; 0: it is not used."""
+    content = config.conditions.content
+    if content not in CONTENTS:
+        hint = did_you_mean(content, CONTENTS)
+        raise VidlatentError(f"config.conditions.content {content!r} is unknown: {hint}")
+    if content != "pooled" or "content" not in model.reads:
+        return 0
+    return latents.spec.h // model.content_factor
+
+
+def content_latent(frames: jax.Array, side: int) -> jax.Array:
+    """Means of squares and their brightness, ``[B, H / side, W / side, 4]`` in [-1, 1].
+
+    It stands in for the latent of an image autoencoder, of the same size, where there is none.
+
+    Args:
+      frames: uint8 ``[B, H, W, 3]``.
+      side: of a square, in pixels; divides H and W.
+    """
+    batch, height, width, _ = frames.shape
+    pixels = from_pixels(frames).reshape(batch, height // side, side, width // side, side, 3)
+    mean = pixels.mean(axis=(2, 4))
+    return jnp.concatenate([mean, mean.mean(axis=-1, keepdims=True)], axis=-1)
