@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from generator_nets import KINDS, array, build, inputs, parameters
 
+from vidlatent.io.importer import export_params, import_params
 from vidlatent.models.dit import GENERATORS
+from vidlatent.models.weights import TABLES
 from vidlatent.typing import VidlatentError
 
 QUICK = {"xla_backend_optimization_level": 0}  # each program runs once
@@ -88,7 +90,7 @@ def test_kept_is_not_read_again(network):
     drop = {name: jnp.array([True, False]) for name in model.reads}
     kept = jax.jit(
         lambda p, c, d: model.apply({"params": p}, c, d, method="keep"), compiler_options=QUICK
-    )(params, conditions, drop)
+    )(params, {**conditions, "null_text": None}, drop)
     assert all(x.shape[0] == 2 for x in jax.tree.leaves(kept))
     found = run(params, noisy, time, {}, None, kept)
     want = run(params, noisy, time, conditions, drop)
@@ -121,6 +123,24 @@ def test_a_new_model_gives_zero(network):
     assert all(np.abs(x[0] - x[1]).max() > 0.01 for x in drawn if x.ndim == 3)
 
 
+def test_weights_have_names(network, request):
+    """The table called like the generator writes and reads all that it can have."""
+    table = TABLES.get(KINDS[request.node.callspec.params["network"]]["name"])
+    params = jax.device_get(network[1])
+    again = import_params(export_params(params, table), table, params)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_half_precision_keeps_its_dtypes(network):
+    model, params, given, _ = network
+    half = model.clone(dtype=jnp.bfloat16, residual_dtype="bfloat16")
+
+    def run(params, *args):
+        return half.apply({"params": params}, *args, method="denoise")
+
+    assert jax.eval_shape(run, params, *given).dtype == jnp.float32
+
+
 @TEXTS
 def test_missing_conditions_are_named(network):
     model, params, (noisy, time, conditions), run = network
@@ -128,3 +148,10 @@ def test_missing_conditions_are_named(network):
         rest = {k: v for k, v in conditions.items() if k != name}
         with pytest.raises(VidlatentError, match=f"lack {name}"):
             jax.eval_shape(run, params, noisy, time, rest)
+
+
+@pytest.mark.parametrize("network", ["wan", "reducio_dit"], indirect=True)
+def test_nothing_to_keep(network):
+    model, params, _, _ = network
+    with pytest.raises(VidlatentError, match="nothing to keep"):
+        model.apply({"params": params}, dict.fromkeys(model.reads), method="keep")

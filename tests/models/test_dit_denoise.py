@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dit_nets import QUICK, drawn, net
+from dit_nets import QUICK, drawn, net, running
 
 from vidlatent.models.dit.inputs import first_frame_given, padded_text
 
@@ -57,7 +57,8 @@ def test_names_are_places_in_the_call(texts):
     assert model.reads == ("text", "image", "first") and not model.learned_variance
     text = padded_text(conditions["text"]["states"], conditions["text"]["length"], 5)
     latent = jnp.concatenate([noisy, first_frame_given(conditions["first"], 2, 1)], axis=-1)
-    want = model.apply({"params": params}, latent, time, text, conditions["image"])
+    call = {"latent": latent, "time": time, "text": text, "image": conditions["image"]}
+    want = running(model)(params, call)
     found = run(params, noisy, time, conditions)
     assert found.shape == noisy.shape and found.dtype == jnp.float32
     np.testing.assert_allclose(found, want, atol=1e-5)

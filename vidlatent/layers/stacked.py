@@ -40,5 +40,5 @@ def run_stacked(
         return step(x, own), None
 
     # Inside a loop nothing can be shared with the forward pass, so no barrier is needed.
-    body = jax.checkpoint(body, prevent_cse=False) if remat else body
+    body = jax.checkpoint(body, prevent_cse=unroll > 1) if remat else body
     return lax.scan(body, x, layers, unroll=unroll)[0]

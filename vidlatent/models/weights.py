@@ -46,9 +46,9 @@ TABLES.register("clip_wan", _FROZEN + "import_clip:CLIP_WAN_TABLE")
 TABLES.register("wan", "vidlatent.models.dit.import_wan:WAN_TABLE")
 TABLES.register("wan_diffusers", "vidlatent.models.dit.import_wan:WAN_DIFFUSERS_TABLE")
 TABLES.register("latte", "vidlatent.models.dit.import_latte:LATTE_TABLE")
-TABLES.register(
-    "cogvideox_diffusers", "vidlatent.models.dit.import_cogvideox:COGVIDEOX_DIFFUSERS_TABLE"
-)
+_COGVIDEOX = "vidlatent.models.dit.import_cogvideox:COGVIDEOX_DIFFUSERS_TABLE"
+TABLES.register("cogvideox_diffusers", _COGVIDEOX)
+TABLES.register("promag_dit", _COGVIDEOX)
 TABLES.register("pixart", "vidlatent.models.dit.import_pixart:PIXART_TABLE")
 TABLES.register("reducio_dit", "vidlatent.models.dit.import_pixart:REDUCIO_DIT_TABLE")
 

@@ -1,6 +1,7 @@
 """Importer tables of the Wan2.1 transformer, original and Diffusers' names; fields from configs.
 
-Both tables know the layer memory's routers besides, as ``router.2.weight`` and so on.
+Both tables know the layer memory's routers besides, as ``router.2.weight`` and so on, and tokens of
+class labels.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def _table(ends: Mapping[str, str], parts: Mapping[str, str]) -> Rows:
         elif name != "modulation":
             rows += (norm_rows if name == "cross_norm" else dense_rows)(block + source, to + name)
     rows += dense_rows(r"router[.](?P<i>\d+)", "router_{i}")
+    rows.append(("label_embedding[.]tokens", "label_embedding/tokens/embedding", "copy"))
     return tuple(rows)
 
 

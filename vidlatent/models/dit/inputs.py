@@ -14,6 +14,7 @@ from vidlatent.typing import VidlatentError
 __all__ = [
     "Conditions",
     "Drop",
+    "batch_of",
     "condition",
     "first_frame_given",
     "frame_mask",
@@ -105,6 +106,18 @@ def condition(conditions: Conditions, name: str, reads: Sequence[str]) -> Any:
             "None for no condition."
         )
     return conditions[name]
+
+
+def batch_of(conditions: Conditions, reads: Sequence[str]) -> int:
+    """Samples of the conditions that are not None.
+
+    Raises:
+      VidlatentError: one is absent, or all are None.
+    """
+    found = jax.tree.leaves([condition(conditions, name, reads) for name in reads])
+    if not found:
+        raise VidlatentError("there is nothing to keep of conditions that are all None.")
+    return found[0].shape[0]
 
 
 def nulled(x: jax.Array, null: Any, drop: Drop, name: str) -> jax.Array:

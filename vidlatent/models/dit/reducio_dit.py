@@ -23,7 +23,7 @@ from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
 from vidlatent.layers.sincos import sincos, sincos_plane
 from vidlatent.layers.stacked import run_stacked, stacked_init
 from vidlatent.models.contract import make_module
-from vidlatent.models.dit.inputs import Conditions, Drop
+from vidlatent.models.dit.inputs import Conditions, Drop, batch_of
 from vidlatent.models.dit.modulated import ModulatedBlock, ModulatedHead, small_mlp
 from vidlatent.models.dit.reducio_tokens import ConditionTokens
 from vidlatent.typing import VidlatentError, check_shape
@@ -220,10 +220,7 @@ class ReducioDiT(nn.Module):
         Returns:
           ``pair``: two ``[B, L, S, K, d]``, and ``lengths`` ``[B]``.
         """
-        found = jax.tree.leaves({name: conditions[name] for name in conditions})
-        if not found:
-            raise VidlatentError("there is nothing to keep of conditions that are all None.")
-        tokens = self.conditions(conditions, drop, found[0].shape[0], None)
+        tokens = self.conditions(conditions, drop, batch_of(conditions, self.reads), None)
         block = self._block()
 
         def one(layer):

@@ -23,6 +23,7 @@ from vidlatent.models.dit.block import Context, WanBlock
 from vidlatent.models.dit.inputs import (
     Conditions,
     Drop,
+    batch_of,
     condition,
     first_frame_given,
     generator_input,
@@ -215,11 +216,8 @@ class WanDiT(nn.Module):
         Returns:
           Pairs of ``[B, L, S, K, d]`` by kind; every leaf has the batch first.
         """
-        names = (name for name in self.reads if name != "first")
-        found = jax.tree.leaves([condition(conditions, name, self.reads) for name in names])
-        if not found:
-            raise VidlatentError("there is nothing to keep of conditions that are all None.")
-        context = self._contexts(self._read(conditions, drop, found[0].shape[0]))
+        batch = batch_of(conditions, [name for name in self.reads if name != "first"])
+        context = self._contexts(self._read(conditions, drop, batch))
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), context)
 
     def _read(self, conditions: Conditions, drop: Drop, batch: int) -> dict[str, jax.Array]:
