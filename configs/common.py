@@ -265,17 +265,20 @@ def _eval() -> ConfigDict:
 def _plan() -> ConfigDict:
     """What --mode=plan compiles for a topology."""
     plan = ConfigDict()
-    plan.what = "train"  # train | encode | decode
+    plan.what = "train"  # train; of a tokenizer encode | decode, of a generator sample
     plan.bucket = ()  # frames, height, width, batch; empty: that of data.buckets with most pixels
     plan.memory_gib = 0.0  # of a device; 0: what the hardware has
     plan.tries = 6  # changes tried when it does not fit; each is compiled
+    # Config of the tokenizer, such as fsae:paper, for a generator whose latents are not there yet
+    plan.tokenizer = ""
     return plan
 
 
 def _bench() -> ConfigDict:
     """What --mode=bench measures on the devices that are there."""
     bench = ConfigDict()
-    bench.what = ("train", "encode", "decode")  # and loop: the training loop with its data
+    # Programs as in plan, and loop: the training loop with its data; empty: all of the model's
+    bench.what = ()
     bench.bucket = ()  # as in plan
     bench.warmup = 2  # runs that do not count
     bench.repeats = 10
@@ -323,17 +326,25 @@ def _codec() -> ConfigDict:
     # chunks: each by itself, blended where they overlap | auto: the first of these that is possible
     codec.time = "auto"
     codec.groups = 2  # frame groups (Reducio: clips) in a piece of a stream
+    # Pieces that one call runs, in a loop on the device, when so many are on hand: the memory of
+    # one piece, fewer calls; 0: 1 on a CPU, else 4
+    codec.scan_groups = 0
     codec.window_latents = 16  # latent frames that a window adds
     codec.chunk_frames = 0  # of a chunk; 0: 17, or the nearest length below that fits
     codec.overlap_frames = -1  # shared by neighbouring chunks; -1: 4
-    # whole | layers: convolution by convolution, exact (ProMAG) | layers_literal: as its paper
-    # words it | tiles: evenly spread (Reducio) | tiles_published: as in its released code
-    codec.space = "whole"
+    # whole | strips: of rows, exact (IV-VAE) | layers: convolution by convolution, exact (ProMAG) |
+    # layers_literal: as its paper words it | tiles: with exact margins (FSAE) or evenly spread and
+    # blended (Reducio) | tiles_published: as in its released code | auto: the largest parts that
+    # fit into the memory at hand; the log says which, and why
+    codec.space = "auto"
+    codec.memory_gb = 0.0  # memory that auto counts on; 0: what is free
+    codec.strip_mb = 0.0  # of the largest array of a strip; 0: 384
     codec.layer_positions = 0  # side of a tile in positions of each layer's map; 0: 64
     codec.layer_overlap_positions = -1  # shared by neighbouring tiles; -1: 0, literal 4
     codec.layer_dead_positions = -1  # at a literal tile's inner edges, left out; -1: 1
-    codec.tile_pixels = 0  # distance of the tiles; 0: 256
-    codec.tile_overlap_pixels = -1  # that a tile reads beyond that; -1: a quarter of it
+    codec.tile_pixels = 0  # distance of the tiles; 0: 256, FSAE 512
+    # that a tile reads beyond that; -1: a quarter of it (FSAE: what makes tiles exact, always)
+    codec.tile_overlap_pixels = -1
     return codec
 
 

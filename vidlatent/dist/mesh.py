@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh
 
 from vidlatent.typing import VidlatentError
 
-__all__ = ["AXES", "make_mesh", "resolve_sizes"]
+__all__ = ["AXES", "make_mesh", "mesh_of_rows", "resolve_sizes"]
 
 AXES = ("data", "fsdp", "context", "tensor")
 
@@ -61,3 +61,14 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     else:
         grid = mesh_utils.create_device_mesh(shape, devices)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_of_rows(mesh: Mesh) -> Mesh:
+    """The same devices with all of them on one axis, for the height of images.
+
+    For one video at a time, which has no batch for ``data`` and ``fsdp`` to divide.
+    """
+    if mesh.shape["context"] == mesh.size:
+        return mesh
+    sizes = {**dict.fromkeys(AXES, 1), "context": mesh.size}
+    return make_mesh(sizes, list(mesh.devices.flat))

@@ -7,12 +7,15 @@ does nothing when no mesh is set.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -20,11 +23,13 @@ __all__ = [
     "PARAM_RULES",
     "batch_sharding",
     "constrain",
+    "pad_rows",
     "path_name",
     "replicated",
     "shardings",
     "split_axes",
     "spreads",
+    "uneven_rows",
     "ways",
 ]
 
@@ -40,6 +45,7 @@ PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # Critics are small and stride with even kernels, which go wrong once their inputs are sharded.
     (r"(^|/)critic/", ()),
     (r"(^|/)(encoder|decoder)/.*kernel$", ("fsdp", None)),
+    (r"self_attn/[qk]/kernel$", ("fsdp", "tensor", None)),  # [..., inputs, heads, width of a head]
     (r"kernel$", ("fsdp", "tensor")),
     (r".*", ()),
 )
@@ -55,6 +61,8 @@ ACTIVATION_AXES: dict[str, tuple[str, ...]] = {
     "time": (),
     "width": (),
 }
+
+_UNEVEN = contextvars.ContextVar("uneven_rows", default=False)
 
 
 def path_name(path: Sequence[Any]) -> str:
@@ -104,13 +112,41 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def constrain(x: jax.Array, names: Sequence[str]) -> jax.Array:
     """Pin an activation's layout by the names of its axes; a no-op without a mesh.
 
-    An axis without a rule, or whose size does not divide by its mesh axes, is kept whole.
+    An axis without a rule, or whose size does not divide by its mesh axes, is kept whole; inside
+    ``uneven_rows`` the height is split all the same.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
     spec = [split_axes(name, size) for size, name in zip(x.shape, names, strict=True)]
+    if _UNEVEN.get() and "height" in names:
+        spec[names.index("height")] = ACTIVATION_AXES["height"]
     return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+@contextlib.contextmanager
+def uneven_rows() -> Iterator[None]:
+    """Split heights that do not divide too: the last devices then hold fewer rows, or none.
+
+    For what is traced inside, forward computations only. Arguments and results of a compiled
+    program must divide; ``pad_rows`` sees to it.
+    """
+    token = _UNEVEN.set(True)
+    try:
+        yield
+    finally:
+        _UNEVEN.reset(token)
+
+
+def pad_rows(x: jax.Array) -> jax.Array:
+    """Zeros below ``[B, T, H, W, C]``, up to a height that divides; a no-op without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    axes = ACTIVATION_AXES["height"]
+    below = -x.shape[2] % ways(axes)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, below), (0, 0), (0, 0))) if below else x
+    return jax.lax.with_sharding_constraint(x, P(None, None, axes))
 
 
 def split_axes(name: str, size: int) -> tuple[str, ...] | None:

@@ -25,14 +25,13 @@ from jax.sharding import Mesh
 
 from vidlatent import config as configs
 from vidlatent.data.decode import iter_frames
-from vidlatent.dist.rules import shardings
+from vidlatent.dist.mesh import mesh_of_rows
+from vidlatent.dist.rules import shardings, uneven_rows
 from vidlatent.infer.coded import Coded, Reader
 from vidlatent.infer.coding import Coding
 from vidlatent.infer.load import abstract_params, model_of, open_checkpoints
 from vidlatent.infer.pixels import to_pixels
-from vidlatent.infer.steps import Steps
 from vidlatent.io.weights import is_workdir, load_params
-from vidlatent.models.fsvideo.patches import decode_windows
 from vidlatent.models.promag.chunks import fade_in, stream_chunks
 from vidlatent.typing import LatentSpec, VidlatentError, check_shape
 
@@ -49,7 +48,8 @@ class Codec:
       model: tokenizer module (``encode`` and ``decode`` with caches).
       params: its parameters, a nested dict.
       coding: how long and large videos are cut.
-      mesh: devices over which frames are spread by height; None: one device.
+      mesh: devices over which frames are spread by height, all of them whatever their axes are
+        called; None: one device.
 
     Attributes:
       spec: the latent's identity card.
@@ -59,13 +59,15 @@ class Codec:
     def __init__(
         self, model: Any, params: Any, coding: Coding | None = None, mesh: Mesh | None = None
     ):
-        self._plan = (coding or Coding()).plan(model)
+        self._mesh = None if mesh is None else mesh_of_rows(mesh)
+        self._plan = (coding or Coding()).plan(model, 1 if mesh is None else mesh.size)
         self.model = self._plan.model
         self.params = params
+        if self._mesh is not None:
+            self.params = jax.device_put(params, shardings(params, self._mesh))
         self.spec: LatentSpec = model.latent_spec
         self.time = self._plan.time
-        self._steps: Steps = self._plan.steps
-        self._mesh = mesh
+        self._steps = self._plan.steps
         rule = self.spec.rule
         self._per_group = rule.step // self.spec.t  # latent frames
         # One latent frame stands for the frames before the first group, if there are any.
@@ -92,7 +94,8 @@ class Codec:
         model = model_of(config, dtype)
         checkpointer = open_checkpoints(config, workdir)
         try:
-            restored = checkpointer.restore_params(_placed(model, mesh), step=step)
+            placed = _placed(model, None if mesh is None else mesh_of_rows(mesh))
+            restored = checkpointer.restore_params(placed, step=step)
         finally:
             checkpointer.close()
         return cls(model, restored.state, coding or Coding.of(config.codec.to_dict()), mesh)
@@ -128,13 +131,20 @@ class Codec:
         """``encode`` piece by piece; ``frames`` of a piece are those that no piece before held."""
         key = None if sample is None else jax.random.key(sample)
         cache, start, first = None, 0, True
-        for frames, new, length in self._cut(_frames_of(video)):
+        for pieces in self._runs(self._cut(_frames_of(video))):
+            frames, length = [frame for piece in pieces for frame in piece[0]], pieces[0][2]
+            run = len(pieces) * length
             # A chunk is kept whole, and the end of a stream only as far as it is real.
             kept = self._latent_frames(length if self._plan.chunks else len(frames), first)
-            padded = np.stack(frames + [frames[-1]] * (length - len(frames)))
+            padded = np.stack(frames + [frames[-1]] * (run - len(frames)))
             with self._devices():
                 pixels = self._pad(padded)
-                latent, cache = self._steps.encode(self.params, pixels[None], cache, key, start)
+                if len(pieces) == 1:
+                    encode, pixels = self._steps.encode, pixels[None]
+                else:
+                    encode = self._steps.encode_run
+                    pixels = pixels.reshape(len(pieces), 1, length, *pixels.shape[1:])
+                latent, cache = encode(self.params, pixels, cache, key, start)
             content = self._steps.frames_seen(padded, first)
             if self._steps.content == "clip":
                 content = content[: kept // self._per_group]
@@ -142,7 +152,7 @@ class Codec:
             yield Coded(
                 np.asarray(latent[0, :kept]),
                 self.spec,
-                new,
+                sum(piece[1] for piece in pieces),
                 padded.shape[1:3],
                 content,
                 self._plan.chunks,
@@ -166,7 +176,6 @@ class Codec:
         videos = {"stream": self._streamed, "windows": self._windowed, "chunks": self._chunked}
         done = 0
         for video in videos[self.time](source):
-            video = np.asarray(self._to_pixels(video)[0])
             if source.size is not None:
                 video = video[:, : source.size[0], : source.size[1]]
             if source.frames is not None:
@@ -199,6 +208,26 @@ class Codec:
             del waiting[: len(restored)]
             yield original, restored
 
+    def chunk_borders(self) -> Iterator[tuple[int, int]]:
+        """``(first, end)`` of the frames that each border between chunks touches, without end.
+
+        Nothing for a stream or windows, which have the result of the whole video.
+        """
+        if self._plan.chunks:
+            frames, overlap = self._plan.chunks
+            for start in itertools.count(frames - overlap, frames - overlap):
+                yield start - 1, start + overlap + 1
+
+    def tile_borders(self, height: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Rows and columns at which tiles meet in frames of this size, once one is decoded."""
+        spec = self.spec
+        sides = height + -height % spec.h, width + -width % spec.w
+        lines = self._steps.borders(*sides)
+        return tuple(
+            tuple(line for line in found if line < side)
+            for found, side in zip(lines, (height, width), strict=True)
+        )
+
     def _cut(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[list[np.ndarray], int, int]]:
         """``(frames of a piece, how many are new, frames to code after padding)``."""
         rule = self.spec.rule
@@ -216,35 +245,75 @@ class Codec:
             yield piece, len(piece), length
             piece, length = list(itertools.islice(stream, wanted)), wanted
 
+    def _runs(
+        self, pieces: Iterator[tuple[list[np.ndarray], int, int]]
+    ) -> Iterator[list[tuple[list[np.ndarray], int, int]]]:
+        """Pieces in lists that one call takes: ``scan_groups`` full ones after the first, or one.
+
+        What is left over at the end comes one by one, in the shape that is compiled already.
+        """
+        head = next(pieces, None)
+        if head is not None:
+            yield [head]
+        count = self._plan.scan_groups
+        while run := list(itertools.islice(pieces, count)):
+            full = len(run) == count > 1 and all(len(piece[0]) == piece[2] for piece in run)
+            yield from [run] if full else [[piece] for piece in run]
+
     def _latent_frames(self, frames: int, first: bool) -> int:
         """Latent frames that hold the ``frames`` of a piece."""
         lead = self._lead if first else 0
         groups = -(-(frames - lead) // self.spec.rule.step)
         return (1 if lead else 0) + groups * self._per_group
 
-    def _streamed(self, source: Reader) -> Iterator[jax.Array]:
+    def _streamed(self, source: Reader) -> Iterator[np.ndarray]:
         """Decode with caches, ``groups`` frame groups at a time."""
         slots, cache, first = source.slots(), None, True
         wanted = self._plan.groups * self._per_group
-        while piece := list(itertools.islice(slots, wanted + (first and self._lead > 0))):
-            count = len(piece)
-            # Later pieces keep one shape: nothing looks ahead, so what fills the last one is cut
-            # off. Clips of their own are not filled up, which would cost as much as real ones.
-            if not first and self._steps.content != "clip":
-                piece += [piece[-1]] * (wanted - count)
-            if self._steps.content == "clip" and count % self._per_group:
-                raise VidlatentError(
-                    f"{count} latent frames are no clips of {self._per_group}: pass whole ones."
-                )
-            with self._devices():
-                condition = self._condition(source, count, first)
-                latent = jnp.asarray(np.stack(piece))[None]
-                video, cache = self._steps.decode(self.params, latent, condition, cache)
-            lead = first and self._lead > 0
-            yield video[:, : self.spec.t * (count - lead) + self._lead * lead]
-            first = False
+        many = wanted * self._plan.scan_groups
+        while piece := list(itertools.islice(slots, wanted + (self._lead > 0) if first else many)):
+            if not first and len(piece) == many > wanted:
+                video, cache = self._decode_run(source, piece, cache)
+                yield self._pixels(video, piece[0])
+                continue
+            size = len(piece) if first else wanted
+            for part in (piece[i : i + size] for i in range(0, len(piece), size)):
+                video, cache = self._decode_piece(source, part, cache, first)
+                lead = first and self._lead > 0
+                end = self.spec.t * (len(part) - lead) + self._lead * lead
+                yield self._pixels(video, part[0])[:end]
+                first = False
 
-    def _windowed(self, source: Reader) -> Iterator[jax.Array]:
+    def _decode_piece(
+        self, source: Reader, piece: list[np.ndarray], cache: Any, first: bool
+    ) -> tuple[jax.Array, Any]:
+        count, wanted = len(piece), self._plan.groups * self._per_group
+        # Later pieces keep one shape: nothing looks ahead, so what fills the last one is cut
+        # off. Clips of their own are not filled up, which would cost as much as real ones.
+        if not first and self._steps.content != "clip":
+            piece = piece + [piece[-1]] * (wanted - count)
+        if self._steps.content == "clip" and count % self._per_group:
+            raise VidlatentError(
+                f"{count} latent frames are no clips of {self._per_group}: pass whole ones."
+            )
+        with self._devices():
+            condition = self._condition(source, count, first)
+            latent = jnp.asarray(np.stack(piece))[None]
+            return self._steps.decode(self.params, latent, condition, cache)
+
+    def _decode_run(
+        self, source: Reader, pieces: list[np.ndarray], cache: Any
+    ) -> tuple[jax.Array, Any]:
+        """``scan_groups`` pieces at once, none of them the first."""
+        count, content = self._plan.scan_groups, None
+        latents = np.stack(pieces).reshape(count, 1, -1, *pieces[0].shape)
+        if self._steps.content == "clip":
+            content = self._pad(source.content(len(pieces) // self._per_group))
+            content = content.reshape(count, -1, *content.shape[1:])
+        with self._devices():
+            return self._steps.decode_run(self.params, latents, content, cache)
+
+    def _windowed(self, source: Reader) -> Iterator[np.ndarray]:
         """Decode with what lies around each window."""
         slots = source.slots()
         head = next(slots, None)
@@ -254,15 +323,15 @@ class Codec:
             condition = self._condition(source, 1, True)
             latents = (jnp.asarray(slot)[None] for slot in itertools.chain([head], slots))
             core = self._plan.window_latents
-            windows = decode_windows(self.model, self.params, latents, core, condition)
+            windows = self._steps.windows(self.params, latents, core, condition)
         while True:
             with self._devices():
                 video = next(windows, None)
             if video is None:
                 return
-            yield video
+            yield self._pixels(video, head)
 
-    def _chunked(self, source: Reader) -> Iterator[jax.Array]:
+    def _chunked(self, source: Reader) -> Iterator[np.ndarray]:
         """Decode each chunk by itself and fade into the next."""
         frames, overlap = self._plan.chunks
         wanted = self.spec.latent_shape((frames, self.spec.h, self.spec.w))[0]
@@ -278,13 +347,14 @@ class Codec:
                 condition = self._condition(source, len(piece), True)
                 latent = jnp.asarray(np.stack(piece))[None]
                 video, _ = self._steps.decode(self.params, latent, condition, None)
+            last = piece[0]
             if picture:
-                yield video
+                yield self._pixels(video, piece[0])
                 continue
             video, tail = self._fade_in(video, tail, overlap)
-            yield video
+            yield self._pixels(video, piece[0])
         if tail is not None and overlap:
-            yield tail
+            yield self._pixels(tail, last)
 
     def _condition(self, source: Reader, count: int, first: bool) -> Any:
         """What the decoder looks at for the next ``count`` latent frames."""
@@ -293,13 +363,22 @@ class Codec:
         clips = count // self._per_group if self._steps.content == "clip" else 1
         return self._steps.look(self.params, self._pad(source.content(clips)))
 
+    def _pixels(self, video: jax.Array, latent: np.ndarray) -> np.ndarray:
+        """uint8 ``[T, H, W, 3]`` on the host, without rows that only fill up a mesh."""
+        video = video if video.dtype == np.uint8 else self._to_pixels(video)
+        return np.asarray(video[0])[:, : latent.shape[0] * self.spec.h]
+
     def _pad(self, video: np.ndarray) -> np.ndarray:
         height, width = video.shape[1:3]
         bottom, right = -height % self.spec.h, -width % self.spec.w
         return np.pad(video, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
 
     def _devices(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+        stack = contextlib.ExitStack()
+        if self._mesh is not None:
+            stack.enter_context(jax.set_mesh(self._mesh))
+            stack.enter_context(uneven_rows())
+        return stack
 
 
 def _frames_of(video: Video) -> Iterator[np.ndarray]:
@@ -369,6 +448,7 @@ def load_codec(
             "a weights file or the run that has them."
         )
     model = model_of(config, dtype)
+    mesh = None if mesh is None else mesh_of_rows(mesh)
     params = load_params(
         weights, _placed(model, mesh), family=config.model.name, table=table, step=step
     )

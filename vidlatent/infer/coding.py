@@ -7,8 +7,15 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from vidlatent.infer.steps import Steps, TiledSteps
+import jax
+
+from vidlatent.infer.space import AutoSteps, Way
+from vidlatent.infer.steps import PartSteps, Steps, TiledSteps
 from vidlatent.models.fsvideo.autoencoder import Autoencoder
+from vidlatent.models.fsvideo.patches import encoder_end, outer_stage
+from vidlatent.models.fsvideo.tiled import margins
+from vidlatent.models.ivvae.autoencoder import IVVAE
+from vidlatent.models.ivvae.strips import LIMIT
 from vidlatent.models.promag.autoencoder import ProMAG
 from vidlatent.models.reducio.autoencoder import ReducioVAE
 from vidlatent.models.reducio.tiling import Tiles
@@ -18,10 +25,17 @@ from vidlatent.typing import VidlatentError
 __all__ = ["Coding", "Plan"]
 
 TIMES = ("auto", "stream", "windows", "chunks")
-SPACES = ("whole", "layers", "layers_literal", "tiles", "tiles_published")
+SPACES = ("auto", "whole", "strips", "layers", "layers_literal", "tiles", "tiles_published")
 
 # Length of the clips that the published models are trained on, and ProMAG's overlap of chunks.
 _CHUNK, _OVERLAP = 17, 4
+# What 'auto' tries after whole frames: sides of tiles in pixels, of layers' tiles in positions, and
+# bytes of the arrays of a strip.
+_TILES = (1024, 768, 512, 384, 256, 192, 128)
+_POSITIONS = (256, 128, 64, 32)
+_STRIPS = tuple(LIMIT >> shift for shift in range(6))
+_LAYERS = ("layer_positions", "layer_overlap_positions", "layer_dead_positions")
+_TILE = ("tile_pixels", "tile_overlap_pixels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +46,15 @@ class Plan:
       model: the tokenizer, its convolutions tiled if that was asked for.
       steps: the compiled operations.
       time: ``'stream'``, ``'windows'`` or ``'chunks'``.
-      groups, window_latents: see ``config.codec``.
+      groups, scan_groups, window_latents: see ``config.codec``; ``scan_groups`` is 1 or more.
       chunks: ``(frames, overlap_frames)`` of a chunk; None without chunks.
     """
 
     model: Any
-    steps: Steps
+    steps: Steps | AutoSteps
     time: str
     groups: int
+    scan_groups: int
     window_latents: int
     chunks: tuple[int, int] | None
 
@@ -54,10 +69,13 @@ class Coding:
 
     time: str = "auto"
     groups: int = 2
+    scan_groups: int = 0
     window_latents: int = 16
     chunk_frames: int = 0
     overlap_frames: int = -1
-    space: str = "whole"
+    space: str = "auto"
+    memory_gb: float = 0.0
+    strip_mb: float = 0.0
     layer_positions: int = 0
     layer_overlap_positions: int = -1
     layer_dead_positions: int = -1
@@ -73,8 +91,11 @@ class Coding:
                 raise VidlatentError(f"config.codec has no key {key!r}: {did_you_mean(key, known)}")
         return cls(**keys)
 
-    def plan(self, model: Any) -> Plan:
+    def plan(self, model: Any, devices: int = 1) -> Plan:
         """How ``model`` codes under these keys.
+
+        Args:
+          devices: over which rows are spread.
 
         Raises:
           VidlatentError: they ask for what the model cannot do.
@@ -86,10 +107,23 @@ class Coding:
         for name in ("groups", "window_latents"):
             if getattr(self, name) < 1:
                 raise VidlatentError(f"config.codec.{name}={getattr(self, name)}: use 1 or more.")
+        for name in ("scan_groups", "memory_gb", "strip_mb"):
+            if getattr(self, name) < 0:
+                raise VidlatentError(f"config.codec.{name}={getattr(self, name)}: use 0 or more.")
         time = self._time(model)
+        if time != "stream":
+            self._refuse(f"time is {time!r}", "scan_groups")
         chunks = self._chunks(model, time)
-        model, steps = self._space(model)
-        return Plan(model, steps, time, self.groups, self.window_latents, chunks)
+        if devices > 1 and self.space not in ("auto", "whole"):
+            raise VidlatentError(
+                f"config.codec.space {self.space!r} cuts frames that a mesh of {devices} devices "
+                "spreads by height already: use 'auto' or 'whole'."
+            )
+        steps = self._auto(model, devices) if self.space == "auto" else self._space(model)
+        # One call for several pieces saves dispatches, which cost a CPU next to nothing.
+        scan = self.scan_groups or (1 if jax.default_backend() == "cpu" else 4)
+        scan = scan if time == "stream" else 1
+        return Plan(steps.model, steps, time, self.groups, scan, self.window_latents, chunks)
 
     def _time(self, model: Any) -> str:
         streams = model.streams if hasattr(model, "streams") else True
@@ -129,19 +163,79 @@ class Coding:
             )
         return frames, overlap
 
-    def _space(self, model: Any) -> tuple[Any, Steps]:
-        layers = ("layer_positions", "layer_overlap_positions", "layer_dead_positions")
-        tiles = ("tile_pixels", "tile_overlap_pixels")
+    def _auto(self, model: Any, devices: int) -> AutoSteps:
+        """Whole frames, and what the model has for frames that do not fit."""
+        unset = ("strip_mb", *_LAYERS, *_TILE)
+        self._refuse("space is 'auto'", *unset)
+        ways = [Way("whole frames", lambda: Steps(model))]
+        if devices == 1:
+            ways += self._smaller(model)
+        return AutoSteps(ways, self.memory_gb, devices)
+
+    def _smaller(self, model: Any) -> list[Way]:
+        def way(words: str, cuts: int, **keys: Any) -> Way:
+            asked = dataclasses.replace(self, memory_gb=0.0, **keys)
+            return Way(words, lambda: asked._space(model), cuts)
+
+        if isinstance(model, Autoencoder) and _has_outer_stages(model):
+            cell = max(cell for cell, _ in margins(model))
+            return [
+                way(
+                    f"tiles of {side} pixels (the same result)",
+                    side,
+                    space="tiles",
+                    tile_pixels=side,
+                )
+                for side in _TILES
+                if side % cell == 0
+            ]
+        if isinstance(model, IVVAE):
+            return [
+                way(
+                    f"strips of rows of {limit / 2**20:g} MiB (the same result)",
+                    0,
+                    space="strips",
+                    strip_mb=limit / 2**20,
+                )
+                for limit in _STRIPS
+            ]
+        if isinstance(model, ProMAG) and not model.line:
+            return [
+                way(
+                    f"convolutions in tiles of {side} positions (the same result)",
+                    side,
+                    space="layers",
+                    layer_positions=side,
+                )
+                for side in _POSITIONS
+            ]
+        if isinstance(model, ReducioVAE) and 256 % (4 * model.latent_spec.h) == 0:
+            words = (
+                "tiles of 320 pixels (each with norms of its own: not the result of whole frames)"
+            )
+            return [way(words, 320, space="tiles")]
+        return []
+
+    def _space(self, model: Any) -> Steps:
+        self._refuse(f"space is {self.space!r}", "memory_gb")
+        if self.space != "strips":
+            self._refuse(f"space is {self.space!r}", "strip_mb")
+        if self.space not in ("layers", "layers_literal"):
+            self._refuse(f"space is {self.space!r}", *_LAYERS)
+        if self.space not in ("tiles", "tiles_published"):
+            self._refuse(f"space is {self.space!r}", *_TILE)
+        if self.space == "whole":
+            return Steps(model)
+        if self.space == "strips":
+            self._only(model, IVVAE, "IV-VAE")
+            limit = int(self.strip_mb * 2**20) or LIMIT
+            return Steps(model.clone(parent=None, row_limit=limit, strips_anywhere=True))
         if self.space in ("layers", "layers_literal"):
             self._only(model, ProMAG, "ProMAG's and MAGVIT-v2's decoders")
-            self._refuse(f"space is {self.space!r}", *tiles)
-            model = self._in_layers(model)
-            return model, Steps(model)
-        self._refuse(f"space is {self.space!r}", *layers)
-        if self.space == "whole":
-            self._refuse("space is 'whole'", *tiles)
-            return model, Steps(model)
-        self._only(model, ReducioVAE, "Reducio-VAE")
+            return Steps(self._in_layers(model))
+        if self.space == "tiles" and isinstance(model, Autoencoder):
+            return self._parts(model)
+        self._only(model, ReducioVAE, "FSAE (exactly) and Reducio-VAE")
         core = self.tile_pixels or 256
         beyond = core // 4 if self.tile_overlap_pixels < 0 else self.tile_overlap_pixels
         if not 0 <= beyond <= core:
@@ -150,7 +244,19 @@ class Coding:
             )
         cut = Tiles(core, Fraction(beyond, core))
         cut.latent(model.latent_spec.h)  # raises where they miss the latent's grid
-        return model, TiledSteps(model, cut, published=self.space == "tiles_published")
+        return TiledSteps(model, cut, published=self.space == "tiles_published")
+
+    def _parts(self, model: Any) -> PartSteps:
+        """FSAE: tiles that read as far as its convolutions look."""
+        steps = PartSteps(model, self.tile_pixels or 512)
+        if self.tile_overlap_pixels >= 0:
+            (_, decoder), (_, encoder) = margins(model)
+            raise VidlatentError(
+                f"config.codec.tile_overlap_pixels={self.tile_overlap_pixels}: tiles of "
+                f"{model.latent_spec.name} read {decoder} pixels beyond each side (encoder "
+                f"{encoder}), no less and no more, which makes them exact: leave it out."
+            )
+        return steps
 
     def _in_layers(self, model: Any) -> Any:
         literal = self.space == "layers_literal"
@@ -168,11 +274,18 @@ class Coding:
         return model
 
     def _only(self, model: Any, kind: type, who: str) -> None:
-        if not isinstance(model, kind):
-            raise VidlatentError(
-                f"config.codec.space {self.space!r} is for {who}, not for "
-                f"{model.latent_spec.name}: use 'whole'."
-            )
+        if isinstance(model, kind):
+            return
+        other = "'whole'"
+        if isinstance(model, ProMAG):
+            # Its norms take statistics of the whole map.
+            other = "'layers', which keeps the norms of whole frames, or 'whole'"
+        if isinstance(model, IVVAE):
+            other = "'strips' or 'whole'"
+        raise VidlatentError(
+            f"config.codec.space {self.space!r} is for {who}, not for {model.latent_spec.name}: "
+            f"use 'auto', {other}."
+        )
 
     def _refuse(self, why: str, *names: str) -> None:
         """Raise if a key is set that does nothing here."""
@@ -183,3 +296,11 @@ class Coding:
                     f"config.codec.{name}={getattr(self, name)} does nothing while {why}: leave it "
                     "out, or change that."
                 )
+
+
+def _has_outer_stages(model: Autoencoder) -> bool:
+    """Whether there are stages without attention, which tiles need."""
+    try:
+        return outer_stage(model) > 0 and encoder_end(model) >= 0
+    except VidlatentError:
+        return False

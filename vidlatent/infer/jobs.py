@@ -30,6 +30,7 @@ from vidlatent.infer.scores import make_scores
 from vidlatent.io.pictures import contact_sheet
 from vidlatent.io.video import VideoWriter, side_by_side
 from vidlatent.metrics import psnr, ssim
+from vidlatent.metrics.flicker import BorderDifferences, FrameDifferences
 from vidlatent.typing import VidlatentError
 
 __all__ = ["evaluate_workdir", "reconstruct_video"]
@@ -88,7 +89,7 @@ def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, 
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f"{target.stem}_side_by_side.mp4")
-    tally, sizes = _Tally(info.frames), Sizes()
+    tally, sizes, borders = _Tally(info.frames), Sizes(), _Borders(codec)
     fps = info.fps or STILL_FPS
     with (
         VideoWriter(target, fps) as restored,
@@ -97,6 +98,7 @@ def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, 
     ):
         for original, reconstruction in codec.reconstruct_stream(frames, sizes.add):
             tally.add(original, reconstruction)
+            borders.add(original, reconstruction)
             for frame in reconstruction:
                 restored.add(frame)
             for frame in side_by_side(original, reconstruction):
@@ -106,7 +108,7 @@ def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, 
     sheet.write_bytes(tally.contact_sheet())
     about = {"height": info.height, "width": info.width, "fps": float(info.fps)}
     coded = {"coded_in": codec.time, "frames": tally.frames, **about, **sizes.report()}
-    scores = {"input": Path(input).name, **tally.scores(), **coded}
+    scores = {"input": Path(input).name, **tally.scores(), **coded, **borders.scores()}
     path = target.with_name(f"{target.stem}_scores.json")
     path.write_text(json.dumps(scores, indent=1) + "\n")
     logging.info(
@@ -152,6 +154,37 @@ class _Tally:
         rows = [np.stack(original), np.stack(reconstruction)]
         labels = ["original", "reconstruction"]
         return contact_sheet(rows, labels, columns=self.SHOWN, numbers=numbers)
+
+
+class _Borders:
+    """Whether the borders of chunks and of tiles show, see ``metrics.flicker``."""
+
+    def __init__(self, codec: Codec):
+        self._codec = codec
+        self._time = [FrameDifferences(codec.chunk_borders()) for _ in range(2)]
+        self._space: list[BorderDifferences] = []
+
+    def add(self, original: np.ndarray, reconstruction: np.ndarray) -> None:
+        if not self._space:
+            lines = self._codec.tile_borders(*original.shape[1:3])
+            self._space = [BorderDifferences(*lines) for _ in range(2)]
+        for meters in (self._time, self._space):
+            for meter, frames in zip(meters, (reconstruction, original), strict=True):
+                meter.add(frames)
+
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """By kind of border, where there are any: means near them and far from them."""
+        found = {}
+        for name, meters, axis in (
+            ("chunk_borders", self._time, "frames"),
+            ("tile_borders", self._space, "rows and columns"),
+        ):
+            restored, original = (meter.means() for meter in meters)
+            if "near" in restored:
+                measure = f"mean |second difference| over {axis}, 8-bit levels"
+                found[name] = {"measure": measure, **restored}
+                found[name] |= {f"{place}_original": value for place, value in original.items()}
+        return found
 
 
 def _compression(scores: Mapping[str, Any]) -> str:

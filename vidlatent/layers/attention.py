@@ -25,16 +25,18 @@ def relu_linear_attention(
     key must give 0.
 
     Args:
-      q, k, v: ``[F, N, K, d]`` (F independent frames).
+      q, k, v: ``[F, N, K, d]`` (F independent frames), or ``[F, H, W, K, d]``: rows that a mesh
+        splits stay where they are only while they are an axis of their own.
 
     Returns:
-      ``[F, N, K, d]`` float32.
+      The shape of ``q``, float32.
     """
     q, k, v = (a.astype(jnp.float32) for a in (q, k, v))
     q, k = jax.nn.relu(q), jax.nn.relu(k)
     ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
-    state = jnp.einsum("fnhd,fnhe->fhde", k, jnp.concatenate([v, ones], axis=-1))
-    out = jnp.einsum("fnhd,fhde->fnhe", q, state)
+    at = "n" if q.ndim == 4 else "yx"
+    state = jnp.einsum(f"f{at}hd,f{at}he->fhde", k, jnp.concatenate([v, ones], axis=-1))
+    out = jnp.einsum(f"f{at}hd,fhde->f{at}he", q, state)
     return out[..., :-1] / (out[..., -1:] + eps)
 
 
@@ -76,7 +78,7 @@ class MultiScaleLinearAttention(nn.Module):
             )
             sets.append(mix(base))
         heads = jnp.concatenate(sets, axis=-1)
-        heads = heads.reshape(batch * time, height * width, -1, 3, self.head_dim)
+        heads = heads.reshape(batch * time, height, width, -1, 3, self.head_dim)
         out = relu_linear_attention(heads[..., 0, :], heads[..., 1, :], heads[..., 2, :])
         out = out.astype(self.dtype).reshape(batch, time, height, width, -1)
         kernel = _Kernel((out.shape[-1], channels), name="to_out")().astype(self.dtype)

@@ -35,6 +35,7 @@ __all__ = [
     "decode_windows",
     "decoder_reach",
     "encode_tiled",
+    "encoder_end",
     "encoder_reach",
     "outer_stage",
     "tiles",
@@ -111,6 +112,15 @@ def decoder_reach(model: Autoencoder, begin: int | None = None, end: int = -1) -
     if end < 0 and model.decoder_depths[0]:
         space, left, right = space + 1, left + early, right + late
     return Reach(space, left, right)
+
+
+def encoder_end(model: Autoencoder) -> int:
+    """The last encoder block before any attention."""
+    kinds = model.block_types
+    end = next((i for i, kind in enumerate(kinds) if kind == "evit"), len(kinds) - 1) - 1
+    if end < 0:
+        raise VidlatentError("this model attends at full resolution: it has no stages to cut.")
+    return end
 
 
 def encoder_reach(model: Autoencoder, end: int) -> int:
@@ -244,14 +254,23 @@ def decode_tiled(
       ``[B, T, H, W, 3]`` float32 in host memory.
     """
     stage = outer_stage(model)
-    scale = 2**stage
     x = _decode_inner(model, params, latent, stage, condition)
+    return _decode_parts(model, params, x, stage, (0, x.shape[1]), core, condition)
+
+
+def _decode_parts(model, params, x, stage, frames, core, condition):
+    """Outer stages on ``frames`` (first, count) of ``x``: at once, or tile by tile (``core``)."""
+    begin, count = frames
+    if not core:
+        size = (count, *x.shape[2:4])
+        return _decode_part(model, params, x, stage, size, (begin, 0, 0), condition)
+    scale = 2**stage
     margin = -(-decoder_reach(model, stage).space // scale)
     rows, columns = (tiles(whole, core, margin) for whole in x.shape[2:4])
     video = None
     for row in rows[1]:
         for column in columns[1]:
-            size, start = (x.shape[1], rows[0], columns[0]), (0, row[0], column[0])
+            size, start = (count, rows[0], columns[0]), (begin, row[0], column[0])
             part = np.asarray(_decode_part(model, params, x, stage, size, start, condition))
             if video is None:
                 sides = [scale * whole for whole in x.shape[2:4]]
@@ -292,10 +311,7 @@ def encode_tiled(
       The latent mean, and frame 0's features for a decoder that takes them (else None).
     """
     model.latent_spec.check_video(*video.shape[1:4])
-    kinds = model.block_types
-    end = next((i for i, kind in enumerate(kinds) if kind == "evit"), len(kinds) - 1) - 1
-    if end < 0:
-        raise VidlatentError("this model attends at full resolution: it has no stages to cut.")
+    end = encoder_end(model)
     scale = 2 ** (end + 1)
     margin = -(-encoder_reach(model, end) // scale)
     rows, columns = (tiles(side // scale, core, margin) for side in video.shape[2:4])
@@ -329,6 +345,7 @@ def decode_windows(
     latents: Iterable[jax.Array],
     core: int,
     condition: Condition = None,
+    cells: int = 0,
 ) -> Iterator[jax.Array]:
     """Decode a stream with a decoder that looks both ways in time, equal to decoding it whole.
 
@@ -339,6 +356,7 @@ def decode_windows(
     Args:
       latents: latent frames ``[B, h, w, c]`` in order.
       core: latent frames of a window.
+      cells: side of the tiles that the outer stages are cut into, as of ``decode_tiled``; 0: none.
 
     Yields:
       Videos ``[B, T, H, W, 3]``, in order.
@@ -368,8 +386,8 @@ def decode_windows(
         high = min(total, last + inner.right)
         piece = jnp.stack(held[low - base : high - base], axis=1)
         x = _decode_inner(model, params, piece, stage, condition)
-        size = (last - first, *x.shape[2:4])
-        video = _decode_part(model, params, x, stage, size, (first - low, 0, 0), condition)
+        frames = (first - low, last - first)
+        video = _decode_parts(model, params, x, stage, frames, cells, condition)
         # Frames of latent j in a part that starts at latent f: step (j - f) - step + 1 and on.
         skip = 0 if begin == 0 else step * (begin - first - 1) + 1
         yield video[:, skip : step * (end - first - 1) + 1]

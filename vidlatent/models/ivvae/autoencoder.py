@@ -43,6 +43,7 @@ class IVVAE(nn.Module):
       remat: recompute each block in the backward pass.
       row_limit: bytes of an array above which a CPU computes a level in strips of rows, with the
         same result; 0: never. Other devices and meshes compute whole levels.
+      strips_anywhere: other devices keep to ``row_limit`` too (meshes never do).
       conv_impl: form of ``kernels.conv3d``.
       latent_scale, latent_shift: recorded in the latent spec; a checkpoint's own.
       dtype: compute dtype.
@@ -59,6 +60,7 @@ class IVVAE(nn.Module):
     up_form: str = "subpixel"
     remat: bool = False
     row_limit: int = LIMIT
+    strips_anywhere: bool = False
     conv_impl: str = "auto"
     latent_scale: float = 1.0
     latent_shift: float = 0.0
@@ -99,6 +101,7 @@ class IVVAE(nn.Module):
             up_form=self.up_form,
             remat=self.remat,
             row_limit=self.row_limit,
+            strips_anywhere=self.strips_anywhere,
             implementation=self.conv_impl,
             dtype=self.dtype,
         )

@@ -98,7 +98,7 @@ class _Tape:
             pixels = batch * frames * height * width * (4 if up else 1)
             size = pixels * c.widths[level] * c.form.branches * jnp.dtype(c.dtype).itemsize
             reach = -(-sum(step.reach for step in steps) // 2)
-            strips = plan_strips(rows, reach, size, c.row_limit)
+            strips = plan_strips(rows, reach, size, c.row_limit, c.strips_anywhere)
         if strips is None:
             for step in steps:
                 x = self(x, step.module, step.norm)

@@ -92,6 +92,7 @@ class Coder:
     up_form: str
     remat: bool
     row_limit: int
+    strips_anywhere: bool
     implementation: str
     dtype: Any
 

@@ -35,7 +35,9 @@ class Strips:
     reach: int
 
 
-def plan_strips(rows: int, reach: int, size: int, limit: int = LIMIT) -> Strips | None:
+def plan_strips(
+    rows: int, reach: int, size: int, limit: int = LIMIT, anywhere: bool = False
+) -> Strips | None:
     """How to divide ``rows`` rows, or None where they are better computed at once.
 
     Args:
@@ -44,10 +46,12 @@ def plan_strips(rows: int, reach: int, size: int, limit: int = LIMIT) -> Strips 
       size: bytes of the largest array between the layers.
       limit: bytes that such an array of one window should take; 0: any. Windows are never so small
         that more than half of the work would be done twice.
+      anywhere: on accelerators too, which are faster with whole levels where those fit.
     """
     mesh = jax.sharding.get_abstract_mesh()
     alone = mesh.empty or mesh.size == 1  # the partitioner divides rows by itself
-    if not limit or size <= limit or not alone or current_platform() != "cpu":
+    here = anywhere or current_platform() == "cpu"
+    if not limit or size <= limit or not alone or not here:
         return None
     best = None
     for count in range(2, rows):

@@ -30,6 +30,7 @@ from vidlatent.typing import VidlatentError
 
 __all__ = [
     "Tiles",
+    "borders",
     "even_condition",
     "even_decode",
     "even_encode",
@@ -81,6 +82,19 @@ class Tiles:
 def needed(height: int, width: int, tiles: Tiles, height_only: bool = False) -> bool:
     """Whether a frame exceeds one tile; ``height_only`` tests what the released code does."""
     return (height if height_only else max(height, width)) > tiles.read
+
+
+def borders(
+    height: int, width: int, tiles: Tiles, published: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Rows and columns at which one more tile begins to count, or one ceases to."""
+    lines = []
+    for side in (height, width):
+        starts = [span.start for span in _spans(side, tiles)] if published else _starts(side, tiles)
+        reach = tiles.core + int(tiles.core * tiles.overlap) if published else tiles.read
+        ends = [start + reach for start in starts[:-1]]
+        lines.append(tuple(sorted({*starts[1:], *(end for end in ends if end < side)})))
+    return tuple(lines)
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,0 +1,162 @@
+"""A codec over eight devices: rows are exchanged with neighbours, and nothing is gathered."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidlatent.dist.mesh import AXES, make_mesh, mesh_of_rows
+from vidlatent.dist.rules import shardings, uneven_rows
+from vidlatent.infer import steps as compiled_steps
+from vidlatent.infer.codec import Codec
+from vidlatent.infer.coding import Coding
+from vidlatent.infer.load import abstract_params
+from vidlatent.infer.steps import Steps
+from vidlatent.models import build
+
+QUICK = {"xla_backend_optimization_level": "0"}
+MODELS = {
+    "fsae": {
+        "name": "fsae",
+        "latent_channels": 4,
+        "encoder_widths": (4, 8, 8),
+        "decoder_widths": (4, 8, 8),
+        "encoder_depths": (1, 1, 1),
+        "decoder_depths": (1, 1, 1),
+        "block_types": ("res", "res", "evit"),
+        "multiscales": ((), (), (5,)),
+        "head_dim": 4,
+    },
+    "promag": {
+        "name": "promag",
+        "latent_channels": 4,
+        "width": 4,
+        "multipliers": (1, 2),
+        "temporal_down": (0,),
+        "blocks": 1,
+        "groups": 2,
+        "first_frame_join": "none",
+    },
+}
+FOUND = re.compile(
+    r"= (\([^=]*?\)|\S+) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
+    r"(?:-start)?\("
+)
+
+
+def draw(model):
+    rng = np.random.default_rng(0)
+    shapes = abstract_params(model)
+
+    def values(leaf):
+        fan = max(1, np.prod(leaf.shape[:-1]))
+        return (rng.normal(size=leaf.shape) / np.sqrt(fan)).astype(leaf.dtype)
+
+    return jax.tree.map(values, shapes)
+
+
+def collectives(text):
+    """Kind -> values of the largest result, of a compiled program's collectives."""
+    largest = {}
+    for result, kind in FOUND.findall(text):
+        shapes = re.findall(r"\[([\d,]*)\]", result)
+        values = max(int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes)
+        largest[kind] = max(values, largest.get(kind, 0))
+    return largest
+
+
+def lowered_decode(model, mesh, rows, columns):
+    """The decoding of a piece in the middle of a stream (the second), lowered for ``mesh``."""
+    steps = Steps(model)
+    spec = model.latent_spec
+    params = abstract_params(model)
+    with jax.set_mesh(mesh), uneven_rows():
+        params = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            params,
+            shardings(params, mesh),
+        )
+        latent = jax.ShapeDtypeStruct((1, 1, rows, columns, spec.channels), jnp.float32)
+        _, cache = jax.eval_shape(steps._decode, params, latent, None, None)
+        return steps._decode.lower(params, latent, None, cache)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return mesh_of_rows(make_mesh(dict(zip(AXES, (1, 2, 2, 2), strict=True))))
+
+
+def test_every_device_gets_rows(mesh):
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "context": 8, "tensor": 1}
+    assert mesh_of_rows(mesh) is mesh
+
+
+@pytest.mark.parametrize(("name", "rows"), [("fsae", 11), ("promag", 8)])
+def test_rows_are_exchanged_and_not_gathered(name, rows, mesh):
+    """Also where they do not divide. Sums over the whole frame are all that everyone learns.
+
+    FSAE's linear attention sums its products of keys and values over the frame, ProMAG's norms
+    their squares; both are small however large the frame is.
+    """
+    model = build(MODELS[name])
+    program = lowered_decode(model, mesh, rows, 3).compile(compiler_options=QUICK)
+    found = collectives(program.as_text())
+    assert found.keys() == {"collective-permute", "all-reduce"}
+    # Of each head (or group) and frame: head_dim x (head_dim + 1) sums, attention at two scales.
+    assert found["all-reduce"] <= {"fsae": 8 / 4 * 2 * 4 * 5 * 4, "promag": 2 * 4}[name]
+    # No device receives more than a few rows of the widest map.
+    spec = model.latent_spec
+    assert found["collective-permute"] < 8 * spec.t * 4 * 3 * spec.w * 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_eight_devices_equal_one(name, mesh, monkeypatch):
+    """A stream in three pieces, of a height that no level divides by eight."""
+    quick = functools.partial(jax.jit, compiler_options=QUICK)
+    monkeypatch.setattr(compiled_steps, "_compiled", quick)
+    model = build(MODELS[name])
+    params = draw(model)
+    coding = Coding(groups=1, space="whole")
+    one, eight = Codec(model, params, coding), Codec(model, params, coding, mesh)
+    video = np.random.default_rng(1).integers(0, 256, (9, 41, 10, 3)).astype(np.uint8)
+    coded, other = one.encode(video), eight.encode(video)
+    np.testing.assert_allclose(other.latent, coded.latent, atol=1e-5)
+    apart = one.decode(coded).astype(int) - eight.decode(coded)
+    assert np.abs(apart).max() <= 1 and (apart != 0).mean() < 1e-3
+
+
+def tpu_mesh():
+    """Eight v5e chips, two by four, of which only the compiler is here."""
+    pytest.importorskip("libtpu", reason="compiling for a TPU needs the package libtpu")
+    from jax.experimental import topologies
+
+    return mesh_of_rows(
+        make_mesh(
+            dict(zip(AXES, (1, 1, 8, 1), strict=True)),
+            topologies.get_topology_desc("v5e:2x4", platform="tpu").devices,
+        )
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "rows"), [("fsae", 16), ("fsae", 11), ("promag", 16)])
+def test_a_tpu_exchanges_rows_and_gathers_nothing(name, rows, monkeypatch):
+    """The program for a TPU, compiled ahead of time."""
+    for key, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }.items():
+        monkeypatch.setenv(key, value)
+    model = build(MODELS[name], jnp.bfloat16)
+    program = lowered_decode(model, tpu_mesh(), rows, 16).compile()
+    found = collectives(program.as_text())
+    print(name, rows, found, program.memory_analysis().temp_size_in_bytes)
+    assert "collective-permute" in found
+    assert not found.keys() & {"all-gather", "all-to-all"}
+    assert found.get("all-reduce", 0) <= {"fsae": 8 / 4 * 2 * 4 * 5 * 4, "promag": 2 * 4}[name]

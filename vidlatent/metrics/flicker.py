@@ -1,0 +1,94 @@
+"""Do the borders between separately coded parts show? Second differences there and elsewhere.
+
+``|x[i-1] - 2 x[i] + x[i+1]|`` in 8-bit levels, over frames for borders in time and over rows or
+columns for borders in space: smooth motion and smooth pictures have small ones, a jump between two
+frames (or rows) has two large ones, at either side of it. The mean over all pixels is taken apart
+for the places next to a border and for all others. A codec whose parts do not show has the same
+ratio of the two as the video that it coded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from vidlatent.typing import check_shape
+
+__all__ = ["BorderDifferences", "FrameDifferences"]
+
+
+class _Means:
+    """Sums of ``near`` and ``far`` in float64, and what they come to."""
+
+    def __init__(self) -> None:
+        self._sums = {"near": 0.0, "far": 0.0}
+        self._counts = {"near": 0, "far": 0}
+
+    def take(self, values: np.ndarray, near: bool) -> None:
+        place = "near" if near else "far"
+        self._sums[place] += float(values.sum(dtype=np.float64))
+        self._counts[place] += values.size
+
+    def means(self) -> dict[str, float]:
+        """``{'near', 'far'}``; one without any place is left out."""
+        return {name: self._sums[name] / n for name, n in self._counts.items() if n}
+
+
+class FrameDifferences(_Means):
+    """Second differences over time, of a video that comes piece by piece.
+
+    Args:
+      borders: ``(first, end)`` of the frames that each border touches, in order and without end if
+        the video's length is not known: for a hard cut between frames t - 1 and t that is
+        ``(t - 1, t + 1)``, for chunks that fade into each other over n frames from t on
+        ``(t - 1, t + n + 1)``.
+    """
+
+    def __init__(self, borders: Iterable[tuple[int, int]]):
+        super().__init__()
+        self._borders = iter(borders)
+        self._border = next(self._borders, None)
+        self._held: list[np.ndarray] = []
+        self._place = 0  # of the middle of the next three frames, less one
+
+    def add(self, frames: np.ndarray) -> None:
+        """The next frames, uint8 ``[T, H, W, C]``."""
+        check_shape(frames, "T H W C")
+        for frame in frames:
+            self._held.append(frame.astype(np.int16))
+            if len(self._held) < 3:
+                continue
+            before, now, after = self._held
+            self._place += 1
+            while self._border is not None and self._border[1] <= self._place:
+                self._border = next(self._borders, None)
+            near = self._border is not None and self._border[0] <= self._place
+            self.take(np.abs(before - 2 * now + after), near)
+            del self._held[0]
+
+
+class BorderDifferences(_Means):
+    """Second differences across rows and columns, of frames that come piece by piece.
+
+    Args:
+      rows, columns: first row or column behind each border.
+    """
+
+    def __init__(self, rows: Sequence[int], columns: Sequence[int]):
+        super().__init__()
+        self._lines = (tuple(rows), tuple(columns))
+
+    def add(self, frames: np.ndarray) -> None:
+        """Frames uint8 ``[T, H, W, C]``."""
+        check_shape(frames, "T H W C")
+        for axis, borders in zip((1, 2), self._lines, strict=True):
+            if not borders or frames.shape[axis] < 3:
+                continue
+            for frame in frames:
+                x = np.moveaxis(frame, axis - 1, 0).astype(np.int16)
+                second = np.abs(x[:-2] - 2 * x[1:-1] + x[2:])
+                middles = np.arange(1, len(x) - 1)
+                near = np.isin(middles, [*borders, *(border - 1 for border in borders)])
+                self.take(second[near], True)
+                self.take(second[~near], False)
