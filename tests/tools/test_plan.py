@@ -25,6 +25,8 @@ from vidlatent.typing import VidlatentError
 ROOT = Path(__file__).parent.parent.parent
 TINY, MICRO = (str(ROOT / "tests" / name) for name in ("tiny.py", "tools/micro.py"))
 
+GENERATOR = str(ROOT / "tests" / "generator_tiny.py") + ":latents,first=true"
+
 
 def planned(topology, config=MICRO, **keys):
     config = load(config, {key.replace("__", "."): str(value) for key, value in keys.items()})
@@ -117,6 +119,10 @@ def test_changes_go_from_small_to_large():
     assert found[4] == {"model.remat": True, **spread, "optim.accumulate": 8}
     # A batch of 2 cannot be spread over 4 devices: that comes first, and alone.
     assert next(changes(config, "train", mesh, 2)) == spread
+    generator = load(GENERATOR.replace("latents", "videos"), {"generator.stack": "scanned"})
+    again = {"generator.remat": True, "generator.stack": "recomputed"}
+    others = list(changes(generator, "train", mesh, 4))
+    assert others[0] == again and {"mesh.tensor", "mesh.context"} <= {k for c in others for k in c}
     assert [set(c) for c in changes(config, "decode", mesh, 1)] == [set(spread)] * 2
     assert changed(config, found[0]).model.remat and not config.model.remat
 
@@ -186,7 +192,30 @@ def test_the_codec_is_planned_by_the_piece(what):
     assert parts["caches"] > 0 and row["memory"]["arguments"] >= sum(parts.values())
 
 
+def test_a_generator_is_planned_without_its_latents():
+    keys = {"generator__stack": "recomputed"}
+    (row,) = planned("cpu:1", GENERATOR, plan__tokenizer=MICRO, **keys)["attempts"]
+    assert row["about"] == "step of a batch of 8 clips 3x8x8, latents 3x8x8x4"
+    # Its backward pass computes layers again.
+    assert row["flops"]["program"] > row["flops"]["model"] > 0
+    assert row["memory"]["parts"]["optimizer"] == 2 * row["memory"]["parts"]["parameters"] + 4
+
+
+def test_sampling_counts_its_loop():
+    keys = {"plan__what": "sample", "plan__tokenizer": MICRO}
+    four, eight = (
+        planned("cpu:1", GENERATOR, sampler__steps=steps, **keys)["attempts"][0] for steps in (4, 8)
+    )
+    assert four["about"].startswith("8 evaluations for 3 clips 3x8x8")
+    for cost in ("flops", "bytes"):
+        ratio = eight[cost]["program"] / four[cost]["program"]
+        assert ratio == pytest.approx(2, rel=0.1)
+        assert eight[cost]["compiler"] == pytest.approx(four[cost]["compiler"], rel=0.1)
+
+
 def test_mistakes_are_one_sentence():
+    with pytest.raises(VidlatentError, match="choose one of train, sample"):
+        planned("cpu:1", GENERATOR, plan__what="decode", plan__tokenizer=MICRO)
     with pytest.raises(VidlatentError, match="did you mean 'train'"):
         planned("cpu:1", plan__what="trian")
     with pytest.raises(VidlatentError, match="frames, height, width, global batch"):

@@ -24,13 +24,14 @@ from ml_collections import ConfigDict
 
 from vidlatent.dist.mesh import make_mesh
 from vidlatent.dist.multihost import is_main
-from vidlatent.infer.load import model_of
+from vidlatent.infer.load import compute_dtype
 from vidlatent.io.tables import markdown_table
 from vidlatent.io.writers import read_metrics
 from vidlatent.tools.bench_device import device_peaks, peak_memory, timed
 from vidlatent.tools.hardware import GIB
-from vidlatent.tools.plan_numbers import model_flops
-from vidlatent.tools.plan_programs import Program, bucket_of, build_program
+from vidlatent.tools.plan_numbers import model_flops, trace
+from vidlatent.tools.plan_program import Program
+from vidlatent.tools.plan_programs import bucket_of, build_program, programs_of
 from vidlatent.tools.plan_search import changed
 from vidlatent.train.loop import train
 from vidlatent.typing import VidlatentError
@@ -47,7 +48,7 @@ def bench(config: ConfigDict, workdir: Path, output: str) -> int:
     """
     bucket = bucket_of(config, config.bench.bucket)
     mesh = make_mesh(config.mesh)
-    dtype = jnp.dtype(model_of(config).dtype)
+    dtype = jnp.dtype(compute_dtype(config))
     peaks = device_peaks(dtype)
     device = jax.devices()[0]
     result: dict[str, Any] = {
@@ -60,7 +61,7 @@ def bench(config: ConfigDict, workdir: Path, output: str) -> int:
         "peaks": peaks,
         "programs": {},
     }
-    for what in config.bench.what:
+    for what in config.bench.what or programs_of(config):
         logging.info("measuring %s", what)
         if what == "loop":
             result["loop"] = measure_loop(config)
@@ -84,31 +85,30 @@ def measure(
         return build_program(config, what, mesh, bucket)
 
     options = config.bench
+    program = build(config)
+    flops = model_flops(config, build, trace(program, mesh), mesh)
     with jax.set_mesh(mesh):
-        program = build(config)
         compiled, seconds = _compile_twice(program)
-        flops = model_flops(config, build, program.function.trace(*program.arguments), 1)
         batches = [_arguments(program, number) for number in range(max(1, options.inputs))]
         held = _initial(program)
-        result, argument = program.carries
 
         def run(number: int) -> Any:
-            nonlocal held
             given = {**batches[number % len(batches)], **held}
             results = compiled(*(given[place] for place in range(len(program.arguments))))
-            if argument in held:
-                held = {**held, argument: results[result]}
+            if program.carries is not None and program.carries[1] in held:
+                result, argument = program.carries
+                held[argument] = results[result]
             return results
 
         times = timed(run, options.warmup, options.repeats)
     memory, of = peak_memory()
-    rate = flops / times.median / mesh.size
+    rate = flops / times.median
     return {
         "about": program.about,
         **times.to_json(),
         "frames_per_second": program.frames / times.median,
-        "tflop": flops / 1e12,
-        "tflop_per_second_and_device": rate / 1e12,
+        "tflop_of_a_device": flops / 1e12,
+        "tflop_per_second": rate / 1e12,
         "share_of_matmul": rate / peaks["flops"],
         "compile": seconds,
         "peak_memory": memory,
@@ -124,9 +124,10 @@ def _initial(program: Program) -> dict[int, Any]:
         # Runs once: on CPUs it is compiled without costly optimisation.
         cheap = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
         made[place] = jax.jit(make, out_shardings=where, compiler_options=cheap)()
-    argument = program.carries[1]
-    if argument not in made and jax.tree.leaves(program.arguments[argument]):
-        made[argument] = _drawn(program.arguments[argument], 0)
+    if program.carries is not None:
+        argument = program.carries[1]
+        if argument not in made and jax.tree.leaves(program.arguments[argument]):
+            made[argument] = _drawn(program.arguments[argument], 0)
     return made
 
 
@@ -142,7 +143,9 @@ def _drawn(tree: Any, seed: int) -> Any:
     def draw(number: int, leaf: Any) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(seed), number)
         if jnp.issubdtype(leaf.dtype, jnp.integer):
-            return jax.random.randint(key, leaf.shape, 0, 256, jnp.int32).astype(leaf.dtype)
+            # Pixels; classes, lengths and seeds: any small number will do.
+            most = 256 if leaf.dtype == jnp.uint8 else 2
+            return jax.random.randint(key, leaf.shape, 0, most, jnp.int32).astype(leaf.dtype)
         if len(leaf.shape) == 1:
             return jnp.ones(leaf.shape, leaf.dtype)
         return jax.random.normal(key, leaf.shape, leaf.dtype)
@@ -244,7 +247,7 @@ def _row(name: str, found: dict[str, Any]) -> dict[str, str]:
         "ms": f"{found['median_s'] * 1e3:.4g}",
         "spread": f"{found['spread']:.0%}",
         "frames/s": f"{found['frames_per_second']:.4g}",
-        "TFLOP/s": f"{found['tflop_per_second_and_device']:.3g}",
+        "TFLOP/s": f"{found['tflop_per_second']:.3g}",
         "of matmul": f"{found['share_of_matmul']:.0%}",
         f"{found['peak_memory_of']} GiB": f"{found['peak_memory'] / GIB:.2f}",
         "compile s": f"{found['compile']['cold_s']:.3g}",

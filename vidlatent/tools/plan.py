@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 from vidlatent.dist.mesh import make_mesh
 from vidlatent.tools.hardware import GIB, Topology, parse_topology
 from vidlatent.tools.plan_numbers import compile_program, costs, model_flops, roofline
-from vidlatent.tools.plan_programs import DoesNotFit, bucket_of, build_program
+from vidlatent.tools.plan_program import DoesNotFit
+from vidlatent.tools.plan_programs import bucket_of, build_program
 from vidlatent.tools.plan_report import report
 from vidlatent.tools.plan_search import changed, changes
 from vidlatent.tools.plan_topology import devices_of, has_devices, run_in_child
@@ -153,11 +154,10 @@ def attempt(
     def build(config: ConfigDict):
         return build_program(config, config.plan.what, mesh, bucket)
 
-    with jax.set_mesh(mesh):
-        program = build(config)
-        traced, compiled, seconds = compile_program(program, topology.hardware.platform)
-        found = costs(program, traced, compiled, topology.devices)
-        needed = model_flops(config, build, traced, topology.devices)
+    program = build(config)
+    traced, compiled, seconds = compile_program(program, mesh)
+    found = costs(program, traced, compiled, mesh.size)
+    needed = model_flops(config, build, traced, mesh)
     found["flops"]["model"] = needed
     return {
         "about": program.about,

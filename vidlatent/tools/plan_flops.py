@@ -33,8 +33,9 @@ def _of_equation(equation: Any) -> int:
     if name == "conv_general_dilated":
         return _of_convolution(equation)
     if name == "pallas_call":
-        estimate = params["cost_estimate"]
-        return 0 if estimate is None else int(estimate.flops)
+        if params["cost_estimate"] is not None:
+            return int(params["cost_estimate"].flops)
+        return count_flops(params["jaxpr"]) * math.prod(params["grid_mapping"].grid)
     inner = [count_flops(jaxpr) for jaxpr in _jaxprs(params)]
     if not inner:
         return 0
@@ -44,7 +45,8 @@ def _of_equation(equation: Any) -> int:
         return sum(inner) * params["length"]
     if name == "shard_map":
         # What each device does; the axes that are not manual are split by the compiler later.
-        return sum(inner) * math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+        axes = next(value for key, value in params.items() if key.endswith("manual_axes"))
+        return sum(inner) * math.prod(params["mesh"].shape[axis] for axis in axes)
     return sum(inner)
 
 

@@ -11,37 +11,41 @@ import dataclasses
 import math
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vidlatent.tools.hardware import Hardware
 from vidlatent.tools.plan_flops import count_flops
 from vidlatent.tools.plan_hlo import parse
-from vidlatent.tools.plan_programs import DoesNotFit, Program
+from vidlatent.tools.plan_program import DoesNotFit, Program
 
-__all__ = ["bytes_on_a_device", "compile_program", "costs", "model_flops", "roofline"]
+__all__ = ["bytes_on_a_device", "compile_program", "costs", "model_flops", "roofline", "trace"]
 
 _QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def compile_program(program: Program, platform: str) -> tuple[Any, Any, dict[str, float]]:
-    """``(traced, compiled, seconds)`` of tracing, lowering and compiling, for the mesh that is set.
+def compile_program(program: Program, mesh: Mesh) -> tuple[Any, Any, dict[str, float]]:
+    """``(traced, compiled, seconds)`` of tracing, lowering and compiling for a mesh.
 
     For CPUs machine code is made without care: what is read off is settled before.
 
     Raises:
       DoesNotFit: the compiler ran out of the device's memory.
     """
+    options = _QUICK if mesh.devices.flat[0].platform == "cpu" else None
     begin = time.perf_counter()
-    traced = program.function.trace(*program.arguments)
+    traced = trace(program, mesh)
     at_traced = time.perf_counter()
-    lowered = traced.lower()
-    at_lowered = time.perf_counter()
     try:
-        compiled = lowered.compile(compiler_options=_QUICK if platform == "cpu" else None)
+        with jax.set_mesh(mesh):
+            lowered = traced.lower()
+            at_lowered = time.perf_counter()
+            compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -53,6 +57,12 @@ def compile_program(program: Program, platform: str) -> tuple[Any, Any, dict[str
         "compile": done - at_lowered,
     }
     return traced, compiled, seconds
+
+
+def trace(program: Program, mesh: Mesh) -> Any:
+    """The program with its operations, ``jaxpr``, before any compiler."""
+    with jax.set_mesh(mesh):
+        return program.function.trace(*program.arguments)
 
 
 def _first_lines(text: str) -> str:
@@ -139,12 +149,23 @@ def roofline(
     }
 
 
-def model_flops(config: ConfigDict, build: Any, traced: Any, devices: int) -> float:
-    """Operations of a device without those that ``remat`` repeats; ``build`` makes the program."""
-    if not (config.model and "remat" in config.model and config.model.remat):
-        return count_flops(traced.jaxpr) / devices
+def model_flops(
+    config: ConfigDict, build: Callable[[ConfigDict], Program], traced: Any, mesh: Mesh
+) -> float:
+    """Operations of a device without those that are only repeated to save memory.
+
+    Args:
+      config: of the program.
+      build: makes the program of a config; for one that repeats nothing.
+      traced: the program.
+      mesh: of the devices that share the work.
+    """
+    section = config.generator or config.model
+    keys = {"remat": False, "stack": "scanned"}
+    repeats = {key: value for key, value in keys.items() if key in section}
+    if all(section[key] == value for key, value in repeats.items()):
+        return count_flops(traced.jaxpr) / mesh.size
     plain = config.copy_and_resolve_references()
     with plain.unlocked():
-        plain.model.remat = False
-    program = build(plain)
-    return count_flops(program.function.trace(*program.arguments).jaxpr) / devices
+        (plain.generator or plain.model).update(repeats)
+    return count_flops(trace(build(plain), mesh).jaxpr) / mesh.size

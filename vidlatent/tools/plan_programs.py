@@ -5,9 +5,8 @@ Each is built as its job builds it, but for values: arguments are shapes, dtypes
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,50 +21,15 @@ from vidlatent.infer.load import abstract_params, model_of, smallest_video
 from vidlatent.infer.steps import Steps
 from vidlatent.models.frozen import network_shapes
 from vidlatent.registry import did_you_mean
+from vidlatent.tools import plan_generators
+from vidlatent.tools.plan_program import Program, check_batch, sized
 from vidlatent.train.program import abstract_state, jit_train_step, placed
 from vidlatent.train.state import random_key
 from vidlatent.train.steps.objective import Objective
 from vidlatent.train.steps.tokenizer import make_step
 from vidlatent.typing import VidlatentError
 
-__all__ = ["PROGRAMS", "DoesNotFit", "Program", "bucket_of", "build_program"]
-
-
-class DoesNotFit(VidlatentError):
-    """A program that a machine has no place for.
-
-    Attributes:
-      needed: bytes of a device it asked for; NaN where that is not known.
-    """
-
-    def __init__(self, message: str, needed: float = math.nan):
-        super().__init__(message)
-        self.needed = needed
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A jitted function and what it is called with.
-
-    Attributes:
-      name: ``'train'``, ``'encode'``, ``'decode'``.
-      about: what one run of it does, in a few words.
-      function: jitted; called with the mesh set.
-      arguments: pytrees of ShapeDtypeStructs with shardings.
-      parts: names for parts of the arguments, such as the optimizer's moments.
-      initial: for an argument that is not free, what makes it (under ``jit``); by position.
-      carries: ``(result, argument)``: what a run hands to the next, given up by donation.
-      frames: video frames that a run turns over, on all devices.
-    """
-
-    name: str
-    about: str
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    parts: Mapping[str, Any]
-    initial: Mapping[int, Callable[[], Any]]
-    carries: tuple[int, int]
-    frames: int
+__all__ = ["PROGRAMS", "bucket_of", "build_program", "programs_of"]
 
 
 def bucket_of(config: ConfigDict, chosen: Sequence[int]) -> tuple[int, int, int, int]:
@@ -85,7 +49,9 @@ def bucket_of(config: ConfigDict, chosen: Sequence[int]) -> tuple[int, int, int,
 
 
 def build_program(config: ConfigDict, what: str, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
-    """The program of a job, for a mesh that is set.
+    """The program of a job, to be traced with ``mesh`` set.
+
+    It is built without: a topology's devices cannot even make a random key.
 
     Args:
       config: of the run; ``config.precision.compute`` names a type.
@@ -99,14 +65,28 @@ def build_program(config: ConfigDict, what: str, mesh: Mesh, bucket: tuple[int, 
     """
     if what not in PROGRAMS:
         raise VidlatentError(f"no program {what!r} to plan: {did_you_mean(what, PROGRAMS)}")
-    return PROGRAMS[what](config, mesh, bucket)
+    if what not in programs_of(config):
+        raise VidlatentError(
+            f"{what!r} is no program of {config.name}, a {_kind(config)}: choose one of "
+            f"{', '.join(programs_of(config))}."
+        )
+    return PROGRAMS[what][_kind(config)](config, mesh, bucket)
+
+
+def programs_of(config: ConfigDict) -> tuple[str, ...]:
+    """Names of the programs that a config's model has."""
+    return tuple(name for name, kinds in PROGRAMS.items() if _kind(config) in kinds)
+
+
+def _kind(config: ConfigDict) -> str:
+    return "generator" if config.generator else "tokenizer"
 
 
 def _train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
     model = model_of(config)
     model.latent_spec.check_video(*bucket[:3])
     *size, batch = bucket
-    _check_batch(config, mesh, batch)
+    check_batch(config, mesh, batch)
     step = make_step(config, model)
     state = abstract_state(step, config.seed, mesh)
     arrays = {
@@ -124,7 +104,7 @@ def _train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
     }
     return Program(
         "train",
-        f"step of a batch of {batch} clips {_sized(size)}",
+        f"step of a batch of {batch} clips {sized(size)}",
         jit_train_step(step, state, mesh),
         (state, placed(arrays, batch_sharding(mesh)), networks),
         parts,
@@ -132,18 +112,6 @@ def _train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
         (0, 0),
         batch * size[0],
     )
-
-
-def _check_batch(config: ConfigDict, mesh: Mesh, batch: int) -> None:
-    """A batch, and each piece of it that is accumulated, is spread evenly over the mesh."""
-    ways = math.prod(mesh.shape[axis] for axis in ACTIVATION_AXES["batch"])
-    pieces = config.optim.accumulate
-    if batch % (ways * pieces):
-        each = f" in {pieces} pieces" if pieces > 1 else ""
-        raise DoesNotFit(
-            f"a batch of {batch}{each} does not spread over data {mesh.shape['data']} x fsdp "
-            f"{mesh.shape['fsdp']}: change the batch of config.data.buckets or config.mesh."
-        )
 
 
 def _encode(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
@@ -216,7 +184,7 @@ class _Codec:
     def program(
         self, name: str, function: Any, arguments: tuple[Any, ...], first: int, later: int
     ) -> Program:
-        size = _sized((later or first, *self.size[1:]))
+        size = sized((later or first, *self.size[1:]))
 
         def init():
             video = jnp.zeros(smallest_video(self.spec), jnp.float32)
@@ -232,10 +200,6 @@ class _Codec:
             (1, len(arguments) - 1),
             later or first,
         )
-
-
-def _sized(size: Sequence[int]) -> str:
-    return "x".join(map(str, size))
 
 
 def _whole(mesh: Mesh, leaf: Any) -> Any:
@@ -255,4 +219,10 @@ def _spread(mesh: Mesh, tree: Any) -> Any:
     return placed(tree, jax.tree.map(where, tree))
 
 
-PROGRAMS = {"train": _train, "encode": _encode, "decode": _decode}
+# What there is to plan, for each kind of model.
+PROGRAMS = {
+    "train": {"tokenizer": _train, "generator": plan_generators.training},
+    "encode": {"tokenizer": _encode},
+    "decode": {"tokenizer": _decode},
+    "sample": {"generator": plan_generators.sampling},
+}

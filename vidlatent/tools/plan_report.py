@@ -14,10 +14,9 @@ __all__ = ["report"]
 def report(result: dict[str, Any]) -> str:
     """Tables of what the last attempt costs, and what was tried."""
     last = result["attempts"][-1]
-    size = "x".join(map(str, result["bucket"][:3]))
     parts = [
         f"{result['config']} ({result['preset']}): {result['program']} on {result['topology']}, "
-        f"{result['compute']}, clips {size}. The compiler's estimates; nothing was run."
+        f"{result['compute']}. The compiler's estimates; nothing was run."
     ]
     if "memory" in last:
         parts.append(f"Program: {last['about']}; mesh {_mesh(last['mesh'])}.")

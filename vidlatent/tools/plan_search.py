@@ -39,24 +39,25 @@ def changes(
       batch: global batch.
     """
     training = what == "train"
+    axes = ("context", "tensor") if config.generator else ("context",)
     pieces = config.optim.accumulate
     base: dict[str, Any] = {}
     if training and batch % (_ways(mesh) * pieces):
-        fitting = (s for s in _spreads(mesh) if batch % (_ways({**mesh, **s}) * pieces) == 0)
+        fitting = (s for s in _spreads(mesh, axes) if batch % (_ways({**mesh, **s}) * pieces) == 0)
         sizes = next(fitting, None)
         if sizes is None:
             return
         mesh = {**mesh, **sizes}
         base |= _keys(sizes)
         yield dict(base)
-    if training and "remat" in config.model and not config.model.remat:
-        base["model.remat"] = True
+    if training and (again := _recomputing(config)):
+        base |= again
         yield dict(base)
     if training:
         for more in _PIECES:
             if more > pieces and batch % (_ways(mesh) * more) == 0:
                 yield {**base, "optim.accumulate": more}
-    for sizes in _spreads(mesh):
+    for sizes in _spreads(mesh, axes):
         ways = _ways({**mesh, **sizes})
         if training and batch % (ways * pieces):
             continue
@@ -70,14 +71,23 @@ def _ways(mesh: Mapping[str, int]) -> int:
     return math.prod(mesh[axis] for axis in ACTIVATION_AXES["batch"])
 
 
-def _spreads(mesh: Mapping[str, int]) -> Iterator[dict[str, int]]:
+def _recomputing(config: ConfigDict) -> dict[str, Any]:
+    """Keys that keep less of each layer for the backward pass."""
+    name = "generator" if config.generator else "model"
+    section = config[name]
+    wanted = {"remat": True, "stack": "recomputed"}
+    return {f"{name}.{k}": v for k, v in wanted.items() if k in section and section[k] != v}
+
+
+def _spreads(mesh: Mapping[str, int], axes: tuple[str, ...]) -> Iterator[dict[str, int]]:
     """Axis sizes with parameters on more devices, then with more devices to a clip."""
     ways = _ways(mesh)
     if mesh["data"] > 1:
         yield {"data": 1, "fsdp": ways}
-    for split in _SPLITS:
-        if ways % split == 0:
-            yield {"data": 1, "fsdp": ways // split, "context": mesh["context"] * split}
+    for axis in axes:
+        for split in _SPLITS:
+            if ways % split == 0:
+                yield {"data": 1, "fsdp": ways // split, axis: mesh[axis] * split}
 
 
 def _keys(sizes: Mapping[str, int]) -> dict[str, int]:
