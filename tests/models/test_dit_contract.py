@@ -8,6 +8,7 @@ from generator_nets import KINDS, array, build, inputs, parameters
 
 from vidlatent.io.importer import export_params, import_params
 from vidlatent.models.dit import GENERATORS
+from vidlatent.models.dit.eight_bits import in_eight_bits
 from vidlatent.models.weights import TABLES
 from vidlatent.typing import VidlatentError
 
@@ -155,3 +156,18 @@ def test_nothing_to_keep(network):
     model, params, _, _ = network
     with pytest.raises(VidlatentError, match="nothing to keep"):
         model.apply({"params": params}, dict.fromkeys(model.reads), method="keep")
+
+
+def test_products_in_eight_bits_err_by_a_few_percent(network):
+    model, params, given, run = network
+    eighth = in_eight_bits(params)
+    leaves = jax.tree.leaves(eighth["blocks"])
+    large = [leaf for leaf in leaves if leaf.dtype == jnp.float8_e4m3fn]
+    scales = [leaf for leaf in leaves if leaf.ndim == 1]
+    assert len(large) >= 6 and len(scales) >= len(large)
+    assert {name: x for name, x in eighth.items() if name != "blocks"}.keys() == params.keys() - {
+        "blocks"
+    }
+    want, found = run(params, *given), run(eighth, *given)
+    error = jnp.linalg.norm(found - want) / jnp.linalg.norm(want)
+    assert 1e-4 < error < 0.15

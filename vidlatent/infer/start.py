@@ -50,7 +50,8 @@ def starting_params(
         source = load_params(path, shapes, family=source_config.model.name, step=step)
     else:
         tensors = read_tensors(path)
-        source = import_params(tensors, choose_table(tensors, family, table), None)
+        table = choose_table(tensors, family, table)
+        source = import_params(tensors, table, None, hints=abstract)
     # On the host: the two may lie on different devices.
     params = graft(kind, *(jax.tree.map(np.asarray, tree) for tree in (source, fresh())))
 

@@ -55,6 +55,23 @@ def _grouped_out(x: Any) -> Any:
     return x.transpose(0, 2, 1).reshape(groups * outputs, inputs, 1, 1)
 
 
+def _halves_in(x: Any, shape: Sequence[int] | None) -> Any:
+    """``(K d [, I]) -> [[I,] K, d]``: neighbours come to lie half a head apart."""
+    if shape is None:
+        raise ValueError("the heads are known from the target alone")
+    x = x.transpose(1, 0) if x.ndim == 2 else x
+    heads, dim = shape[-2:]
+    pairs = x.reshape(*x.shape[:-1], heads, dim // 2, 2)
+    return pairs.swapaxes(-1, -2).reshape(*x.shape[:-1], heads, dim)
+
+
+def _halves_out(x: Any) -> Any:
+    heads, dim = x.shape[-2:]
+    pairs = x.reshape(*x.shape[:-2], heads, 2, dim // 2).swapaxes(-1, -2)
+    pairs = pairs.reshape(*x.shape[:-2], heads * dim)
+    return pairs.transpose(1, 0) if pairs.ndim == 2 else pairs
+
+
 def _plane(x: Any, rank: int) -> Any:
     """``(O, I, 1, 1 [, 1]) -> (O, I)``; a larger kernel must not lose its taps."""
     if x.ndim != rank or x.shape[2:] != (1,) * (rank - 2):
@@ -67,6 +84,9 @@ TRANSFORMS: dict[str, tuple[Callable[[Any, Sequence[int]], Any], Callable[[Any],
     "copy": (lambda x, shape: x, lambda x: x),
     # Dense layer: (O, I) and [I, O].
     "dense": (lambda x, shape: x.transpose(1, 0), lambda x: x.transpose(1, 0)),
+    # Queries and keys that are turned by their positions, kernel, bias or scale: (K d [, I]) and
+    # [[I,] K, d], see kernels.qk_norm_rope.
+    "halves": (_halves_in, _halves_out),
     # Convolutions, depthwise ones too: (O, I, [t,] h, w) and [t, h, w, I, O].
     "conv2d": (
         lambda x, shape: x.transpose(2, 3, 1, 0)[None],
@@ -110,6 +130,7 @@ def import_params(
     target_shapes: Mapping[str, Any] | None,
     *,
     partial: bool = False,
+    hints: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Checkpoint tensors to a nested dict of parameters.
 
@@ -120,6 +141,8 @@ def import_params(
         None takes everything that the table knows, in the shapes it comes in.
       partial: leave out what is missing or unused instead of refusing. Wrong shapes are always
         refused.
+      hints: as ``target_shapes``, for those layouts alone that cannot be told from the tensor;
+        nothing has to be there or to fit.
 
     Returns:
       Nested dict of arrays in the tensors' dtypes.
@@ -127,10 +150,8 @@ def import_params(
     Raises:
       VidlatentError: names everything unused, missing and misshaped at once.
     """
-    wanted = None
-    if target_shapes is not None:
-        shapes = {path: _Shape(leaf.shape) for path, leaf in flatten(target_shapes).items()}
-        wanted = {path: leaf.shape for path, leaf in _unstacked(shapes, table).items()}
+    wanted = None if target_shapes is None else _shapes(target_shapes, table)
+    hints = wanted or _shapes(hints or {}, table)
     rows = _compiled(table)
     found: dict[str, np.ndarray] = {}
     unused, misshaped = [], []
@@ -143,7 +164,7 @@ def import_params(
             continue
         for path, part in zip(paths, _parts(tensor, len(paths)), strict=True):
             shape = None if wanted is None else wanted[path]
-            array = None if part is None else _forward(transform, part, shape)
+            array = None if part is None else _forward(transform, part, hints.get(path))
             if array is None or shape not in (None, array.shape):
                 misshaped.append(f"{name} {tuple(tensor.shape)} for {path} {shape or ''}".rstrip())
             # A misshaped tensor is not also counted as missing.
@@ -155,6 +176,12 @@ def import_params(
     if any(names for _, names in problems):
         raise VidlatentError("the weights do not fit the model: " + _summary(problems))
     return _nest(_stacked(found))
+
+
+def _shapes(tree: Mapping[str, Any], table: Sequence[Row]) -> dict[str, tuple[int, ...]]:
+    """Path to shape, layers of a stack one by one."""
+    hollow = {path: _Shape(leaf.shape) for path, leaf in flatten(tree).items()}
+    return {path: leaf.shape for path, leaf in _unstacked(hollow, table).items()}
 
 
 def export_params(params: Mapping[str, Any], table: Sequence[Row]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["ACTIVATIONS", "Mlp", "dense"]
+from vidlatent.kernels.fp8 import Quantised, fp8_product
+
+__all__ = ["ACTIVATIONS", "Linear", "Mlp", "dense"]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(nn.gelu, approximate=False),
@@ -22,11 +25,44 @@ Init = Callable[..., jax.Array]
 _xavier = nn.initializers.xavier_uniform()
 
 
-def dense(features: int, dtype: Any, init: Init = _xavier, **fields: Any) -> nn.Dense:
-    """A dense layer; with ``dtype`` float32 its products are not shortened on accelerators."""
-    exact = jnp.dtype(dtype) == jnp.float32
-    precision = lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT
-    return nn.Dense(features, dtype=dtype, kernel_init=init, precision=precision, **fields)
+class Linear(nn.Module):
+    """``x W + b``.
+
+    A kernel that comes with a ``kernel_scale`` beside it is in 8 bits (``kernels.fp8``), and the
+    product then runs in 8 bits.
+
+    Attributes:
+      features: width of the result; or its axes, ``(K, d)``, in which kernel and bias are kept.
+      init: of the kernel ``[I, O]``.
+    """
+
+    features: int | tuple[int, ...]
+    init: Init = _xavier
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[..., I] -> [..., O]``."""
+        axes = self.features if isinstance(self.features, tuple) else (self.features,)
+        shape = (x.shape[-1], math.prod(axes))
+        x = x.astype(self.dtype)
+        kernel = self.param("kernel", lambda key: self.init(key, shape).reshape(shape[0], *axes))
+        bias = self.param("bias", nn.initializers.zeros, axes)
+        kernel, bias = kernel.reshape(shape), bias.reshape(-1).astype(self.dtype)
+        if self.has_variable("params", "kernel_scale"):
+            scale = self.get_variable("params", "kernel_scale")
+            return fp8_product(x, Quantised(kernel, scale), self.dtype) + bias
+        # In float32 products are not shortened on accelerators.
+        exact = jnp.dtype(self.dtype) == jnp.float32
+        precision = lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT
+        return jnp.dot(x, kernel.astype(self.dtype), precision=precision) + bias
+
+
+def dense(
+    features: int | tuple[int, ...], dtype: Any, init: Init = _xavier, **fields: Any
+) -> Linear:
+    """A dense layer as published generators start it."""
+    return Linear(features, init, dtype, **fields)
 
 
 class Mlp(nn.Module):

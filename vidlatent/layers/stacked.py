@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 from jax import lax
 
-__all__ = ["run_stacked", "stacked_init"]
+__all__ = ["run_stacked", "stacked"]
 
 Params = Any
 
 
-def stacked_init(init: Callable[[jax.Array], Params], depth: int) -> Callable[[jax.Array], Params]:
-    """An initialiser of ``depth`` blocks, each drawn for itself by ``init(key)``."""
-    return lambda key: jax.vmap(init)(jax.random.split(key, depth))
+def stacked(
+    module: nn.Module, name: str, init: Callable[[jax.Array], Params], depth: int
+) -> Params:
+    """The parameter ``name``: ``depth`` blocks, each drawn for itself by ``init(key)``.
+
+    What is there is taken as it is: blocks may have been quantised since.
+    """
+    if module.has_variable("params", name):
+        return module.get_variable("params", name)
+    return module.param(name, lambda key: jax.vmap(init)(jax.random.split(key, depth)))
 
 
 def run_stacked(

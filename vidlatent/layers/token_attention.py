@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from vidlatent.dist.rules import constrain
 from vidlatent.kernels.attention import attention
+from vidlatent.kernels.qk_norm_rope import qk_norm_rope
 from vidlatent.layers.mlp import dense
 from vidlatent.layers.modulation import LayerNorm
 from vidlatent.layers.norm import ChannelNorm
@@ -37,6 +38,8 @@ class TokenAttention(nn.Module):
       eps: of the norms of queries and keys.
       norm: RMS over the full ``'width'`` before the cut into heads (Wan2.1), layer norm of each
         ``'head'`` (CogVideoX), or ``'none'`` (DiT, PixArt).
+      rotary: queries and keys are turned by tables in halves of their heads; with ``'width'``
+        alone. Their parameters are kept as ``[..., K, d]`` (``kernels.qk_norm_rope``).
       zero: start with an output of zero.
       axes: names of the first two axes, for their layout on a mesh.
     """
@@ -46,6 +49,7 @@ class TokenAttention(nn.Module):
     image: bool = False
     eps: float = 1e-6
     norm: str = "width"
+    rotary: bool = False
     zero: bool = False
     axes: tuple[str, str] = ("batch", "tokens")
     dtype: Any = jnp.float32
@@ -53,7 +57,9 @@ class TokenAttention(nn.Module):
     def setup(self) -> None:
         if self.norm not in _NORMS:
             raise VidlatentError(f"norm of queries and keys {self.norm!r}: use one of {_NORMS}.")
-        self.q, self.k, self.v = (dense(self.width, self.dtype) for _ in range(3))
+        cut = (self.heads, self.width // self.heads) if self.rotary else self.width
+        self.q, self.k = dense(cut, self.dtype), dense(cut, self.dtype)
+        self.v = dense(self.width, self.dtype)
         last = {"init": nn.initializers.zeros} if self.zero else {}
         self.o = dense(self.width, self.dtype, **last)
         if self.norm != "none":
@@ -63,19 +69,25 @@ class TokenAttention(nn.Module):
             self.norm_k_img = self._norm()
 
     def _norm(self) -> nn.Module:
+        if self.rotary:
+            return _HeadScale((self.heads, self.width // self.heads))
         if self.norm == "head":
             return LayerNorm(self.eps, self.dtype)
         return ChannelNorm(self.eps, use_bias=False, dtype=self.dtype)
 
     def _heads(self, x: jax.Array, norm: str = "", tables: Tables | None = None) -> jax.Array:
         """``[B, N, D] -> [B, N, K, d]``, normalised by the module called ``norm``, and turned."""
+        axes = (*self.axes, "heads", "width")
+        if norm and self.rotary:
+            scale = getattr(self, norm)().reshape(-1)
+            return constrain(qk_norm_rope(x, scale, tables, self.heads, self.eps), axes)
         if norm and self.norm == "width":
             x = getattr(self, norm)(x)
         x = x.reshape(*x.shape[:-1], self.heads, -1)
         if norm and self.norm == "head":
             x = getattr(self, norm)(x)
         x = x if tables is None else rotate_pairs(x, tables)
-        return constrain(x, (*self.axes, "heads", "width"))
+        return constrain(x, axes)
 
     def queries(self, x: jax.Array, tables: Tables | None = None) -> jax.Array:
         """``[B, N, D] -> [B, N, K, d]``, turned by rotary tables where given."""
@@ -101,3 +113,13 @@ class TokenAttention(nn.Module):
         """
         out = sum(attention(queries, k, v, lengths=lengths) for k, v in pairs)
         return self.o(out.astype(self.dtype).reshape(*queries.shape[:2], -1))
+
+
+class _HeadScale(nn.Module):
+    """The scale of a norm over all heads, kept by heads."""
+
+    shape: tuple[int, int]
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("scale", nn.initializers.ones, self.shape, jnp.float32)

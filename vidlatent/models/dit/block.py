@@ -46,7 +46,7 @@ class WanBlock(nn.Module):
         table = nn.initializers.normal(self.width**-0.5)
         self.modulation = self.param("modulation", table, (1, 6, self.width), jnp.float32)
         fields = {"eps": self.eps, "dtype": self.dtype}
-        self.self_attn = TokenAttention(self.width, self.heads, **fields)
+        self.self_attn = TokenAttention(self.width, self.heads, rotary=True, **fields)
         self.cross_norm = LayerNorm(**fields)
         self.cross_attn = TokenAttention(self.width, self.heads, self.image, **fields)
         self.ffn = Mlp(self.hidden, self.width, dtype=self.dtype)

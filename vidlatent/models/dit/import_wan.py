@@ -40,6 +40,10 @@ def norm_rows(source: str, target: str) -> Rows:
     )
 
 
+# What rotary positions turn: kept in another order of channels than it was trained in.
+_TURNED = tuple(f"self_attn/{name}" for name in ("q", "k", "norm_q", "norm_k"))
+
+
 def _table(ends: Mapping[str, str], parts: Mapping[str, str]) -> Rows:
     """Rows from the names of single layers (``ends``) and of the layers of a block (``parts``)."""
     block, to = r"blocks[.](?P<i>\d+)[.]", "blocks/#{i}/"
@@ -53,8 +57,13 @@ def _table(ends: Mapping[str, str], parts: Mapping[str, str]) -> Rows:
         if name != "head_modulation":
             rows += (norm_rows if "norm" in name else dense_rows)(source, name)
     for name, source in parts.items():
+        turned = name in _TURNED
         if name.rpartition("/")[2].startswith("norm_"):  # RMS norms have no bias
-            rows.append((block + source + "[.]weight", f"{to}{name}/scale", "copy"))
+            layout = "halves" if turned else "copy"
+            rows.append((block + source + "[.]weight", f"{to}{name}/scale", layout))
+        elif turned:
+            rows.append((block + source + "[.]weight", f"{to}{name}/kernel", "halves"))
+            rows.append((block + source + "[.]bias", f"{to}{name}/bias", "halves"))
         elif name != "modulation":
             rows += (norm_rows if name == "cross_norm" else dense_rows)(block + source, to + name)
     rows += dense_rows(r"router[.](?P<i>\d+)", "router_{i}")

@@ -14,7 +14,7 @@ from vidlatent.layers.embed import LabelEmbedding
 from vidlatent.layers.modulation import time_features
 from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
 from vidlatent.layers.sincos import sincos, sincos_plane
-from vidlatent.layers.stacked import run_stacked, stacked_init
+from vidlatent.layers.stacked import run_stacked, stacked
 from vidlatent.models.contract import make_module
 from vidlatent.models.dit.inputs import Conditions, Drop, label_of
 from vidlatent.models.dit.modulated import ModulatedBlock, ModulatedHead, small_mlp
@@ -74,7 +74,7 @@ class Latte(nn.Module):
         self.time_embedding = small_mlp(self.width)
         if self.label_classes:
             self.label_embedding = LabelEmbedding(self.label_classes, self.width)
-        self.blocks = self.param("blocks", stacked_init(self._first_block, self.depth))
+        self.blocks = stacked(self, "blocks", self._first_block, self.depth)
         size = int(np.prod(self.patch)) * self.latent_channels * (1 + self.learned_variance)
         self.head = ModulatedHead(size, eps=self.eps, dtype=self.dtype)
 

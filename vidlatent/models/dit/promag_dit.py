@@ -19,7 +19,7 @@ from vidlatent.layers.mlp import Mlp, dense
 from vidlatent.layers.modulation import LayerNorm, time_features
 from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
 from vidlatent.layers.rope import eighths, fitted_places, rope_tables
-from vidlatent.layers.stacked import run_stacked, stacked_init
+from vidlatent.layers.stacked import run_stacked, stacked
 from vidlatent.models.contract import make_module
 from vidlatent.models.dit.inputs import Conditions, Drop, label_of, padded_text, text_or_null
 from vidlatent.models.dit.joint import JointBlock
@@ -102,7 +102,7 @@ class ProMAGDiT(nn.Module):
             )
         else:
             self.text_embedding = dense(self.width, self.dtype)
-        self.blocks = self.param("blocks", stacked_init(self._first_block, self.depth))
+        self.blocks = stacked(self, "blocks", self._first_block, self.depth)
         zeros = nn.initializers.zeros
         self.last_norm = LayerNorm(self.eps, jnp.float32)
         self.head_modulation = dense(2 * self.width, jnp.float32, zeros)

@@ -21,7 +21,7 @@ from vidlatent.layers.mlp import dense
 from vidlatent.layers.modulation import time_features
 from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
 from vidlatent.layers.sincos import sincos, sincos_plane
-from vidlatent.layers.stacked import run_stacked, stacked_init
+from vidlatent.layers.stacked import run_stacked, stacked
 from vidlatent.models.contract import make_module
 from vidlatent.models.dit.inputs import Conditions, Drop, batch_of
 from vidlatent.models.dit.modulated import ModulatedBlock, ModulatedHead, small_mlp
@@ -140,7 +140,7 @@ class ReducioDiT(nn.Module):
         self.conditions = ConditionTokens(
             **{name: getattr(self, name) for name in ConditionTokens.shared()}
         )
-        self.blocks = self.param("blocks", stacked_init(self._first_block, self.depth))
+        self.blocks = stacked(self, "blocks", self._first_block, self.depth)
         size = int(np.prod(self.patch)) * self.latent_channels * (1 + self.learned_variance)
         self.head = ModulatedHead(size, single=True, eps=self.eps, dtype=self.dtype)
 

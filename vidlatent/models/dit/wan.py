@@ -17,7 +17,7 @@ from vidlatent.layers.mlp import Mlp, dense
 from vidlatent.layers.modulation import LayerNorm, modulated, time_features
 from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
 from vidlatent.layers.rope import rope_tables
-from vidlatent.layers.stacked import run_stacked, stacked_init
+from vidlatent.layers.stacked import run_stacked, stacked
 from vidlatent.models.contract import make_module
 from vidlatent.models.dit.block import Context, WanBlock
 from vidlatent.models.dit.inputs import (
@@ -129,7 +129,7 @@ class WanDiT(nn.Module):
             self.image_norm1 = LayerNorm(1e-5, self.dtype)
             self.image_embedding = Mlp(self.image_dim, self.width, "gelu", dtype=self.dtype)
             self.image_norm2 = LayerNorm(1e-5, self.dtype)
-        self.blocks = self.param("blocks", stacked_init(self._first_block, self.depth))
+        self.blocks = stacked(self, "blocks", self._first_block, self.depth)
         if self.memory:
             self.routers = [
                 self.param(f"router_{layer}", self._first_router, layer)
