@@ -3,6 +3,8 @@
 ``configs/fsvideo_dit.py``           a small one for labelled shapes; it needs a tokenizer and its
                                      latents, which ``python -m experiments.generator_demo`` makes
 ``demo,first=true``                  reads a first frame too: image to video
+``demo,text=true``                   reads captions in place of classes, through a small random text
+                                     encoder that needs no file
 ``demo,memory=false``                without layer memory; with ``paper`` too
 ``configs/fsvideo_dit.py:paper``     the published size, stage 2 of 3
 ``paper,stage=image``                images at 256x256 (text to image; nothing is given)
@@ -23,7 +25,8 @@ _STAGES = ("image", "video", "target", "sft")
 
 
 def get_config(arg: str = ""):
-    arg = parse_arg(arg, presets=("demo", "paper"), stage="video", first=False, memory=True)
+    presets = ("demo", "paper")
+    arg = parse_arg(arg, presets, stage="video", first=False, text=False, memory=True)
     if arg.stage not in _STAGES:
         hint = did_you_mean(arg.stage, _STAGES)
         raise VidlatentError(f"config argument stage={arg.stage} is unknown: {hint}")
@@ -132,18 +135,26 @@ def _demo(config, arg):
     generator.width, generator.depth = 128, 6
     generator.heads, generator.hidden = 4, 512
     generator.freq_dim = 64
-    generator.text_dim, generator.text_length = 16, 4
+    generator.text_dim, generator.text_length = 16, 8
     generator.label_classes, generator.label_tokens = 48, 4
     generator.image_dim = 0
     generator.stack = "scanned"  # quicker at so few layers
     generator.remat = False
     generator.residual_dtype = "float32"
-    config.conditions.drop = {"label": 0.1}
+    told = "label"
+    if arg.text:
+        told = "text"
+        generator.label_classes = 0
+        # A random T5 of 16 channels over hashed words stands in for UMT5.
+        config.encode.text, config.encode.text_network = "wan", "umt5_tiny"
+        config.encode.tokenizer = "words"
+        config.preset += "-text"
+    config.conditions.drop = {told: 0.1}
     if arg.first:
-        config.conditions.drop = {"label": 0.1, "first": 0.3}
+        config.conditions.drop = {told: 0.1, "first": 0.3}
         config.preset += "-first"
     config.sampler.steps = 20
     config.sampler.guidance.scales = (2.5,)
-    config.sampler.guidance.drops = (("label",),)
+    config.sampler.guidance.drops = ((told,),)
     common.generator_demo(config)
     config.recipe = "fsvideo_dit demo"

@@ -82,7 +82,8 @@ def _stage(config, arg):
     """Steps of the stages and their sizes are stated; batches, rate and the share of pictures are
     not. Figures say 192x360, the videos shown have 192x320, which 8 pixels a latent divide."""
     pictures = common.area_buckets(1, 256, 32, batch=1024)
-    # 68 frames are 17 + 51; the nearest clips of 1 + 4, 8 and 16 k.
+    # The paper's 68 (340) frames are chunks of 17, each coded by itself: 20, 12 or 8 latents. Data
+    # sets hold clips that are coded whole, so these are the nearest of 1 + 4, 8 and 16 k frames.
     frames = {4: 69, 8: 73, 16: 65}[arg.k] if arg.stage < 3 else {4: 137, 8: 273, 16: 337}[arg.k]
     video = (frames, 192, 320, 64)
     if arg.stage == 1:

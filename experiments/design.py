@@ -209,7 +209,9 @@ def identity(config: ConfigDict) -> str:
     Of the keys that differ from their defaults, so that a key added later changes nothing.
     """
     copy = ConfigDict(config.to_dict())
-    copy.train.init_from = ""
+    copy.train.init_from = copy.tokenizer.path = ""
+    if copy.data.source == "latents":
+        copy.data.path = ""
     usual = get_defaults(config.name, config.preset)
     changed = configs.differences(configs.to_json(usual), configs.to_json(copy))
     return hashlib.sha256("\n".join(changed).encode()).hexdigest()[:16]

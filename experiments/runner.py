@@ -21,6 +21,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments.design import Arm, Experiment, Run, Setting, identity, resolve
+from vidlatent.infer.generate_load import abstract_generator, generator_of
 from vidlatent.infer.load import abstract_params, model_of
 from vidlatent.io.writers import read_metrics
 from vidlatent.models.freeze import frozen_paths
@@ -151,13 +152,14 @@ def _start(experiment, folder, results, run: Run, chosen) -> str:
 
 def _result(experiment, run: Run, config: ConfigDict, workdir: Path, seconds: float) -> dict:
     scored = json.loads((workdir / "eval" / f"step_{run.arm.steps}" / "scores.json").read_text())
-    by_frame = scored["by_frame_position"]["psnr"]
-    metrics = {
-        **{k: v for k, v in scored["scores"].items() if math.isfinite(v)},  # NaN: not defined here
-        "psnr_frame_0": by_frame[0],
-        "psnr_without_frame_0": statistics.fmean(by_frame[1:] or by_frame),
-        "psnr_by_frame": by_frame,
-    }
+    metrics = {k: v for k, v in scored["scores"].items() if math.isfinite(v)}  # NaN: not defined
+    if "by_frame_position" in scored:  # of tokenizers
+        by_frame = scored["by_frame_position"]["psnr"]
+        metrics |= {
+            "psnr_frame_0": by_frame[0],
+            "psnr_without_frame_0": statistics.fmean(by_frame[1:] or by_frame),
+            "psnr_by_frame": by_frame,
+        }
     if experiment.measure is not None:
         metrics |= experiment.measure(config, workdir, run.seed, scored)
     rates = read_metrics(workdir / "metrics.jsonl").get("train/steps_per_second", ([], []))[1]
@@ -177,7 +179,10 @@ def _result(experiment, run: Run, config: ConfigDict, workdir: Path, seconds: fl
 
 
 def _parameters(config: ConfigDict) -> dict[str, int]:
-    shapes = abstract_params(model_of(config))
+    if config.generator:
+        shapes = abstract_generator(generator_of(config))
+    else:
+        shapes = abstract_params(model_of(config))
     frozen = frozen_paths(shapes, config.optim.frozen) if config.optim.frozen else None
     sizes = jax.tree.leaves(jax.tree.map(lambda leaf: leaf.size, shapes))
     stays = jax.tree.leaves(frozen) if frozen is not None else [False] * len(sizes)

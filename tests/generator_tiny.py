@@ -8,8 +8,9 @@ from vidlatent.config import parse_arg
 
 
 def get_config(arg: str = ""):
-    arg = parse_arg(arg, presets=("videos", "latents"), first=False)
-    config = fsvideo_dit.get_config(f"demo,first={'true' if arg.first else 'false'}")
+    arg = parse_arg(arg, presets=("videos", "latents"), first=False, text=False)
+    flags = (f"{name}={'true' if arg[name] else 'false'}" for name in ("first", "text"))
+    config = fsvideo_dit.get_config(",".join(("demo", *flags)))
     config.name, config.preset = "tiny_generator", arg.preset
     generator = config.generator
     generator.latent_channels = 4

@@ -39,14 +39,18 @@ def one_device():
 def places(tmp_path_factory):
     """A tokenizer and the latents that it makes of shapes."""
     folder = tmp_path_factory.mktemp("generator")
-    tokenizer = tokenizer_run(folder / "tokenizer")
-    config = configs.read(folder / "tokenizer")
-    videos = tiny(tokenizer, "videos")
-    with config.unlocked():
-        config.data = videos.data
-        config.encode.pictures = 0
-    assert encode_set(config, folder / "tokenizer", -1, str(folder / "latents")) == 0
+    tokenizer_run(folder / "tokenizer")
+    encoded(folder, "latents")
     return folder
+
+
+def encoded(folder, name, **keys):
+    config = configs.read(folder / "tokenizer")
+    with config.unlocked():
+        config.data = tiny(folder / "tokenizer", "videos").data
+        config.encode.pictures = 0
+        config.encode.update(keys)
+    assert encode_set(config, folder / "tokenizer", -1, str(folder / name)) == 0
 
 
 def config_of(places, arg="latents", **keys):
@@ -204,6 +208,9 @@ def test_latents_of_another_tokenizer_are_refused(straight, places, tmp_path):
     check_made_by(Latents.load(straight), configs.read(places / "tokenizer"), "tokenizer")
     with pytest.raises(VidlatentError, match="tokenizer.path is empty"):
         subject_of(tiny("", "videos"))
+    again = tokenizer_run(tmp_path / "again", seed=1)
+    with pytest.raises(VidlatentError, match="other weights than those of"):
+        Generator.from_workdir(straight, {"tokenizer.path": again})
     known = Latents.load(straight)
     moved = Latents(known.spec, tuple(m + 1 for m in known.mean), known.std)
     with pytest.raises(VidlatentError, match="other means and standard deviations"):
@@ -219,3 +226,27 @@ def test_without_a_tokenizer_training_shows_latent_channels(places, tmp_path):
     assert (tmp_path / "samples" / "step_1.png").is_file()
     with pytest.raises(VidlatentError, match="tokenizer.path is empty.*to decode|decode"):
         sampled(tmp_path, tmp_path / "out", prompt="0")
+
+
+@pytest.mark.slow
+def test_captions_are_read_through_a_text_encoder(places, tmp_path):
+    stand_in = {"text": "wan", "text_network": "umt5_tiny", "tokenizer": "words"}
+    encoded(places, "texts", **stand_in)
+    config = config_of(places, "latents,text=true", train__steps=2, eval__every=1)
+    config.data.path = str(places / "texts")
+    assert config.encode.to_dict().items() >= stand_in.items()
+    run = tmp_path / "run"
+    assert train(config, run) == 0
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("red square moving left\n\na very long tale of a blue circle that went up\n")
+    negative = {"sampler__guidance__negative": "dull"}
+    about = sampled(run, tmp_path / "a", prompts=str(prompts), **negative)
+    assert [row["seed"] for row in about["videos"]] == [0, 1]
+    plain, told = (
+        next(Generator.from_workdir(run, keys).latents(requests))[1]
+        for keys in ({}, {"sampler.guidance.negative": "dull"})
+        for requests in [Generator.from_workdir(run).requests(["red square"])]
+    )
+    assert np.abs(plain - told).max() > 0
+    with pytest.raises(VidlatentError, match="this generator reads texts"):
+        sampled(run, tmp_path)

@@ -79,7 +79,9 @@ class Generator:
         if config.tokenizer.path:
             with one_device():
                 self.codec = codec_of(config, latents)
-        self._texts, self._semantic = Texts(config), Pictures(config)
+        self._semantic = Pictures(config)
+        if "text" in self.model.reads:
+            self._texts = Texts(config, self.model.text_length)
         self._pictures: dict[str, np.ndarray] = {}
 
     @classmethod

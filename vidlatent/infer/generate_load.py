@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -49,6 +48,7 @@ class Latents:
       label_names: classes by number; empty where there are none.
       fps: frame rate of the clips; 0 where nobody knows.
       tokenizer: hash of the config of the tokenizer that made them; empty where nobody knows.
+      weights: digest of its parameters (``encode_plan.digest_of``), likewise.
     """
 
     spec: LatentSpec
@@ -57,6 +57,7 @@ class Latents:
     label_names: tuple[str, ...] = ()
     fps: float = 0.0
     tokenizer: str = ""
+    weights: str = ""
 
     def __post_init__(self):
         if not len(self.mean) == len(self.std) == self.spec.channels or min(self.std) <= 0:
@@ -157,6 +158,7 @@ def latents_of(config: ConfigDict) -> Latents:
         tuple(header.label_names),
         float(header.fps or 0.0),
         header.tokenizer,
+        header.weights,
     )
     if path:
         own = tokenizer_config(config)
@@ -165,22 +167,12 @@ def latents_of(config: ConfigDict) -> Latents:
 
 
 def check_made_by(latents: Latents, own: ConfigDict, path: str) -> None:
-    """Raise unless the tokenizer of config ``own`` can have made the latents.
-
-    Another training of the same architecture is only warned of: the config's hash changes with
-    keys that mean nothing here.
-    """
+    """Raise unless a tokenizer of config ``own`` can have made the latents."""
     spec = model_of(own).latent_spec
     if spec.hash != latents.spec.hash:
         raise VidlatentError(
             f"the latents were made by {latents.spec}, but config.tokenizer.path={path} makes "
             f"{spec}: name the tokenizer that encoded them, or encode again."
-        )
-    if latents.tokenizer and latents.tokenizer != configs.config_hash(own):
-        logging.warning(
-            "the latents were made under a config that differs from that of %s: if it was trained "
-            "anew since, encode again.",
-            path,
         )
 
 

@@ -16,6 +16,7 @@ from vidlatent.dist.mesh import make_mesh
 from vidlatent.dist.multihost import to_global
 from vidlatent.dist.rules import batch_sharding, replicated
 from vidlatent.infer.codec import Codec
+from vidlatent.infer.encode_plan import digest_of
 from vidlatent.infer.generate_inputs import Inputs
 from vidlatent.infer.generate_load import (
     Latents,
@@ -27,6 +28,7 @@ from vidlatent.infer.generate_load import (
 from vidlatent.infer.sampling import LatentSampler
 from vidlatent.io.pictures import channel_sheet, contact_sheet
 from vidlatent.metrics import channel_maps
+from vidlatent.typing import VidlatentError
 
 __all__ = ["Grid", "codec_of", "content_frames", "one_device"]
 
@@ -138,7 +140,18 @@ def one_device() -> Any:
 
 
 def codec_of(config: ConfigDict, latents: Latents) -> Codec:
-    """The tokenizer of ``config.tokenizer``; it must have made the latents."""
+    """The tokenizer of ``config.tokenizer``.
+
+    Raises:
+      VidlatentError: it did not make the latents: another kind, or other weights of this one.
+    """
     path, step = config.tokenizer.path, config.tokenizer.step
     check_made_by(latents, tokenizer_config(config), path)
-    return Codec.from_workdir(path, None if step < 0 else step)
+    codec = Codec.from_workdir(path, None if step < 0 else step)
+    if latents.weights and latents.weights != digest_of(codec.params):
+        raise VidlatentError(
+            f"the latents were made by other weights than those of config.tokenizer.path={path} "
+            "(another step or training): name the checkpoint by --config.tokenizer.step=..., or "
+            "encode the videos again."
+        )
+    return codec

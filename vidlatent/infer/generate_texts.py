@@ -44,17 +44,25 @@ class Texts(_Encoder):
     """``texts -> {'text': ..., 'null_text': ...}`` as ``denoise`` takes them.
 
     The second is ``config.sampler.guidance.negative``, and left out where that is empty.
+
+    Args:
+      length: tokens that the generator reads; what is longer is cut.
     """
 
     key, kind = "text", TextStates
+
+    def __init__(self, config: ConfigDict, length: int):
+        super().__init__(config)
+        self._length = length
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Any]:
         encoder, negative = self._ready(), self._config.sampler.guidance.negative
         with jax.set_mesh(self._mesh):
             states = encoder([*texts, negative])
-        found: dict[str, Any] = {"text": _padded(states[:-1], encoder.length)}
+        length = min(encoder.length, self._length)
+        found: dict[str, Any] = {"text": _padded(states[:-1], length)}
         if negative:
-            found["null_text"] = _padded(states[-1:], encoder.length)
+            found["null_text"] = _padded(states[-1:], length)
         return found
 
 
@@ -70,6 +78,7 @@ class Pictures(_Encoder):
 
 
 def _padded(states: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
+    states = [row[:length] for row in states]
     width = max(row.shape[-1] for row in states)
     padded = np.zeros((len(states), length, width), np.float32)
     for number, row in enumerate(states):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ from ml_collections import ConfigDict
 from vidlatent import config as configs
 from vidlatent.dist.mesh import make_mesh
 from vidlatent.dist.multihost import is_main, to_global
-from vidlatent.dist.rules import batch_sharding, replicated, shardings
+from vidlatent.dist.rules import batch_sharding, replicated
 from vidlatent.infer.data import Loaders
 from vidlatent.infer.load import open_checkpoints
 from vidlatent.io.checkpoint import Checkpointer
 from vidlatent.io.writers import make_writers
 from vidlatent.train.hooks import Evaluate, Log, Profile, Run, Save
 from vidlatent.train.interrupt import Interruption
+from vidlatent.train.program import abstract_state, jit_train_step
 from vidlatent.train.progress import Progress
 from vidlatent.train.stages import started
 from vidlatent.train.state import random_key
@@ -89,21 +89,15 @@ class _Start:
 def _restore_or_init(
     config: ConfigDict, step_fns: Step, checkpointer: Checkpointer, mesh: Any, spec: LatentSpec
 ) -> tuple[Any, _Start]:
-    key = random_key(config.seed, "params")
-    abstract = jax.eval_shape(step_fns.init, key)
-    placed = shardings(abstract, mesh)
-    target = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        abstract,
-        placed,
-    )
+    target = abstract_state(step_fns, config.seed, mesh)
     restored = checkpointer.restore(target)
     if restored is None:
         # Parameters are born on their devices: the whole model never exists in one place. The
         # program runs once, so on CPUs it is compiled without costly optimisation (20 s -> 2 s).
         cheap = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+        placed = jax.tree.map(lambda leaf: leaf.sharding, target)
         init = jax.jit(step_fns.init, out_shardings=placed, compiler_options=cheap)
-        state = init(key)
+        state = init(random_key(config.seed, "params"))
         state = started(config, state, target)
         return state, _Start()
     if restored.spec is not None and restored.spec.hash != spec.hash:
@@ -117,15 +111,9 @@ def _restore_or_init(
 
 def _steps(run: Run, step_fns: Step, mesh: Any, evaluate: Evaluate) -> str:
     """Step until done or asked to stop; returns the reason for stopping early or ''."""
-    placed = jax.tree.map(lambda leaf: leaf.sharding, run.state)
     rows = batch_sharding(mesh)
     networks = jax.device_put(step_fns.load_networks(), replicated(mesh))
-    train_step: Callable = jax.jit(
-        step_fns.train_step,
-        in_shardings=(placed, rows, replicated(mesh)),
-        out_shardings=(placed, replicated(mesh)),
-        donate_argnums=0,
-    )
+    train_step = jit_train_step(step_fns, run.state, mesh)
     log, save, profile = Log(run), Save(), Profile(run)
     with Interruption() as interruption, contextlib.closing(profile):
         while run.step < run.config.train.steps:
