@@ -76,7 +76,9 @@ _CONFIG = flags.DEFINE_string("config", "", "Config file and argument: configs/f
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config>-<preset>")
 flags.DEFINE_string("input", "", "Video to read (reconstruct), or picture to start from (sample)")
 flags.DEFINE_string(
-    "output", "", "Video to write (reconstruct), or folder of the report (eval) or videos (sample)"
+    "output",
+    "",
+    "Video to write (reconstruct), or folder of the report (eval), videos (sample) or set (encode)",
 )
 flags.DEFINE_string("prompt", "", "Text, or name or number of a class (sample)")
 flags.DEFINE_string("prompts", "", "File of prompts, one a line, or objects in .jsonl (sample)")
