@@ -1,7 +1,8 @@
 """``--mode=bench``: what the programs of a config take on the devices that are here.
 
-Each runs as its job runs it, with random inputs in turn and results waited for. The share of a peak
-is that of this device's own best matrix product and copy, measured in the same run.
+Each runs as its job runs it, with random inputs in turn and results waited for. Shares are those of
+this device's own best matrix product and copy, measured in the same run. A share of the copy above
+one means that much of what is moved stays in caches.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from vidlatent.io.tables import markdown_table
 from vidlatent.io.writers import read_metrics
 from vidlatent.tools.bench_device import device_peaks, peak_memory, timed
 from vidlatent.tools.hardware import GIB
+from vidlatent.tools.plan_hlo import parse
 from vidlatent.tools.plan_numbers import model_flops, trace
 from vidlatent.tools.plan_program import Program
 from vidlatent.tools.plan_programs import bucket_of, build_program, programs_of
@@ -103,6 +105,7 @@ def measure(
         times = timed(run, options.warmup, options.repeats)
     memory, of = peak_memory()
     rate = flops / times.median
+    traffic = parse(compiled.as_text()).traffic() / times.median
     return {
         "about": program.about,
         **times.to_json(),
@@ -110,6 +113,8 @@ def measure(
         "tflop_of_a_device": flops / 1e12,
         "tflop_per_second": rate / 1e12,
         "share_of_matmul": rate / peaks["flops"],
+        "gb_per_second": traffic / 1e9,
+        "share_of_copy": traffic / peaks["bandwidth"],
         "compile": seconds,
         "peak_memory": memory,
         "peak_memory_of": of,
@@ -248,7 +253,8 @@ def _row(name: str, found: dict[str, Any]) -> dict[str, str]:
         "spread": f"{found['spread']:.0%}",
         "frames/s": f"{found['frames_per_second']:.4g}",
         "TFLOP/s": f"{found['tflop_per_second']:.3g}",
-        "of matmul": f"{found['share_of_matmul']:.0%}",
+        "of matmul": f"{found['share_of_matmul']:.1%}",
+        "of copy": f"{found['share_of_copy']:.1%}",
         f"{found['peak_memory_of']} GiB": f"{found['peak_memory'] / GIB:.2f}",
         "compile s": f"{found['compile']['cold_s']:.3g}",
         "from cache": f"{found['compile']['cached_s']:.3g}",

@@ -22,6 +22,7 @@ from vidlatent.tools.hardware import Hardware
 from vidlatent.tools.plan_flops import count_flops
 from vidlatent.tools.plan_hlo import parse
 from vidlatent.tools.plan_program import DoesNotFit, Program
+from vidlatent.typing import VidlatentError
 
 __all__ = ["bytes_on_a_device", "compile_program", "costs", "model_flops", "roofline", "trace"]
 
@@ -60,9 +61,21 @@ def compile_program(program: Program, mesh: Mesh) -> tuple[Any, Any, dict[str, f
 
 
 def trace(program: Program, mesh: Mesh) -> Any:
-    """The program with its operations, ``jaxpr``, before any compiler."""
-    with jax.set_mesh(mesh):
-        return program.function.trace(*program.arguments)
+    """The program with its operations, ``jaxpr``, before any compiler.
+
+    Raises:
+      VidlatentError: attention on GPUs is cuDNN's, and it is not installed.
+    """
+    try:
+        with jax.set_mesh(mesh):
+            return program.function.trace(*program.arguments)
+    except RuntimeError as error:
+        if "cuDNN not found" not in str(error):
+            raise
+        raise VidlatentError(
+            "attention on a GPU is cuDNN's, which planning needs too: pip install "
+            "nvidia-cudnn-cu12 (no GPU is needed)."
+        ) from error
 
 
 def _first_lines(text: str) -> str:
