@@ -18,7 +18,8 @@ from vidlatent.typing import VidlatentError
 
 __all__ = ["TimeRule", "View", "convolve", "merge_taps", "shifted_frames", "view_frames"]
 
-# Either frames with their temporal padding [B, pad + T + pad, H, W, C], or one array per tap.
+# Either frames with their temporal padding [B, pad + T + pad, H, W, C], or one array per tap (None
+# for a tap that meets zeros alone).
 View = Any
 
 
@@ -59,9 +60,14 @@ class TimeRule:
         """The frame before the start of a stream whose first real frame is ``frame``."""
         return frame if self.padding == "replicate" else jnp.zeros_like(frame)
 
+    @property
+    def replicates_after(self) -> bool:
+        """Whether the frame beyond an end is the end's own."""
+        return (self.future or self.padding) == "replicate"
+
     def border_after(self, frame: jax.Array) -> jax.Array:
         """The frame beyond an end whose last real frame is ``frame``."""
-        return frame if (self.future or self.padding) == "replicate" else jnp.zeros_like(frame)
+        return frame if self.replicates_after else jnp.zeros_like(frame)
 
 
 def _next_frames(x: jax.Array, rule: TimeRule, first: bool) -> jax.Array:
@@ -115,6 +121,8 @@ def view_frames(
     """
     if taps == 1:
         return x, None
+    if cache is None and x.shape[1] == 1:
+        return _lone_frame(x, rule, taps, stride)
     if rule.kind == "causal":
         if cache is None:
             start = rule.border(x[:, :1])
@@ -128,17 +136,51 @@ def view_frames(
     if rule.kind == "centred":
         ends = rule.border(x[:, :1]), rule.border_after(x[:, -1:])
         return jnp.concatenate([ends[0], x, ends[1]], axis=1), None
-    return shifted_frames(x, cache, rule)
+    (left, _, right), cache = shifted_frames(x, cache, rule)
+    if rule.group == 1 and not rule.replicates_after:
+        right = None
+    return (left, x, right), cache
+
+
+def _lone_frame(
+    x: jax.Array, rule: TimeRule, taps: int, stride: int
+) -> tuple[View, jax.Array | None]:
+    """``view_frames`` of an image at the start of a stream: all it meets is itself or zeros."""
+    before = x if rule.padding == "replicate" else None
+    if rule.kind == "causal":
+        keep = taps - stride
+        past = [rule.border(x)] * (taps - 1) + [x]
+        kept = jnp.concatenate(past[len(past) - keep :], axis=1) if keep > 0 else None
+        return (before,) * (taps - 1) + (x,), kept
+    if taps != 3 or stride != 1:
+        raise VidlatentError(f"a {rule.kind} convolution has 3 taps and stride 1 in time.")
+    after = x if rule.replicates_after else None
+    return (before, x, after), (x if rule.streams else None)
 
 
 def merge_taps(view: View, kernel: jax.Array) -> tuple[View, jax.Array]:
-    """Add up the last two taps where both see the same frames (groups of one): a third less work.
+    """Add up neighbouring taps that see the same frames, and leave out those that see zeros.
 
-    Call it before anything is done to the view's arrays, since it compares them by identity.
+    A third less work in groups of one; for an image that starts a stream, one 2-D convolution in
+    place of three. Call it before anything is done to the view's arrays, since it compares them by
+    identity.
     """
-    if not isinstance(view, tuple) or len(view) < 2 or view[-1] is not view[-2]:
+    if not isinstance(view, tuple):
         return view, kernel
-    return view[:-1], jnp.concatenate([kernel[:-2], kernel[-2:-1] + kernel[-1:]])
+    frames: list[jax.Array] = []
+    taps: list[jax.Array] = []
+    for number, x in enumerate(view):
+        tap = kernel[number : number + 1]
+        if x is None:
+            continue
+        if frames and x is frames[-1]:
+            taps[-1] = taps[-1] + tap
+        else:
+            frames.append(x)
+            taps.append(tap)
+    if len(frames) == len(view):
+        return view, kernel
+    return tuple(frames), jnp.concatenate(taps)
 
 
 def convolve(
