@@ -71,8 +71,8 @@ def collectives(text):
     return largest
 
 
-def lowered_decode(model, mesh, rows, columns):
-    """The decoding of a piece in the middle of a stream (the second), lowered for ``mesh``."""
+def lowered(kind, model, mesh, rows, columns):
+    """The coding of a piece in the middle of a stream (the second), lowered for ``mesh``."""
     steps = Steps(model)
     spec = model.latent_spec
     params = abstract_params(model)
@@ -82,9 +82,17 @@ def lowered_decode(model, mesh, rows, columns):
             params,
             shardings(params, mesh),
         )
-        latent = jax.ShapeDtypeStruct((1, 1, rows, columns, spec.channels), jnp.float32)
-        _, cache = jax.eval_shape(steps._decode, params, latent, None, None)
-        return steps._decode.lower(params, latent, None, cache)
+        if kind == "decode":
+            shape = (1, 1, rows, columns, spec.channels)
+            run, x, rest = steps._decode, jax.ShapeDtypeStruct(shape, jnp.float32), ()
+            first = (params, x, None, None)
+        else:
+            sides = (rows * spec.h, columns * spec.w)
+            run, rest = steps._encode, (None, 0)
+            x = jax.ShapeDtypeStruct((1, spec.t, *sides, 3), jnp.uint8)
+            first = (params, jax.ShapeDtypeStruct((1, 1, *sides, 3), jnp.uint8), None, *rest)
+        _, cache = jax.eval_shape(run, *first)
+        return run.lower(params, x, *((None, cache) if kind == "decode" else (cache, *rest)))
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +105,18 @@ def test_every_device_gets_rows(mesh):
     assert mesh_of_rows(mesh) is mesh
 
 
-@pytest.mark.parametrize(("name", "rows"), [("fsae", 11), ("promag", 8)])
-def test_rows_are_exchanged_and_not_gathered(name, rows, mesh):
+@pytest.mark.parametrize(
+    ("kind", "name", "rows"),
+    [("decode", "fsae", 11), ("decode", "promag", 8), ("encode", "fsae", 8)],
+)
+def test_rows_are_exchanged_and_not_gathered(kind, name, rows, mesh):
     """Also where they do not divide. Sums over the whole frame are all that everyone learns.
 
     FSAE's linear attention sums its products of keys and values over the frame, ProMAG's norms
     their squares; both are small however large the frame is.
     """
     model = build(MODELS[name])
-    program = lowered_decode(model, mesh, rows, 3).compile(compiler_options=QUICK)
+    program = lowered(kind, model, mesh, rows, 3).compile(compiler_options=QUICK)
     found = collectives(program.as_text())
     assert found.keys() == {"collective-permute", "all-reduce"}
     assert found["all-reduce"] <= SUMS[name]
@@ -156,7 +167,7 @@ def test_a_tpu_exchanges_rows_and_gathers_nothing(name, rows, monkeypatch):
     }.items():
         monkeypatch.setenv(key, value)
     model = build(MODELS[name], jnp.bfloat16)
-    program = lowered_decode(model, tpu_mesh(), rows, 16).compile()
+    program = lowered("decode", model, tpu_mesh(), rows, 16).compile()
     found = collectives(program.as_text())
     print(name, rows, found, program.memory_analysis().temp_size_in_bytes)
     assert "collective-permute" in found

@@ -9,6 +9,7 @@ import pytest
 from tiny_tokenizers import QUICK, clip, tokenizer
 
 from configs.common import get_defaults
+from vidlatent.infer import jobs
 from vidlatent.infer.codec import Codec
 from vidlatent.infer.coding import Coding
 from vidlatent.infer.pixels import from_pixels, to_pixels
@@ -93,6 +94,13 @@ def test_fading_lowers_the_seams(overlap, jump):
     borders = {t for start in starts for t in range(start - 1, start + overlap)}
     assert {moved[t] for t in borders} == {jump}
     assert not any(moved[t] for t in range(len(moved)) if t not in borders)
+    # What --mode=reconstruct reports of it: a fade over four frames has two kinks in six frames.
+    meter = jobs._Borders(codec)
+    meter.add(np.full_like(video, 120, np.uint8), video.astype(np.uint8))
+    found = meter.scores()["chunk_borders"]
+    assert "frames, 8-bit levels" in found["measure"]
+    assert found["near"] == pytest.approx({0: 40, 4: 8 * 2 / 6}[overlap])
+    assert found["far"] == found["near_original"] == found["far_original"] == 0
 
 
 def test_a_codec_asks_for_the_same_chunks():

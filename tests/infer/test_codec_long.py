@@ -98,7 +98,8 @@ def test_a_thousand_frames(name):
         held.append(sum(array.nbytes for array in jax.live_arrays()))
     video = np.concatenate(parts)
     alike(long.decode(coded), video)
-    assert max(sizes) <= max(64, 5 * short.spec.rule.step + 1)
+    step = short.spec.rule.step
+    assert max(sizes) <= (80 if short.time == "windows" else 5 * step + 1)
     assert max(held[2:-1]) == min(held[2:-1])
 
     whole = Codec(*tokenizer(name), Coding(**keys_of(name, 130), space="whole"))

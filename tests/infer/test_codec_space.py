@@ -97,7 +97,7 @@ class TestAuto:
     @pytest.mark.parametrize(
         ("name", "words"),
         [
-            ("fsae", "tiles of 128 pixels"),
+            ("fsae", "pixels (the same result)"),
             pytest.param("ivvae", "strips of rows", marks=pytest.mark.slow),
             pytest.param("reducio", "tiles of 320 pixels (each has norms", marks=pytest.mark.slow),
         ],

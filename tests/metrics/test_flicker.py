@@ -30,6 +30,13 @@ def test_a_jump_is_two_second_differences_and_smooth_motion_is_none():
         assert meter.means() == {"near": 12.0, "far": 0.0}
 
 
+def test_a_border_that_the_video_does_not_reach_is_none():
+    for frames, near in ((8, {"far"}), (9, {"near", "far"})):
+        meter = FrameDifferences(hard(8))
+        meter.add(ramp(frames))
+        assert meter.means().keys() == near
+
+
 def test_blending_lowers_the_seam():
     """The same jump as a ramp over four shared frames: its two kinks are a fifth of it each."""
     flat = np.full((24, 4, 4, 3), 50.0)

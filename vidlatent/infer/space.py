@@ -143,26 +143,27 @@ class AutoSteps:
                 f"{_gb(bound)} of the {_gb(at_hand)} {whose}."
             )
             return self._made[0]
-        needs = []
+        tried: list[tuple[float, str, Steps]] = []
         for number, way in enumerate(self._ways):
             if number and way.cuts >= max(shape[1:]):
                 continue
             steps = self._made.get(number) or way.make()
             self._made[number] = steps
             need = bytes_needed(steps, kind, params, shape) / self._devices
+            tried.append((need, way.words, steps))
             if need <= room:
-                before = f" ({needs[0]})" if needs else ""
-                logging.info(
-                    f"codec.space: {way.words} for {what}, which need about {_gb(need)} of the "
-                    f"{_gb(at_hand)} {whose}{before}."
-                )
-                return steps
-            needs.append(f"{way.words} would need {_gb(need)}")
-        raise VidlatentError(
-            f"{what} does not fit into the {_gb(at_hand)} {whose}, of which {_SHARE:.0%} may be "
-            f"filled: {', '.join(needs)}; lower config.codec.groups, raise config.codec.memory_gb "
-            "or say config.codec.space yourself to try it all the same."
-        )
+                break
+        need, words, steps = min(tried, key=lambda found: found[0]) if need > room else tried[-1]
+        others = ", ".join(f"{w} would need {_gb(n)}" for n, w, _ in tried if w != words)
+        about = f"{_gb(need)} of the {_gb(at_hand)} {whose}{others and f' ({others})'}"
+        if need > at_hand:
+            raise VidlatentError(
+                f"{what} does not fit: {words} would need {about}; lower config.codec.groups, "
+                "raise config.codec.memory_gb, or name a config.codec.space to try it all the same."
+            )
+        tight = "" if need <= room else ", which is tight"
+        logging.info(f"codec.space: {words} for {what}, which need about {about}{tight}.")
+        return steps
 
 
 def bytes_needed(steps: Steps, kind: str, params: Any, shape: tuple[int, int, int]) -> int:

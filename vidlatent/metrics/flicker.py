@@ -42,7 +42,7 @@ class FrameDifferences(_Means):
       borders: ``(first, end)`` of the frames that each border touches, in order and without end if
         the video's length is not known: for a hard cut between frames t - 1 and t that is
         ``(t - 1, t + 1)``, for chunks that fade into each other over n frames from t on
-        ``(t - 1, t + n + 1)``.
+        ``(t - 1, t + n + 1)``. A border whose last frame the video does not reach is none.
     """
 
     def __init__(self, borders: Iterable[tuple[int, int]]):
@@ -51,6 +51,7 @@ class FrameDifferences(_Means):
         self._border = next(self._borders, None)
         self._held: list[np.ndarray] = []
         self._place = 0  # of the middle of the next three frames, less one
+        self._open: list[np.ndarray] = []  # differences at a border that is not reached to its end
 
     def add(self, frames: np.ndarray) -> None:
         """The next frames, uint8 ``[T, H, W, C]``."""
@@ -63,9 +64,23 @@ class FrameDifferences(_Means):
             self._place += 1
             while self._border is not None and self._border[1] <= self._place:
                 self._border = next(self._borders, None)
-            near = self._border is not None and self._border[0] <= self._place
-            self.take(np.abs(before - 2 * now + after), near)
+            second = np.abs(before - 2 * now + after)
+            if self._border is None or self._place < self._border[0]:
+                self.take(second, False)
+            else:
+                self._open.append(second)
+                if self._place + 2 >= self._border[1]:  # frames so far
+                    self._close(True)
             del self._held[0]
+
+    def means(self) -> dict[str, float]:
+        self._close(False)
+        return super().means()
+
+    def _close(self, near: bool) -> None:
+        for second in self._open:
+            self.take(second, near)
+        self._open.clear()
 
 
 class BorderDifferences(_Means):
