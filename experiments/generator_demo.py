@@ -111,6 +111,7 @@ class Demo:
             "data.synthetic.height": str(height),
             "data.synthetic.width": str(width),
             "data.synthetic.fps": "8.0",
+            "data.fps": "0.0",
             "data.flip": "false",
             "data.buckets": str(((frames, height, width, 8),)),
             "data.validation_share": "0.05",

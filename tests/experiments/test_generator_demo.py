@@ -60,7 +60,7 @@ def test_arms_of_the_comparison_differ_in_the_memory_alone():
 @pytest.mark.slow
 def test_the_demo_runs_from_nothing_to_its_report(tmp_path, capsys):
     words = f"--workdir={tmp_path} --steps=2 --tokenizer_steps=1 --clips=192 --samples=1"
-    small = ("--config.generator.depth=1", "--config.generator.width=32")
+    small = ("--config.generator.depth=2", "--config.generator.width=32")
     words = [*words.split(), *small, "--config.sampler.steps=2", "--config.sample.grid=0"]
     assert generator_demo.main(words) == 0
     result = json.loads((tmp_path / "result.json").read_text())

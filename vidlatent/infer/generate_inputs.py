@@ -49,6 +49,7 @@ class Inputs:
         if unknown:
             raise ValueError(f"conditions {unknown} have no arrays in a batch")
         self.reads, self._latents = reads, latents
+        self._text_length = model.text_length if "text" in reads else 0
         self._pooled = pooled_side(config, model, latents)
         self._from_videos = config.data.source != "latents"
         self._config, self._sample = config, config.tokenizer.sample
@@ -98,7 +99,11 @@ class Inputs:
         if name == "first":
             return latent[:, :1]
         if name == "text":
-            return {"states": batch["text"], "length": batch["text_length"]}
+            states = batch["text"][:, : self._text_length]  # what is longer is cut
+            return {
+                "states": states,
+                "length": jnp.minimum(batch["text_length"], states.shape[1]),
+            }
         if name == "content" and self._pooled:
             return content_latent(self._content_frame(batch), self._pooled)
         return batch[_ARRAYS[name][0]]
