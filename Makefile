@@ -21,7 +21,12 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' $(TEST_ARGS)
 
-test-slow: install
+# Programs are compiled for TPUs too, by a compiler that needs none.
+$(VENV)/.installed-plan: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e '.[test,plan]'
+	@touch $@
+
+test-slow: $(VENV)/.installed-plan
 	$(BIN)/python -m pytest -m slow $(TEST_ARGS)
 
 lint: install

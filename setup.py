@@ -52,6 +52,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.13"],
         "demo": DEMO,
         "text": TEXT,
+        "plan": ["jax[tpu]>=0.10,<0.13"],  # the TPU compiler, which needs no TPU
         "test": [
             *DEMO,
             *TEXT,

@@ -150,6 +150,15 @@ def test_samples_are_decided_by_their_seeds(straight, tmp_path):
     assert (tmp_path / "a" / "contact_sheet.png").is_file()
 
 
+def test_products_in_eight_bits_say_what_they_cost(straight):
+    exact = Generator.from_workdir(straight)
+    eighth = Generator.from_workdir(straight, {"sampler.eight_bits": "true"})
+    requests = exact.requests(["3"])
+    ((_, latent),), ((_, other),) = exact.latents(requests), eighth.latents(requests)
+    assert exact.eight_bits_psnr is None and 15 < eighth.eight_bits_psnr < 80
+    assert 0 < np.abs(latent - other).max() < np.ptp(latent) / 2
+
+
 @pytest.mark.slow
 def test_vbench_finds_its_names_and_mistakes_are_named(straight, tmp_path):
     about = sampled(

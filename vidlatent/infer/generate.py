@@ -31,9 +31,10 @@ from vidlatent.infer.generate_outputs import settings, video_name
 from vidlatent.infer.generate_preview import codec_of, one_device
 from vidlatent.infer.generate_requests import Request, read_prompts, requests_of
 from vidlatent.infer.generate_texts import Pictures, Texts
-from vidlatent.infer.sampling import LatentSampler
+from vidlatent.infer.sampling import LatentSampler, latent_psnr
 from vidlatent.io.pictures import contact_sheet, pick_frames
 from vidlatent.io.video import VideoWriter
+from vidlatent.models.dit.eight_bits import in_eight_bits
 from vidlatent.typing import VidlatentError
 
 __all__ = ["Generator", "generate_videos"]
@@ -59,6 +60,8 @@ class Generator:
       size: frames, height and width of the videos.
       shape: of their latents, ``(t, h, w, c)``.
       sampler: the compiled loop.
+      eight_bits_psnr: of the first batch's latents with ``config.sampler.eight_bits`` against those
+        without, dB of the latter's range; None before it and without.
       codec: the tokenizer; None where the config names none.
     """
 
@@ -69,12 +72,12 @@ class Generator:
         self.model, self._mesh = generator_of(config), mesh
         self.size = self._size()
         self.shape = self._latent_shape()
-        self.sampler = LatentSampler(
-            self.model,
-            config.diffusion.schedule.to_dict(),
-            config.sampler.to_dict(),
-            self.shape,
-        )
+        self.sampler = self._new_sampler()
+        self._exact, self.eight_bits_psnr = None, None
+        if config.sampler.eight_bits:
+            self._exact = params  # until the first batch has been compared
+            with jax.set_mesh(mesh):
+                self.params = jax.jit(in_eight_bits)(params)
         self.codec: Codec | None = None
         if config.tokenizer.path:
             with one_device():
@@ -104,6 +107,10 @@ class Generator:
                 f"{workdir} says {latents.spec}: train in another workdir."
             )
         return cls(config, restored.state, latents, mesh, restored.step)
+
+    def _new_sampler(self) -> LatentSampler:
+        schedule = self.config.diffusion.schedule.to_dict()
+        return LatentSampler(self.model, schedule, self.config.sampler.to_dict(), self.shape)
 
     def _size(self) -> tuple[int, int, int]:
         size = tuple(self.config.sample.size) or tuple(self.config.data.buckets[-1][:3])
@@ -160,8 +167,12 @@ class Generator:
                 batch.append(request)
             full = batch + [batch[-1]] * (size - len(batch))
             conditions = self._conditions(full)
+            seeds = [r.seed % 2**32 for r in full]
             with jax.set_mesh(self._mesh):
-                drawn = self.sampler(self.params, [r.seed % 2**32 for r in full], conditions)
+                drawn = self.sampler(self.params, seeds, conditions)
+                if self._exact is not None:
+                    exact = self._new_sampler()(self._exact, seeds, conditions)
+                    self._exact, self.eight_bits_psnr = None, latent_psnr(drawn, exact)
             if self.config.sample.clamp_first and "first" in conditions and pictured:
                 drawn = drawn.copy()
                 drawn[:, :1] = conditions["first"]
@@ -314,6 +325,7 @@ def _write_all(generator: Generator, requests: Sequence[Request], folder: Path) 
         latent_shape=generator.shape,
         fps=float(fps),
         nfe=generator.sampler.nfe,
+        eight_bits_psnr=generator.eight_bits_psnr,
         seconds={"drawing": round(total - decoding, 3), "decoding": round(decoding, 3)},
         videos=rows,
     )

@@ -21,7 +21,7 @@ from vidlatent.dist.rules import replicated
 from vidlatent.infer.generate_inputs import absent
 from vidlatent.typing import VidlatentError
 
-__all__ = ["LatentSampler"]
+__all__ = ["LatentSampler", "latent_psnr"]
 
 
 class LatentSampler:
@@ -49,6 +49,7 @@ class LatentSampler:
         self.model, self.shape = model, tuple(shape)
         options = dict(sampler)
         self._guidance, self._cache = options.pop("guidance"), options.pop("cache")
+        options.pop("eight_bits")  # the parameters say it
         self._keep = options.pop("keep") and hasattr(model, "keep")
         noise = make_schedule(schedule)
         self._check_variance(noise)
@@ -170,3 +171,9 @@ class LatentSampler:
                 lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), given["null_text"]
             )
         return {"conditions": given, "drop": drop}
+
+
+def latent_psnr(latents: np.ndarray, exact: np.ndarray) -> float:
+    """PSNR of latents against exact ones, in dB of the range of the latter."""
+    error = np.mean(np.square(latents.astype(np.float64) - exact))
+    return float(20 * np.log10(np.ptp(exact)) - 10 * np.log10(max(error, 1e-30)))
