@@ -84,6 +84,7 @@ def test_every_window_is_there_once_with_the_latent_of_its_frames(whole, tokeniz
     assert header.dtype == "float16" and header.label_names == LABELS and header.fps == 24
     assert 0 < header.rounding["rms"] <= header.rounding["max"] <= 1.1 * largest + 1e-6
     assert header.clips == 11 and not header.bad
+    assert len(header.tokenizer) == len(header.weights) == 64
 
 
 def test_the_moments_are_those_of_all_stored_values(whole):

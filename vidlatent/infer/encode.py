@@ -20,7 +20,6 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from vidlatent import config as configs
 from vidlatent.data.buckets import parse_buckets
 from vidlatent.data.latents import HEADER, Header, Shard, Window
 from vidlatent.data.loader import Loader, make_index, make_loader
@@ -96,6 +95,8 @@ class _Job:
         )
         self.step, self.weights = restored.step, digest_of(restored.state)
         self.params = restored.state
+        # The checkpoint's own word: reading the config again adds the defaults of today.
+        self._trained_with = restored.config_hash
         self.encoder = Encoder(
             self.model, self.params, self.mesh, self.options.draws, self.config.seed
         )
@@ -274,8 +275,7 @@ class _Job:
             text_length=self._text.length if self._text else 0,
             dtype=options.dtype,
             label_names=self._index.labels,
-            # Without what is set for this job alone.
-            tokenizer=configs.config_hash(configs.read(self.workdir)),
+            tokenizer=self._trained_with,
             step=self.step,
             weights=self.weights,
             source=about,
