@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install demo demo-generator test test-slow lint clean
 
 install: $(VENV)/.installed
 
@@ -17,6 +17,10 @@ $(VENV)/.installed: setup.py pyproject.toml
 # Trains a small FSAE on real clips, scores it, and restores one clip; DEMO_ARGS is passed on.
 demo: install
 	$(BIN)/python -m vidlatent.main --config=configs/fsae.py $(DEMO_ARGS)
+
+# Trains a tokenizer and a generator on labelled shapes, and measures how often it does as told.
+demo-generator: install
+	$(BIN)/python -m experiments.generator_demo $(DEMO_ARGS)
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' $(TEST_ARGS)

@@ -8,6 +8,7 @@ from vidlatent.tools.plan_hlo import parse
 
 HERE = Path(__file__).parent
 LOOP = (HERE / "loop.hlo").read_text()  # a scan over the rows of an array that is gathered first
+COUNTED = (HERE / "counted.hlo").read_text()
 ASYNC = (HERE / "overlapped.hlo").read_text()  # as the TPU compiler writes what overlaps
 
 
@@ -17,6 +18,16 @@ def test_collectives_in_a_loop_count_as_often_as_it_runs():
     assert gather.bytes == 80 * 128 * 4 and gather.sent == gather.bytes / 2
     assert (reduce.kind, reduce.group, reduce.count) == ("all-reduce", 4, 5)
     assert reduce.bytes == 5 * 128 * 4 and reduce.sent == reduce.bytes * 1.5
+
+
+@pytest.mark.parametrize("start, turns", [(0, 40), (1, 39)])
+def test_a_loop_that_only_compares_its_counter_counts_too(start, turns):
+    """As the TPU compiler leaves scans: the number of turns stands in the condition alone."""
+    text = COUNTED.replace("START", str(start))
+    (reduce,) = parse(text).collectives()
+    assert (reduce.count, reduce.bytes) == (turns, turns * 8 * 128 * 4)
+    unknown = text.replace("direction=LT", "direction=NE")
+    assert parse(unknown).collectives()[0].count == 1
 
 
 def test_an_overlapped_collective_counts_once():

@@ -15,8 +15,14 @@ from vidlatent.dist.rules import path_name
 from vidlatent.infer import generate, generate_eval
 from vidlatent.infer.encode import encode_set
 from vidlatent.infer.generate import Generator, generate_videos
-from vidlatent.infer.generate_load import Latents, check_made_by
+from vidlatent.infer.generate_load import (
+    Latents,
+    abstract_generator,
+    check_made_by,
+    generator_of,
+)
 from vidlatent.infer.load import open_checkpoints
+from vidlatent.infer.start import starting_params
 from vidlatent.io.writers import read_metrics
 from vidlatent.train import loop
 from vidlatent.train.loop import INTERRUPTED, train
@@ -148,6 +154,15 @@ def test_samples_are_decided_by_their_seeds(straight, tmp_path):
         files = [(tmp_path / place / row["file"]).read_bytes() for place in "ab"]
         assert files[0] == files[1]
     assert (tmp_path / "a" / "contact_sheet.png").is_file()
+
+
+def test_a_generator_starts_from_the_run_that_it_is_made_from(straight):
+    model = generator_of(configs.read(straight))
+    shapes = abstract_generator(model)
+    fresh = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, leaf.dtype), shapes)
+    params = starting_params(str(straight), shapes, lambda: fresh, family="wan", kind="wan_memory")
+    want = Generator.from_workdir(straight).params
+    jax.tree.map(np.testing.assert_array_equal, params, jax.tree.map(np.asarray, want))
 
 
 def test_products_in_eight_bits_say_what_they_cost(straight):

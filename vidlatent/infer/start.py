@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from vidlatent import config as configs
+from vidlatent.infer.generate_load import abstract_generator, generator_of
 from vidlatent.infer.load import abstract_params, model_of
 from vidlatent.io.importer import import_params
 from vidlatent.io.weights import choose_table, is_workdir, load_params, read_tensors
@@ -34,7 +35,7 @@ def starting_params(
       path: weights file, or workdir of an earlier run.
       abstract: the wanted parameters as ShapeDtypeStructs, with shardings where they are placed.
       fresh: makes newly initialised parameters; called only if ``kind`` needs them.
-      family: ``config.model.name``.
+      family: ``config.model.name``, or of ``config.generator``.
       kind: '' when the weights are this model's own; else a name of ``models.weights.GRAFTS``.
       table: naming of the file.
       step: checkpoint of a workdir; None for the newest sound one.
@@ -45,9 +46,12 @@ def starting_params(
     if not kind:
         return load_params(path, abstract, family=family, table=table, step=step)
     if is_workdir(path):
-        source_config = configs.read(Path(path))
-        shapes = abstract_params(model_of(source_config))
-        source = load_params(path, shapes, family=source_config.model.name, step=step)
+        former = configs.read(Path(path))
+        if former.generator:
+            shapes = abstract_generator(generator_of(former))
+        else:
+            shapes = abstract_params(model_of(former))
+        source = load_params(path, shapes, family=family, step=step)
     else:
         tensors = read_tensors(path)
         table = choose_table(tensors, family, table)

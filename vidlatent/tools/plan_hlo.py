@@ -1,7 +1,8 @@
 """What a compiled program sends between devices and to and from memory, read from its text.
 
 The compiler's own cost analysis counts the body of a loop once; here it counts as often as it
-runs, where the compiler knows how often (``known_trip_count``, which scans have).
+runs, where the text says so: by ``known_trip_count``, or, as the TPU compiler leaves scans, by a
+counter that is compared with a constant.
 """
 
 from __future__ import annotations
@@ -153,9 +154,30 @@ class Module:
                 inside = opcode in ("while", "conditional", "call") or opcode.startswith("async")
                 if not inside and not (fused and opcode == "fusion"):
                     continue
-                trips = _TRIPS.search(instruction.rest) if opcode == "while" else None
-                runs = times * int(trips[1]) if trips else times
+                loop = opcode == "while"
+                runs = times * (self._trips(name, instruction) if loop else 1)
                 pending += [(c, runs) for c in instruction.called if c in self.computations]
+
+    def _trips(self, name: str, loop: Instruction) -> int:
+        """How often the body of a loop in the computation ``name`` runs; 1 where nothing says."""
+        if known := _TRIPS.search(loop.rest):
+            return int(known[1])
+        condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
+        inside = self.computations.get(condition[1], {}) if condition else {}
+        root = next((i for i in inside.values() if i.root), None)
+        if root is None or root.opcode != "compare" or "direction=LT" not in root.rest:
+            return 1
+        counter, limit = (inside.get(operand) for operand in root.operands)
+        place = counter and re.search(r"index=(\d+)", counter.rest)
+        if not place or limit is None or limit.opcode != "constant":
+            return 1
+        outside = self.computations[name]
+        start = outside.get(loop.operands[0])
+        while start is not None and start.opcode in ("tuple", "copy", "bitcast"):
+            operand = start.operands[int(place[1]) if start.opcode == "tuple" else 0]
+            start = outside.get(operand)
+        first = int(start.operands[0]) if start is not None and start.opcode == "constant" else 0
+        return max(0, int(limit.operands[0]) - first)
 
     def _moved(self, computation: dict[str, Instruction], i: Instruction) -> int:
         inside = i.opcode in ("while", "conditional", "call") or i.opcode.startswith("async")
@@ -227,9 +249,9 @@ def _instruction(name: str, text: str, root: bool) -> Instruction | None:
         return None
     arguments, rest = _closing(rest)
     operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
-    if opcode == "parameter":
+    if opcode in ("parameter", "constant"):
         operands = (arguments.strip(),)
-    elif not operands and opcode != "constant":
+    elif not operands:
         operands = tuple(w.split()[-1] for w in arguments.split(",") if w.strip())
     return Instruction(name, opcode, *_sizes(shape), operands, rest, root)
 
