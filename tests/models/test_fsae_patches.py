@@ -120,7 +120,12 @@ def test_tiles_equal_the_whole(net, clip, core):
     np.testing.assert_allclose(got, want, atol=1e-5)
     mean, features = patches.encode_tiled(net.model, net.params, video, core)
     np.testing.assert_allclose(mean, latent, atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), features, condition)
+    # Features are no pixels: they reach 6 here, so errors are held to the largest of them.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()),
+        features,
+        condition,
+    )
 
 
 def test_prefix_of_frames(clip, net):
