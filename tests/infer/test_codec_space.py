@@ -99,7 +99,7 @@ class TestAuto:
         [
             ("fsae", "pixels (the same result)"),
             pytest.param("ivvae", "strips of rows", marks=pytest.mark.slow),
-            pytest.param("reducio", "tiles of 320 pixels (each has norms", marks=pytest.mark.slow),
+            pytest.param("reducio", "tiles of 320 pixels (each with norms", marks=pytest.mark.slow),
         ],
     )
     def test_what_does_not_is_cut(self, name, words, said):
