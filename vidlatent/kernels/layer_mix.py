@@ -10,6 +10,7 @@ multiplies most of them by zero. The Pallas forms for TPUs fetch the slots in a 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -103,10 +104,31 @@ def _spread(local: Any, states: jax.Array, tokens: jax.Array, limits: jax.Array)
     )(states, tokens, limits)
 
 
-def _call(body: Any, states: jax.Array, tokens: jax.Array, limits: jax.Array, out: int, **kw: Any):
-    """One pass over the slots for each block of tokens; ``out`` channels come out."""
+def _sweep(
+    turn: Callable[..., jax.Array],
+    states: jax.Array,
+    tokens: jax.Array,
+    limits: jax.Array,
+    channels: int,
+    interpret: bool,
+) -> jax.Array:
+    """Sum of ``turn(k, state, token)`` over the slots in the range, for each block of tokens.
+
+    ``state`` is ``[rows, D]`` float32, ``token`` ``[rows, C]``; the result has ``channels``.
+    """
     depth, batch, count, width = states.shape
     rows = min(_ROWS, -(-count // 16) * 16)
+
+    def body(limits, state, token, out):
+        k = pl.program_id(2)
+
+        @pl.when(k == 0)
+        def _():
+            out[...] = jnp.zeros_like(out)
+
+        @pl.when((k >= limits[0]) & (k < limits[1]))
+        def _():
+            out[0] += turn(k, state[0, 0].astype(jnp.float32), token[0])
 
     def slot(b, i, k, limits):
         # Outside the range the neighbour inside is named again, which fetches nothing.
@@ -122,7 +144,7 @@ def _call(body: Any, states: jax.Array, tokens: jax.Array, limits: jax.Array, ou
             pl.BlockSpec((1, 1, rows, width), slot),
             pl.BlockSpec((1, rows, tokens.shape[-1]), block),
         ],
-        out_specs=pl.BlockSpec((1, rows, out), block),
+        out_specs=pl.BlockSpec((1, rows, channels), block),
     )
     cost = pl.CostEstimate(
         flops=2 * states.size, transcendentals=0, bytes_accessed=states.size * states.dtype.itemsize
@@ -130,45 +152,29 @@ def _call(body: Any, states: jax.Array, tokens: jax.Array, limits: jax.Array, ou
     return pl.pallas_call(
         body,
         grid_spec=spec,
-        out_shape=jax.ShapeDtypeStruct((batch, count, out), jnp.float32),
+        out_shape=jax.ShapeDtypeStruct((batch, count, channels), jnp.float32),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_SCRATCH
         ),
         cost_estimate=cost,
-        **kw,
+        interpret=interpret,
     )(limits, states, tokens)
 
 
 def _mix(states, weights, limits, interpret):
-    def body(limits, state, weight, out):
-        k = pl.program_id(2)
+    def turn(k, state, weight):
+        lane = jax.lax.broadcasted_iota(jnp.int32, weight.shape, 1)
+        return jnp.sum(jnp.where(lane == k, weight, 0.0), axis=1, keepdims=True) * state
 
-        @pl.when(k == 0)
-        def _():
-            out[...] = jnp.zeros_like(out)
-
-        @pl.when((k >= limits[0]) & (k < limits[1]))
-        def _():
-            lane = jax.lax.broadcasted_iota(jnp.int32, weight.shape[1:], 1)
-            column = jnp.sum(jnp.where(lane == k, weight[0], 0.0), axis=1, keepdims=True)
-            out[0] += column * state[0, 0].astype(jnp.float32)
-
-    return _call(body, states, weights, limits, states.shape[-1], interpret=interpret)
+    return _sweep(turn, states, weights, limits, states.shape[-1], interpret)
 
 
 def _dots(states, cotangent, limits, interpret):
-    def body(limits, state, grad, out):
-        k = pl.program_id(2)
+    depth = states.shape[0]
 
-        @pl.when(k == 0)
-        def _():
-            out[...] = jnp.zeros_like(out)
+    def turn(k, state, grad):
+        lane = jax.lax.broadcasted_iota(jnp.int32, (state.shape[0], depth), 1)
+        dots = jnp.sum(state * grad.astype(jnp.float32), axis=1, keepdims=True)
+        return jnp.where(lane == k, dots, 0.0)
 
-        @pl.when((k >= limits[0]) & (k < limits[1]))
-        def _():
-            product = state[0, 0].astype(jnp.float32) * grad[0].astype(jnp.float32)
-            lane = jax.lax.broadcasted_iota(jnp.int32, out.shape[1:], 1)
-            dots = jnp.sum(product, axis=1, keepdims=True)
-            out[0] += jnp.where(lane == k, dots, 0.0)
-
-    return _call(body, states, cotangent, limits, states.shape[0], interpret=interpret)
+    return _sweep(turn, states, cotangent, limits, depth, interpret)
