@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.infer.tiny_tokenizers import FSAE, PROMAG
 from vidlatent.dist.mesh import AXES, make_mesh, mesh_of_rows
 from vidlatent.dist.rules import shardings, uneven_rows
 from vidlatent.infer import steps as compiled_steps
@@ -18,29 +19,7 @@ from vidlatent.infer.steps import Steps
 from vidlatent.models import build
 
 QUICK = {"xla_backend_optimization_level": "0"}
-MODELS = {
-    "fsae": {
-        "name": "fsae",
-        "latent_channels": 4,
-        "encoder_widths": (4, 8, 8),
-        "decoder_widths": (4, 8, 8),
-        "encoder_depths": (1, 1, 1),
-        "decoder_depths": (1, 1, 1),
-        "block_types": ("res", "res", "evit"),
-        "multiscales": ((), (), (5,)),
-        "head_dim": 4,
-    },
-    "promag": {
-        "name": "promag",
-        "latent_channels": 4,
-        "width": 4,
-        "multipliers": (1, 2),
-        "temporal_down": (0,),
-        "blocks": 1,
-        "groups": 2,
-        "first_frame_join": "none",
-    },
-}
+MODELS = {"fsae": FSAE, "promag": PROMAG}
 # What is summed over the frame: per head head_dim x (head_dim + 1) products, and there are twice
 # the heads for the mixed projections; per frame and group of a norm a mean square.
 SUMS = {"fsae": 2 * (8 // 4) * 4 * 5, "promag": 2 * 8}
