@@ -13,11 +13,12 @@ import pytest
 
 from tests.kernels.forms import check, normal
 from vidlatent.dist.mesh import make_mesh
+from vidlatent.io.importer import TRANSFORMS
 from vidlatent.kernels import attention as attention_module
 from vidlatent.kernels.attention import _blocks, attention, attention_form
 from vidlatent.kernels.dispatch import prefer
 from vidlatent.kernels.layer_mix import layer_dots, layer_mix
-from vidlatent.kernels.qk_norm_rope import halves_order, qk_norm_rope, rotate_halves
+from vidlatent.kernels.qk_norm_rope import qk_norm_rope, rotate_halves
 from vidlatent.layers.rope import rope_tables, rotate_pairs
 from vidlatent.typing import VidlatentError
 
@@ -108,7 +109,7 @@ def test_tokens_spread_over_devices(heads):
 def test_halves_are_pairs_in_another_order():
     x = normal(0, 1, 12, 2 * 24)
     tables = rope_tables((2, 2, 3), 24)
-    order = halves_order(48, 2)
+    order = TRANSFORMS["halves"][0](np.arange(48), (2, 24)).reshape(-1)
     pairs = rotate_pairs(jnp.asarray(x).reshape(1, 12, 2, 24), tables).reshape(1, 12, 48)
     halves = rotate_halves(jnp.asarray(x)[..., order].reshape(1, 12, 2, 24), tables)
     np.testing.assert_allclose(halves.reshape(1, 12, 48), pairs[..., order], atol=1e-6)

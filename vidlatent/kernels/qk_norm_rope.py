@@ -3,7 +3,7 @@
 XLA:TPU moves such a tensor about twenty times through memory (pairs of neighbouring lanes are the
 worst it can be asked for); the Pallas form reads and writes it once. Channel ``j`` of a head is
 turned together with ``j + d / 2``: weights trained with neighbouring pairs are permuted once, when
-they are read (``halves_order``).
+they are read (``halves`` of the importer).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -23,7 +22,7 @@ from vidlatent.dist.rules import split_axes, ways
 from vidlatent.kernels.dispatch import choose, needs_manual, wanted
 from vidlatent.typing import VidlatentError, check_shape
 
-__all__ = ["FORMS", "halves_order", "qk_norm_rope", "rotate_halves"]
+__all__ = ["FORMS", "qk_norm_rope", "rotate_halves"]
 
 FORMS = ("xla", "pallas")
 _AUTO = {"tpu": "pallas", "default": "xla"}
@@ -88,16 +87,6 @@ def _lacks(dim: int, heads: int) -> str:
     if needs_manual() and ways(split_axes("heads", heads)) > 1:
         return "needs the whole width on a device, but config.mesh.tensor splits the heads"
     return ""
-
-
-def halves_order(width: int, heads: int) -> np.ndarray:
-    """Where each channel comes from when neighbouring pairs become pairs ``d / 2`` apart.
-
-    ``w[..., halves_order(D, K)]`` for the outputs of a projection, its bias and the norm's scale.
-    Scores of queries and keys permuted alike do not change.
-    """
-    order = np.arange(width).reshape(heads, -1, 2)
-    return np.swapaxes(order, 1, 2).reshape(-1)
 
 
 def rotate_halves(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
