@@ -1,6 +1,6 @@
 """Does layer memory help a diffusion transformer that is trained from scratch?
 
-    python -m experiments.layer_memory               two CPU cores, hours
+    python -m experiments.layer_memory               one CPU core, an hour
     python -m experiments.layer_memory --size=gpu    a wider and deeper one, for one GPU
     python -m experiments.layer_memory --report      table and plot of what has finished
 
@@ -37,14 +37,19 @@ _NOTES = (
     "parameters and operations, which the other arm is not given in another form.",
 )
 # Per size: steps, rates, further keys of both arms.
-_STEPS = {"cpu": 1500, "gpu": 8000, "smoke": 2}
+_STEPS = {"cpu": 800, "gpu": 8000, "smoke": 2}
 _RATES = {
     "cpu": ("5e-4", "1e-3", "2e-3"),
     "gpu": ("2e-4", "5e-4", "1e-3"),
     "smoke": ("1e-3",),
 }
 _KEYS: dict[str, dict[str, str]] = {
-    "cpu": {"generator.width": "64", "generator.depth": "12", "generator.hidden": "256"},
+    "cpu": {
+        "generator.width": "64",
+        "generator.depth": "12",
+        "generator.hidden": "256",
+        "data.buckets": "((9, 32, 32, 16),)",
+    },
     "gpu": {
         "generator.width": "256",
         "generator.depth": "24",
