@@ -1,6 +1,6 @@
 """Kernels of transformers in every form: equal to the plain one, on one device and on a mesh.
 
-Pallas forms run in interpret mode here, and are lowered for TPUs at sizes like those they are for.
+Pallas forms run in interpret mode here; ``test_compiled_for_tpu.py`` compiles them.
 """
 
 import functools
@@ -178,38 +178,3 @@ def test_mixtures_read_only_the_slots_in_the_range(dtype):
         mix("xla")(clean, weights, 3), mix("pallas")(clean, weights, 3), atol=1e-5
     )
     np.testing.assert_allclose(dots("xla")(clean, grad, 3), got, atol=1e-4)
-
-
-def test_kernels_lower_for_tpus_at_the_size_of_a_real_layer():
-    """Block shapes that a TPU refuses show up when lowering, without a TPU."""
-    half = jnp.bfloat16
-    x = jax.ShapeDtypeStruct((1, 7440, 5120), half)
-    tables = tuple(np.zeros((7440, 64), np.float32) for _ in range(2))
-    states = jax.ShapeDtypeStruct((40, 1, 7440, 5120), half)
-    weights = jax.ShapeDtypeStruct((1, 7440, 40), jnp.float32)
-    scale = jax.ShapeDtypeStruct((5120,), jnp.float32)
-
-    def norms(x, scale):
-        return qk_norm_rope(x, scale, tables, 40, implementation="pallas").astype(jnp.float32).sum()
-
-    def attend(q):
-        return attention(q, q, q, implementation="splash").sum()
-
-    def mixed(states, weights):
-        return layer_mix(states, weights, 0, 7, implementation="pallas")
-
-    def dotted(states, grad):
-        return layer_dots(states, grad, 0, 7, implementation="pallas")
-
-    programs = [
-        (jax.grad(norms, (0, 1)), (x, scale)),
-        (jax.grad(attend), (jax.ShapeDtypeStruct((1, 7440, 2, 128), half),)),
-        (mixed, (states, weights)),
-        (dotted, (states, x)),
-    ]
-    check = jax.export.DisabledSafetyCheck.custom_call("tpu_custom_call")
-    for program, arguments in programs:
-        exported = jax.export.export(jax.jit(program), platforms=["tpu"], disabled_checks=[check])(
-            *arguments
-        )
-        assert "tpu_custom_call" in exported.mlir_module()
