@@ -31,6 +31,18 @@ def test_obedience_counts_what_is_read():
     assert chance()["all"] == pytest.approx(1 / len(LABELS))
 
 
+def test_shapes_are_told_apart_through_a_blur_of_a_radius_s_third_and_noise():
+    rng = np.random.default_rng(0)
+    blurred = []
+    for label, video in clips(48):
+        video = np.float32(video)
+        for axis in (1, 2) * 6:  # [1, 2, 1] / 4, six times over rows and columns
+            video = (np.roll(video, 1, axis) + np.roll(video, -1, axis)) / 4 + video / 2
+        rough = video + rng.normal(0, 10, video.shape)
+        blurred.append((label, np.uint8(np.clip(rough, 0, 255))))
+    assert obedience(blurred)["all"]["share"] == 1
+
+
 @pytest.mark.parametrize("system", sorted(TOKENIZERS))
 def test_demo_s_tokenizer_makes_the_generator_s_latents(system, tmp_path):
     demo = Demo(system, tmp_path, 3, 4, 96, 1, {"optim.lr": "1e-4"})
