@@ -99,19 +99,19 @@ def measure(name: str, way: str, clip: str, repeats: int) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from benchmarks.tokenizers import random_params
+    from benchmarks.vs_torch import random_params
     from vidlatent import config as configs
     from vidlatent.dist.mesh import AXES, make_mesh
     from vidlatent.infer.codec import Codec
     from vidlatent.infer.coding import Coding
-    from vidlatent.infer.load import model_of
+    from vidlatent.infer.load import abstract_params, model_of
 
     case = CASES[name]
     frames, height, width = map(int, (clip or case.clip).split("x"))
     config = configs.load(case.config)
     model = model_of(config, case.dtype or None)
     looks_ahead = hasattr(model, "streams") and not model.streams
-    params = jax.tree.map(jax.numpy.asarray, random_params(model))
+    params = jax.tree.map(jax.numpy.asarray, random_params(abstract_params(model)))
     keys = coding_of(case, way, frames, model.latent_spec.rule)
     if looks_ahead:  # windows take the place of pieces
         if way == "scan":

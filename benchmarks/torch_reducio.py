@@ -1,4 +1,4 @@
-"""Reducio-VAE in PyTorch for ``benchmarks/tokenizers.py``: a plain functional network.
+"""Reducio-VAE in PyTorch for ``benchmarks/vs_torch.py``: a plain functional network.
 
 Written from the published layers under the released names, with PyTorch's own fused operations
 (convolution, group norm, attention). It works on one clip; arrays are ``[1, C, T, H, W]``.

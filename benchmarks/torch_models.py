@@ -1,11 +1,13 @@
-"""The PyTorch side of ``benchmarks/tokenizers.py``; runs in an environment with torch.
+"""The PyTorch side of ``benchmarks/vs_torch.py``; runs in an environment with torch.
 
-    python torch_tokenizers.py <name in NETWORKS> weights.safetensors io.npz result.npz <repeats>
+    python torch_models.py <name in NETWORKS> weights.safetensors '<arguments>' <threads>
 
 Reads the published names. IV-VAE is a plain functional network written for this measurement, fed
-one group of frames at a time as the released code is; DC-AE is Diffusers' AutoencoderDC; for
-Reducio-VAE see ``torch_reducio.py``. Writes the least seconds of encode and decode (wall,
-processor) and what they returned.
+one group of frames at a time as the released code is; DC-AE is Diffusers' AutoencoderDC, the block
+of Wan its WanTransformerBlock; for Reducio-VAE see ``torch_reducio.py``.
+
+It is told by lines of JSON what to run once, and answers each with a line: the seconds of wall time
+and of processor time.
 """
 
 import json
@@ -162,43 +164,67 @@ class DCAE:
         return self.net.decode(latent, return_dict=False)[0]
 
 
+class WanBlock:
+    def __init__(self, weights, config):
+        from diffusers.models.transformers import transformer_wan as wan
+
+        fixed = {"qk_norm": "rms_norm_across_heads", "cross_attn_norm": True}
+        self.net = wan.WanTransformerBlock(**config, **fixed)
+        self.net.load_state_dict({k.removeprefix("blocks.0."): w for k, w in weights.items()})
+        self.net.eval()
+        self.rotary = wan.WanRotaryPosEmbed(config["dim"] // config["num_heads"], (1, 1, 1), 1024)
+
+    def forward(self, states, text, time, *tables):
+        return self.net(states, text, time, tables)
+
+    def prepared(self, states, text, time, grid):
+        """Arrays as they are; of the tokens' grid the tables of rotary positions."""
+        return states, text, time, *self.rotary(torch.empty(1, 1, *grid.tolist()))
+
+
+def channels_second(*arrays):
+    return [array.movedim(-1, 1).contiguous() for array in arrays]
+
+
+def channels_last(array):
+    return array.movedim(1, -1)
+
+
 # Name -> network, given its weights by published name and the constructor arguments of ``MODELS``.
 NETWORKS = {
     "ivvae": lambda weights, config: IVVAE(weights),
     "dcae": DCAE,
     "reducio": lambda weights, config: Reducio(weights),
+    "wan-block": WanBlock,
 }
 
 
-def timed(function, x, repeats):
-    """The result; the least seconds of wall time and of processor time."""
-    wall, processor = [], []
-    for _ in range(repeats):
-        start = time.perf_counter(), time.process_time()
-        y = function(x)
-        wall.append(time.perf_counter() - start[0])
-        processor.append(time.process_time() - start[1])
-    return y, (min(wall), min(processor))
+def once(function, inputs):
+    """The result; the seconds of wall time and of processor time."""
+    start = time.perf_counter(), time.process_time()
+    y = function(*inputs)
+    return y, (time.perf_counter() - start[0], time.process_time() - start[1])
 
 
 def main():
-    name, weights, io, result, repeats = sys.argv[1:]
-    torch.set_num_threads(2)
-    arrays = np.load(io)
-    net = NETWORKS[name](load_file(weights), json.loads(str(arrays["config"])))
-    with torch.inference_mode():
-        video = torch.from_numpy(arrays["video"]).movedim(-1, 1).contiguous()
-        latent, encode = timed(net.encode, video, int(repeats))
-        # Both sides decode the same latent.
-        given = torch.from_numpy(arrays["latent"]).movedim(-1, 1).contiguous()
-        restored, decode = timed(net.decode, given, int(repeats))
-    np.savez(
-        result,
-        encode=encode,
-        decode=decode,
-        latent=latent.movedim(1, -1).numpy(),
-        restored=restored.movedim(1, -1).numpy(),
-    )
+    name, weights, config, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    net = NETWORKS[name](load_file(weights), json.loads(config))
+    block = isinstance(net, WanBlock)
+    inputs = {}
+    print(json.dumps({"torch": torch.__version__}), flush=True)
+    for line in sys.stdin:
+        # "files" are there the first time that something is called: what it reads, and writes to.
+        told = json.loads(line)
+        call, files = told["call"], told["files"]
+        with torch.inference_mode():
+            if files:
+                arrays = [torch.from_numpy(array) for array in np.load(files[0]).values()]
+                inputs[call] = (net.prepared if block else channels_second)(*arrays)
+            result, seconds = once(getattr(net, call), inputs[call])
+        if files:
+            np.save(files[1], (result if block else channels_last(result)).numpy())
+        print(json.dumps(seconds), flush=True)
 
 
 if __name__ == "__main__":
