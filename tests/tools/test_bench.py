@@ -11,9 +11,13 @@ from vidlatent.config import load
 from vidlatent.dist.mesh import make_mesh
 from vidlatent.tools.bench import bench, measure, measure_loop
 from vidlatent.tools.bench_device import Times, device_peaks, peak_memory, timed
+from vidlatent.tools.plan_flops import count_flops
+from vidlatent.tools.plan_numbers import trace
+from vidlatent.tools.plan_programs import build_program, programs_of
 from vidlatent.typing import VidlatentError
 
 HERE = Path(__file__).parent
+MICRO, GENERATOR = str(HERE / "micro.py"), str(HERE.parent / "generator_tiny.py") + ":latents"
 EIGHT = {"data.buckets": "((5, 16, 16, 8),)"}  # a batch for eight devices
 
 
@@ -34,7 +38,6 @@ def test_this_device_can_multiply_and_copy():
 
 
 def benched(config, folder, **keys):
-    keys = {f"bench.{name}": str(value) for name, value in keys.items()}
     keys = {"bench.repeats": "2", "bench.warmup": "1", **keys}
     target = folder / "bench.json"
     assert bench(load(config, keys), folder, str(target)) == 0
@@ -48,11 +51,31 @@ def benched(config, folder, **keys):
 
 def test_bench_writes_what_it_prints(tmp_path, capsys):
     folder = jax.config.jax_compilation_cache_dir
-    result = benched(str(HERE / "micro.py"), tmp_path, what=("train",))
+    result = benched(MICRO, tmp_path, **{"bench.what": "('train',)"})
     assert result["bucket"] == [3, 16, 16, 8] and set(result["programs"]) == {"train"}
     text = capsys.readouterr().out
     assert "step of a batch of 8 clips 3x16x16" in text and "from cache" in text
     assert jax.config.jax_compilation_cache_dir == folder
+
+
+def test_a_generator_is_measured_by_the_loop_and_by_the_evaluation(tmp_path, capsys):
+    """Its tokenizer need not be there; guidance doubles the batch of an evaluation."""
+    keys = {"plan.tokenizer": MICRO}
+    assert programs_of(load(GENERATOR)) == ("train", "sample", "nfe")
+    found = benched(GENERATOR, tmp_path, **keys, **{"bench.what": "('nfe',)"})["programs"]["nfe"]
+    assert found["about"].startswith(
+        "one evaluation for 3 clips 3x8x8, latents 3x8x8x4, 2 branches"
+    )
+    # The loop has four such steps, and makes keys and values of the condition besides.
+    mesh = make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:1])
+    loop = build_program(load(GENERATOR, keys), "sample", mesh, (3, 8, 8, 3))
+    assert loop.about.startswith("8 evaluations for 3 clips 3x8x8")
+    once = found["tflop_of_a_device"] * jax.device_count() * 1e12
+    steps = count_flops(trace(loop, mesh).jaxpr) / once
+    assert 4 < steps < 4.4
+    lines = capsys.readouterr().out.splitlines()
+    assert any("of matmul" in line and "TFLOP/s" in line for line in lines)
+    assert sum("nfe: one evaluation" in line for line in lines) == 1
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A generator's programs with abstract arguments: its training step and its sampling loop."""
+"""A generator's programs with abstract arguments: training step, sampling loop, one evaluation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -28,7 +29,7 @@ from vidlatent.train.program import abstract_state, jit_train_step, placed
 from vidlatent.train.state import random_key
 from vidlatent.train.steps.diffusion import make_step
 
-__all__ = ["sampling", "training"]
+__all__ = ["evaluation", "sampling", "training"]
 
 _CLIP_TOKENS = 257  # of CLIP ViT-H/14, where the generator does not say how many it reads
 
@@ -65,38 +66,99 @@ def training(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program
 
 def sampling(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
     """The whole loop from noise to latents, of ``config.sample.size`` unless a bucket is given."""
-    config, model, latents = _assumed(config)
-    size, batch = tuple(config.sample.size) or bucket[:3], config.sample.batch
-    if config.plan.bucket:
-        *size, batch = config.plan.bucket
-    shape = latents.spec.latent_shape(tuple(size))
-    sampler = LatentSampler(
-        model, config.diffusion.schedule.to_dict(), config.sampler.to_dict(), shape
-    )
-    params = abstract_generator(model)
-    params = placed(params, shardings(params, mesh))
-    whole = replicated(mesh)
-    known = _arrays(model, latents, tuple(size), batch)
-    conditions = {name: _condition(name, known) for name in model.reads}
-    seeds = jax.ShapeDtypeStruct((batch,), jnp.uint32)
-    where = jax.tree.map(lambda leaf: leaf.sharding, params)
+    job = _Sampling(config, mesh, bucket)
+    seeds = jax.ShapeDtypeStruct((job.batch,), jnp.uint32)
+    about = f"{job.sampler.nfe} evaluations for {job.about}"
+    return job.program("sample", about, job.sampler.run, seeds, job.conditions(job.batch))
 
-    def init():
-        noisy, time, nothing = example(model)
-        noisy, time = (jnp.zeros(leaf.shape, leaf.dtype) for leaf in (noisy, time))
-        key = random_key(config.seed, "params")
-        return model.init(key, noisy, time, nothing, method="denoise")["params"]
 
-    return Program(
-        name="sample",
-        about=f"{sampler.nfe} evaluations for {batch} clips {sized(size)}, latents {sized(shape)}",
-        function=jax.jit(sampler.run, in_shardings=(where, whole, whole), out_shardings=whole),
-        arguments=(params, placed(seeds, whole), placed(conditions, whole)),
-        parts={"parameters": params},
-        initial={0: init},
-        carries=None,
-        frames=batch * size[0],
-    )
+def evaluation(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
+    """One call of the network in a guided step of that loop.
+
+    All branches of guidance are one batch, and keys and values of constant conditions are given,
+    where the sampler does so.
+    """
+    job = _Sampling(config, mesh, bucket)
+    model, branches = job.model, job.sampler.drops
+    if not config.sampler.guidance.batched:
+        branches = branches[-1:]
+    samples = len(branches) * job.batch
+    dropped = {
+        name: np.repeat([name in names for names in branches], job.batch) for name in model.reads
+    }
+    conditions = job.conditions(samples)
+
+    def run(params, noisy, time, conditions, kept):
+        given = {} if kept is None else {"kept": kept}
+        drop = jax.tree.map(jnp.asarray, dropped)
+        return model.apply(
+            {"params": params}, noisy, time, conditions, drop, **given, method="denoise"
+        )
+
+    def keep(params, conditions):
+        drop = jax.tree.map(jnp.asarray, dropped)
+        return model.apply({"params": params}, conditions, drop, method="keep")
+
+    keeps = config.sampler.keep and hasattr(model, "keep") and model.reads
+    kept = jax.eval_shape(keep, job.params, conditions) if keeps else None
+    noisy = jax.ShapeDtypeStruct((samples, *job.sampler.shape), jnp.float32)
+    time = jax.ShapeDtypeStruct((samples,), jnp.float32)
+    guided = f", {len(branches)} branches of guidance in one batch" if len(branches) > 1 else ""
+    about = f"one evaluation for {job.about}{guided}"
+    return job.program("nfe", about, run, noisy, time, conditions, kept)
+
+
+class _Sampling:
+    """What the sampling loop and its parts have in common.
+
+    Attributes:
+      model: the generator.
+      sampler: its loop at this size.
+      batch: samples.
+      params: abstract parameters on the mesh.
+      about: samples and sizes in words.
+    """
+
+    def __init__(self, config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]):
+        config, self.model, latents = _assumed(config)
+        size, self.batch = tuple(config.sample.size) or bucket[:3], config.sample.batch
+        if config.plan.bucket:
+            *size, self.batch = config.plan.bucket
+        self._latents, self._size, self._seed = latents, tuple(size), config.seed
+        shape = latents.spec.latent_shape(self._size)
+        self.sampler = LatentSampler(
+            self.model, config.diffusion.schedule.to_dict(), config.sampler.to_dict(), shape
+        )
+        params = abstract_generator(self.model)
+        self.params = placed(params, shardings(params, mesh))
+        self._whole = replicated(mesh)
+        self.about = f"{self.batch} clips {sized(self._size)}, latents {sized(shape)}"
+
+    def conditions(self, batch: int) -> dict[str, Any]:
+        known = _arrays(self.model, self._latents, self._size, batch)
+        return {name: _condition(name, known) for name in self.model.reads}
+
+    def program(self, name: str, about: str, run: Any, *rest: Any) -> Program:
+        """``run(params, *rest)``, all but the parameters on every device."""
+        model, where = self.model, jax.tree.map(lambda leaf: leaf.sharding, self.params)
+
+        def init():
+            noisy, time, nothing = example(model)
+            noisy, time = (jnp.zeros(leaf.shape, leaf.dtype) for leaf in (noisy, time))
+            key = random_key(self._seed, "params")
+            return model.init(key, noisy, time, nothing, method="denoise")["params"]
+
+        shares = (where, *(self._whole for _ in rest))
+        return Program(
+            name=name,
+            about=about,
+            function=jax.jit(run, in_shardings=shares, out_shardings=self._whole),
+            arguments=(self.params, *(placed(part, self._whole) for part in rest)),
+            parts={"parameters": self.params},
+            initial={0: init},
+            carries=None,
+            frames=self.batch * self._size[0],
+        )
 
 
 def _assumed(config: ConfigDict) -> tuple[ConfigDict, Any, Latents]:

@@ -33,7 +33,7 @@ class Program:
     """A jitted function and what it is called with.
 
     Attributes:
-      name: ``'train'``, ``'sample'``, ``'encode'`` or ``'decode'``.
+      name: ``'train'``, ``'sample'``, ``'nfe'``, ``'encode'`` or ``'decode'``.
       about: what one run of it does, in a few words.
       function: jitted; called with the mesh set.
       arguments: pytrees of ShapeDtypeStructs with shardings.

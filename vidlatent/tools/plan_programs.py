@@ -225,4 +225,5 @@ PROGRAMS = {
     "encode": {"tokenizer": _encode},
     "decode": {"tokenizer": _decode},
     "sample": {"generator": plan_generators.sampling},
+    "nfe": {"generator": plan_generators.evaluation},
 }
