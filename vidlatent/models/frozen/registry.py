@@ -54,6 +54,8 @@ NETWORKS.register("clip_vith14", _HERE + "clip:VITH14")
 NETWORKS.register("clip_vith14_wan", _HERE + "clip:VITH14_WAN")
 NETWORKS.register("clip_vitl14", _HERE + "clip:VITL14")
 NETWORKS.register("clip_tiny", _HERE + "clip:TINY")
+NETWORKS.register("sd_vae", _HERE + "sd_vae:FT_EMA")
+NETWORKS.register("sd_vae_tiny", _HERE + "sd_vae:TINY")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +115,8 @@ def network_apply(name: str, dtype: Any = jnp.float32) -> Callable[..., Any]:
     ``clip_*``: ``apply(params, images)`` of images ``[N, H, W, 3]`` of any size gives the form
     that the system wants which the name stands for; ``output=`` asks for another
     (``models.frozen.clip``).
+    ``sd_vae*``: ``apply(params, images[, noise]) -> [N, H / 8, W / 8, 4]`` latents of images
+    ``[N, H, W, 3]``, means or with noise draws, not scaled.
 
     All pixels lie in [-1, 1]. ``dtype`` is the compute dtype; in float32 the products are exact
     ones on every backend (no TF32).
