@@ -1,0 +1,115 @@
+"""What ``benchmarks.long_video`` found, as a table and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["draw", "table"]
+
+_COLUMNS = ("run", "wall s", "processor s", "frames", "processor ms a frame")
+_MEMORY = ("first third MiB", "last third MiB", "grown MiB", "most MiB")
+
+
+def rows(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], float | None]]:
+    """(name, what was seen, frames or None) of each process that was watched."""
+    settings, listed = found["settings"], []
+    if found["encode"]:
+        frames = found["video"]["frames"]
+        for number, run in enumerate(found["encode"]["runs"], 1):
+            state = "killed" if run["killed"] else "to the end"
+            share = run["new_shards"] / settings["shards"]
+            listed.append((f"encode {number}, {state}", run, share * frames))
+    if found["reconstruct"]:
+        run = found["reconstruct"]
+        state = "broken off" if run["killed"] else "to the end"
+        listed.append((f"reconstruct, {state}", run, run["frames"]))
+    return listed
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Markdown: what was coded, the processes, what the check says."""
+    settings, video, codec = found["settings"], found["video"], found["codec"]
+    lines = []
+    if video:
+        lines.append(
+            f"{settings['minutes']:g} minutes of {video['size']} at {video['fps']} frames/s: "
+            f"{video['frames']:,} frames, {video['bytes'] / 2**20:.0f} MiB of H.264."
+        )
+    if codec:
+        lines.append(f"Codec: weights {codec['weights']}.")
+    lines += ["", _line(_COLUMNS + _MEMORY), _line(["---"] * 9)]
+    for name, run, frames in rows(found):
+        cells = [name, f"{run['seconds']:.0f}", f"{run['processor_s']:.0f}"]
+        cells += ["", ""]
+        if frames:
+            cells[3:] = [f"{frames:,.0f}", f"{1000 * run['processor_s'] / frames:.1f}"]
+        grown = run["growth"]
+        keys = ("first_third_mib", "last_third_mib", "grown_mib", "most_mib")
+        cells += [f"{grown[key]:.0f}" for key in keys] if grown else [""] * 4
+        lines.append(_line(cells))
+    check = found["check"]
+    if check:
+        size = found["encode"]["bytes"] / 2**20
+        lines += [
+            "",
+            f"Every one of {check['windows']:,} windows is there exactly once "
+            f"({check['different_latents']:,} different latents {check['latent_shape']}, "
+            f"{size:.0f} MiB); {check['unchanged_shards']} shards that were finished at the kill "
+            f"are unchanged, and {len(check['equal_shards'])} that was being written then equals "
+            "that of an undisturbed process byte by byte.",
+        ]
+    scores = found["reconstruct"] and found["reconstruct"]["scores"]
+    if scores:
+        lines += ["", f"Reconstruction: PSNR {scores['psnr']:.2f} dB, SSIM {scores['ssim']:.3f}."]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def draw(found: Mapping[str, Any], file: Path) -> None:
+    """Resident memory over time: encoding above, reconstruction below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    listed = rows(found)
+    groups = [[row for row in listed if row[0].startswith(what)] for what in ("encode", "recon")]
+    groups = [group for group in groups if group]
+    figure, axes = plt.subplots(len(groups), 1, figsize=(8, 2.9 * len(groups)), squeeze=False)
+    for axis, group in zip(axes[:, 0], groups, strict=True):
+        offset, top = 0.0, 0.0
+        for number, (name, run, _) in enumerate(group):
+            times = [(offset + sample[0]) / 60 for sample in run["samples"]]
+            sizes = [sample[1] / 2**30 for sample in run["samples"]]
+            top = max(top, *sizes)
+            axis.plot(times, sizes, linewidth=1, color=f"C{number}", label=name)
+            if run["growth"]:
+                begin, end = offset + run["steady_s"], offset + run["samples"][-1][0]
+                third = (end - begin) / 3
+                for left, key in ((begin, "first_third_mib"), (end - third, "last_third_mib")):
+                    level = run["growth"][key] / 1024
+                    span = [left / 60, (left + third) / 60]
+                    axis.plot(span, [level, level], color="black", linewidth=1.5)
+            offset += run["seconds"]
+            if run["killed"]:
+                axis.axvline(offset / 60, color="grey", linestyle=":", linewidth=1)
+                axis.annotate(" SIGKILL", (offset / 60, 0), color="grey", va="bottom")
+        axis.set_ylim(0, 1.15 * top)
+        axis.set_ylabel("resident GiB")
+        axis.set_xlabel("minutes")
+        axis.legend(loc="lower right", frameon=False)
+        axis.spines[["top", "right"]].set_visible(False)
+    video = found["video"]
+    axes[0, 0].set_title(
+        f"{video['frames']:,} frames of {video['size']}; black: medians of the first and last "
+        "third of the time at work",
+        fontsize=9,
+    )
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,202 @@
+"""Run a command and watch it: resident memory of its process tree over time, and a kill on cue."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import resource
+import signal
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vidlatent.typing import VidlatentError
+
+__all__ = ["Watched", "growth", "read_place", "resident", "watch"]
+
+POLL_S = 0.02  # how often is asked whether the command is to be killed
+MIB = 2**20
+_PROC = Path("/proc")
+
+
+def resident(root: int) -> tuple[int, int]:
+    """Bytes of a process and all its descendants: resident, and of these anonymous ones.
+
+    Anonymous pages are what a program has allocated; the others belong to files that it has mapped,
+    libraries above all, and can be dropped. Pages that processes share count once for each.
+    """
+    parents: dict[int, int] = {}
+    sizes: dict[int, tuple[int, int]] = {}
+    for folder in _PROC.iterdir():
+        if not folder.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            fields = _status(folder)
+            parents[int(folder.name)] = int(fields["PPid"])
+            sizes[int(folder.name)] = tuple(
+                1024 * int(fields[key].split()[0]) if key in fields else 0
+                for key in ("VmRSS", "RssAnon")
+            )
+    inside = {root}
+    while new := {pid for pid, parent in parents.items() if parent in inside} - inside:
+        inside |= new
+    found = [sizes[pid] for pid in inside if pid in sizes]
+    return sum(size for size, _ in found), sum(size for _, size in found)
+
+
+def _status(folder: Path) -> dict[str, str]:
+    lines = (folder / "status").read_text().splitlines()
+    return {key: value for key, _, value in (line.partition(":\t") for line in lines)}
+
+
+def read_place(pid: int, file: Path) -> float:
+    """Share of ``file`` that a process has read so far; 0 while it does not have it open."""
+    with contextlib.suppress(OSError, ValueError):
+        for link in (_PROC / str(pid) / "fd").iterdir():
+            if os.readlink(link) == str(file):
+                about = (_PROC / str(pid) / "fdinfo" / link.name).read_text()
+                return int(about.split()[1]) / file.stat().st_size  # 'pos:' comes first
+    return 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """What was seen of a command.
+
+    Attributes:
+      seconds: from its start to its end; ``processor_s`` what it and its children computed.
+      status: its exit status, below 0 the signal that ended it.
+      killed: whether it was killed on cue.
+      samples: (seconds since its start, resident bytes, anonymous bytes).
+      steady_s: second at which it was first said to be at work; None if never.
+      progress: share done when it ended, as ``watch`` was told.
+    """
+
+    seconds: float
+    processor_s: float
+    status: int
+    killed: bool
+    samples: list[tuple[float, int, int]]
+    steady_s: float | None
+    progress: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "growth": growth(self.samples, self.steady_s)}
+
+
+def growth(
+    samples: Sequence[tuple[float, int, int]], steady_s: float | None
+) -> dict[str, float] | None:
+    """MiB resident from second ``steady_s`` on: medians of the first and of the last third of that
+    time, their difference, the most; None for fewer than three samples."""
+    if steady_s is None:
+        return None
+    kept = [(moment, size) for moment, size, _ in samples if moment >= steady_s]
+    if len(kept) < 3:
+        return None
+    begin, end = kept[0][0], kept[-1][0]
+    third = (end - begin) / 3
+    first = statistics.median(size for moment, size in kept if moment <= begin + third) / MIB
+    last = statistics.median(size for moment, size in kept if moment >= end - third) / MIB
+    return {
+        "first_third_mib": first,
+        "last_third_mib": last,
+        "grown_mib": last - first,
+        "most_mib": max(size for _, size in kept) / MIB,
+        "seconds": end - begin,
+    }
+
+
+def watch(
+    command: Sequence[str],
+    log: Path,
+    name: str,
+    *,
+    every: float = 1.0,
+    progress: Callable[[int], float] = lambda pid: 0.0,
+    at_work: Callable[[], bool] = lambda: True,
+    cue: Callable[[], bool] = lambda: False,
+    limit_s: float = 0.0,
+    environment: Mapping[str, str] | None = None,
+) -> Watched:
+    """Run ``command`` to its end, or to its ``cue``, at which all of it is killed by SIGKILL.
+
+    Args:
+      log: file that what it prints is added to.
+      name: for the lines that say how far it is.
+      every: seconds from sample to sample.
+      progress: process id -> share that is done.
+      at_work: whether what comes before the work proper is over.
+      cue: whether to kill it now; asked fifty times a second.
+      limit_s: kill it after so long, too; 0: never.
+      environment: added to this process's.
+
+    Raises:
+      VidlatentError: it failed; the message has its last line.
+    """
+    if not (_PROC / "self" / "status").exists():
+        raise VidlatentError("memory is read from /proc, which this system lacks: use Linux.")
+    samples: list[tuple[float, int, int]] = []
+    steady, share, killed = None, 0.0, False
+    said = began = time.monotonic()
+    before = _children_s()
+    with open(log, "ab") as out:
+        start = log.stat().st_size
+        process = subprocess.Popen(
+            list(command),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
+        )
+        try:
+            while process.poll() is None:
+                now = time.monotonic() - began
+                if not samples or now - samples[-1][0] >= every:
+                    samples.append((now, *resident(process.pid)))
+                    steady = now if steady is None and at_work() else steady
+                    share = max(share, progress(process.pid))
+                if time.monotonic() - said > 15:
+                    said = time.monotonic()
+                    _say(name, now, steady, share, samples[-1][1])
+                if cue() or (limit_s and now > limit_s):
+                    killed = True
+                    break
+                time.sleep(POLL_S)
+        finally:
+            # Also when this program is interrupted: nothing is left running.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            status = process.wait()
+    seconds = time.monotonic() - began
+    if status and not killed:
+        lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
+        raise VidlatentError(
+            f"{name} ended with status {status}: {(lines or ['no message'])[-1]} (all in {log})"
+        )
+    return Watched(
+        seconds,
+        _children_s() - before,
+        status,
+        killed,
+        samples,
+        steady,
+        share if killed else 1.0,
+    )
+
+
+def _children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _say(name: str, now: float, steady: float | None, share: float, size: int) -> None:
+    left = ""
+    if steady is not None and share > 0 and now > steady:
+        seconds = (now - steady) * (1 - share) / share
+        left = f", {int(seconds) // 60}:{int(seconds) % 60:02d} left"
+    print(f"{name}: {share:.0%} after {now:.0f} s{left}, {size / MIB:.0f} MiB", flush=True)
