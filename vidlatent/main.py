@@ -81,7 +81,9 @@ flags.DEFINE_string(
     "Video to write (reconstruct), or folder of the report (eval), videos (sample) or set (encode)",
 )
 flags.DEFINE_string("prompt", "", "Text, or name or number of a class (sample)")
-flags.DEFINE_string("prompts", "", "File of prompts, one a line, or objects in .jsonl (sample)")
+flags.DEFINE_string(
+    "prompts", "", "File of prompts, one a line or objects in .jsonl, or folder of them (sample)"
+)
 flags.DEFINE_string("topology", "", "Machine: v5p:4x4x4, v6e:16x16, v5e:2x4, cpu:8, ... (plan)")
 flags.DEFINE_integer("step", -1, "Checkpoint to use; default the newest (all but train)")
 flags.DEFINE_string("from", "", "Weights file or workdir to read (convert)")

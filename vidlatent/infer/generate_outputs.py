@@ -16,7 +16,7 @@ from vidlatent.io.writers import read_metrics
 __all__ = ["video_name", "write_generator_report"]
 
 _CURVES = ("val/loss", "train/loss", "train/grad_norm", "train/lr", "train/data_wait_share")
-_LONGEST = 200  # bytes of a file name, its ending excluded
+_LONGEST, _VBENCH_LONGEST = 200, 240  # bytes of a file name, its ending excluded
 
 
 def write_generator_report(
@@ -69,7 +69,8 @@ def video_name(prompt: str, number: int, taken: set[str], *, vbench: bool = Fals
     if not vbench:
         kept = "".join(c if c.isalnum() else "_" for c in text.casefold())
         text = "_".join(filter(None, kept.split("_"))) or "sample"
-    text = text.encode()[:_LONGEST].decode(errors="ignore")
+    longest = _VBENCH_LONGEST if vbench else _LONGEST
+    text = text.encode()[:longest].decode(errors="ignore")
     name, again = f"{text}-{number}.mp4", 0
     while name in taken:
         again += 1
@@ -89,4 +90,5 @@ def settings(config: ConfigDict, **more: Any) -> dict[str, Any]:
         "sampler": config.sampler.to_dict(),
         "sample": config.sample.to_dict(),
         **more,
+        "all_keys": config.to_dict(),
     }

@@ -13,6 +13,8 @@ from vidlatent.typing import VidlatentError
 __all__ = ["Request", "class_of", "read_prompts", "requests_of"]
 
 _KEYS = ("prompt", "seed", "image")
+# Videos of a prompt for each that other prompts get: VBench looks at those alone that hardly move.
+_TIMES = {"temporal_flickering": 5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Request:
       number: place among the videos of this prompt.
       label: class, -1 for none.
       image: file of its first (or content) frame; '' for none.
+      folder: that its file goes to, below that of the others; '' for none.
     """
 
     prompt: str
@@ -32,20 +35,32 @@ class Request:
     number: int = 0
     label: int = -1
     image: str = ""
+    folder: str = ""
 
 
 def read_prompts(path: str) -> list[dict[str, object]]:
     """Prompts of a file: one a line, or in ``.jsonl`` one object a line.
 
-    Objects have ``prompt`` and may have ``seed`` (of the first of its videos) and ``image``.
+    Objects have ``prompt`` and may have ``seed`` (of the first of its videos) and ``image``. A
+    folder of files ``<dimension>.txt``, such as VBench's prompts by dimension, is read whole; the
+    rows of a file then have it as their ``folder``.
 
     Raises:
       VidlatentError: no such file, an empty one, or a line that is no such object.
     """
     file = Path(path)
+    if file.is_dir():
+        files = sorted(file.glob("*.txt"))
+        if not files:
+            raise VidlatentError(f"--prompts={path}: this folder holds no .txt file of prompts.")
+        return [{**row, "folder": one.stem} for one in files for row in read_prompts(str(one))]
     if not file.is_file():
         raise VidlatentError(f"--prompts={path}: there is no such file.")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise VidlatentError(f"--prompts={path} is no text in UTF-8: {error}.") from error
+    lines = [line.strip() for line in text.splitlines()]
     if file.suffix != ".jsonl":
         rows: list[dict[str, object]] = [{"prompt": line} for line in lines if line]
     else:
@@ -65,6 +80,11 @@ def _parsed(line: str, where: str) -> dict[str, object]:
     for key in row:
         if key not in _KEYS:
             raise VidlatentError(f"{where}: unknown key {key!r}: {did_you_mean(key, _KEYS)}")
+    if not isinstance(row["prompt"], str | int) or not isinstance(row.get("image", ""), str):
+        raise VidlatentError(f"{where}: prompt and image are texts in quotes.")
+    seed = row.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise VidlatentError(f"{where}: seed {seed!r} is no whole number from 0 on.")
     return row
 
 
@@ -95,19 +115,24 @@ def requests_of(
     """``count`` requests for each row, each with the next seed.
 
     Args:
-      rows: as from ``read_prompts``; a row's own ``seed`` is that of its first video.
+      rows: as from ``read_prompts``; a row's own ``seed`` is that of its first video. Seeds start
+        anew in each ``folder``, so that a file by itself gives the same videos.
       label_names: of the classes, where prompts name them; None where they are texts.
       classes: how many there are.
     """
-    found = []
-    for place, row in enumerate(rows):
-        prompt = str(row["prompt"])
-        first = int(str(row["seed"])) if "seed" in row else seed + place * count
+    found: list[Request] = []
+    places: dict[str, int] = {}
+    for row in rows:
+        prompt, folder = str(row["prompt"]), str(row.get("folder", ""))
+        videos = count * _TIMES.get(folder, 1)
+        place = places.get(folder, 0)
+        places[folder] = place + videos
+        first = int(str(row["seed"])) if "seed" in row else seed + place
         label = -1
         if label_names is not None and prompt:
             label = class_of(prompt, label_names, classes)
             prompt = label_names[label] if label < len(label_names) else prompt
         image = str(row["image"]) if "image" in row else ""
-        for number in range(count):
-            found.append(Request(prompt, first + number, number, label, image))
+        for number in range(videos):
+            found.append(Request(prompt, first + number, number, label, image, folder))
     return found
