@@ -179,8 +179,11 @@ def _conditions() -> ConfigDict:
     conditions = ConfigDict()
     conditions.drop = ConfigDict()  # condition -> share of the samples that train without it
     conditions.joint = 0.0  # share that train without any of those
-    # Latent of the content frame (Reducio-DiT): "latents", the arrays content_latent of the data
-    # set, or "pooled", means of its 8x8 squares, which need no network
+    # What stands for a dropped text, where the generator has nothing of its own: "empty", the empty
+    # text's states, which a set with texts holds, or "zeros", one token of zeros
+    conditions.null_text = "zeros"
+    # Latent of the content frame (Reducio-DiT): "latents", of the image autoencoder encode.content
+    # (a data set stores them), or "pooled", means of squares, which need no network
     conditions.content = "latents"
     return conditions
 
@@ -217,7 +220,9 @@ def _sample() -> ConfigDict:
     sample.size = ()  # frames, height, width; empty: the last of data.buckets
     sample.batch = 4  # videos whose latents are drawn together
     sample.fps = 0.0  # of the files; 0: that of the latents' clips
-    sample.vbench = False  # name files as VBench asks, <prompt>-<k>.mp4
+    # Name files as VBench asks, <prompt>-<k>.mp4; --prompts=<its prompts by dimension> makes its
+    # folders, one a dimension
+    sample.vbench = False
     sample.clamp_first = False  # put the given first frame's latent into the result
     sample.grid = 4  # videos shown at each evaluation while training; 0: none
     return sample
@@ -363,6 +368,9 @@ def _encode() -> ConfigDict:
     encode.text_network = ""  # of config.networks; empty: the system's own
     encode.tokenizer = ""  # its tokenizer.json; "words": numbers by hash, for stand-ins
     encode.image = ""  # store tokens of a frame by this one of config.networks
+    # Store the latent of the content frame (of frame 0 where there is none) by this one: sd_vae
+    encode.content = ""
+    encode.content_draw = True  # a draw from the posterior, as Reducio's code has it; False: mean
     encode.pictures = 4  # windows decoded into contact_sheet.png; 0: none
     # Several commands share the work by shards, one for each index; count 0: as JAX's processes do
     encode.process_index = 0

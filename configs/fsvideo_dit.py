@@ -90,6 +90,7 @@ def _paper(config, arg):
     config.conditions.drop = {"text": 0.1, "first+image": 0.1}
     config.encode.text = "wan"  # of prompts, as of the captions in the set
     config.encode.image = "clip_vith14_wan"
+    config.conditions.null_text = "empty"  # not stated; Wan's
     config.data.source = "latents"
     config.data.fps = 24.0  # stated
     _stage(config, arg.stage)

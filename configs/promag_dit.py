@@ -67,6 +67,7 @@ def _paper(config, arg):
     config.sampler.steps = 50  # not stated
     config.sampler.guidance.scales = (6.0,)  # not stated
     config.encode.text = "promag"  # of prompts, as of the captions in the set
+    config.conditions.null_text = "empty"  # not stated; CogVideoX's
     config.data.source = "latents"
     config.data.fps = 24.0
     _stage(config, arg)

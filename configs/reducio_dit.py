@@ -16,6 +16,18 @@ from configs import common
 from vidlatent.config import parse_arg
 from vidlatent.typing import VidlatentError
 
+# Heights and widths of stage 3 (released code); those of tall clips are the same turned round, but
+# for one that the code leaves out.
+_WIDE = ((512, 2048), (512, 1984), (512, 1920), (512, 1856), (576, 1792), (576, 1728), (576, 1664))
+_WIDE += ((640, 1600), (640, 1536), (704, 1472), (704, 1408), (704, 1344), (768, 1344), (768, 1280))
+_WIDE += ((832, 1216), (832, 1152), (896, 1152), (896, 1088), (960, 1088), (960, 1024))
+_NOT_TURNED = (704, 1344)
+
+
+def _sizes():
+    tall = tuple((w, h) for h, w in reversed(_WIDE) if (h, w) != _NOT_TURNED)
+    return (*_WIDE, (1024, 1024), *tall)
+
 
 def get_config(arg: str = ""):
     arg = parse_arg(arg, presets=("demo", "paper"), stage=1, attention="joint")
@@ -65,12 +77,13 @@ def _paper(config, arg):
     config.sampler.guidance.drops = (("text", "image", "content"),)
     config.encode.text = "reducio"  # of prompts, as of the captions in the set
     config.encode.image = "clip_vith14"
+    config.encode.content = "sd_vae"  # ft-ema of SD 1 in the script, SD 2.1's in the paper
     config.data.source = "latents"
     config.data.fps = 16.0
     side, batch = {1: (256, 512), 2: (512, 128), 3: (1024, 32)}[arg.stage]  # batch of 1 is stated
     config.data.buckets = ((16, side, side, batch),)
     if arg.stage == 3:
-        config.data.buckets = common.area_buckets(16, side, 64, batch)
+        config.data.buckets = tuple((16, *size, batch) for size in _sizes())
     # Steps are not stated; rate, decay, clipping, warm-up and EMA are PixArt's.
     common.long_run(config, steps=100_000, lr=2e-5)
     config.optim.warmup_steps = 1000

@@ -9,6 +9,7 @@ that any reader of those can open it; its metadata ``window`` is the row. Arrays
     content  uint8 [n, H, W, 3] frames that the decoder looks at, where it does
     text     [N, D]             states of a text encoder, only those of real tokens
     image    [I, D]             tokens of an image encoder
+    content_latent  [h, w, c]   of the content frame, by an image autoencoder
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ __all__ = ["Header", "LatentSource", "Shard", "Window", "pack", "read_header", "
 FORMAT = 1
 HEADER = "header.json"
 PLAN = "plan.json"  # what an unfinished set is going to be
+NULL_TEXT = "null_text.npy"  # states [n, D] float32 of the empty text, beside the header
 # Names of the safetensors format.
 _DTYPES = {
     "F16": np.dtype(np.float16),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,11 +22,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vidlatent.data.buckets import parse_buckets
-from vidlatent.data.latents import HEADER, Header, Shard, Window
+from vidlatent.data.latents import HEADER, NULL_TEXT, Header, Shard, Window
 from vidlatent.data.loader import Loader, make_index, make_loader
 from vidlatent.data.split import WHOLE
 from vidlatent.data.stream import Listed
 from vidlatent.infer.data import check_buckets
+from vidlatent.infer.encode_content import ContentLatents
 from vidlatent.infer.encode_pictures import draw_pictures
 from vidlatent.infer.encode_plan import (
     EncodeOptions,
@@ -85,11 +87,13 @@ class _Job:
     def prepare(self) -> None:
         """Open everything, cheap things that can be missing first, and settle the plan."""
         networks, dtype = self.config.networks.to_dict(), self.model.dtype
-        self._text = self._image = None
+        self._text = self._image = self._still = None
         if self.options.text:
             self._text = TextStates(self.options, networks, self.mesh, dtype)
         if self.options.image:
             self._image = ImageTokens(self.options, networks, self.mesh, dtype)
+        if self.options.content:
+            self._still = ContentLatents(self.options, networks, self.mesh, dtype, self.config.seed)
         restored = restored_params(
             self.config, self.workdir, self.model, self.mesh, self._asked_step
         )
@@ -145,6 +149,12 @@ class _Job:
             "config.encode.text": self._text.label if self._text else "",
             "config.encode.image": self._image.label if self._image else "",
         }
+        if self._still:  # sets that were begun before it was there go on
+            draws = self.options.content_draw
+            made_of["config.encode.content"] = [
+                self._still.label,
+                self.config.seed if draws else 0,
+            ]
         asked = min(options.shards, len(places))
         shards = settle(self.folder, made_of, shards, asked)
         return dataclasses.replace(plan, shards=shards)
@@ -210,7 +220,9 @@ class _Job:
     ) -> None:
         options, videos = self.options, batch["video"]
         texts = self._text([window.caption for window in windows]) if self._text else None
-        images = self._image(self._looked_at(videos)) if self._image else None
+        seen = self._looked_at(videos) if self._image or self._still else None
+        images = self._image(seen) if self._image else None
+        stills = self._content_latents(seen, windows) if self._still else None
         for i, window in enumerate(windows):
             if not batch["mask"][i]:
                 continue
@@ -223,10 +235,18 @@ class _Job:
             if images is not None:
                 what = f"the picture of {window.clip}"
                 common["image"] = stored_as(images[i], options.dtype, what)
+            if stills is not None:
+                what = f"the content frame's latent of {window.clip}"
+                common["content_latent"] = stored_as(stills[i], options.dtype, what)
             for number, latent in enumerate(latents[i], 1):
                 stored = stored_as(latent, options.dtype, f"the latent of {window.clip}")
                 drawn = dataclasses.replace(window, draw=number if options.draws else 0)
                 writer.add(drawn, {"latent": stored, **common}, latent)
+
+    def _content_latents(self, frames: np.ndarray, windows: list[Window]) -> np.ndarray:
+        padding = len(frames) - len(windows)
+        clips = [window.clip for window in windows] + [""] * padding
+        return self._still(frames, clips, [window.first for window in windows] + [0] * padding)
 
     def _looked_at(self, videos: np.ndarray) -> np.ndarray:
         """The frame of each window that an image encoder sees: the content frame, or frame 0."""
@@ -235,7 +255,15 @@ class _Job:
         return np.stack([self.encoder.content(video)[0] for video in videos])
 
     def finish(self) -> None:
-        """Write the header, once every shard is there."""
+        """Write the header, once every shard is there; and what stands for a text that is dropped.
+
+        The latter also into a set that was finished before.
+        """
+        if self._text and not (self.folder / NULL_TEXT).exists():
+            part = self.folder / f"{NULL_TEXT}.{os.getpid()}.partial"
+            with part.open("wb") as file:
+                np.save(file, self._text.empty())
+            os.replace(part, self.folder / NULL_TEXT)
         if (self.folder / HEADER).exists():
             logging.info("%s is complete", self.folder)
             return
@@ -265,6 +293,7 @@ class _Job:
             "draws": options.draws,
             "text": self._text.label if self._text else "",
             "image": self._image.label if self._image else "",
+            "content": self._still.label if self._still else "",
         }
         return merge_shards(
             self.folder,

@@ -43,6 +43,8 @@ class EncodeOptions:
     text_network: str
     tokenizer: str
     image: str
+    content: str
+    content_draw: bool
     pictures: int
     process_index: int
     process_count: int

@@ -28,7 +28,7 @@ from vidlatent.models.frozen import NETWORKS
 from vidlatent.registry import did_you_mean
 from vidlatent.typing import VidlatentError
 
-__all__ = ["Encoder", "ImageTokens", "TextStates", "local_mesh"]
+__all__ = ["Encoder", "ImageTokens", "TextStates", "local_mesh", "path_of"]
 
 WORDS = "words"  # a tokenizer that needs no file
 _KEPT_BYTES = 256 << 20  # of texts' states, for captions that come again
@@ -131,7 +131,7 @@ class TextStates:
             raise VidlatentError(f"config.encode.text={options.text!r} is no text rule: {hint}")
         rule = RULES[options.text]
         name = options.text_network or rule.network
-        network = load_network(name, _path(networks, name), dtype)
+        network = load_network(name, path_of(networks, name), dtype)
         self.length = rule.length
         if options.tokenizer == WORDS:
             vocabulary = NETWORKS.get(name).module(dtype=dtype).vocab
@@ -161,12 +161,18 @@ class TextStates:
                 self._known[text] = row[: length if text else 0].copy()
         return [self._known[caption] for caption in captions]
 
+    def empty(self) -> np.ndarray:
+        """Float32 states ``[n, D]`` of the empty text: of its end mark, where there is one."""
+        tokens, mask = jax.device_put(self._tokens([""]), self._whole)
+        states = np.asarray(self._apply(self._params, tokens, mask), np.float32)
+        return states[0, : int(np.asarray(mask).sum())].copy()
+
 
 class ImageTokens:
     """Frames to tokens of an image encoder, ``config.encode.image``; see ``TextStates``."""
 
     def __init__(self, options: EncodeOptions, networks: Mapping[str, str], mesh: Mesh, dtype: Any):
-        network = load_network(options.image, _path(networks, options.image), dtype)
+        network = load_network(options.image, path_of(networks, options.image), dtype)
         self.label = network.label
         self._whole = replicated(mesh)
         self._params = jax.device_put(network.params, self._whole)
@@ -182,7 +188,8 @@ class ImageTokens:
         return tokens.reshape(len(tokens), -1, tokens.shape[-1])
 
 
-def _path(networks: Mapping[str, str], name: str) -> str:
+def path_of(networks: Mapping[str, str], name: str) -> str:
+    """Weights of a network of ``config.networks``; ``VidlatentError`` for an unknown name."""
     if name not in networks:
         raise VidlatentError(f"no network is called {name!r}: {did_you_mean(name, networks)}")
     return networks[name]

@@ -30,7 +30,7 @@ from vidlatent.infer.generate_load import Latents, generator_of, restored_genera
 from vidlatent.infer.generate_outputs import settings, video_name
 from vidlatent.infer.generate_preview import codec_of, one_device
 from vidlatent.infer.generate_requests import Request, read_prompts, requests_of
-from vidlatent.infer.generate_texts import Pictures, Texts
+from vidlatent.infer.generate_texts import Pictures, Stills, Texts
 from vidlatent.infer.sampling import LatentSampler, latent_psnr
 from vidlatent.io.pictures import contact_sheet, pick_frames
 from vidlatent.io.video import VideoWriter
@@ -82,7 +82,7 @@ class Generator:
         if config.tokenizer.path:
             with one_device():
                 self.codec = codec_of(config, latents)
-        self._semantic = Pictures(config)
+        self._semantic, self._stills = Pictures(config), Stills(config)
         if "text" in self.model.reads:
             self._texts = Texts(config, self.model.text_length)
         self._pictures: dict[str, np.ndarray] = {}
@@ -231,13 +231,35 @@ class Generator:
         return np.pad(picture, room, mode="edge")
 
     def _content(self, pictures: np.ndarray) -> np.ndarray:
+        padded = np.stack([self._padded(picture) for picture in pictures])
         if side := pooled_side(self.config, self.model, self.known):
-            padded = np.stack([self._padded(picture) for picture in pictures])
             return np.asarray(content_latent(padded, side))
-        raise VidlatentError(
-            "config.conditions.content is 'latents', which only a data set has: pass a set with "
-            "content_latent, or train with 'pooled'."
-        )
+        return self._stills(padded)
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Raise what drawing or decoding would refuse or leave unread, before anything is drawn."""
+        model, reads = self._tokenizer().model, self.model.reads
+        looks = hasattr(model, "takes_condition") and model.takes_condition
+        told = looks or bool({"first", "image", "content"} & {*reads})
+        for request in requests:
+            if request.prompt and not {"label", "text"} & {*reads}:
+                raise VidlatentError(
+                    f"this generator reads neither classes nor texts: leave {request.prompt!r} out."
+                )
+            if request.image and not told:
+                raise VidlatentError(
+                    f"this generator reads no picture, so {request.image} would change nothing: "
+                    "leave it out, or train one that does, such as "
+                    "--config=configs/fsvideo_dit.py:demo,first=true."
+                )
+            if request.image and not Path(request.image).is_file():
+                raise VidlatentError(f"there is no picture at {request.image}.")
+            if looks and not request.image:
+                raise VidlatentError(
+                    f"{request.prompt!r} has no picture, but the decoder of "
+                    f"{self.known.spec.name} looks at one: give it by --input=picture.png, or as "
+                    '"image" in --prompts=file.jsonl.'
+                )
 
     def decode(self, request: Request, latent: np.ndarray) -> Iterator[np.ndarray]:
         """The video's frames in pieces, uint8 ``[n, H, W, 3]``."""
@@ -247,11 +269,6 @@ class Generator:
             clips = -(-self.size[0] // self.known.spec.rule.first)
             several = hasattr(codec.model, "content_frame")
             content = np.stack([picture] * (clips if several else 1))
-        elif hasattr(codec.model, "takes_condition") and codec.model.takes_condition:
-            raise VidlatentError(
-                f"the decoder of {self.known.spec.name} looks at a given frame: give one by "
-                "--input=picture.png."
-            )
         pieces = codec.decode_stream([latent], self.size[0], self.size[1:], content)
         while True:
             with one_device():
@@ -285,12 +302,12 @@ def generate_videos(
             "that of configs/fsvideo_dit.py."
         )
     generator = Generator.of(config, workdir, step)
-    generator._tokenizer()  # missing, it is told before anything is drawn
     rows = [{"prompt": text} for text in ([prompt] if prompt else config.sample.prompts)]
     rows = read_prompts(prompts) if prompts else rows
     requests = generator.requests_for(rows, config.sample.count, config.sample.seed)
     if input:
         requests = [dataclasses.replace(request, image=input) for request in requests]
+    generator.check(requests)
     folder = Path(output) if output else workdir / "samples" / f"step_{generator.step}"
     return _write_all(generator, requests, folder)
 
@@ -299,7 +316,7 @@ def _write_all(generator: Generator, requests: Sequence[Request], folder: Path) 
     config = generator.config
     fps = config.sample.fps or generator.known.fps or _FPS
     picks = pick_frames(generator.size[0], _COLUMNS)
-    rows, sheet, labels, taken = [], [], [], set()
+    rows, sheet, labels, taken = [], [], [], {}
     began, decoding = time.perf_counter(), 0.0
     for request, latent in tqdm(
         generator.latents(requests), total=len(requests), unit="video", disable=None
@@ -307,7 +324,9 @@ def _write_all(generator: Generator, requests: Sequence[Request], folder: Path) 
         if not is_main():
             continue
         start = time.perf_counter()
-        name = video_name(request.prompt, request.number, taken, vbench=config.sample.vbench)
+        names = taken.setdefault(request.folder, set())
+        name = video_name(request.prompt, request.number, names, vbench=config.sample.vbench)
+        name = str(Path(request.folder, name))
         shown = _write(generator.decode(request, latent), folder / name, fps, picks)
         decoding += time.perf_counter() - start
         rows.append({"file": name, **_words(request)})
@@ -325,6 +344,7 @@ def _write_all(generator: Generator, requests: Sequence[Request], folder: Path) 
         latent_shape=generator.shape,
         fps=float(fps),
         nfe=generator.sampler.nfe,
+        nfe_is="at most" if config.sampler.cache.threshold else "exact",
         eight_bits_psnr=generator.eight_bits_psnr,
         seconds={"drawing": round(total - decoding, 3), "decoding": round(decoding, 3)},
         videos=rows,
@@ -332,9 +352,10 @@ def _write_all(generator: Generator, requests: Sequence[Request], folder: Path) 
     (folder / "samples.json").write_text(json.dumps(about, indent=1) + "\n")
     contact_sheet(sheet, labels, folder / "contact_sheet.png", group=len(sheet), numbers=picks)
     logging.info(
-        "%d videos of %s frames, %d evaluations of the network each",
+        "%d videos of %s frames, %s%d evaluations of the network each",
         len(rows),
         "x".join(map(str, generator.size)),
+        "at most " if config.sampler.cache.threshold else "",
         generator.sampler.nfe,
     )
     for name in ("contact_sheet.png", "samples.json"):

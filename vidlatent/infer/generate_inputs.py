@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
+from vidlatent.data.latents import NULL_TEXT
 from vidlatent.dist.rules import constrain
 from vidlatent.infer.generate_load import Latents, tokenizer_config
 from vidlatent.infer.load import abstract_params, model_of
@@ -17,9 +20,19 @@ from vidlatent.io.weights import load_params
 from vidlatent.registry import did_you_mean
 from vidlatent.typing import VidlatentError
 
-__all__ = ["CONTENTS", "Inputs", "absent", "content_latent", "pooled_side"]
+__all__ = [
+    "CONTENTS",
+    "NULL_TEXTS",
+    "Inputs",
+    "absent",
+    "content_latent",
+    "null_text_of",
+    "pooled_side",
+    "text_states",
+]
 
 CONTENTS = ("latents", "pooled")
+NULL_TEXTS = ("empty", "zeros")
 # Arrays of a batch that a condition is made of.
 _ARRAYS = {
     "label": ("label",),
@@ -50,6 +63,7 @@ class Inputs:
             raise ValueError(f"conditions {unknown} have no arrays in a batch")
         self.reads, self._latents = reads, latents
         self._text_length = model.text_length if "text" in reads else 0
+        self._null_text = "text" in reads and null_text_of(config) == "empty"
         self._pooled = pooled_side(config, model, latents)
         self._from_videos = config.data.source != "latents"
         self._config, self._sample = config, config.tokenizer.sample
@@ -63,14 +77,27 @@ class Inputs:
         return _ARRAYS[name]
 
     def load_networks(self) -> dict[str, Any]:
-        """The frozen tokenizer's parameters, where videos are encoded in the step."""
+        """The frozen tokenizer's parameters, where videos are encoded in the step; the null text.
+
+        Raises:
+          VidlatentError: the data set has no states of the empty text.
+        """
         if self._tokenizer is None:
-            return {}
+            return {"null_text": self._stored_null_text()} if self._null_text else {}
         own, step = tokenizer_config(self._config), self._config.tokenizer.step
         shapes = abstract_params(self._tokenizer)
         path = self._config.tokenizer.path
         params = load_params(path, shapes, family=own.model.name, step=None if step < 0 else step)
         return {"tokenizer": params}
+
+    def _stored_null_text(self) -> dict[str, np.ndarray]:
+        file = Path(self._config.data.path, NULL_TEXT)
+        if not file.is_file():
+            raise VidlatentError(
+                f"config.conditions.null_text is 'empty', but there is no {file}: run the set's "
+                "--mode=encode once more, which adds it, or set config.conditions.null_text=zeros."
+            )
+        return text_states(np.load(file)[: self._text_length])
 
     def __call__(
         self, batch: Mapping[str, jax.Array], networks: Mapping[str, Any], key: jax.Array
@@ -87,7 +114,10 @@ class Inputs:
         else:
             latent = batch["latent"]
         latent = self._latents.standardised(latent)
-        return latent, {name: self._condition(name, batch, latent) for name in self.reads}
+        conditions = {name: self._condition(name, batch, latent) for name in self.reads}
+        if "null_text" in networks:
+            conditions["null_text"] = networks["null_text"]
+        return latent, conditions
 
     def _encoded(self, video: jax.Array, params: Any, key: jax.Array) -> jax.Array:
         pixels = constrain(from_pixels(video), _VIDEO_AXES)
@@ -145,6 +175,23 @@ def absent(
         named = [name for name in ("first", "image") if name in reads]
         found |= dict.fromkeys(named, jnp.ones((batch,), bool))
     return found
+
+
+def null_text_of(config: ConfigDict) -> str:
+    """``config.conditions.null_text``, checked."""
+    found = config.conditions.null_text
+    if found not in NULL_TEXTS:
+        hint = did_you_mean(found, NULL_TEXTS)
+        raise VidlatentError(f"config.conditions.null_text {found!r} is unknown: {hint}")
+    return found
+
+
+def text_states(states: np.ndarray) -> dict[str, np.ndarray]:
+    """Float32 states ``[n, D]`` of one text as a condition; no token is one of zeros."""
+    if not len(states):
+        states = np.zeros((1, *states.shape[1:]), np.float32)
+    length = np.asarray([len(states)], np.int32)
+    return {"states": np.asarray(states, np.float32)[None], "length": length}
 
 
 def pooled_side(config: ConfigDict, model: Any, latents: Latents) -> int:

@@ -89,7 +89,9 @@ class Grid:
         whole = jax.jit(lambda x: x, out_shardings=self._whole)(to_global(arrays, self._rows))
         latent, conditions = self._inputs(self._networks, to_global(host, self._rows))
         real = np.flatnonzero(np.asarray(whole["mask"]))[: self._config.sample.grid]
-        conditions = jax.tree.map(lambda x: np.asarray(x)[real], conditions)
+        own = {name: value for name, value in conditions.items() if name != "null_text"}
+        chosen = jax.tree.map(lambda x: np.asarray(x)[real], own)
+        conditions = jax.tree.map(np.asarray, conditions) | chosen
         labels = np.asarray(whole["label"])[real] if "label" in whole else [-1] * len(real)
         words = [
             loader.labels[n] if 0 <= n < len(loader.labels) else f"class {n}" * (n >= 0)

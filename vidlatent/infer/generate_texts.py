@@ -9,18 +9,21 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from vidlatent.infer.encode_content import ContentLatents
 from vidlatent.infer.encode_plan import EncodeOptions
 from vidlatent.infer.encode_steps import ImageTokens, TextStates, local_mesh
+from vidlatent.infer.generate_inputs import null_text_of, text_states
 from vidlatent.infer.load import compute_dtype
 from vidlatent.typing import VidlatentError
 
-__all__ = ["Pictures", "Texts"]
+__all__ = ["Pictures", "Stills", "Texts"]
 
 
 class _Encoder:
     """An encoder that is loaded when it is first asked: weights of texts are large."""
 
-    key, kind = "", TextStates
+    key: str = ""
+    kind: Any = TextStates
 
     def __init__(self, config: ConfigDict):
         self._config = config
@@ -31,8 +34,8 @@ class _Encoder:
             options = EncodeOptions.of(self._config.encode.to_dict())
             if not self._config.encode[self.key]:
                 raise VidlatentError(
-                    f"config.encode.{self.key} is empty: name what the latents' "
-                    f"{self.key}s were encoded by, as for --mode=encode."
+                    f"config.encode.{self.key} is empty: name what encoded the {self.key} in the "
+                    "latents' set, as for --mode=encode."
                 )
             networks = self._config.networks.to_dict()
             self._mesh = local_mesh([1])
@@ -43,7 +46,8 @@ class _Encoder:
 class Texts(_Encoder):
     """``texts -> {'text': ..., 'null_text': ...}`` as ``denoise`` takes them.
 
-    The second is ``config.sampler.guidance.negative``, and left out where that is empty.
+    The second is ``config.sampler.guidance.negative``; where that is empty the empty text or
+    nothing, as in training (``config.conditions.null_text``).
 
     Args:
       length: tokens that the generator reads; what is longer is cut.
@@ -63,6 +67,9 @@ class Texts(_Encoder):
         found: dict[str, Any] = {"text": _padded(states[:-1], length)}
         if negative:
             found["null_text"] = _padded(states[-1:], length)
+        elif null_text_of(self._config) == "empty":
+            with jax.set_mesh(self._mesh):
+                found["null_text"] = text_states(encoder.empty()[:length])
         return found
 
 
@@ -70,6 +77,17 @@ class Pictures(_Encoder):
     """uint8 ``[B, H, W, 3]`` -> semantic tokens ``[B, I, D]``."""
 
     key, kind = "image", ImageTokens
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        encoder = self._ready()
+        with jax.set_mesh(self._mesh):
+            return encoder(pictures)
+
+
+class Stills(_Encoder):
+    """uint8 ``[B, H, W, 3]`` -> latents ``[B, H / 8, W / 8, 4]`` of an image autoencoder, means."""
+
+    key, kind = "content", ContentLatents
 
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
         encoder = self._ready()
