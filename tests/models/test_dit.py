@@ -139,6 +139,16 @@ def test_patches_and_back(patch):
 
 def test_rotary_positions():
     assert axis_sizes(128) == (44, 42, 42)
+    # J4: channel pair i of an axis of n channels turns by place * 10000^(-2 i / n).
+    tables, places = rope_tables((2, 3, 4), 128), np.indices((2, 3, 4)).reshape(3, -1)
+    angles = [
+        place[:, None] * 10_000.0 ** (-2 * np.arange(size // 2) / size)
+        for place, size in zip(places, (44, 42, 42), strict=True)
+    ]
+    angles = np.concatenate(angles, axis=1)
+    for table, wanted in zip(tables, (np.cos(angles), np.sin(angles)), strict=True):
+        assert table.dtype == np.float32
+        np.testing.assert_allclose(table, wanted, atol=1e-7)
     grid, dim = (3, 4, 5), 16
     tables = rope_tables(grid, dim)
     q, k = (jax.random.normal(jax.random.key(i), (1, 1, 1, dim)) for i in range(2))
