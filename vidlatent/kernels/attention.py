@@ -15,7 +15,6 @@ heads stay where they are, and tokens that are spread over ``context`` are trade
 from __future__ import annotations
 
 import functools
-import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -24,12 +23,16 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from vidlatent.dist.rules import split_axes, ways
-from vidlatent.kernels.dispatch import choose, current_platform, needs_manual, wanted
+from vidlatent.kernels.dispatch import (
+    choose,
+    current_platform,
+    needs_manual,
+    say_once,
+    wanted,
+)
 from vidlatent.typing import VidlatentError, check_shape
 
 __all__ = ["FORMS", "attention", "attention_form"]
-
-log = logging.getLogger(__name__)
 
 FORMS = ("xla", "splash", "cudnn")
 _AUTO = {"tpu": "splash", "gpu": "cudnn", "default": "xla"}
@@ -113,7 +116,7 @@ def attention_form(
             raise VidlatentError(f"attention form {name!r} {lacks}: take 'xla' or 'auto'.")
         return Form(name, "asked for")
     if lacks:
-        _say_once(f"attention on {platform}: {name} {lacks}; the plain form runs instead")
+        say_once(f"attention on {platform}: {name} {lacks}; the plain form runs instead")
         return Form("xla", f"{name} {lacks}")
     return Form(
         name, f"the fastest on {platform}" if name != "xla" else f"all there is on {platform}"
@@ -133,11 +136,6 @@ def _lacks(name: str, q: jax.Array, seen: jax.Array | None) -> str:
         if seen is not None:
             return "takes lengths, not a mask of single keys"
     return ""
-
-
-@functools.lru_cache
-def _say_once(sentence: str) -> None:
-    log.info("%s", sentence)
 
 
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None) -> jax.Array:

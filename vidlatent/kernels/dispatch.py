@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
+import logging
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
@@ -12,7 +14,9 @@ import jax
 from vidlatent.registry import did_you_mean
 from vidlatent.typing import VidlatentError
 
-__all__ = ["choose", "current_platform", "needs_manual", "prefer", "wanted"]
+__all__ = ["choose", "current_platform", "needs_manual", "prefer", "say_once", "wanted"]
+
+log = logging.getLogger(__name__)
 
 _PREFERRED: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar(
     "forms", default=MappingProxyType({})
@@ -64,6 +68,12 @@ def choose(
         hint = did_you_mean(implementation, ("auto", *known))
         raise VidlatentError(f"unknown implementation {implementation!r} of {kind}: {hint}")
     return implementation
+
+
+@functools.lru_cache
+def say_once(sentence: str) -> None:
+    """Log why ``'auto'`` takes another form than the platform's best, once for each reason."""
+    log.info("%s", sentence)
 
 
 def needs_manual() -> bool:

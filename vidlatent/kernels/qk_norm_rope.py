@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
 from vidlatent.dist.rules import split_axes, ways
-from vidlatent.kernels.dispatch import choose, needs_manual, wanted
+from vidlatent.kernels.dispatch import choose, needs_manual, say_once, wanted
 from vidlatent.typing import VidlatentError, check_shape
 
 __all__ = ["FORMS", "qk_norm_rope", "rotate_halves"]
@@ -66,6 +66,8 @@ def qk_norm_rope(
     lacks = _lacks(sizes["D"] // heads, heads) if form == "pallas" else ""
     if lacks and implementation != "auto":
         raise VidlatentError(f"the Pallas form of qk_norm_rope {lacks}: take 'xla' or 'auto'.")
+    if lacks:
+        say_once(f"qk_norm_rope: the Pallas form {lacks}; the plain form runs instead")
     if form == "xla" or lacks:
         return _xla(x, scale, tables, heads, eps)
     tables = lax.stop_gradient(tuple(jnp.asarray(table, jnp.float32) for table in tables))
