@@ -8,19 +8,24 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from vidlatent.config import load
+from vidlatent.dist.mesh import make_mesh
+from vidlatent.dist.rules import replicated
 from vidlatent.tools.hardware import GIB, HARDWARE, parse_topology
 from vidlatent.tools.plan import make_plan
 from vidlatent.tools.plan_flops import count_flops
-from vidlatent.tools.plan_numbers import roofline
+from vidlatent.tools.plan_numbers import compile_program, costs, roofline
+from vidlatent.tools.plan_program import Program
 from vidlatent.tools.plan_report import report
 from vidlatent.tools.plan_search import changed, changes
 from vidlatent.tools.plan_topology import devices_of, has_devices
+from vidlatent.train.program import placed
 from vidlatent.typing import VidlatentError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -104,6 +109,23 @@ def test_a_bound_by_each_resource():
     assert (line["compute"], line["memory"], line["interconnect"]) == (1.0, 0.5, 0.25)
     assert line["bound"] == "compute" and line["mfu_at_most"] == 0.5
     assert roofline(found, HARDWARE["cpu"], 1.0) is None
+
+
+def test_figures_below_zero_are_unknown():
+    mesh = make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:1])
+    leaf = placed(jax.ShapeDtypeStruct((3, 3), jnp.float32), replicated(mesh))
+    parts = {"parameters": leaf}
+    program = Program("train", "a step", jax.jit(lambda x: x @ x), (leaf,), parts, {}, None, 1)
+    traced, compiled, _ = compile_program(program, mesh)
+    told = {"flops": -1.0, "bytes accessed": 7.0, "optimal_seconds": -3e9}
+    stand_in = SimpleNamespace(
+        memory_analysis=compiled.memory_analysis,
+        as_text=compiled.as_text,
+        cost_analysis=lambda: told,
+    )
+    found = costs(program, traced, stand_in, 1)
+    assert found["flops"]["compiler"] is None and found["compiler_seconds"] is None
+    assert found["bytes"]["compiler"] == 7.0 and found["parameters"] == 9
 
 
 def test_changes_go_from_small_to_large():
@@ -234,7 +256,7 @@ def test_one_command_plans_for_devices_that_are_not_here(topology, tmp_path):
         pytest.skip(f"{compiler} is not installed")
     environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
     command = f"--mode=plan --config={TINY} --topology={topology} --output={tmp_path / 'p.json'}"
-    keys = "--config.mesh.fsdp=2 --config.mesh.context=-1"
+    keys = "--config.mesh.fsdp=2 --config.mesh.context=-1 --config.plan.effort=-1"
     done = subprocess.run(
         [sys.executable, "-m", "vidlatent.main", *command.split(), *keys.split()],
         cwd=ROOT,

@@ -69,6 +69,7 @@ def make_plan(config: ConfigDict, topology: Topology, devices: list[jax.Device])
         "devices": topology.devices,
         "bucket": list(bucket),
         "compute": config.precision.compute,
+        "effort": config.plan.effort,
         "limit": limit if math.isfinite(limit) else None,
         "jax": jax.__version__,
         "attempts": attempts,
@@ -155,7 +156,7 @@ def attempt(
         return build_program(config, config.plan.what, mesh, bucket)
 
     program = build(config)
-    traced, compiled, seconds = compile_program(program, mesh)
+    traced, compiled, seconds = compile_program(program, mesh, config.plan.effort)
     found = costs(program, traced, compiled, mesh.size)
     needed = model_flops(config, build, traced, mesh)
     found["flops"]["model"] = needed

@@ -30,15 +30,24 @@ _QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": Fa
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def compile_program(program: Program, mesh: Mesh) -> tuple[Any, Any, dict[str, float]]:
+def compile_program(
+    program: Program, mesh: Mesh, effort: float = 0.0
+) -> tuple[Any, Any, dict[str, float]]:
     """``(traced, compiled, seconds)`` of tracing, lowering and compiling for a mesh.
 
     For CPUs machine code is made without care: what is read off is settled before.
 
+    Args:
+      program: with abstract arguments.
+      mesh: of real devices or of a topology's.
+      effort: that the compiler spends on the speed of machine code, from -1; 0 is its own.
+
     Raises:
       DoesNotFit: the compiler ran out of the device's memory.
     """
-    options = _QUICK if mesh.devices.flat[0].platform == "cpu" else None
+    options: dict[str, Any] | None = {"exec_time_optimization_effort": effort} if effort else None
+    if mesh.devices.flat[0].platform == "cpu":
+        options = _QUICK
     begin = time.perf_counter()
     traced = trace(program, mesh)
     at_traced = time.perf_counter()
@@ -100,10 +109,11 @@ def bytes_on_a_device(tree: Any) -> int:
 
 
 def costs(program: Program, traced: Any, compiled: Any, devices: int) -> dict[str, Any]:
-    """``memory``, ``flops``, ``bytes`` and ``collectives`` of one device.
+    """``memory``, ``flops``, ``bytes`` and ``collectives`` of one device, and ``parameters``.
 
-    Of ``memory``, ``total`` is what the program holds at once: arguments, results that do not take
-    an argument's place, temporaries (activations) and code.
+    The parameters are those of all devices, each counted once. Of ``memory``, ``total`` is what the
+    program holds at once: arguments, results that do not take an argument's place, temporaries
+    (activations) and code.
     """
     stats = compiled.memory_analysis()
     parts = {name: bytes_on_a_device(tree) for name, tree in program.parts.items()}
@@ -121,15 +131,21 @@ def costs(program: Program, traced: Any, compiled: Any, devices: int) -> dict[st
     analysis = compiled.cost_analysis() or {}
     module = parse(compiled.as_text())
     return {
+        "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(program.parts["parameters"])),
         "memory": memory,
         "flops": {
             "program": count_flops(traced.jaxpr) / devices,
-            "compiler": analysis.get("flops"),
+            "compiler": _known(analysis.get("flops")),
         },
-        "bytes": {"program": module.traffic(), "compiler": analysis.get("bytes accessed")},
+        "bytes": {"program": module.traffic(), "compiler": _known(analysis.get("bytes accessed"))},
         "collectives": [dataclasses.asdict(entry) for entry in module.collectives()],
-        "compiler_seconds": analysis.get("optimal_seconds"),
+        "compiler_seconds": _known(analysis.get("optimal_seconds")),
     }
+
+
+def _known(value: float | None) -> float | None:
+    """None for what the compiler does not know: it then leaves it out or gives less than zero."""
+    return value if value is not None and value >= 0 else None
 
 
 def roofline(

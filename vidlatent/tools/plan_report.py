@@ -14,12 +14,16 @@ __all__ = ["report"]
 def report(result: dict[str, Any]) -> str:
     """Tables of what the last attempt costs, and what was tried."""
     last = result["attempts"][-1]
+    effort = f", effort {result['effort']:g}" if result["effort"] else ""
     parts = [
         f"{result['config']} ({result['preset']}): {result['program']} on {result['topology']}, "
-        f"{result['compute']}. The compiler's estimates; nothing was run."
+        f"{result['compute']}{effort}. The compiler's estimates; nothing was run."
     ]
     if "memory" in last:
-        parts.append(f"Program: {last['about']}; mesh {_mesh(last['mesh'])}.")
+        parts.append(
+            f"Program: {last['about']}; {last['parameters'] / 1e6:.4g} million parameters; mesh "
+            f"{_mesh(last['mesh'])}."
+        )
         parts.append(_table(_memory(last, result["limit"])))
         parts.append(_table(_work(last)))
         if last["collectives"]:
@@ -99,7 +103,7 @@ def _time(row: dict[str, Any]) -> str:
         f"{row['frames'] / line['at_least']:.4g} frames/s and an MFU of {line['mfu_at_most']:.0%} "
         "at most."
     )
-    if row["compiler_seconds"] and row["compiler_seconds"] > 0:
+    if row["compiler_seconds"]:
         text += f" The compiler's own estimate, loops once: {row['compiler_seconds'] * 1e3:.4g} ms."
     return text
 
