@@ -44,6 +44,21 @@ def test_traffic_of_a_slice_is_the_slice():
     assert parse(LOOP).traffic() == 5 * turn + (80 + 40) * row + 2 * 40 * row + 2 * row
 
 
+def test_a_slice_inside_of_a_fusion_in_a_fusion_is_the_slice_too():
+    begin = LOOP.index("%fused_take (")
+    end = LOOP.index("%body (")
+    taking = LOOP[begin:end].replace("fused_take", "inner_take")
+    outer = """%fused_take (param_0.1: f32[40,128], param_1.1: s32[]) -> f32[1,128] {
+  %param_0.1 = f32[40,128]{1,0} parameter(0)
+  %param_1.1 = s32[] parameter(1)
+  ROOT %inner = f32[1,128]{1,0} fusion(%param_0.1, %param_1.1), kind=kLoop, calls=%inner_take
+}
+
+"""
+    nested = parse(LOOP[:begin] + taking + outer + LOOP[end:])
+    assert nested.traffic() == parse(LOOP).traffic()
+
+
 def test_traffic_leaves_out_vector_memory():
     # Both fusions read x; everything else stays in vector memory, but for x's edge.
     assert parse(ASYNC).traffic() == pytest.approx(2 * 16 * 128 * 2, abs=1024)

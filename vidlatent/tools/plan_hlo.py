@@ -196,35 +196,39 @@ class Module:
 
     def _of_fusion(self, body: dict[str, Instruction], result: int, sizes: list[int]) -> int:
         total = 0
-        users = defaultdict(list)
-        for instruction in body.values():
-            for operand in instruction.operands:
-                users[operand].append(instruction)
         for instruction in body.values():
             if instruction.opcode == "parameter":
                 number = int(instruction.operands[0])
                 whole = sizes[number] if number < len(sizes) else 0
-                total += min(whole, _read(instruction, users, body))
+                total += min(whole, self._read(instruction, body))
         updates = [x for x in body.values() if x.opcode == "dynamic-update-slice"]
         for update in updates:  # in place: the result is the array that was given
             written = body[update.operands[1]].bytes if update.operands[1] in body else 0
             result += min(0, written - update.bytes)
         return total + max(result, 0)
 
-
-def _read(value: Instruction, users: dict, body: dict[str, Instruction]) -> float:
-    """Bytes that a fusion reads of one of its parameters."""
-    total = 0.0
-    for user in users[value.name]:
-        if user.opcode == "bitcast":
-            total += _read(user, users, body)
-        elif user.opcode in _SLICES and user.operands[0] == value.name:
-            total += user.payload
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == value.name:
-            continue
-        else:
-            return math.inf
-    return total
+    def _read(self, value: Instruction, body: dict[str, Instruction]) -> float:
+        """Bytes that a fusion reads of one of its parameters, also through fusions inside it."""
+        total = 0.0
+        for user in body.values():
+            places = [n for n, operand in enumerate(user.operands) if operand == value.name]
+            if not places or user.opcode == "parameter":
+                continue
+            if user.opcode == "bitcast":
+                total += self._read(user, body)
+            elif user.opcode in _SLICES and places == [0]:
+                total += user.payload
+            elif user.opcode == "dynamic-update-slice" and places == [0]:
+                continue
+            elif user.opcode == "fusion" and user.called and user.called[0] in self.computations:
+                inner = self.computations[user.called[0]]
+                parameters = {
+                    int(i.operands[0]): i for i in inner.values() if i.opcode == "parameter"
+                }
+                total += sum(self._read(parameters[n], inner) for n in places)
+            else:
+                return math.inf
+        return total
 
 
 def parse(text: str) -> Module:
