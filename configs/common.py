@@ -394,7 +394,8 @@ def _data() -> ConfigDict:
     data.buckets = ()  # ((frames, height, width, global batch size), ...)
     data.bucket_weights = ()  # one per bucket; empty: clip lengths alike, then by their clips
     data.fps = 0.0  # target frame rate; 0: each file's own
-    data.crop = "random"  # random | centre
+    # random | centre | resized: a random half or more of the frame, stretched by at most 4/3
+    data.crop = "random"
     data.flip = True  # mirror half of the training clips
     data.validation_share = 0.1  # of the files, chosen by a hash of their name
     data.validation_clips = 64  # windows scored, at most, for each clip length

@@ -8,12 +8,13 @@
 ``configs/fsae.py:standard``  FSAE-Standard at that size: the decoder finetuned to look both ways in
                               time, at frame 0's features, with noise (``paper,form=standard``)
 ``configs/fsae.py:lite``      FSAE-Lite, group-causal with narrow outer stages, finetuned from
-                              Standard (``paper,form=lite``)
+                              Standard (``paper,form=lite``); both are stages too:
+                              ``paper,stage=standard``, ``paper,stage=lite``
 ``demo,form=lite``            (or ``standard``) the same forms at the demo's size, from scratch
 ``demo,stage=2``              the demo going on with a small critic
 ``demo,stage=vf``             the demo going on towards the features of a small random network
-``demo,form=standard,finetune=true``  the form at the demo's size, finetuned from the demo (``lite``
-                              from that Standard) as in the paper
+``demo,stage=standard``       (or ``form=standard,finetune=true``) the form at the demo's size,
+                              finetuned from the demo (``lite`` from that Standard) as in the paper
 
 A stage starts from the workdir of the one before it: ``--config.train.init_from=runs/fsae-paper``.
 """
@@ -24,12 +25,14 @@ from vidlatent.registry import did_you_mean
 from vidlatent.typing import VidlatentError
 
 _FORMS = ("base", "standard", "lite")
-_STAGES = ("1", "2", "3", "vf")
+_STAGES = ("1", "2", "3", "vf", "standard", "lite")
 
 
 def get_config(arg: str = ""):
     presets = ("demo", "paper", *_FORMS[1:])
     arg = parse_arg(arg, presets=presets, width=2048, form="base", stage="1", finetune=False)
+    if arg.stage in _FORMS and arg.form == "base":  # the decoder's finetuning as a stage
+        arg.form, arg.stage, arg.finetune = arg.stage, "1", True
     form = arg.preset if arg.preset in _FORMS else arg.form
     for name, value, known in (("form", form, _FORMS), ("stage", arg.stage, _STAGES)):
         if value not in known:
@@ -110,6 +113,14 @@ def _paper(config, width):
 _BUCKETS_256 = ((384, 192), (320, 192), (256, 256), (192, 320), (192, 384))
 _BUCKETS_512 = ((704, 384), (576, 448), (512, 512), (448, 576), (384, 704))
 _ASPECT_WEIGHTS = (0.02, 0.08, 0.3, 0.08, 0.02)
+# Fewer where there are several sizes: each shape is a program.
+_THREE = {
+    256: ((320, 192), (256, 256), (192, 320)),
+    512: ((640, 384), (512, 512), (384, 640)),
+    704: ((960, 512), (704, 704), (512, 960)),
+    1024: ((1216, 832), (1024, 1024), (832, 1216)),
+}
+_THREE_WEIGHTS = (0.2, 0.6, 0.2)
 
 
 def _buckets(config, sizes, kinds):
@@ -117,6 +128,15 @@ def _buckets(config, sizes, kinds):
     config.data.buckets = tuple((t, h, w, batch) for t, batch, _ in kinds for h, w in sizes)
     config.data.bucket_weights = tuple(
         share * weight for *_, share in kinds for weight in _ASPECT_WEIGHTS
+    )
+
+
+def _mixed_buckets(config, kinds):
+    """``kinds`` are (frames, side of the square, batch, share). No number of frames has two sizes:
+    a clip goes, for each number of frames, to one bucket."""
+    config.data.buckets = tuple((t, h, w, b) for t, side, b, _ in kinds for h, w in _THREE[side])
+    config.data.bucket_weights = tuple(
+        share * weight for *_, share in kinds for weight in _THREE_WEIGHTS
     )
 
 
@@ -142,8 +162,7 @@ def _stage_3(config):
 
 
 def _stage_vf(config):
-    config.data.buckets = ((17, 256, 256, 64), (17, 512, 512, 16))
-    config.data.bucket_weights = (0.5, 0.5)
+    _mixed_buckets(config, ((33, 256, 32, 0.5), (17, 512, 16, 0.5)))
     config.loss.vf = {"weight": 0.5, "network": "dinov2_vitl14"}
     common.long_run(config, steps=50_000, lr=2e-5)
     _critic(config)
@@ -157,13 +176,10 @@ def _stage_finetune(config):
 
 def _mixed_sizes(config):
     """256x256 for 7 seconds, 704x704 for 9 frames, and 1024x1024 decoded by random patches."""
-    config.data.buckets = (
-        (169, 256, 256, 16),
-        (9, 704, 704, 16),
-        (121, 1024, 1024, 8),
-        (1, 1024, 1024, 64),
+    _mixed_buckets(
+        config,
+        ((169, 256, 16, 0.4), (9, 704, 16, 0.4), (121, 1024, 8, 0.15), (1, 1024, 64, 0.05)),
     )
-    config.data.bucket_weights = (0.4, 0.4, 0.15, 0.05)
     config.train.patch_cells = 40  # 320 pixels, of which the middle 220 are compared
     config.train.patch_above = 704 * 704
     _critic(config)

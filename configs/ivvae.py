@@ -19,6 +19,11 @@ from vidlatent.typing import VidlatentError
 def get_config(arg: str = ""):
     presets = ("demo", "paper", "z4", "z8", "z16")
     arg = parse_arg(arg, presets=presets, variant="ivvae", width=64, stage=2)
+    stages = (2, 4) if arg.preset == "demo" else (1, 2, 3, 4)
+    if arg.stage not in stages:
+        raise VidlatentError(
+            f"config argument stage={arg.stage}: {arg.preset} has {', '.join(map(str, stages))}."
+        )
     config = common.get_defaults("ivvae", arg.preset)
     config.loss.l1 = 1.0
     config.recipe = f"ivvae {arg.stage}"
@@ -45,13 +50,12 @@ def _model(config, arg):
     return model
 
 
-# Frames, height, width, batch of the last stage.
-_MIXED = ((17, 256, 256, 64), (17, 512, 512, 16), (33, 256, 256, 32), (1, 512, 512, 256))
+# Frames, height, width, batch of the last stage. No number of frames has two sizes: for each number
+# of frames a clip goes to one bucket.
+_MIXED = ((33, 256, 256, 32), (17, 512, 512, 16), (9, 768, 768, 12), (1, 512, 512, 256))
 
 
 def _paper(config, arg):
-    if arg.stage not in (1, 2, 3, 4):
-        raise VidlatentError(f"config argument stage={arg.stage}: use 1 to 4.")
     model = _model(config, arg)
     model.latent_channels = 16 if arg.preset == "paper" else int(arg.preset[1:])
     model.width = arg.width

@@ -2,9 +2,10 @@
 
 ``configs/promag.py``                a small 4x ProMAG on the sample clips, minutes on a laptop
 ``configs/promag.py:paper``          stage I at the published size (``z=8`` for the narrow latent)
-``configs/promag.py:paper,grow=1``   stage II, 8x; ``grow=2`` is stage III, 16x; ``mode=plain``
-                                     grows without key frames, residual and adaptive norm
-``configs/promag.py:paper,image=true``  stage 0, the image autoencoder that codes frame 0;
+``paper,stage=II``, ``stage=III``    (or ``grow=1``, ``grow=2``) grown to 8x, then to 16x;
+                                     ``mode=plain`` grows without key frames, residual and adaptive
+                                     norm, ``gan=true`` with the critic of stage I
+``paper,stage=0``                    (or ``image=true``) the image autoencoder that codes frame 0;
                                      ``join=latent`` and ``join=none`` use it otherwise or not
 ``configs/promag.py:paper,model=magvit2,k=16``  the baseline trained directly at 4x, 8x or 16x
 ``configs/promag.py:line``           videos one pixel high: the growth experiment on one core
@@ -21,6 +22,8 @@ from configs import common
 from vidlatent.config import parse_arg
 from vidlatent.typing import VidlatentError
 
+_STAGES = ("0", "I", "II", "III")
+
 
 def get_config(arg: str = ""):
     arg = parse_arg(
@@ -33,7 +36,10 @@ def get_config(arg: str = ""):
         z=16,
         image=False,
         join="",
+        stage="",
+        gan=False,
     )
+    _read_stage(arg)
     direct = {4: 0, 8: 1, 16: 2}
     if arg.model not in ("promag", "magvit2") or arg.grow not in (0, 1, 2) or arg.k not in direct:
         raise VidlatentError(
@@ -55,6 +61,19 @@ def get_config(arg: str = ""):
     return config
 
 
+def _read_stage(arg):
+    """``stage=II`` is another name for ``grow=1``, ``stage=0`` for ``image=true``."""
+    if not arg.stage:
+        return
+    if arg.stage not in _STAGES or arg.image or arg.grow:
+        raise VidlatentError(
+            f"config argument stage={arg.stage}: stages are 0, I, II and III, and take the place "
+            "of image= and grow=."
+        )
+    arg.image = arg.stage == "0"
+    arg.grow = max(0, _STAGES.index(arg.stage) - 1)
+
+
 def _stage_fps():
     from vidlatent.models.promag.growth import STAGE_FPS
 
@@ -63,23 +82,28 @@ def _stage_fps():
 
 def _stage(config, arg):
     """What the stage is called, what it follows on, and its losses (ProMAG, appendix B)."""
-    numbers = ("I", "II", "III")
+    numbers = _STAGES[1:]
     stage = "0" if arg.image else numbers[arg.grow]
     config.recipe = f"{arg.model} {stage}"
     if stage != "I":
         config.preset += f"-stage_{stage}"
     if arg.grow:
         config.train.init_recipes = (f"{arg.model} {numbers[arg.grow - 1]}",)
+    if arg.grow and arg.gan:
+        config.preset += "-gan"
     if arg.preset == "demo":
         return
     config.train.sample_latent = True
     config.loss.lpips_vgg = 1.0
     config.loss.kl = 1e-12
-    if not (arg.grow or arg.image):
-        # Stable Diffusion's critic over video; its kernel in time and its start are not stated.
+    # Growing stages have none but in the paper's rows "w/ GAN", whose weight is not stated.
+    if not arg.grow or arg.gan:
+        # Stable Diffusion's critic, over video; its kernel in time and its start are not stated,
+        # nor is anything of stage 0, which gets the losses of stage I.
         critic = config.critic
-        critic.model.name = "patch3d"
-        critic.model.time_kernels = (3, 3, 3, 3, 3)
+        critic.model.name = "patch2d" if arg.image else "patch3d"
+        if not arg.image:
+            critic.model.time_kernels = (3, 3, 3, 3, 3)
         critic.weight = 0.1
         critic.optim.b2 = 0.99
         critic.optim.weight_decay = 1e-4

@@ -70,6 +70,7 @@ def _paper(config, arg):
     config.critic.optim.ramp = ((4999, 0.1), (5999, 1.0))
     config.data.fps = 16.0
     config.data.flip = False
+    config.data.crop = "resized"
     config.data.buckets = ((16, 256, 256, 32 if model.time_factor == 4 else 24),)
     # Learning rate and batch are the paper's; the released config has 2e-5 and 16. Its decay to a
     # hundredth over a million steps ends where the schedule here does.
@@ -81,6 +82,7 @@ def _paper(config, arg):
     config.optim.b2 = 0.9
     config.optim.weight_decay = 0.0
     config.optim.clip_norm = 0.0
+    config.optim.ema_decay = 0.0  # the weights as they are
     config.checkpoint.keep_every = 50_000
 
 

@@ -1,11 +1,12 @@
 """Buckets: which clip goes where, and how the steps are shared."""
 
+import numpy as np
 import pytest
 
 from vidlatent.data.buckets import Bucket, assign, parse_buckets, weigh
 from vidlatent.data.decode import ClipInfo
 from vidlatent.data.index import Clip
-from vidlatent.data.transforms import place
+from vidlatent.data.transforms import Box, place, random_box
 from vidlatent.typing import FrameRule, VidlatentError
 
 RULE = FrameRule(1, 4)
@@ -78,3 +79,23 @@ def test_placement_covers_the_bucket(source, size, crop):
     assert min(spot.height - size[0], spot.width - size[1]) == 0
     assert 0 <= spot.top <= spot.height - size[0] and 0 <= spot.left <= spot.width - size[1]
     assert abs(spot.width / spot.height * source[0] / source[1] - 1) < 0.05
+
+
+@pytest.mark.parametrize("source", [(48, 64), (720, 1280), (320, 100)])
+def test_random_parts_of_a_frame(source):
+    """Reducio's training: half to all of the area, stretched by at most 4/3."""
+    rng, size = np.random.default_rng(0), (32, 32)
+    boxes = [random_box(rng, *source, size) for _ in range(300)]
+    spots = [place(*source, size, box) for box in boxes]
+    for spot in spots:
+        assert (spot.crop_height, spot.crop_width) == size
+        assert 0 <= spot.top <= spot.height - 32 and 0 <= spot.left <= spot.width - 32
+    areas = np.array([box.height * box.width for box in boxes])
+    tall = source[0] * np.array([box.height for box in boxes])
+    stretches = source[1] * np.array([box.width for box in boxes]) / tall
+    assert 3 / 4 <= stretches.min() and stretches.max() <= 4 / 3
+    if source == (320, 100):  # nothing fits: the middle
+        assert set(boxes) == {Box(0.34375, 0.0, 0.3125, 1.0)}
+        return
+    assert 0.5 <= areas.min() and areas.max() <= 1 and np.ptp(areas) > 0.05
+    assert np.ptp([box.left for box in boxes]) > 0.05

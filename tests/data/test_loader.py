@@ -136,6 +136,18 @@ def test_flip_and_crop(tools, folder):
     assert 4 < mirrored < 20
 
 
+def test_random_parts_are_read_at_every_scale(tools, folder):
+    """The same windows as from the centre, with more of the detail than the whole frame has."""
+    whole = read(tools, options_of(tools, folder, flip=False, crop="centre"), 2)
+    parts = read(tools, options_of(tools, folder, flip=False, crop="resized"), 2)
+    for one, other in zip(whole, parts, strict=True):
+        assert one["video"].shape == other["video"].shape
+        for key in ("clip", "start", "mask"):
+            np.testing.assert_array_equal(one[key], other[key])
+        apart = one["video"] != other["video"]
+        assert all(row.any() for row in apart)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_validation_is_every_window_once(tools, folder, workers):
     options = options_of(

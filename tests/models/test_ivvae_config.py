@@ -39,5 +39,7 @@ def test_released_weights_bring_their_scale():
 
 
 def test_wrong_stage_is_named():
-    with pytest.raises(VidlatentError, match="stage=5: use 1 to 4"):
+    with pytest.raises(VidlatentError, match="stage=5: paper has 1, 2, 3, 4"):
         configs.load("configs/ivvae.py:paper,stage=5")
+    with pytest.raises(VidlatentError, match="stage=3: demo has 2, 4"):
+        configs.load("configs/ivvae.py:demo,stage=3")

@@ -57,6 +57,31 @@ def test_stages_start_from_each_other():
         assert (config.train.init_kind, config.optim.frozen) == (kind, frozen)
 
 
+def test_stages_by_their_numbers():
+    for stage, same in (("0", "image=true"), ("I", ""), ("II", "grow=1"), ("III", "grow=2")):
+        config = configs.load(f"configs/promag.py:paper,stage={stage}")
+        assert config.to_dict() == configs.load(f"configs/promag.py:paper,{same}").to_dict()
+        assert config.recipe == f"promag {stage}"
+
+
+def test_critics():
+    """Stages 0 and I have one; those that grow in the table's rows "w/ GAN" only."""
+    for arg, name in (
+        ("stage=0", "patch2d"),
+        ("stage=I", "patch3d"),
+        ("model=magvit2,k=8", "patch3d"),
+        ("stage=II,gan=true", "patch3d"),
+    ):
+        critic = configs.load(f"configs/promag.py:paper,{arg}").critic
+        assert (critic.model.name, critic.weight, critic.loss) == (name, 0.1, "hinge")
+        assert (critic.optim.lr, critic.optim.b1, critic.optim.b2) == (1e-4, 0.9, 0.99)
+        assert (critic.optim.weight_decay, critic.r1_weight) == (1e-4, 0)
+    for stage in ("II", "III"):
+        assert not configs.load(f"configs/promag.py:paper,stage={stage}").critic.model
+    grown = configs.load("configs/promag.py:paper,stage=III,gan=true")
+    assert grown.preset.endswith("-gan") and grown.train.init_recipes == ("promag II",)
+
+
 def test_demo_model_runs():
     model = model_of(configs.load("configs/promag.py"))
     video = jax.ShapeDtypeStruct((1, 17, 48, 48, 3), jnp.float32)
@@ -98,4 +123,7 @@ def _conv(module, _):
 def test_refusals():
     for arg in ("model=magvit3", "grow=3", "k=5"):
         with pytest.raises(VidlatentError, match="promag or magvit2"):
+            configs.load(f"configs/promag.py:{arg}")
+    for arg in ("stage=IV", "stage=II,grow=1", "stage=0,image=true"):
+        with pytest.raises(VidlatentError, match="stages are 0, I, II and III"):
             configs.load(f"configs/promag.py:{arg}")

@@ -25,7 +25,7 @@ import numpy as np
 
 from vidlatent.data.errors import REASONS, ClipError, Deadline, Limits, named_errors
 from vidlatent.data.pictures import is_picture, picture_size, read_picture
-from vidlatent.data.transforms import CENTRE, place
+from vidlatent.data.transforms import CENTRE, Crop, place
 
 __all__ = [
     "REASONS",
@@ -288,7 +288,7 @@ def read_window(
     count: int,
     fps: float = 0.0,
     size: tuple[int, int] | None = None,
-    crop: tuple[float, float] = CENTRE,
+    crop: Crop = CENTRE,
     limits: Limits | None = None,
 ) -> np.ndarray:
     """``count`` frames from ``start`` seconds on, as uint8 [T, H, W, 3].
@@ -328,7 +328,7 @@ class _Wanted:
     count: int
     fps: float
     size: tuple[int, int] | None
-    crop: tuple[float, float]
+    crop: Crop
 
 
 def _instants(start: float, count: int, rate: float, source_rate: float):
@@ -438,7 +438,7 @@ def window_of(
     count: int,
     fps: float,
     size: tuple[int, int],
-    crop: tuple[float, float],
+    crop: Crop,
 ) -> np.ndarray:
     """``read_window`` from what ``read_all`` returned."""
     stamps, images = clip

@@ -164,7 +164,9 @@ def _stream(
     if isinstance(part, OneEach):
         windows = whole_windows(buckets, members, reading, part)
         return validation_stream(reading, buckets, windows, *process)
-    if source.keepable and decoded_bytes(clips, buckets, members) <= options.memory_mb * 2**20:
+    # Kept clips have the scale that covers their bucket: a random scale is not among them.
+    keepable = source.keepable and not (part == TRAIN and options.crop == "resized")
+    if keepable and decoded_bytes(clips, buckets, members) <= options.memory_mb * 2**20:
         reading = dataclasses.replace(reading, memory=Memory())
     if part == TRAIN:
         shares = weigh(buckets, members, options.bucket_weights)

@@ -14,7 +14,7 @@ __all__ = ["DataOptions", "SyntheticOptions"]
 
 _CHOICES = {
     "source": ("folder", "samples", "tfds", "synthetic", "latents"),
-    "crop": ("random", "centre"),
+    "crop": ("random", "centre", "resized"),
     "verify": ("auto", "header", "decode"),
     "labels": ("", "folders"),
 }
@@ -69,7 +69,8 @@ class DataOptions:
       decode_timeout_s: seconds that reading one window may take.
       max_pixels: pixels of the largest frame accepted.
       bad_clip_budget, bad_clip_window: stop once this share of so many draws failed to decode.
-      crop: 'random' or 'centre' (training; validation always cuts the centre).
+      crop: 'random', 'centre' or 'resized', which brings a random part of the frame, half of it or
+        more, to the bucket's size (training; validation always cuts the centre).
       flip: mirror half of the training windows.
       validation_clips: validation windows for each number of frames, at most.
       index_cache: JSON file that keeps what probing found; empty: none.

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vidlatent.data.errors import ClipError, Limits
-from vidlatent.data.transforms import CENTRE, place
+from vidlatent.data.transforms import CENTRE, Crop, place
 
 __all__ = ["is_picture", "picture_size", "read_picture"]
 
@@ -54,7 +54,7 @@ def picture_size(media: str | bytes, limits: Limits) -> tuple[int, int]:
 def read_picture(
     media: str | bytes,
     size: tuple[int, int] | None = None,
-    crop: tuple[float, float] | None = CENTRE,
+    crop: Crop | None = CENTRE,
     limits: Limits | None = None,
 ) -> np.ndarray:
     """The picture as uint8 [H, W, 3], scaled to cover ``size``, cut at ``crop`` (None: uncut)."""

@@ -26,7 +26,7 @@ from vidlatent.data.index import Clip
 from vidlatent.data.latents import LatentSource
 from vidlatent.data.memory import Memory
 from vidlatent.data.sources import Source
-from vidlatent.data.transforms import CENTRE
+from vidlatent.data.transforms import CENTRE, random_box
 
 __all__ = [
     "LatentReading",
@@ -143,6 +143,10 @@ class _TrainWindow:
             drawn_crop = (float(rng.random()), float(rng.random()))
             crop = drawn_crop if self.reading.crop == "random" else CENTRE
             mirrored = bool(rng.random() < 0.5) and self.reading.flip
+            if self.reading.crop == "resized":
+                info = self.reading.clips[row].info
+                size = (self.bucket.height, self.bucket.width)
+                crop = random_box(rng, info.height, info.width, size)
             try:
                 arrays = self.reading.arrays(row, start, self.bucket, crop, mirrored)
             except ClipError as error:

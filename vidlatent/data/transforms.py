@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import NamedTuple
 
-__all__ = ["CENTRE", "Placement", "place"]
+import numpy as np
+
+__all__ = ["CENTRE", "Box", "Crop", "Placement", "place", "random_box"]
 
 CENTRE = (0.5, 0.5)
+
+
+class Box(NamedTuple):
+    """A part of a frame, each number a share of its height or width."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+# Where the spare rows and columns lie, or the part of the frame that is brought to the size.
+Crop = tuple[float, float] | Box
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,22 +44,53 @@ class Placement:
         return rows, slice(self.left, self.left + self.crop_width)
 
 
-def place(
-    height: int, width: int, size: tuple[int, int] | None, crop: tuple[float, float] = CENTRE
-) -> Placement:
+def place(height: int, width: int, size: tuple[int, int] | None, crop: Crop = CENTRE) -> Placement:
     """Smallest scaling of ``height x width`` that covers ``size``, and the cut inside it.
+
+    With a ``Box``: the scaling that brings the box to ``size``, each side by itself.
 
     Args:
       height, width: displayed size of the source in pixels.
       size: wanted ``(height, width)``; None keeps the source's size.
       crop: share of the spare rows and columns that lies above and to the left of the cut, each
-        in [0, 1]; (0.5, 0.5) is the centre.
+        in [0, 1]; (0.5, 0.5) is the centre. Or a ``Box``.
     """
     if size is None:
         return Placement(height, width, 0, 0, height, width)
+    if isinstance(crop, Box):
+        scaled = [max(s, round(s / share)) for s, share in zip(size, crop[2:], strict=True)]
+        spare = [all - cut for all, cut in zip(scaled, size, strict=True)]
+        starts = [min(n, round(a * s)) for n, a, s in zip(spare, scaled, crop[:2], strict=True)]
+        return Placement(*scaled, *starts, *size)
     scale = max(size[0] / height, size[1] / width)
     scaled_height = max(size[0], round(height * scale))
     scaled_width = max(size[1], round(width * scale))
     top = round((scaled_height - size[0]) * crop[0])
     left = round((scaled_width - size[1]) * crop[1])
     return Placement(scaled_height, scaled_width, top, left, size[0], size[1])
+
+
+def random_box(
+    rng: np.random.Generator, height: int, width: int, size: tuple[int, int], tries: int = 10
+) -> Box:
+    """From half to all of a frame, stretched by at most 4/3 to fit ``size`` (Reducio's training).
+
+    The share of the area is uniform in [0.5, 1] and the logarithm of the stretch uniform in
+    [-log 4/3, log 4/3]; what does not fit into the frame is drawn again, at last the largest box of
+    the wanted aspect in the middle.
+
+    Args:
+      rng: what is drawn from; the number of draws varies.
+      height, width: of the frame in pixels.
+      size: wanted ``(height, width)``, whose aspect is the unstretched one.
+    """
+    aspect = size[1] / size[0]
+    for _ in range(tries):
+        area = rng.uniform(0.5, 1.0) * height * width
+        ratio = aspect * math.exp(rng.uniform(-1.0, 1.0) * math.log(4 / 3))
+        tall, wide = math.sqrt(area / ratio) / height, math.sqrt(area * ratio) / width
+        if tall <= 1 and wide <= 1:
+            return Box(rng.uniform() * (1 - tall), rng.uniform() * (1 - wide), tall, wide)
+    tall = min(1.0, width / aspect / height)
+    wide = min(1.0, height * aspect / width)
+    return Box((1 - tall) / 2, (1 - wide) / 2, tall, wide)
