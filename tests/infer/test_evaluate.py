@@ -153,13 +153,22 @@ def test_evaluations_while_training_do_without(videos):
 
 def test_files(videos, tmp_path):
     config = ConfigDict({"name": "stub", "preset": "demo", "model": {"name": "stub"}})
+    config.data = ConfigDict({"fps": 12.0, "buckets": ((9, 32, 32, 2),)})
     result = run(videos, 4, 9)
+    terms = {"train/l1": 0.5, "train/critic/loss": 2.0, "train/bad_clips": 1, "val/lpips_x": 0.25}
+    lines = (json.dumps({"step": step, **terms}) for step in (1, 2))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     write_evaluation(result, tmp_path, config=config, step=3, workdir=tmp_path)
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert {"by_group_position", "latent", "intrinsic_dimension"} <= scores.keys()
+    windows = scores["windows"]
+    assert windows["frames_height_width"] == [[9, 32, 32]] and windows["frame_stride"] == 1
+    assert windows["frames_per_second"] == 12.0 and "cut in the middle" in windows["resize"]
     assert len(scores["latent"]["by_channel"]) == 3
     page = (tmp_path / "report.html").read_text()
     for words in ("place in the frame group", "max margin", "Intrinsic dimension", PRESERVATION):
         assert words in page, words
+    for curve, shown in zip(terms, (True, True, False, True), strict=True):
+        assert (f"<figcaption>{curve}</figcaption>" in page) == shown, curve
     sheet = Image.open(tmp_path / "latent_channels_0.png")
     assert sheet.width > 200 and sheet.height > 300

@@ -16,7 +16,13 @@ from vidlatent.io.pictures import contact_sheet
 from vidlatent.io.video import side_by_side, write_video
 from vidlatent.io.writers import read_metrics
 
-__all__ = ["group_rows", "pictures_sheet", "write_evaluation"]
+__all__ = ["RESIZED", "group_rows", "pictures_sheet", "write_evaluation"]
+
+RESIZED = (
+    "scaled to cover the size (area-averaged when smaller, bicubic when larger), cut in the middle"
+)
+# Of the curves that training writes: what is no matter of the loss and its terms.
+_HOUSEKEEPING = ("bad_steps", "bad_clips", "steps_per_second", "frames_per_second")
 
 
 def write_evaluation(
@@ -30,6 +36,7 @@ def write_evaluation(
         "step": step,
         "config": config_hash(config),
         "model": config.model.to_dict(),
+        "windows": _windows(config),
         "scores": result.scores,
         "definitions": result.definitions,
         "by_frame_position": result.positions,
@@ -56,6 +63,16 @@ def write_evaluation(
         curves=_curves(workdir),
         config=config.to_dict(),
     )
+
+
+def _windows(config: ConfigDict) -> dict[str, Any]:
+    """Which frames were scored, and how they were brought to their size."""
+    return {
+        "frames_height_width": [list(bucket[:3]) for bucket in config.data.buckets],
+        "frames_per_second": config.data.fps or "each file's own",
+        "frame_stride": 1,
+        "resize": RESIZED,
+    }
 
 
 def pictures_sheet(pictures: list[Picture]) -> bytes:
@@ -121,8 +138,10 @@ def group_rows(groups: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _curves(workdir: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """The curves worth a look: scores, and how training went."""
+    """The scores, then the loss with every term and what else tells how training went."""
     curves = read_metrics(workdir / "metrics.jsonl")
     wanted = [f"val/{name}" for name in METRICS]
-    wanted += [f"train/{name}" for name in ("loss", "grad_norm", "lr", "data_wait_share")]
-    return {name: curves[name] for name in wanted if name in curves}
+    wanted += [name for name in curves if name.startswith("val/") and name != "val/clips"]
+    wanted += [name for name in curves if name.startswith("train/")]
+    left_out = {f"train/{name}" for name in _HOUSEKEEPING}
+    return {n: curves[n] for n in dict.fromkeys(wanted) if n in curves and n not in left_out}

@@ -185,6 +185,7 @@ PROTOCOLS.register(
             Measure("psnr_reducio", "PSNR"),
             Measure("ssim_reducio", "SSIM"),
             Measure("lpips_reducio", "LPIPS"),
+            Measure("lpips_vgg", "LPIPS"),
             Measure("fvd_i3d", "rFVD"),
         ),
         figures=figures.REDUCIO_MAIN,
@@ -194,6 +195,8 @@ PROTOCOLS.register(
             "random)",
             "resizing: as in the released code short side to 256 and centre cut, but "
             "area-averaged, not bilinear with antialiasing",
+            "range of LPIPS: the released code shows the network pixels in [0, 1], so the figure "
+            "is that one; the usual [-1, 1] is given beside it",
             _I3D + " (the paper's code for it is not published)",
         ),
     ),

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from vidlatent.config import config_hash
 from vidlatent.infer.evaluate import Evaluation, Picture
-from vidlatent.infer.outputs import group_rows
+from vidlatent.infer.outputs import RESIZED, group_rows
 from vidlatent.infer.protocols import Measure, Protocol
 from vidlatent.infer.protocols_figures import Row
 from vidlatent.infer.report import write_report
@@ -108,8 +108,7 @@ def _about(outcome: Outcome, config: ConfigDict) -> dict[str, Any]:
             "window": "first frames" if protocol.place == 0 else "middle frames",
             "height": protocol.size[0],
             "width": protocol.size[1],
-            "resize": "scaled to cover the size (area-averaged when smaller, bicubic when larger), "
-            "cut in the middle",
+            "resize": RESIZED,
             "latent": "a draw from the posterior" if protocol.draw else "the posterior's mean",
             "not_stated_by_the_paper": list(protocol.open),
         },

@@ -4,7 +4,7 @@ Around a point, let ``r_k`` be the distance to its k-th neighbour. Where points 
 on a d-dimensional surface, the ratio ``mu = r_n2 / r_n1`` follows a law that depends on d alone:
 ``mu^-d`` is Beta(n1, n2 - n1). Gride (Denti, Doimo, Laio and Mira 2021) takes the likeliest d, with
 n2 = 2 n1, at n1 = 1, 2, 4, ...: the dimension as seen from ever farther away. Used for latents by
-FSVideo, table 1 (section 6 of our specification lists the numeric details).
+FSVideo, table 1.
 
 Distances: a Gram matrix in float32 on the device, a block of rows at a time, proposes neighbours;
 their distances are then computed in float64 from the points themselves. The differences between the
