@@ -23,7 +23,7 @@ from vidlatent.train.hooks import Evaluate, Log, Profile, Run, Save
 from vidlatent.train.interrupt import Interruption
 from vidlatent.train.program import abstract_state, jit_train_step
 from vidlatent.train.progress import Progress
-from vidlatent.train.stages import started
+from vidlatent.train.stages import check_start, started
 from vidlatent.train.state import random_key
 from vidlatent.train.steps import Step
 from vidlatent.train.subjects import subject_of
@@ -43,13 +43,15 @@ def train(config: ConfigDict, workdir: Path) -> int:
     subject = subject_of(config)
     spec = subject.spec
     mesh = make_mesh(config.mesh)
-    loaders = Loaders(config, spec, workdir)
-    if is_main():
-        for change in configs.write(config, workdir):
-            logging.warning("config differs from the one this workdir had: %s", change)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         step_fns = subject.make_step()
+        # What is missing is told before clips are looked at and a large model is made.
+        networks = step_fns.load_networks()
+        loaders = Loaders(config, spec, workdir)
+        if is_main():
+            for change in configs.write(config, workdir):
+                logging.warning("config differs from the one this workdir had: %s", change)
         checkpointer = open_checkpoints(config, workdir)
         stack.callback(checkpointer.close)
         state, start = _restore_or_init(config, step_fns, checkpointer, mesh, spec)
@@ -75,7 +77,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
             learns=step_fns.arrays[0],
         )
         evaluate = Evaluate(run, subject.exam(run, step_fns, mesh, loaders.validation))
-        stopped = _steps(run, step_fns, mesh, evaluate)
+        stopped = _steps(run, step_fns, networks, mesh, evaluate)
         return _finish(run, evaluate, stopped)
 
 
@@ -92,6 +94,7 @@ def _restore_or_init(
     target = abstract_state(step_fns, config.seed, mesh)
     restored = checkpointer.restore(target)
     if restored is None:
+        check_start(config)
         # Parameters are born on their devices: the whole model never exists in one place. The
         # program runs once, so on CPUs it is compiled without costly optimisation (20 s -> 2 s).
         cheap = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
@@ -109,10 +112,10 @@ def _restore_or_init(
     return restored.state, _Start(restored.step, restored.iterator)
 
 
-def _steps(run: Run, step_fns: Step, mesh: Any, evaluate: Evaluate) -> str:
+def _steps(run: Run, step_fns: Step, networks: Any, mesh: Any, evaluate: Evaluate) -> str:
     """Step until done or asked to stop; returns the reason for stopping early or ''."""
     rows = batch_sharding(mesh)
-    networks = jax.device_put(step_fns.load_networks(), replicated(mesh))
+    networks = jax.device_put(networks, replicated(mesh))
     train_step = jit_train_step(step_fns, run.state, mesh)
     log, save, profile = Log(run), Save(), Profile(run)
     with Interruption() as interruption, contextlib.closing(profile):

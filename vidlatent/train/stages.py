@@ -17,7 +17,24 @@ from vidlatent.infer.start import starting_params
 from vidlatent.io.weights import is_workdir
 from vidlatent.typing import VidlatentError
 
-__all__ = ["started"]
+__all__ = ["check_start", "started"]
+
+
+def check_start(config: ConfigDict) -> None:
+    """Raise unless ``config.train.init_from`` names what this run may start from, or need not."""
+    source, kind = config.train.init_from, config.train.init_kind
+    if source:
+        _check_recipe(config)
+    elif kind or config.train.init_recipes:
+        what = (
+            f"config.train.init_kind is {kind!r}"
+            if kind
+            else f"{config.recipe!r} follows on {' or '.join(config.train.init_recipes)}"
+        )
+        raise VidlatentError(
+            f"{what}: name the weights it starts from by --config.train.init_from=... "
+            "(init_kind and init_recipes empty: random ones)."
+        )
 
 
 def started(config: ConfigDict, state: Any, target: Any) -> Any:
@@ -34,26 +51,16 @@ def started(config: ConfigDict, state: Any, target: Any) -> Any:
     Raises:
       VidlatentError: ``init_from`` is missing, does not fit, or is no stage this one follows on.
     """
-    source, kind = config.train.init_from, config.train.init_kind
+    check_start(config)
+    source = config.train.init_from
     if not source:
-        if kind or config.train.init_recipes:
-            what = (
-                f"config.train.init_kind is {kind!r}"
-                if kind
-                else f"{config.recipe!r} follows on {' or '.join(config.train.init_recipes)}"
-            )
-            raise VidlatentError(
-                f"{what}: name the weights it starts from by --config.train.init_from=... "
-                "(init_kind and init_recipes empty: random ones)."
-            )
         return state
-    _check_recipe(config)
     params = starting_params(
         source,
         target["params"],
         lambda: state["params"],
         family=(config.generator or config.model).name,
-        kind=kind,
+        kind=config.train.init_kind,
         table=config.train.init_table,
     )
     logging.info("starting from %s", source)
