@@ -240,6 +240,7 @@ def _train() -> ConfigDict:
     # Frames of more than patch_above pixels decode a random patch of so many cells a side
     train.patch_cells = 0  # 0: never (a cell is 8x8 pixels in the published FSAE)
     train.patch_above = 0
+    train.patch_latents = 0  # of a patch: latent frames, from the first on; 0: all
     train.patch_encoder = False  # whether their gradient goes on into the encoder
     train.log_every = 10
     train.max_bad_steps = 10  # consecutive non-finite steps before the run stops

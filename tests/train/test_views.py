@@ -48,6 +48,27 @@ def test_a_patch_is_a_window_of_the_whole(setting):
     assert len(places) > 1
 
 
+def test_a_patch_may_hold_the_first_frames_alone(setting):
+    config, model, params, video = setting
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.train.patch_latents = 1
+    shapes = jax.eval_shape(lambda: make_view(config, model)(params, video, {}, jax.random.key(0)))
+    (patch, posterior), target = shapes
+    assert posterior.mean.shape[1] == 2 and patch.shape == target.shape and patch.shape[1] == 1
+
+    def shown(key):
+        return make_view(config, model)(params, video, {}, key)
+
+    (patch, _), target = jax.jit(shown)(jax.random.key(3))
+    whole = model.apply({"params": params}, video)[0][:, :1]
+    size = target.shape[2:4]
+    places = [(y, x) for y in range(33 - size[0]) for x in range(25 - size[1])]
+    cuts = {p: np.s_[:, :, p[0] : p[0] + size[0], p[1] : p[1] + size[1]] for p in places}
+    ((y, x),) = [p for p in places if np.array_equal(target, video[:, :1][cuts[p]])]
+    np.testing.assert_allclose(patch, whole[cuts[y, x]], atol=1e-5)
+
+
 def test_gradients_reach_the_encoder_only_if_they_shall(setting):
     config, model, params, video = setting
 

@@ -38,7 +38,8 @@ def make_view(config: ConfigDict, model: Any) -> View:
             f"config.train.patch_cells is {cells}, but only fsae and dcae decode patches: set it "
             "to 0."
         )
-    whole, patch = _whole(model), _patch(model, cells, config.train.patch_encoder)
+    whole = _whole(model)
+    patch = _patch(model, cells, config.train.patch_latents, config.train.patch_encoder)
 
     def view(params, video, rngs, key):
         large = video.shape[2] * video.shape[3] > above
@@ -55,10 +56,12 @@ def _whole(model: Any) -> View:
     return view
 
 
-def _patch(model: Autoencoder, cells: int, encoder: bool) -> View:
+def _patch(model: Autoencoder, cells: int, latents: int, encoder: bool) -> View:
     """A crop of the outer decoder stages at a random place, compared where it is exact.
 
-    The gradient reaches the inner stages through the crop, and the encoder if ``encoder``.
+    The gradient reaches the inner stages through the crop, and the encoder if ``encoder``. In time
+    a crop holds the first ``latents`` latent frames (0: all): one that starts later would have next
+    to no exact frame, because a causal decoder looks back further than clips are long.
     """
     scale = 2 ** outer_stage(model)
 
@@ -77,7 +80,14 @@ def _patch(model: Autoencoder, cells: int, encoder: bool) -> View:
             for k, side, wanted in zip(jax.random.split(key), sides, size, strict=True)
         )
         region = decode_patch(
-            model, params, posterior.mode(), start, size, condition=condition, rngs=rngs
+            model,
+            params,
+            posterior.mode(),
+            start,
+            size,
+            frames=latents or None,
+            condition=condition,
+            rngs=rngs,
         )
         window = lax.dynamic_slice(video, (0, 0, region.top, region.left, 0), region.video.shape)
         return (region.video, posterior), window
