@@ -189,10 +189,19 @@ def _conditions() -> ConfigDict:
 
 
 def _sampler() -> ConfigDict:
-    """How a generator's latents are drawn; keys of the solver are added by the system's file."""
+    """How a generator's latents are drawn. Keys of other solvers than the one named are not read,
+    so that it can be changed by name alone."""
     sampler = ConfigDict()
-    sampler.name = "euler"  # of diffusion.SAMPLERS
+    sampler.name = "euler"  # euler | fresh | ddim | ancestral | unipc | dpmpp_2m
     sampler.steps = 30
+    # Of the noise levels: clean | diffusers_unipc | wan_unipc | diffusers_euler of flow matching,
+    # even | stride | trailing | continuous of DDPM; empty: the first of these
+    sampler.spacing = ""
+    sampler.shift = 0.0  # of flow matching's levels; 0: the schedule's
+    sampler.order = 2  # of unipc: 1 | 2 | 3
+    sampler.solver_type = "bh2"  # of unipc: bh1 | bh2
+    sampler.corrector = True  # of unipc
+    sampler.eta = 0.0  # of ddim: 1 is ancestral
     guidance = sampler.guidance = ConfigDict()
     guidance.scales = ()  # one number for each link of the chain; empty: no guidance
     # For each link, the conditions that the less conditioned side does without; empty: all

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidlatent.diffusion import Flow, make_sampler, make_schedule, sample, starting_noise
+from vidlatent.diffusion import (
+    Flow,
+    make_sampler,
+    make_schedule,
+    sample,
+    sampler_options,
+    starting_noise,
+)
 from vidlatent.diffusion.grids import flow_grid, make_grid
 from vidlatent.diffusion.multistep import dpmpp_2m, unipc
 from vidlatent.diffusion.samplers import ddim, euler
@@ -225,6 +232,27 @@ def test_gradient_through_all_steps():
 
     grad, up, down = jax.jit(lambda s: (jax.grad(end)(s), end(s + 1e-2), end(s - 1e-2)))(1.0)
     np.testing.assert_allclose(grad, (up - down) / 2e-2, rtol=1e-3)
+
+
+def test_options_of_other_samplers_are_left_out():
+    """A config that has them all changes its sampler by name alone."""
+    every = {"steps": 3, "spacing": "", "shift": 0.0, "order": 3, "solver_type": "bh2", "eta": 0.5}
+    for schedule in (Flow(shift=3.0), make_schedule({"name": "linear", "variance": "fixed_small"})):
+        for name in ("euler", "fresh", "ddim", "ancestral", "unipc", "dpmpp_2m"):
+            if name == "euler" and not isinstance(schedule, Flow):
+                continue
+            options, unread = sampler_options(schedule, {"name": name, **every})
+            assert make_sampler(schedule, options).nfe == 3
+            assert ("order" in options) == (name == "unipc")
+            assert unread == [k for k in ("order", "eta") if k not in options]
+    plan = make_sampler(Flow(shift=3.0), sampler_options(Flow(), {"name": "euler", **every})[0])
+    np.testing.assert_array_equal(plan.grid.sigmas, flow_grid(3, 3.0).sigmas)
+    linear = make_schedule({"name": "linear"})
+    assert sampler_options(linear, {"name": "ddim", "steps": 3, "shift": 5.0})[1] == ["shift"]
+    # What belongs to none is left to make_sampler, which names it.
+    assert "ordr" in sampler_options(Flow(), {"name": "euler", "steps": 3, "ordr": 2})[0]
+    with pytest.raises(VidlatentError, match="did you mean 'unipc'"):
+        sampler_options(Flow(), {"name": "unipcc"})
 
 
 def test_config_errors():

@@ -31,6 +31,7 @@ __all__ = [
     "make_sampler",
     "make_schedule",
     "sample",
+    "sampler_options",
     "starting_noise",
 ]
 
@@ -83,6 +84,45 @@ def make_sampler(schedule: Flow | Diffusion, config: Mapping[str, Any]) -> Plan:
         raise VidlatentError("the sampler has no number of steps: set sampler.steps.")
     grid = schedule.grid(**{k: v for k, v in options.items() if k in of_grid})
     return factory(grid, **{**own, **{k: v for k, v in options.items() if k in of_solver}})
+
+
+def sampler_options(
+    schedule: Flow | Diffusion, config: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Of a config that holds the options of all samplers those of the one that it names.
+
+    Left out are options of other samplers and grids, and what stands for "not set": an empty
+    ``spacing`` and a ``shift`` of 0.
+
+    Returns:
+      What ``make_sampler`` takes, and the options left out that say something else than their
+      defaults.
+
+    Raises:
+      VidlatentError: no name, or an unknown one.
+    """
+    named = _popped(dict(config), "name", "sampler")
+    SAMPLERS.get(named)
+    unset = {"spacing": "", "shift": 0.0}
+    grids = (schedule.grid, Flow.grid, Diffusion.grid)
+    factories = [SAMPLERS.get(name) for name in (named, *SAMPLERS.names())]
+    own, found, odd = (*_open(grids[0]), *_open(factories[0])), {}, []
+    others = {k: v for f in reversed((*grids, *factories)) for k, v in _open(f).items()}
+    for option, value in config.items():
+        if option in unset and value == unset[option]:
+            continue
+        if option in own or option not in others:
+            found[option] = value
+        elif value != others[option].default:
+            odd.append(option)
+    return found, odd
+
+
+def _open(function: Any) -> dict[str, inspect.Parameter]:
+    """Parameters of a grid or a sampler that a config may set."""
+    closed = ("self", "grid", "prediction", "steps")
+    known = inspect.signature(function).parameters
+    return {name: about for name, about in known.items() if name not in closed}
 
 
 def _popped(options: dict[str, Any], key: str, section: str) -> Any:

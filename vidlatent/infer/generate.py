@@ -301,9 +301,11 @@ def generate_videos(
             f"--workdir={workdir} is a tokenizer's: --mode=sample needs a generator's, such as "
             "that of configs/fsvideo_dit.py."
         )
-    generator = Generator.of(config, workdir, step)
+    if prompt and prompts:
+        raise VidlatentError("--prompt and --prompts: give one of the two.")
     rows = [{"prompt": text} for text in ([prompt] if prompt else config.sample.prompts)]
     rows = read_prompts(prompts) if prompts else rows
+    generator = Generator.of(config, workdir, step)
     requests = generator.requests_for(rows, config.sample.count, config.sample.seed)
     if input:
         requests = [dataclasses.replace(request, image=input) for request in requests]

@@ -12,8 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
-from vidlatent.diffusion import Diffusion, Flow, make_sampler, make_schedule, sample, starting_noise
+from vidlatent.diffusion import (
+    Diffusion,
+    Flow,
+    make_sampler,
+    make_schedule,
+    sample,
+    sampler_options,
+    starting_noise,
+)
 from vidlatent.diffusion.caching import CacheRule, cached
 from vidlatent.diffusion.guidance import evaluations, guidance_scales, guided, guided_together
 from vidlatent.dist.multihost import to_global
@@ -55,6 +64,10 @@ class LatentSampler:
         self._check_variance(noise)
         if isinstance(noise, Flow):
             noise = noise.for_tokens(math.prod(shape[:3]) // math.prod(model.patch))
+        options, unread = sampler_options(noise, options)
+        if unread:
+            keys = ", ".join(f"config.sampler.{name}" for name in unread)
+            logging.warning("%s: not read by sampler %s", keys, options["name"])
         self.plan = make_sampler(noise, options)
         scales, interval = self._guidance["scales"], self._guidance["interval"]
         if scales:
