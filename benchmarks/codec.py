@@ -1,62 +1,73 @@
-"""Encoding and decoding of videos by the codec: whole, streamed, scanned, in parts, on a mesh.
+"""Encoding and decoding of videos by the codec: whole, streamed, scanned, sharded, in tiles.
 
     python -m benchmarks.codec                          # every tokenizer's demo size
     python -m benchmarks.codec --cases ivvae-720p       # sizes of the papers, see CASES
-    python -m benchmarks.codec --ways whole,stream --clip 17x96x96 --json codec.json
+    python -m benchmarks.codec --ways whole,stream --clip 37x96x96 --json codec.json
 
-Each row runs in a process of its own, one after the other, so that its peak is its own: the
-resident memory of the process on a CPU (with interpreter and compiler, some 0.5 GiB), the
-allocator's peak on an accelerator. Weights are random. Rates count frames of the video against wall
-seconds, from frames on the host to a latent on the host and back; the first pass, which compiles,
-does not count. Where the hardware's peak is known (``tools.hardware``), the share of the roofline
-is what the decoder's matrix products and convolutions would take at that peak, over the time that
-decoding took.
+The ways of a case are compiled in one process and then take turns, in another order each round, so
+that what else the machine does falls on all of them alike. A rate is frames of the video over the
+median of the wall seconds, from frames on the host to a latent on the host and back; the spread is
+the distance of the quartiles over the median. Processor time, which other work hardly moves, is the
+least of the rounds. Weights are random.
 
-Ways: ``whole`` (all frames in one piece), ``stream`` (pieces, caches in between), ``scan`` (several
-pieces a call), ``parts`` (a stream with frames cut up: FSAE's exact tiles, IV-VAE's strips,
-ProMAG's layers, Reducio's tiles), ``shard`` (a stream over all devices; ``--cpu-devices 8`` for
-trying it).
+Memory on a CPU is the most that became resident in a run of its own above what was resident before
+it. An accelerator's allocator counts from the start of the process: ``--apart`` gives each way one.
+
+"Off" is the largest difference from ``whole``, or whichever way comes first: of latents relative to
+the largest value, and of pixels in 8-bit levels. Where the hardware's peak is known
+(``tools.hardware``), the share of the roofline is what the decoder's matrix products and
+convolutions would take at that peak, over the time that decoding took.
+
+Ways: ``whole`` (all frames in one piece), ``stream`` (one frame group a piece, caches in between),
+``scan`` (two pieces a call), ``tile`` (a stream with frames cut up: FSAE's exact tiles, IV-VAE's
+strips, ProMAG's layers, Reducio's tiles), ``shard`` (a stream over all devices; on a CPU over
+``--cpu-devices`` of them, which share its cores).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import dataclasses
+import gc
 import importlib.metadata
 import json
+import os
 import platform
-import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-WAYS = ("whole", "stream", "scan", "parts", "shard")
+from benchmarks.watch import MIB, process_status
+
+WAYS = ("whole", "stream", "scan", "tile", "shard")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A config, a clip, how frames are cut up in the way ``parts``, and a figure to compare with.
+    """A config, a clip, how frames are cut up in the way ``tile``, and a figure to compare with.
 
-    Attributes:
-      groups: frame groups in a piece; 0: the config's.
+    Clips of the demos are a first piece and whole runs of two, so that ``scan`` has nothing left
+    over.
     """
 
     config: str
     clip: str
-    parts: dict[str, Any]
+    tile: dict[str, Any]
     dtype: str = ""
-    groups: int = 0
     known: str = ""
 
 
 CASES = {
-    "fsae-demo": Case("configs/fsae.py", "17x128x128", {"space": "tiles", "tile_pixels": 64}),
-    "ivvae-demo": Case("configs/ivvae.py", "17x128x128", {"space": "strips", "strip_mb": 0.5}),
-    "promag-demo": Case("configs/promag.py", "17x128x128", {"space": "layers"}),
+    "fsae-demo": Case("configs/fsae.py", "37x128x128", {"space": "tiles", "tile_pixels": 64}),
+    "ivvae-demo": Case("configs/ivvae.py", "37x128x128", {"space": "strips", "strip_mb": 0.5}),
+    "promag-demo": Case("configs/promag.py", "37x128x128", {"space": "layers"}),
     "reducio-demo": Case(
-        "configs/reducio_vae.py", "32x128x128", {"space": "tiles", "tile_pixels": 64}
+        "configs/reducio_vae.py", "48x128x128", {"space": "tiles", "tile_pixels": 64}
     ),
     "ivvae-720p": Case(
         "configs/ivvae.py:z16",
@@ -83,81 +94,142 @@ CASES = {
 
 def coding_of(case: Case, way: str, frames: int, rule: Any) -> dict[str, Any]:
     """Keys of ``config.codec`` for a way."""
-    keys: dict[str, Any] = {"space": "whole", "scan_groups": 1}
-    keys |= {"groups": case.groups} if case.groups else {}
+    keys: dict[str, Any] = {"space": "whole", "groups": 1, "scan_groups": 1}
     if way == "whole":
         keys["groups"] = max(1, -(-frames // rule.step))
     elif way == "scan":
-        keys |= {"groups": 1, "scan_groups": 2}
-    elif way == "parts":
-        keys |= case.parts
+        keys["scan_groups"] = 2
+    elif way == "tile":
+        keys |= case.tile
     return keys
 
 
-def measure(name: str, way: str, clip: str, repeats: int) -> dict[str, Any]:
-    """One row, in this process."""
+class Arm:
+    """One way of a case, ready to run.
+
+    Attributes:
+      skipped: why it cannot be; '' if it can.
+    """
+
+    def __init__(self, case: Case, way: str, model: Any, params: Any, frames: int, keys: Any):
+        import jax
+
+        from vidlatent.dist.mesh import AXES, make_mesh
+        from vidlatent.infer.codec import Codec
+        from vidlatent.infer.coding import Coding
+
+        self.way, self.skipped = way, ""
+        spec = model.latent_spec
+        keys = {**keys, **coding_of(case, way, frames, spec.rule)}
+        if hasattr(model, "streams") and not model.streams:  # windows take the place of pieces
+            if way == "scan":
+                self.skipped = "a decoder that looks ahead has windows, not pieces"
+            keys["window_latents"] = -(-frames // spec.t) if way == "whole" else 4
+            del keys["scan_groups"]
+        mesh = None
+        if way == "shard":
+            if len(jax.devices()) == 1:
+                self.skipped = "one device"
+            mesh = make_mesh(dict(zip(AXES, (1, 1, -1, 1), strict=True)))
+        if not self.skipped:
+            self.codec = Codec(model, params, Coding.of(keys), mesh)
+
+    def jobs(self, video: Any, coded: Any) -> dict[str, Callable[[], Any]]:
+        return {
+            "encode": lambda: self.codec.encode(video),
+            "decode": lambda: self.codec.decode(coded),
+        }
+
+
+def measure(name: str, ways: Sequence[str], clip: str, repeats: int) -> list[dict[str, Any]]:
+    """The rows of a case, in this process."""
     import jax
     import numpy as np
 
     from benchmarks.vs_torch import random_params
     from vidlatent import config as configs
-    from vidlatent.dist.mesh import AXES, make_mesh
-    from vidlatent.infer.codec import Codec
-    from vidlatent.infer.coding import Coding
     from vidlatent.infer.load import abstract_params, model_of
+    from vidlatent.tools.bench_device import Times
 
     case = CASES[name]
     frames, height, width = map(int, (clip or case.clip).split("x"))
     config = configs.load(case.config)
     model = model_of(config, case.dtype or None)
-    looks_ahead = hasattr(model, "streams") and not model.streams
     params = jax.tree.map(jax.numpy.asarray, random_params(abstract_params(model)))
-    keys = coding_of(case, way, frames, model.latent_spec.rule)
-    if looks_ahead:  # windows take the place of pieces
-        if way == "scan":
-            return {"skipped": "a decoder that looks ahead has windows, not pieces"}
-        keys["window_latents"] = -(-frames // model.latent_spec.t) if way == "whole" else 4
-        del keys["scan_groups"]
-    mesh = None
-    if way == "shard":
-        if len(jax.devices()) == 1:
-            return {"skipped": "one device"}
-        mesh = make_mesh(dict(zip(AXES, (1, 1, -1, 1), strict=True)))
-    codec = Codec(model, params, Coding.of({**config.codec.to_dict(), **keys}), mesh)
+    keys = config.codec.to_dict()
+    arms = [Arm(case, way, model, params, frames, keys) for way in ways]
+    rows = {arm.way: {"skipped": arm.skipped} if arm.skipped else {} for arm in arms}
+    arms = [arm for arm in arms if not arm.skipped]
     video = np.random.default_rng(0).integers(0, 256, (frames, height, width, 3), np.uint8)
-    found: dict[str, Any] = {}
-    coded = codec.encode(video)
-    codec.decode(coded)
-    for kind, run in (
-        ("encode", lambda: codec.encode(video)),
-        ("decode", lambda: codec.decode(coded)),
-    ):
-        wall, processor = [], []
-        for _ in range(repeats):
-            start = time.perf_counter(), time.process_time()
-            run()
-            wall.append(time.perf_counter() - start[0])
-            processor.append(time.process_time() - start[1])
-        found[f"{kind}_s"] = min(wall)
-        found[f"{kind}_processor_s"] = min(processor)
-        found[f"{kind}_frames_per_s"] = frames / min(wall)
-    found["peak_gib"] = peak() / 2**30
-    found["device"] = jax.devices()[0].device_kind
-    found["devices"] = len(jax.devices())
-    return found | roofline(model, params, (frames, height, width), found["decode_s"])
+    jobs, first = {}, None
+    for arm in arms:  # compiles
+        coded = arm.codec.encode(video)
+        restored = arm.codec.decode(coded)
+        first = first or (coded.latent, restored)
+        rows[arm.way] |= difference(first, (coded.latent, restored))
+        jobs[arm.way] = arm.jobs(video, coded)
+    del restored, first
+    for way, kinds in jobs.items():
+        for kind, run in kinds.items():
+            rows[way][f"{kind}_memory_mib"] = memory_of(run)
+    times = {(way, kind): [] for way in jobs for kind in jobs[way]}
+    for number in range(repeats):
+        turn = number % len(arms)
+        for arm in arms[turn:] + arms[:turn]:
+            for kind, run in jobs[arm.way].items():
+                start = time.perf_counter(), time.process_time()
+                run()
+                now = time.perf_counter(), time.process_time()
+                times[arm.way, kind].append((now[0] - start[0], now[1] - start[1]))
+    for (way, kind), found in times.items():
+        wall = Times([pair[0] for pair in found]).to_json()
+        rows[way][kind] = wall | {"processor_s": min(pair[1] for pair in found)}
+        rows[way][f"{kind}_frames_per_s"] = frames / wall["median_s"]
+    device = {"device": jax.devices()[0].device_kind}
+    for arm in arms:
+        row = rows[arm.way]
+        row |= device | {"devices": len(jax.devices()) if arm.way == "shard" else 1}
+        row |= {"frames": frames, "clip": clip or case.clip, "time": arm.codec.time}
+        row |= roofline(model, params, (frames, height, width), row)
+    return [{"case": name, "way": way, **row} for way, row in rows.items()]
 
 
-def peak() -> int:
-    """Bytes: of the device's allocator, or of this process."""
+def difference(one: Sequence[Any], other: Sequence[Any]) -> dict[str, float]:
+    """Of (latent, pixels): see the module."""
+    import numpy as np
+
+    (latent, pixels), (latent_2, pixels_2) = one, other
+    levels = np.abs(pixels.astype(np.int16) - pixels_2)
+    return {
+        "latent_off": float(np.abs(latent - latent_2).max() / np.abs(latent).max()),
+        "pixels_off": int(levels.max()),
+        "pixels_off_share": float((levels > 0).mean()),
+    }
+
+
+def memory_of(run: Callable[[], Any]) -> float | None:
+    """MiB that a run took beyond what was held before it; None where that is not known."""
     import jax
 
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"]
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        run()
+        return jax.devices()[0].memory_stats()["peak_bytes_in_use"] / MIB
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that it counts when taken
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = process_status(os.getpid())["VmRSS"]
+        run()
+        return (process_status(os.getpid())["VmHWM"] - before) / MIB
+    except OSError:  # another system
+        return None
 
 
-def roofline(model: Any, params: Any, clip: tuple[int, int, int], seconds: float) -> dict[str, Any]:
+def roofline(
+    model: Any, params: Any, clip: tuple[int, int, int], row: dict[str, Any]
+) -> dict[str, Any]:
     """Operations of decoding the clip whole, and the share of their time at the hardware's peak."""
     import jax
     import jax.numpy as jnp
@@ -180,7 +252,8 @@ def roofline(model: Any, params: Any, clip: tuple[int, int, int], seconds: float
     flops = count_flops(program)
     kind = jax.devices()[0].device_kind
     peaks = [entry.flops for entry in HARDWARE.values() if kind in entry.kinds and entry.flops]
-    share = {"decode_roofline": flops / peaks[0] / seconds / len(jax.devices())} if peaks else {}
+    seconds = row["decode"]["median_s"] * row["devices"]
+    share = {"decode_roofline": flops / peaks[0] / seconds} if peaks else {}
     return {"decode_tflop": flops / 1e12, **share}
 
 
@@ -196,64 +269,86 @@ def processor_name() -> str:
     return f"{names[0]} x {len(names)}" if names else platform.processor()
 
 
-def row_of(name: str, way: str, options: argparse.Namespace) -> dict[str, Any]:
+def rows_of(name: str, ways: Sequence[str], options: argparse.Namespace) -> list[dict[str, Any]]:
     """``measure`` in another process."""
-    command = [sys.executable, "-m", "benchmarks.codec", "--row", name, way]
+    command = [sys.executable, "-m", "benchmarks.codec", "--row", name, ",".join(ways)]
     command += ["--clip", options.clip, "--repeats", str(options.repeats)]
-    command += ["--cpu-devices", str(options.cpu_devices if way == "shard" else 0)]
+    command += ["--cpu-devices", str(options.cpu_devices if "shard" in ways else 0)]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"case": name, "way": way, "failed": reason}
-    return {"case": name, "way": way, **json.loads(lines[-1])}
+        return [{"case": name, "way": way, "failed": reason} for way in ways]
+    return json.loads(lines[-1])
 
 
-def show(row: dict[str, Any]) -> None:
-    head = f"{row['case']:14} {row['way']:7}"
+def shown(row: dict[str, Any]) -> dict[str, str]:
+    """A line of the table."""
+    cells = {"case": row["case"], "way": row["way"]}
     for reason in ("skipped", "failed"):
         if reason in row:
-            print(f"{head} {reason}: {row[reason]}")
-            return
-    share = f"{row['decode_roofline']:8.0%}" if "decode_roofline" in row else " " * 8
-    print(
-        f"{head} {row['encode_frames_per_s']:10.2f} {row['decode_frames_per_s']:10.2f}"
-        f" {row['encode_processor_s']:10.2f} {row['decode_processor_s']:10.2f}"
-        f" {row['peak_gib']:9.2f} {share}  {row['devices']} x {row['device']}",
-        flush=True,
-    )
+            return cells | {"off: latent, levels": f"{reason}: {row[reason]}"}
+    for kind in ("encode", "decode"):
+        spread = f"{row[f'{kind}_frames_per_s']:.1f} ({row[kind]['spread']:.0%})"
+        cells[f"{kind} frames/s (spread)"] = spread
+    for kind in ("encode", "decode"):
+        cost = 1000 * row[kind]["processor_s"] / row["frames"]
+        cells[f"{kind} processor ms/frame"] = f"{cost:.1f}"
+    for kind in ("encode", "decode"):
+        memory = row[f"{kind}_memory_mib"]
+        cells[f"{kind} MiB"] = "" if memory is None else f"{memory:.0f}"
+    cells["off: latent, levels"] = f"{row['latent_off']:.0e}, {row['pixels_off']}"
+    if "decode_roofline" in row:
+        cells["decode of roofline"] = f"{row['decode_roofline']:.0%}"
+    return cells
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     demos = ",".join(name for name in CASES if name.endswith("-demo"))
     parser.add_argument("--cases", default=demos, help=f"of {', '.join(CASES)}")
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--clip", default="", help="frames x height x width; empty: the case's")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--cpu-devices", type=int, default=0, help="for the way shard, on a CPU")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds")
+    parser.add_argument("--cpu-devices", type=int, default=2, help="for the way shard, on a CPU")
+    parser.add_argument("--apart", action="store_true", help="a process for each way")
     parser.add_argument("--json", default="", help="file for everything")
     parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.row:
-        if options.cpu_devices:
-            import jax
+    for key, known in (("cases", list(CASES)), ("ways", list(WAYS))):
+        for word in getattr(options, key).split(","):
+            if word not in known:
+                parser.error(f"--{key} names {word!r}: choose of {', '.join(known)}.")
+    return options
 
+
+def main() -> None:
+    options = parse()
+    if options.row:
+        import jax
+
+        from vidlatent.dist.compilation import keep_compiled
+
+        keep_compiled()
+        if options.cpu_devices:
             jax.config.update("jax_num_cpu_devices", options.cpu_devices)
-        print(json.dumps(measure(*options.row, options.clip, options.repeats)))
+        name, ways = options.row
+        print(json.dumps(measure(name, ways.split(","), options.clip, max(2, options.repeats))))
         return
+    from vidlatent.io.tables import markdown_table
+
     about = {"processor": processor_name(), "python": platform.python_version(), **versions()}
+    about["usable cores"] = str(len(os.sched_getaffinity(0)))
     print(", ".join(f"{name} {value}" for name, value in about.items()))
-    titles = ("enc fr/s", "dec fr/s", "enc cpu s", "dec cpu s")
-    columns = " ".join(f"{title:>10}" for title in titles)
-    print(f"{'case':14} {'way':7} {columns} {'peak GiB':>9} {'roofline':>8}")
-    rows = []
+    rows: list[dict[str, Any]] = []
+    ways = options.ways.split(",")
     for name in options.cases.split(","):
         if CASES[name].known:
             print(f"{name}: known {CASES[name].known}")
-        for way in options.ways.split(","):
-            rows.append(row_of(name, way, options))
-            show(rows[-1])
+        for some in [[way] for way in ways] if options.apart else [ways]:
+            rows += rows_of(name, some, options)
+            print(f"{name}, {', '.join(some)}: done", flush=True)
+    print(markdown_table([shown(row) for row in rows], aligned=True))
     if options.json:
         Path(options.json).write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
 

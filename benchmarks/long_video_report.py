@@ -6,10 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vidlatent.io.tables import markdown_table
+
 __all__ = ["draw", "table"]
 
-_COLUMNS = ("run", "wall s", "processor s", "frames", "processor ms a frame")
-_MEMORY = ("first third MiB", "last third MiB", "grown MiB", "most MiB")
+_MEMORY = {
+    "first third MiB": "first_third_mib",
+    "last third MiB": "last_third_mib",
+    "grown MiB": "grown_mib",
+    "most MiB": "most_mib",
+}
 
 
 def rows(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], float | None]]:
@@ -39,16 +45,17 @@ def table(found: Mapping[str, Any]) -> str:
         )
     if codec:
         lines.append(f"Codec: weights {codec['weights']}.")
-    lines += ["", _line(_COLUMNS + _MEMORY), _line(["---"] * 9)]
+    shown = []
     for name, run, frames in rows(found):
-        cells = [name, f"{run['seconds']:.0f}", f"{run['processor_s']:.0f}"]
-        cells += ["", ""]
-        if frames:
-            cells[3:] = [f"{frames:,.0f}", f"{1000 * run['processor_s'] / frames:.1f}"]
+        row = {"run": name, "wall s": f"{run['seconds']:.0f}"}
+        row["processor s"] = f"{run['processor_s']:.0f}"
+        row["frames"] = f"{frames:,.0f}" if frames else None
+        cost = 1000 * run["processor_s"] / frames if frames else 0
+        row["processor ms a frame"] = f"{cost:.1f}" if frames else None
         grown = run["growth"]
-        keys = ("first_third_mib", "last_third_mib", "grown_mib", "most_mib")
-        cells += [f"{grown[key]:.0f}" for key in keys] if grown else [""] * 4
-        lines.append(_line(cells))
+        row |= {title: f"{grown[key]:.0f}" if grown else None for title, key in _MEMORY.items()}
+        shown.append(row)
+    lines += ["", markdown_table(shown)]
     check = found["check"]
     if check:
         size = found["encode"]["bytes"] / 2**20
@@ -64,10 +71,6 @@ def table(found: Mapping[str, Any]) -> str:
     if scores:
         lines += ["", f"Reconstruction: PSNR {scores['psnr']:.2f} dB, SSIM {scores['ssim']:.3f}."]
     return "\n".join(lines) + "\n"
-
-
-def _line(cells: Any) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def draw(found: Mapping[str, Any], file: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from vidlatent.typing import VidlatentError
 
-__all__ = ["Watched", "growth", "read_place", "resident", "watch"]
+__all__ = ["Watched", "growth", "process_status", "read_place", "resident", "watch"]
 
 POLL_S = 0.02  # how often is asked whether the command is to be killed
 MIB = 2**20
@@ -35,12 +35,9 @@ def resident(root: int) -> tuple[int, int]:
         if not folder.name.isdigit():
             continue
         with contextlib.suppress(OSError):  # it has ended meanwhile
-            fields = _status(folder)
-            parents[int(folder.name)] = int(fields["PPid"])
-            sizes[int(folder.name)] = tuple(
-                1024 * int(fields[key].split()[0]) if key in fields else 0
-                for key in ("VmRSS", "RssAnon")
-            )
+            fields = process_status(int(folder.name))
+            parents[int(folder.name)] = fields["PPid"]
+            sizes[int(folder.name)] = fields["VmRSS"], fields["RssAnon"]
     inside = {root}
     while new := {pid for pid, parent in parents.items() if parent in inside} - inside:
         inside |= new
@@ -48,9 +45,13 @@ def resident(root: int) -> tuple[int, int]:
     return sum(size for size, _ in found), sum(size for _, size in found)
 
 
-def _status(folder: Path) -> dict[str, str]:
-    lines = (folder / "status").read_text().splitlines()
-    return {key: value for key, _, value in (line.partition(":\t") for line in lines)}
+def process_status(pid: int) -> dict[str, int]:
+    """The parent's id, and bytes resident, anonymous of these, and resident at most so far."""
+    lines = (_PROC / str(pid) / "status").read_text().splitlines()
+    fields = {key: value for key, _, value in (line.partition(":\t") for line in lines)}
+    sizes = ("VmRSS", "RssAnon", "VmHWM")  # missing of a process that is ending
+    found = {key: 1024 * int(fields[key].split()[0]) if key in fields else 0 for key in sizes}
+    return {"PPid": int(fields["PPid"]), **found}
 
 
 def read_place(pid: int, file: Path) -> float:
