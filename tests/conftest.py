@@ -1,4 +1,4 @@
-"""Eight CPU devices, so that meshes are real in every test."""
+"""Eight CPU devices, so that meshes are real in every test, and TPUs to compile for."""
 
 import os
 from pathlib import Path
@@ -10,5 +10,28 @@ os.environ.setdefault(
 )
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="module")
+def topology_devices():
+    """``devices('v5e:1x1')``, which are not here; caches are off: such programs are not read back.
+
+    The process environment is as before in the end.
+    """
+    pytest.importorskip("libtpu", reason="compiling for a TPU needs the package libtpu")
+    from vidlatent.tools.hardware import parse_topology
+    from vidlatent.tools.plan_topology import devices_of
+
+    environment = dict(os.environ)
+    cached = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield lambda topology: devices_of(parse_topology(topology))
+    jax.config.update("jax_enable_compilation_cache", cached)
+    compilation_cache.reset_cache()
+    os.environ.clear()
+    os.environ.update(environment)

@@ -5,12 +5,10 @@ No TPU is needed or asked for, the compiler alone, which is the package libtpu. 
 """
 
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from vidlatent.dist.mesh import make_mesh
 from vidlatent.kernels.attention import attention
@@ -19,8 +17,6 @@ from vidlatent.kernels.dispatch import prefer
 from vidlatent.kernels.layer_mix import layer_dots, layer_mix
 from vidlatent.kernels.qk_norm_rope import qk_norm_rope
 from vidlatent.kernels.upconv import subpixel_conv
-from vidlatent.tools.hardware import parse_topology
-from vidlatent.tools.plan_topology import devices_of
 
 HALF, FULL = jnp.bfloat16, jnp.float32
 PLANE = ((0, 0), (1, 1), (1, 1))
@@ -104,24 +100,6 @@ KERNELS = [name for name in PUBLISHED if "convolution" not in name]
 
 
 CHIPS = ("v5e:1x1", "v5p:1x1x1")
-
-
-@pytest.fixture(scope="module")
-def topology_devices():
-    """``devices('v5e:1x1')``, which are not here; caches are off: such programs are not read back.
-
-    The process environment is as before in the end.
-    """
-    pytest.importorskip("libtpu", reason="compiling for a TPU needs the package libtpu")
-    environment = dict(os.environ)
-    cached = jax.config.values["jax_enable_compilation_cache"]
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    yield lambda topology: devices_of(parse_topology(topology))
-    jax.config.update("jax_enable_compilation_cache", cached)
-    compilation_cache.reset_cache()
-    os.environ.clear()
-    os.environ.update(environment)
 
 
 def compiled(program, devices, tokens=()):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vidlatent.dist.rules import gathered
 from vidlatent.kernels.fp8 import Quantised, fp8_product
 
 __all__ = ["ACTIVATIONS", "Linear", "Mlp", "dense"]
@@ -48,14 +49,17 @@ class Linear(nn.Module):
         x = x.astype(self.dtype)
         kernel = self.param("kernel", lambda key: self.init(key, shape).reshape(shape[0], *axes))
         bias = self.param("bias", nn.initializers.zeros, axes)
-        kernel, bias = kernel.reshape(shape), bias.reshape(-1).astype(self.dtype)
+        bias = bias.reshape(-1).astype(self.dtype)
         if self.has_variable("params", "kernel_scale"):
             scale = self.get_variable("params", "kernel_scale")
-            return fp8_product(x, Quantised(kernel, scale), self.dtype) + bias
+            return fp8_product(x, Quantised(kernel.reshape(shape), scale), self.dtype) + bias
+        kernel = kernel.astype(self.dtype)
+        if x.ndim > 2:  # tokens; an embedding of time is smaller than the kernel, and is moved
+            kernel = gathered(kernel, "/".join((*self.path, "kernel")), x.shape[0])
         # In float32 products are not shortened on accelerators.
         exact = jnp.dtype(self.dtype) == jnp.float32
         precision = lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT
-        return jnp.dot(x, kernel.astype(self.dtype), precision=precision) + bias
+        return jnp.dot(x, kernel.reshape(shape), precision=precision) + bias
 
 
 def dense(
