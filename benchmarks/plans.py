@@ -122,7 +122,7 @@ def make(case: Case, folder: Path, limit: int) -> dict[str, Any]:
     words.append(f"--workdir={folder / 'workdir'}")
     # With this a TPU's plan needs no second process; compiled ahead of time, nothing is read back.
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"}
-    begin = time.monotonic()
+    begin, made_with = time.monotonic(), versions()
     with log.open("w") as stream:
         process = subprocess.Popen(
             ["bash", "-c", f'ulimit -t {limit}; exec "$@"', "plan", *words],
@@ -138,7 +138,7 @@ def make(case: Case, folder: Path, limit: int) -> dict[str, Any]:
         "seconds": time.monotonic() - begin,
         "processor_seconds": usage.ru_utime + usage.ru_stime,
         "peak_bytes": 1024 * usage.ru_maxrss,
-        **versions(),
+        **made_with,
     }
     if output.exists():
         return {**row, "plan": json.loads(output.read_text())}
