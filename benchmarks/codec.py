@@ -348,9 +348,10 @@ def main() -> None:
         for some in [[way] for way in ways] if options.apart else [ways]:
             rows += rows_of(name, some, options)
             print(f"{name}, {', '.join(some)}: done", flush=True)
+            if options.json:  # after each, so that an interrupted run keeps what it has
+                content = json.dumps({"about": about, "rows": rows}, indent=1)
+                Path(options.json).write_text(content + "\n")
     print(markdown_table([shown(row) for row in rows], aligned=True))
-    if options.json:
-        Path(options.json).write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

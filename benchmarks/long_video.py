@@ -259,7 +259,7 @@ def under_way(output: Path) -> list[Path]:
 
 
 def encode(options: argparse.Namespace) -> dict[str, Any]:
-    """Encode, kill in the middle, encode the rest; a run broken off otherwise counts too."""
+    """Encode, kill in the middle, encode the rest."""
     output, file = options.folder / "latents", options.folder / "encode-runs.json"
     runs = json.loads(file.read_text()) if file.exists() else []
     if not runs:

@@ -10,7 +10,7 @@ import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,6 @@ def watch(
     at_work: Callable[[], bool] = lambda: True,
     cue: Callable[[], bool] = lambda: False,
     limit_s: float = 0.0,
-    environment: Mapping[str, str] | None = None,
 ) -> Watched:
     """Run ``command`` to its end, or to its ``cue``, at which all of it is killed by SIGKILL.
 
@@ -134,70 +133,81 @@ def watch(
       at_work: whether what comes before the work proper is over.
       cue: whether to kill it now; asked fifty times a second.
       limit_s: kill it after so long, too; 0: never.
-      environment: added to this process's.
 
     Raises:
       VidlatentError: it failed; the message has its last line.
     """
     if not (_PROC / "self" / "status").exists():
         raise VidlatentError("memory is read from /proc, which this system lacks: use Linux.")
-    samples: list[tuple[float, int, int]] = []
-    steady, share, killed = None, 0.0, False
-    said = began = time.monotonic()
-    before = _children_s()
+    look = _Look(name, every, progress, at_work)
+    killed, before = False, _children_s()
     with open(log, "ab") as out:
         start = log.stat().st_size
         process = subprocess.Popen(
-            list(command),
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, **(environment or {})},
+            list(command), stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            while process.poll() is None:
-                now = time.monotonic() - began
-                if not samples or now - samples[-1][0] >= every:
-                    samples.append((now, *resident(process.pid)))
-                    steady = now if steady is None and at_work() else steady
-                    share = max(share, progress(process.pid))
-                if time.monotonic() - said > 15:
-                    said = time.monotonic()
-                    _say(name, now, steady, share, samples[-1][1])
-                if cue() or (limit_s and now > limit_s):
-                    killed = True
-                    break
-                time.sleep(POLL_S)
+            while process.poll() is None and not killed:
+                look(process.pid)
+                killed = cue() or 0 < limit_s < look.seconds()
+                time.sleep(0 if killed else POLL_S)
         finally:
             # Also when this program is interrupted: nothing is left running.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             status = process.wait()
-    seconds = time.monotonic() - began
+    seconds = look.seconds()
     if status and not killed:
         lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
         raise VidlatentError(
             f"{name} ended with status {status}: {(lines or ['no message'])[-1]} (all in {log})"
         )
-    return Watched(
-        seconds,
-        _children_s() - before,
-        status,
-        killed,
-        samples,
-        steady,
-        share if killed else 1.0,
-    )
+    used, share = _children_s() - before, look.share if killed else 1.0
+    return Watched(seconds, used, status, killed, look.samples, look.steady_s, share)
+
+
+class _Look:
+    """Samples of a process, and a line now and then about how far it is."""
+
+    QUIET_S = 15.0
+
+    def __init__(
+        self,
+        name: str,
+        every: float,
+        progress: Callable[[int], float],
+        at_work: Callable[[], bool],
+    ):
+        self._name, self._every, self._progress, self._at_work = name, every, progress, at_work
+        self.samples: list[tuple[float, int, int]] = []
+        self.steady_s: float | None = None
+        self.share = self._at_first = 0.0
+        self._said = self._began = time.monotonic()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def __call__(self, pid: int) -> None:
+        now = self.seconds()
+        if not self.samples or now - self.samples[-1][0] >= self._every:
+            self.samples.append((now, *resident(pid)))
+            self.share = max(self.share, self._progress(pid))
+            if self.steady_s is None and self._at_work():
+                self.steady_s, self._at_first = now, self.share
+        if time.monotonic() - self._said > self.QUIET_S:
+            self._said = time.monotonic()
+            self._say(now)
+
+    def _say(self, now: float) -> None:
+        left = ""
+        if self.steady_s is not None and now > self.steady_s and self.share > self._at_first:
+            pace = (self.share - self._at_first) / (now - self.steady_s)
+            seconds = int((1 - self.share) / pace)
+            left = f", {seconds // 60}:{seconds % 60:02d} left"
+        size = self.samples[-1][1] / MIB
+        print(f"{self._name}: {self.share:.0%} after {now:.0f} s{left}, {size:.0f} MiB", flush=True)
 
 
 def _children_s() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def _say(name: str, now: float, steady: float | None, share: float, size: int) -> None:
-    left = ""
-    if steady is not None and share > 0 and now > steady:
-        seconds = (now - steady) * (1 - share) / share
-        left = f", {int(seconds) // 60}:{int(seconds) % 60:02d} left"
-    print(f"{name}: {share:.0%} after {now:.0f} s{left}, {size / MIB:.0f} MiB", flush=True)
