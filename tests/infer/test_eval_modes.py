@@ -7,7 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from vidlatent.infer.codec import Codec
+from vidlatent.infer.preview import Preview
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.slow
@@ -68,6 +73,17 @@ def test_scores_while_training_and_after(workdir, tmp_path):
     name = "fvd_videomae_tiny_random0_biased_bilinear32"
     assert about["scores"][name] > 0 and about["definitions"][name]["n"] == about["scores"]["clips"]
     assert name in (tmp_path / "report.html").read_text()
+
+
+def test_a_preview_is_fitted_and_kept_beside_the_run(workdir):
+    said = run("--mode=preview", f"--workdir={workdir}")
+    assert "preview of first frames" in said and "preview of group frames" in said
+    preview = Preview.load(workdir / "preview.npz", Codec.from_workdir(workdir).spec)
+    channels = preview.spec.channels
+    assert preview.first.shape == (channels + 1, 3)
+    assert preview.group.shape == (channels + 1, 3 * preview.spec.t)
+    assert preview(np.zeros((2, 4, 4, channels), np.float32)).shape == (5, 4, 4, 3)
+    assert Image.open(workdir / "preview.png").width > 100
 
 
 def test_a_protocol_on_one_process_and_on_two(workdir, tmp_path):
