@@ -9,6 +9,7 @@ from vidlatent.tools.plan_hlo import parse
 HERE = Path(__file__).parent
 LOOP = (HERE / "loop.hlo").read_text()  # a scan over the rows of an array that is gathered first
 COUNTED = (HERE / "counted.hlo").read_text()
+SCATTERED = (HERE / "scattered.hlo").read_text()  # reduce-scatters as the TPU compiler has them
 ASYNC = (HERE / "overlapped.hlo").read_text()  # as the TPU compiler writes what overlaps
 
 
@@ -35,6 +36,13 @@ def test_an_overlapped_collective_counts_once():
     gather, permute = found["all-gather"], found["collective-permute"]
     assert (gather.count, gather.group, gather.bytes) == (1, 4, 32 * 128 * 2)
     assert (permute.count, permute.bytes, permute.sent) == (1, 512, 512.0)
+
+
+def test_a_fusion_around_an_all_reduce_and_a_slice_is_a_reduce_scatter():
+    """Two of them, though both go by channel 1."""
+    (found,) = parse(SCATTERED).collectives()
+    assert (found.kind, found.group, found.count) == ("reduce-scatter", 4, 2)
+    assert found.bytes == (32 + 64) * 128 * 4 and found.sent == found.bytes * 0.75
 
 
 def test_traffic_of_a_slice_is_the_slice():

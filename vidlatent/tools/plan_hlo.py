@@ -124,13 +124,17 @@ class Module:
         seen = set()
         for name, times in self._runs(fused=True):
             computation = self.computations[name]
+            if any('"AsyncCollectiveDone"' in i.rest for i in computation.values()):
+                continue  # counted where it starts
             for instruction in computation.values():
                 kind = instruction.opcode.removesuffix("-start")
                 if kind not in _KINDS:
                     continue
                 # The TPU compiler writes one that overlaps with other work down several times.
                 channel = re.search(r"channel_id=(\d+)", instruction.rest)
-                key = (kind, channel[1]) if channel else (kind, name, instruction.name)
+                # Those of shard_map and combined ones all go by number 1.
+                own = channel is not None and channel[1] != "1"
+                key = (kind, channel[1]) if own else (kind, name, instruction.name)
                 if key in seen:
                     continue
                 seen.add(key)
@@ -141,6 +145,9 @@ class Module:
                 result = instruction.payload
                 if instruction.opcode.endswith("-start") and result > inputs:
                     result -= inputs
+                # The TPU compiler's reduce-scatter: a fusion around an all-reduce and a slice.
+                if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                    kind = "reduce-scatter"
                 yield kind, _group(instruction), max(inputs, result), times
 
     def _runs(self, fused: bool) -> Iterator[tuple[str, int]]:
