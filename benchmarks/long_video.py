@@ -375,7 +375,9 @@ def reconstruct(options: argparse.Namespace) -> dict[str, Any]:
     row = seen.to_json()
     scores = output.with_name("restored_scores.json")
     row["scores"] = json.loads(scores.read_text()) if scores.exists() else None
-    row["frames"] = row["scores"]["frames"] if scores.exists() else None
+    # Broken off, as many as it had read, which is a little more than it had restored.
+    about = round(seen.progress * options.frames)
+    row["frames"] = row["scores"]["frames"] if scores.exists() else about
     return row
 
 
