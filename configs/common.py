@@ -282,7 +282,8 @@ def _eval() -> ConfigDict:
 def _plan() -> ConfigDict:
     """What --mode=plan compiles for a topology."""
     plan = ConfigDict()
-    plan.what = "train"  # train; of a tokenizer encode | decode, of a generator sample
+    # train; of a tokenizer encode | decode, of a generator sample | nfe (one evaluation of it)
+    plan.what = "train"
     plan.bucket = ()  # frames, height, width, batch; empty: that of data.buckets with most pixels
     plan.memory_gib = 0.0  # of a device; 0: what the hardware has
     plan.tries = 6  # changes tried when it does not fit; each is compiled
