@@ -288,7 +288,7 @@ def _plan() -> ConfigDict:
     plan.memory_gib = 0.0  # of a device; 0: what the hardware has
     plan.tries = 6  # changes tried when it does not fit; each is compiled
     # That the compiler spends on the speed of machine code: -1 to 1. At -1 a convolution compiles
-    # ten times as fast; memory and traffic come out within some 6 %
+    # ten times as fast; memory and traffic come out within some 7 %
     plan.effort = 0.0
     # Config of the tokenizer, such as fsae:paper, for a generator whose latents are not there yet
     plan.tokenizer = ""
