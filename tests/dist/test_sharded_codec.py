@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.infer.tiny_tokenizers import FSAE, PROMAG
+from tests.infer.tiny_tokenizers import MODELS as TOKENIZERS
 from vidlatent.dist.mesh import AXES, make_mesh, mesh_of_rows
 from vidlatent.dist.rules import shardings, uneven_rows
 from vidlatent.infer import steps as compiled_steps
@@ -104,13 +105,16 @@ def test_rows_are_exchanged_and_not_gathered(kind, name, rows, mesh):
     assert found["collective-permute"] < 8 * spec.t * 4 * 3 * spec.w * 8
 
 
+OTHERS = ("dcae", "fsae_standard", "fsae_lite", "ivvae", "promag_grown", "reducio")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *OTHERS])
 def test_eight_devices_equal_one(name, mesh, monkeypatch):
     """A stream in three pieces, of a height that no level divides by eight."""
     quick = functools.partial(jax.jit, compiler_options=QUICK)
     monkeypatch.setattr(compiled_steps, "_compiled", quick)
-    model = build(MODELS[name])
+    model = build(TOKENIZERS[name])
     params = draw(model)
     coding = Coding(groups=1, space="whole")
     one, eight = Codec(model, params, coding), Codec(model, params, coding, mesh)
