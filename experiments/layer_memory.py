@@ -73,7 +73,7 @@ _KEYS: dict[str, dict[str, str]] = {
 
 def demo_of(size: str, folder: Path) -> Demo:
     """What makes the tokenizer and the latents of all runs."""
-    steps = {"cpu": 800, "gpu": 4000, "smoke": 2}[size]
+    steps = {"cpu": 2400, "gpu": 4000, "smoke": 2}[size]
     clips = {"cpu": 4096, "gpu": 16_384, "smoke": 96}[size]
     return Demo("fsvideo_dit", folder / "data", steps, 0, clips, 0, {})
 
