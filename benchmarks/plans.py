@@ -101,7 +101,7 @@ CASES = (
     Case("fsae-standard", "fsae:standard", "v5p:4x4x4", {"mesh.context": 8}),
     Case("fsae-lite", "fsae:lite", "v5p:4x4x4", {"mesh.context": 8}),
     Case("ivvae-3", "ivvae:paper,stage=3", "v6e:4x4"),
-    Case("ivvae-4", "ivvae:paper,stage=4", "v6e:2x2"),
+    Case("ivvae-4", "ivvae:paper,stage=4", "v6e:4x4"),
     Case("fsvideo_dit-sft", _VIDEO_DIT + "sft", "v5p:8x8x4", {"mesh.context": 4, **_FSAE}),
 )
 

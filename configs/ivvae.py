@@ -52,7 +52,7 @@ def _model(config, arg):
 
 # Frames, height, width, batch of the last stage. No number of frames has two sizes: for each number
 # of frames a clip goes to one bucket.
-_MIXED = ((33, 256, 256, 32), (17, 512, 512, 16), (9, 768, 768, 12), (1, 512, 512, 256))
+_MIXED = ((33, 256, 256, 32), (17, 512, 512, 16), (9, 768, 768, 16), (1, 512, 512, 256))
 
 
 def _paper(config, arg):
