@@ -69,7 +69,8 @@ def table(found: Mapping[str, Any]) -> str:
         ]
     scores = found["reconstruct"] and found["reconstruct"]["scores"]
     if scores:
-        lines += ["", f"Reconstruction: PSNR {scores['psnr']:.2f} dB, SSIM {scores['ssim']:.3f}."]
+        kept = scores["values_per_kept_value"]
+        lines += ["", f"Reconstruction: {scores['frames']} frames, {kept:.1f} values to 1."]
     return "\n".join(lines) + "\n"
 
 

@@ -274,6 +274,9 @@ def _eval() -> ConfigDict:
     score.protocol = ""
     score.leave_out = ()  # scores of the protocol to do without, such as ("fvd_videomae",)
     score.clips = 0  # of the protocol: so many clips, spread over the data; 0: all
+    # Of --mode=reconstruct: PSNR, SSIM, seams, both videos side by side, a contact sheet. At
+    # 1280x720 that takes longer than small codecs do
+    score.compare = True
     # Source clips whose latents' intrinsic dimension --mode=eval estimates; 0: none
     score.gride_clips = 0
     return score

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +85,9 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
 def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, output: str) -> int:
     """Encode and decode one video of any length and size.
 
-    Beside ``output`` it writes ``<name>_side_by_side.mp4``, ``<name>_contact_sheet.png`` and
-    ``<name>_scores.json``. Memory is that of a few chunks of frames.
+    Beside ``output`` it writes ``<name>_scores.json`` and, with ``config.eval.compare``,
+    ``<name>_side_by_side.mp4`` and ``<name>_contact_sheet.png``. Memory is that of a few chunks of
+    frames.
     """
     if not input or not output:
         raise VidlatentError("--mode=reconstruct needs --input=my.mp4 and --output=restored.mp4.")
@@ -95,40 +98,66 @@ def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, 
     info, frames = iter_frames(input)
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f"{target.stem}_side_by_side.mp4")
-    tally, sizes, borders = _Tally(info.frames), Sizes(), _Borders(codec)
-    fps = info.fps or STILL_FPS
+    fps, count, sizes = info.fps or STILL_FPS, 0, Sizes()
+    compared = _Compared(codec, target, fps, info.frames) if config.eval.compare else None
     with (
         VideoWriter(target, fps) as restored,
-        # To be looked at, and twice as wide: as fast as scoring, not as small as can be.
-        VideoWriter(beside, fps, preset="veryfast") as both,
+        compared or contextlib.nullcontext(),
         tqdm(total=info.frames or None, unit="frame", disable=None, desc="reconstruct") as bar,
     ):
         for original, reconstruction in codec.reconstruct_stream(frames, sizes.add):
-            tally.add(original, reconstruction)
-            borders.add(original, reconstruction)
             for frame in reconstruction:
                 restored.add(frame)
-            for frame in side_by_side(original, reconstruction):
-                both.add(frame)
+            if compared:
+                compared.add(original, reconstruction)
+            count += len(original)
             bar.update(len(original))
-    sheet = target.with_name(f"{target.stem}_contact_sheet.png")
-    sheet.write_bytes(tally.contact_sheet())
     about = {"height": info.height, "width": info.width, "fps": float(info.fps)}
-    coded = {"coded_in": codec.time, "frames": tally.frames, **about, **sizes.report()}
-    scores = {"input": Path(input).name, **tally.scores(), **coded, **borders.scores()}
-    path = target.with_name(f"{target.stem}_scores.json")
+    scores = {"input": Path(input).name, "coded_in": codec.time, "frames": count}
+    scores |= about | sizes.report() | (compared.scores() if compared else {})
+    path = _beside(target, "scores.json")
     path.write_text(json.dumps(scores, indent=1) + "\n")
-    logging.info(
-        "%d frames, PSNR %.2f dB, SSIM %.3f, %s",
-        tally.frames,
-        scores["psnr"],
-        scores["ssim"],
-        _compression(scores),
-    )
-    for file in (target, beside, sheet, path):
+    quality = f"PSNR {scores['psnr']:.2f} dB, SSIM {scores['ssim']:.3f}, " if compared else ""
+    logging.info("%d frames, %s%s", count, quality, _compression(scores))
+    for file in (target, *(compared.write() if compared else ()), path):
         logging.info("wrote %s", file)
     return 0
+
+
+def _beside(target: Path, ending: str) -> Path:
+    return target.with_name(f"{target.stem}_{ending}")
+
+
+class _Compared:
+    """Scores of a restored video, and what is looked at: both videos side by side, a few frames."""
+
+    def __init__(self, codec: Codec, target: Path, fps: Fraction, expected: int):
+        self._tally, self._borders = _Tally(expected), _Borders(codec)
+        self._sheet = _beside(target, "contact_sheet.png")
+        self._video = _beside(target, "side_by_side.mp4")
+        self._fps = fps
+
+    def __enter__(self) -> _Compared:
+        # Twice as wide: as fast as scoring, not as small as can be.
+        self._writer = VideoWriter(self._video, self._fps, preset="veryfast")
+        return self
+
+    def __exit__(self, *error) -> bool | None:
+        return self._writer.__exit__(*error)
+
+    def add(self, original: np.ndarray, reconstruction: np.ndarray) -> None:
+        self._tally.add(original, reconstruction)
+        self._borders.add(original, reconstruction)
+        for frame in side_by_side(original, reconstruction):
+            self._writer.add(frame)
+
+    def scores(self) -> dict[str, Any]:
+        return {**self._tally.scores(), **self._borders.scores()}
+
+    def write(self) -> tuple[Path, Path]:
+        """Writes the contact sheet; returns the files to look at."""
+        self._sheet.write_bytes(self._tally.contact_sheet())
+        return self._video, self._sheet
 
 
 class _Tally:
@@ -143,9 +172,10 @@ class _Tally:
         self._kept: list[tuple[int, np.ndarray, np.ndarray]] = []
 
     def add(self, original: np.ndarray, reconstruction: np.ndarray) -> None:
-        for name, metric in _METRICS.items():
-            values = metric(original[None], reconstruction[None])
-            self._sums[name] += float(np.asarray(values, np.float64).sum())
+        # Frame by frame: SSIM holds some ten arrays of a frame's size in float32.
+        for pair in zip(original, reconstruction, strict=True):
+            for name, metric in _METRICS.items():
+                self._sums[name] += float(metric(*(frame[None, None] for frame in pair))[0, 0])
         for position in range(len(original)):
             if (self.frames + position) % self._stride == 0:
                 number = self.frames + position
