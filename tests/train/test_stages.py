@@ -8,7 +8,7 @@ from tests.train.test_resume import digest, train
 from vidlatent import config as configs
 from vidlatent.infer.load import model_of, open_checkpoints
 from vidlatent.train.loop import INTERRUPTED
-from vidlatent.train.stages import started
+from vidlatent.train.stages import check_start
 from vidlatent.train.steps.tokenizer import make_step
 from vidlatent.typing import VidlatentError
 
@@ -35,12 +35,12 @@ def folder(path, recipe):
 def test_a_wrong_stage_is_refused_by_name(tmp_path):
     wrong = folder(tmp_path / "wrong", "tiny other")
     with pytest.raises(VidlatentError, match="'tiny other'.*follows on 'tiny critic'"):
-        started(stage(wrong, "tiny critic"), {}, {"params": {}})
+        check_start(stage(wrong, "tiny critic"))
     nameless = folder(tmp_path / "nameless", "")
     with pytest.raises(VidlatentError, match="no recipe.*init_recipes"):
-        started(stage(nameless, "tiny critic"), {}, {"params": {}})
+        check_start(stage(nameless, "tiny critic"))
     with pytest.raises(VidlatentError, match="'tiny next' follows on tiny critic.*init_from"):
-        started(stage("", "tiny critic"), {}, {"params": {}})
+        check_start(stage("", "tiny critic"))
 
 
 def saved(workdir, step):

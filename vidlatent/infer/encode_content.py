@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from vidlatent.dist.rules import replicated
 from vidlatent.infer.encode_plan import EncodeOptions
-from vidlatent.infer.encode_steps import path_of
+from vidlatent.infer.encode_steps import path_of, window_key, window_names
 from vidlatent.infer.pixels import from_pixels
 from vidlatent.io.networks import load_network
 from vidlatent.models.frozen import NETWORKS
@@ -62,7 +60,6 @@ class ContentLatents:
         whole = replicated(mesh)
         self._put = lambda arrays: jax.device_put(arrays, whole)
         self._params = self._put(network.params)
-        self._seed = seed
 
         def mean(params, frames):
             return network.apply(params, from_pixels(frames))
@@ -70,16 +67,11 @@ class ContentLatents:
         def draw(params, frames, names):
             pixels = from_pixels(frames)
             shape = jax.eval_shape(network.apply, params, pixels).shape[1:]
-            noise = jax.vmap(lambda name: jax.random.normal(self._key(name), shape))(names)
+            keys = jax.vmap(lambda name: window_key(seed, name, _DRAW))(names)
+            noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
             return network.apply(params, pixels, noise)
 
         self._mean, self._draw = (jax.jit(f, out_shardings=whole) for f in (mean, draw))
-
-    def _key(self, name: jax.Array) -> jax.Array:
-        key = jax.random.key(self._seed)
-        for part in (name[0], name[1], _DRAW):
-            key = jax.random.fold_in(key, part)
-        return key
 
     def __call__(
         self, frames: np.ndarray, clips: Sequence[str] = (), firsts: Sequence[int] = ()
@@ -93,8 +85,5 @@ class ContentLatents:
         frames = self._put(frames)
         if not (self._draws and clips):
             return np.asarray(self._mean(self._params, frames), np.float32)
-        names = [
-            (zlib.crc32(clip.encode()), first) for clip, first in zip(clips, firsts, strict=True)
-        ]
-        names = self._put(jnp.asarray(names, jnp.uint32))
+        names = self._put(window_names(clips, firsts))
         return np.asarray(self._draw(self._params, frames, names), np.float32)

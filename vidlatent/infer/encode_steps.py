@@ -28,7 +28,15 @@ from vidlatent.models.frozen import NETWORKS
 from vidlatent.registry import did_you_mean
 from vidlatent.typing import VidlatentError
 
-__all__ = ["Encoder", "ImageTokens", "TextStates", "local_mesh", "path_of"]
+__all__ = [
+    "Encoder",
+    "ImageTokens",
+    "TextStates",
+    "local_mesh",
+    "path_of",
+    "window_key",
+    "window_names",
+]
 
 WORDS = "words"  # a tokenizer that needs no file
 _KEPT_BYTES = 256 << 20  # of texts' states, for captions that come again
@@ -40,6 +48,20 @@ def local_mesh(batches: Sequence[int]) -> Mesh:
     count = math.gcd(len(devices), *batches)
     sizes = {"data": count, "fsdp": 1, "context": 1, "tensor": 1}
     return make_mesh(sizes, devices[:count])
+
+
+def window_names(clips: Sequence[str], firsts: Sequence[int]) -> np.ndarray:
+    """uint32 ``[B, 2]`` that tell windows apart: of a clip's name, and the first frame."""
+    names = [(zlib.crc32(clip.encode()), first) for clip, first in zip(clips, firsts, strict=True)]
+    return np.array(names, np.uint32)
+
+
+def window_key(seed: int, name: jax.Array, number: int) -> jax.Array:
+    """Random key of draw ``number`` of the window ``name`` ``[2]``, whatever it is batched with."""
+    key = jax.random.key(seed)
+    for part in (name[0], name[1], number):
+        key = jax.random.fold_in(key, part)
+    return key
 
 
 class Encoder:
@@ -67,10 +89,7 @@ class Encoder:
 
     def __call__(self, video: np.ndarray, clips: Sequence[str], firsts: Sequence[int]) -> jax.Array:
         """uint8 ``[B, T, H, W, 3]`` -> float32 ``[B, n, t, h, w, c]`` of n draws, or 1 mean."""
-        names = [
-            (zlib.crc32(clip.encode()), first) for clip, first in zip(clips, firsts, strict=True)
-        ]
-        arrays = jax.device_put((video, np.array(names, np.uint32)), self._rows)
+        arrays = jax.device_put((video, window_names(clips, firsts)), self._rows)
         return self._encode(self._params, *arrays)
 
     def content(self, video: np.ndarray) -> np.ndarray | None:
@@ -94,9 +113,7 @@ def _encode(model, draws, seed, params, video, names):
         )
 
     def noise(name, number):
-        key = jax.random.key(seed)
-        for part in (name[0], name[1], number):
-            key = jax.random.fold_in(key, part)
+        key = window_key(seed, name, number)
         return jax.random.normal(key, posterior.mean.shape[1:], posterior.mean.dtype)
 
     def draw(number):

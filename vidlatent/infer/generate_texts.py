@@ -84,15 +84,10 @@ class Pictures(_Encoder):
             return encoder(pictures)
 
 
-class Stills(_Encoder):
+class Stills(Pictures):
     """uint8 ``[B, H, W, 3]`` -> latents ``[B, H / 8, W / 8, 4]`` of an image autoencoder, means."""
 
     key, kind = "content", ContentLatents
-
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        encoder = self._ready()
-        with jax.set_mesh(self._mesh):
-            return encoder(pictures)
 
 
 def _padded(states: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:

@@ -38,7 +38,7 @@ def check_start(config: ConfigDict) -> None:
 
 
 def started(config: ConfigDict, state: Any, target: Any) -> Any:
-    """A new state that begins with what ``config.train.init_from`` holds.
+    """A new state that begins with what ``config.train.init_from`` holds, after ``check_start``.
 
     Parameters and their average are its (averaged) weights; a critic goes on where it was, if
     ``config.critic.continues`` and both runs have the same.
@@ -49,9 +49,8 @@ def started(config: ConfigDict, state: Any, target: Any) -> Any:
       target: the same as ShapeDtypeStructs with shardings.
 
     Raises:
-      VidlatentError: ``init_from`` is missing, does not fit, or is no stage this one follows on.
+      VidlatentError: what it holds does not fit.
     """
-    check_start(config)
     source = config.train.init_from
     if not source:
         return state
