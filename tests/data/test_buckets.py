@@ -54,6 +54,23 @@ def test_of_equal_shapes_the_largest_that_needs_no_enlarging():
     assert assign(clips, buckets, 0.0) == [[0], [1], [2]]
 
 
+def test_training_clips_join_every_size_of_their_aspect_that_does_not_enlarge_them():
+    squares = [Bucket(1, size, size, 1) for size in (64, 128, 256)]
+    clips = [clip(40, 40), clip(130, 130), clip(600, 600), clip(100, 200)]
+    assert assign(clips, squares, 0.0, every_size=True) == [[0, 1, 2, 3], [1, 2], [2]]
+    # Another ratio, however near (1.29 and 1.25), and another number of frames are no other size.
+    rows = ((17, 448, 576, 4), (17, 512, 640, 4), (17, 96, 128, 4), (5, 224, 288, 4))
+    buckets = parse_buckets((*rows, (17, 224, 288, 8)), RULE, 1)
+    clips = [clip(1000, 1286), clip(1000, 1250), clip(300, 390)]
+    assert assign(clips, buckets, 0.0) == [[0], [1], [], [0, 1, 2], [2]]
+    assert assign(clips, buckets, 0.0, every_size=True) == [[0], [1], [], [0, 1, 2], [0, 2]]
+    # By default each clip is seen as often in one size as in the other.
+    sizes = [Bucket(17, 64, 64, 8), Bucket(17, 128, 128, 2)]
+    members = assign([clip(200, 200)] * 6, sizes, 0.0, every_size=True)
+    steps = weigh(sizes, members, ())
+    np.testing.assert_allclose([8 * steps[0], 2 * steps[1]], 1.6)
+
+
 def test_shares():
     buckets = [Bucket(17, 64, 64, 4), Bucket(17, 48, 96, 4), Bucket(1, 64, 64, 8)]
     members = [[0, 1, 2], [3], [0, 1, 2, 3, 4]]

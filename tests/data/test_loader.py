@@ -57,6 +57,25 @@ def test_batches_are_as_described(tools, folder):
         assert batch["skipped"] == []
 
 
+def test_two_sizes_of_one_number_of_frames(tools, folder):
+    """Wide clips train in both wide buckets, tall ones in theirs; each is scored in one."""
+    buckets = ((5, 32, 48, 4), (5, 48, 72, 2), (5, 48, 32, 2))
+    options = tools.options(
+        source="folder", path=folder, buckets=buckets, bucket_weights=(1.0, 2.0, 1.0)
+    )
+    batches = read(tools, options, 16)
+    seen = [(batch["video"].shape[2:4], set(batch["clip"].tolist())) for batch in batches]
+    assert [sum(size == wanted for size, _ in seen) for wanted in ((32, 48), (48, 72))] == [4, 8]
+    small, large, tall = (
+        set().union(*(rows for size, rows in seen if size == wanted))
+        for wanted in ((32, 48), (48, 72), (48, 32))
+    )
+    assert small & large and not tall & (small | large)
+    scored = list(make_loader(options, split="whole", rule=tools.rule, seed=5))
+    assert {batch["video"].shape[2:4] for batch in scored} == {(48, 72), (48, 32)}
+    assert sum(batch["mask"].sum() for batch in scored) == 8
+
+
 def test_the_stream_does_not_depend_on_workers_threads_or_memory(tools, folder):
     straight = read(tools, options_of(tools, folder), 9)
     for change in (

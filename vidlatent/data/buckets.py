@@ -2,7 +2,9 @@
 
 Every shape is one compiled program, so there are few of them; a clip joins, for each number of
 frames, the bucket whose aspect ratio is nearest to its own and loses little to the crop
-(FSVideo 2.1 trains on mixed resolutions; resolutions there are averages over such buckets).
+(FSVideo 2.1 trains on mixed resolutions; resolutions there are averages over such buckets). Where
+several buckets have that very ratio, they are sizes to train on side by side: a training clip joins
+all that need not enlarge it.
 """
 
 from __future__ import annotations
@@ -68,11 +70,19 @@ def parse_buckets(
     return tuple(buckets)
 
 
-def assign(clips: Sequence[Clip], buckets: Sequence[Bucket], fps: float) -> list[list[int]]:
+def assign(
+    clips: Sequence[Clip], buckets: Sequence[Bucket], fps: float, *, every_size: bool = False
+) -> list[list[int]]:
     """For each bucket the rows of the clips that fill it.
 
     A clip joins one bucket for each number of frames that it is long enough for. Pictures join
     buckets of one frame only: a repeated picture would teach the model that nothing moves.
+
+    Args:
+      clips, buckets: what there is.
+      fps: frame rate of the windows; 0 keeps each clip's own.
+      every_size: for training: a clip joins besides the buckets of the same number of frames and
+        exactly the same aspect ratio that do not enlarge it (17x256x256 and 17x512x512).
     """
     members: list[list[int]] = [[] for _ in buckets]
     lengths = sorted({bucket.frames for bucket in buckets})
@@ -81,8 +91,32 @@ def assign(clips: Sequence[Clip], buckets: Sequence[Bucket], fps: float) -> list
             if clip.info.starts(frames, fps) < 1:
                 continue
             same = [i for i, bucket in enumerate(buckets) if bucket.frames == frames]
-            members[_nearest(clip, same, buckets)].append(row)
+            nearest = _nearest(clip, same, buckets)
+            joined = _sizes(clip, nearest, same, buckets) if every_size else [nearest]
+            for number in joined:
+                members[number].append(row)
     return members
+
+
+def _sizes(
+    clip: Clip, nearest: int, choices: Sequence[int], buckets: Sequence[Bucket]
+) -> list[int]:
+    """The nearest bucket and those of its aspect ratio that do not enlarge the clip."""
+    shape = buckets[nearest]
+    # Products, so that ratios are compared exactly: neighbouring ratios of large sizes are close.
+    return [
+        i
+        for i in choices
+        if i == nearest
+        or (
+            buckets[i].height * shape.width == shape.height * buckets[i].width
+            and not _enlarged(clip, buckets[i])
+        )
+    ]
+
+
+def _enlarged(clip: Clip, bucket: Bucket) -> bool:
+    return bucket.height > clip.info.height or bucket.width > clip.info.width
 
 
 def _nearest(clip: Clip, choices: Sequence[int], buckets: Sequence[Bucket]) -> int:
@@ -92,7 +126,7 @@ def _nearest(clip: Clip, choices: Sequence[int], buckets: Sequence[Bucket]) -> i
     def key(index: int):
         bucket = buckets[index]
         distance = abs(math.log(bucket.width / bucket.height) - ratio)
-        enlarged = bucket.height > clip.info.height or bucket.width > clip.info.width
+        enlarged = _enlarged(clip, bucket)
         area = bucket.height * bucket.width
         return round(distance, 6), enlarged, area if enlarged else -area, index
 
@@ -126,7 +160,10 @@ def weigh(
             )
     for bucket, rows in zip(buckets, members, strict=True):
         if not rows:
-            log.warning("no clip has the aspect ratio of bucket %s: it is left out", bucket)
+            log.warning(
+                "no clip has the aspect ratio, or is of the size, of bucket %s: it is left out",
+                bucket,
+            )
     if weights:
         shares = [w if rows else 0.0 for w, rows in zip(weights, members, strict=True)]
     else:

@@ -160,7 +160,8 @@ def _stream(
         grouped = [buckets[number] for number, _ in part.groups]
         windows = [mine for _, mine in part.groups]
         return validation_stream(reading, grouped, windows, *process)
-    members = reading.members(buckets)
+    # A clip is scored and encoded once for each number of frames, but learned from in every size.
+    members = reading.members(buckets, every_size=part == TRAIN)
     if isinstance(part, OneEach):
         windows = whole_windows(buckets, members, reading, part)
         return validation_stream(reading, buckets, windows, *process)

@@ -59,9 +59,11 @@ class DataOptions:
       tfds_field: field that holds an encoded video or picture as bytes.
       fps: frame rate of the windows; 0 keeps each clip's own.
       buckets: (frames, height, width, global batch) each; a clip goes, for each number of frames,
-        to the bucket of nearest aspect ratio.
+        to the bucket of nearest aspect ratio. Of several with exactly that ratio it trains in each
+        that does not enlarge it (in the smallest if all do), and is scored in the largest of these.
       bucket_weights: share of the steps of each bucket; empty: numbers of frames share equally
-        (so pictures and videos alternate 1:1), and within one the buckets by clips / batch.
+        (so pictures and videos alternate 1:1), and within one the buckets by clips / batch: every
+        clip is drawn as often in each of its sizes.
       validation_share: share of the files held out, by a hash of their names.
       num_workers: decoding processes; 0 decodes in threads of this process.
       read_threads: decoding threads in each process.

@@ -54,9 +54,9 @@ class Reading:
     limits: Limits
     memory: Memory | None = None  # for data sets small enough to be kept decoded
 
-    def members(self, buckets: Sequence[Bucket]) -> list[list[int]]:
-        """For each bucket the rows of the clips that fill it."""
-        return assign(self.clips, buckets, self.fps)
+    def members(self, buckets: Sequence[Bucket], every_size: bool = False) -> list[list[int]]:
+        """For each bucket the rows of the clips that fill it; see ``assign``."""
+        return assign(self.clips, buckets, self.fps, every_size=every_size)
 
     def start_of(self, row: int, frame: int) -> float:
         """Seconds at which a source frame is shown."""
@@ -95,7 +95,8 @@ class LatentReading(Reading):
 
     source: LatentSource
 
-    def members(self, buckets):
+    def members(self, buckets, every_size=False):
+        del every_size  # a clip has one size
         rows_of: dict[tuple[int, int, int], list[int]] = {}
         for row, clip in enumerate(self.clips):
             rows_of.setdefault((clip.frames, *clip.size), []).append(row)
