@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from vidlatent.metrics.ssim import ssim
+from vidlatent.metrics.ssim import _at_once, _in_bands, ssim
 from vidlatent.typing import VidlatentError
 
 
@@ -78,6 +78,15 @@ def test_smallest_frame_is_one_window():
     a, b = rng.integers(0, 256, (2, 1, 1, 11, 11, 3), np.uint8)
     expected = reference(a[0, 0].astype(float), b[0, 0].astype(float), 255)
     assert ssim(a, b)[0, 0] == pytest.approx(expected, abs=5e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 30, 99])
+def test_bands_of_rows_are_the_whole(rows):
+    """30 rows of the map: one at a time, with a last band of fewer new ones, at once."""
+    a, b = (np.moveaxis(v.reshape(2, 2, *v.shape[2:]), 1, 0) for v in scenes())
+    whole = _at_once(a, b, 0.0, 255.0)
+    assert whole.shape == (2, 2)
+    np.testing.assert_allclose(_in_bands(a, b, 0.0, 255.0, rows), whole, atol=2e-6)
 
 
 def test_under_jit_with_bfloat16():
