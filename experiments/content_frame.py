@@ -25,6 +25,7 @@ from experiments.design import Arm, Difference, Experiment
 from experiments.proofs import (
     GATE_METRIC,
     SIZES,
+    SQUARED,
     chosen_rows,
     clips,
     held_out,
@@ -42,7 +43,8 @@ __all__ = ["build", "measure"]
 
 FRAMES = 16
 MIDDLE = (FRAMES - 1) // 2
-CHANNELS = 4
+CHANNELS = 16
+RATES = ("5e-4", "1e-3")
 _TIE_DB = 0.2
 _NOTES = (
     "Latents are equal but for the last arm; a content frame is kept beside the latent, uncoded. "
@@ -54,7 +56,7 @@ _NOTES = (
 
 def build(size: str) -> Experiment:
     """The experiment at ``'cpu'``, ``'gpu'`` or ``'smoke'`` size."""
-    steps, batch, scored = {"cpu": (400, 4, 192), "gpu": (6000, 16, 512), "smoke": (3, 2, 8)}[size]
+    steps, batch, scored = {"cpu": (800, 4, 192), "gpu": (6000, 16, 512), "smoke": (3, 2, 8)}[size]
     common = {**clips(size, FRAMES, batch, scored), **_model(size)}
     space = int(common["model.space_factor"])
     # A latent channel has 4 / space^2 values for each pixel of a frame, the content frame 3.
@@ -63,7 +65,7 @@ def build(size: str) -> Experiment:
     def arm(name: str, content: str, label: str, channels: int = CHANNELS) -> Arm:
         overrides = {**common, "model.latent_channels": str(channels)}
         config = f"configs/reducio_vae.py:demo,content={content}"
-        return Arm(name, config, steps, label, overrides, rates(size))
+        return Arm(name, config, steps, label, overrides, rates(size, RATES))
 
     return Experiment(
         name="content_frame",
@@ -105,9 +107,10 @@ def build(size: str) -> Experiment:
 
 
 def _model(size: str) -> dict[str, str]:
-    # L1 alone on the mean's latent: nothing to weigh against each other. Residual branches start
-    # closed, which starts short runs quicker.
+    # The mean's latent: no rate to weigh against. Residual branches start closed, which starts
+    # short runs quicker.
     fields = {
+        **SQUARED,
         "train.sample_latent": "False",
         "model.residual_scale": "0.0",
         "model.space_factor": "4",

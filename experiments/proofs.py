@@ -18,6 +18,7 @@ from vidlatent.typing import FrameRule
 __all__ = [
     "GATE_METRIC",
     "SIZES",
+    "SQUARED",
     "chosen_rows",
     "clips",
     "held_out",
@@ -29,14 +30,17 @@ __all__ = [
 
 SIZES = ("cpu", "gpu", "smoke")
 GATE_METRIC = "psnr_over_mean_colour"
+# Nets that start from nothing stay at the mean colour for long under absolute error alone.
+SQUARED = {"loss.l1": "0.1", "loss.l2": "4.0"}
 _SIDES = {"cpu": 24, "gpu": 64, "smoke": 16}
 _CLIPS = {"cpu": 2400, "gpu": 20_000, "smoke": 40}
 _RATES = {"cpu": ("1e-3", "3e-3"), "gpu": ("3e-4", "1e-3"), "smoke": ("1e-3",)}
 
 
-def rates(size: str) -> tuple[Setting, ...]:
-    """Learning rates that every tuned arm tries."""
-    return tuple({"optim.lr": rate} for rate in _RATES[size])
+def rates(size: str, cpu: Sequence[str] = ()) -> tuple[Setting, ...]:
+    """Learning rates that every tuned arm tries; ``cpu``: at that size, instead of the usual."""
+    chosen = cpu if cpu and size == "cpu" else _RATES[size]
+    return tuple({"optim.lr": rate} for rate in chosen)
 
 
 def clips(size: str, frames: int, batch: int, scored: int) -> dict[str, str]:
