@@ -1,5 +1,6 @@
 """Every form of the convolution computes the same function and the same gradients."""
 
+import functools
 import itertools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from vidlatent.kernels.conv3d import conv3d, conv_frames
-from vidlatent.kernels.dispatch import current_platform
+from vidlatent.kernels.dispatch import current_platform, prefer, say_once
 from vidlatent.kernels.upconv import subpixel_conv
 from vidlatent.layers.resample import nearest
 from vidlatent.typing import VidlatentError
@@ -30,7 +31,8 @@ DEPTHWISE = [
 ]
 CASES = [
     *((case, form) for case, form in itertools.product(DENSE, ("taps", "fold2d", "auto"))),
-    *((case, form) for case, form in itertools.product(DEPTHWISE, ("shifts", "rows", "auto"))),
+    *((case, form) for case, form in itertools.product(DEPTHWISE, ("shifts", "auto"))),
+    *((case, "rows") for case in DEPTHWISE if case[3] == (1, 1, 1)),
 ]
 
 
@@ -115,6 +117,50 @@ def test_platform_comes_from_the_mesh():
     mesh = jax.sharding.Mesh(devices, ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     with jax.set_mesh(mesh):
         assert current_platform() == "cpu"
+
+
+def test_a_named_form_runs_or_is_refused():
+    x, kernel = _arrays(DEPTHWISE[2])
+    with pytest.raises(VidlatentError, match=r"stride 1, not \(2, 2, 2\).*use 'shifts' or 'auto'"):
+        conv3d(x, kernel, (2, 2, 2), feature_group_count=4, implementation="rows")
+    x, kernel = _arrays(((1, 3, 4, 4, 4), (3, 3, 3), 4, None, None, 2))
+    with pytest.raises(VidlatentError, match="no form 'taps' for 2 groups.*use 'native' or 'auto'"):
+        conv3d(x, kernel, feature_group_count=2, implementation="taps")
+    assert conv3d(x, kernel, feature_group_count=2).shape == (1, 1, 2, 2, 4)
+    # One tap: 'native' is one convolution over three axes, not one over two.
+    x, kernel = _arrays(DENSE[3])
+    text = str(jax.make_jaxpr(lambda *a: conv3d(*a, implementation="native"))(x, kernel))
+    assert "reshape" not in text and "reshape" in str(jax.make_jaxpr(conv3d)(x, kernel))
+
+
+def test_one_setting_for_a_model_of_both_kinds_is_said(caplog):
+    say_once.cache_clear()
+    x, kernel = _arrays(DEPTHWISE[0])
+    dense = _arrays(DENSE[0])
+    frames = [dense[0][:, k : k + 3] for k in range(3)]
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            conv3d(x, kernel, feature_group_count=6, implementation="fold2d")
+            with prefer(conv3d="rows"):
+                conv3d(*dense)
+            conv_frames(frames, dense[1], implementation="native")
+        conv3d(*dense, implementation="auto")
+    assert [record.getMessage() for record in caplog.records] == [
+        "conv3d: the form 'fold2d' was asked for; depthwise kernels have none and take the usual "
+        "'rows'",
+        "conv3d: the form 'rows' was asked for; dense kernels have none and take the usual 'taps'",
+        "conv3d: the form 'native' was asked for; convolutions whose taps come one by one have "
+        "none and take 'fold2d'",
+    ]
+    # Taps of a depthwise kernel that come one by one take the form that was named, too.
+    parts = [x[:, k : k + 2] for k in range(3)]
+
+    def primitives(form):
+        run = functools.partial(conv_frames, feature_group_count=6, implementation=form)
+        return str(jax.make_jaxpr(run)(parts, kernel))
+
+    assert "conv_general_dilated" in primitives("native")
+    assert "conv_general_dilated" not in primitives("shifts")
 
 
 def test_wrong_names_and_channels_are_named():

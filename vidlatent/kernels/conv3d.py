@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vidlatent.kernels.dispatch import choose
+from vidlatent.kernels.dispatch import choose, current_platform, say_once, wanted
 from vidlatent.typing import VidlatentError, check_shape
 
 __all__ = ["DENSE_FORMS", "DEPTHWISE_FORMS", "conv3d", "conv_frames"]
@@ -28,6 +28,10 @@ DENSE_FORMS = ("native", "taps", "fold2d")
 DEPTHWISE_FORMS = ("native", "shifts", "rows")
 _AUTO_DENSE = {"cpu": "taps", "tpu": "fold2d", "default": "native"}
 _AUTO_DEPTHWISE = {"cpu": "rows", "tpu": "native", "default": "shifts"}
+_KINDS = {  # forms, those of the other kind, and what 'auto' means
+    "dense": (DENSE_FORMS, DEPTHWISE_FORMS, _AUTO_DENSE),
+    "depthwise": (DEPTHWISE_FORMS, DENSE_FORMS, _AUTO_DEPTHWISE),
+}
 # XLA:CPU likes taps folded into the channels only while those are few.
 _FEW_CHANNELS = 16
 
@@ -54,12 +58,18 @@ def conv3d(
         2-D convolution per time tap), ``'fold2d'`` (time taps as channels of one 2-D
         convolution); for a depthwise kernel ``'native'``, ``'shifts'`` (a sum of shifted
         products) or ``'rows'`` (the same, with the kernel's gradient summed row by row; no
-        forward-mode derivative). A form that does not exist for the kind of kernel stands for
-        that kind's ``'auto'``, so that one setting serves a whole model.
+        forward-mode derivative; stride 1). A model has one setting for kernels of both kinds: a
+        name that the other kind alone has leaves a kernel at ``'auto'``, and the log says so
+        once. With that exception a form that is named is the one that runs; with a single tap
+        ``'taps'`` and ``'fold2d'`` are the same 2-D convolution.
       platform: overrides the platform that ``'auto'`` looks at.
 
     Returns:
       ``[B, T', H', W', O]`` in the dtype of ``x``.
+
+    Raises:
+      VidlatentError: an unknown form, channels that do not fit the kernel, or a named form that
+        cannot do this convolution.
     """
     check_shape(x, "B T H W C")
     kt, kh, kw, group_in, features = kernel.shape
@@ -70,10 +80,13 @@ def conv3d(
         )
     if feature_group_count > 1 and feature_group_count == features == x.shape[-1]:
         return _depthwise(x, kernel, strides, padding, implementation, platform)
-    if implementation in ("shifts", "rows"):
-        implementation = "auto"
-    form = choose("conv3d", implementation, DENSE_FORMS, _AUTO_DENSE, platform)
-    if kt == 1 and padding[0] == (0, 0):
+    implementation, form = _chosen(implementation, "dense", platform)
+    if feature_group_count > 1 and implementation not in ("auto", "native"):
+        raise VidlatentError(
+            f"conv3d has no form {implementation!r} for {feature_group_count} groups of channels "
+            f"(kernel {kernel.shape}): use 'native' or 'auto'."
+        )
+    if kt == 1 and padding[0] == (0, 0) and implementation != "native":
         return _plane(x[:, :: strides[0]], kernel, strides, padding, feature_group_count)
     if form == "native" or feature_group_count > 1:
         return _native(x, kernel, strides, padding, feature_group_count)
@@ -107,7 +120,8 @@ def conv_frames(
       kernel: ``[kt, kh, kw, I / groups, O]``.
       strides, padding: along H and W.
       feature_group_count: 1, or the number of channels (depthwise).
-      implementation: ``'auto'``, ``'taps'`` or ``'fold2d'``; ``'native'`` stands for ``'fold2d'``.
+      implementation: as for ``conv3d``. No 5-D convolution sees its taps one by one: ``'native'``
+        stands for ``'fold2d'`` here, which the log says once where it was named.
       platform: overrides the platform that ``'auto'`` looks at.
     """
     if len(frames) != kernel.shape[0]:
@@ -115,11 +129,24 @@ def conv_frames(
     if feature_group_count > 1:
         pad = ((0, 0), *padding)
         parts = (
-            conv3d(f, kernel[k : k + 1], (1, *strides), pad, feature_group_count, platform=platform)
+            conv3d(
+                f,
+                kernel[k : k + 1],
+                (1, *strides),
+                pad,
+                feature_group_count,
+                implementation=implementation,
+                platform=platform,
+            )
             for k, f in enumerate(frames)
         )
         return sum(parts)
-    form = choose("conv_frames", implementation, DENSE_FORMS, _AUTO_DENSE, platform)
+    implementation, form = _chosen(implementation, "dense", platform)
+    if implementation == "native":
+        say_once(
+            "conv3d: the form 'native' was asked for; convolutions whose taps come one by one have "
+            "none and take 'fold2d'"
+        )
     pad = ((0, 0), *padding)
     few = implementation == "auto" and frames[0].shape[-1] < _FEW_CHANNELS
     if form == "taps" and not few:
@@ -129,6 +156,21 @@ def conv_frames(
     kt, kh, kw, group_in, features = kernel.shape
     folded = jnp.moveaxis(kernel, 0, 2).reshape(1, kh, kw, kt * group_in, features)
     return _plane(jnp.concatenate(frames, axis=-1), folded, (1, *strides), pad, 1)
+
+
+def _chosen(implementation: str, kind: str, platform: str | None) -> tuple[str, str]:
+    """The form asked for of a ``'dense'`` or ``'depthwise'`` kernel, ``'auto'`` where only the
+    other kind has it, and the form that this means."""
+    known, other, auto = _KINDS[kind]
+    implementation = wanted("conv3d", implementation)
+    if implementation in other and implementation not in known:
+        form = auto.get(platform or current_platform(), auto["default"])
+        say_once(
+            f"conv3d: the form {implementation!r} was asked for; {kind} kernels have none and take "
+            f"the usual {form!r}"
+        )
+        return "auto", form
+    return implementation, choose("conv3d", implementation, known, auto, platform)
 
 
 def _native(x, kernel, strides, padding, groups):
@@ -190,13 +232,16 @@ def _time_slices(x, taps, stride, pad):
 
 
 def _depthwise(x, kernel, strides, padding, implementation, platform):
-    if implementation in ("taps", "fold2d"):
-        implementation = "auto"
-    form = choose("conv3d", implementation, DEPTHWISE_FORMS, _AUTO_DEPTHWISE, platform)
+    implementation, form = _chosen(implementation, "depthwise", platform)
     if form == "native":
         return _native(x, kernel, strides, padding, x.shape[-1])
     if form == "rows" and tuple(strides) == (1, 1, 1):
         return _rows(x, kernel, tuple(tuple(pad) for pad in padding))
+    if implementation == "rows":
+        raise VidlatentError(
+            f"conv3d's form 'rows' has stride 1, not {tuple(strides)} (depthwise kernel "
+            f"{kernel.shape}): use 'shifts' or 'auto'."
+        )
     return _shifts(x, kernel, strides, padding)
 
 

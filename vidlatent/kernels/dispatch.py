@@ -72,7 +72,7 @@ def choose(
 
 @functools.lru_cache
 def say_once(sentence: str) -> None:
-    """Log why ``'auto'`` takes another form than the platform's best, once for each reason."""
+    """Log why another form is taken than the one looked for, once for each reason."""
     log.info("%s", sentence)
 
 
