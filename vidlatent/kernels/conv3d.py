@@ -72,7 +72,7 @@ def conv3d(
         cannot do this convolution.
     """
     check_shape(x, "B T H W C")
-    kt, kh, kw, group_in, features = kernel.shape
+    group_in, features = kernel.shape[3:]
     if x.shape[-1] != group_in * feature_group_count:
         raise VidlatentError(
             f"convolution input has {x.shape[-1]} channels, but the kernel {kernel.shape} with "
@@ -80,24 +80,7 @@ def conv3d(
         )
     if feature_group_count > 1 and feature_group_count == features == x.shape[-1]:
         return _depthwise(x, kernel, strides, padding, implementation, platform)
-    implementation, form = _chosen(implementation, "dense", platform)
-    if feature_group_count > 1 and implementation not in ("auto", "native"):
-        raise VidlatentError(
-            f"conv3d has no form {implementation!r} for {feature_group_count} groups of channels "
-            f"(kernel {kernel.shape}): use 'native' or 'auto'."
-        )
-    if kt == 1 and padding[0] == (0, 0) and implementation != "native":
-        return _plane(x[:, :: strides[0]], kernel, strides, padding, feature_group_count)
-    if form == "native" or feature_group_count > 1:
-        return _native(x, kernel, strides, padding, feature_group_count)
-    few = implementation == "auto" and x.shape[-1] < _FEW_CHANNELS
-    if form == "taps" and strides[0] == 1 and padding[0] != (0, 0) and not few:
-        return _real_taps(x, kernel, strides, padding)
-    frames = _time_slices(x, kt, strides[0], padding[0])
-    form = implementation if implementation == "auto" else form
-    return conv_frames(
-        frames, kernel, strides[1:], padding[1:], implementation=form, platform=platform
-    )
+    return _dense(x, kernel, strides, padding, feature_group_count, implementation, platform)
 
 
 def conv_frames(
@@ -156,6 +139,28 @@ def conv_frames(
     kt, kh, kw, group_in, features = kernel.shape
     folded = jnp.moveaxis(kernel, 0, 2).reshape(1, kh, kw, kt * group_in, features)
     return _plane(jnp.concatenate(frames, axis=-1), folded, (1, *strides), pad, 1)
+
+
+def _dense(x, kernel, strides, padding, groups, implementation, platform):
+    kt = kernel.shape[0]
+    implementation, form = _chosen(implementation, "dense", platform)
+    if groups > 1 and implementation not in ("auto", "native"):
+        raise VidlatentError(
+            f"conv3d has no form {implementation!r} for {groups} groups of channels "
+            f"(kernel {kernel.shape}): use 'native' or 'auto'."
+        )
+    if kt == 1 and padding[0] == (0, 0) and implementation != "native":
+        return _plane(x[:, :: strides[0]], kernel, strides, padding, groups)
+    if form == "native" or groups > 1:
+        return _native(x, kernel, strides, padding, groups)
+    few = implementation == "auto" and x.shape[-1] < _FEW_CHANNELS
+    if form == "taps" and strides[0] == 1 and padding[0] != (0, 0) and not few:
+        return _real_taps(x, kernel, strides, padding)
+    frames = _time_slices(x, kt, strides[0], padding[0])
+    form = implementation if implementation == "auto" else form
+    return conv_frames(
+        frames, kernel, strides[1:], padding[1:], implementation=form, platform=platform
+    )
 
 
 def _chosen(implementation: str, kind: str, platform: str | None) -> tuple[str, str]:
