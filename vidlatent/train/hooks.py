@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -135,7 +136,7 @@ class Log:
                 raise VidlatentError(
                     f"step {step}: loss or gradient was not finite for {self.limit} steps in a row "
                     f"(config.train.max_bad_steps); the last batch held {', '.join(names)}. "
-                    "Lower config.optim.lr or look at these clips; the last checkpoint is sound."
+                    "Lower config.optim.lr or look at these clips; the last checkpoint is older."
                 )
 
 
@@ -181,12 +182,39 @@ class Evaluate:
         return result
 
 
+_PLAYERS = ("helpers", "critic")  # parts of a state with parameters of their own
+
+
+@jax.jit
+def _finite(parts: dict[str, Any]) -> dict[str, jax.Array]:
+    """Of each tree whether all numbers are finite: one answer on all devices and processes."""
+    return {
+        name: jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+        for name, tree in parts.items()
+    }
+
+
 class Save:
-    """Checkpoints: state, data position, latent identity, config hash and scores."""
+    """Checkpoints: state, data position, latent identity, config hash and scores.
+
+    A step that can be no use to go on from takes no other's place: parameters that are not finite
+    stop the run, and while steps fail, which they may because of the parameters, saves that are
+    merely due are left out.
+    """
 
     def __call__(self, run: Run, force: bool = False) -> None:
         if not (force or run.checkpointer.should_save(run.step)):
             return
+        with run.aside():
+            self._check(run)
+            streak = int(run.state["extra"]["bad_streak"])
+        if streak:
+            run.progress.say(
+                f"step {run.step}: {'saved although' if force else 'not saved, as'} the last "
+                f"{streak} steps were not finite"
+            )
+            if not force:
+                return
         scores = run.evaluation[1].scores if self._fresh(run) else None
         with run.aside():
             run.checkpointer.save(
@@ -197,6 +225,22 @@ class Save:
                 config_hash=run.hash,
                 metrics=scores,
                 force=force,
+            )
+
+    @staticmethod
+    def _check(run: Run) -> None:
+        """Raise ``VidlatentError`` unless all parameters are finite."""
+        found = {name: run.state[name]["params"] for name in _PLAYERS if name in run.state}
+        # Helpers of a loss learn at the model's rate.
+        parts = {"config.optim.lr": (run.state["params"], found.pop("helpers", ()))}
+        parts |= {f"config.{name}.optim.lr": params for name, params in found.items()}
+        rates = [rate for rate, finite in jax.device_get(_finite(parts)).items() if not finite]
+        if rates:
+            latest = run.checkpointer.latest()
+            then = "begins anew" if latest is None else f"goes on from step {latest}"
+            raise VidlatentError(
+                f"step {run.step}: the weights are not finite, so the step is not saved: lower "
+                f"{' and '.join(rates)}; the same command then {then}."
             )
 
     @staticmethod
