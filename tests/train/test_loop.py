@@ -46,8 +46,10 @@ def test_run_leaves_config_curves_checkpoint_and_profile(workdir):
 
 
 def test_other_latents_need_another_workdir(workdir):
+    before = json.loads((workdir / "config.json").read_text())["data"]["buckets"]
     with pytest.raises(VidlatentError, match="another --workdir"):
         train(tiny(model__temporal_down="(0,)", data__buckets="((3, 16, 16, 2),)"), workdir)
+    assert json.loads((workdir / "config.json").read_text())["data"]["buckets"] == before
 
 
 def test_other_widths_are_named(workdir):
@@ -66,3 +68,11 @@ def test_changed_settings_are_said_and_the_run_goes_on(workdir, caplog):
 def test_batch_that_does_not_divide_is_refused(tmp_path):
     with pytest.raises(VidlatentError, match="accumulate 3 does not divide the batch of 2"):
         train(tiny(optim__accumulate="3", data__buckets="((5, 16, 16, 2),)"), tmp_path)
+
+
+def test_a_refused_start_leaves_no_config(tmp_path):
+    with pytest.raises(VidlatentError, match="config.train.init_kind is 'image'"):
+        train(tiny(train__init_kind="image"), tmp_path)
+    with pytest.raises(VidlatentError, match="elsewhere"):
+        train(tiny(train__init_from=str(tmp_path / "elsewhere")), tmp_path)
+    assert not (tmp_path / "config.json").exists()

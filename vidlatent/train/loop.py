@@ -49,9 +49,6 @@ def train(config: ConfigDict, workdir: Path) -> int:
         # What is missing is told before clips are looked at and a large model is made.
         networks = step_fns.load_networks()
         loaders = Loaders(config, spec, workdir)
-        if is_main():
-            for change in configs.write(config, workdir):
-                logging.warning("config differs from the one this workdir had: %s", change)
         checkpointer = open_checkpoints(config, workdir)
         stack.callback(checkpointer.close)
         state, start = _restore_or_init(config, step_fns, checkpointer, mesh, spec)
@@ -59,6 +56,10 @@ def train(config: ConfigDict, workdir: Path) -> int:
         subject.begin(workdir, start.step, loader.labels)
         if start.iterator:
             loader.check_state(start.iterator)
+        # Only now: a start that is refused leaves the workdir's config, or the lack of one, alone.
+        if is_main():
+            for change in configs.write(config, workdir):
+                logging.warning("config differs from the one this workdir had: %s", change)
         writer = make_writers(workdir, tensorboard=config.train.tensorboard)
         stack.callback(writer.close)
         progress = Progress(config.train.steps, start.step, config.name)
