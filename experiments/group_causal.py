@@ -23,6 +23,7 @@ from experiments.design import Arm, Difference, Experiment
 from experiments.proofs import (
     GATE_METRIC,
     SIZES,
+    SQUARED,
     chosen_rows,
     clips,
     over_mean_colour,
@@ -35,6 +36,7 @@ __all__ = ["build", "measure"]
 
 FRAMES = 17
 GROUP = 4
+RATES = ("5e-4", "1e-3")
 _TIES = {"ssim_max_margin": 0.002, "ssim": 0.002, "psnr_max_margin": 0.1, "psnr": 0.2}
 _NOTES = (
     "Place 1 of a group is its first frame; frame 0 of a clip belongs to no group.",
@@ -48,11 +50,11 @@ _NOTES = (
 def build(size: str) -> Experiment:
     """The experiment at ``'cpu'``, ``'gpu'`` or ``'smoke'`` size."""
     steps, batch, scored, width, branch = {
-        "cpu": (500, 4, 192, 8, 6),
+        "cpu": (1200, 4, 192, 8, 6),
         "gpu": (6000, 8, 512, 36, 24),
         "smoke": (3, 2, 8, 6, 4),
     }[size]
-    common = clips(size, FRAMES, batch, scored)
+    common = {**clips(size, FRAMES, batch, scored), **SQUARED}
     if size == "gpu":
         common |= {
             "model.multipliers": "(1, 2, 4, 4)",
@@ -68,7 +70,7 @@ def build(size: str) -> Experiment:
             steps,
             label,
             overrides,
-            rates(size),
+            rates(size, RATES),
         )
 
     return Experiment(
