@@ -7,7 +7,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vidlatent.dist import rules
-from vidlatent.dist.mesh import AXES, make_mesh, resolve_sizes
+from vidlatent.dist.mesh import AXES, make_mesh, mesh_for_batches, resolve_sizes
 from vidlatent.dist.multihost import local_rows, to_global
 from vidlatent.typing import VidlatentError
 
@@ -33,6 +33,30 @@ def test_wildcard_fills_up():
 def test_impossible_meshes(wanted, says):
     with pytest.raises(VidlatentError, match=says):
         resolve_sizes(wanted, 8)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "batches", "shape"),
+    [
+        (sizes(fsdp=-1), [16, 8], (1, 8, 1, 1)),
+        (sizes(fsdp=-1), [4], (1, 4, 1, 1)),
+        (sizes(fsdp=-1), [12, 6], (1, 2, 1, 1)),
+        (sizes(data=2, fsdp=-1), [6], (2, 1, 1, 1)),
+        (sizes(data=-1, context=2), [1], (1, 1, 2, 1)),
+        (sizes(fsdp=-1), [], (1, 8, 1, 1)),
+    ],
+)
+def test_small_batches_leave_devices_idle(wanted, batches, shape):
+    mesh = mesh_for_batches(wanted, [(9, 64, 64, batch) for batch in batches])
+    assert tuple(mesh.shape.values()) == shape
+
+
+@pytest.mark.parametrize(
+    "wanted", [sizes(data=8), sizes(data=4, fsdp=-1), sizes(data=8, context=-1)]
+)
+def test_batches_that_no_mesh_of_the_asked_kind_divides(wanted):
+    with pytest.raises(VidlatentError, match="batches of 2, 6 clips"):
+        mesh_for_batches(wanted, [(9, 64, 64, 6), (1, 64, 64, 2)])
 
 
 def test_axis_types_are_auto():

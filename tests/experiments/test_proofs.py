@@ -232,7 +232,7 @@ def test_nothing_is_concluded_from_some_seeds(tmp_path):
 )
 def test_at_smoke_size(proof, keep, tmp_path, monkeypatch):
     one = jax.devices()[:1]
-    monkeypatch.setattr(loop, "make_mesh", lambda sizes: make_mesh(sizes, one))
+    monkeypatch.setattr(loop, "mesh_for_batches", lambda sizes, _: make_mesh(sizes, one))
     design = proof.build("smoke")
     design = dataclasses.replace(design, arms=tuple(a for a in design.arms if a.name in keep))
     assert run_all(design, tmp_path) == 0

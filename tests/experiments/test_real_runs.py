@@ -18,7 +18,7 @@ from vidlatent.train import loop
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     one = jax.devices()[:1]
-    monkeypatch.setattr(loop, "make_mesh", lambda sizes: make_mesh(sizes, one))
+    monkeypatch.setattr(loop, "mesh_for_batches", lambda sizes, _: make_mesh(sizes, one))
 
 
 @pytest.mark.slow

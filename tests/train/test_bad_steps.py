@@ -28,7 +28,7 @@ def poison(monkeypatch):
         return jnp.float32(jnp.nan)
 
     one = jax.devices()[:1]
-    monkeypatch.setattr(loop, "make_mesh", lambda sizes: make_mesh(sizes, one))
+    monkeypatch.setattr(loop, "mesh_for_batches", lambda sizes, _: make_mesh(sizes, one))
     poisons = {"nan_on_images": lambda: Term(on_images), "nan": lambda: Term(always)}
     terms = {**TERMS._entries, **poisons}
     monkeypatch.setattr(TERMS, "_entries", terms)

@@ -35,8 +35,9 @@ from vidlatent.typing import VidlatentError
 def one_device():
     patch = pytest.MonkeyPatch()
     one = jax.devices()[:1]
-    for module in (loop, generate, generate_eval):
-        patch.setattr(module, "make_mesh", lambda sizes: make_mesh(sizes, one))
+    patch.setattr(generate, "make_mesh", lambda sizes: make_mesh(sizes, one))
+    for module in (loop, generate_eval):
+        patch.setattr(module, "mesh_for_batches", lambda sizes, _: make_mesh(sizes, one))
     yield
     patch.undo()
 

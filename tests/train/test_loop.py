@@ -19,7 +19,7 @@ TINY = Path(__file__).parent.parent / "tiny.py"
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     one = jax.devices()[:1]
-    monkeypatch.setattr(loop, "make_mesh", lambda sizes: make_mesh(sizes, one))
+    monkeypatch.setattr(loop, "mesh_for_batches", lambda sizes, _: make_mesh(sizes, one))
 
 
 @pytest.fixture(scope="module")

@@ -36,8 +36,9 @@ def places(tmp_path_factory):
     """A Reducio-VAE and a set of shapes with texts, tokens and content latents."""
     patch = pytest.MonkeyPatch()
     one = jax.devices()[:1]
-    for module in (loop, generate, generate_eval):
-        patch.setattr(module, "make_mesh", lambda sizes: make_mesh(sizes, one))
+    patch.setattr(generate, "make_mesh", lambda sizes: make_mesh(sizes, one))
+    for module in (loop, generate_eval):
+        patch.setattr(module, "mesh_for_batches", lambda sizes, _: make_mesh(sizes, one))
     folder = tmp_path_factory.mktemp("reducio")
     write_run(folder / "tokenizer", configs.load("configs/reducio_vae.py"), TOKENIZER)
     config = configs.read(folder / "tokenizer")

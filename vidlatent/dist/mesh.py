@@ -18,12 +18,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
+from absl import logging
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from vidlatent.typing import VidlatentError
 
-__all__ = ["AXES", "make_mesh", "mesh_of_rows", "resolve_sizes"]
+__all__ = ["AXES", "make_mesh", "mesh_for_batches", "mesh_of_rows", "resolve_sizes"]
 
 AXES = ("data", "fsdp", "context", "tensor")
 
@@ -61,6 +62,46 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     else:
         grid = mesh_utils.create_device_mesh(shape, devices)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_for_batches(sizes: Mapping[str, int], buckets: Sequence[Sequence[int]]) -> Mesh:
+    """Mesh of all devices or, with an axis of -1, of as many as can share every batch.
+
+    So a small batch trains on a large host, too: a batch of 4 leaves four of eight chips idle,
+    which is said in the log.
+
+    Args:
+      sizes: ``config.mesh``.
+      buckets: ``config.data.buckets``, each ending with its global batch; what is wrong with them
+        otherwise is the loader's to say.
+
+    Raises:
+      VidlatentError: the sizes are wrong, or the rows of a batch cannot be shared equally and no
+        axis may shrink (given sizes, or several processes, each of which needs its devices).
+    """
+    devices = jax.devices()
+    batches = sorted({int(row[3]) for row in buckets if len(row) == 4 and row[3] >= 1})
+    shape = dict(zip(AXES, resolve_sizes(sizes, len(devices)), strict=True))
+    rows = shape["data"] * shape["fsdp"]
+    if all(batch % rows == 0 for batch in batches):
+        return make_mesh(sizes)
+    named = ", ".join(map(str, batches))
+    wild = next((name for name in ("data", "fsdp") if int(sizes[name]) == -1), None)
+    other = rows // shape[wild] if wild else rows
+    share = math.gcd(*batches)
+    if wild is None or share % other or jax.process_count() > 1:
+        raise VidlatentError(
+            f"data.buckets has batches of {named} clips, which "
+            f"do not divide among config.mesh.data x config.mesh.fsdp = {rows} devices: give "
+            "batches that do, or more devices to config.mesh.context."
+        )
+    shape[wild] = math.gcd(share // other, shape[wild])
+    count = math.prod(shape.values())
+    logging.warning(
+        "%d of %d devices stay idle: batches of %s clips divide among %d.",
+        *(len(devices) - count, len(devices), named, shape["data"] * shape["fsdp"]),
+    )
+    return make_mesh(shape, devices[:count])
 
 
 def mesh_of_rows(mesh: Mesh) -> Mesh:

@@ -8,7 +8,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from vidlatent.dist.mesh import make_mesh
+from vidlatent.dist.mesh import mesh_for_batches
 from vidlatent.dist.multihost import is_main
 from vidlatent.infer.data import Loaders
 from vidlatent.infer.generate_inputs import Inputs
@@ -36,7 +36,8 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
             f"{workdir} was trained on latents {known.spec}, the data holds {found.spec}: name a "
             "set of the same tokenizer by --config.data.path=..."
         )
-    inputs, mesh = Inputs(config, model, known), make_mesh(config.mesh)
+    inputs = Inputs(config, model, known)
+    mesh = mesh_for_batches(config.mesh, config.data.buckets)
     networks = inputs.load_networks()
     with jax.set_mesh(mesh):
         restored = restored_generator(config, workdir, model, mesh, step)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vidlatent.data.decode import iter_frames
-from vidlatent.dist.mesh import make_mesh
+from vidlatent.dist.mesh import mesh_for_batches
 from vidlatent.dist.multihost import is_main
 from vidlatent.infer.codec import Codec
 from vidlatent.infer.coded import Sizes
@@ -56,7 +56,7 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
     if config.eval.protocol:
         return evaluate_protocol(config, workdir, step, output)
     model = model_of(config)
-    mesh = make_mesh(config.mesh)
+    mesh = mesh_for_batches(config.mesh, config.data.buckets)
     # Before anything is decoded: missing weights are told at once.
     networks = config.networks.to_dict()
     scores = make_scores(config.eval.metrics, networks, stand_ins=config.eval.stand_ins)

@@ -23,7 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vidlatent.dist.mesh import make_mesh
+from vidlatent.dist.mesh import mesh_for_batches
 from vidlatent.dist.multihost import is_main
 from vidlatent.infer.load import compute_dtype
 from vidlatent.io.tables import markdown_table
@@ -49,7 +49,7 @@ def bench(config: ConfigDict, workdir: Path, output: str) -> int:
     The file is ``output``, by default ``<workdir>/bench.json``. Returns the exit status.
     """
     bucket = bucket_of(config, config.bench.bucket)
-    mesh = make_mesh(config.mesh)
+    mesh = mesh_for_batches(config.mesh, [bucket])
     dtype = jnp.dtype(compute_dtype(config))
     peaks = device_peaks(dtype)
     device = jax.devices()[0]

@@ -12,7 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vidlatent import config as configs
-from vidlatent.dist.mesh import make_mesh
+from vidlatent.dist.mesh import mesh_for_batches
 from vidlatent.dist.multihost import is_main, to_global
 from vidlatent.dist.rules import batch_sharding, replicated
 from vidlatent.infer.data import Loaders
@@ -42,7 +42,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     workdir.mkdir(parents=True, exist_ok=True)
     subject = subject_of(config)
     spec = subject.spec
-    mesh = make_mesh(config.mesh)
+    mesh = mesh_for_batches(config.mesh, config.data.buckets)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         step_fns = subject.make_step()
