@@ -161,6 +161,9 @@ def _tokenizer() -> ConfigDict:
     tokenizer.path = ""  # its workdir; may be empty for training on a latent data set
     tokenizer.step = -1  # checkpoint; -1: the newest
     tokenizer.sample = False  # encode a draw from the posterior, not its mean
+    # (frames, overlap_frames) of chunks that clips are coded in, one after the other in time, and
+    # decoded with blending (ProMAG); empty: videos are coded whole, a latent data set as it says
+    tokenizer.chunks = ()
     return tokenizer
 
 
@@ -380,6 +383,9 @@ def _encode() -> ConfigDict:
     encode.stride = 0  # frames from window to window; 0: as many as the longest bucket has
     encode.dtype = "float16"  # float16 | bfloat16 | float32; the header states the error
     encode.draws = 0  # draws from the posterior stored of each window; 0: its mean
+    # (frames, overlap_frames) of chunks that windows are coded in, such as (17, 4): their latents
+    # follow each other in time; empty: windows are coded whole. A single frame is a picture
+    encode.chunks = ()
     encode.shards = 0  # files; 0: of about 128 MiB
     encode.text = ""  # store states of the captions for this system: wan | reducio | promag
     encode.text_network = ""  # of config.networks; empty: the system's own

@@ -6,11 +6,14 @@
 ``configs/promag_dit.py:paper``   stage 1, pictures of about 256x256 with mixed aspect ratios
 ``paper,stage=2``                 pictures and videos, 68 frames at 192x320
 ``paper,stage=2,k=16``            on the latents of the 8x or 16x tokenizer (``k=4``, ``8``, ``16``)
-``paper,stage=3,k=16``            340-frame clips, tuned from stage 2
+``paper,stage=3,k=16``            clips of 20 chunks of 17 frames, tuned from stage 2
+``paper,stage=2,overlap=0``       chunks that share no frames: 68 (340) frames, not 56 (264)
+``paper,stage=2,places=frame``    a latent's place in time is its last frame's number, not its own
 ``loss=flow``                     rectified flow instead of v-prediction; with ``demo`` too
 
-Latents come from ``--mode=encode``: ``--config.data.path=<set>``, with texts. A stage starts from
-the workdir of the one before it.
+Latents come from ``--mode=encode``: ``--config.data.path=<set>``, with texts; for stages 2 and 3
+with ``--config.encode.chunks=(17,4)`` (appendix D). A stage starts from the workdir of the one
+before it.
 """
 
 from configs import common
@@ -19,11 +22,15 @@ from vidlatent.typing import VidlatentError
 
 
 def get_config(arg: str = ""):
-    arg = parse_arg(arg, presets=("demo", "paper"), stage=1, k=4, z=16, loss="v")
+    arg = parse_arg(
+        arg, presets=("demo", "paper"), stage=1, k=4, z=16, loss="v", overlap=4, places="latent"
+    )
     if arg.stage not in (1, 2, 3) or arg.k not in (4, 8, 16) or arg.loss not in ("v", "flow"):
         raise VidlatentError(
             "configs/promag_dit.py: stage is 1, 2 or 3, k 4, 8 or 16, loss v or flow."
         )
+    if arg.overlap not in (0, 4) or arg.places not in ("latent", "frame"):
+        raise VidlatentError("configs/promag_dit.py: overlap is 0 or 4, places latent or frame.")
     config = common.get_generator_defaults("promag_dit", arg.preset)
     generator = config.generator
     generator.name = "promag_dit"
@@ -62,6 +69,7 @@ def _paper(config, arg):
     generator.text_dim, generator.text_length = 4096, 226  # T5
     generator.label_classes, generator.label_tokens = 0, 4
     generator.position_plane = ()
+    generator.time_places = ()
     generator.remat = True
     config.conditions.drop = {"text": 0.1}  # not stated
     config.sampler.steps = 50  # not stated
@@ -83,10 +91,14 @@ def _stage(config, arg):
     """Steps of the stages and their sizes are stated; batches, rate and the share of pictures are
     not. Figures say 192x360, the videos shown have 192x320, which 8 pixels a latent divide."""
     pictures = common.area_buckets(1, 256, 32, batch=1024)
-    # The paper's 68 (340) frames are chunks of 17, each coded by itself: 20, 12 or 8 latents. Data
-    # sets hold clips that are coded whole, so these are the nearest of 1 + 4, 8 and 16 k frames.
-    frames = {4: 69, 8: 73, 16: 65}[arg.k] if arg.stage < 3 else {4: 137, 8: 273, 16: 337}[arg.k]
-    video = (frames, 192, 320, 64)
+    # 4 chunks of 17 frames, each coded by itself, neighbours sharing 4: 20, 12 or 8 latents; in
+    # stage 3 as many as make about 40. The paper counts 68 and 340 frames: chunks that share none.
+    count, step = 4 if arg.stage < 3 else {4: 8, 8: 13, 16: 20}[arg.k], 17 - arg.overlap
+    video = (17 + (count - 1) * step, 192, 320, 64)
+    if arg.stage > 1:
+        config.tokenizer.chunks = (17, arg.overlap)
+        if arg.places == "frame":
+            config.generator.time_places = (1 + 16 // arg.k, step, arg.k)
     if arg.stage == 1:
         config.data.buckets = pictures
         common.long_run(config, steps=200_000, lr=1e-4)
@@ -112,6 +124,7 @@ def _demo(config, arg):
     generator.text_dim, generator.text_length = 16, 4
     generator.label_classes, generator.label_tokens = 48, 4
     generator.position_plane = ()
+    generator.time_places = ()
     generator.remat = False
     config.conditions.drop = {"label": 0.1}
     config.sampler.steps = 25

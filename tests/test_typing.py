@@ -40,6 +40,36 @@ def test_fixed_window_rule():
     assert spec.latent_shape((16, 256, 256)) == (4, 8, 8, 16)
 
 
+def test_latents_of_chunks_follow_each_other():
+    spec = dataclasses.replace(FSAE, h=8, w=8).in_chunks((17, 4), "key")
+    assert [t for t in range(60) if spec.lengths.legal(t)] == [1, 17, 30, 43, 56]
+    counts = [spec.latent_shape((frames, 16, 24))[0] for frames in (1, 17, 56, 69)]
+    assert counts == [1, 5, 20, 25] and spec.latent_shape((56, 16, 24)) == (20, 2, 3, 128)
+    assert [spec.lengths.ceil(t) for t in (0, 1, 2, 17, 18, 60)] == [1, 1, 17, 17, 30, 69]
+    assert spec.lengths.nearest(9) == (1, 17) and str(spec.lengths) == "1 or 17+13k"
+    with pytest.raises(VidlatentError, match="68 frames do not fit the rule 1 or 17.13k: use 56"):
+        spec.check_video(68, 16, 16)
+    assert LatentSpec.from_json(spec.to_json()) == spec and spec.whole.in_chunks((), "key").t == 4
+    # What was stored before there were chunks keeps its name.
+    assert "chunks" not in FSAE.to_json() and spec.whole.hash != spec.hash
+    fixed = LatentSpec("reducio", 16, 4, 32, 32, FrameRule(16, 16)).in_chunks((16, 0), "key")
+    assert not fixed.lengths.legal(1) and fixed.latent_shape((32, 32, 32))[0] == 8
+
+
+@pytest.mark.parametrize(
+    ("chunks", "says"),
+    [
+        ((16, 4), r"key=\(16, 4\): .* no clips of fsae, which takes 1.4k: use 13 or 17"),
+        ((1, 0), "use 5"),
+        ((17, 9), "cannot share 9: use 0 to 8"),
+        ((17,), "give .frames, overlap_frames."),
+    ],
+)
+def test_impossible_chunks_are_named(chunks, says):
+    with pytest.raises(VidlatentError, match=says):
+        FSAE.in_chunks(chunks, "key")
+
+
 def test_compression_of_fsae_is_384():
     assert FSAE.compression == 384.0
 
@@ -63,7 +93,7 @@ def test_spec_hash_sees_every_field_and_survives_json():
         dataclasses.replace(FSAE, **{field.name: value})
         for field, value in zip(
             dataclasses.fields(FSAE),
-            ("x", 1, 8, 8, 8, FrameRule(1, 8), 2.0, 1.0, "bfloat16"),
+            ("x", 1, 8, 8, 8, FrameRule(1, 8), 2.0, 1.0, "bfloat16", (17, 4)),
             strict=True,
         )
     ]

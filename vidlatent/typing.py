@@ -14,9 +14,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["FrameRule", "LatentSpec", "VidlatentError", "check_shape"]
+__all__ = ["ChunkRule", "FrameRule", "LatentSpec", "VidlatentError", "check_shape"]
 
 
 class VidlatentError(Exception):
@@ -37,12 +38,16 @@ class FrameRule:
     def legal(self, frames: int) -> bool:
         return frames >= self.first and (frames - self.first) % self.step == 0
 
-    def groups(self, frames: int) -> int:
-        """Number ``k`` of groups after the first; raises on an illegal length."""
+    def check(self, frames: int) -> None:
+        """Raise unless a length is legal, naming the nearest legal ones."""
         if not self.legal(frames):
             low, high = self.nearest(frames)
             near = f"{low} or {high}" if low != high else f"{low}"
             raise VidlatentError(f"{frames} frames do not fit the rule {self}: use {near} frames.")
+
+    def groups(self, frames: int) -> int:
+        """Number ``k`` of groups after the first; raises on an illegal length."""
+        self.check(frames)
         return (frames - self.first) // self.step
 
     def floor(self, frames: int) -> int:
@@ -62,6 +67,29 @@ class FrameRule:
 
 
 @dataclasses.dataclass(frozen=True)
+class ChunkRule(FrameRule):
+    """Lengths of clips of whole chunks: ``first`` frames, and ``step`` more for each further chunk.
+
+    Attributes:
+      picture: a single frame is legal too; it is no chunk.
+    """
+
+    picture: bool = False
+
+    def legal(self, frames: int) -> bool:
+        return super().legal(frames) or (self.picture and frames == 1)
+
+    def floor(self, frames: int) -> int:
+        return 1 if self.picture and frames < self.first else super().floor(frames)
+
+    def ceil(self, frames: int) -> int:
+        return 1 if self.picture and frames <= 1 else super().ceil(frames)
+
+    def __str__(self) -> str:
+        return f"1 or {super().__str__()}" if self.picture else super().__str__()
+
+
+@dataclasses.dataclass(frozen=True)
 class LatentSpec:
     """What a latent is: enough to refuse a latent made by another tokenizer.
 
@@ -74,6 +102,9 @@ class LatentSpec:
       rule: legal clip lengths.
       scale, shift: the generator sees ``(latent - shift) * scale``.
       dtype: dtype the latent is stored in.
+      chunks: ``(frames, overlap_frames)``: a clip's latent is that of chunks of so many frames,
+        each coded by itself, one after the other in time (ProMAG, appendix D); None: clips are
+        coded whole.
     """
 
     name: str
@@ -85,13 +116,20 @@ class LatentSpec:
     scale: float = 1.0
     shift: float = 0.0
     dtype: str = "float32"
+    chunks: tuple[int, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        fields = dataclasses.asdict(self)
+        if self.chunks is None:  # as it was before there were chunks
+            del fields["chunks"]
+        return fields
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LatentSpec:
-        return cls(**{**data, "rule": FrameRule(**data["rule"])})
+        fields = {**data, "rule": FrameRule(**data["rule"])}
+        if "chunks" in data:
+            fields["chunks"] = tuple(data["chunks"])
+        return cls(**fields)
 
     @property
     def hash(self) -> str:
@@ -100,13 +138,56 @@ class LatentSpec:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
+    def whole(self) -> LatentSpec:
+        """The card of the tokenizer itself, whose clips are coded whole."""
+        return dataclasses.replace(self, chunks=None)
+
+    @property
+    def lengths(self) -> FrameRule:
+        """Legal lengths of clips: ``rule``, or whole chunks and single pictures."""
+        if self.chunks is None:
+            return self.rule
+        frames, overlap = self.chunks
+        return ChunkRule(frames, frames - overlap, self.rule.legal(1))
+
+    def in_chunks(self, chunks: Sequence[int], key: str) -> LatentSpec:
+        """The card of latents of clips that are coded in chunks.
+
+        Args:
+          chunks: ``(frames, overlap_frames)``; empty: coded whole.
+          key: of the config, for messages.
+
+        Raises:
+          VidlatentError: the tokenizer takes no clips of that length, or three chunks would meet.
+        """
+        if not len(chunks):
+            return self.whole
+        if len(chunks) != 2 or any(int(n) != n for n in chunks):
+            raise VidlatentError(f"{key}={tuple(chunks)}: give (frames, overlap_frames) or ().")
+        frames, overlap = (int(n) for n in chunks)
+        if frames < 2 or not self.rule.legal(frames):
+            low, high = self.rule.nearest(max(frames, 2))
+            low = high if low < 2 else low
+            near = f"{low} or {high}" if low != high else f"{low}"
+            raise VidlatentError(
+                f"{key}={tuple(chunks)}: chunks of {frames} frames are no clips of {self.name}, "
+                f"which takes {self.rule}: use {near}."
+            )
+        if not 0 <= overlap <= frames // 2:
+            raise VidlatentError(
+                f"{key}={tuple(chunks)}: chunks of {frames} frames cannot share {overlap}: use 0 "
+                f"to {frames // 2}."
+            )
+        return dataclasses.replace(self, chunks=(frames, overlap))
+
+    @property
     def compression(self) -> float:
         """RGB values per latent value for a long clip (FSVideo eq. 1): 384 for FSAE."""
         return self.t * self.h * self.w * 3 / self.channels
 
     def check_video(self, frames: int, height: int, width: int) -> None:
         """Raise unless a video of this size can be encoded, naming the nearest legal sizes."""
-        self.rule.groups(frames)
+        self.lengths.check(frames)
         for side, size, factor in (("height", height, self.h), ("width", width, self.w)):
             if size < factor or size % factor:
                 low = max(factor, size // factor * factor)
@@ -120,6 +201,9 @@ class LatentSpec:
         """``(T, H, W) -> (t, h, w, c)``; raises as ``check_video`` does."""
         self.check_video(*video)
         frames, height, width = video
+        if self.chunks is not None and frames > 1:
+            one = self.whole.latent_shape((self.chunks[0], height, width))
+            return ((1 + self.lengths.groups(frames)) * one[0], *one[1:])
         first = max(1, self.rule.first // self.t)
         groups = self.rule.groups(frames) * (self.rule.step // self.t)
         return (first + groups, height // self.h, width // self.w, self.channels)

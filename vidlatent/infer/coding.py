@@ -20,7 +20,7 @@ from vidlatent.models.promag.autoencoder import ProMAG
 from vidlatent.models.reducio.autoencoder import ReducioVAE
 from vidlatent.models.reducio.tiling import Tiles
 from vidlatent.registry import did_you_mean
-from vidlatent.typing import VidlatentError
+from vidlatent.typing import LatentSpec, VidlatentError
 
 __all__ = ["Coding", "Plan"]
 
@@ -90,6 +90,16 @@ class Coding:
             if key not in known:
                 raise VidlatentError(f"config.codec has no key {key!r}: {did_you_mean(key, known)}")
         return cls(**keys)
+
+    def for_latents(self, spec: LatentSpec) -> Coding:
+        """The same, cutting time as the latents of ``spec`` were cut."""
+        if spec.chunks is not None:
+            frames, overlap = spec.chunks
+            keys = {"time": "chunks", "chunk_frames": frames, "overlap_frames": overlap}
+            return dataclasses.replace(self, scan_groups=0, **keys)
+        if self.time != "chunks":
+            return self
+        return dataclasses.replace(self, time="auto", chunk_frames=0, overlap_frames=-1)
 
     def plan(self, model: Any, devices: int = 1) -> Plan:
         """How ``model`` codes under these keys.

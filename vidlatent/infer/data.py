@@ -25,7 +25,7 @@ class Loaders:
         if self._data["source"] == "folder" and not self._data["index_cache"]:
             self._data["index_cache"] = str(workdir / "clips.json")
         self._common = {
-            "rule": spec.rule,
+            "rule": spec.lengths,
             "spec": spec,
             "seed": config.seed,
             "process_index": jax.process_index(),

@@ -39,7 +39,7 @@ from vidlatent.infer.encode_plan import (
 )
 from vidlatent.infer.encode_steps import Encoder, ImageTokens, TextStates, local_mesh
 from vidlatent.infer.encode_write import ShardWriter, finished_shard, merge_shards, stored_as
-from vidlatent.infer.load import model_of, restored_params
+from vidlatent.infer.load import model_of, restored_params, spec_in_chunks
 from vidlatent.typing import VidlatentError
 
 __all__ = ["encode_set"]
@@ -79,7 +79,7 @@ class _Job:
         self.options = EncodeOptions.of(config.encode.to_dict())
         self.process = self.options.process(jax.process_index(), jax.process_count())
         self.model = model_of(config)
-        self.spec = self.model.latent_spec
+        self.spec = spec_in_chunks(self.model, self.options.chunks, "config.encode.chunks")
         check_buckets(config, self.spec)
         self.mesh = local_mesh([bucket[3] for bucket in config.data.buckets])
         self._asked_step = step
@@ -102,7 +102,12 @@ class _Job:
         # The checkpoint's own word: reading the config again adds the defaults of today.
         self._trained_with = restored.config_hash
         self.encoder = Encoder(
-            self.model, self.params, self.mesh, self.options.draws, self.config.seed
+            self.model,
+            self.params,
+            self.mesh,
+            self.options.draws,
+            self.config.seed,
+            self.spec.chunks,
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         self._data = self._video_options()
@@ -122,7 +127,7 @@ class _Job:
         return make_loader(
             self._data,
             split=WHOLE,
-            rule=self.spec.rule,
+            rule=self.spec.lengths,
             seed=self.config.seed,
             index=self._index,
             windows=windows,
@@ -130,7 +135,7 @@ class _Job:
 
     def _planned(self, clips: list[Any]) -> Plan:
         options, fps = self.options, self._data["fps"]
-        buckets = parse_buckets(self._data["buckets"], self.spec.rule, 1)
+        buckets = parse_buckets(self._data["buckets"], self.spec.lengths, 1)
         places = plan_windows(clips, buckets, fps, options.windows, options.stride)
         if not places:
             raise VidlatentError(
@@ -291,6 +296,7 @@ class _Job:
             "windows": options.windows,
             "stride": options.stride,
             "draws": options.draws,
+            "chunks": list(self.spec.chunks or ()),
             "text": self._text.label if self._text else "",
             "image": self._image.label if self._image else "",
             "content": self._still.label if self._still else "",

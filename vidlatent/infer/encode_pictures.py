@@ -10,6 +10,7 @@ import numpy as np
 
 from vidlatent.data.latents import LatentSource
 from vidlatent.infer.codec import Codec
+from vidlatent.infer.coding import Coding
 from vidlatent.infer.encode_plan import EncodeOptions
 from vidlatent.infer.preview import FILE as PREVIEW
 from vidlatent.infer.preview import Preview
@@ -25,12 +26,15 @@ def draw_pictures(
 ) -> Path:
     """Write ``contact_sheet.png`` of windows spread over the set beside its header.
 
-    They are decoded by the workdir's preview map where there is one, else by the tokenizer itself.
+    They are decoded by the workdir's preview map where there is one, which knows windows that were
+    coded whole; else by the tokenizer itself.
     """
     source = LatentSource(str(folder))
     spec = source.header.spec
-    preview = Preview.load(workdir / PREVIEW, spec) if (workdir / PREVIEW).is_file() else None
-    codec = None if preview else Codec(model, jax.tree.map(np.asarray, params))
+    quick = spec.chunks is None and (workdir / PREVIEW).is_file()
+    preview = Preview.load(workdir / PREVIEW, spec) if quick else None
+    coding = Coding().for_latents(spec)
+    codec = None if preview else Codec(model, jax.tree.map(np.asarray, params), coding)
     rows, labels = [], []
     for number in pick_frames(len(source.windows), options.pictures):
         window = source.windows[number]

@@ -38,6 +38,7 @@ class EncodeOptions:
     stride: int
     dtype: str
     draws: int
+    chunks: tuple[int, ...]
     shards: int
     text: str
     text_network: str

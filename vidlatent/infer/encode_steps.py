@@ -25,6 +25,7 @@ from vidlatent.infer.pixels import from_pixels
 from vidlatent.infer.steps import Steps
 from vidlatent.io.networks import load_network
 from vidlatent.models.frozen import NETWORKS
+from vidlatent.models.promag.chunks import encode_chunks
 from vidlatent.registry import did_you_mean
 from vidlatent.typing import VidlatentError
 
@@ -74,15 +75,24 @@ class Encoder:
       draws: from the posterior, of each window; 0: its mean instead.
       seed: of the draws. The noise depends on it, the clip's name, the window's first frame and
         the draw's number alone.
+      chunks: ``(frames, overlap_frames)`` that windows are coded in; None: they are coded whole.
     """
 
-    def __init__(self, model: Any, params: Any, mesh: Mesh, draws: int, seed: int):
+    def __init__(
+        self,
+        model: Any,
+        params: Any,
+        mesh: Mesh,
+        draws: int,
+        seed: int,
+        chunks: tuple[int, int] | None = None,
+    ):
         self.model, self._params = model, params
         self._steps = Steps(model)
         self._rows = batch_sharding(mesh)
         placed = jax.tree.map(lambda leaf: leaf.sharding, params)
         self._encode: Callable = jax.jit(
-            functools.partial(_encode, model, draws, seed),
+            functools.partial(_encode, model, draws, seed, chunks),
             in_shardings=(placed, self._rows, self._rows),
             out_shardings=self._rows,
         )
@@ -102,8 +112,11 @@ class Encoder:
         return self._steps.content
 
 
-def _encode(model, draws, seed, params, video, names):
-    posterior, _ = model.apply({"params": params}, from_pixels(video), method="encode")
+def _encode(model, draws, seed, chunks, params, video, names):
+    def whole(clips):
+        return model.apply({"params": params}, from_pixels(clips), method="encode")[0]
+
+    posterior = encode_chunks(whole, video, chunks)
     if not draws:
         return posterior.mode()[:, None].astype(jnp.float32)
     if posterior.logvar is None:

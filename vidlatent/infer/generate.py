@@ -123,7 +123,7 @@ class Generator:
     def _latent_shape(self) -> tuple[int, int, int, int]:
         """Of the smallest latent that holds ``size`` and is cut by whole patches."""
         spec, patch = self.known.spec, self.model.patch
-        frames = spec.rule.ceil(self.size[0])
+        frames = spec.lengths.ceil(self.size[0])
         sides = [
             -(-side // (factor * part)) * factor * part
             for side, factor, part in zip(self.size[1:], (spec.h, spec.w), patch[1:], strict=True)

@@ -17,6 +17,7 @@ from vidlatent.infer.generate_load import Latents, tokenizer_config
 from vidlatent.infer.load import abstract_params, model_of
 from vidlatent.infer.pixels import from_pixels
 from vidlatent.io.weights import load_params
+from vidlatent.models.promag.chunks import encode_chunks
 from vidlatent.registry import did_you_mean
 from vidlatent.typing import VidlatentError
 
@@ -120,8 +121,11 @@ class Inputs:
         return latent, conditions
 
     def _encoded(self, video: jax.Array, params: Any, key: jax.Array) -> jax.Array:
-        pixels = constrain(from_pixels(video), _VIDEO_AXES)
-        posterior, _ = self._tokenizer.apply({"params": params}, pixels, method="encode")
+        def whole(clips):
+            pixels = constrain(from_pixels(clips), _VIDEO_AXES)
+            return self._tokenizer.apply({"params": params}, pixels, method="encode")[0]
+
+        posterior = encode_chunks(whole, video, self._latents.spec.chunks)
         latent = posterior.sample(key) if self._sample else posterior.mode()
         return jax.lax.stop_gradient(latent)
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from vidlatent import config as configs
 from vidlatent.data.latents import read_header
 from vidlatent.dist.multihost import is_main
-from vidlatent.infer.load import compute_dtype, model_of, restored_onto
+from vidlatent.infer.load import compute_dtype, model_of, restored_onto, spec_in_chunks
 from vidlatent.io.weights import is_workdir
 from vidlatent.models.dit import build_generator
 from vidlatent.typing import LatentSpec, VidlatentError
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 FILE = "latents.json"
+_CHUNKS = "config.tokenizer.chunks"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,7 @@ def latents_of(config: ConfigDict) -> Latents:
     path = config.tokenizer.path
     if config.data.source != "latents":
         own = tokenizer_config(config)
-        spec = model_of(own).latent_spec
+        spec = spec_in_chunks(model_of(own), config.tokenizer.chunks, _CHUNKS)
         known = configs.config_hash(own)
         mean, std = (spec.shift,) * spec.channels, (1.0 / spec.scale,) * spec.channels
         return Latents(spec, mean, std, (), float(config.data.fps), known)
@@ -160,6 +161,15 @@ def latents_of(config: ConfigDict) -> Latents:
         header.tokenizer,
         header.weights,
     )
+    if len(config.tokenizer.chunks):
+        asked = header.spec.in_chunks(config.tokenizer.chunks, _CHUNKS)
+        if asked.hash != header.spec.hash:
+            coded = f"in chunks {header.spec.chunks}" if header.spec.chunks else "whole"
+            raise VidlatentError(
+                f"{_CHUNKS} is {asked.chunks}, but the clips of {config.data.path} were coded "
+                f"{coded}: encode them with --config.encode.chunks={asked.chunks}, or set "
+                f"{_CHUNKS}=() to take them as they are."
+            )
     if path:
         own = tokenizer_config(config)
         check_made_by(found, own, path)
@@ -169,7 +179,7 @@ def latents_of(config: ConfigDict) -> Latents:
 def check_made_by(latents: Latents, own: ConfigDict, path: str) -> None:
     """Raise unless a tokenizer of config ``own`` can have made the latents."""
     spec = model_of(own).latent_spec
-    if spec.hash != latents.spec.hash:
+    if spec.hash != latents.spec.whole.hash:
         raise VidlatentError(
             f"the latents were made by {latents.spec}, but config.tokenizer.path={path} makes "
             f"{spec}: name the tokenizer that encoded them, or encode again."
@@ -194,7 +204,7 @@ def check_generator(model: Any, latents: Latents) -> None:
             f"config.generator.label_classes is {model.label_classes}, but the data has {classes} "
             f"classes: set it to {classes}."
         )
-    if "first" in model.reads and not latents.spec.rule.legal(1):
+    if "first" in model.reads and not latents.spec.lengths.legal(1):
         raise VidlatentError(
             f"this generator reads the latent of a first frame, which {latents.spec.name} "
             f"({latents.spec.rule} frames) does not code by itself: set "

@@ -16,6 +16,7 @@ from vidlatent.dist.mesh import make_mesh
 from vidlatent.dist.multihost import to_global
 from vidlatent.dist.rules import batch_sharding, replicated
 from vidlatent.infer.codec import Codec
+from vidlatent.infer.coding import Coding
 from vidlatent.infer.encode_plan import digest_of
 from vidlatent.infer.generate_inputs import Inputs
 from vidlatent.infer.generate_load import (
@@ -148,8 +149,10 @@ def codec_of(config: ConfigDict, latents: Latents) -> Codec:
       VidlatentError: it did not make the latents: another kind, or other weights of this one.
     """
     path, step = config.tokenizer.path, config.tokenizer.step
-    check_made_by(latents, tokenizer_config(config), path)
-    codec = Codec.from_workdir(path, None if step < 0 else step)
+    own = tokenizer_config(config)
+    check_made_by(latents, own, path)
+    coding = Coding.of(own.codec.to_dict()).for_latents(latents.spec)
+    codec = Codec.from_workdir(path, None if step < 0 else step, coding)
     if latents.weights and latents.weights != digest_of(codec.params):
         raise VidlatentError(
             f"the latents were made by other weights than those of config.tokenizer.path={path} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "open_checkpoints",
     "restored_onto",
     "restored_params",
+    "spec_in_chunks",
     "smallest_video",
 ]
 
@@ -53,6 +55,21 @@ def compute_dtype(config: ConfigDict, dtype: Any = None) -> Any:
 def open_checkpoints(config: ConfigDict, workdir: Path) -> Checkpointer:
     """The checkpoints of a workdir, with the keep-policy of ``config.checkpoint``."""
     return Checkpointer(workdir / "checkpoints", **config.checkpoint.to_dict())
+
+
+def spec_in_chunks(model: Any, chunks: Sequence[int], key: str) -> LatentSpec:
+    """The card of a tokenizer's latents of clips coded in ``chunks``, see ``LatentSpec.in_chunks``.
+
+    Raises:
+      VidlatentError: also where its decoder looks at frames, which belong to whole clips.
+    """
+    spec = model.latent_spec.in_chunks(chunks, key)
+    if spec.chunks is not None and hasattr(model, "takes_condition") and model.takes_condition:
+        raise VidlatentError(
+            f"{key}={tuple(chunks)}: the decoder of {spec.name} looks at frames of the whole clip; "
+            f"set {key}=()."
+        )
+    return spec
 
 
 def smallest_video(spec: LatentSpec) -> tuple[int, int, int, int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vidlatent.typing import VidlatentError
 
-__all__ = ["axis_sizes", "eighths", "fitted_places", "rope_tables", "rotate_pairs"]
+__all__ = ["axis_sizes", "chunk_places", "eighths", "fitted_places", "rope_tables", "rotate_pairs"]
 
 
 def axis_sizes(head_dim: int) -> tuple[int, int, int]:
@@ -53,6 +53,18 @@ def fitted_places(
         start = round((whole - part) / 2.0)
         places.append(np.linspace(start, (start + part) * (size - 1) / size, size))
     return places[0], places[1], places[2]
+
+
+def chunk_places(count: int, latents: int, step: int, group: int) -> np.ndarray:
+    """Number of the last frame of each of ``count`` latents of clips coded in chunks (ProMAG).
+
+    Args:
+      count: latents, of chunks one after the other.
+      latents: of a chunk; the first stands for one frame, each later one for ``group``.
+      step: frames from the beginning of a chunk to that of the next.
+    """
+    number = np.arange(count, dtype=np.float64)
+    return number // latents * step + number % latents * group
 
 
 def rope_tables(

@@ -22,7 +22,7 @@ from vidlatent.infer.generate_load import (
     latents_of,
     tokenizer_config,
 )
-from vidlatent.infer.load import abstract_params, model_of
+from vidlatent.infer.load import abstract_params, model_of, spec_in_chunks
 from vidlatent.infer.sampling import LatentSampler
 from vidlatent.tools.plan_program import Program, check_batch, sized
 from vidlatent.train.program import abstract_state, jit_train_step, placed
@@ -165,7 +165,8 @@ def _assumed(config: ConfigDict) -> tuple[ConfigDict, Any, Latents]:
     """``(config, generator, latents)``; with ``config.plan.tokenizer`` no latents need exist."""
     model = generator_of(config)
     if config.plan.tokenizer:
-        spec = model_of(configs.load(config.plan.tokenizer)).latent_spec
+        tokenizer = model_of(configs.load(config.plan.tokenizer))
+        spec = spec_in_chunks(tokenizer, config.tokenizer.chunks, "config.tokenizer.chunks")
         latents = Latents(spec, (0.0,) * spec.channels, (1.0,) * spec.channels)
         config = config.copy_and_resolve_references()
         config.data.source = "latents"

@@ -18,7 +18,7 @@ from vidlatent.layers.embed import LabelTokens
 from vidlatent.layers.mlp import Mlp, dense
 from vidlatent.layers.modulation import LayerNorm, time_features
 from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
-from vidlatent.layers.rope import eighths, fitted_places, rope_tables
+from vidlatent.layers.rope import chunk_places, eighths, fitted_places, rope_tables
 from vidlatent.layers.stacked import run_stacked, stacked
 from vidlatent.models.contract import make_module
 from vidlatent.models.dit.inputs import Conditions, Drop, label_of, padded_text, text_or_null
@@ -51,6 +51,8 @@ class ProMAGDiT(nn.Module):
         0 for text.
       position_plane: rows and columns of tokens that positions are fitted into, ``(30, 45)`` for
         CogVideoX-5B's weights; ``()``: positions are the tokens' numbers.
+      time_places: ``(latents of a chunk, frames from one chunk to the next, frames of a latent)``:
+        a latent's place in time is its last frame's number; ``()``: its own number.
       remat: recompute a block in the backward pass.
       eps: of the norms of states.
       head_eps: of the norms of queries and keys.
@@ -70,6 +72,7 @@ class ProMAGDiT(nn.Module):
     label_classes: int = 0
     label_tokens: int = 4
     position_plane: tuple[int, ...] = ()
+    time_places: tuple[int, ...] = ()
     remat: bool = True
     eps: float = 1e-5
     head_eps: float = 1e-6
@@ -88,6 +91,11 @@ class ProMAGDiT(nn.Module):
         if self.width % self.heads:
             raise VidlatentError(
                 f"config.generator.heads {self.heads} does not divide width {self.width}."
+            )
+        if self.time_places and (len(self.time_places) != 3 or self.patch[0] != 1):
+            raise VidlatentError(
+                f"config.generator.time_places {tuple(self.time_places)}: give three numbers, and "
+                "patches of one latent in time."
             )
         if self.padding not in _PADDING:
             raise VidlatentError(
@@ -132,6 +140,10 @@ class ProMAGDiT(nn.Module):
         if self.position_plane:
             high, wide = self.position_plane
             places = fitted_places(grid, (high, wide))
+        if self.time_places:
+            latents, step, group = self.time_places
+            rows, columns = (np.arange(n) for n in grid[1:]) if places is None else places[1:]
+            places = (chunk_places(grid[0], latents, step, group), rows, columns)
         return rope_tables(grid, dim, sizes=eighths(dim), places=places)
 
     def denoise(

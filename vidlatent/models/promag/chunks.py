@@ -20,6 +20,7 @@ from vidlatent.typing import VidlatentError, check_shape
 __all__ = [
     "ChunkPlan",
     "chunk_frames",
+    "encode_chunks",
     "fade",
     "fade_in",
     "join_chunks",
@@ -146,12 +147,31 @@ def fade_in(chunk: jax.Array, tail: jax.Array | None, overlap: int) -> tuple[jax
     return jnp.concatenate([start, chunk[:, overlap:end]], axis=1), chunk[:, end:]
 
 
-def over_chunks(function: Callable[[jax.Array], jax.Array], chunks: jax.Array) -> jax.Array:
+def over_chunks(function: Callable[[jax.Array], Any], chunks: jax.Array) -> Any:
     """Apply ``function`` (``encode`` or ``decode`` of a batch) to every chunk, one at a time.
 
-    ``[B, n, t, ...] -> [B, n, t', ...]``; one compiled program and the memory of one chunk.
+    ``[B, n, t, ...] -> [B, n, t', ...]``, of each array that ``function`` returns; one compiled
+    program and the memory of one chunk.
     """
-    return jnp.moveaxis(jax.lax.map(function, jnp.moveaxis(chunks, 1, 0)), 0, 1)
+    found = jax.lax.map(function, jnp.moveaxis(chunks, 1, 0))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
+
+
+def encode_chunks(
+    encode: Callable[[jax.Array], Any], video: jax.Array, chunks: tuple[int, int] | None
+) -> Any:
+    """Latents of the chunks of clips, one after the other in time.
+
+    Args:
+      encode: ``[B, T, H, W, C]`` to latents ``[B, t, ...]``, such as a posterior.
+      video: ``[B, T, H, W, C]``; single frames are pictures, coded as they are.
+      chunks: ``(frames, overlap_frames)``; None: clips are coded whole.
+    """
+    if chunks is None or video.shape[1] == 1:
+        return encode(video)
+    plan = plan_chunks(video.shape[1], overlap=chunks[1], chunk=chunks[0])
+    coded = over_chunks(encode, chunk_frames(video, plan))
+    return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), coded)
 
 
 def latent_span(index: int, factor: int) -> tuple[int, int]:
