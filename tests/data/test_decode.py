@@ -1,6 +1,7 @@
 """Windows are exactly the frames that a sequential decode shows at their instants."""
 
 import os
+import pickle
 from fractions import Fraction
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from vidlatent.data import decode
+from vidlatent.data.decoders import Decoders
 from vidlatent.data.errors import ClipError, Deadline, Limits
 
 SIZE = (32, 40)
@@ -44,6 +46,43 @@ def test_windows_equal_a_sequential_decode(clips, name):
             np.testing.assert_array_equal(window, whole[first : first + count], f"{first}")
             again = decode.window_of(info, kept, first / info.fps, count, 0.0, SIZE, (0.5, 0.5))
             np.testing.assert_array_equal(again, window)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_reading_on_shows_the_same_frames(clips, name, monkeypatch):
+    """Windows in order, apart, overlapping and backwards; at the file's rate and another."""
+    path, info, opened = clips[name], decode.probe(clips[name]), []
+    firsts = (*range(0, 36, 4), 2, 4, 8, 11, 30, 31, 32, 0)
+    wanted = [(first / info.fps, 4, 0.0, SIZE) for first in firsts]
+    wanted += [(first / info.fps, 3, 0.4 * info.fps, SIZE) for first in (0, 8, 16, 24)]
+    alone = [decode.read_window(path, *window) for window in wanted]
+    open_file = decode.av.open
+    monkeypatch.setattr(decode.av, "open", lambda *a, **k: opened.append(a) or open_file(*a, **k))
+    before, decoders = len(os.listdir("/proc/self/fd")), Decoders(2)
+    for number, (window, video) in enumerate(zip(wanted, alone, strict=True)):
+        np.testing.assert_array_equal(decode.read_window(path, *window, decoders=decoders), video)
+        if number == 8:
+            assert len(opened) == 1
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    assert len(pickle.loads(pickle.dumps(decoders))._idle) == 0 < len(decoders._idle)
+    decoders.close()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_reading_on_into_damage_is_as_bad_as_reading_it_alone(tools, tmp_path):
+    hurt = tools.write_clip(tmp_path / "hurt.mp4", tools.noise(), gop_size=5)
+    tools.damage(hurt)
+
+    def outcome(first, decoders):
+        try:
+            return decode.read_window(hurt, first / 25, 4, size=SIZE, decoders=decoders).tobytes()
+        except ClipError as error:
+            return str(error)
+
+    decoders = Decoders(1)
+    found = [outcome(first, decoders) for first in range(0, 37, 2)]
+    assert found == [outcome(first, None) for first in range(0, 37, 2)]
+    assert {type(one) for one in found} == {bytes, str}
 
 
 @pytest.mark.parametrize("fps, step", [(12.5, 2), (5.0, 5), (50.0, 0.5)])

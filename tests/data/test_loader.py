@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from vidlatent.data import make_index, make_loader
+from vidlatent.data import decode, make_index, make_loader
+from vidlatent.data.stream import Listed
 from vidlatent.typing import VidlatentError
 
 BUCKETS = ((5, 32, 48, 4), (5, 48, 32, 4), (1, 32, 32, 8))
@@ -74,6 +75,21 @@ def test_two_sizes_of_one_number_of_frames(tools, folder):
     scored = list(make_loader(options, split="whole", rule=tools.rule, seed=5))
     assert {batch["video"].shape[2:4] for batch in scored} == {(48, 72), (48, 32)}
     assert sum(batch["mask"].sum() for batch in scored) == 8
+
+
+def test_listed_windows_in_order(tools, folder):
+    """What read on in open files gives is what each window read by itself gives."""
+    options = tools.options(source="folder", path=folder, buckets=((5, 32, 48, 2),))
+    windows = [(row, first) for row in (0, 1, 4) for first in range(0, 15, 3)]
+    given = dict(split="whole", rule=tools.rule, seed=0, windows=Listed([(0, windows)]))
+    batches = list(make_loader(options | {"read_threads": 0}, **given))
+    assert_same(batches, list(make_loader(options | {"read_threads": 3}, **given)))
+    with make_loader(options, **given) as loader:
+        paths = [f"{folder}/{clip.path}" for clip in loader.index]
+    videos = np.concatenate([batch["video"] for batch in batches])
+    for (row, first), video in zip(windows, videos, strict=False):
+        alone = decode.read_window(paths[row], first / 25, 5, size=(32, 48))
+        np.testing.assert_array_equal(video, alone)
 
 
 def test_the_stream_does_not_depend_on_workers_threads_or_memory(tools, folder):

@@ -4,9 +4,9 @@ Time rules everything: a window is a list of instants, and the frame at an insta
 display then (the last whose time stamp is not after it). So files of a variable frame rate play at
 their true speed and any target rate is legal. Time 0 is the file's first frame.
 
-A container is opened per call and closed before the call returns: nothing is shared between
-threads and nothing grows. The decoder itself runs on one thread, because the loader already has
-as many as there are cores.
+A container is opened per call and closed before the call returns, unless the caller hands in
+``Decoders``: nothing is shared between threads and nothing grows. The decoder itself runs on one
+thread, because the loader already has as many as there are cores.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
+from vidlatent.data.decoders import Decoders, Playing
 from vidlatent.data.errors import REASONS, ClipError, Deadline, Limits, named_errors
 from vidlatent.data.pictures import is_picture, picture_size, read_picture
 from vidlatent.data.transforms import CENTRE, Crop, place
@@ -290,6 +291,7 @@ def read_window(
     size: tuple[int, int] | None = None,
     crop: Crop = CENTRE,
     limits: Limits | None = None,
+    decoders: Decoders | None = None,
 ) -> np.ndarray:
     """``count`` frames from ``start`` seconds on, as uint8 [T, H, W, 3].
 
@@ -302,6 +304,8 @@ def read_window(
       size: (height, width) to cover and cut to; None keeps the file's.
       crop: where to cut, see ``transforms.place``.
       limits: frame size and time allowed.
+      decoders: of files: read on where an earlier window ended shortly before, and leave the file
+        open for the next. The frames are those of a decode from the beginning either way.
 
     Raises:
       ClipError: the reason and what was found.
@@ -312,12 +316,42 @@ def read_window(
         return np.repeat(read_picture(media, size, crop, limits)[None], count, axis=0)
     deadline = Deadline(limits.timeout_s)
     wanted = _Wanted(start, count, fps, size, crop)
+    if isinstance(media, bytes):
+        decoders = None
+    video = None if decoders is None else _read_on(media, wanted, limits, decoders)
+    if video is not None:
+        return video
     for back in (*_SEEK_BACK, None) if start > 0 else (None,):
-        with _opened(media, limits) as (container, stream):
-            video = _window(container, stream, back, wanted, limits, deadline)
+        with contextlib.ExitStack() as stack:
+            container, stream = stack.enter_context(_opened(media, limits))
+            latest = start + _slack(fps, float(_rate(stream)))
+            frames = _timed(container, stream, back, latest, deadline)
+            playing = Playing(stream, frames, deadline, stack.close)
+            video = _window(playing, wanted, limits, sought=back is not None)
+            if video is not None and decoders is not None:
+                playing.close = stack.pop_all().close
+                decoders.leave(media, playing)
         if video is not None:
             return video
     raise ClipError("corrupt", f"no frame at or before {start:.3f} s")
+
+
+def _read_on(media: str, wanted: _Wanted, limits: Limits, decoders: Decoders) -> np.ndarray | None:
+    """The window by a decoder that stands shortly before it; None where there is none.
+
+    What a window holds, and whether it is sound, must not depend on what was read before: what
+    fails is read anew.
+    """
+    playing = decoders.take(media, wanted.start)
+    if playing is None:
+        return None
+    playing.deadline.restart()
+    try:
+        video = _window(playing, wanted, limits, sought=True)
+    except ClipError:
+        video, playing.at_hand = None, []
+    decoders.leave(media, playing)
+    return video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,11 +371,16 @@ def _instants(start: float, count: int, rate: float, source_rate: float):
     Time stamps are rounded (to 1 ms in Matroska) and average rates drift: a quarter of a frame of
     slack keeps "the frame at this instant" the right one.
     """
-    return start + np.arange(count) / rate, 0.25 / max(rate, source_rate)
+    return start + np.arange(count) / rate, _slack(rate, source_rate)
 
 
-def _window(container, stream, back, wanted: _Wanted, limits, deadline) -> np.ndarray | None:
-    """The window, or None when a seek to ``back`` seconds before its start came down after it."""
+def _slack(rate: float, source_rate: float) -> float:
+    return 0.25 / max(rate, source_rate)
+
+
+def _window(playing: Playing, wanted: _Wanted, limits, sought: bool) -> np.ndarray | None:
+    """The window, or None when what was ``sought`` turned out to lie before the frames."""
+    stream = playing.stream
     source_rate = float(_rate(stream))
     rate = wanted.fps or source_rate
     times, slack = _instants(wanted.start, wanted.count, rate, source_rate)
@@ -357,15 +396,17 @@ def _window(container, stream, back, wanted: _Wanted, limits, deadline) -> np.nd
             images.append(image)
 
     shown, shown_at = None, 0.0
-    for moment, frame in _timed(container, stream, back, wanted.start + slack, deadline):
+    at_hand, playing.at_hand = playing.at_hand, []
+    for moment, frame in itertools.chain(at_hand, playing.frames):
         if shown is None and moment > times[0] + slack:
             return None
         if shown is not None:
             show(shown, moment)
         if len(images) == wanted.count:
+            playing.at_hand = [(shown_at, shown), (moment, frame)]
             return np.stack(images)
         shown, shown_at = frame, moment
-    if shown is None and back is not None:
+    if shown is None and sought:
         return None
     if shown is None:
         raise ClipError("truncated", "no frame before the end of the file")

