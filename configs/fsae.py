@@ -132,8 +132,7 @@ def _buckets(config, sizes, kinds):
 
 
 def _mixed_buckets(config, kinds):
-    """``kinds`` are (frames, side of the square, batch, share). No number of frames has two sizes:
-    a clip goes, for each number of frames, to one bucket."""
+    """``kinds`` are (frames, side of the square, batch, share)."""
     config.data.buckets = tuple((t, h, w, b) for t, side, b, _ in kinds for h, w in _THREE[side])
     config.data.bucket_weights = tuple(
         share * weight for *_, share in kinds for weight in _THREE_WEIGHTS
