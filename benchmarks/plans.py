@@ -63,7 +63,8 @@ EFFORT = {"plan.effort": -1}
 # preset's buckets divides over, and more only where a clip is split between chips (mesh.context).
 CASES = (
     Case("latte-ucf101", "latte:paper", "v6e:4x8", _IVVAE),
-    Case("reducio_dit-1", "reducio_dit:paper", "v6e:16x16", _REDUCIO),
+    # 1152 channels divide over 128 chips, not over 256.
+    Case("reducio_dit-1", "reducio_dit:paper", "v6e:16x16", {"mesh.data": 2, **_REDUCIO}),
     Case(
         "reducio_dit-2", "reducio_dit:paper,stage=2", "v6e:16x16", {"mesh.context": 2, **_REDUCIO}
     ),
