@@ -280,6 +280,8 @@ def _eval() -> ConfigDict:
     # Of --mode=reconstruct: PSNR, SSIM, seams, both videos side by side, a contact sheet. At
     # 1280x720 that takes longer than small codecs do
     score.compare = True
+    # Of --mode=eval: draw how much each layer of a generator with memory weighs each earlier state
+    score.layer_memory = False
     # Source clips whose latents' intrinsic dimension --mode=eval estimates; 0: none
     score.gride_clips = 0
     return score
@@ -412,6 +414,8 @@ def _data() -> ConfigDict:
     # Of folders: classes are named by captions.jsonl, or, with "folders", by the first sub-folder
     data.labels = ""
     data.buckets = ()  # ((frames, height, width, global batch size), ...)
+    # Of a clip: nearest aspect ratio | inward: the next one towards the square (Reducio's code)
+    data.bucket_rule = "nearest"
     data.bucket_weights = ()  # one per bucket; empty: clip lengths alike, then by their clips
     data.fps = 0.0  # target frame rate; 0: each file's own
     # random | centre | resized: a random half or more of the frame, stretched by at most 4/3

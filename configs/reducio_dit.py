@@ -9,7 +9,8 @@
 ``attention=2d+1d``                the authors' comparison (supplement); with ``demo`` too
 
 Latents come from ``--mode=encode``: ``--config.data.path=<set>``, with texts, semantic tokens of
-the content frame and its image latents. A stage starts from the workdir of the one before it.
+the content frame and its image latents; for stage 3 with ``--config.data.bucket_rule=inward``. A
+stage starts from the workdir of the one before it.
 """
 
 from configs import common
@@ -84,6 +85,7 @@ def _paper(config, arg):
     config.data.buckets = ((16, side, side, batch),)
     if arg.stage == 3:
         config.data.buckets = tuple((16, *size, batch) for size in _sizes())
+        config.data.bucket_rule = "inward"  # released code; its clips are scaled to cover and cut
     # Steps are not stated; rate, decay, clipping, warm-up and EMA are PixArt's.
     common.long_run(config, steps=100_000, lr=2e-5)
     config.optim.warmup_steps = 1000

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from vidlatent.config import load
 from vidlatent.data.buckets import Bucket, assign, parse_buckets, weigh
 from vidlatent.data.decode import ClipInfo
 from vidlatent.data.index import Clip
@@ -69,6 +70,51 @@ def test_training_clips_join_every_size_of_their_aspect_that_does_not_enlarge_th
     members = assign([clip(200, 200)] * 6, sizes, 0.0, every_size=True)
     steps = weigh(sizes, members, ())
     np.testing.assert_allclose([8 * steps[0], 2 * steps[1]], 1.6)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (1080, 1920, (768, 1344)),  # 0.5625: key 0.57, although 0.52 is not much further
+        (720, 1280, (768, 1344)),
+        (768, 1344, (768, 1344)),
+        (530, 1000, (768, 1344)),
+        (520, 1000, (704, 1344)),
+        (100, 1000, (512, 2048)),
+        (995, 1000, (1024, 1024)),
+        (1000, 1000, (1024, 1024)),
+        (1000, 970, (1024, 1024)),
+        (1920, 1080, (1344, 768)),  # 1.78: 1.75
+        (1990, 1000, (1344, 768)),  # no turned 704x1344
+        (2000, 1000, (1408, 704)),
+        (3620, 1000, (1856, 512)),  # 3.625, as 3.62
+        (5000, 1000, (2048, 512)),
+    ],
+)
+def test_inward_ratios_are_those_of_the_released_table(height, width, size):
+    config = load("reducio_dit:paper,stage=3")
+    assert config.data.bucket_rule == "inward" and len(config.data.buckets) == 40
+    buckets = [Bucket(*row) for row in config.data.buckets]
+    (found,) = [
+        bucket
+        for bucket, rows in zip(
+            buckets, assign([clip(height, width)], buckets, 0.0, rule="inward"), strict=True
+        )
+        if rows
+    ]
+    assert (found.height, found.width) == size
+    # What is lost lies along the longer side.
+    spot = place(height, width, size)
+    longer = (spot.width, size[1]) if width >= height else (spot.height, size[0])
+    assert longer[0] >= longer[1]
+
+
+def test_where_no_ratio_lies_inward_the_nearest_is_taken():
+    buckets = [Bucket(1, 32, 64, 1), Bucket(1, 16, 64, 1)]
+    clips = [clip(100, 110, 1), clip(30, 100, 1), clip(110, 100, 1)]
+    assert assign(clips, buckets, 0.0, rule="inward") == [[0, 1, 2], []]
+    sizes = [Bucket(1, 32, 32, 1), Bucket(1, 64, 64, 1)]
+    assert assign([clip(60, 61, 1), clip(64, 70, 1)], sizes, 0.0, rule="inward") == [[0], [1]]
 
 
 def test_shares():

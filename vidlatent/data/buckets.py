@@ -71,7 +71,12 @@ def parse_buckets(
 
 
 def assign(
-    clips: Sequence[Clip], buckets: Sequence[Bucket], fps: float, *, every_size: bool = False
+    clips: Sequence[Clip],
+    buckets: Sequence[Bucket],
+    fps: float,
+    *,
+    every_size: bool = False,
+    rule: str = "nearest",
 ) -> list[list[int]]:
     """For each bucket the rows of the clips that fill it.
 
@@ -83,7 +88,9 @@ def assign(
       fps: frame rate of the windows; 0 keeps each clip's own.
       every_size: for training: a clip joins besides the buckets of the same number of frames and
         exactly the same aspect ratio that do not enlarge it (17x256x256 and 17x512x512).
+      rule: ``'nearest'`` aspect ratio, or ``'inward'``: the next one on the side of the square.
     """
+    choose = _inward if rule == "inward" else _nearest
     members: list[list[int]] = [[] for _ in buckets]
     lengths = sorted({bucket.frames for bucket in buckets})
     for row, clip in enumerate(clips):
@@ -91,7 +98,7 @@ def assign(
             if clip.info.starts(frames, fps) < 1:
                 continue
             same = [i for i, bucket in enumerate(buckets) if bucket.frames == frames]
-            nearest = _nearest(clip, same, buckets)
+            nearest = choose(clip, same, buckets)
             joined = _sizes(clip, nearest, same, buckets) if every_size else [nearest]
             for number in joined:
                 members[number].append(row)
@@ -131,6 +138,19 @@ def _nearest(clip: Clip, choices: Sequence[int], buckets: Sequence[Bucket]) -> i
         return round(distance, 6), enlarged, area if enlarged else -area, index
 
     return min(choices, key=key)
+
+
+def _inward(clip: Clip, choices: Sequence[int], buckets: Sequence[Bucket]) -> int:
+    """As Reducio's released code has it: of ratios of height to width, in hundredths, the smallest
+    that is not below a wide clip's, the largest not above a tall one's; the nearest if none is."""
+    # A clip's is rounded alike, so that a bucket's own shape goes there.
+    ratio = round(clip.info.height / clip.info.width, 2)
+    keys = {i: round(buckets[i].height / buckets[i].width, 2) for i in choices}
+    known = {key for key in keys.values() if (key >= ratio if ratio <= 1 else key <= ratio)}
+    if not known:
+        return _nearest(clip, choices, buckets)
+    best = min(known) if ratio <= 1 else max(known)
+    return _nearest(clip, [i for i in choices if keys[i] == best], buckets)
 
 
 def weigh(

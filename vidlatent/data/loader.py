@@ -156,7 +156,8 @@ def _stream(
     if isinstance(source, LatentSource):
         reading = LatentReading(source, clips, 0.0, "centre", False, options.limits)
     else:
-        reading = Reading(source, clips, options.fps, options.crop, options.flip, options.limits)
+        keys = options.fps, options.crop, options.flip, options.limits
+        reading = Reading(source, clips, *keys, bucket_rule=options.bucket_rule)
     if isinstance(part, Listed):
         if isinstance(source, MediaSource):  # windows of a clip that follow one another
             source.decoders = Decoders(max(1, options.read_threads))
@@ -224,6 +225,8 @@ def _fingerprint(
         for key, value in dataclasses.asdict(options).items()
         if key not in _NOT_IN_FINGERPRINT
     }
+    if options.bucket_rule == "nearest":  # as before there was a choice
+        del stated["bucket_rule"]
     if isinstance(source, LatentSource):
         stated["latents"] = source.header.to_json()
     if split == VALIDATION:

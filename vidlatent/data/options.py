@@ -17,6 +17,7 @@ _CHOICES = {
     "crop": ("random", "centre", "resized"),
     "verify": ("auto", "header", "decode"),
     "labels": ("", "folders"),
+    "bucket_rule": ("nearest", "inward"),
 }
 
 
@@ -61,6 +62,8 @@ class DataOptions:
       buckets: (frames, height, width, global batch) each; a clip goes, for each number of frames,
         to the bucket of nearest aspect ratio. Of several with exactly that ratio it trains in each
         that does not enlarge it (in the smallest if all do), and is scored in the largest of these.
+      bucket_rule: 'nearest' aspect ratio, or 'inward': the next one towards the square, so that
+        wide clips lose columns and tall ones rows (Reducio's released code).
       bucket_weights: share of the steps of each bucket; empty: numbers of frames share equally
         (so pictures and videos alternate 1:1), and within one the buckets by clips / batch: every
         clip is drawn as often in each of its sizes.
@@ -108,6 +111,7 @@ class DataOptions:
     memory_mb: int = 256
     verify: str = "auto"
     labels: str = ""
+    bucket_rule: str = "nearest"
     tfds_label: str = ""
     tfds_caption: str = ""
 

@@ -53,10 +53,11 @@ class Reading:
     flip: bool
     limits: Limits
     memory: Memory | None = None  # for data sets small enough to be kept decoded
+    bucket_rule: str = "nearest"
 
     def members(self, buckets: Sequence[Bucket], every_size: bool = False) -> list[list[int]]:
         """For each bucket the rows of the clips that fill it; see ``assign``."""
-        return assign(self.clips, buckets, self.fps, every_size=every_size)
+        return assign(self.clips, buckets, self.fps, every_size=every_size, rule=self.bucket_rule)
 
     def start_of(self, row: int, frame: int) -> float:
         """Seconds at which a source frame is shown."""

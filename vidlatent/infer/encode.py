@@ -136,7 +136,8 @@ class _Job:
     def _planned(self, clips: list[Any]) -> Plan:
         options, fps = self.options, self._data["fps"]
         buckets = parse_buckets(self._data["buckets"], self.spec.lengths, 1)
-        places = plan_windows(clips, buckets, fps, options.windows, options.stride)
+        rule = self._data["bucket_rule"]
+        places = plan_windows(clips, buckets, fps, options.windows, options.stride, rule)
         if not places:
             raise VidlatentError(
                 f"no clip of {self._index.where} fills a bucket of config.data.buckets."

@@ -83,17 +83,23 @@ Place = tuple[int, int, int]
 
 
 def plan_windows(
-    clips: Sequence[Clip], buckets: Sequence[Bucket], fps: float, windows: str, stride: int
+    clips: Sequence[Clip],
+    buckets: Sequence[Bucket],
+    fps: float,
+    windows: str,
+    stride: int,
+    rule: str = "nearest",
 ) -> list[Place]:
     """Every window of the set, bucket after bucket.
 
     ``'one'``: the middle of each clip; ``'all'``: one every ``stride`` frames (of the windows'
     rate; 0: as long as the longest bucket) from the beginning on. Each clip counts once for every
-    number of frames among the buckets.
+    number of frames among the buckets; ``rule`` is ``config.data.bucket_rule``.
     """
     stride = stride or max(bucket.frames for bucket in buckets)
     places: list[Place] = []
-    for number, (bucket, rows) in enumerate(zip(buckets, assign(clips, buckets, fps), strict=True)):
+    members = assign(clips, buckets, fps, rule=rule)
+    for number, (bucket, rows) in enumerate(zip(buckets, members, strict=True)):
         for row in rows:
             info = clips[row].info
             last = info.starts(bucket.frames, fps) - 1
