@@ -37,6 +37,11 @@ def get_config(arg: str = ""):
     # Weight of the previous layer in it at the start (not stated): 0.5 from scratch, 0.98 where
     # Wan's weights go on.
     generator.memory_share = 0.5
+    # Not stated: where the mixture is normalised, post | pre; a gate of the memory for each layer,
+    # closed at the start; and, for comparisons, of how many earlier states one counts.
+    generator.memory_norm = "post"
+    generator.router_gate = False
+    generator.memory_stride = 1
     generator.eps = 1e-6
     # Routers: no weight decay and a higher rate (not stated; as in LIMe, whose idea they follow).
     if arg.memory:

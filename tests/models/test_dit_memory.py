@@ -114,6 +114,110 @@ def test_all_forms_are_one_function(remembering):
             np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(b).max()))
 
 
+def test_options_of_the_memory_in_all_forms():
+    """Normalised sources with gates and a stride: value and gradient of each form."""
+    depth, width = 4, 3
+    stack = Stack(
+        lambda p, x, s: jnp.sin(x @ p["norm"] + s),
+        lambda p, x, m, s: x + jnp.tanh((x + m) @ p["mix"]) * s,
+        normed=True,
+        stride=2,
+    )
+    params = drawn(
+        {name: jax.ShapeDtypeStruct((depth, width, width), jnp.float32) for name in ("norm", "mix")}
+    )
+    routers = [
+        drawn(
+            {
+                name: jax.ShapeDtypeStruct(shape, jnp.float32)
+                for name, shape in (("kernel", (width, n)), ("bias", (n,)), ("gate", ()))
+            },
+            seed=n,
+            size=1.0,
+        )
+        for n in range(2, depth + 1)
+    ]
+    x, shared = jnp.ones((1, 2, width)), jnp.full((1, 1, width), 0.7)
+
+    def value(tree, form):
+        params, routers, x, shared = tree
+        if form == "unrolled":
+            return jnp.sum(jnp.sin(stack.unrolled(params, routers, x, shared)[0]))
+        run = getattr(stack, form)
+        return jnp.sum(jnp.sin(run(params, padded_routers(routers, width), x, shared)))
+
+    run = jax.jit(jax.value_and_grad(value), static_argnums=1, compiler_options=QUICK)
+    tree = params, routers, x, shared
+    want, grads = run(tree, "unrolled")
+    assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(grads))
+    for form in ("scanned", "recomputed"):
+        found, others = run(tree, form)
+        np.testing.assert_allclose(found, want, rtol=1e-6)
+        for a, b in zip(jax.tree.leaves(others), jax.tree.leaves(grads), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_closed_gates_are_the_plain_model(remembering):
+    _, params, given, _ = remembering
+    layers = {k: v for k, v in params.items() if not k.startswith("router")}
+    closed = {k: {**v, "gate": jnp.zeros(())} for k, v in params.items() if k.startswith("router")}
+    model = net(depth=DEPTH, memory_norm="pre", router_gate=True, stack="scanned")
+    found = running(model)({**layers, **closed}, given)
+    plain = running(net(depth=DEPTH, memory=False))(layers, given)
+    np.testing.assert_allclose(found, plain, atol=1e-6)
+    shapes = jax.tree.map(jnp.shape, {**layers, **closed})
+    assert shapes == jax.tree.map(lambda leaf: leaf.shape, dict(shapes_of(model)))
+
+
+def test_gates_and_strides_of_routers():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 3, 4)), jnp.float32)
+    router = {"kernel": jnp.asarray(rng.standard_normal((4, 5)), jnp.float32), "bias": jnp.ones(5)}
+    plain = router_weights(x, router)
+    for last in (None, 4):  # as a layer of its own size, and in a padded buffer
+        assert np.array_equal(router_weights(x, router, last), plain)
+        closed, half, full = (
+            router_weights(x, {**router, "gate": jnp.asarray(gate)}, last)
+            for gate in (0.0, 0.5, 1.0)
+        )
+        assert np.array_equal(closed, jnp.broadcast_to(jnp.eye(5)[-1], closed.shape))
+        np.testing.assert_allclose(full, plain, atol=1e-7)
+        np.testing.assert_allclose(half, (closed + plain) / 2, atol=1e-7)
+        third = router_weights(x, router, last, stride=3)
+        assert not np.any(third[..., [1, 2]])
+        shares = plain[..., [0, 3, 4]]
+        want = shares / shares.sum(-1, keepdims=True)
+        np.testing.assert_allclose(third[..., [0, 3, 4]], want, atol=1e-6)
+    model = net(depth=DEPTH, memory_stride=2, memory_share=0.9, router_gate=True)
+    started = model._first_router(None, 4)  # sources 0, 2 and 3
+    np.testing.assert_allclose(started["bias"], [0, 0, 0, np.log(18)], rtol=1e-6)
+    assert started["gate"] == 0
+    with pytest.raises(VidlatentError, match="memory_norm 'mid' is one of"):
+        shapes_of(net(memory_norm="mid"))
+
+
+def test_what_a_stack_looks_back_to(remembering):
+    model, params, given, values = remembering
+    blocks = values(params, given)["blocks"]
+    channels, model = model.latent_channels, model.clone(text_length=given["text"].shape[1])
+
+    def look(params, given):
+        noisy, rest = jnp.split(given["latent"], [channels], axis=-1)
+        text = {"states": given["text"], "length": jnp.full(2, given["text"].shape[1])}
+        conditions = {"text": text, "image": given["image"], "given": rest}
+        rows = jnp.array([1.0, 0.0])
+        return model.apply(
+            {"params": params}, noisy, given["time"], conditions, None, rows, method="looked_back"
+        )
+
+    largest, mean = jax.jit(look, compiler_options=QUICK)(params, given)
+    for layer, seen in enumerate(blocks):
+        weights = np.asarray(seen["weights"][0])
+        assert weights.shape[-1] == layer + 1 and not np.any(largest[layer, layer + 1 :])
+        np.testing.assert_allclose(largest[layer, : layer + 1], weights.max(0), atol=1e-5)
+        np.testing.assert_allclose(mean[layer, : layer + 1], weights.mean(0), atol=1e-5)
+
+
 def test_gradient_by_differences():
     """A stack of one matrix a layer in float64, along random directions."""
     depth, width = 4, 3

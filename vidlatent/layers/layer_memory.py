@@ -44,10 +44,15 @@ class Stack:
     Attributes:
       inputs: ``(params of a layer, X_l, shared) -> U_l`` float32 ``[B, N, D]``.
       block: ``(params of a layer, X_l, mixture, shared) -> X_{l+1}``.
+      normed: mix ``U_j`` in place of ``X_j``, so that the mixture is what keys and values read.
+      stride: of the sources before the last only every such one counts, from ``X_0`` on; an
+        ablation, which saves no memory here.
     """
 
     inputs: Callable[[Params, jax.Array, Shared], jax.Array]
     block: Callable[[Params, jax.Array, jax.Array, Shared], jax.Array]
+    normed: bool = False
+    stride: int = 1
 
     def unrolled(
         self, params: Params, routers: Sequence[Mapping[str, jax.Array]], x: jax.Array, shared: Any
@@ -56,19 +61,22 @@ class Stack:
 
         Args:
           params: every layer's parameters, stacked on the first axis.
-          routers: ``{'kernel': [D, l + 1], 'bias': [l + 1]}`` of the layers ``l = 1 ...``.
+          routers: ``{'kernel': [D, l + 1], 'bias': [l + 1]}`` of the layers ``l = 1 ...``, and
+            perhaps a ``'gate'``, see ``router_weights``.
           x: ``X_0`` ``[B, N, D]``.
         """
-        states, seen = [x], []
+        sources, seen = [], []
         for layer in range(len(routers) + 1):
             own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params)
+            sources.append(self._source(own, x, shared))
             weights = jnp.ones((*x.shape[:2], 1), jnp.float32)
             if layer:
-                weights = router_weights(self.inputs(own, states[-1], shared), routers[layer - 1])
-            fused = mix(weights, states)
-            states.append(self.block(own, states[-1], fused, shared))
-            seen.append({"weights": weights, "fused": fused, "state": states[-1]})
-        return states[-1], seen
+                read = self.inputs(own, x, shared)
+                weights = router_weights(read, routers[layer - 1], stride=self.stride)
+            fused = mix(weights, sources)
+            x = self.block(own, x, fused, shared)
+            seen.append({"weights": weights, "fused": fused, "state": x})
+        return x, seen
 
     def scanned(self, params: Params, routers: Params, x: jax.Array, shared: Shared) -> jax.Array:
         """``X_L`` with routers of ``padded_routers``: ``{'kernel': [L, D, L], 'bias': [L, L]}``."""
@@ -82,29 +90,53 @@ class Stack:
         run.defvjp(self._kept, self._backward)
         return run(params, routers, x, shared)
 
-    def _weights(self, own: Params, router: Params, x: jax.Array, shared: Any, layer: Any) -> Any:
-        return router_weights(self.inputs(own, x, shared), router, layer)
+    def looked_back(
+        self, params: Params, routers: Params, x: jax.Array, shared: Shared, rows: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """What ``scanned`` weighs its sources by: largest weight and mean over tokens, ``[L, L]``.
 
-    def _forward(self, params, routers, x, shared):
+        Row ``l`` is of layer ``l``; sources after the ``l``-th have 0. ``rows`` ``[B]`` is 0 for
+        samples that do not count, else 1.
+        """
+        rows = rows.astype(jnp.float32)[:, None, None]
+
+        def look(weights):
+            total = jnp.sum(rows) * weights.shape[1]
+            return jnp.max(weights * rows, (0, 1)), jnp.sum(weights * rows, (0, 1)) / total
+
+        return self._forward(params, routers, x, shared, look)[3]
+
+    def _source(self, own: Params, x: jax.Array, shared: Any) -> jax.Array:
+        return self.inputs(own, x, shared).astype(x.dtype) if self.normed else x
+
+    def _weights(self, own: Params, router: Params, x: jax.Array, shared: Any, layer: Any) -> Any:
+        return router_weights(self.inputs(own, x, shared), router, layer, self.stride)
+
+    def _forward(self, params, routers, x, shared, look=lambda weights: None):
+        """``X_L``, the sources, the layers' inputs where those are others, what ``look`` saw."""
         depth = routers["bias"].shape[0]
 
         def step(carry, item):
             x, buffer = carry
             layer, own, router = item
-            buffer = constrain(lax.dynamic_update_index_in_dim(buffer, x, layer, 0), _BUFFER)
-            fused = _mixture(buffer, self._weights(own, router, x, shared, layer), layer + 1)
-            return (self.block(own, x, fused, shared), buffer), None
+            source = self._source(own, x, shared)
+            buffer = constrain(lax.dynamic_update_index_in_dim(buffer, source, layer, 0), _BUFFER)
+            weights = self._weights(own, router, x, shared, layer)
+            fused = _mixture(buffer, weights, layer + 1)
+            out = self.block(own, x, fused, shared)
+            return (out, buffer), (x if self.normed else None, look(weights))
 
         buffer = constrain(jnp.zeros((depth, *x.shape), x.dtype), _BUFFER)
-        (x, buffer), _ = lax.scan(step, (x, buffer), (jnp.arange(depth), params, routers))
-        return x, buffer
+        items = (jnp.arange(depth), params, routers)
+        (x, buffer), (states, seen) = lax.scan(step, (x, buffer), items)
+        return x, buffer, states, seen
 
     def _kept(self, params, routers, x, shared):
-        out, buffer = self._forward(params, routers, x, shared)
-        return out, (params, routers, buffer, shared)
+        out, buffer, states, _ = self._forward(params, routers, x, shared)
+        return out, (params, routers, buffer, states, shared)
 
     def _backward(self, kept, cotangent):
-        params, routers, buffer, shared = kept
+        params, routers, buffer, states, shared = kept
         depth, tokens = buffer.shape[0], buffer.shape[1:3]
 
         def step(carry, item):
@@ -122,17 +154,23 @@ class Stack:
             mixtures = lax.dynamic_update_index_in_dim(mixtures, fused_grad, layer, 0)
             spread = lax.dynamic_update_index_in_dim(spread, weights, layer, 0)
             column = jnp.moveaxis(lax.dynamic_index_in_dim(spread, layer, 3, False), 0, -1)
-            total = layer_mix(mixtures, column, layer, depth)
-            total = total + x_grad.astype(jnp.float32) + more[2].astype(jnp.float32)
+            total = layer_mix(mixtures, column, layer, depth)  # of this layer's source
             own_grad = jax.tree.map(jnp.add, own_grad, more[0])
             to_shared = jax.tree.map(_accumulate, to_shared, shared_grad, more[3])
+            if self.normed:
+                _, to_source = jax.vjp(self._source, own, x, shared)
+                own_more, total, shared_more = to_source(total.astype(x.dtype))
+                own_grad = jax.tree.map(jnp.add, own_grad, own_more)
+                to_shared = jax.tree.map(_accumulate, to_shared, shared_more)
+            total = total.astype(jnp.float32) + x_grad.astype(jnp.float32)
+            total = total + more[2].astype(jnp.float32)
             carry = (total.astype(x.dtype), constrain(mixtures, _BUFFER), spread, to_shared)
             return carry, (own_grad, more[1])
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shared)
         spread = jnp.zeros((depth, *tokens, depth), jnp.float32)
         start = (cotangent, jnp.zeros_like(buffer), spread, zeros)
-        items = (jnp.arange(depth), params, routers, buffer)
+        items = (jnp.arange(depth), params, routers, buffer if states is None else states)
         (grad, _, _, to_shared), (to_params, to_routers) = lax.scan(
             step, start, items, reverse=True
         )
@@ -178,13 +216,18 @@ def mix(weights: jax.Array, states: Sequence[jax.Array]) -> jax.Array:
 
 
 def router_weights(
-    x: jax.Array, router: Mapping[str, jax.Array], last: jax.Array | int | None = None
+    x: jax.Array,
+    router: Mapping[str, jax.Array],
+    last: jax.Array | int | None = None,
+    stride: int = 1,
 ) -> jax.Array:
     """Softmax over sources of ``x W + b`` in float32: ``[B, N, D] -> [B, N, J]``.
 
     Args:
-      router: ``{'kernel': [D, J], 'bias': [J]}``.
+      router: ``{'kernel': [D, J], 'bias': [J]}``. Of a ``'gate'`` ``[]`` the softmax has that share
+        and the last source the rest: 0 is a model without memory.
       last: the last source that exists; later ones get weight 0. None for all.
+      stride: sources before the last that are no multiples of it get weight 0.
     """
     logits = jnp.einsum(
         "bnd,dj->bnj",
@@ -193,20 +236,34 @@ def router_weights(
         precision=lax.Precision.HIGHEST,
     )
     logits = logits + router["bias"].astype(jnp.float32)
+    source = jnp.arange(logits.shape[-1])
     if last is not None:
-        logits = jnp.where(jnp.arange(logits.shape[-1]) <= last, logits, _NEVER)
-    return jax.nn.softmax(logits, axis=-1)
+        logits = jnp.where(source <= last, logits, _NEVER)
+    last = source[-1] if last is None else last
+    if stride > 1:
+        logits = jnp.where((source % stride == 0) | (source == last), logits, _NEVER)
+    weights = jax.nn.softmax(logits, axis=-1)
+    if "gate" in router:
+        gate = router["gate"].astype(jnp.float32)
+        weights = gate * weights + (1 - gate) * (source == last)
+    return weights
 
 
 def padded_routers(routers: Sequence[Mapping[str, jax.Array]], width: int) -> dict[str, jax.Array]:
-    """Routers of all layers, layer 0 too, at one size: ``kernel [L, D, L]``, ``bias [L, L]``."""
+    """Routers of all layers, layer 0 too, at one size: ``kernel [L, D, L]``, ``bias [L, L]``.
+
+    And ``gate`` ``[L]``, where they have one.
+    """
     depth = len(routers) + 1
     kernels, biases = [jnp.zeros((width, depth))], [jnp.zeros((depth,))]
     for router in routers:
         rest = (0, depth - router["bias"].shape[0])
         kernels.append(jnp.pad(router["kernel"], ((0, 0), rest)))
         biases.append(jnp.pad(router["bias"], rest))
-    return {"kernel": jnp.stack(kernels), "bias": jnp.stack(biases)}
+    found = {"kernel": jnp.stack(kernels), "bias": jnp.stack(biases)}
+    if routers and "gate" in routers[0]:
+        found["gate"] = jnp.stack([jnp.zeros(()), *(router["gate"] for router in routers)])
+    return found
 
 
 def last_bias(sources: int, share: float) -> float:

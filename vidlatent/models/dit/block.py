@@ -31,6 +31,7 @@ class WanBlock(nn.Module):
       hidden: width of the feed-forward layer.
       image: attend to image tokens too, in a softmax of their own.
       eps: of every norm.
+      normed: mixtures come normalised and modulated already.
       residual_dtype: dtype of the states between sub-layers.
     """
 
@@ -38,6 +39,7 @@ class WanBlock(nn.Module):
     heads: int
     hidden: int
     image: bool
+    normed: bool = False
     eps: float = 1e-6
     residual_dtype: str = "float32"
     dtype: Any = jnp.float32
@@ -100,7 +102,10 @@ class WanBlock(nn.Module):
         """
         *_, gate, shift_ff, scale_ff, gate_ff = self._modulation(time)
         u = self.inputs(x, time).astype(self.dtype)
-        source = u if mixture is None else self.inputs(mixture, time).astype(self.dtype)
+        source = u if mixture is None else mixture
+        if mixture is not None and not self.normed:
+            source = self.inputs(mixture, time)
+        source = source.astype(self.dtype)
         h = self.self_attn(self.self_attn.queries(u, tables), self.self_attn.pair(source, tables))
         x = self._added(x, gate * h)
         h = self.cross_attn(self.cross_attn.queries(self.cross_norm(x)), *context.values())

@@ -37,6 +37,7 @@ from vidlatent.typing import VidlatentError, check_shape
 __all__ = ["WanDiT", "build_wan"]
 
 _STACKS = ("recomputed", "scanned", "unrolled")
+_NORMS = ("post", "pre")
 _small = nn.initializers.normal(0.02)
 
 
@@ -65,6 +66,10 @@ class WanDiT(nn.Module):
       memory: whether keys and values of self-attention read all earlier states.
       memory_share: weight of the previous layer at the start, the same for every layer; 0 for equal
         weights. 0.98 leaves a trained model nearly as it was.
+      memory_norm: ``'post'``: states are mixed, the mixture is normalised and modulated; ``'pre'``:
+        what the queries of each layer read is mixed.
+      memory_stride: of the states before the last, those that count: every such one.
+      router_gate: a number for each layer, 0 at the start, by which memory departs from none.
       stack: how layers run: ``'recomputed'`` (with memory: own backward pass, linear memory in
         depth; without: a scan), ``'scanned'`` (autodiff), ``'unrolled'``.
       remat: recompute a block in the backward pass, in the forms that autodiff handles.
@@ -88,6 +93,9 @@ class WanDiT(nn.Module):
     image_dim: int = 1280
     memory: bool = True
     memory_share: float = 0.5
+    memory_norm: str = "post"
+    memory_stride: int = 1
+    router_gate: bool = False
     stack: str = "recomputed"
     remat: bool = True
     eps: float = 1e-6
@@ -115,6 +123,11 @@ class WanDiT(nn.Module):
             )
         if self.stack not in _STACKS:
             raise VidlatentError(f"config.generator.stack {self.stack!r}: use one of {_STACKS}.")
+        if self.memory_norm not in _NORMS or self.memory_stride < 1:
+            raise VidlatentError(
+                f"config.generator.memory_norm {self.memory_norm!r} is one of {_NORMS}, "
+                f"memory_stride {self.memory_stride} 1 or more."
+            )
         self.patch_embedding = PatchEmbedding(self.patch, self.width, self.dtype)
         # Time is exact under any compute dtype.
         self.time_embedding = Mlp(self.width, self.width, "silu", _small)
@@ -146,6 +159,7 @@ class WanDiT(nn.Module):
             self.heads,
             self.hidden,
             bool(self.image_dim),
+            self.memory_norm == "pre",
             self.eps,
             self.residual_dtype,
             self.dtype,
@@ -161,8 +175,10 @@ class WanDiT(nn.Module):
 
     def _first_router(self, key: jax.Array, layer: int) -> dict[str, jax.Array]:
         del key  # a new router sees nothing
-        bias = jnp.zeros((layer,)).at[-1].set(last_bias(layer, self.memory_share))
-        return {"kernel": jnp.zeros((self.width, layer)), "bias": bias}
+        sources = len({*range(0, layer, self.memory_stride), layer - 1})
+        bias = jnp.zeros((layer,)).at[-1].set(last_bias(sources, self.memory_share))
+        gate = {"gate": jnp.zeros(())} if self.router_gate else {}
+        return {"kernel": jnp.zeros((self.width, layer)), "bias": bias, **gate}
 
     def __call__(
         self,
@@ -295,6 +311,30 @@ class WanDiT(nn.Module):
                 found["blocks"].append({"state": x})
         return {**found, "output": self._finished(x, *ends)}
 
+    def looked_back(
+        self,
+        noisy: jax.Array,
+        time: jax.Array,
+        conditions: Conditions,
+        drop: Drop = None,
+        rows: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Largest and mean weight, over tokens, that each layer gives to each source, ``[L, L]``.
+
+        Arguments as for ``denoise``; ``rows`` ``[B]`` is 0 for samples that do not count.
+
+        Raises:
+          VidlatentError: there is no layer memory.
+        """
+        if not self.memory:
+            raise VidlatentError("this generator has no layer memory (config.generator.memory).")
+        latent = generator_input(noisy, self._given(noisy, conditions, drop))
+        tokens = self._read(conditions, drop, noisy.shape[0])
+        stack, layers, shared, x, _ = self._prepared(latent, time, tokens, None)
+        rows = jnp.ones(noisy.shape[0]) if rows is None else rows
+        routers = padded_routers(self.routers, self.width)
+        return stack.looked_back(layers, routers, x, shared, rows)
+
     def keep_context(self, text: jax.Array, image: jax.Array | None = None) -> Context:
         """Every block's keys and values of text and image, ``[L, B, S, K, d]``, for a sampler."""
         return self._contexts(self._tokens(text, image))
@@ -357,7 +397,7 @@ class WanDiT(nn.Module):
             tokens = {name: value for name, value in shared.items() if name != "time"}
             return block.apply(variables, x, mixture, time, tokens, tables)
 
-        return Stack(inputs, attend)
+        return Stack(inputs, attend, self.memory_norm == "pre", self.memory_stride)
 
     def _plain(self, stack: Stack, layers: Any, x: jax.Array, shared: Any) -> jax.Array:
         """Blocks without memory."""
