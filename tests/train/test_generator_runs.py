@@ -125,6 +125,27 @@ def test_evaluation_is_the_same_in_a_mode_of_its_own(straight, places):
     assert not (folder / "contact_sheet.png").exists()
 
 
+def test_evaluation_shows_where_layers_look_back_to(straight, places):
+    keys = {"sample.grid": "0", "eval.layer_memory": "true", "diffusion.eval_levels": "1"}
+    folder = places / "memory"
+    config = configs.read(straight, keys)
+    assert generate_eval.evaluate_generator(config, straight, 12, str(folder)) == 0
+    found = json.loads((folder / "scores.json").read_text())["layer_memory"]
+    for rows in found.values():
+        first, second = rows
+        assert first == pytest.approx([1.0], abs=1e-6) and len(second) == 2
+    # Half each at the start.
+    means, largest = found["mean"][1], found["largest"][1]
+    assert sum(means) == pytest.approx(1) and 0.2 < means[0] < 0.8
+    assert all(mean <= weight < 1 for mean, weight in zip(means, largest, strict=True))
+    picture = Image.open(folder / "layer_memory.png").convert("RGB")
+    assert (16, 62, 124) in {color for _, color in picture.getcolors(1 << 20)}  # of a weight of 1
+    assert "mean weight over tokens" in (folder / "report.html").read_text()
+    plain = configs.read(straight, {**keys, "generator.memory": "false"})
+    with pytest.raises(VidlatentError, match="has no layer memory"):
+        generate_eval.evaluate_generator(plain, straight, 12, str(folder))
+
+
 def sampled(workdir, output, prompt="", prompts="", input="", **keys):
     keys = {key.replace("__", "."): str(value) for key, value in keys.items()}
     config = configs.read(workdir, keys)

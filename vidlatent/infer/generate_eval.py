@@ -14,6 +14,7 @@ from vidlatent.infer.data import Loaders
 from vidlatent.infer.generate_inputs import Inputs
 from vidlatent.infer.generate_load import Latents, generator_of, latents_of, restored_generator
 from vidlatent.infer.generate_loss import compile_loss_step, evaluate_loss, loss_step
+from vidlatent.infer.generate_memory import check_memory, layer_memory
 from vidlatent.infer.generate_outputs import write_generator_report
 from vidlatent.infer.generate_preview import Grid
 from vidlatent.typing import VidlatentError
@@ -36,6 +37,8 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
             f"{workdir} was trained on latents {known.spec}, the data holds {found.spec}: name a "
             "set of the same tokenizer by --config.data.path=..."
         )
+    if config.eval.layer_memory:
+        check_memory(model)
     inputs = Inputs(config, model, known)
     mesh = mesh_for_batches(config.mesh, config.data.buckets)
     networks = inputs.load_networks()
@@ -47,10 +50,20 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
         with Loaders(config, known.spec, workdir).validation() as loader:
             result = evaluate_loss(measure, restored.state, loader)
             sheet = Grid(config, networks, mesh)(restored.state, loader)
+            memory = None
+            if config.eval.layer_memory:
+                given = inputs, model, networks, mesh, restored.state
+                memory = layer_memory(config, *given, next(iter(loader)))
     if is_main():
         folder = Path(output) if output else workdir / "eval" / f"step_{restored.step}"
         write_generator_report(
-            result, folder, config=config, step=restored.step, workdir=workdir, sheet=sheet
+            result,
+            folder,
+            config=config,
+            step=restored.step,
+            workdir=workdir,
+            sheet=sheet,
+            memory=memory,
         )
         logging.info("loss %.4g over %d clips", result.scores["loss"], result.scores["clips"])
         logging.info("report in %s", folder / "report.html")

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from vidlatent.config import config_hash
 from vidlatent.infer.generate_loss import GeneratorScores
+from vidlatent.infer.generate_memory import LayerMemory
 from vidlatent.infer.report import write_report
 from vidlatent.io.writers import read_metrics
 
@@ -27,8 +28,11 @@ def write_generator_report(
     step: int,
     workdir: Path,
     sheet: bytes = b"",
+    memory: LayerMemory | None = None,
 ) -> list[str]:
     """Write ``scores.json``, ``report.html`` and, with a sheet of samples, ``contact_sheet.png``.
+
+    With ``memory`` also ``layer_memory.png``, its largest weights; the mean ones are in the report.
 
     Returns the names of the files to look at.
     """
@@ -42,6 +46,14 @@ def write_generator_report(
         "by_level": result.levels,
         "by_clip": result.clips,
     }
+    sheets = [("Samples under the conditions of validation clips", sheet)] if sheet else []
+    names = ["report.html"] + ["contact_sheet.png"] * bool(sheet)
+    if memory is not None:
+        scores["layer_memory"] = memory.to_json()
+        pictures = memory.pictures()
+        sheets += list(pictures.items())
+        names.append("layer_memory.png")
+        (folder / names[-1]).write_bytes(next(iter(pictures.values())))
     (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     found = read_metrics(workdir / "metrics.jsonl")
     write_report(
@@ -49,14 +61,13 @@ def write_generator_report(
         title=f"{config.name} ({config.preset}) at step {step}",
         scores=result.scores,
         tables={"Loss by noise level, from clean to noise": result.levels},
-        sheets=[("Samples under the conditions of validation clips", sheet)] if sheet else [],
+        sheets=sheets,
         curves={name: found[name] for name in _CURVES if name in found},
         config=config.to_dict(),
     )
-    if not sheet:
-        return ["report.html"]
-    (folder / "contact_sheet.png").write_bytes(sheet)
-    return ["report.html", "contact_sheet.png"]
+    if sheet:
+        (folder / "contact_sheet.png").write_bytes(sheet)
+    return names
 
 
 def video_name(prompt: str, number: int, taken: set[str], *, vbench: bool = False) -> str:

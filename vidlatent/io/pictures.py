@@ -13,12 +13,21 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vidlatent.typing import VidlatentError
 
-__all__ = ["caption_bar", "channel_sheet", "contact_sheet", "pick_frames", "to_uint8"]
+__all__ = [
+    "caption_bar",
+    "channel_sheet",
+    "contact_sheet",
+    "pick_frames",
+    "to_uint8",
+    "weight_map",
+]
 
 _PAPER = (255, 255, 255)
 _INK = (28, 30, 34)
 _FAINT = (112, 118, 128)
 _RULE = (214, 218, 224)
+_DEEP = (16, 62, 124)  # of a weight of 1
+_MARK = (214, 92, 24)
 _MARGIN = 14
 _GAP = 3
 
@@ -307,3 +316,69 @@ def _channel_grid(maps: np.ndarray, columns: int, cell: int) -> Image.Image:
         )
         grid.paste(picture, (x, y + over))
     return grid
+
+
+def weight_map(
+    rows: Sequence[Sequence[float]],
+    path: str | os.PathLike[str] | None = None,
+    *,
+    title: str = "",
+    down: str = "row",
+    across: str = "column",
+    first: tuple[int, int] = (0, 0),
+) -> bytes:
+    """A PNG of weights in [0, 1] as shaded cells, one row each; each row's largest is framed.
+
+    Args:
+      rows: weights; rows may differ in length.
+      path: also write the PNG here.
+      title: a line at the top.
+      down, across: what rows and columns are.
+      first: numbers of the first row and the first column.
+
+    Returns:
+      The PNG file's bytes.
+
+    Raises:
+      VidlatentError: no weight, or an unwritable path.
+    """
+    columns = max((len(row) for row in rows), default=0)
+    if not columns:
+        raise VidlatentError("a map of weights needs a row with a weight.")
+    cell = min(56, max(16, 720 // max(columns, len(rows))))
+    left, top = _MARGIN + 30, _MARGIN + 24 + 20 + 22
+    size = (left + max(columns * cell, 400) + _MARGIN, top + len(rows) * cell + _MARGIN)
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    room = size[0] - 2 * _MARGIN
+    about = (
+        f"{down} (downwards) and {across} (across); white 0, blue 1; framed: the largest of a row"
+    )
+    for text, y, points, ink in ((title, 8, 17, _INK), (about, 32, 12, _FAINT)):
+        text, font = _fitting(text, room, points)
+        draw.text((_MARGIN, _MARGIN + y), text, fill=ink, font=font, anchor="lm")
+    small = _font(min(11, cell - 6))
+    for column in range(columns):
+        x = left + column * cell + cell // 2
+        draw.text((x, top - 9), str(first[1] + column), fill=_FAINT, font=small, anchor="mm")
+    for number, row in enumerate(rows):
+        y = top + number * cell
+        at = (left - 6, y + cell // 2)
+        draw.text(at, str(first[0] + number), fill=_FAINT, font=small, anchor="rm")
+        _draw_weights(draw, np.asarray(row, np.float64), left, y, cell)
+    return _png(sheet, path)
+
+
+def _draw_weights(draw: ImageDraw.ImageDraw, row: np.ndarray, left: int, y: int, cell: int) -> None:
+    for column, weight in enumerate(np.clip(np.nan_to_num(row), 0, 1)):
+        x = left + column * cell
+        shade = tuple(
+            round(a + weight * (b - a)) for a, b in zip((255, 255, 255), _DEEP, strict=True)
+        )
+        frame = _MARK if column == row.argmax() else _RULE
+        box = (x, y, x + cell - 2, y + cell - 2)
+        draw.rectangle(box, fill=shade, outline=frame, width=2 if frame == _MARK else 1)
+        if cell >= 32:
+            ink = _PAPER if weight > 0.5 else _INK
+            middle = (x + cell // 2 - 1, y + cell // 2 - 1)
+            draw.text(middle, f"{weight:.2f}", fill=ink, font=_font(11), anchor="mm")
