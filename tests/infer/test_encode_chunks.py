@@ -12,7 +12,8 @@ from tiny_tokenizers import MODELS
 from vidlatent import config as configs
 from vidlatent.data.latents import HEADER, LatentSource, read_header
 from vidlatent.data.shapes import make_shape_scene, render_shape
-from vidlatent.dist.mesh import make_mesh
+from vidlatent.dist.mesh import AXES, make_mesh
+from vidlatent.dist.rules import batch_sharding, replicated
 from vidlatent.infer import generate
 from vidlatent.infer.codec import load_codec
 from vidlatent.infer.generate import Generator
@@ -133,7 +134,11 @@ def test_a_generator_learns_and_draws_them(places):
     assert Generator.from_workdir(run, {"sample.size": "(1, 8, 8)"}).shape[0] == 1
 
 
-def test_videos_are_coded_in_the_same_chunks(places):
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1, 1), pytest.param((1, 2, 2, 2), marks=pytest.mark.slow)]
+)
+def test_videos_are_coded_in_the_same_chunks(places, sizes):
+    """Also on a mesh that spreads clips and rows."""
     config = config_of(places, data__source="synthetic", tokenizer__chunks=CHUNKS)
     known = latents_of(config)
     stored = read_header(places / "set")
@@ -146,7 +151,11 @@ def test_videos_are_coded_in_the_same_chunks(places):
         "mask": np.ones(2, np.float32),
         "label": np.zeros(2, np.int32),
     }
-    latent, _ = jax.jit(inputs)(batch, inputs.load_networks(), jax.random.key(0))
+    devices = jax.devices()[: int(np.prod(sizes))]
+    mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), devices)
+    with jax.set_mesh(mesh):
+        run = jax.jit(inputs, in_shardings=(batch_sharding(mesh), replicated(mesh), None))
+        latent, _ = run(batch, inputs.load_networks(), jax.random.key(0))
     arrays = [source.read_arrays(window.name)["latent"] for window in windows]
     np.testing.assert_allclose(latent, np.stack(arrays), atol=1e-5)
 
