@@ -85,7 +85,8 @@ def test_batches_and_padding_do_not_matter(videos):
     a, b = run(videos, 2, 9), run(videos, 4, 9)
     assert a.scores == pytest.approx(b.scores, rel=1e-6) and a.scores["clips"] == 7
     for key, values in a.group_positions.items():
-        assert values == pytest.approx(b.group_positions[key], rel=1e-6)
+        # A margin is a small difference of scores near 1, which are float32.
+        assert values == pytest.approx(b.group_positions[key], rel=1e-6, abs=1e-7)
     left, right = a.latents.statistics(), b.latents.statistics()
     assert left["clips"] == right["clips"] == 7
     for row, other in zip(left["by_channel"], right["by_channel"], strict=True):
