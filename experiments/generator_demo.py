@@ -336,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--system", choices=sorted(TOKENIZERS), default="fsvideo_dit")
     parser.add_argument("--workdir", help="default runs/generator_demo-<system>")
     parser.add_argument("--tokenizer_steps", type=int, help="default: the tokenizer's own")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--clips", type=int, default=4096)
     parser.add_argument("--samples", type=int, default=4, help="videos of each class")
     words, overrides = split_overrides(list(sys.argv[1:] if argv is None else argv))
