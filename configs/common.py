@@ -42,7 +42,7 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.precision = ConfigDict()
     config.precision.compute = "auto"  # float32 | bfloat16 | auto: bfloat16 on TPU and GPU
 
-    config.mesh = ConfigDict()  # devices per axis; -1: all that are left
+    config.mesh = ConfigDict()  # devices per axis; -1: those left that share every batch
     config.mesh.data = 1
     config.mesh.fsdp = -1
     config.mesh.context = 1

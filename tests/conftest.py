@@ -17,6 +17,21 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 
 @pytest.fixture(scope="module")
+def one_device():
+    """Training, evaluation and sampling use one of the devices: the programs compile faster."""
+    from vidlatent.dist.mesh import make_mesh
+    from vidlatent.infer import generate, generate_eval
+    from vidlatent.train import loop
+
+    one = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate, "make_mesh", lambda sizes: make_mesh(sizes, one))
+        for module in (loop, generate_eval):
+            patch.setattr(module, "mesh_for_batches", lambda sizes, _: make_mesh(sizes, one))
+        yield
+
+
+@pytest.fixture(scope="module")
 def topology_devices():
     """``devices('v5e:1x1')``, which are not here; caches are off: such programs are not read back.
 

@@ -5,7 +5,6 @@ import inspect
 import json
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,11 +15,9 @@ from experiments.report import summarise, to_markdown, write_table_and_plot
 from experiments.runner import Results, run_all
 from vidlatent import config as configs
 from vidlatent.data.split import VALIDATION, split_groups
-from vidlatent.dist.mesh import make_mesh
 from vidlatent.infer.load import model_of
 from vidlatent.losses.align import vf_term
 from vidlatent.models.posterior import Posterior
-from vidlatent.train import loop
 from vidlatent.typing import FrameRule
 
 PROOFS = (content_frame, group_causal, alignment, decoder_finetune)
@@ -230,9 +227,7 @@ def test_nothing_is_concluded_from_some_seeds(tmp_path):
         (decoder_finetune, ("base", "standard", "lite")),
     ],
 )
-def test_at_smoke_size(proof, keep, tmp_path, monkeypatch):
-    one = jax.devices()[:1]
-    monkeypatch.setattr(loop, "mesh_for_batches", lambda sizes, _: make_mesh(sizes, one))
+def test_at_smoke_size(proof, keep, tmp_path, one_device):
     design = proof.build("smoke")
     design = dataclasses.replace(design, arms=tuple(a for a in design.arms if a.name in keep))
     assert run_all(design, tmp_path) == 0

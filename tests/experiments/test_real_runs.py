@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import jax
 import pytest
 
 from experiments import growth, stages
@@ -11,14 +10,8 @@ from experiments.design import Run
 from experiments.report import write_table_and_plot
 from experiments.runner import run_all, workdir_of
 from vidlatent import config as configs
-from vidlatent.dist.mesh import make_mesh
-from vidlatent.train import loop
 
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    one = jax.devices()[:1]
-    monkeypatch.setattr(loop, "mesh_for_batches", lambda sizes, _: make_mesh(sizes, one))
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.mark.slow

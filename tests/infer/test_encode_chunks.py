@@ -14,7 +14,6 @@ from vidlatent.data.latents import HEADER, LatentSource, read_header
 from vidlatent.data.shapes import make_shape_scene, render_shape
 from vidlatent.dist.mesh import AXES, make_mesh
 from vidlatent.dist.rules import batch_sharding, replicated
-from vidlatent.infer import generate
 from vidlatent.infer.codec import load_codec
 from vidlatent.infer.generate import Generator
 from vidlatent.infer.generate_inputs import Inputs
@@ -63,14 +62,7 @@ DIT = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    patch = pytest.MonkeyPatch()
-    one = jax.devices()[:1]
-    patch.setattr(generate, "make_mesh", lambda sizes: make_mesh(sizes, one))
-    patch.setattr(loop, "mesh_for_batches", lambda sizes, _: make_mesh(sizes, one))
-    yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from vidlatent.config import load
+from vidlatent.dist.mesh import local_mesh
 from vidlatent.infer.encode_content import ContentLatents
 from vidlatent.infer.encode_plan import EncodeOptions
-from vidlatent.infer.encode_steps import local_mesh
 from vidlatent.typing import VidlatentError
 
 

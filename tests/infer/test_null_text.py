@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vidlatent.config import load
-from vidlatent.infer.encode_steps import local_mesh
+from vidlatent.dist.mesh import local_mesh
 from vidlatent.infer.generate_inputs import Inputs
 from vidlatent.infer.generate_load import Latents, generator_of
 from vidlatent.infer.generate_texts import Texts

@@ -3,14 +3,11 @@
 import json
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import pytest
 
 from vidlatent.config import load
-from vidlatent.dist.mesh import make_mesh
 from vidlatent.losses import TERMS, Term, l1
-from vidlatent.train import loop
 from vidlatent.train.loop import train
 from vidlatent.typing import VidlatentError
 
@@ -18,7 +15,7 @@ TINY = Path(__file__).parent.parent / "tiny.py"
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch):
+def poison(one_device, monkeypatch):
     """A loss term that is NaN on batches of single frames, and one that always is."""
 
     def on_images(inputs, *_):
@@ -27,8 +24,6 @@ def poison(monkeypatch):
     def always(*_):
         return jnp.float32(jnp.nan)
 
-    one = jax.devices()[:1]
-    monkeypatch.setattr(loop, "mesh_for_batches", lambda sizes, _: make_mesh(sizes, one))
     poisons = {"nan_on_images": lambda: Term(on_images), "nan": lambda: Term(always)}
     terms = {**TERMS._entries, **poisons}
     monkeypatch.setattr(TERMS, "_entries", terms)

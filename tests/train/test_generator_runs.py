@@ -10,9 +10,8 @@ from PIL import Image
 
 from tests.train.generators import tiny, tokenizer_run
 from vidlatent import config as configs
-from vidlatent.dist.mesh import make_mesh
 from vidlatent.dist.rules import path_name
-from vidlatent.infer import generate, generate_eval
+from vidlatent.infer import generate_eval
 from vidlatent.infer.encode import encode_set
 from vidlatent.infer.generate import Generator, generate_videos
 from vidlatent.infer.generate_load import (
@@ -24,22 +23,12 @@ from vidlatent.infer.generate_load import (
 from vidlatent.infer.load import open_checkpoints
 from vidlatent.infer.start import starting_params
 from vidlatent.io.writers import read_metrics
-from vidlatent.train import loop
 from vidlatent.train.loop import INTERRUPTED, train
 from vidlatent.train.state import random_key
 from vidlatent.train.subjects import subject_of
 from vidlatent.typing import VidlatentError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    patch = pytest.MonkeyPatch()
-    one = jax.devices()[:1]
-    patch.setattr(generate, "make_mesh", lambda sizes: make_mesh(sizes, one))
-    for module in (loop, generate_eval):
-        patch.setattr(module, "mesh_for_batches", lambda sizes, _: make_mesh(sizes, one))
-    yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

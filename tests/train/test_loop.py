@@ -3,23 +3,16 @@
 import json
 from pathlib import Path
 
-import jax
 import pytest
 
 from vidlatent.config import load
-from vidlatent.dist.mesh import make_mesh
 from vidlatent.io.writers import read_metrics
-from vidlatent.train import loop
 from vidlatent.train.loop import INTERRUPTED, train
 from vidlatent.typing import VidlatentError
 
 TINY = Path(__file__).parent.parent / "tiny.py"
 
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    one = jax.devices()[:1]
-    monkeypatch.setattr(loop, "mesh_for_batches", lambda sizes, _: make_mesh(sizes, one))
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

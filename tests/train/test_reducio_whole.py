@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,8 +10,6 @@ from tests.infer.encode_cases import write_run
 from tests.infer.tiny_tokenizers import MODELS
 from vidlatent import config as configs
 from vidlatent.data.latents import LatentSource
-from vidlatent.dist.mesh import make_mesh
-from vidlatent.infer import generate, generate_eval
 from vidlatent.infer.encode import encode_set
 from vidlatent.infer.generate import generate_videos
 from vidlatent.train import loop
@@ -32,13 +29,8 @@ BUCKETS = ((4, 16, 16, 8),)
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory):
+def places(one_device, tmp_path_factory):
     """A Reducio-VAE and a set of shapes with texts, tokens and content latents."""
-    patch = pytest.MonkeyPatch()
-    one = jax.devices()[:1]
-    patch.setattr(generate, "make_mesh", lambda sizes: make_mesh(sizes, one))
-    for module in (loop, generate_eval):
-        patch.setattr(module, "mesh_for_batches", lambda sizes, _: make_mesh(sizes, one))
     folder = tmp_path_factory.mktemp("reducio")
     write_run(folder / "tokenizer", configs.load("configs/reducio_vae.py"), TOKENIZER)
     config = configs.read(folder / "tokenizer")
@@ -49,8 +41,7 @@ def places(tmp_path_factory):
         config.data.buckets = BUCKETS
         config.encode.update({**ENCODERS, "pictures": 0})
     assert encode_set(config, folder / "tokenizer", -1, str(folder / "set")) == 0
-    yield folder
-    patch.undo()
+    return folder
 
 
 def recipe(places):

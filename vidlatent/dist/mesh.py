@@ -24,7 +24,7 @@ from jax.sharding import AxisType, Mesh
 
 from vidlatent.typing import VidlatentError
 
-__all__ = ["AXES", "make_mesh", "mesh_for_batches", "mesh_of_rows", "resolve_sizes"]
+__all__ = ["AXES", "local_mesh", "make_mesh", "mesh_for_batches", "mesh_of_rows", "resolve_sizes"]
 
 AXES = ("data", "fsdp", "context", "tensor")
 
@@ -102,6 +102,13 @@ def mesh_for_batches(sizes: Mapping[str, int], buckets: Sequence[Sequence[int]])
         *(len(devices) - count, len(devices), named, shape["data"] * shape["fsdp"]),
     )
     return make_mesh(shape, devices[:count])
+
+
+def local_mesh(batches: Sequence[int]) -> Mesh:
+    """Mesh of as many of this process's devices as divide all batches, each with all parameters."""
+    devices = jax.local_devices()
+    count = math.gcd(len(devices), *batches)
+    return make_mesh({**dict.fromkeys(AXES, 1), "data": count}, devices[:count])
 
 
 def mesh_of_rows(mesh: Mesh) -> Mesh:

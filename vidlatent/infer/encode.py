@@ -26,6 +26,7 @@ from vidlatent.data.latents import HEADER, NULL_TEXT, Header, Shard, Window
 from vidlatent.data.loader import Loader, make_index, make_loader
 from vidlatent.data.split import WHOLE
 from vidlatent.data.stream import Listed
+from vidlatent.dist.mesh import local_mesh
 from vidlatent.infer.data import check_buckets
 from vidlatent.infer.encode_content import ContentLatents
 from vidlatent.infer.encode_pictures import draw_pictures
@@ -37,7 +38,7 @@ from vidlatent.infer.encode_plan import (
     settle,
     shard_count,
 )
-from vidlatent.infer.encode_steps import Encoder, ImageTokens, TextStates, local_mesh
+from vidlatent.infer.encode_steps import Encoder, ImageTokens, TextStates
 from vidlatent.infer.encode_write import ShardWriter, finished_shard, merge_shards, stored_as
 from vidlatent.infer.load import model_of, restored_params, spec_in_chunks
 from vidlatent.typing import VidlatentError

@@ -6,7 +6,6 @@ Everything runs on this process's own devices: processes share the work, not the
 from __future__ import annotations
 
 import functools
-import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,7 +17,6 @@ from jax.sharding import Mesh
 
 from vidlatent.data.text import RULES
 from vidlatent.data.tokens import load_tokenizer, word_tokens
-from vidlatent.dist.mesh import make_mesh
 from vidlatent.dist.rules import batch_sharding, replicated
 from vidlatent.infer.encode_plan import EncodeOptions
 from vidlatent.infer.pixels import from_pixels
@@ -33,7 +31,6 @@ __all__ = [
     "Encoder",
     "ImageTokens",
     "TextStates",
-    "local_mesh",
     "path_of",
     "window_key",
     "window_names",
@@ -41,14 +38,6 @@ __all__ = [
 
 WORDS = "words"  # a tokenizer that needs no file
 _KEPT_BYTES = 256 << 20  # of texts' states, for captions that come again
-
-
-def local_mesh(batches: Sequence[int]) -> Mesh:
-    """A mesh of as many of this process's devices as divide all batches."""
-    devices = jax.local_devices()
-    count = math.gcd(len(devices), *batches)
-    sizes = {"data": count, "fsdp": 1, "context": 1, "tensor": 1}
-    return make_mesh(sizes, devices[:count])
 
 
 def window_names(clips: Sequence[str], firsts: Sequence[int]) -> np.ndarray:

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from vidlatent.dist.mesh import local_mesh
 from vidlatent.infer.encode_content import ContentLatents
 from vidlatent.infer.encode_plan import EncodeOptions
-from vidlatent.infer.encode_steps import ImageTokens, TextStates, local_mesh
+from vidlatent.infer.encode_steps import ImageTokens, TextStates
 from vidlatent.infer.generate_inputs import null_text_of, text_states
 from vidlatent.infer.load import compute_dtype
 from vidlatent.typing import VidlatentError

@@ -56,7 +56,7 @@ def bench(config: ConfigDict, workdir: Path, output: str) -> int:
     result: dict[str, Any] = {
         "config": config.name,
         "preset": config.preset,
-        "device": f"{jax.device_count()} x {device.device_kind}",
+        "device": f"{mesh.size} x {device.device_kind}",
         "jax": jax.__version__,
         "compute": dtype.name,
         "bucket": list(bucket),
