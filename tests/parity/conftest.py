@@ -5,6 +5,7 @@ hyper-parameter and size comes from the case, so that other cases of the same la
 A case that is absent is skipped.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -103,6 +104,36 @@ def shapes_of():
 @pytest.fixture(scope="session")
 def reference():
     return reference_path
+
+
+class _Read(dict):
+    """Arrays by name that know which of them were looked at."""
+
+    def __init__(self, arrays):
+        super().__init__(arrays)
+        self.seen = set()
+
+    def __getitem__(self, name):
+        self.seen.add(name)
+        return super().__getitem__(name)
+
+
+@pytest.fixture(scope="session")
+def losses_family():
+    """``with losses_family("huber") as arrays``: of ``losses.npz``, by name without ``huber.``.
+
+    Whoever opens a family reads all of it: an array that is left over fails the test.
+    """
+
+    @contextlib.contextmanager
+    def family(name):
+        with np.load(reference_path("losses", "losses.npz")) as stored:
+            found = [key for key in stored.files if key.startswith(name + ".")]
+            arrays = _Read({key.removeprefix(name + "."): stored[key] for key in found})
+        yield arrays
+        assert arrays and arrays.seen == set(arrays), f"{name}: {set(arrays) - arrays.seen} unread"
+
+    return family
 
 
 @pytest.fixture(scope="session")
