@@ -179,13 +179,15 @@ class Coding:
         self._refuse("space is 'auto'", *unset)
         ways = [Way("whole frames", lambda: Steps(model))]
         if devices == 1:
-            ways += self._smaller(model)
+            ways += self.smaller(model)
         return AutoSteps(ways, self.memory_gb, devices)
 
-    def _smaller(self, model: Any) -> list[Way]:
+    def smaller(self, model: Any) -> list[Way]:
+        """What the model has for frames that do not fit whole, from the largest parts on."""
+
         def way(words: str, cuts: int, **keys: Any) -> Way:
             asked = dataclasses.replace(self, memory_gb=0.0, **keys)
-            return Way(words, lambda: asked._space(model), cuts)
+            return Way(words, lambda: asked._space(model), cuts, keys)
 
         if isinstance(model, Autoencoder) and _has_outer_stages(model):
             cell = max(cell for cell, _ in margins(model))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,11 +36,13 @@ class Way:
       words: what it is called in the log.
       make: the steps, made only when the way is considered.
       cuts: side in pixels from which on it cuts anything.
+      keys: of ``config.codec`` that ask for it.
     """
 
     words: str
     make: Callable[[], Steps]
     cuts: int = 0
+    keys: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,7 +94,7 @@ def _search(
 ) -> Iterable[dict[str, Any]]:
     """Attempts at smaller and larger changes, until one fits or ``config.plan.tries`` are over."""
     tries, latest = 0, first
-    for overrides in changes(config, config.plan.what, first["mesh"], bucket[3]):
+    for overrides in changes(config, config.plan.what, first["mesh"], bucket):
         if tries == config.plan.tries:
             return
         if _hopeless(latest, overrides, limit):

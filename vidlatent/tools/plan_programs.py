@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vidlatent.dist.rules import ACTIVATION_AXES, batch_sharding, replicated, shardings
-from vidlatent.infer.coding import Coding
-from vidlatent.infer.load import abstract_params, model_of, smallest_video
-from vidlatent.infer.steps import Steps
+from vidlatent.dist.rules import batch_sharding, replicated
+from vidlatent.infer.load import model_of
 from vidlatent.models.frozen import network_shapes
 from vidlatent.registry import did_you_mean
-from vidlatent.tools import plan_generators
+from vidlatent.tools import plan_codec, plan_generators
 from vidlatent.tools.plan_program import Program, check_batch, sized
 from vidlatent.train.program import abstract_state, jit_train_step, placed
 from vidlatent.train.state import random_key
@@ -114,116 +110,11 @@ def _train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
     )
 
 
-def _encode(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
-    codec = _Codec(config, mesh, bucket)
-    first, later = codec.pieces(decoding=False)
-    arguments = (codec.params, codec.pixels(first), None)
-    if later:
-        _, cache = jax.eval_shape(codec.encode, *arguments)
-        arguments = (codec.params, codec.pixels(later), _spread(mesh, cache))
-    return codec.program("encode", jax.jit(codec.encode, donate_argnums=2), arguments, first, later)
-
-
-def _decode(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
-    codec = _Codec(config, mesh, bucket)
-    first, later = codec.pieces(decoding=True)
-    latent, _ = jax.eval_shape(codec.encode, codec.params, codec.pixels(first), None)
-    arguments = (codec.params, _whole(mesh, latent), codec.condition(first, True), None)
-    if later:
-        _, cache = jax.eval_shape(codec.decode, *arguments)
-        shape = (1, later // codec.spec.t, *latent.shape[2:])
-        piece = jax.ShapeDtypeStruct(shape, latent.dtype)
-        seen = codec.condition(later, False)
-        arguments = (codec.params, _whole(mesh, piece), seen, _spread(mesh, cache))
-    return codec.program("decode", jax.jit(codec.decode, donate_argnums=3), arguments, first, later)
-
-
-class _Codec:
-    """What the codec runs for one clip: a later piece of a stream, or the whole clip at once."""
-
-    def __init__(self, config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]):
-        self.model = model_of(config)
-        self.spec, self.mesh, self.size = self.model.latent_spec, mesh, bucket[:3]
-        self.spec.check_video(*self.size)
-        self.seed = config.seed
-        self.plan = Coding.of(config.codec.to_dict()).plan(self.model)
-        self.steps = Steps(self.plan.model)
-        params = abstract_params(self.model)
-        self.params = placed(params, shardings(params, mesh))
-
-    def pieces(self, decoding: bool) -> tuple[int, int]:
-        """Frames of a first piece, and of a later one (0 if there is none)."""
-        rule, frames = self.spec.rule, self.size[0]
-        if self.plan.chunks:
-            return min(frames, self.plan.chunks[0]), 0
-        if decoding and self.plan.time == "windows":
-            return frames, 0
-        later = self.plan.groups * rule.step
-        first = later + rule.first % rule.step
-        return (first, later) if frames > first else (frames, 0)
-
-    def pixels(self, frames: int) -> Any:
-        shape = jax.ShapeDtypeStruct((1, frames, *self.size[1:], 3), jnp.uint8)
-        return _whole(self.mesh, shape)
-
-    def condition(self, frames: int, first: bool) -> Any:
-        """What the decoder looks at for a piece of so many frames."""
-        kind = self.steps.content
-        if kind == "none" or (kind == "first" and not first):
-            return None
-        count = frames // self.spec.rule.step if kind == "clip" else 1
-        pixels = jax.ShapeDtypeStruct((count, *self.size[1:], 3), jnp.uint8)
-        return _spread(self.mesh, jax.eval_shape(self.steps.look, self.params, pixels))
-
-    def encode(self, params: Any, pixels: Any, cache: Any) -> Any:
-        return self.steps.encode(params, pixels, cache, None, 0)
-
-    def decode(self, params: Any, latent: Any, condition: Any, cache: Any) -> Any:
-        return self.steps.decode(params, latent, condition, cache)
-
-    def program(
-        self, name: str, function: Any, arguments: tuple[Any, ...], first: int, later: int
-    ) -> Program:
-        size = sized((later or first, *self.size[1:]))
-
-        def init():
-            video = jnp.zeros(smallest_video(self.spec), jnp.float32)
-            return self.model.init(random_key(self.seed, "params"), video)["params"]
-
-        return Program(
-            name,
-            f"a later piece of a clip, {size}" if later else f"a clip {size}",
-            function,
-            arguments,
-            {"parameters": self.params, "caches": arguments[-1]},
-            {0: init},
-            (1, len(arguments) - 1),
-            later or first,
-        )
-
-
-def _whole(mesh: Mesh, leaf: Any) -> Any:
-    return placed(leaf, replicated(mesh))
-
-
-def _spread(mesh: Mesh, tree: Any) -> Any:
-    """Activations ``[B, T, H, W, C]`` or ``[B, H, W, C]`` kept between pieces, by height."""
-    axes = ACTIVATION_AXES["height"]
-    ways = math.prod(mesh.shape[axis] for axis in axes)
-
-    def where(leaf):
-        height = len(leaf.shape) - 3
-        split = height > 0 and leaf.shape[height] % ways == 0
-        return NamedSharding(mesh, P(*[None] * height, axes) if split else P())
-
-    return placed(tree, jax.tree.map(where, tree))
-
-
 # What there is to plan, for each kind of model.
 PROGRAMS = {
     "train": {"tokenizer": _train, "generator": plan_generators.training},
-    "encode": {"tokenizer": _encode},
-    "decode": {"tokenizer": _decode},
+    "encode": {"tokenizer": plan_codec.encoding},
+    "decode": {"tokenizer": plan_codec.decoding},
     "sample": {"generator": plan_generators.sampling},
     "nfe": {"generator": plan_generators.evaluation},
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from vidlatent.dist.rules import ACTIVATION_AXES
+from vidlatent.infer.coding import Coding
+from vidlatent.infer.load import model_of
 
 __all__ = ["changed", "changes"]
 
@@ -24,20 +26,25 @@ def changed(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
 
 
 def changes(
-    config: ConfigDict, what: str, mesh: Mapping[str, int], batch: int
+    config: ConfigDict, what: str, mesh: Mapping[str, int], bucket: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
     """Keys to set, from what costs least speed to what costs most; each is to be tried in turn.
 
     A batch that does not spread over the mesh first gets more devices to a clip. Then blocks are
     computed again in the backward pass instead of kept, then the batch is taken in pieces, one
-    after another, then still more devices work on a clip.
+    after another, then still more devices work on a clip. A codec on one device has no batch and no
+    other device, but cuts frames up as it does where it finds little memory.
 
     Args:
       config: that does not fit.
       what: the program; only training has a batch to cut and gradients to recompute for.
       mesh: sizes of its axes.
-      batch: global batch.
+      bucket: frames, height, width, global batch.
     """
+    if what in ("encode", "decode") and math.prod(mesh.values()) == 1:
+        yield from _cuts(config, bucket)
+        return
+    batch = bucket[3]
     training = what == "train"
     axes = ("context", "tensor") if config.generator else ("context",)
     pieces = config.optim.accumulate
@@ -65,6 +72,15 @@ def changes(
         most = max((p for p in _PIECES if batch % (ways * p) == 0), default=1)
         if training and most > pieces:
             yield {**base, **_keys(sizes), "optim.accumulate": most}
+
+
+def _cuts(config: ConfigDict, bucket: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Keys of ``config.codec`` that cut such frames up; none where a way is named already."""
+    coding = Coding.of(config.codec.to_dict())
+    for way in coding.smaller(model_of(config)) if coding.space == "auto" else ():
+        if not way.cuts or way.cuts < max(bucket[1:3]):
+            keys = {**way.keys, **({"memory_gb": 0.0} if coding.memory_gb else {})}
+            yield {f"codec.{key}": value for key, value in keys.items()}
 
 
 def _ways(mesh: Mapping[str, int]) -> int:

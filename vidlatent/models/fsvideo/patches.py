@@ -30,16 +30,20 @@ from vidlatent.typing import VidlatentError
 __all__ = [
     "Reach",
     "Region",
+    "decode_inner",
+    "decode_part",
     "decode_patch",
     "decode_tiled",
     "decode_windows",
     "decoder_reach",
+    "decoder_tiles",
     "encode_tiled",
     "encoder_end",
     "encoder_reach",
     "outer_stage",
     "tiles",
     "valid_window",
+    "window_margins",
 ]
 
 Condition = tuple[jax.Array, ...] | None
@@ -229,14 +233,34 @@ def tiles(whole: int, core: int, margin: int) -> tuple[int, list[tuple[int, int,
     return size, parts
 
 
+def decoder_tiles(
+    model: Autoencoder, cells: tuple[int, ...], core: int
+) -> list[tuple[int, list[tuple[int, int, int]]]]:
+    """``tiles`` of the outer stages along height and width, of a map of so many ``cells``."""
+    stage = outer_stage(model)
+    margin = -(-decoder_reach(model, stage).space // 2**stage)
+    return [tiles(whole, core, margin) for whole in cells]
+
+
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _decode_inner(model, params, latent, stage, condition):
+def decode_inner(
+    model: Autoencoder, params: Any, latent: jax.Array, stage: int, condition: Condition
+) -> jax.Array:
+    """The stages within ``stage``, with all attention, of a latent."""
     return model.apply({"params": params}, latent, stage, condition, method="decode_inner")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def _decode_part(model, params, x, stage, size, start, condition):
-    """Outer stages on frames and cells ``start`` of ``x``, ``size`` of them."""
+def decode_part(
+    model: Autoencoder,
+    params: Any,
+    x: jax.Array,
+    stage: int,
+    size: tuple[int, int, int],
+    start: tuple[Any, Any, Any],
+    condition: Condition,
+) -> jax.Array:
+    """Outer stages on frames and cells ``start`` of ``decode_inner``'s ``x``, ``size`` of them."""
     part = lax.dynamic_slice(x, (0, *start, 0), (x.shape[0], *size, x.shape[-1]))
     return model.apply({"params": params}, part, stage, condition, start[1:], method="decode_outer")
 
@@ -254,7 +278,7 @@ def decode_tiled(
       ``[B, T, H, W, 3]`` float32 in host memory.
     """
     stage = outer_stage(model)
-    x = _decode_inner(model, params, latent, stage, condition)
+    x = decode_inner(model, params, latent, stage, condition)
     return _decode_parts(model, params, x, stage, (0, x.shape[1]), core, condition)
 
 
@@ -263,15 +287,14 @@ def _decode_parts(model, params, x, stage, frames, core, condition):
     begin, count = frames
     if not core:
         size = (count, *x.shape[2:4])
-        return _decode_part(model, params, x, stage, size, (begin, 0, 0), condition)
+        return decode_part(model, params, x, stage, size, (begin, 0, 0), condition)
     scale = 2**stage
-    margin = -(-decoder_reach(model, stage).space // scale)
-    rows, columns = (tiles(whole, core, margin) for whole in x.shape[2:4])
+    rows, columns = decoder_tiles(model, x.shape[2:4], core)
     video = None
     for row in rows[1]:
         for column in columns[1]:
             size, start = (count, rows[0], columns[0]), (begin, row[0], column[0])
-            part = np.asarray(_decode_part(model, params, x, stage, size, start, condition))
+            part = np.asarray(decode_part(model, params, x, stage, size, start, condition))
             if video is None:
                 sides = [scale * whole for whole in x.shape[2:4]]
                 video = np.empty((*part.shape[:2], *sides, part.shape[-1]), part.dtype)
@@ -339,6 +362,21 @@ def encode_tiled(
     return mean, tuple(later[stage] for stage in model.cross_stages)
 
 
+def window_margins(model: Autoencoder) -> tuple[int, int, Reach]:
+    """Latent frames before and after a window that its video needs, and how far inner stages look.
+
+    Raises:
+      VidlatentError: time is doubled in the inner stages, too.
+    """
+    stage = outer_stage(model)
+    if any(i >= stage for i in model.temporal_down):
+        raise VidlatentError("windows need all temporal down operations in the outer stages.")
+    step = model.latent_spec.t
+    outer = decoder_reach(model, stage)
+    before = -(-(outer.left + step - 1) // step)
+    return before, -(-outer.right // step), decoder_reach(model, None, stage)
+
+
 def decode_windows(
     model: Autoencoder,
     params: Any,
@@ -355,19 +393,14 @@ def decode_windows(
 
     Args:
       latents: latent frames ``[B, h, w, c]`` in order.
-      core: latent frames of a window.
+      core: latent frames of a window, at least; the last one takes what is computed for it.
       cells: side of the tiles that the outer stages are cut into, as of ``decode_tiled``; 0: none.
 
     Yields:
       Videos ``[B, T, H, W, 3]``, in order.
     """
-    stage = outer_stage(model)
-    if any(i >= stage for i in model.temporal_down):
-        raise VidlatentError("windows need all temporal down operations in the outer stages.")
-    step = model.latent_spec.t
-    inner, outer = decoder_reach(model, None, stage), decoder_reach(model, stage)
-    before = -(-(outer.left + step - 1) // step)
-    after = -(-outer.right // step)
+    stage, step = outer_stage(model), model.latent_spec.t
+    before, after, inner = window_margins(model)
     stream = iter(latents)
     held: list[jax.Array] = []
     base = begin = 0  # clip positions of held[0] and of the next wanted latent frame
@@ -382,10 +415,12 @@ def decode_windows(
             return
         end = min(begin + core, total)
         first, last = max(0, begin - before), min(total, end + after)
+        if done and last == total:  # computed to the end for this window already
+            end = total
         low = max(0, first - inner.left)
         high = min(total, last + inner.right)
         piece = jnp.stack(held[low - base : high - base], axis=1)
-        x = _decode_inner(model, params, piece, stage, condition)
+        x = decode_inner(model, params, piece, stage, condition)
         frames = (first - low, last - first)
         video = _decode_parts(model, params, x, stage, frames, cells, condition)
         # Frames of latent j in a part that starts at latent f: step (j - f) - step + 1 and on.
