@@ -103,6 +103,14 @@ CASES = (
     Case("fsae-lite", "fsae:lite", "v5p:4x4x4", {"mesh.context": 8}),
     Case("ivvae-3", "ivvae:paper,stage=3", "v6e:4x4"),
     Case("ivvae-4", "ivvae:paper,stage=4", "v6e:4x4"),
+    # The stage's other kind of large batch: whole clips, with a gradient for the encoder, too.
+    Case(
+        "fsae-3-169-frames",
+        "fsae:paper,stage=3",
+        "v5p:4x4x4",
+        {"mesh.context": 8, "plan.bucket": "(169,320,192,16)"},
+    ),
+    Case("reducio_vae-ft2", "reducio_vae:paper,time=2", "v6e:4x8"),
     Case("fsvideo_dit-sft", _VIDEO_DIT + "sft", "v5p:8x8x4", {"mesh.context": 4, **_FSAE}),
 )
 
