@@ -68,6 +68,16 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     return config
 
 
+def suffix(arg: ConfigDict, **usual) -> str:
+    """Names the arguments that are not as ``usual``, so that each variant has a workdir of its own:
+    ``-content_first-critic``."""
+    return "".join(
+        f"-{name}" if arg[name] is True else f"-{name}_{arg[name]}"
+        for name, value in usual.items()
+        if arg[name] != value
+    )
+
+
 def demo_on_samples(config: ConfigDict, bucket: tuple, steps: int, lr: float) -> None:
     """What every demo shares: minutes on the sample clips with a report now and then."""
     config.data.source = "samples"

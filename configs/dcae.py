@@ -30,7 +30,9 @@ def get_config(arg: str = ""):
         raise VidlatentError(
             f"config argument model={arg.model} is unknown: {did_you_mean(arg.model, _RELEASED)}"
         )
-    config = common.get_defaults("dcae", arg.preset)
+    usual = common.suffix(arg, model="f32c32-sana-1.0")
+    config = common.get_defaults("dcae", arg.preset + usual)
+    config.recipe = "dcae"
     config.loss.l1 = 1.0
     _shared(config.model)
     {"demo": _demo, "paper": _paper}[arg.preset](config, arg)

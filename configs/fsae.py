@@ -44,6 +44,7 @@ def get_config(arg: str = ""):
         raise VidlatentError(f"config argument stage={arg.stage} does not go with this preset.")
     suffix = "" if form in (arg.preset, "base") else f"-{form}"
     suffix += "" if arg.stage == "1" else f"-stage_{arg.stage}"
+    suffix += common.suffix(arg, width=2048)
     config = common.get_defaults("fsae", arg.preset + suffix)
     config.recipe = f"fsae {arg.stage if form == 'base' else form}"
     config.loss.l1 = 1.0
@@ -109,7 +110,9 @@ def _paper(config, width):
     config.checkpoint.keep_every = 50_000
 
 
-# One bucket per sixth of an octave of aspect ratio around a square (height, width).
+# The paper names average resolutions and crops similar aspect ratios to one size, which it does not
+# list. Here a short list: a size for each sixth of an octave or so of aspect ratio around a square
+# (height, width), since each shape is a program. data.buckets takes a longer one.
 _BUCKETS_256 = ((384, 192), (320, 192), (256, 256), (192, 320), (192, 384))
 _BUCKETS_512 = ((704, 384), (576, 448), (512, 512), (448, 576), (384, 704))
 _ASPECT_WEIGHTS = (0.02, 0.08, 0.3, 0.08, 0.02)

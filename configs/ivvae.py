@@ -5,7 +5,7 @@
                              ``z16,width=96`` the wide model, ``paper,stage=1`` to ``4`` the stage
 ``configs/ivvae.py:paper,variant=causal,width=96``  a baseline or ablation: ``causal`` (the
                              inflated VAE), ``gcconv``, ``ktc``, ``ktc_causal``, ``volumes``; with
-                             ``demo`` too
+                             ``demo`` too, each with stages of its own
 ``demo,stage=4``             the demo going on with a small critic
 
 A stage starts from the workdir of the one before it: ``--config.train.init_from=runs/ivvae-paper``.
@@ -24,13 +24,30 @@ def get_config(arg: str = ""):
         raise VidlatentError(
             f"config argument stage={arg.stage}: {arg.preset} has {', '.join(map(str, stages))}."
         )
-    config = common.get_defaults("ivvae", arg.preset)
+    if _form(arg).time == "none":
+        raise VidlatentError(f"config argument variant={arg.variant}: image VAEs are stage=1.")
+    suffix = common.suffix(arg, stage=2, variant="ivvae", width=64)
+    config = common.get_defaults("ivvae", arg.preset + suffix)
     config.loss.l1 = 1.0
-    config.recipe = f"ivvae {arg.stage}"
-    if arg.stage != 2:
-        config.preset += f"-stage_{arg.stage}"
+    config.recipe = _recipe(arg, arg.stage)
     (_demo if arg.preset == "demo" else _paper)(config, arg)
     return config
+
+
+def _form(arg):
+    from vidlatent.models.ivvae.form import form_of
+
+    return form_of(arg.variant)
+
+
+def _recipe(arg, stage):
+    """Variants have recipes of their own, and share the image VAE that they are inflated of."""
+    form = _form(arg)
+    if stage > 1:
+        return f"ivvae {stage}" if arg.variant == "ivvae" else f"ivvae {arg.variant} {stage}"
+    if form.rich:
+        return "ivvae 1"
+    return "ivvae plain 1" if form.branches == 2 else "ivvae single 1"
 
 
 def _model(config, arg):
@@ -75,18 +92,20 @@ def _paper(config, arg):
     config.data.buckets = buckets
     if arg.stage == 1:
         # An ordinary image VAE with the channels of one branch; the video model is inflated of it.
-        model.variant = "image"
-        model.latent_channels //= 2
+        model.variant = "image" if _form(arg).rich else "image_plain"
+        model.latent_channels //= _form(arg).branches
         model.temporal_down = ()
     common.long_run(config, steps=steps, lr=5e-5 if arg.stage == 4 else 1e-4)
     # Equation 5, whose sums over 256x256 images are means here: all terms divided by 3 * 256^2.
     config.train.sample_latent = True
     config.loss.lpips_vgg = 1.0
     config.loss.kl = {"weight": 3e-6 * model.latent_channels / 192, "reduction": "mean"}
-    if arg.stage > 1 and arg.variant == "ivvae":
+    if arg.stage > 1:
         # A stage goes on where the one before it ended, the video model from the image model.
-        config.train.init_recipes = (f"ivvae {arg.stage - 1}",)
-        config.train.init_kind = "ivvae_image" if arg.stage == 2 else ""
+        config.train.init_recipes = (_recipe(arg, arg.stage - 1),)
+    if arg.stage == 2:
+        causal = _form(arg).time == "causal"
+        config.train.init_kind = "ivvae_image_causal" if causal else "ivvae_image"
     if arg.stage == 4:
         _critic(config)
     config.optim.b2 = 0.999
@@ -135,4 +154,4 @@ def _demo(config, arg):
         config.critic.optim.lr = 1e-3
         config.optim.lr = 1e-3
         config.train.steps = 200
-        config.train.init_recipes = ("ivvae 2",)
+        config.train.init_recipes = (_recipe(arg, 2),)

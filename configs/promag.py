@@ -4,7 +4,8 @@
 ``configs/promag.py:paper``          stage I at the published size (``z=8`` for the narrow latent)
 ``paper,stage=II``, ``stage=III``    (or ``grow=1``, ``grow=2``) grown to 8x, then to 16x;
                                      ``mode=plain`` grows without key frames, residual and adaptive
-                                     norm, ``gan=true`` with the critic of stage I
+                                     norm, ``gan=true`` with the critic of stage I; the demo
+                                     has one, small and from step 100, with ``gan=true`` alone
 ``paper,stage=0``                    (or ``image=true``) the image autoencoder that codes frame 0;
                                      ``join=latent`` and ``join=none`` use it otherwise or not
 ``configs/promag.py:paper,model=magvit2,k=16``  the baseline trained directly at 4x, 8x or 16x
@@ -45,7 +46,10 @@ def get_config(arg: str = ""):
         raise VidlatentError(
             "configs/promag.py: model is promag or magvit2, grow 0, 1 or 2, k 4, 8 or 16."
         )
-    config = common.get_defaults(arg.model, arg.preset)
+    stage = "0" if arg.image else _STAGES[1 + arg.grow]
+    suffix = "" if stage == "I" else f"-stage_{stage}"
+    suffix += common.suffix(arg, mode="full", k=4, z=16, join="", gan=False)
+    config = common.get_defaults(arg.model, arg.preset + suffix)
     config.loss.l1 = 1.0
     _model(config, arg, extra=direct[arg.k])
     # Each stage sees the frame rate at which its key frames have the spacing of the stage before.
@@ -54,7 +58,9 @@ def get_config(arg: str = ""):
     {"demo": _demo, "paper": _paper, "line": _line, "square": _square}[arg.preset](config, arg)
     _start(config, arg)
     if arg.preset in ("demo", "paper"):
-        _stage(config, arg)
+        _stage(config, arg, stage)
+    elif arg.gan:
+        raise VidlatentError(f"config argument gan=true: {arg.preset} has no critic.")
     if arg.image:
         config.data.buckets = tuple((1, h, w, 8 * b) for _, h, w, b in config.data.buckets)
         config.data.fps = 0.0
@@ -80,34 +86,55 @@ def _stage_fps():
     return STAGE_FPS
 
 
-def _stage(config, arg):
+def _stage(config, arg, stage):
     """What the stage is called, what it follows on, and its losses (ProMAG, appendix B)."""
-    numbers = _STAGES[1:]
-    stage = "0" if arg.image else numbers[arg.grow]
-    config.recipe = f"{arg.model} {stage}"
-    if stage != "I":
-        config.preset += f"-stage_{stage}"
+    config.recipe = _recipe(arg, stage)
     if arg.grow:
-        config.train.init_recipes = (f"{arg.model} {numbers[arg.grow - 1]}",)
-    if arg.grow and arg.gan:
-        config.preset += "-gan"
+        config.train.init_recipes = (_recipe(arg, _STAGES[arg.grow]),)
+    elif config.train.init_kind == "first_frame":
+        config.train.init_recipes = (_recipe(arg, "0"),)
     if arg.preset == "demo":
+        if arg.gan:
+            _demo_critic(config, arg)
         return
     config.train.sample_latent = True
     config.loss.lpips_vgg = 1.0
     config.loss.kl = 1e-12
     # Growing stages have none but in the paper's rows "w/ GAN", whose weight is not stated.
     if not arg.grow or arg.gan:
-        # Stable Diffusion's critic, over video; its kernel in time and its start are not stated,
-        # nor is anything of stage 0, which gets the losses of stage I.
-        critic = config.critic
-        critic.model.name = "patch2d" if arg.image else "patch3d"
-        if not arg.image:
-            critic.model.time_kernels = (3, 3, 3, 3, 3)
-        critic.weight = 0.1
-        critic.optim.b2 = 0.99
-        critic.optim.weight_decay = 1e-4
-        critic.optim.warmup_steps = 1000
+        _critic(config, arg)
+        config.critic.optim.warmup_steps = 1000
+
+
+def _recipe(arg, stage):
+    """What else than the stage a following one depends on is part of the name."""
+    words = [arg.model, stage]
+    if arg.k != 4 and stage != "0":
+        words.append(f"{arg.k}x")
+    if arg.mode != "full" and stage in _STAGES[2:]:
+        words.append(arg.mode)
+    if arg.join and stage != "0":
+        words.append(f"join={arg.join}")
+    return " ".join(words)
+
+
+def _critic(config, arg):
+    """Stable Diffusion's critic, over video; its kernel in time and its start are not stated, nor
+    is anything of stage 0, which gets the losses of stage I."""
+    critic = config.critic
+    critic.model.name = "patch2d" if arg.image else "patch3d"
+    if not arg.image:
+        critic.model.time_kernels = (3, 3, 3, 3, 3)
+    critic.weight = 0.1
+    critic.optim.b2 = 0.99
+    critic.optim.weight_decay = 1e-4
+
+
+def _demo_critic(config, arg):
+    _critic(config, arg)
+    config.critic.model.width = 16
+    config.critic.start_step = 100
+    config.critic.optim.lr = 1e-3
 
 
 def _start(config, arg):

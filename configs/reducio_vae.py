@@ -14,7 +14,8 @@ from vidlatent.config import parse_arg
 
 def get_config(arg: str = ""):
     arg = parse_arg(arg, presets=("demo", "paper"), time=0, space=0, content="middle", critic=False)
-    config = common.get_defaults("reducio_vae", arg.preset)
+    suffix = common.suffix(arg, time=0, space=0, content="middle", critic=False)
+    config = common.get_defaults("reducio_vae", arg.preset + suffix)
     config.loss.l1 = 1.0
     config.train.sample_latent = True
     config.recipe = "reducio_vae"

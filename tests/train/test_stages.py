@@ -1,12 +1,16 @@
 """What a stage takes over from the run before it, and which runs it refuses to start from."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
+from tests.train.recipes import DEMOS, PAPER
 from tests.train.test_resume import digest, train
 from vidlatent import config as configs
-from vidlatent.infer.load import model_of, open_checkpoints
+from vidlatent.infer.load import abstract_params, model_of, open_checkpoints
+from vidlatent.models.weights import graft
 from vidlatent.train.loop import INTERRUPTED
 from vidlatent.train.stages import check_start
 from vidlatent.train.steps.tokenizer import make_step
@@ -41,6 +45,90 @@ def test_a_wrong_stage_is_refused_by_name(tmp_path):
         check_start(stage(nameless, "tiny critic"))
     with pytest.raises(VidlatentError, match="'tiny next' follows on tiny critic.*init_from"):
         check_start(stage("", "tiny critic"))
+
+
+# What each stage may start from, by its recipe; those that are not here, from anything or nothing.
+AFTER = {
+    "fsae 2": {"fsae 1"},
+    "fsae 3": {"fsae 2"},
+    "fsae vf": {"fsae 3"},
+    "fsae standard": {"fsae 3", "fsae vf"},
+    "fsae lite": {"fsae standard"},
+    "ivvae 2": {"ivvae 1"},
+    "ivvae 3": {"ivvae 2"},
+    "ivvae 4": {"ivvae 3"},
+    "ivvae volumes 2": {"ivvae 1"},
+    "ivvae ktc 2": {"ivvae plain 1"},
+    "ivvae ktc_causal 2": {"ivvae plain 1"},
+    "ivvae gcconv 2": {"ivvae single 1"},
+    "ivvae causal 2": {"ivvae single 1"},
+    "ivvae causal 3": {"ivvae causal 2"},
+    "ivvae causal 4": {"ivvae causal 3"},
+    "promag I": {"promag 0"},
+    "promag I 8x": {"promag 0"},
+    "promag I 16x": {"promag 0"},
+    "promag II": {"promag I"},
+    "promag III": {"promag II"},
+    "promag II plain": {"promag I"},
+    "promag III plain": {"promag II plain"},
+}
+# Demos that differ: shorter chains, and no image encoder for frame 0.
+AFTER_DEMOS = {
+    "fsae:demo,stage=vf": {"fsae 1"},
+    "fsae:demo,stage=standard": {"fsae 1", "fsae vf"},
+    "ivvae:demo": None,
+    "ivvae:demo,stage=4": {"ivvae 2"},
+    "ivvae:demo,variant=causal,stage=4": {"ivvae causal 2"},
+    "promag:demo": None,
+    "promag:demo,gan=true": None,
+}
+
+
+def test_every_stage_refuses_every_run_but_those_it_follows_on(tmp_path, monkeypatch):
+    """No arrays: what is looked at is the name of the recipe."""
+    stages = {spec: configs.load(spec) for spec in (*PAPER, *DEMOS)}
+    recipes = {config.recipe for config in stages.values()}
+    assert set(AFTER) <= recipes and set().union(*AFTER.values()) <= recipes
+    runs = {name: folder(tmp_path / name.replace(" ", "_"), name) for name in recipes | {""}}
+    monkeypatch.setattr(configs, "read", functools.cache(configs.read))
+    for spec, config in stages.items():
+        allowed = AFTER_DEMOS.get(spec, AFTER.get(config.recipe))
+        if allowed is None:
+            assert not config.train.init_recipes and not config.train.init_kind, spec
+            check_start(config)
+            continue
+        with pytest.raises(VidlatentError, match="name the weights it starts from"):
+            check_start(config)
+        taken = set()
+        for name, run in runs.items():
+            config.train.init_from = str(run)
+            try:
+                check_start(config)
+                taken.add(name)
+            except VidlatentError as error:
+                assert "follows on" in str(error) and "\n" not in str(error)
+        assert taken == allowed, spec
+
+
+def test_a_first_video_model_is_inflated_of_its_own_image_model():
+    for variant, kind, image, latents in (
+        ("ivvae", "ivvae_image", "image", 8),
+        ("volumes", "ivvae_image", "image", 8),
+        ("ktc", "ivvae_image", "image_plain", 8),
+        ("ktc_causal", "ivvae_image_causal", "image_plain", 8),
+        ("gcconv", "ivvae_image", "image_plain", 16),
+        ("causal", "ivvae_image_causal", "image_plain", 16),
+    ):
+        first, second, third = (
+            configs.load(f"ivvae:paper,variant={variant},stage={n}") for n in (1, 2, 3)
+        )
+        assert (first.model.variant, first.model.latent_channels) == (image, latents)
+        assert (second.model.variant, second.train.init_kind) == (variant, kind)
+        assert third.train.init_kind == "" and third.model == second.model
+        assert first.recipe in second.train.init_recipes
+        if kind == "ivvae_image_causal":
+            params = [abstract_params(model_of(config)) for config in (first, second)]
+            jax.eval_shape(functools.partial(graft, kind), *params)
 
 
 def saved(workdir, step):

@@ -158,6 +158,11 @@ def with_first_frame(params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dic
             "this model has no image encoder: set config.model.first_frame_join to 'feature' or "
             "'latent'."
         )
+    wanted = ("encoder", "bottleneck") if "bottleneck" in fresh["image"] else ("encoder",)
+    if missing := [name for name in wanted if name not in params]:
+        raise VidlatentError(
+            f"these weights have no {missing[0]}: start from ProMAG's image autoencoder (stage 0)."
+        )
     image = {"encoder": params["encoder"]}
     if "bottleneck" in fresh["image"]:
         image["bottleneck"] = {"encoder": params["bottleneck"]["encoder"]}

@@ -1,0 +1,234 @@
+"""Published numbers in the presets, and a workdir of its own for every variant."""
+
+import functools
+import inspect
+
+import pytest
+
+from tests.train.recipes import DEMOS, PAPER
+from vidlatent.config import load
+from vidlatent.losses.align import vf_term
+from vidlatent.losses.recon import outlier
+from vidlatent.typing import VidlatentError
+
+OFF = {"critic.model": {}}
+# Keys of the config, by the place that states them. What a paper leaves open is not here.
+FSAE_LOSS = {"loss.l1": 1.0, "loss.lpips_vgg": 0.1}
+FSAE_CRITIC = {
+    "critic.model.name": "multiscale3d",
+    "critic.loss": "non_saturating",
+    "critic.weight": 0.1,
+}
+MAGVIT_CRITIC = {"critic.r1_weight": 10.0, "critic.optim.b1": 0.0, "critic.optim.b2": 0.99}
+REDUCIO_LOSS = {
+    "loss.l1": 1.0,
+    "loss.lpips_vgg": 0.1,
+    "loss.kl": 1e-6,
+    "loss.outlier": 1.0,
+    "critic.loss": "hinge",
+    "critic.model.name": "patch3d",
+    "critic.weight": 0.05,
+    "critic.scale": 0.5,
+    "critic.start_step": 5000,
+    "critic.adaptive_layer": "decoder/conv_out/kernel",
+    "critic.adaptive_terms": ("l1", "lpips_vgg"),
+}
+REDUCIO_RATES = {
+    "optim.schedule": "linear",
+    "optim.final_lr_share": 0.01,
+    "optim.b1": 0.5,
+    "optim.b2": 0.9,
+    "optim.eps": 1e-8,
+    "optim.weight_decay": 0.0,
+    "optim.clip_norm": 0.0,
+    "optim.ema_decay": 0.0,
+    "critic.optim.lr": 0.1 * 4e-5,
+    "critic.optim.ramp": ((4999, 0.1), (5999, 1.0)),
+    "critic.optim.b1": 0.5,
+    "critic.optim.b2": 0.9,
+    "critic.optim.clip_norm": 0.0,
+    "data.fps": 16.0,
+}
+REDUCIO_TABLE = {"optim.lr": 4e-5, "train.steps": 1_000_000}
+IVVAE_LOSS = {"loss.l1": 1.0, "loss.lpips_vgg": 1.0}
+PROMAG_LOSS = {"loss.l1": 1.0, "loss.lpips_vgg": 1.0, "loss.kl": 1e-12}
+PROMAG_ADAM = {
+    "optim.lr": 1e-4,
+    "optim.b1": 0.9,
+    "optim.b2": 0.99,
+    "optim.weight_decay": 1e-4,
+}
+PROMAG_CRITIC = {
+    "critic.loss": "hinge",
+    "critic.weight": 0.1,
+    "critic.r1_weight": 0.0,
+    **{f"critic.{key}": value for key, value in PROMAG_ADAM.items()},
+}
+
+
+def mean_kl(channels):
+    """Equation 5 sums over images of 256x256: z * 32^2 latents against 3 * 256^2 values."""
+    return {"weight": 3e-6 * channels * 32**2 / (3 * 256**2), "reduction": "mean"}
+
+
+PINNED = (
+    ("FSVideo 2.2.1", "fsae:paper", {**FSAE_LOSS, **OFF, "train.steps": 200_000}),
+    ("FSVideo 2.2.1", "fsae:paper,stage=2", FSAE_LOSS | FSAE_CRITIC | {"train.steps": 200_000}),
+    ("FSVideo 2.2.1", "fsae:paper,stage=3", FSAE_LOSS | FSAE_CRITIC | {"train.steps": 200_000}),
+    ("FSVideo 2.2.1", "fsae:paper", {"model.latent_channels": 128, "model.temporal_down": (0, 1)}),
+    (
+        "MAGVIT's critic, of which FSVideo 2.2.1 has the weights",
+        "fsae:paper,stage=2",
+        MAGVIT_CRITIC,
+    ),
+    (
+        "MAGVIT's critic, of which FSVideo 2.2.1 has the weights",
+        "fsae:paper,stage=3",
+        MAGVIT_CRITIC,
+    ),
+    ("FSVideo 3.1", "fsae:paper", {"optim.b1": 0.9, "optim.b2": 0.95}),
+    ("FSVideo 2.2.2, equation 4", "fsae:paper,stage=vf", {"loss.vf.weight": 0.5}),
+    (
+        "FSVideo 2.2.2",
+        "fsae:paper,stage=vf",
+        {"loss.vf.network": "dinov2_vitl14", **FSAE_LOSS, **FSAE_CRITIC},
+    ),
+    (
+        "FSVideo 2.2.3",
+        "fsae:standard",
+        {
+            "model.noise_weight": 0.05,
+            "model.cross_stages": (2, 3, 4, 5, 6),
+            "model.decoder_time": "centred",
+            "optim.frozen": "encoder/",
+        },
+    ),
+    ("FSVideo 2.2.3", "fsae:lite", {"model.decoder_time": "group", "optim.frozen": "encoder/"}),
+    ("Reducio's released code", "reducio_vae:paper", REDUCIO_LOSS | REDUCIO_RATES),
+    ("Reducio, supplement, table 1", "reducio_vae:paper", REDUCIO_TABLE),
+    ("Reducio, supplement, table 1", "reducio_vae:paper", {"data.buckets": ((16, 256, 256, 32),)}),
+    (
+        "Reducio, supplement, table 1",
+        "reducio_vae:paper,time=2",
+        REDUCIO_TABLE | {"data.buckets": ((16, 256, 256, 24),)},
+    ),
+    *(
+        ("IV-VAE, supplement, equation 5", f"ivvae:{z},stage={stage}", {**IVVAE_LOSS, **OFF})
+        for z in ("z4", "z16")
+        for stage in (1, 2, 3)
+    ),
+    (
+        "IV-VAE, supplement, equation 5",
+        "ivvae:paper,stage=4",
+        {**IVVAE_LOSS, "critic.weight": 0.8, "critic.model.name": "patch3d"},
+    ),
+    *(
+        ("IV-VAE, supplement, equation 5", f"ivvae:z{z},stage=3", {"loss.kl": mean_kl(z)})
+        for z in (4, 8, 16)
+    ),
+    ("IV-VAE, supplement, equation 5", "ivvae:z16,stage=1", {"loss.kl": mean_kl(8)}),
+    *(
+        ("IV-VAE, section 4", f"ivvae:paper,stage={stage}", {"train.steps": steps})
+        for stage, steps in ((1, 200_000), (2, 500_000), (3, 200_000), (4, 100_000))
+    ),
+    ("ProMAG, appendix B", "promag:paper", PROMAG_LOSS | PROMAG_ADAM | PROMAG_CRITIC),
+    ("ProMAG, appendix B", "promag:paper,model=magvit2", PROMAG_LOSS | PROMAG_ADAM | PROMAG_CRITIC),
+    *(
+        (
+            "ProMAG, appendix B",
+            f"promag:paper,stage={stage}",
+            {"train.steps": steps, "data.fps": fps, "data.buckets": ((17, 256, 256, 32),)},
+        )
+        for stage, steps, fps in (("I", 300_000, 6), ("II", 100_000, 12), ("III", 100_000, 24))
+    ),
+    *(
+        ("ProMAG, appendix B", f"promag:paper,stage={stage}", PROMAG_LOSS | PROMAG_ADAM | OFF)
+        for stage in ("II", "III")
+    ),
+    ("ProMAG, table 1, w/ GAN", "promag:paper,stage=II,gan=true", PROMAG_LOSS | PROMAG_CRITIC),
+)
+
+
+@functools.cache
+def loaded(spec):
+    return load(spec).to_dict()
+
+
+@pytest.mark.parametrize(("source", "spec", "numbers"), PINNED)
+def test_published_numbers(source, spec, numbers):
+    for key, value in numbers.items():
+        found = functools.reduce(dict.__getitem__, key.split("."), loaded(spec))
+        assert found == (pytest.approx(value) if type(value) is float else value), (source, key)
+
+
+def test_published_numbers_in_the_terms_themselves():
+    margins = inspect.signature(vf_term).parameters
+    assert margins["cosine_margin"].default == 0.5  # FSVideo 2.2.2, equation 4
+    assert margins["distance_margin"].default == 0.25
+    assert inspect.signature(outlier).parameters["radius"].default == 3.0  # Reducio's code
+
+
+def test_sizes_and_lengths_of_fsae():
+    """Frames and average sizes of FSVideo 2.2.1; 171 frames are no 1 + 4 n, 169 are."""
+    for stage, frames, side in (("1", 17, 256), ("2", 61, 512), ("3", 121, 1024)):
+        buckets = loaded(f"fsae:paper,stage={stage}")["data"]["buckets"]
+        largest = max(h * w for _, h, w, _ in buckets)
+        assert 1.0 <= largest / side**2 < 1.2
+        assert any((t, h, w) == (frames, side, side) for t, h, w, _ in buckets)
+        assert any(t == 1 for t, *_ in buckets)
+    assert {(169, 256, 256), (9, 704, 704)} <= {bucket[:3] for bucket in buckets}
+    assert len({round(h / w, 2) for t, h, w, _ in buckets if t == 121}) == 3
+
+
+VARIANTS = (
+    "fsae:paper,width=1024",
+    "fsae:lite,width=1024",
+    "fsae:demo,form=standard",
+    "fsae:demo,form=lite",
+    *(
+        f"reducio_vae:{preset},content={c}"
+        for preset in ("demo", "paper")
+        for c in ("first", "none")
+    ),
+    "reducio_vae:demo,content=none,critic=true",
+    *(f"ivvae:demo,variant={v}" for v in ("causal", "gcconv", "ktc")),
+    "ivvae:z4",
+    "ivvae:z16,width=96",
+    "promag:paper,z=8",
+    "promag:paper,join=latent",
+    "promag:demo,k=16",
+    "promag:demo,mode=plain",
+    *(f"promag:{size}{grow}" for size in ("line", "square") for grow in ("", ",grow=1", ",grow=2")),
+    "dcae:paper",
+    "dcae:paper,model=f64c128-in-1.0",
+)
+
+
+def test_no_two_variants_share_a_workdir():
+    known = {}
+    for spec in (*PAPER, *DEMOS, *VARIANTS):
+        config = dict(loaded(spec))
+        place = f"{config['name']}-{config.pop('preset')}"
+        assert known.setdefault(place, config) == config, (spec, place)
+        assert "/" not in place and " " not in place
+    for spec, place in (
+        ("promag:paper,stage=II", "paper-stage_II"),
+        ("promag:demo,grow=1,gan=true", "demo-stage_II-gan"),
+        ("reducio_vae:demo,content=first,critic=true", "demo-content_first-critic"),
+        ("fsae:demo,stage=2", "demo-stage_2"),
+        ("ivvae:paper,variant=causal,stage=3", "paper-stage_3-variant_causal"),
+    ):
+        assert loaded(spec)["preset"] == place
+
+
+def test_every_demo_of_a_critic_has_one():
+    for spec in DEMOS:
+        asked = any(word in spec for word in ("gan=true", "critic=true", "stage=2", "stage=4"))
+        critic = loaded(spec)["critic"]
+        assert bool(critic["model"]) == asked, spec
+        assert not asked or critic["start_step"] < loaded(spec)["train"]["steps"]
+    for size in ("line", "square"):
+        with pytest.raises(VidlatentError, match=f"gan=true: {size} has no critic"):
+            load(f"promag:{size},gan=true")
+    with pytest.raises(VidlatentError, match="variant=image: image VAEs are stage=1"):
+        load("ivvae:paper,variant=image")
