@@ -71,6 +71,10 @@ def test_param_rules_by_path():
         "params": {"conv": {"kernel": shape((3, 3, 3, 8, 6), "float32")}},
         "opt": ({"mu": {"conv": {"kernel": shape((3, 3, 3, 3, 6), "float32")}}},),
         "ema": {"decoder": {"conv": {"kernel": shape((3, 3, 3, 8, 6), "float32")}}},
+        "blocks": {
+            "o": {"kernel": shape((2, 16, 6), "float32")},
+            "fc2": {"kernel": shape((2, 12, 6), "float32")},
+        },
         "bias": shape((8,), "float32"),
         "step": shape((), "int32"),
     }
@@ -79,6 +83,9 @@ def test_param_rules_by_path():
     # three input channels cannot be cut in four
     assert placed["opt"][0]["mu"]["conv"]["kernel"] == P(None, None, None, None, "tensor")
     assert placed["ema"]["decoder"]["conv"]["kernel"] == P(None, None, None, "fsdp", None)
+    # twelve cannot be cut in eight, but in four
+    assert placed["blocks"]["o"]["kernel"] == P(None, ("tensor", "fsdp"), None)
+    assert placed["blocks"]["fc2"]["kernel"] == P(None, "fsdp", None)
     assert placed["bias"] == P(None) or placed["bias"] == P()
     assert placed["step"] == P()
 

@@ -7,7 +7,7 @@ import pytest
 from generator_nets import KINDS, build, inputs, parameters
 
 from vidlatent.dist.mesh import AXES, make_mesh
-from vidlatent.dist.rules import batch_sharding, shardings
+from vidlatent.dist.rules import batch_sharding, path_name, shardings
 
 QUICK = {"xla_backend_optimization_level": 0}  # each program runs once
 EIGHT = (1, 2, 2, 2)  # data, fsdp, context, tensor
@@ -46,11 +46,14 @@ def test_parameters_are_split():
     for kind in ("wan", "latte", "reducio_dit", "promag_dit"):
         model = build(kind)
         placed = shardings(parameters(model, *inputs(model)), mesh)
-        kernels = [
-            sharding.spec
+        kernels = {
+            path_name(path): sharding.spec
             for path, sharding in jax.tree_util.tree_flatten_with_path(placed["blocks"])[0]
             if path[-1].key == "kernel"
-        ]
-        assert len(kernels) >= 4
+        }
+        last = {path for path in kernels if path.split("/")[-2] in ("o", "fc2")}
+        assert len(kernels) >= 4 and len(last) >= 2
         # Layers come first, and some cut their outputs into heads.
-        assert all(spec[:3] == (None, "fsdp", "tensor") for spec in kernels), kind
+        for path, spec in kernels.items():
+            split = (("tensor", "fsdp"), None) if path in last else ("fsdp", "tensor")
+            assert spec[:3] == (None, *split), (kind, path)

@@ -36,18 +36,20 @@ __all__ = [
 ]
 
 # (path regex, mesh axes of the trailing array axes). The first match counts. Kernels end in
-# (in, out): FSDP shards the inputs, tensor parallelism the outputs.
+# (in, out): FSDP shards the inputs, tensor parallelism the outputs; the inputs, too, where those
+# are what another kernel has split (heads, hidden channels), so that nothing but sums is sent.
 #
 # Tokenizers spend the tensor axis on height too. XLA's partitioner (jax 0.10.2) gives wrong
 # convolutions in two cases that a mesh must not get into once height is sharded: a kernel sharded
 # by output channels, and a mesh axis that shards neither batch nor height (the kernel's gradient
 # then comes out multiplied by that axis' size). tests/dist/test_conv_partitioning.py holds the
 # layouts that are right.
-PARAM_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+PARAM_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
     # Critics are small and stride with even kernels, which go wrong once their inputs are sharded.
     (r"(^|/)critic/", ()),
     (r"(^|/)(encoder|decoder)/.*kernel$", ("fsdp", None)),
     (r"self_attn/[qk]/kernel$", ("fsdp", "tensor", None)),  # [..., inputs, heads, width of a head]
+    (r"(^|/)(o|fc2)/kernel$", (("tensor", "fsdp"), None)),
     (r"kernel$", ("fsdp", "tensor")),
     (r".*", ()),
 )
@@ -79,14 +81,24 @@ def _divides(mesh: Any, size: int, axes: Sequence[str]) -> bool:
 def _param_spec(mesh: Mesh, name: str, shape: Sequence[int], rules: Sequence[Any]) -> P:
     for pattern, tail in rules:
         if re.search(pattern, name):
-            # An axis that does not divide is left whole: a 3-channel input cannot be split in 8.
             tail = tail[max(0, len(tail) - len(shape)) :]
             spec = [None] * (len(shape) - len(tail)) + list(tail)
-            for i, axis in enumerate(spec):
-                if axis is not None and not _divides(mesh, shape[i], (axis,)):
-                    spec[i] = None
+            for i, entry in enumerate(spec):
+                # What does not divide is left whole: a 3-channel input cannot be split in 8.
+                axes = _axes(entry)
+                while axes and not _divides(mesh, shape[i], axes):
+                    axes = axes[1:]
+                spec[i] = _entry(axes)
             return P(*spec)
     return P()
+
+
+def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
+def _entry(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    return axes if len(axes) > 1 else axes[0] if axes else None
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Sequence[Any] = PARAM_RULES) -> Any:
@@ -146,14 +158,14 @@ def gathered(kernel: jax.Array, name: str, batch: int) -> jax.Array:
     if mesh.empty or mesh.size == 1 or split_axes("batch", batch) is None:
         return kernel
     spec = _param_spec(mesh, name, kernel.shape, PARAM_RULES)
-    if mesh.shape["fsdp"] == 1 or "fsdp" not in spec:
+    if mesh.shape["fsdp"] == 1 or not any("fsdp" in _axes(entry) for entry in spec):
         return kernel
     return _whole(spec, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _whole(spec: P, kernel: jax.Array) -> jax.Array:
-    rest = P(*(None if axis == "fsdp" else axis for axis in spec))
+    rest = P(*(_entry(tuple(a for a in _axes(entry) if a != "fsdp")) for entry in spec))
     return jax.lax.with_sharding_constraint(kernel, rest)
 
 

@@ -33,7 +33,8 @@ __all__ = ["Stack", "last_bias", "mix", "padded_routers", "router_weights"]
 
 Params = Any
 Shared = Any
-_BUFFER = ("time", "batch", "tokens", "channel")
+_STATE = ("batch", "tokens", "channel")
+_BUFFER = ("time", *_STATE)
 _NEVER = -1e30
 
 
@@ -117,7 +118,9 @@ class Stack:
         depth = routers["bias"].shape[0]
 
         def step(carry, item):
-            x, buffer = carry
+            # Left to the partitioner, a carry lies as what made it: with a tensor axis split by
+            # channels, so that every layer would gather the whole buffer.
+            x, buffer = constrain(carry[0], _STATE), constrain(carry[1], _BUFFER)
             layer, own, router = item
             source = self._source(own, x, shared)
             buffer = constrain(lax.dynamic_update_index_in_dim(buffer, source, layer, 0), _BUFFER)
@@ -126,6 +129,7 @@ class Stack:
             out = self.block(own, x, fused, shared)
             return (out, buffer), (x if self.normed else None, look(weights))
 
+        x = constrain(x, _STATE)
         buffer = constrain(jnp.zeros((depth, *x.shape), x.dtype), _BUFFER)
         items = (jnp.arange(depth), params, routers)
         (x, buffer), (states, seen) = lax.scan(step, (x, buffer), items)
