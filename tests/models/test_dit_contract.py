@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from generator_nets import KINDS, array, build, inputs, parameters
 
+from vidlatent.infer.generate_load import abstract_at_rest
 from vidlatent.io.importer import export_params, import_params
 from vidlatent.models.dit import GENERATORS
 from vidlatent.models.dit.eight_bits import in_eight_bits
+from vidlatent.models.dit.wan import WanDiT
 from vidlatent.models.weights import TABLES
 from vidlatent.typing import VidlatentError
 
@@ -156,6 +158,29 @@ def test_nothing_to_keep(network):
     model, params, _, _ = network
     with pytest.raises(VidlatentError, match="nothing to keep"):
         model.apply({"params": params}, dict.fromkeys(model.reads), method="keep")
+
+
+@pytest.mark.parametrize("network", ["wan", "latte", "reducio_dit", "promag_dit"], indirect=True)
+def test_large_kernels_may_rest_in_the_type_of_products(network):
+    """They are cast before anything else: no bit of the result is another."""
+    model, params, given, _ = network
+    half = model.clone(dtype=jnp.bfloat16)
+    held = abstract_at_rest(half)
+    narrow = [leaf for leaf in jax.tree.leaves(held) if leaf.dtype == jnp.bfloat16]
+    assert len(narrow) >= 6
+    # XLA on CPUs multiplies in float32, and would leave the rounding of kernels out.
+    options = {**QUICK, "xla_allow_excess_precision": False}
+
+    def run(params, *args):
+        return half.apply({"params": params}, *args, method="denoise")
+
+    run = jax.jit(run, compiler_options=options)
+    rest = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, held)
+    if isinstance(model, WanDiT):  # once in truth
+        np.testing.assert_array_equal(run(rest, *given), run(params, *given))
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rest)
+    assert any(map(np.any, jax.tree.leaves(jax.tree.map(np.not_equal, rounded, params))))
+    np.testing.assert_array_equal(run(rounded, *given), run(params, *given))
 
 
 def test_products_in_eight_bits_err_by_a_few_percent(network):

@@ -9,6 +9,7 @@ import pytest
 
 from vidlatent.config import load
 from vidlatent.dist.mesh import make_mesh
+from vidlatent.dist.rules import path_name
 from vidlatent.tools.bench import bench, measure, measure_loop
 from vidlatent.tools.bench_device import Times, device_peaks, peak_memory, timed
 from vidlatent.tools.plan_flops import count_flops
@@ -37,6 +38,11 @@ def test_this_device_can_multiply_and_copy():
     assert memory > 2**20 and of in ("device", "process")
 
 
+def dtypes(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): leaf.dtype for path, leaf in leaves}
+
+
 def benched(config, folder, **keys):
     keys = {"bench.repeats": "2", "bench.warmup": "1", **keys}
     target = folder / "bench.json"
@@ -45,6 +51,7 @@ def benched(config, folder, **keys):
     for found in result["programs"].values():
         assert 0 < found["least_s"] <= found["median_s"] <= found["most_s"]
         assert found["tflop_of_a_device"] > 0 and 0 < found["share_of_matmul"] < 1.5
+        assert 2**10 < found["program_memory"] < found["peak_memory"]
         assert found["compile"]["cold_s"] > found["compile"]["cached_s"] > 0
     return result
 
@@ -55,12 +62,16 @@ def test_bench_writes_what_it_prints(tmp_path, capsys):
     assert result["bucket"] == [3, 16, 16, 8] and set(result["programs"]) == {"train"}
     text = capsys.readouterr().out
     assert "step of a batch of 8 clips 3x16x16" in text and "from cache" in text
+    assert "GiB of the program" in text and "so far" in text
     assert jax.config.jax_compilation_cache_dir == folder
 
 
 def test_a_generator_is_measured_by_the_loop_and_by_the_evaluation(tmp_path, capsys):
-    """Its tokenizer need not be there; guidance doubles the batch of an evaluation."""
-    keys = {"plan.tokenizer": MICRO}
+    """Its tokenizer need not be there; guidance doubles the batch of an evaluation.
+
+    Parameters are as sampling holds them: large kernels in the type of products, or in 8 bits.
+    """
+    keys = {"plan.tokenizer": MICRO, "sampler.eight_bits": "true", "precision.compute": "bfloat16"}
     assert programs_of(load(GENERATOR)) == ("train", "sample", "nfe")
     found = benched(GENERATOR, tmp_path, **keys, **{"bench.what": "('nfe',)"})["programs"]["nfe"]
     assert found["about"].startswith(
@@ -68,8 +79,17 @@ def test_a_generator_is_measured_by_the_loop_and_by_the_evaluation(tmp_path, cap
     )
     # The loop has four such steps, and makes keys and values of the condition besides.
     mesh = make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:1])
+    assert "8 bits" in found["about"]
     loop = build_program(load(GENERATOR, keys), "sample", mesh, (3, 8, 8, 3))
     assert loop.about.startswith("8 evaluations for 3 clips 3x8x8")
+    held = dtypes(loop.arguments[0])
+    assert held == dtypes(jax.eval_shape(loop.initial[0]))
+    assert held["blocks/ffn/fc1/kernel"] == jnp.float8_e4m3fn
+    keys["sampler.eight_bits"] = "false"
+    plain = dtypes(build_program(load(GENERATOR, keys), "nfe", mesh, (3, 8, 8, 3)).arguments[0])
+    assert plain["blocks/ffn/fc1/kernel"] == jnp.bfloat16
+    islands = ("blocks/modulation", "time_projection/kernel", "router_2/kernel", "head/kernel")
+    assert {plain[name] for name in islands} == {jnp.dtype(jnp.float32)}
     once = found["tflop_of_a_device"] * jax.device_count() * 1e12
     steps = count_flops(trace(loop, mesh).jaxpr) / once
     assert 4 < steps < 4.4

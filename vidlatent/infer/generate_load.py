@@ -17,14 +17,17 @@ from ml_collections import ConfigDict
 from vidlatent import config as configs
 from vidlatent.data.latents import read_header
 from vidlatent.dist.multihost import is_main
+from vidlatent.dist.rules import path_name
 from vidlatent.infer.load import compute_dtype, model_of, restored_onto, spec_in_chunks
 from vidlatent.io.weights import is_workdir
 from vidlatent.models.dit import build_generator
+from vidlatent.models.dit.eight_bits import in_eight_bits, is_large
 from vidlatent.typing import LatentSpec, VidlatentError
 
 __all__ = [
     "FILE",
     "Latents",
+    "abstract_at_rest",
     "abstract_generator",
     "check_generator",
     "check_made_by",
@@ -233,6 +236,27 @@ def abstract_generator(model: Any) -> Any:
     return jax.eval_shape(init, jax.random.key(0), noisy, time)
 
 
+def abstract_at_rest(model: Any, eight_bits: bool = False) -> Any:
+    """``abstract_generator`` as inference holds it: large kernels in the type they multiply in.
+
+    Layers cast them to it before every product, so no result is another for it. What layers read in
+    float32 (norms, modulations, time, routers) and what is small stays as it was trained.
+
+    Args:
+      eight_bits: as ``in_eight_bits`` makes them of these (``config.sampler.eight_bits``).
+    """
+
+    def rest(path, leaf):
+        dtype = model.dtype if is_large(path_name(path)) else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, dtype)
+
+    held = jax.tree_util.tree_map_with_path(rest, abstract_generator(model))
+    return jax.eval_shape(in_eight_bits, held) if eight_bits else held
+
+
 def restored_generator(config: ConfigDict, workdir: Path, model: Any, mesh: Mesh, step: int) -> Any:
-    """The averaged parameters of a generator's checkpoint, placed on a mesh (``Restored``)."""
-    return restored_onto(config, workdir, abstract_generator(model), mesh, step)
+    """The averaged parameters of a generator's checkpoint, placed on a mesh (``Restored``).
+
+    They are as ``abstract_at_rest`` says, without 8 bits.
+    """
+    return restored_onto(config, workdir, abstract_at_rest(model), mesh, step)

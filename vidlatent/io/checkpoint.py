@@ -464,9 +464,12 @@ class Checkpointer:
             where = f"{self.directory / str(number)} ({item})"
             flat = digests.leaf_paths(abstract_params)
             trees.compare_structure(where, flat, manifest.item(item), dtypes=False)
-            params = self._read_items(number, {item: abstract_params}, manifest)[item]
-            params = jax.tree.map(lambda x, like: x.astype(like.dtype), params, abstract_params)
-            return self._restored(number, params, meta)
+            read = self._read_items(number, {item: abstract_params}, manifest)
+            leaves, tree = jax.tree.flatten(read.pop(item))
+            # One by one: a device need not have room for all of them in both types.
+            for place, like in enumerate(jax.tree.leaves(abstract_params)):
+                leaves[place] = leaves[place].astype(like.dtype)
+            return self._restored(number, jax.tree.unflatten(tree, leaves), meta)
 
         restored = self._newest_sound(read, step)
         if restored is None:

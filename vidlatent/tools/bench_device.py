@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Times", "device_peaks", "peak_memory", "timed"]
+__all__ = ["Times", "device_peaks", "peak_memory", "program_memory", "timed"]
 
 
 class Times:
@@ -84,3 +84,14 @@ def peak_memory() -> tuple[int, str]:
         return stats["peak_bytes_in_use"], "device"
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process"
+
+
+def program_memory(compiled: Any) -> int:
+    """Bytes that a compiled program holds at once on a device, as the compiler allocated them.
+
+    Arguments, results that do not take an argument's place, temporaries and code.
+    """
+    stats = compiled.memory_analysis()
+    results = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    held = stats.argument_size_in_bytes + results + stats.temp_size_in_bytes
+    return held + stats.generated_code_size_in_bytes

@@ -15,7 +15,7 @@ from vidlatent import config as configs
 from vidlatent.dist.rules import batch_sharding, replicated, shardings
 from vidlatent.infer.generate_load import (
     Latents,
-    abstract_generator,
+    abstract_at_rest,
     check_generator,
     example,
     generator_of,
@@ -24,6 +24,7 @@ from vidlatent.infer.generate_load import (
 )
 from vidlatent.infer.load import abstract_params, model_of, spec_in_chunks
 from vidlatent.infer.sampling import LatentSampler
+from vidlatent.models.dit.eight_bits import in_eight_bits
 from vidlatent.tools.plan_program import Program, check_batch, sized
 from vidlatent.train.program import abstract_state, jit_train_step, placed
 from vidlatent.train.state import random_key
@@ -115,7 +116,7 @@ class _Sampling:
       model: the generator.
       sampler: its loop at this size.
       batch: samples.
-      params: abstract parameters on the mesh.
+      params: abstract parameters on the mesh, as sampling holds them.
       about: samples and sizes in words.
     """
 
@@ -129,7 +130,8 @@ class _Sampling:
         self.sampler = LatentSampler(
             self.model, config.diffusion.schedule.to_dict(), config.sampler.to_dict(), shape
         )
-        params = abstract_generator(self.model)
+        self._eight_bits = config.sampler.eight_bits
+        params = abstract_at_rest(self.model, self._eight_bits)
         self.params = placed(params, shardings(params, mesh))
         self._whole = replicated(mesh)
         self.about = f"{self.batch} clips {sized(self._size)}, latents {sized(shape)}"
@@ -140,13 +142,19 @@ class _Sampling:
 
     def program(self, name: str, about: str, run: Any, *rest: Any) -> Program:
         """``run(params, *rest)``, all but the parameters on every device."""
-        model, where = self.model, jax.tree.map(lambda leaf: leaf.sharding, self.params)
+        if self._eight_bits:
+            about += "; large products in 8 bits, rates held against those in more"
+        model, eight_bits = self.model, self._eight_bits
+        where = jax.tree.map(lambda leaf: leaf.sharding, self.params)
 
         def init():
             noisy, time, nothing = example(model)
             noisy, time = (jnp.zeros(leaf.shape, leaf.dtype) for leaf in (noisy, time))
             key = random_key(self._seed, "params")
-            return model.init(key, noisy, time, nothing, method="denoise")["params"]
+            params = model.init(key, noisy, time, nothing, method="denoise")["params"]
+            held = abstract_at_rest(model)
+            params = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, held)
+            return in_eight_bits(params) if eight_bits else params
 
         shares = (where, *(self._whole for _ in rest))
         return Program(

@@ -1,4 +1,4 @@
-"""Generators whose large products run in 8 bits, for sampling."""
+"""Generators whose large products run in 8 bits, for sampling; which products those are."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from typing import Any
 
 from vidlatent.kernels.fp8 import quantised
 
-__all__ = ["in_eight_bits"]
+__all__ = ["in_eight_bits", "is_large"]
 
 # Projections of attention and feed-forward layers. First and last layers, embeddings, modulations
 # and routers are small, and what they err by is not averaged out.
 _LARGE = re.compile(r"(^|/)blocks/.*(^|/)(q|k|v|o|k_img|v_img|fc1|fc2)/kernel$")
+
+
+def is_large(path: str) -> bool:
+    """Whether ``blocks/self_attn/q/kernel`` is a large kernel: cast, layers multiply by it."""
+    return _LARGE.search(path) is not None
 
 
 def in_eight_bits(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -26,7 +31,7 @@ def in_eight_bits(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
         path = f"{prefix}/{name}" if prefix else name
         if isinstance(leaf, Mapping):
             out[name] = in_eight_bits(leaf, path)
-        elif _LARGE.search(path):
+        elif is_large(path):
             out["kernel"], out["kernel_scale"] = quantised(leaf, tuple(range(1, leaf.ndim)))
         else:
             out[name] = leaf
