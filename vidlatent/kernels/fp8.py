@@ -3,7 +3,9 @@
 Weights rest as float8_e4m3 with one scale a matrix, half the bytes of bfloat16; activations are
 scaled by their own largest value at every call. Both enter the product as ``convert * scale``,
 which XLA rewrites on GPUs into one cuBLASLt call with the scales inside; elsewhere the same numbers
-come out, slower.
+come out, slower. There the scales are in the type of the product, so they are rounded to bfloat16
+before anything is divided by them: else the product would come out too large or small by up to
+0.4 %, all of it alike.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ _LARGEST = float(jnp.finfo(DTYPE).max)
 
 
 class Quantised(NamedTuple):
-    """``value * scale`` is the matrix; ``scale`` float32 with the matrix's leading axes kept."""
+    """``value * scale`` is the matrix; ``scale`` float32 with the matrix's leading axes kept.
+
+    A scale has the 8 bits of a bfloat16.
+    """
 
     value: jax.Array
     scale: jax.Array
@@ -32,6 +37,8 @@ def quantised(x: jax.Array, axes: tuple[int, ...] | None = None) -> Quantised:
     h = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(h), axis=axes, keepdims=axes is not None)
     scale = jnp.where(largest > 0, largest / _LARGEST, 1.0)
+    # Not by two casts, which XLA may take out of a program as excess precision.
+    scale = lax.reduce_precision(scale, exponent_bits=8, mantissa_bits=7)
     value = jnp.clip(h / scale, -_LARGEST, _LARGEST).astype(DTYPE)
     return Quantised(value, scale if axes is None else jnp.squeeze(scale, axes))
 
