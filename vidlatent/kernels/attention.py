@@ -15,6 +15,7 @@ heads stay where they are, and tokens that are spread over ``context`` are trade
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +39,8 @@ FORMS = ("xla", "splash", "cudnn")
 _AUTO = {"tpu": "splash", "gpu": "cudnn", "default": "xla"}
 # Attention scores held at once by the plain form, in elements: 256 MiB of float32.
 _SCORES = 1 << 26
+# Queries of a turn of the plain form are a multiple of this, which meshes divide.
+_SPLIT = 16
 _LANES = 128
 # Largest blocks of the Pallas kernel that fit its 16 MiB of scratch memory with heads of 128.
 _BLOCK, _BLOCK_BACKWARD, _BLOCK_COMPUTE = 1536, 1024, 640
@@ -153,12 +156,24 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None) -> ja
     blocks = -(-batch * heads * queries * k.shape[1] // _SCORES)
     if blocks <= 1:
         return attend(q)
-    size = -(-queries // blocks)
-    padded = jnp.pad(q, ((0, 0), (0, blocks * size - queries), (0, 0), (0, 0)))
-    parts = jnp.moveaxis(padded.reshape(batch, blocks, size, heads, dim), 1, 0)
-    # Recomputed in the backward pass: scores are the only large thing here.
-    out = jnp.moveaxis(lax.map(jax.checkpoint(attend), parts), 0, 1)
-    return out.reshape(batch, blocks * size, heads, dim)[:, :queries]
+    return over_queries(attend, q, blocks)
+
+
+def over_queries(attend: Callable[[jax.Array], jax.Array], q: jax.Array, blocks: int) -> jax.Array:
+    """``attend(q)`` for some of the queries ``[B, N, ...]`` at a time, in about ``blocks`` turns.
+
+    A turn takes every so-manieth query. So the axis of the loop is none that a mesh splits, and
+    each device goes through its own queries; of stretches, all devices would gather and compute
+    each. The backward pass computes a turn again: its scores are the only large thing here.
+    """
+    count = q.shape[1]
+    size = -(-count // (blocks * _SPLIT)) * _SPLIT
+    blocks = -(-count // size)
+    fill = [(0, 0), (0, blocks * size - count)] + [(0, 0)] * (q.ndim - 2)
+    parts = jnp.pad(q, fill).reshape(q.shape[0], size, blocks, *q.shape[2:])
+    out = lax.map(jax.checkpoint(attend), jnp.moveaxis(parts, 2, 0))
+    out = jnp.moveaxis(out, 0, 2)
+    return out.reshape(q.shape[0], size * blocks, *out.shape[3:])[:, :count]
 
 
 def _blocks(length: int) -> tuple[int, int]:
