@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo demo-generator test test-slow lint clean
+.PHONY: install install-plan demo demo-generator test test-slow lint clean
 
 install: $(VENV)/.installed
 
@@ -25,7 +25,9 @@ demo-generator: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' $(TEST_ARGS)
 
-# Programs are compiled for TPUs too, by a compiler that needs none.
+# With the compiler for TPUs, which needs none: plans and tests look at the programs it makes.
+install-plan: $(VENV)/.installed-plan
+
 $(VENV)/.installed-plan: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e '.[test,plan]'
 	@touch $@
