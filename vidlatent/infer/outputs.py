@@ -9,20 +9,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vidlatent.config import config_hash
-from vidlatent.infer.evaluate import METRICS, Evaluation, Picture
+from vidlatent.infer.curves import run_curves
+from vidlatent.infer.evaluate import Evaluation, Picture
 from vidlatent.infer.latents import latent_sheet
 from vidlatent.infer.report import write_report
 from vidlatent.io.pictures import contact_sheet
 from vidlatent.io.video import side_by_side, write_video
-from vidlatent.io.writers import read_metrics
 
 __all__ = ["RESIZED", "group_rows", "pictures_sheet", "write_evaluation"]
 
 RESIZED = (
     "scaled to cover the size (area-averaged when smaller, bicubic when larger), cut in the middle"
 )
-# Of the curves that training writes: what is no matter of the loss and its terms.
-_HOUSEKEEPING = ("bad_steps", "bad_clips", "steps_per_second", "frames_per_second")
 
 
 def write_evaluation(
@@ -60,7 +58,7 @@ def write_evaluation(
         scores=result.scores,
         tables=_tables(result, scores),
         sheets=shown,
-        curves=_curves(workdir),
+        curves=run_curves(workdir),
         config=config.to_dict(),
     )
 
@@ -135,13 +133,3 @@ def group_rows(groups: dict[str, Any]) -> list[dict[str, Any]]:
         for place in range(len(groups["n"]))
     ]
     return [*rows, {"place": "max margin", **{n: groups[f"{n}_max_margin"] for n in names[:2]}}]
-
-
-def _curves(workdir: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """The scores, then the loss with every term and what else tells how training went."""
-    curves = read_metrics(workdir / "metrics.jsonl")
-    wanted = [f"val/{name}" for name in METRICS]
-    wanted += [name for name in curves if name.startswith("val/") and name != "val/clips"]
-    wanted += [name for name in curves if name.startswith("train/")]
-    left_out = {f"train/{name}" for name in _HOUSEKEEPING}
-    return {n: curves[n] for n in dict.fromkeys(wanted) if n in curves and n not in left_out}

@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 import vidlatent
+from vidlatent.infer.curves import draw_curve, finite_points
 from vidlatent.typing import VidlatentError
 
 __all__ = ["write_report"]
@@ -165,28 +166,12 @@ def _picture(caption: str, data: bytes) -> str:
     return f"<figure><figcaption>{words}</figcaption>{shown}</figure>"
 
 
-def _thinned(steps: np.ndarray, values: np.ndarray, limit: int = 1500) -> tuple[Any, Any]:
-    """At most ``limit`` points: the page must not grow with the length of the run."""
-    stride = -(-len(steps) // limit)
-    return steps[::stride], values[::stride]
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """Running mean over a fiftieth of the curve, without a lag at its ends."""
-    width = max(3, len(values) // 50) | 1
-    kernel = np.ones(width)
-    weights = np.convolve(np.ones(len(values)), kernel, mode="same")
-    return np.convolve(values, kernel, mode="same") / weights
-
-
 def _chart(steps: Sequence[float], values: Sequence[Any], across: str) -> str:
     """One curve as inline SVG, or '' when it has no finite point."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    x = np.asarray(steps, float)
-    y = np.asarray([math.nan if v is None else float(v) for v in values])
-    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    x, y = finite_points(steps, values)
     if not len(y):
         return ""
     style = {
@@ -204,18 +189,7 @@ def _chart(steps: Sequence[float], values: Sequence[Any], across: str) -> str:
     }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(4.6, 2.5), layout="constrained")
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(True)
-        if len(y) > 60:
-            axes.plot(*_thinned(x, y), color=_LINE, alpha=0.3, linewidth=0.8)
-            axes.plot(*_thinned(x, _smooth(y)), color=_LINE, linewidth=1.8)
-        else:
-            axes.plot(x, y, color=_LINE, linewidth=1.8, marker="o", markersize=3.2)
-        if y.min() > 0 and y.max() > 50 * y.min():
-            axes.set_yscale("log")
-        axes.margins(x=0.02, y=0.08)
-        axes.set_xlabel(across)
+        draw_curve(figure.add_subplot(), x, y, across, _LINE)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     drawing = buffer.getvalue()
