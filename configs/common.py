@@ -430,6 +430,8 @@ def _data() -> ConfigDict:
     data.fps = 0.0  # target frame rate; 0: each file's own
     # random | centre | resized: a random half or more of the frame, stretched by at most 4/3
     data.crop = "random"
+    # area: averaged when smaller, bicubic when larger | bilinear: with antialiasing, as torchvision
+    data.resize = "area"
     data.flip = True  # mirror half of the training clips
     data.validation_share = 0.1  # of the files, chosen by a hash of their name
     data.validation_clips = 64  # windows scored, at most, for each clip length

@@ -72,6 +72,7 @@ def _paper(config, arg):
     config.data.fps = 16.0
     config.data.flip = False
     config.data.crop = "resized"
+    config.data.resize = "bilinear"
     config.data.buckets = ((16, 256, 256, 32 if model.time_factor == 4 else 24),)
     # Learning rate and batch are the paper's; the released config has 2e-5 and 16. Its decay to a
     # hundredth over a million steps ends where the schedule here does.

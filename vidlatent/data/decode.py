@@ -25,7 +25,7 @@ import numpy as np
 
 from vidlatent.data.decoders import Decoders, Playing
 from vidlatent.data.errors import REASONS, ClipError, Deadline, Limits, named_errors
-from vidlatent.data.pictures import is_picture, picture_size, read_picture
+from vidlatent.data.pictures import AREA, bilinear, is_picture, picture_size, read_picture
 from vidlatent.data.transforms import CENTRE, Crop, place
 
 __all__ = [
@@ -155,8 +155,8 @@ def _display_size(frame: av.VideoFrame, stream) -> tuple[int, int]:
     return frame.height, width
 
 
-def _pixels(frame: av.VideoFrame, stream, size, crop) -> np.ndarray:
-    """One frame as uint8 [H, W, 3], upright, scaled inside the colour conversion.
+def _pixels(frame: av.VideoFrame, stream, size, crop, resize=AREA) -> np.ndarray:
+    """One frame as uint8 [H, W, 3], upright; with ``AREA`` scaled inside the colour conversion.
 
     It is cut to ``size`` at ``crop``; ``crop=None`` leaves the whole scaled frame.
     """
@@ -164,14 +164,14 @@ def _pixels(frame: av.VideoFrame, stream, size, crop) -> np.ndarray:
     spot = place(height, width, size, crop or CENTRE)
     turned = frame.rotation % 180 != 0
     to_height, to_width = (spot.width, spot.height) if turned else (spot.height, spot.width)
-    smaller = to_height < frame.height or to_width < frame.width
-    image = frame.reformat(
-        width=to_width,
-        height=to_height,
-        format="rgb24",
-        interpolation="AREA" if smaller else "BICUBIC",
-        **_SCALING,
-    ).to_ndarray()
+    how = {}
+    if resize == AREA:
+        smaller = to_height < frame.height or to_width < frame.width
+        how = {"width": to_width, "height": to_height}
+        how["interpolation"] = "AREA" if smaller else "BICUBIC"
+    image = frame.reformat(format="rgb24", **how, **_SCALING).to_ndarray()
+    if resize != AREA:
+        image = bilinear(image, to_height, to_width)
     if frame.rotation:
         image = np.rot90(image, frame.rotation // 90)  # both count counter-clockwise
     return image if crop is None else image[spot.slices]
@@ -292,6 +292,7 @@ def read_window(
     crop: Crop = CENTRE,
     limits: Limits | None = None,
     decoders: Decoders | None = None,
+    resize: str = AREA,
 ) -> np.ndarray:
     """``count`` frames from ``start`` seconds on, as uint8 [T, H, W, 3].
 
@@ -306,6 +307,7 @@ def read_window(
       limits: frame size and time allowed.
       decoders: of files: read on where an earlier window ended shortly before, and leave the file
         open for the next. The frames are those of a decode from the beginning either way.
+      resize: ``pictures.AREA`` or ``BILINEAR``.
 
     Raises:
       ClipError: the reason and what was found.
@@ -313,9 +315,9 @@ def read_window(
     limits = limits or Limits()
     _check_file(media)
     if is_picture(media):
-        return np.repeat(read_picture(media, size, crop, limits)[None], count, axis=0)
+        return np.repeat(read_picture(media, size, crop, limits, resize)[None], count, axis=0)
     deadline = Deadline(limits.timeout_s)
-    wanted = _Wanted(start, count, fps, size, crop)
+    wanted = _Wanted(start, count, fps, size, crop, resize)
     if isinstance(media, bytes):
         decoders = None
     video = None if decoders is None else _read_on(media, wanted, limits, decoders)
@@ -363,6 +365,7 @@ class _Wanted:
     fps: float
     size: tuple[int, int] | None
     crop: Crop
+    resize: str
 
 
 def _instants(start: float, count: int, rate: float, source_rate: float):
@@ -392,7 +395,7 @@ def _window(playing: Playing, wanted: _Wanted, limits, sought: bool) -> np.ndarr
         while len(images) < wanted.count and times[len(images)] + slack < until:
             if image is None:
                 _check_frame(frame, limits)
-                image = _pixels(frame, stream, wanted.size, wanted.crop)
+                image = _pixels(frame, stream, wanted.size, wanted.crop, wanted.resize)
             images.append(image)
 
     shown, shown_at = None, 0.0
@@ -450,7 +453,7 @@ def _timed(container, stream, back, latest, deadline) -> Iterator[tuple[float, a
 
 
 def read_all(
-    media: str | bytes, size: tuple[int, int], limits: Limits | None = None
+    media: str | bytes, size: tuple[int, int], limits: Limits | None = None, resize: str = AREA
 ) -> tuple[np.ndarray, np.ndarray]:
     """A whole clip: time stamps float64 [N] and uint8 [N, H, W, 3] scaled to cover ``size``.
 
@@ -459,14 +462,14 @@ def read_all(
     limits = limits or Limits()
     _check_file(media)
     if is_picture(media):
-        return np.zeros(1), read_picture(media, size, None, limits)[None]
+        return np.zeros(1), read_picture(media, size, None, limits, resize)[None]
     deadline = Deadline(limits.timeout_s)
     times, images = [], []
     with _opened(media, limits) as (container, stream):
         for moment, frame in _timed(container, stream, None, 0.0, deadline):
             _check_frame(frame, limits)
             times.append(moment)
-            images.append(_pixels(frame, stream, size, None))
+            images.append(_pixels(frame, stream, size, None, resize))
     if not images:
         raise ClipError("truncated", "no frame before the end of the file")
     return np.asarray(times), np.stack(images)

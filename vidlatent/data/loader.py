@@ -225,8 +225,9 @@ def _fingerprint(
         for key, value in dataclasses.asdict(options).items()
         if key not in _NOT_IN_FINGERPRINT
     }
-    if options.bucket_rule == "nearest":  # as before there was a choice
-        del stated["bucket_rule"]
+    for key, before in (("bucket_rule", "nearest"), ("resize", "area")):
+        if stated[key] == before:  # as before there was a choice
+            del stated[key]
     if isinstance(source, LatentSource):
         stated["latents"] = source.header.to_json()
     if split == VALIDATION:

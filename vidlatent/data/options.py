@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vidlatent.data.errors import Limits
+from vidlatent.data.pictures import AREA, BILINEAR
 from vidlatent.registry import did_you_mean
 from vidlatent.typing import VidlatentError
 
@@ -18,6 +19,7 @@ _CHOICES = {
     "verify": ("auto", "header", "decode"),
     "labels": ("", "folders"),
     "bucket_rule": ("nearest", "inward"),
+    "resize": (AREA, BILINEAR),
 }
 
 
@@ -76,6 +78,8 @@ class DataOptions:
       bad_clip_budget, bad_clip_window: stop once this share of so many draws failed to decode.
       crop: 'random', 'centre' or 'resized', which brings a random part of the frame, half of it or
         more, to the bucket's size (training; validation always cuts the centre).
+      resize: how files' frames are brought to a bucket's size: 'area' (averaged when smaller,
+        bicubic when larger; quick) or 'bilinear' (with antialiasing: torchvision's default).
       flip: mirror half of the training windows.
       validation_clips: validation windows for each number of frames, at most.
       index_cache: JSON file that keeps what probing found; empty: none.
@@ -112,6 +116,7 @@ class DataOptions:
     verify: str = "auto"
     labels: str = ""
     bucket_rule: str = "nearest"
+    resize: str = AREA
     tfds_label: str = ""
     tfds_caption: str = ""
 

@@ -11,7 +11,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vidlatent.data.errors import ClipError, Limits
 from vidlatent.data.transforms import CENTRE, Crop, place
 
-__all__ = ["is_picture", "picture_size", "read_picture"]
+__all__ = ["AREA", "BILINEAR", "bilinear", "is_picture", "picture_size", "read_picture"]
+
+# How frames are brought to a size: averaged over areas when smaller and bicubic when larger, inside
+# the colour conversion; or, as torchvision has it by default, bilinearly with antialiasing.
+AREA, BILINEAR = "area", "bilinear"
 
 _STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\x00", b"MM\x00*")
 
@@ -26,6 +30,12 @@ def is_picture(media: str | bytes) -> bool:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return True
     return head.startswith(_STARTS) or head[4:12] == b"ftypavif"
+
+
+def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [H, W, 3] -> [height, width, 3] bilinearly; making smaller, the triangle is widened."""
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
 
 
 @contextlib.contextmanager
@@ -56,12 +66,17 @@ def read_picture(
     size: tuple[int, int] | None = None,
     crop: Crop | None = CENTRE,
     limits: Limits | None = None,
+    resize: str = AREA,
 ) -> np.ndarray:
-    """The picture as uint8 [H, W, 3], scaled to cover ``size``, cut at ``crop`` (None: uncut)."""
+    """The picture as uint8 [H, W, 3], scaled to cover ``size``, cut at ``crop`` (None: uncut).
+
+    ``resize`` ``AREA`` is bicubic with antialiasing here.
+    """
     with _opened(media, limits or Limits()) as image:
         upright = ImageOps.exif_transpose(image).convert("RGB")
         spot = place(upright.height, upright.width, size, crop or CENTRE)
         if (spot.height, spot.width) != (upright.height, upright.width):
-            upright = upright.resize((spot.width, spot.height), Image.Resampling.BICUBIC)
+            kinds = {AREA: Image.Resampling.BICUBIC, BILINEAR: Image.Resampling.BILINEAR}
+            upright = upright.resize((spot.width, spot.height), kinds[resize])
         image = np.asarray(upright)
         return np.ascontiguousarray(image if crop is None else image[spot.slices])

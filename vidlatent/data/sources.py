@@ -23,6 +23,7 @@ from vidlatent.data.decode import ClipInfo
 from vidlatent.data.decoders import Decoders
 from vidlatent.data.errors import Limits
 from vidlatent.data.options import DataOptions, SyntheticOptions
+from vidlatent.data.pictures import AREA
 from vidlatent.data.split import TRAIN, VALIDATION
 from vidlatent.data.transforms import CENTRE, place
 from vidlatent.registry import Registry
@@ -82,10 +83,12 @@ class MediaSource(abc.ABC):
 
     Attributes:
       decoders: set by a reader that goes through the clips in order; leaves files open.
+      resize: how frames are brought to a size, see ``pictures``.
     """
 
     keepable = True
     decoders: Decoders | None = None
+    resize: str = AREA
 
     @abc.abstractmethod
     def media(self, name: str) -> str | bytes:
@@ -105,11 +108,11 @@ class MediaSource(abc.ABC):
         return "", ""
 
     def read(self, info, start, count, fps, size, crop, limits):
-        media = self.media(info.path)
-        return decode.read_window(media, start, count, fps, size, crop, limits, self.decoders)
+        keys = size, crop, limits, self.decoders, self.resize
+        return decode.read_window(self.media(info.path), start, count, fps, *keys)
 
     def read_all(self, info, size, limits):
-        return decode.read_all(self.media(info.path), size, limits)
+        return decode.read_all(self.media(info.path), size, limits, self.resize)
 
 
 # Files that lie beside clips in ordinary data sets and are nobody's broken video.
@@ -265,8 +268,8 @@ class TfdsSource(MediaSource):
         self._last = threading.local()  # example read last, by thread
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("path", "name", "field", "label", "caption", "where")
-        return {key: self.__dict__[key] for key in kept}
+        kept = ("path", "name", "field", "label", "caption", "where", "resize")
+        return {key: getattr(self, key) for key in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -508,4 +511,7 @@ SOURCES.register(
 
 def make_source(options: DataOptions, seed: int) -> Source:
     """The source that ``data.source`` names; ``seed`` matters to the renderer only."""
-    return SOURCES.get(options.source)(options, seed)
+    source = SOURCES.get(options.source)(options, seed)
+    if isinstance(source, MediaSource):
+        source.resize = options.resize
+    return source

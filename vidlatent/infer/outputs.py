@@ -18,9 +18,12 @@ from vidlatent.io.video import side_by_side, write_video
 
 __all__ = ["RESIZED", "group_rows", "pictures_sheet", "write_evaluation"]
 
-RESIZED = (
-    "scaled to cover the size (area-averaged when smaller, bicubic when larger), cut in the middle"
-)
+# By ``config.data.resize``.
+RESIZED = {
+    "area": "scaled to cover the size (area-averaged when smaller, bicubic when larger), cut in "
+    "the middle",
+    "bilinear": "scaled to cover the size (bilinearly, with antialiasing), cut in the middle",
+}
 
 
 def write_evaluation(
@@ -69,7 +72,7 @@ def _windows(config: ConfigDict) -> dict[str, Any]:
         "frames_height_width": [list(bucket[:3]) for bucket in config.data.buckets],
         "frames_per_second": config.data.fps or "each file's own",
         "frame_stride": 1,
-        "resize": RESIZED,
+        "resize": RESIZED[config.data.resize],
     }
 
 

@@ -47,6 +47,7 @@ class Protocol:
       place: 0: a clip's first frames, 0.5: its middle ones.
       fps: frame rate of the windows; 0: each file's own.
       draw: decode a draw from the posterior, not its mean.
+      resize: how frames are brought to their size, as ``config.data.resize``.
       measures: the scores.
       figures: the paper's table.
       headline: model of that table to stand beside a measured one that is none of the paper's.
@@ -65,6 +66,7 @@ class Protocol:
     open: tuple[str, ...]
     fps: float = 0.0
     draw: bool = False
+    resize: str = "area"
 
     @property
     def rule(self) -> FrameRule:
@@ -181,6 +183,7 @@ PROTOCOLS.register(
         place=0.5,
         fps=16.0,
         draw=True,
+        resize="bilinear",
         measures=(
             Measure("psnr_reducio", "PSNR"),
             Measure("ssim_reducio", "SSIM"),
@@ -193,8 +196,8 @@ PROTOCOLS.register(
         open=(
             "frames of each clip: its middle 16 at 16 a second (the released code begins at "
             "random)",
-            "resizing: as in the released code short side to 256 and centre cut, but "
-            "area-averaged, not bilinear with antialiasing",
+            "resizing: as in the released code short side to 256 bilinearly with antialiasing, "
+            "centre cut; the long side is rounded to whole pixels, not cut off to them",
             "range of LPIPS: the released code shows the network pixels in [0, 1], so the figure "
             "is that one; the usual [-1, 1] is given beside it",
             _I3D + " (the paper's code for it is not published)",

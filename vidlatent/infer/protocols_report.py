@@ -108,7 +108,7 @@ def _about(outcome: Outcome, config: ConfigDict) -> dict[str, Any]:
             "window": "first frames" if protocol.place == 0 else "middle frames",
             "height": protocol.size[0],
             "width": protocol.size[1],
-            "resize": RESIZED,
+            "resize": RESIZED[protocol.resize],
             "latent": "a draw from the posterior" if protocol.draw else "the posterior's mean",
             "not_stated_by_the_paper": list(protocol.open),
         },

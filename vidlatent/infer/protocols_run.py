@@ -81,6 +81,7 @@ def outcome_of(
         (*asked, *config.eval.metrics),
         config.networks.to_dict(),
         stand_ins=config.eval.stand_ins,
+        is_splits=config.eval.is_splits,
     )
     clips = _Clips(config, protocol, mesh)
     params, step = restore()
@@ -130,7 +131,7 @@ class _Clips:
         batch = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
         data["buckets"] = tuple((frames, *protocol.size, batch) for frames in protocol.frames)
         data["bucket_weights"] = ()
-        data["fps"] = protocol.fps
+        data["fps"], data["resize"] = protocol.fps, protocol.resize
         self._make = functools.partial(
             make_loader,
             data,
