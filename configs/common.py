@@ -42,6 +42,8 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.precision = ConfigDict()
     config.precision.compute = "auto"  # float32 | bfloat16 | auto: bfloat16 on TPU and GPU
 
+    config.kernels = _kernels()
+
     config.mesh = ConfigDict()  # devices per axis; -1: those left that share every batch
     config.mesh.data = 1
     config.mesh.fsdp = -1
@@ -143,6 +145,22 @@ def area_buckets(
         if 0.8 <= height * width / side**2 <= 1.25 and 0.5 <= height / width <= 2
     ]
     return tuple((frames, height, width, batch) for height, width in kept)
+
+
+def _kernels() -> ConfigDict:
+    """Forms of the kernels, to be named where one of them fails or another is quicker.
+
+    ``auto`` goes by the platform, and the log says what it takes. A form that is named and cannot
+    do it stops the program; of several, such as ``splash,xla``, the first that can runs.
+    """
+    kernels = ConfigDict()
+    kernels.attention = "auto"  # of generators: xla | splash (TPU) | cudnn (GPU)
+    kernels.qk_norm_rope = "auto"  # norm and rotation of queries and keys: xla | pallas (TPU)
+    kernels.layer_mix = "auto"  # FSVideo's mixtures of earlier layers: xla | pallas (TPU)
+    # native | taps | fold2d, of depthwise kernels native | shifts | rows; model.conv_impl, where
+    # a tokenizer's is not auto, comes first
+    kernels.conv3d = "auto"
+    return kernels
 
 
 def _optimizer() -> ConfigDict:

@@ -61,6 +61,7 @@ def test_help_shows_each_mode_with_an_example():
         (["--config=configs/fsae.py", "--mode=trian"], "did you mean 'train'?"),
         (["--config=configs/fsae.py", "--config.optim.lrr=1"], "did you mean 'lr'?"),
         (["--config=configs/fsea.py"], "did you mean 'fsae'?"),
+        (["--config=configs/fsae.py", "--config.kernels.attention=splahs"], "'splash'?"),
         (["--config=configs/fsae.py", "extra"], "unexpected argument 'extra'"),
         (["--mode=eval", "--workdir=nowhere"], "train first"),
         (["--config=configs/fsae.py", "--workdir=/proc/none"], "/proc/none"),

@@ -143,6 +143,12 @@ def _prepare_process() -> None:
         ) from error
 
 
+def _use_kernels(config) -> None:
+    from vidlatent.kernels.dispatch import use_forms  # imports JAX, which takes its time
+
+    use_forms(config.kernels)
+
+
 class _Plain(logging.PythonFormatter):
     """``12:30:59 message``; the level only when it is not INFO."""
 
@@ -166,6 +172,7 @@ def run() -> None:
             job = _MODES.get(mode)
             config, workdir = resolve(_CONFIG.value, _WORKDIR.value, overrides)
             _prepare_process()
+            _use_kernels(config)
             options = {name: flags.FLAGS[name].value for name in _TAKES[mode]}
             return job(config, workdir, **options)
         except VidlatentError as error:

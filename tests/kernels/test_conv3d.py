@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.kernels.forms import check
 from vidlatent.kernels.conv3d import conv3d, conv_frames
 from vidlatent.kernels.dispatch import current_platform, prefer, say_once
 from vidlatent.kernels.upconv import subpixel_conv
@@ -44,19 +45,9 @@ def _arrays(case):
     return x, kernel
 
 
-def _value_and_gradients(case, form, dtype=jnp.float32):
+def _form(case, form):
     _, _, _, strides, padding, groups = case
-
-    def run(x, kernel):
-        return conv3d(x, kernel, strides, padding, groups, implementation=form)
-
-    @jax.jit
-    def all_three(x, kernel):
-        y, back = jax.vjp(run, x.astype(dtype), kernel.astype(dtype))
-        weights = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
-        return y, *back(weights.astype(dtype))
-
-    return [np.asarray(a, np.float32) for a in all_three(*_arrays(case))]
+    return lambda x, kernel: conv3d(x, kernel, strides, padding, groups, implementation=form)
 
 
 def _relative(a, b):
@@ -65,17 +56,33 @@ def _relative(a, b):
 
 @pytest.mark.parametrize(("case", "form"), CASES)
 def test_forms_agree_with_native(case, form):
-    want = _value_and_gradients(case, "native")
-    for got, reference in zip(_value_and_gradients(case, form), want, strict=True):
-        assert got.shape == reference.shape
-        assert _relative(got, reference) < 1e-5
+    check(_form(case, form), _form(case, "native"), _arrays(case))
 
 
-@pytest.mark.parametrize(("case", "form"), [(DENSE[0], "fold2d"), (DEPTHWISE[0], "rows")])
+@pytest.mark.parametrize(
+    ("case", "form"),
+    [
+        (DENSE[0], "taps"),
+        (DENSE[0], "fold2d"),
+        (DEPTHWISE[0], "shifts"),
+        (DEPTHWISE[0], "rows"),
+        pytest.param(DENSE[0], "native", marks=pytest.mark.slow),
+        pytest.param(DENSE[5], "taps", marks=pytest.mark.slow),
+        pytest.param(DENSE[1], "fold2d", marks=pytest.mark.slow),
+        pytest.param(DEPTHWISE[2], "shifts", marks=pytest.mark.slow),
+    ],
+)
 def test_bfloat16_stays_near_float32(case, form):
-    want = _value_and_gradients(case, "native")
-    for got, reference in zip(_value_and_gradients(case, form, jnp.bfloat16), want, strict=True):
-        assert _relative(got, reference) < 1e-2
+    check(_form(case, form), _form(case, "native"), _arrays(case), "bfloat16")
+
+
+def test_forms_under_vmap():
+    """Each form over a further axis of clips and of kernels, as an ensemble has them."""
+    for case, form in ((DENSE[0], "taps"), (DENSE[0], "fold2d"), (DEPTHWISE[0], "rows")):
+        inputs = [np.stack([a, 2 * a[..., ::-1]]) for a in _arrays(case)]
+        got = jax.jit(jax.vmap(_form(case, form)))(*inputs)
+        want = [_form(case, form)(*one) for one in zip(*inputs, strict=True)]
+        np.testing.assert_allclose(got, np.stack(want), atol=1e-4)
 
 
 def test_rows_has_second_derivatives():
@@ -100,16 +107,17 @@ def test_frames_given_tap_by_tap(form):
     assert _relative(np.asarray(got), np.asarray(want)) < 1e-5
 
 
-def test_subpixel_equals_nearest_then_convolution():
-    x, kernel = _arrays(((2, 5, 4, 3, 6), (3, 3, 3), 5, None, None, 1))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_subpixel_equals_nearest_then_convolution(dtype):
+    """Gradients too: of the kernel, whose taps are summed before they meet anything."""
 
-    def pair(x, kernel):
-        same = conv3d(nearest(x), kernel, padding=((0, 0), (1, 1), (1, 1)))
-        fast = subpixel_conv(lambda k, pad: conv3d(x, k, padding=((0, 0), *pad)), kernel)
-        return same, fast
+    def fast(x, kernel):
+        return subpixel_conv(lambda k, pad: conv3d(x, k, padding=((0, 0), *pad)), kernel)
 
-    same, fast = jax.jit(pair)(x, kernel)
-    np.testing.assert_allclose(fast, same, atol=1e-4)
+    def same(x, kernel):
+        return conv3d(nearest(x), kernel, padding=((0, 0), (1, 1), (1, 1)))
+
+    check(fast, same, _arrays(((2, 5, 4, 3, 6), (3, 3, 3), 5, None, None, 1)), dtype)
 
 
 def test_platform_comes_from_the_mesh():
@@ -121,12 +129,14 @@ def test_platform_comes_from_the_mesh():
 
 def test_a_named_form_runs_or_is_refused():
     x, kernel = _arrays(DEPTHWISE[2])
-    with pytest.raises(VidlatentError, match=r"stride 1, not \(2, 2, 2\).*use 'shifts' or 'auto'"):
+    with pytest.raises(VidlatentError, match=r"stride 1, not \(2, 2, 2\).*take 'shifts' or 'auto'"):
         conv3d(x, kernel, (2, 2, 2), feature_group_count=4, implementation="rows")
     x, kernel = _arrays(((1, 3, 4, 4, 4), (3, 3, 3), 4, None, None, 2))
-    with pytest.raises(VidlatentError, match="no form 'taps' for 2 groups.*use 'native' or 'auto'"):
+    with pytest.raises(VidlatentError, match="'taps' does not know 2 groups.*take 'native'"):
         conv3d(x, kernel, feature_group_count=2, implementation="taps")
-    assert conv3d(x, kernel, feature_group_count=2).shape == (1, 1, 2, 2, 4)
+    for form in ("auto", ("taps", "native")):
+        y = conv3d(x, kernel, feature_group_count=2, implementation=form)
+        assert y.shape == (1, 1, 2, 2, 4)
     # One tap: 'native' is one convolution over three axes, not one over two.
     x, kernel = _arrays(DENSE[3])
     text = str(jax.make_jaxpr(lambda *a: conv3d(*a, implementation="native"))(x, kernel))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,35 +24,23 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from vidlatent.dist.rules import split_axes, ways
-from vidlatent.kernels.dispatch import (
-    choose,
-    current_platform,
-    needs_manual,
-    say_once,
-    wanted,
-)
+from vidlatent.kernels.dispatch import Form, Names, choose, needs_manual
 from vidlatent.typing import VidlatentError, check_shape
 
-__all__ = ["FORMS", "attention", "attention_form"]
+__all__ = ["attention", "attention_form", "over_queries"]
 
-FORMS = ("xla", "splash", "cudnn")
 _AUTO = {"tpu": "splash", "gpu": "cudnn", "default": "xla"}
 # Attention scores held at once by the plain form, in elements: 256 MiB of float32.
 _SCORES = 1 << 26
 # Queries of a turn of the plain form are a multiple of this, which meshes divide.
 _SPLIT = 16
 _LANES = 128
-# Largest blocks of the Pallas kernel that fit its 16 MiB of scratch memory with heads of 128.
-_BLOCK, _BLOCK_BACKWARD, _BLOCK_COMPUTE = 1536, 1024, 640
+# Largest blocks of the Pallas kernel that fit its 16 MiB of scratch memory, by a head's width in
+# whole lanes and the bytes of a channel.
+_LARGEST = {(128, 2): 1536, (128, 4): 1536, (256, 2): 1024, (256, 4): 768}
+_BLOCK_BACKWARD, _BLOCK_COMPUTE = 1024, 640
 # Under this many queries a fused kernel has nothing to save.
 _FEW = 128
-
-
-class Form(NamedTuple):
-    """A form and why it was taken."""
-
-    name: str
-    why: str
 
 
 def attention(
@@ -62,9 +50,9 @@ def attention(
     seen: jax.Array | None = None,
     *,
     lengths: jax.Array | None = None,
-    implementation: str = "auto",
+    implementation: Names = "auto",
     platform: str | None = None,
-    interpret: bool = False,
+    interpret: Any = False,
 ) -> jax.Array:
     """``softmax(q k^T / sqrt(d)) v``.
 
@@ -73,9 +61,10 @@ def attention(
       k, v: ``[B, M, K, d]``.
       seen: bool ``[B, M]``, which keys exist; None for all. Each sample has at least one.
       lengths: int ``[B]``, how many keys exist, from the first on; instead of ``seen``.
-      implementation: ``'auto'`` or one of ``FORMS``.
+      implementation: ``'auto'``, a form's name or several, see ``dispatch``.
       platform: overrides the platform that ``'auto'`` looks at.
-      interpret: run the Pallas form on any platform, slowly, for tests.
+      interpret: run the Pallas form on any platform, slowly, for tests; true, or the
+        ``InterpretParams`` of Pallas.
 
     Returns:
       ``[B, N, K, d]`` float32; the fused forms have rounded it to the dtype of ``v`` on the way.
@@ -102,7 +91,7 @@ def attention_form(
     q: jax.Array,
     seen: jax.Array | None = None,
     *,
-    implementation: str = "auto",
+    implementation: Names = "auto",
     platform: str | None = None,
 ) -> Form:
     """The form that ``attention`` takes for these queries, and why.
@@ -110,35 +99,45 @@ def attention_form(
     Raises:
       VidlatentError: the form named cannot do it.
     """
-    platform = platform or current_platform()
-    implementation = wanted("attention", implementation)
-    name = choose("attention", implementation, FORMS, _AUTO, platform)
-    lacks = _lacks(name, q, seen)
-    if implementation != "auto":
-        if lacks:
-            raise VidlatentError(f"attention form {name!r} {lacks}: take 'xla' or 'auto'.")
-        return Form(name, "asked for")
-    if lacks:
-        say_once(f"attention on {platform}: {name} {lacks}; the plain form runs instead")
-        return Form("xla", f"{name} {lacks}")
-    return Form(
-        name, f"the fastest on {platform}" if name != "xla" else f"all there is on {platform}"
-    )
+    lacks = functools.partial(_lacks, q=q, seen=seen)
+    return choose("attention", implementation, _AUTO, platform=platform, lacks=lacks)
 
 
 def _lacks(name: str, q: jax.Array, seen: jax.Array | None) -> str:
     """Why a form cannot (or should not) do this, or ''."""
     dim = q.shape[-1]
-    if name == "splash" and q.shape[1] < _FEW:
-        return f"pads {q.shape[1]} queries to {_LANES}"
+    if name == "splash":
+        if q.dtype.itemsize > 4:
+            return f"does not know {q.dtype}"
+        if dim > 256:
+            return f"has blocks for heads of at most 256 channels, not {dim}"
+        if q.shape[1] < _FEW:
+            return f"would pad {q.shape[1]} queries to {_LANES}"
     if name == "cudnn":
         if q.dtype not in (jnp.bfloat16, jnp.float16):
             return f"does not know {q.dtype}"
-        if dim % 8 or dim > 256:
-            return f"needs heads of at most 256 channels, a multiple of 8, not {dim}"
         if seen is not None:
             return "takes lengths, not a mask of single keys"
+        here = _capability()
+        if here is not None and here < (8, 0):
+            return "needs an NVIDIA GPU of compute capability 8.0 or more"
+        # JAX's own checks: it looks at the GPU at hand and allows 128 where there is none.
+        widest = 256 if here is not None and here >= (9, 0) else 128
+        if dim % 8 or dim > widest:
+            wider = "" if widest == 256 else " (256 from compute capability 9.0 on)"
+            return f"needs heads of a multiple of 8 channels, at most {widest}{wider}, not {dim}"
     return ""
+
+
+def _capability() -> tuple[int, int] | None:
+    """Compute capability of the GPU at hand; (0, 0) for one of another maker, None without one."""
+    if jax.default_backend() != "gpu":
+        return None
+    device = jax.local_devices()[0]
+    if "cuda" not in device.client.platform_version:
+        return 0, 0
+    major, minor = device.compute_capability.split(".")
+    return int(major), int(minor)
 
 
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None) -> jax.Array:
@@ -176,9 +175,9 @@ def over_queries(attend: Callable[[jax.Array], jax.Array], q: jax.Array, blocks:
     return out.reshape(q.shape[0], size * blocks, *out.shape[3:])[:, :count]
 
 
-def _blocks(length: int) -> tuple[int, int]:
+def _blocks(length: int, largest: int) -> tuple[int, int]:
     """Block size and padded length of an axis: least padding first, then large blocks."""
-    fewest = -(-length // _BLOCK)
+    fewest = -(-length // largest)
     choices = []
     for count in range(fewest, fewest + 4):
         block = -(-length // (count * _LANES)) * _LANES
@@ -196,8 +195,9 @@ def _splash(q, k, v, seen, interpret=False):
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     count, heads, dim = q.shape[1:]
-    block_q, total_q = _blocks(count)
-    block_k, total_k = _blocks(k.shape[1])
+    largest = _LARGEST[-(-dim // _LANES) * _LANES, q.dtype.itemsize]
+    block_q, total_q = _blocks(count, largest)
+    block_k, total_k = _blocks(k.shape[1], largest)
     compute = _part(block_k, _BLOCK_COMPUTE)
     back_q = _part(total_q, _BLOCK_BACKWARD)
     kernel = splash.make_splash_mha(

@@ -11,13 +11,13 @@ times them on the machine at hand.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vidlatent.kernels.dispatch import choose, current_platform, say_once, wanted
+from vidlatent.kernels.dispatch import Names, pick, say_once, wanted
 from vidlatent.typing import VidlatentError, check_shape
 
 __all__ = ["DENSE_FORMS", "DEPTHWISE_FORMS", "conv3d", "conv_frames"]
@@ -25,7 +25,7 @@ __all__ = ["DENSE_FORMS", "DEPTHWISE_FORMS", "conv3d", "conv_frames"]
 Padding = Sequence[tuple[int, int]]
 
 DENSE_FORMS = ("native", "taps", "fold2d")
-DEPTHWISE_FORMS = ("native", "shifts", "rows")
+DEPTHWISE_FORMS = ("shifts", "native", "rows")
 _AUTO_DENSE = {"cpu": "taps", "tpu": "fold2d", "default": "native"}
 _AUTO_DEPTHWISE = {"cpu": "rows", "tpu": "native", "default": "shifts"}
 _KINDS = {  # forms, those of the other kind, and what 'auto' means
@@ -43,7 +43,7 @@ def conv3d(
     padding: Padding = ((0, 0), (0, 0), (0, 0)),
     feature_group_count: int = 1,
     *,
-    implementation: str = "auto",
+    implementation: Names = "auto",
     platform: str | None = None,
 ) -> jax.Array:
     """Cross-correlate ``x`` with ``kernel``, padding with zeros.
@@ -58,10 +58,11 @@ def conv3d(
         2-D convolution per time tap), ``'fold2d'`` (time taps as channels of one 2-D
         convolution); for a depthwise kernel ``'native'``, ``'shifts'`` (a sum of shifted
         products) or ``'rows'`` (the same, with the kernel's gradient summed row by row; no
-        forward-mode derivative; stride 1). A model has one setting for kernels of both kinds: a
-        name that the other kind alone has leaves a kernel at ``'auto'``, and the log says so
-        once. With that exception a form that is named is the one that runs; with a single tap
-        ``'taps'`` and ``'fold2d'`` are the same 2-D convolution.
+        forward-mode derivative; stride 1); or several names, see ``dispatch``. A model has one
+        setting for kernels of both kinds: a name that the other kind alone has does not count,
+        a kernel left without any is at ``'auto'``, and the log says so once. With that exception
+        a form that is named is the one that runs; with a single tap ``'taps'`` and ``'fold2d'``
+        are the same 2-D convolution.
       platform: overrides the platform that ``'auto'`` looks at.
 
     Returns:
@@ -90,7 +91,7 @@ def conv_frames(
     padding: Padding = ((0, 0), (0, 0)),
     feature_group_count: int = 1,
     *,
-    implementation: str = "auto",
+    implementation: Names = "auto",
     platform: str | None = None,
 ) -> jax.Array:
     """Convolution whose time taps are given one by one.
@@ -124,14 +125,14 @@ def conv_frames(
             for k, f in enumerate(frames)
         )
         return sum(parts)
-    implementation, form = _chosen(implementation, "dense", platform)
-    if implementation == "native":
+    named, form = _chosen(implementation, "dense", platform)
+    if named and form == "native":
         say_once(
             "conv3d: the form 'native' was asked for; convolutions whose taps come one by one have "
             "none and take 'fold2d'"
         )
     pad = ((0, 0), *padding)
-    few = implementation == "auto" and frames[0].shape[-1] < _FEW_CHANNELS
+    few = not named and frames[0].shape[-1] < _FEW_CHANNELS
     if form == "taps" and not few:
         return sum(
             _plane(f, kernel[k : k + 1], (1, *strides), pad, 1) for k, f in enumerate(frames)
@@ -143,39 +144,45 @@ def conv_frames(
 
 def _dense(x, kernel, strides, padding, groups, implementation, platform):
     kt = kernel.shape[0]
-    implementation, form = _chosen(implementation, "dense", platform)
-    if groups > 1 and implementation not in ("auto", "native"):
-        raise VidlatentError(
-            f"conv3d has no form {implementation!r} for {groups} groups of channels "
-            f"(kernel {kernel.shape}): use 'native' or 'auto'."
-        )
-    if kt == 1 and padding[0] == (0, 0) and implementation != "native":
+
+    def lacks(name):
+        if groups == 1 or name == "native":
+            return ""
+        return f"does not know {groups} groups of channels (kernel {kernel.shape})"
+
+    named, form = _chosen(implementation, "dense", platform, lacks)
+    if kt == 1 and padding[0] == (0, 0) and not (named and form == "native"):
         return _plane(x[:, :: strides[0]], kernel, strides, padding, groups)
-    if form == "native" or groups > 1:
+    if form == "native":
         return _native(x, kernel, strides, padding, groups)
-    few = implementation == "auto" and x.shape[-1] < _FEW_CHANNELS
+    few = not named and x.shape[-1] < _FEW_CHANNELS
     if form == "taps" and strides[0] == 1 and padding[0] != (0, 0) and not few:
         return _real_taps(x, kernel, strides, padding)
     frames = _time_slices(x, kt, strides[0], padding[0])
-    form = implementation if implementation == "auto" else form
+    form = form if named else "auto"
     return conv_frames(
         frames, kernel, strides[1:], padding[1:], implementation=form, platform=platform
     )
 
 
-def _chosen(implementation: str, kind: str, platform: str | None) -> tuple[str, str]:
-    """The form asked for of a ``'dense'`` or ``'depthwise'`` kernel, ``'auto'`` where only the
-    other kind has it, and the form that this means."""
+def _chosen(
+    implementation: Names,
+    kind: str,
+    platform: str | None,
+    lacks: Callable[[str], str] = lambda name: "",
+) -> tuple[bool, str]:
+    """Whether a ``'dense'`` or ``'depthwise'`` kernel's form was named (not where only the other
+    kind has that name), and the form."""
     known, other, auto = _KINDS[kind]
-    implementation = wanted("conv3d", implementation)
-    if implementation in other and implementation not in known:
-        form = auto.get(platform or current_platform(), auto["default"])
+    names = wanted("conv3d", implementation)
+    own = tuple(name for name in names if name in known or name not in other)
+    form = pick(f"conv3d ({kind})", own, known, auto, platform, lacks).name
+    if names and not own:
         say_once(
-            f"conv3d: the form {implementation!r} was asked for; {kind} kernels have none and take "
-            f"the usual {form!r}"
+            f"conv3d: the form {', '.join(map(repr, names))} was asked for; {kind} kernels have "
+            f"none and take the usual {form!r}"
         )
-        return "auto", form
-    return implementation, choose("conv3d", implementation, known, auto, platform)
+    return bool(own), form
 
 
 def _native(x, kernel, strides, padding, groups):
@@ -237,16 +244,17 @@ def _time_slices(x, taps, stride, pad):
 
 
 def _depthwise(x, kernel, strides, padding, implementation, platform):
-    implementation, form = _chosen(implementation, "depthwise", platform)
+
+    def lacks(name):
+        if name != "rows" or tuple(strides) == (1, 1, 1):
+            return ""
+        return f"has stride 1, not {tuple(strides)} (kernel {kernel.shape})"
+
+    _, form = _chosen(implementation, "depthwise", platform, lacks)
     if form == "native":
         return _native(x, kernel, strides, padding, x.shape[-1])
-    if form == "rows" and tuple(strides) == (1, 1, 1):
+    if form == "rows":
         return _rows(x, kernel, tuple(tuple(pad) for pad in padding))
-    if implementation == "rows":
-        raise VidlatentError(
-            f"conv3d's form 'rows' has stride 1, not {tuple(strides)} (depthwise kernel "
-            f"{kernel.shape}): use 'shifts' or 'auto'."
-        )
     return _shifts(x, kernel, strides, padding)
 
 

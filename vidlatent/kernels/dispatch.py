@@ -1,4 +1,10 @@
-"""Which form of a kernel runs where."""
+"""Which form of a kernel runs where.
+
+``implementation=`` of every kernel is ``'auto'``, the name of a form, or several names, the first
+of which that can do it runs. A form that was named and cannot do it raises; ``'auto'`` takes the
+plain form then. What ``'auto'`` stands for is decided, in this order, by ``prefer``, by
+``config.kernels`` (``use_forms``) and by the platform.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +12,54 @@ import contextlib
 import contextvars
 import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 
 from vidlatent.registry import did_you_mean
 from vidlatent.typing import VidlatentError
 
-__all__ = ["choose", "current_platform", "needs_manual", "prefer", "say_once", "wanted"]
+__all__ = [
+    "FORMS",
+    "Form",
+    "Names",
+    "choose",
+    "current_platform",
+    "needs_manual",
+    "pick",
+    "prefer",
+    "say_once",
+    "use_forms",
+    "wanted",
+]
 
 log = logging.getLogger(__name__)
 
-_PREFERRED: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar(
+# Forms of each kernel; the keys of config.kernels.
+FORMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "attention": ("xla", "splash", "cudnn"),
+        "qk_norm_rope": ("xla", "pallas"),
+        "layer_mix": ("xla", "pallas"),
+        "conv3d": ("native", "taps", "fold2d", "shifts", "rows"),
+    }
+)
+Names = str | Sequence[str]
+
+_PREFERRED: contextvars.ContextVar[Mapping[str, Names]] = contextvars.ContextVar(
     "forms", default=MappingProxyType({})
 )
+# Of the process, for its threads have contexts of their own.
+_CONFIGURED: dict[str, Names] = {}
+
+
+class Form(NamedTuple):
+    """A form and why it was taken."""
+
+    name: str
+    why: str
 
 
 def current_platform() -> str:
@@ -36,11 +75,16 @@ def current_platform() -> str:
 
 
 @contextlib.contextmanager
-def prefer(**forms: str) -> Iterator[None]:
+def prefer(**forms: Names) -> Iterator[None]:
     """Named forms in place of ``'auto'`` for whatever is traced inside: ``attention='xla'``.
 
     A function that has been traced before keeps the forms it was traced with.
+
+    Raises:
+      VidlatentError: an unknown kernel.
     """
+    for kind in forms.keys() - FORMS.keys():
+        raise VidlatentError(f"there is no kernel {kind!r}: {did_you_mean(kind, FORMS)}")
     token = _PREFERRED.set({**_PREFERRED.get(), **forms})
     try:
         yield
@@ -48,32 +92,114 @@ def prefer(**forms: str) -> Iterator[None]:
         _PREFERRED.reset(token)
 
 
-def wanted(kind: str, implementation: str) -> str:
-    """``implementation``, or what ``prefer`` says where it is ``'auto'``."""
-    return _PREFERRED.get().get(kind, "auto") if implementation == "auto" else implementation
+def use_forms(settings: Mapping[str, str]) -> None:
+    """Named forms in place of ``'auto'`` in all of the process from now on: ``config.kernels``.
+
+    Args:
+      settings: ``'auto'``, a form, or several with commas between, by the keys of ``FORMS``.
+
+    Raises:
+      VidlatentError: an unknown form.
+    """
+    for kind, text in settings.items():
+        for name in _split(text):
+            if name not in FORMS[kind]:
+                hint = did_you_mean(name, ("auto", *FORMS[kind]))
+                raise VidlatentError(
+                    f"config.kernels.{kind}={text}: there is no form {name!r}; {hint}"
+                )
+    _CONFIGURED.clear()
+    _CONFIGURED.update(settings)
+
+
+def wanted(kind: str, implementation: Names) -> tuple[str, ...]:
+    """The forms asked for, in order; none where that is ``'auto'`` and nobody has said more."""
+    names = _split(implementation)
+    return names or _split(_PREFERRED.get().get(kind, _CONFIGURED.get(kind, "auto")))
+
+
+def _split(names: Names) -> tuple[str, ...]:
+    parts = names.split(",") if isinstance(names, str) else names
+    parts = tuple(part.strip() for part in parts)
+    return () if parts == ("auto",) else parts
 
 
 def choose(
     kind: str,
-    implementation: str,
-    known: tuple[str, ...],
-    auto: dict[str, str],
+    implementation: Names,
+    auto: Mapping[str, str],
+    *,
     platform: str | None = None,
-) -> str:
-    """Resolve ``'auto'`` by platform (``auto['default']`` for one not listed) and check a name."""
-    implementation = wanted(kind, implementation)
-    if implementation == "auto":
-        return auto.get(platform or current_platform(), auto["default"])
-    if implementation not in known:
-        hint = did_you_mean(implementation, ("auto", *known))
-        raise VidlatentError(f"unknown implementation {implementation!r} of {kind}: {hint}")
-    return implementation
+    lacks: Callable[[str], str] = lambda name: "",
+) -> Form:
+    """The form of a kernel to run, and why; what ``'auto'`` takes is logged once.
+
+    Args:
+      kind: a key of ``FORMS``.
+      implementation: as above.
+      auto: the form for each platform, and ``'default'`` for one not listed.
+      platform: in place of ``current_platform()``.
+      lacks: why a form cannot (or should not) do it, ``''`` where it can. The first of the
+        kernel's forms can do anything.
+
+    Raises:
+      VidlatentError: an unknown form, or none of those named can do it.
+    """
+    return pick(kind, wanted(kind, implementation), FORMS[kind], auto, platform, lacks)
+
+
+def pick(
+    kind: str,
+    names: tuple[str, ...],
+    known: tuple[str, ...],
+    auto: Mapping[str, str],
+    platform: str | None = None,
+    lacks: Callable[[str], str] = lambda name: "",
+) -> Form:
+    """As ``choose``, of the forms ``known``, where ``wanted`` has been asked."""
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, ("auto", *known))
+            raise VidlatentError(f"unknown implementation {name!r} of {kind}: {hint}")
+    if not names:
+        return _automatic(kind, known[0], auto, platform or current_platform(), lacks)
+    reasons = []
+    for name in names:
+        reason = lacks(name)
+        if not reason:
+            why = "; ".join(reasons) or "asked for"
+            if reasons:
+                say_once(f"{kind}: {why}; {name!r} runs instead")
+            return Form(name, why)
+        reasons.append(f"{name!r} {reason}")
+    raise VidlatentError(f"{kind} form {'; '.join(reasons)}: take {known[0]!r} or 'auto'.")
+
+
+def _automatic(
+    kind: str,
+    plain: str,
+    auto: Mapping[str, str],
+    platform: str,
+    lacks: Callable[[str], str],
+) -> Form:
+    name = auto.get(platform, auto["default"])
+    reason = lacks(name)
+    if reason:
+        form = Form(plain, f"{name!r} {reason}")
+    elif platform in auto:
+        form = Form(name, f"the usual form on {platform}")
+    else:
+        form = Form(name, f"no other is made for {platform}")
+    # On CPUs there is little to explain, and a line a kernel would be in every run's log.
+    level = logging.DEBUG if platform == "cpu" else logging.INFO
+    say_once(f"{kind} on {platform}: {form.name!r}, {form.why}", level)
+    return form
 
 
 @functools.lru_cache
-def say_once(sentence: str) -> None:
-    """Log why another form is taken than the one looked for, once for each reason."""
-    log.info("%s", sentence)
+def say_once(sentence: str, level: int = logging.INFO) -> None:
+    """Log why a form is taken, once for each reason."""
+    log.log(level, "%s", sentence)
 
 
 def needs_manual() -> bool:

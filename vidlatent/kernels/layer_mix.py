@@ -5,13 +5,16 @@ multiplies most of them by zero. The Pallas forms for TPUs fetch the slots in a 
 
 * ``layer_mix``: ``sum_j w[..., j] X_j``, the mixture;
 * ``layer_dots``: ``<X_j, g>`` for every slot, the cotangent of the weights.
+
+Each is the other's derivative, in every form and to any order. The cotangent of the buffer is
+written as a whole; a stack that can gather it otherwise should (``layers.layer_memory``).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +23,22 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
 from vidlatent.dist.rules import split_axes
-from vidlatent.kernels.dispatch import choose, needs_manual
+from vidlatent.kernels.dispatch import Names, choose, needs_manual
 from vidlatent.typing import check_shape
 
-__all__ = ["FORMS", "layer_dots", "layer_mix"]
+__all__ = ["layer_dots", "layer_mix"]
 
-FORMS = ("xla", "pallas")
 _AUTO = {"tpu": "pallas", "default": "xla"}
 _ROWS = 256  # tokens of a block
 _SCRATCH = 48 << 20  # bytes of vector memory a kernel may use
+Interpret = bool | pltpu.InterpretParams
+
+
+class _Run(NamedTuple):
+    """The form that runs; its derivatives take the same."""
+
+    form: str
+    interpret: Interpret
 
 
 def layer_mix(
@@ -37,8 +47,8 @@ def layer_mix(
     first: jax.Array | int,
     end: jax.Array | int,
     *,
-    implementation: str = "auto",
-    interpret: bool = False,
+    implementation: Names = "auto",
+    interpret: Interpret = False,
 ) -> jax.Array:
     """``sum_j weights[..., j] states[j]`` over the slots ``first <= j < end``, float32 sums.
 
@@ -46,8 +56,7 @@ def layer_mix(
       states: ``[L, B, N, D]``.
       weights: ``[B, N, L]`` float32.
       first, end: int32 scalars, may be traced; at least one slot.
-      implementation: ``'auto'``, ``'xla'`` or ``'pallas'`` (no gradient of its own: the callers
-        have theirs).
+      implementation: ``'auto'``, ``'xla'``, ``'pallas'`` or several, see ``dispatch``.
       interpret: run the Pallas form on any platform, slowly, for tests.
 
     Returns:
@@ -55,13 +64,8 @@ def layer_mix(
     """
     sizes = check_shape(states, "L B N D")
     check_shape(weights, "B N L", **{name: sizes[name] for name in "BNL"})
-    if choose("layer_mix", implementation, FORMS, _AUTO) == "xla":
-        slots = jnp.arange(sizes["L"])
-        weights = jnp.where((slots >= first) & (slots < end), weights, 0.0)
-        weights = jnp.moveaxis(weights, -1, 0)[..., None]
-        return jnp.sum(weights * states.astype(jnp.float32), axis=0)
-    local = functools.partial(_mix, interpret=interpret)
-    return _spread(local, states, weights, _range(first, end))
+    run = _Run(choose("layer_mix", implementation, _AUTO).name, interpret)
+    return _mix(run, states, weights, _range(first, end))
 
 
 def layer_dots(
@@ -70,8 +74,8 @@ def layer_dots(
     first: jax.Array | int,
     end: jax.Array | int,
     *,
-    implementation: str = "auto",
-    interpret: bool = False,
+    implementation: Names = "auto",
+    interpret: Interpret = False,
 ) -> jax.Array:
     """``<states[j], cotangent>`` for the slots ``first <= j < end``, 0 for the others.
 
@@ -82,12 +86,63 @@ def layer_dots(
     """
     sizes = check_shape(states, "L B N D")
     check_shape(cotangent, "B N D", **{name: sizes[name] for name in "BND"})
-    if choose("layer_dots", implementation, FORMS, _AUTO) == "xla":
-        dots = jnp.sum(states.astype(jnp.float32) * cotangent.astype(jnp.float32), axis=-1)
-        slots = jnp.arange(sizes["L"])
-        return jnp.where((slots >= first) & (slots < end), jnp.moveaxis(dots, 0, -1), 0.0)
-    local = functools.partial(_dots, interpret=interpret)
-    return _spread(local, states, cotangent, _range(first, end))
+    run = _Run(choose("layer_mix", implementation, _AUTO).name, interpret)
+    return _dots(run, states, cotangent, _range(first, end))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mix(run, states, weights, limits):
+    if run.form == "pallas":
+        return _spread(functools.partial(_mix_rows, run.interpret), states, weights, limits)
+    return jnp.sum(_column(weights, limits) * states.astype(jnp.float32), axis=0)
+
+
+def _mix_kept(run, states, weights, limits):
+    return _mix(run, states, weights, limits), (states, weights, limits)
+
+
+def _mix_backward(run, kept, cotangent):
+    states, weights, limits = kept
+    to_states = _column(weights, limits) * cotangent
+    to_weights = _dots(run, states, cotangent, limits)
+    return to_states.astype(states.dtype), to_weights.astype(weights.dtype), None
+
+
+_mix.defvjp(_mix_kept, _mix_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dots(run, states, tokens, limits):
+    if run.form == "pallas":
+        return _spread(functools.partial(_dots_rows, run.interpret), states, tokens, limits)
+    dots = jnp.sum(states.astype(jnp.float32) * tokens.astype(jnp.float32), axis=-1)
+    return jnp.where(_within(states.shape[0], limits), jnp.moveaxis(dots, 0, -1), 0.0)
+
+
+def _dots_kept(run, states, tokens, limits):
+    return _dots(run, states, tokens, limits), (states, tokens, limits)
+
+
+def _dots_backward(run, kept, cotangent):
+    states, tokens, limits = kept
+    to_states = _column(cotangent, limits) * tokens.astype(jnp.float32)
+    to_tokens = _mix(run, states, cotangent, limits)
+    return to_states.astype(states.dtype), to_tokens.astype(tokens.dtype), None
+
+
+_dots.defvjp(_dots_kept, _dots_backward)
+
+
+def _within(depth: int, limits: jax.Array) -> jax.Array:
+    """Which slots the range holds, ``[L]``."""
+    slots = jnp.arange(depth)
+    return (slots >= limits[0]) & (slots < limits[1])
+
+
+def _column(weights: jax.Array, limits: jax.Array) -> jax.Array:
+    """``[B, N, L]`` to ``[L, B, N, 1]``, 0 for slots that are not in the range."""
+    weights = jnp.where(_within(weights.shape[-1], limits), weights, 0.0)
+    return jnp.moveaxis(weights, -1, 0)[..., None]
 
 
 def _range(first: Any, end: Any) -> jax.Array:
@@ -110,7 +165,7 @@ def _sweep(
     tokens: jax.Array,
     limits: jax.Array,
     channels: int,
-    interpret: bool,
+    interpret: Interpret,
 ) -> jax.Array:
     """Sum of ``turn(k, state, token)`` over the slots in the range, for each block of tokens.
 
@@ -134,17 +189,14 @@ def _sweep(
         # Outside the range the neighbour inside is named again, which fetches nothing.
         return jnp.clip(k, limits[0], limits[1] - 1), b, i, 0
 
-    def block(b, i, k, limits):
-        return b, i, 0
-
     spec = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=1,
         grid=(batch, pl.cdiv(count, rows), depth),
         in_specs=[
             pl.BlockSpec((1, 1, rows, width), slot),
-            pl.BlockSpec((1, rows, tokens.shape[-1]), block),
+            pl.BlockSpec((1, rows, tokens.shape[-1]), _block),
         ],
-        out_specs=pl.BlockSpec((1, rows, channels), block),
+        out_specs=pl.BlockSpec((1, rows, channels), _block),
     )
     cost = pl.CostEstimate(
         flops=2 * states.size, transcendentals=0, bytes_accessed=states.size * states.dtype.itemsize
@@ -161,7 +213,11 @@ def _sweep(
     )(limits, states, tokens)
 
 
-def _mix(states, weights, limits, interpret):
+def _block(b, i, k, limits):
+    return b, i, 0
+
+
+def _mix_rows(interpret, states, weights, limits):
     def turn(k, state, weight):
         lane = jax.lax.broadcasted_iota(jnp.int32, weight.shape, 1)
         return jnp.sum(jnp.where(lane == k, weight, 0.0), axis=1, keepdims=True) * state
@@ -169,7 +225,7 @@ def _mix(states, weights, limits, interpret):
     return _sweep(turn, states, weights, limits, states.shape[-1], interpret)
 
 
-def _dots(states, cotangent, limits, interpret):
+def _dots_rows(interpret, states, cotangent, limits):
     depth = states.shape[0]
 
     def turn(k, state, grad):

@@ -19,12 +19,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
 from vidlatent.dist.rules import split_axes, ways
-from vidlatent.kernels.dispatch import choose, needs_manual, say_once, wanted
-from vidlatent.typing import VidlatentError, check_shape
+from vidlatent.kernels.dispatch import Names, choose, needs_manual
+from vidlatent.typing import check_shape
 
-__all__ = ["FORMS", "qk_norm_rope", "rotate_halves"]
+__all__ = ["qk_norm_rope", "rotate_halves"]
 
-FORMS = ("xla", "pallas")
 _AUTO = {"tpu": "pallas", "default": "xla"}
 _LANES = 128
 _ROWS, _ROWS_BACKWARD = 128, 64  # tokens of a block
@@ -38,8 +37,8 @@ def qk_norm_rope(
     heads: int,
     eps: float = 1e-6,
     *,
-    implementation: str = "auto",
-    interpret: bool = False,
+    implementation: Names = "auto",
+    interpret: bool | pltpu.InterpretParams = False,
 ) -> jax.Array:
     """``rotate(x / rms(x) * scale)`` by heads (Wan2.1).
 
@@ -49,8 +48,9 @@ def qk_norm_rope(
       tables: cosines and sines ``[N, d / 2]`` float32; they get no gradient.
       heads: ``K``; ``d = D / K``.
       eps: added to the mean square.
-      implementation: ``'auto'``, ``'xla'``, or ``'pallas'``: for heads of a multiple of 128
-        channels whose width is whole on every device.
+      implementation: ``'auto'``, ``'xla'``, ``'pallas'`` or several, see ``dispatch``;
+        ``'pallas'`` is for heads of a multiple of 128 channels whose width is whole on every
+        device.
       interpret: run the Pallas form on any platform, slowly, for tests.
 
     Returns:
@@ -61,14 +61,8 @@ def qk_norm_rope(
     """
     sizes = check_shape(x, "B N D")
     check_shape(scale, "D", D=sizes["D"])
-    implementation = wanted("qk_norm_rope", implementation)
-    form = choose("qk_norm_rope", implementation, FORMS, _AUTO)
-    lacks = _lacks(sizes["D"] // heads, heads) if form == "pallas" else ""
-    if lacks and implementation != "auto":
-        raise VidlatentError(f"the Pallas form of qk_norm_rope {lacks}: take 'xla' or 'auto'.")
-    if lacks:
-        say_once(f"qk_norm_rope: the Pallas form {lacks}; the plain form runs instead")
-    if form == "xla" or lacks:
+    lacks = functools.partial(_lacks, dim=sizes["D"] // heads, heads=heads)
+    if choose("qk_norm_rope", implementation, _AUTO, lacks=lacks).name == "xla":
         return _xla(x, scale, tables, heads, eps)
     tables = lax.stop_gradient(tuple(jnp.asarray(table, jnp.float32) for table in tables))
     run = functools.partial(_fused, heads, eps, interpret)
@@ -83,7 +77,9 @@ def qk_norm_rope(
     )(x, scale, *tables)
 
 
-def _lacks(dim: int, heads: int) -> str:
+def _lacks(name: str, dim: int, heads: int) -> str:
+    if name == "xla":
+        return ""
     if dim % _LANES:
         return f"needs heads of a multiple of {_LANES} channels, not {dim}"
     if needs_manual() and ways(split_axes("heads", heads)) > 1:

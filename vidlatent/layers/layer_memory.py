@@ -186,23 +186,9 @@ def _accumulate(total: jax.Array, *parts: jax.Array) -> jax.Array:
     return total + sum(part.astype(jnp.float32) for part in parts)
 
 
-@jax.custom_vjp
 def _mixture(states: jax.Array, weights: jax.Array, end: jax.Array) -> jax.Array:
     """The mixture of the first ``end`` slots of a buffer ``[L, B, N, D]``, in its dtype."""
     return layer_mix(states, weights, 0, end).astype(states.dtype)
-
-
-def _mixture_kept(states, weights, end):
-    return _mixture(states, weights, end), (states, weights, end)
-
-
-def _mixture_backward(kept, cotangent):
-    states, weights, end = kept
-    spread = jnp.moveaxis(weights, -1, 0)[..., None] * cotangent.astype(jnp.float32)
-    return spread.astype(states.dtype), layer_dots(states, cotangent, 0, end), None
-
-
-_mixture.defvjp(_mixture_kept, _mixture_backward)
 
 
 def mix(weights: jax.Array, states: Sequence[jax.Array]) -> jax.Array:
