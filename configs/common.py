@@ -299,6 +299,7 @@ def _eval() -> ConfigDict:
     # is_c3d, psnr_reducio, ssim_reducio, lpips_reducio; see vidlatent/infer/scores.py
     score.metrics = ()
     score.training_metrics = ()  # the same while training; each costs time then
+    score.is_splits = 10  # parts of an inception score, fewer than 2 clips in each: one part
     score.stand_ins = False  # look through small random networks instead, to try things out
     # Of --mode=eval: score all clips of the data as a paper did, beside its own figures:
     # fsae_table2 | promag_table1 | promag_table1_360 | ivvae_s1 | reducio_main; empty: off

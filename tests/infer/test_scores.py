@@ -153,6 +153,15 @@ def test_inception_rows_are_brought_into_one_order():
         tally.add(seen, np.zeros(20), clips + 50, starts)
         results.append(tally.result("is"))
     assert results[0] == results[1] and "is_splits10" in results[0][0]
+    for splits, used in ((4, 4), (11, 1)):  # of 20 windows
+        tally = InceptionTally(splits)
+        tally.add(seen, np.ones(20), clips, starts)
+        found, about = tally.result("is")
+        assert f"is_splits{used}" in found and about["splits"] == used
+        rows = seen[1][np.lexsort((starts, clips)), 0]
+        assert found[f"is_splits{used}"] == inception_score(rows, used).mean
+    with pytest.raises(VidlatentError, match="config.eval.is_splits is 0"):
+        make_scores(("is_c3d_tiny",), WEIGHTS, is_splits=0)
 
 
 def test_names_and_networks():

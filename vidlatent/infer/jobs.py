@@ -59,7 +59,12 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
     mesh = mesh_for_batches(config.mesh, config.data.buckets)
     # Before anything is decoded: missing weights are told at once.
     networks = config.networks.to_dict()
-    scores = make_scores(config.eval.metrics, networks, stand_ins=config.eval.stand_ins)
+    scores = make_scores(
+        config.eval.metrics,
+        networks,
+        stand_ins=config.eval.stand_ins,
+        is_splits=config.eval.is_splits,
+    )
     with jax.set_mesh(mesh):
         restored = restored_params(config, workdir, model, mesh, step)
         eval_step = tokenizer_eval_step(model, preservation=config.eval.preservation, latent=True)

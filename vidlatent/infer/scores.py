@@ -14,7 +14,8 @@ Names in ``config.eval.metrics``:
     fvd_i3d, fvd_videomae          Fréchet distance between originals and reconstructions; endings
                                    choose the resize rule (_antialias, _crop: ``metrics.RESIZE``)
                                    and cut clips into pieces of some frames (_cut16)
-    is_c3d                         inception score of the reconstructions, and of the originals
+    is_c3d                         inception score of the reconstructions, and of the originals, in
+                                   ``config.eval.is_splits`` parts
     lpips_tiny, fvd_i3d_tiny, fvd_videomae_tiny, is_c3d_tiny    the same through stand-ins
 
 A score is reported under another name, which says the network, whether its weights are random, and
@@ -23,6 +24,7 @@ what else defines the number.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -145,7 +147,11 @@ Score = FrameScore | SetScore
 
 
 def make_scores(
-    names: Sequence[str], weights: Mapping[str, str], *, stand_ins: bool = False
+    names: Sequence[str],
+    weights: Mapping[str, str],
+    *,
+    stand_ins: bool = False,
+    is_splits: int = 10,
 ) -> tuple[Score, ...]:
     """The scores of some names, with the weights of their networks read.
 
@@ -154,9 +160,10 @@ def make_scores(
       weights: ``config.networks``: network name -> file, or ``random``.
       stand_ins: look through the small stand-ins instead of the published networks, to try things
         out; the reported names say so.
+      is_splits: parts in which an inception score is taken.
 
     Raises:
-      VidlatentError: an unknown name; weights that are missing or do not fit.
+      VidlatentError: an unknown name; weights that are missing or do not fit; no part.
     """
     loaded: dict[str, Network] = {}
 
@@ -168,7 +175,7 @@ def make_scores(
 
     scores: dict[str, Score] = {}
     for name in names:
-        score = _make(name, network)
+        score = _make(name, network, is_splits)
         scores.setdefault(score.name, score)
     return tuple(scores.values())
 
@@ -182,7 +189,7 @@ def _origin(network: Network | None) -> dict[str, Any]:
     return {} if network is None else {"network": network.label}
 
 
-def _make(name: str, network: Callable[[str], Network]) -> Score:
+def _make(name: str, network: Callable[[str], Network], is_splits: int) -> Score:
     reducio = {"psnr_reducio": "psnr_reducio_eps1e-8", "ssim_reducio": "ssim_reducio_pooled256"}
     if name in reducio:
         return FrameScore(name, reducio[name], REDUCIO[reducio[name]], pixels="[0, 1]")
@@ -193,7 +200,7 @@ def _make(name: str, network: Callable[[str], Network]) -> Score:
         short, rule, cut = found.groups()
         return _fvd(name, network(_VIDEO[short]), rule or RESIZE[0], int(cut or 0))
     if name.removeprefix("is_") in _CLASSIFIERS:
-        return _inception(name, network(_CLASSIFIERS[name.removeprefix("is_")]))
+        return _inception(name, network(_CLASSIFIERS[name.removeprefix("is_")]), is_splits)
     raise VidlatentError(
         f"config.eval.metrics: unknown score {name!r}: {did_you_mean(name, _KNOWN)}"
     )
@@ -226,8 +233,10 @@ def _fvd(name: str, network: Network, rule: str, cut: int) -> SetScore:
     )
 
 
-def _inception(name: str, network: Network) -> SetScore:
+def _inception(name: str, network: Network, splits: int) -> SetScore:
     frames, side = NETWORKS.get(network.name).inputs[0][1:3]
+    tally = functools.partial(InceptionTally, splits)
+    tally()  # refuses a number of splits before anything is decoded
 
     def look(network, clips):
         return network.apply(network.params, from_pixels(clips))["probabilities"]
@@ -237,7 +246,7 @@ def _inception(name: str, network: Network) -> SetScore:
         f"is_{network.label}",
         look,
         network,
-        InceptionTally,
+        tally,
         frames,
         resize=f"bilinear, corners aligned, to {side}x{side}",
     )

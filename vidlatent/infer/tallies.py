@@ -15,7 +15,6 @@ from vidlatent.typing import VidlatentError
 
 __all__ = ["FrechetTally", "InceptionTally"]
 
-_SPLITS = 10
 _FEWEST = 2  # rows of a split: a single one always scores 1
 
 
@@ -51,9 +50,18 @@ class FrechetTally:
 
 
 class InceptionTally:
-    """Class probabilities of originals and reconstructions, kept until all are there."""
+    """Class probabilities of originals and reconstructions, kept until all are there.
 
-    def __init__(self):
+    Args:
+      splits: parts of the clips, each scored by itself; at least 1.
+    """
+
+    def __init__(self, splits: int = 10):
+        if splits < 1:
+            raise VidlatentError(
+                f"config.eval.is_splits is {splits}: an inception score needs 1 part or more."
+            )
+        self._splits = splits
         self._rows: dict[tuple[int, float, int], np.ndarray] = {}
 
     def add(self, seen: Any, mask: Any, clips: Any, starts: Any) -> None:
@@ -67,7 +75,7 @@ class InceptionTally:
     def result(self, name: str) -> tuple[dict[str, float], dict[str, Any]]:
         """The score of the reconstructions, its spread over the splits, and the originals' score.
 
-        Ten splits, or one of fewer than twenty clips; the name says how many.
+        With fewer than two clips for each split there is one split; the name says how many.
 
         Raises:
           VidlatentError: nothing was added.
@@ -76,7 +84,7 @@ class InceptionTally:
             raise VidlatentError(f"{name}: no clip was added.")
         # The score depends on the order, and the order in which processes deliver on their number.
         rows = np.stack([self._rows[key] for key in sorted(self._rows)])
-        splits = _SPLITS if len(rows) >= _FEWEST * _SPLITS else 1
+        splits = self._splits if len(rows) >= _FEWEST * self._splits else 1
         originals, restored = (inception_score(rows[:, i], splits) for i in range(2))
         name = f"{name}_splits{splits}"
         found = {name: restored.mean, f"{name}_of_originals": originals.mean}

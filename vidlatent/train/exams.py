@@ -48,6 +48,7 @@ class TokenizerExam:
             run.config.eval.training_metrics,
             run.config.networks.to_dict(),
             stand_ins=run.config.eval.stand_ins,
+            is_splits=run.config.eval.is_splits,
         )
         self._eval_step = compile_eval_step(
             step_fns.eval_step, mesh, run.state["ema"], self._scores
