@@ -8,6 +8,7 @@ import pytest
 from vidlatent.losses import l1, l2, make_terms, outlier, pseudo_huber
 from vidlatent.losses.inputs import LossInputs
 from vidlatent.losses.latent import kl
+from vidlatent.models.frozen import random_params
 from vidlatent.models.posterior import Posterior
 from vidlatent.typing import VidlatentError
 
@@ -98,11 +99,13 @@ def test_ivvae_sum_is_a_mean_in_disguise():
     made = Posterior(*(jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2)))
     video = rng.normal(size=(2, 3, 5, height, width, 3)).astype(np.float32)
     given = LossInputs(*video, ALL, made)
+    networks = {"lpips_tiny": random_params("lpips_tiny")}
 
     def total(reduction, kl_weight):
         options = {"reduction": reduction}
-        config = {"l1": {"weight": 1.0, **options}, "kl": {"weight": kl_weight, **options}}
-        return sum(w * t.value(given, {}, {}) for w, t in make_terms(config).values())
+        weights = {"l1": 1.0, "lpips_tiny": 1.0, "kl": kl_weight}
+        terms = make_terms({name: {"weight": w, **options} for name, w in weights.items()})
+        return sum(w * term.value(given, {}, networks) for w, term in terms.values())
 
     summed = total("sum_at_256", 3e-2)
     np.testing.assert_allclose(summed / (3 * 256**2), total("mean", 3e-2 * z / 192), rtol=1e-5)

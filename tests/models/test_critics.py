@@ -20,7 +20,13 @@ TINY = {
     "patch3d_group": {**PROMAG, "width": 4, "norm": "group"},
     "patch2d": {"name": "patch2d", "width": 4, "norm": "spectral"},
     "multiscale3d": {"name": "multiscale3d", "widths": [4, 6], "scales": 2, "norm": "spectral"},
-    "stylegan3d": {"name": "stylegan3d", "widths": [4, 6], "hidden": 8, "remat": True},
+    "stylegan3d": {
+        "name": "stylegan3d",
+        "widths": [4, 6],
+        "hidden": 8,
+        "norm": "spectral",
+        "remat": True,
+    },
 }
 CLIP = (2, 4, 24, 24, 3)
 

@@ -9,11 +9,20 @@ from tests.train.micro import Micro
 from vidlatent.config import load
 from vidlatent.infer.pixels import from_pixels
 from vidlatent.losses import TERMS, Term
-from vidlatent.losses.adversarial import critic_loss, generator_loss, r1_penalty
+from vidlatent.losses.adversarial import (
+    critic_loss,
+    generator_loss,
+    lecam,
+    lecam_anchors,
+    r1_penalty,
+)
 from vidlatent.models.critics import build_critic
+from vidlatent.train.hooks import mean_metrics
+from vidlatent.train.steps.gradients import Gradients
 from vidlatent.train.steps.tokenizer import make_step
 from vidlatent.typing import VidlatentError
 
+QUICK = {"xla_backend_optimization_level": 0}
 CRITIC = {"name": "multiscale3d", "widths": (8, 8), "scales": 1}
 
 
@@ -40,11 +49,11 @@ def batch():
     return {"video": video, "mask": np.ones(4, np.float32)}
 
 
-def run(loaded, batch, steps=1):
+def run(loaded, batch, steps=1, options=None):
     """States before and after each step, and the last report."""
     step = make_step(loaded, Micro())
-    states = [jax.jit(step.init)(jax.random.key(0))]
-    train_step = jax.jit(step.train_step)
+    states = [jax.jit(step.init, compiler_options=options)(jax.random.key(0))]
+    train_step = jax.jit(step.train_step, compiler_options=options)
     for _ in range(steps):
         state, report = train_step(states[-1], batch, {})
         states.append(state)
@@ -149,26 +158,109 @@ def test_pieces_of_a_batch_make_the_whole(batch):
             whole[0][1][part],
             parts[0][1][part],
         )
-    np.testing.assert_allclose(whole[1]["critic/loss"], parts[1]["critic/loss"], rtol=1e-5)
+    for name in ("critic/loss", "critic/lecam"):
+        np.testing.assert_allclose(whole[1][name], parts[1][name], rtol=1e-5)
+    # LeCam has a curve of its own, without its weight.
+    state, target = whole[0][0], from_pixels(batch["video"])
+    videos = target, Micro().apply({"params": state["params"]}, target)[0]
+    judge, critic = {"params": state["critic"]["params"]}, build_critic(CRITIC)
+    real, fake = (critic.apply(judge, video, {}, True)[0] for video in videos)
+    expected = lecam(lecam_anchors(1), real, fake)
+    assert expected > 0
+    np.testing.assert_allclose(whole[1]["critic/lecam"], expected, rtol=1e-4)
 
 
 def test_lazy_penalty_counts_as_often_as_it_is_left_out(batch):
     loaded = config(critic__r1_weight=10.0, critic__r1_every=3, critic__r1_crop=(2, 8, 8))
-    states, report = run(loaded, batch)
+    step = make_step(loaded, Micro())
+    train_step = jax.jit(step.train_step)
+    begin = jax.jit(step.init)(jax.random.key(0))
+    state, report = train_step(begin, batch, {})
+    _, idle = train_step(state, batch, {})
     critic = build_critic(CRITIC)
-    target, judge = from_pixels(batch["video"]), states[0]["critic"]["params"]
+    target, judge = from_pixels(batch["video"]), begin["critic"]["params"]
 
     def logits(params, video):
         return critic.apply({"params": params}, video, {}, True)[0]
 
     def loss(params):
-        prediction = Micro().apply({"params": states[0]["params"]}, target)[0]
+        prediction = Micro().apply({"params": begin["params"]}, target)[0]
         own = critic_loss("non_saturating", logits(params, target), logits(params, prediction))
-        return own + 3 * r1_penalty(logits, params, target, gamma=10.0)
+        penalty = r1_penalty(logits, params, target, gamma=10.0)
+        return own + 3 * penalty, penalty
 
-    np.testing.assert_allclose(report["critic_grad_norm"], norm(jax.grad(loss)(judge)), rtol=1e-4)
-    _, report = run(loaded, batch, steps=2)
-    assert report["critic/r1"] == 0.0
+    grads, penalty = jax.grad(loss, has_aux=True)(judge)
+    np.testing.assert_allclose(report["critic_grad_norm"], norm(grads), rtol=1e-4)
+    np.testing.assert_allclose(report["critic/r1"], penalty, rtol=1e-4)
+    assert idle["critic/r1"] == 0.0
+    # The curve shows what the penalty was where it was taken, and nothing where it was not.
+    assert mean_metrics([report, idle], [report, idle])["critic/r1"] == report["critic/r1"]
+    assert set(report) - set(mean_metrics([idle], [idle])) == {
+        *("critic/r1", "critic/r1/share"),
+        *("bad_steps", "bad_streak"),
+    }
+    assert np.isnan(mean_metrics([report], [])["critic/r1"])
+
+
+def test_a_critic_for_one_size_of_clip(batch):
+    """MAGVIT's, flattened: it is made for the buckets' clips, learns, and refuses others."""
+    loaded = config(
+        critic__model={"name": "stylegan3d", "widths": (4, 4), "hidden": 8, "norm": "spectral"}
+    )
+    (first, second), report = run(loaded, batch, options=QUICK)
+    assert all(changed(first["critic"]["params"], second["critic"]["params"]))
+    changes = changed(first["critic"]["stats"], second["critic"]["stats"])
+    # The last kernel has one output and so one direction, up to its sign.
+    assert sum(changes) >= len(changes) - 1 > 0
+    assert all(np.isfinite(value) for value in report.values())
+    larger = {"video": np.zeros((4, 2, 8, 16, 3), np.uint8), "mask": batch["mask"]}
+    with pytest.raises(VidlatentError, match="made for another clip size than 2 frames of 8x16"):
+        jax.eval_shape(make_step(loaded, Micro()).train_step, first, larger, {})
+
+
+def test_equation_5_is_a_mean_in_disguise_with_a_critic():
+    """IV-VAE: sums at 256x256 over 3 * 256^2 are means, and beta is relative to either."""
+    rng, latent_channels = np.random.default_rng(1), Micro().latent_spec.channels
+    video = rng.integers(0, 256, (2, 2, 16, 16, 3), np.uint8)
+    batch = {"video": video, "mask": np.ones(2, np.float32)}
+
+    def gradients(reduction, kl_weight):
+        terms = {"l1": 1.0, "lpips_tiny": 1.0, "kl": kl_weight}
+        loaded = config(
+            loss={name: {"weight": w, "reduction": reduction} for name, w in terms.items()},
+            critic__weight=0.8,
+            critic__loss="hinge",
+            critic__adaptive_layer="decoder/conv_out/kernel",
+        )
+        step, found = make_step(loaded, Micro()), Gradients(loaded, Micro())
+        state = jax.jit(step.init, compiler_options=QUICK)(jax.random.key(0))
+        state["critic"]["params"] = jax.tree.map(lambda x: 20 * x, state["critic"]["params"])
+        networks = step.load_networks()
+        return jax.jit(lambda s: found(s, batch, networks), compiler_options=QUICK), state
+
+    summed, state = gradients("sum_at_256", 0.03)
+    # A latent of this model stands for one pixel of three channels.
+    mean, _ = gradients("mean", 0.03 * latent_channels / 3)
+    found, expected = summed(state), mean(state)
+    scale = 3 * 256**2
+    # As in latent diffusion the factor ends at 1e4, which a quiet critic and sums would reach.
+    assert 0 < found.report["adversarial_weight"] < 0.8e4
+    for name in ("l1", "lpips_tiny", "adversarial_weight"):
+        value = found.report[name] / scale
+        np.testing.assert_allclose(value, expected.report[name], rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(found.loss / scale, expected.loss, rtol=1e-4)
+
+    def close(a, b):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
+
+    jax.tree.map(lambda a, b: close(a / scale, b), found.params, expected.params)
+    # A critic ten times as loud pushes no more.
+    state["critic"]["params"]["head_0"] = jax.tree.map(
+        lambda x: 10 * x, state["critic"]["params"]["head_0"]
+    )
+    louder, loud = mean(state), 10 * expected.report["adversarial"]
+    np.testing.assert_allclose(louder.report["adversarial"], loud, rtol=1e-5)
+    jax.tree.map(close, louder.params, expected.params)
 
 
 def test_a_player_that_is_not_finite_stops_all(batch, monkeypatch):

@@ -210,7 +210,8 @@ def vf_term(
 ) -> Term:
     """``loss.vf``; FSVideo gives it the weight 0.5.
 
-    Its own parameters are the map from latent channels to feature channels, without a bias.
+    Its own parameters are the map from latent channels to feature channels, without a bias. Its
+    parts are ``cosine`` (eq. 2) and ``relation`` (eq. 3).
 
     Args:
       network: image network in ``models.frozen`` that returns a grid of patch features.
@@ -224,13 +225,13 @@ def vf_term(
     def apply(params, images):
         return network_apply(network, jnp.dtype(dtype))(params, images)
 
-    def value(inputs, params, networks):
+    def parts(inputs, params, networks):
         if inputs.posterior is None:
             raise VidlatentError("config.loss.vf needs the encoder's output: leave the term out.")
         latent = inputs.posterior.mode()
         features = video_features(apply, networks[network], inputs.target, frames_at_once)
         features = pool_frames(features, latent.shape[1], first_alone)
-        parts = video_vf(
+        cosine, relation = video_vf(
             latent,
             params["projection"]["kernel"],
             features,
@@ -239,7 +240,7 @@ def vf_term(
             distance_margin,
             rows,
         )
-        return sum(parts)
+        return {"cosine": cosine, "relation": relation}
 
     def init(key, spec):
         image = jax.ShapeDtypeStruct(NETWORKS.get(network).inputs[0], jnp.float32)
@@ -248,4 +249,4 @@ def vf_term(
         kernel = scale * jax.random.normal(key, (spec.channels, width), jnp.float32)
         return {"projection": {"kernel": kernel}}
 
-    return Term(value, networks=(network,), init=init)
+    return Term.of_parts(parts, networks=(network,), init=init)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -44,11 +44,19 @@ class Term:
         trainable tree (``{}`` without ``init``), ``networks`` the frozen networks' parameters.
       networks: names of the frozen networks it looks through.
       init: ``(key, latent_spec) -> params`` of helpers that train along and are thrown away.
+      parts: of a term that is a sum, its summands by name, called like ``value``: each has a curve
+        of its own.
     """
 
     value: Callable[[LossInputs, Params, Params], jax.Array]
     networks: tuple[str, ...] = ()
     init: Callable[[jax.Array, LatentSpec], Params] | None = None
+    parts: Callable[[LossInputs, Params, Params], dict[str, jax.Array]] | None = None
+
+    @classmethod
+    def of_parts(cls, parts: Callable[..., dict[str, jax.Array]], **fields: Any) -> Self:
+        """The term whose value is the sum of ``parts``."""
+        return cls(lambda *given: sum(parts(*given).values()), parts=parts, **fields)
 
 
 def mean_over_samples(values: jax.Array, mask: jax.Array) -> jax.Array:

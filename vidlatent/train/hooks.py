@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 
 from vidlatent.train.progress import Progress
 from vidlatent.train.state import State
+from vidlatent.train.steps import SHARE
 from vidlatent.typing import VidlatentError
 
-__all__ = ["Evaluate", "Log", "Profile", "Run", "Save"]
+__all__ = ["Evaluate", "Log", "Profile", "Run", "Save", "mean_metrics"]
 
 
 @dataclasses.dataclass
@@ -105,7 +106,7 @@ class Log:
         self._pending = []
         elapsed = max(time.perf_counter() - self._since - run.aside_seconds, 1e-9)
         good = [m for _, m, _ in rows if m["bad_streak"] == 0]
-        values = _means([m for _, m, _ in rows], good)
+        values = mean_metrics([m for _, m, _ in rows], good)
         values["bad_steps"] = int(rows[-1][1]["bad_steps"])
         values["steps_per_second"] = self._steps / elapsed
         # Of latents: latent frames.
@@ -140,14 +141,28 @@ class Log:
                 )
 
 
-def _means(rows: list[dict], good: list[dict]) -> dict[str, float]:
-    """Mean of each metric over the good steps that have it; not every bucket has every loss."""
-    names = {name: None for row in rows for name in row if name not in ("bad_streak", "bad_steps")}
-    present = {name: [row[name] for row in good if name in row] for name in names}
-    return {
-        name: float(sum(found) / len(found)) if found else float("nan")
-        for name, found in present.items()
-    }
+def mean_metrics(rows: list[dict], good: list[dict]) -> dict[str, float]:
+    """Mean of each metric over the good steps that have it; not every bucket has every loss.
+
+    A metric with shares beside it (``train.steps.SHARE``) counts where it was computed, and is left
+    out if no good step did.
+
+    Args:
+      rows: metrics of every step.
+      good: those of the steps that were not skipped.
+    """
+    counters = ("bad_streak", "bad_steps")
+    names = {n: None for row in rows for n in row if n not in counters and not n.endswith(SHARE)}
+    means = {}
+    for name in names:
+        found = [row[name] for row in good if name in row]
+        shares = [row[name + SHARE] for row in good if name + SHARE in row]
+        count = sum(shares) if shares else len(found)
+        if count:
+            means[name] = float(sum(found) / count)
+        elif not found:
+            means[name] = float("nan")
+    return means
 
 
 class Evaluate:

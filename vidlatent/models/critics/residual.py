@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vidlatent.layers.conv import Pointwise
 from vidlatent.models.critics.layers import (
     CriticConv,
     Stats,
@@ -179,7 +178,8 @@ class StyleCritic(nn.Module):
     It has one clip size, that of its first call: the first dense layer reads all positions.
 
     Attributes:
-      widths, pool, norm: of the tower; the dense layers are not of spectral norm.
+      widths, pool: of the tower.
+      norm: ``'none'`` or ``'spectral'``, of the tower and of the dense layers.
       remat: compute blocks again for the gradient; keeps their inputs alone.
       hidden: width of the first dense layer.
       dtype: compute dtype; logits are float32.
@@ -205,7 +205,9 @@ class StyleCritic(nn.Module):
     def init_stats(self) -> dict[str, Stats]:
         """Statistics before the first step: ``{}`` without spectral norm."""
         tower = _tower_stats(self.widths, self.norm)
-        return {"tower": tower} if tower else {}
+        if not tower:
+            return {}
+        return {"tower": tower, "dense": spectral_start(self.hidden), "logit": spectral_start(1)}
 
     @nn.compact
     def __call__(
@@ -220,14 +222,23 @@ class StyleCritic(nn.Module):
         fields = (self.norm, self.dtype, self.widths, self.pool, self.remat)
         tower = _Tower(*fields, name="tower")
         x, seen = tower(video, stats["tower"] if stats else {}, train)
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(x.shape[0], 1, 1, 1, -1)
         if not self.is_initializing():
-            rows = self.get_variable("params", "dense")["kernel"].shape[0]
+            rows = self.get_variable("params", "dense")["kernel"].shape[-2]
             if rows != x.shape[-1]:
                 raise VidlatentError(
                     f"the critic stylegan3d was made for another clip size than {size['T']} frames "
                     f"of {size['H']}x{size['W']}: use one bucket, or the critic multiscale3d."
                 )
-        x = leaky_relu(Pointwise(self.hidden, dtype=self.dtype, name="dense")(x))
-        x = Pointwise(1, dtype=self.dtype, name="logit")(x)
-        return [x[..., 0].astype(jnp.float32)], {"tower": seen} if stats else {}
+        new = {"tower": seen}
+        for name, features in (("dense", self.hidden), ("logit", 1)):
+            layer = CriticConv(
+                features,
+                (1, 1, 1),
+                spectral=self.norm == "spectral",
+                dtype=self.dtype,
+                name=name,
+            )
+            x, new[name] = layer(x, stats[name] if stats else {}, train)
+            x = leaky_relu(x) if name == "dense" else x
+        return [x[:, 0, 0, 0, 0].astype(jnp.float32)], new if stats else {}

@@ -9,7 +9,11 @@ import jax
 
 from vidlatent.train.state import State
 
-__all__ = ["Step"]
+__all__ = ["SHARE", "Step"]
+
+# Beside a metric that only some steps compute (0 in the others), under its name with this ending:
+# 1 where it was computed and 0 where not. Its mean over steps is the sum over that of the shares.
+SHARE = "/share"
 
 
 class Step(NamedTuple):
@@ -17,7 +21,8 @@ class Step(NamedTuple):
 
     Attributes:
       init: ``key -> state``.
-      train_step: ``(state, batch, networks) -> (state, metrics)``; metrics are float32 scalars.
+      train_step: ``(state, batch, networks) -> (state, metrics)``; metrics are float32 scalars;
+        those with ``SHARE`` at the end of their names tell where others count.
       eval_step: measurements of one batch, as the step's own exam (``train.exams``) calls it.
       load_networks: reads the parameters of frozen networks, by name, that every ``train_step``
         is given; their shapes are ``models.frozen.network_shapes``.

@@ -24,6 +24,7 @@ from vidlatent.losses.adversarial import (
 from vidlatent.models.critics import build_critic
 from vidlatent.train.optim import learning_rate, make_optimizer
 from vidlatent.train.state import Player, State, new_player
+from vidlatent.train.steps import SHARE
 
 __all__ = ["Judge", "Verdict"]
 
@@ -37,7 +38,9 @@ class Verdict(NamedTuple):
       weight: what it counts at this step, before an adaptive factor.
       grads: of the critic's parameters for the critic's own loss.
       values: new batch statistics and anchors.
-      report: numbers for the curves.
+      report: numbers for the curves: mean logits, the critic's loss without regularisers
+        (``critic/loss``), LeCam's value without its weight (``critic/lecam``) and R1's with it
+        (``critic/r1``, of the steps that take it: ``train.steps.SHARE``).
     """
 
     loss: jax.Array
@@ -101,15 +104,16 @@ class Judge:
             real, stats = self._apply(params, target, state["stats"])
             fake, stats = self._apply(params, prediction, stats)
             mine = critic_loss(kind, real, fake)
+            report = {"critic/real": _level(real), "critic/fake": _level(fake)}
+            report["critic/loss"] = mine
             extra, anchors = jnp.float32(0), {}
             if self.config["lecam_weight"]:
                 old = state["anchors"]
-                extra = self.config["lecam_weight"] * lecam(old, real, fake)
+                report["critic/lecam"] = lecam(old, real, fake)
+                extra = self.config["lecam_weight"] * report["critic/lecam"]
                 anchors = {
                     "anchors": lecam_update(old, real, fake, decay=self.config["lecam_decay"])
                 }
-            report = {"critic/real": _level(real), "critic/fake": _level(fake)}
-            report["critic/loss"] = mine
             both = generator_loss(kind, fake), self.config["scale"] * (mine + extra)
             return both, ({"stats": stats, **anchors}, report)
 
@@ -120,7 +124,8 @@ class Judge:
         to_prediction = pullback((one, none))[0]
         grads = pullback((none, one))[1]
         if self.config["r1_weight"]:
-            grads, report["critic/r1"] = self._with_penalty(grads, state, target, step, key)
+            grads, penalty = self._with_penalty(grads, state, target, step, key)
+            report |= penalty
         return Verdict(loss, to_prediction, self.weight(step), grads, values, report)
 
     def player(self, verdict: Verdict, step: jax.Array) -> Player:
@@ -137,7 +142,10 @@ class Judge:
         return self.critic.apply({"params": params}, video, stats, True)
 
     def _with_penalty(self, grads, state, target, step, key):
-        """Adds R1's gradient at every ``r1_every``-th step, so many times as strong (lazy R1)."""
+        """Adds R1's gradient at every ``r1_every``-th step, so many times as strong (lazy R1).
+
+        Returns the gradients, and R1's value with its share in the report: 1, or 0 at other steps.
+        """
         every = self.config["r1_every"]
         crop = _random_crop(key, target, self.config["r1_crop"])
 
@@ -157,7 +165,10 @@ class Judge:
         def later(grads):
             return grads, jnp.float32(0)
 
-        return jax.lax.cond(step % every == 0, now, later, grads)
+        due = step % every == 0
+        grads, value = jax.lax.cond(due, now, later, grads)
+        report = {"critic/r1": value, "critic/r1" + SHARE: jnp.asarray(due, jnp.float32)}
+        return grads, report
 
 
 def _level(logits: Any) -> jax.Array:

@@ -50,16 +50,21 @@ class Objective:
                 known = ", ".join(self.terms)
                 raise VidlatentError(f"{key} names {name!r}, config.loss has {known}.")
 
-    def shown(self, paths: Mapping[str, str]) -> dict[str, str]:
-        """The name under which each term's value is reported: it tells of random networks.
+    def shown(self, report: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
+        """The report under names that tell of random networks: ``vf_random/cosine``.
 
         Args:
+          report: values by name, of terms and of others.
           paths: weights file of each network, ``config.networks``.
         """
-        return {
-            name: name + "_random" * any(seed_of(paths[n]) is not None for n in term.networks)
-            for name, term in self.terms.items()
-        }
+
+        def named(name):
+            term, slash, part = name.partition("/")
+            networks = self.terms[term].networks if term in self.terms else ()
+            random = any(seed_of(paths[network]) is not None for network in networks)
+            return term + "_random" * random + slash + part
+
+        return {named(name): value for name, value in report.items()}
 
     def __call__(
         self,
@@ -70,16 +75,22 @@ class Objective:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The weighted sum, of the terms named in ``only`` or of all, and each unweighted value.
 
+        Beside a term's value stand those of its parts, as ``<term>/<part>``.
+
         Args:
           inputs: what a term may look at.
           helpers: parameters that ``init`` made.
           networks: parameters of the frozen networks by name.
         """
-        values = {}
+        values, total = {}, 0
         for place, (name, term) in enumerate(self.terms.items()):
             if only and name not in only:
                 continue
             key = None if inputs.key is None else jax.random.fold_in(inputs.key, place)
             own = helpers[name] if name in helpers else {}
-            values[name] = term.value(inputs._replace(key=key), own, networks)
-        return sum(self.weights[name] * value for name, value in values.items()), values
+            given = inputs._replace(key=key), own, networks
+            parts = term.parts(*given) if term.parts else {}
+            values[name] = sum(parts.values()) if parts else term.value(*given)
+            values |= {f"{name}/{part}": value for part, value in parts.items()}
+            total += self.weights[name] * values[name]
+        return total, values

@@ -33,7 +33,7 @@ def make_step(config: ConfigDict, model: Any) -> Step:
     rate = learning_rate(optim, config.train.steps)
     gradients = Gradients(config, model)
     objective, opponent = gradients.objective, gradients.opponent
-    shown = objective.shown(config.networks)
+    paths = config.networks.to_dict()
 
     def init(key: jax.Array):
         video = jnp.zeros(smallest_video(model.latent_spec), jnp.float32)
@@ -62,13 +62,11 @@ def make_step(config: ConfigDict, model: Any) -> Step:
             ema_decay=optim["ema_decay"],
             players=players,
         )
-        values = {shown.get(name, name): value for name, value in found.report.items()}
-        return state, {"loss": found.loss, **values, **report}
+        return state, {"loss": found.loss, **objective.shown(found.report, paths), **report}
 
     eval_step = tokenizer_eval_step(model, preservation=config.eval.preservation)
 
     def load_networks():
-        paths = {name: config.networks[name] for name in objective.networks}
-        return {name: load_network(name, path).params for name, path in paths.items()}
+        return {name: load_network(name, paths[name]).params for name in objective.networks}
 
     return Step(init, train_step, eval_step, load_networks)
