@@ -51,21 +51,21 @@ def group_affine(
         )
     if channels % groups:
         raise VidlatentError(f"{groups} norm groups do not divide {channels} channels.")
-    parts = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    parts = parts.reshape(*x.shape[:-1], groups, -1)
-    over = (*_AXES[axes], 5)
-    mean = jnp.mean(parts, axis=over, keepdims=True)
+    h = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def mean_of(values):
+        """Means over a group, at each of its channels: ``[B, T, 1, 1, C]``."""
+        # By channel first: only these few numbers are cut into groups, never the map itself.
+        small = jnp.mean(values, axis=_AXES[axes], keepdims=True)
+        parts = jnp.mean(small.reshape(*small.shape[:-1], groups, -1), axis=-1)
+        return jnp.repeat(parts, channels // groups, axis=-1)
+
     if kind == "rms":
-        moment = jnp.mean(jnp.square(parts), axis=over, keepdims=True)
-    else:
-        moment = jnp.mean(jnp.square(parts - mean), axis=over, keepdims=True)
-    scale = lax.rsqrt(moment + eps)
-    shift = -mean * scale if kind == "group" else jnp.zeros_like(scale)
-
-    def per_channel(value):
-        return jnp.repeat(value[..., 0], channels // groups, axis=-1)
-
-    return per_channel(scale), per_channel(shift)
+        scale = lax.rsqrt(mean_of(jnp.square(h)) + eps)
+        return scale, jnp.zeros_like(scale)
+    mean = mean_of(h)
+    scale = lax.rsqrt(mean_of(jnp.square(h - mean)) + eps)
+    return scale, -mean * scale if kind == "group" else jnp.zeros_like(scale)
 
 
 def apply_affine(x: jax.Array, affine: Affine, dtype: Any = None) -> jax.Array:

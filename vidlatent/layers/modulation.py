@@ -8,16 +8,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+
+from vidlatent.kernels.norms import layer_norm
 
 __all__ = ["LayerNorm", "modulated", "normalised", "time_features"]
 
 
 def normalised(x: jax.Array, eps: float = 1e-6) -> jax.Array:
-    """``[..., D]`` with mean 0 and variance 1 over channels, float32, in two passes."""
-    h = x.astype(jnp.float32)
-    h = h - jnp.mean(h, axis=-1, keepdims=True)
-    return h * lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + eps)
+    """``[..., D]`` with mean 0 and variance 1 over channels, float32."""
+    return layer_norm(x, eps)
 
 
 def modulated(x: jax.Array, scale: jax.Array, shift: jax.Array, eps: float = 1e-6) -> jax.Array:
@@ -26,7 +25,7 @@ def modulated(x: jax.Array, scale: jax.Array, shift: jax.Array, eps: float = 1e-
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with scale and bias, its statistics in float32 and in two passes."""
+    """Layer norm with scale and bias, its statistics in float32."""
 
     eps: float = 1e-6
     dtype: Any = jnp.float32
