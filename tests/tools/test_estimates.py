@@ -1,0 +1,60 @@
+"""``benchmarks.estimates``: its table, its file, and that every program of it can be traced."""
+
+import jax
+import pytest
+
+from benchmarks import estimates
+from benchmarks.estimates_programs import Row, rows
+from vidlatent.kernels.dispatch import prefer
+
+
+def figures(ms, traffic=2.0):
+    return {"ms": ms, "GB": traffic, "temporaries GB": 0.5}
+
+
+def test_forms_are_compared_with_the_first_and_no_time_is_below_zero():
+    wanted = [
+        Row("layer", "plain", None),
+        Row("layer", "own", None, earlier={"v5p": 0.95}, attention="forward"),
+        Row("blocks", "plain", None),
+        Row("blocks", "own", None),
+    ]
+    found = {"plain": figures(10.0), "own": figures(9.0, 1.0)}
+    found = {f"v5p: {row.what}: {row.form}": found[row.form] for row in wanted}
+    found["v5p: blocks: own"] = figures(-3.0, 1.0)
+    text = estimates.table(wanted, found, ["v5p"], lambda chip, row: 10.0 * bool(row.attention))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert lines[0][2:] == [
+        f"v5p {name}" for name in ("ms", "GB", "temporaries GB", "change", "earlier")
+    ]
+    assert lines[2] == ["layer", "plain", "10.00", "2.00", "0.50", "", ""]
+    assert lines[3] == ["", "own", "9.00", "1.00", "0.50", "−10.0 % (+90.0 %)", "−5.0 %"]
+    assert lines[5] == ["", "own", "", "1.00", "0.50", "", ""]
+
+
+def test_attention_is_counted_at_the_peak():
+    once = estimates.attention_ms("v5p", "forward", 7440, 5120)
+    assert once == pytest.approx(2.725, rel=1e-3)
+    assert estimates.attention_ms("v5p", "both", 7440, 5120) == pytest.approx(3.5 * once)
+    assert estimates.attention_ms("v5p", "", 7440, 5120) == 0
+
+
+def test_rows_join_those_that_another_process_wrote(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "rows.json"
+    assert estimates.read(path) == {}
+    estimates.add(path, "a", figures(1.0))
+    estimates.add(path, "b", figures(2.0))
+    assert estimates.read(path) == {"a": figures(1.0), "b": figures(2.0)}
+    monkeypatch.setattr(estimates, "versions", lambda: {"jax": "0.1"})
+    assert estimates.read(path) == {}
+
+
+@pytest.mark.slow
+def test_every_program_is_traced():
+    names = set()
+    for row in rows(256, 256):
+        names.add((row.what, row.form))
+        with prefer(**row.preferred), row.around():
+            function, arguments = row.program()
+            assert jax.tree.leaves(jax.eval_shape(function, *arguments))
+    assert len(names) == len(list(rows(256, 256)))
