@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as fused
 
-from tests.kernels.forms import check, normal
+from tests.kernels.forms import check, devices, normal
 from vidlatent.kernels import attention as attention_module
 from vidlatent.kernels.attention import attention, attention_form
 from vidlatent.typing import VidlatentError
@@ -65,6 +65,16 @@ def test_lowered_with_padding_where_a_length_is_odd(monkeypatch, queries, keys, 
     assert all(shape in text for shape in padded)
 
 
+def test_lowered_for_eight_devices(monkeypatch):
+    """Tokens are traded for heads and back, forward and backward, and cuDNN sees its share."""
+    capability(monkeypatch, (9, 0))
+    with jax.set_mesh(devices(data=2, context=2, tensor=2)):
+        traced = jax.jit(run).trace(*shapes(256, 256, 128))
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count(f"custom_call @{FORWARD}") == text.count(f"custom_call @{BACKWARD}") == 1
+    assert text.count("stablehlo.all_to_all") == 8 and "tensor<1x256x1x128xbf16>" in text
+
+
 def test_half_precision_counts_the_keys_of_an_odd_length(monkeypatch):
     """What is handed to cuDNN, computed by jax.nn's plain form in its place; gradients too."""
     plain = jax.nn.dot_product_attention
@@ -106,7 +116,11 @@ PUBLISHED = ((7440, 7440, 128), (7440, 257, 128), (1860, 1860, 72))
 
 @pytest.mark.slow
 def test_compiled_for_a_hopper_gpu():
-    """Forward and backward of published sizes each come out as one call of cuDNN."""
+    """Forward and backward of published sizes each come out as one call of cuDNN.
+
+    On eight GPUs tokens are traded for heads and back, of which four arrays each way; nothing is
+    gathered.
+    """
     if not importlib.util.find_spec("jax_cuda12_plugin"):
         pytest.skip("compiling for a GPU needs jax-cuda12-plugin and jax-cuda12-pjrt")
     try:
@@ -132,24 +146,31 @@ def test_compiled_for_a_hopper_gpu():
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["1"] * 2 * len(PUBLISHED)
+    *alone, traded, gathers = done.stdout.split()
+    assert alone == ["1"] * 2 * (len(PUBLISHED) + 1) and (traded, gathers) == ("8", "0")
 
 
 def main() -> None:
-    """Compile for an H200 and print how often cuDNN is called, forward and backward, by sizes."""
+    """Compile for H200s and print how often cuDNN is called, forward and backward, by sizes.
+
+    And in the end how many exchanges and gathers there are on eight of them.
+    """
     from vidlatent.dist.mesh import make_mesh
     from vidlatent.tools.hardware import parse_topology
     from vidlatent.tools.plan_topology import devices_of
 
-    axes = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
-    mesh = make_mesh(axes, devices_of(parse_topology("h200:1")))
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    for sizes in PUBLISHED:
-        given = (jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole) for a in shapes(*sizes))
+    for count, sizes in (*((1, sizes) for sizes in PUBLISHED), (8, PUBLISHED[0])):
+        ways = 2 if count == 8 else 1
+        axes = {"data": ways, "fsdp": 1, "context": ways, "tensor": ways}
+        mesh = make_mesh(axes, devices_of(parse_topology(f"h200:{count}")))
+        spec = jax.sharding.PartitionSpec("data", "context", "tensor")
+        where = jax.sharding.NamedSharding(mesh, spec)
+        given = (jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where) for a in shapes(*sizes))
         with jax.set_mesh(mesh):
             text = jax.jit(run).lower(*given).compile().as_text()
         for name in ("fmhaSoftmax", "fmhaSoftmaxBackward"):
             print(text.count(f'custom_call_target="__cudnn${name}"'))
+    print(text.count(" all-to-all-start("), text.count("all-gather"))
 
 
 if __name__ == "__main__":
