@@ -242,7 +242,8 @@ def _sampler() -> ConfigDict:
     guidance.negative = ""  # text in place of a dropped one, at sampling; empty: the model's null
     guidance.batched = True  # both sides in one evaluation; False: less memory
     sampler.keep = True  # compute what does not change over the steps once
-    # Large products in 8 bits; samples.json tells the PSNR of latents against those without
+    # Large products in 8 bits, planned and measured so too; log and samples.json of --mode=sample
+    # tell the PSNR of latents against those without
     sampler.eight_bits = False
     cache = sampler.cache = ConfigDict()  # skip evaluations where the state hardly moved
     cache.threshold = 0.0  # summed relative change up to which to skip; 0: never

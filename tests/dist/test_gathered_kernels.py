@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dit_nets import input_shapes, net, shapes_of
+from dit_nets import input_shapes, net, running, shapes_of
 
 from vidlatent.dist.mesh import AXES, make_mesh
-from vidlatent.dist.rules import batch_sharding, gathered, shardings
+from vidlatent.dist.rules import batch_sharding, gathered, replicated, shardings
 from vidlatent.kernels.dispatch import prefer
 from vidlatent.layers.mlp import Mlp
 from vidlatent.layers.stacked import run_stacked
@@ -89,6 +89,20 @@ def test_what_is_left_alone():
         assert gathered(kernel[:6], "fc1/kernel", 4).shape == (6, 4)
     with jax.set_mesh(mesh_of(jax.devices()[:4], data=4)):
         assert gathered(kernel, "fc1/kernel", 4) is kernel
+
+
+def test_a_tensor_axis_sums_results_and_leaves_the_layer_memory_where_it_is():
+    """What is split by kernels is summed after the next ones; states are whole on every device."""
+    model = net(width=32, heads=4, hidden=64, depth=5, image_dim=0)
+    mesh = mesh_of(jax.devices()[:4], tensor=4)
+    params, given = shapes_of(model), input_shapes(model)
+    params, given = placed(params, shardings(params, mesh)), placed(given, replicated(mesh))
+    with jax.set_mesh(mesh):
+        text = running(model).lower(params, given).compile().as_text()
+    gathers, _, reductions = found(text)
+    states = 2 * 12 * 32
+    assert max(gathers) <= states, gathers  # the buffer holds five of them
+    assert reductions[states] >= 3, reductions
 
 
 @pytest.mark.slow

@@ -182,7 +182,21 @@ def test_products_in_eight_bits_say_what_they_cost(straight):
     requests = exact.requests(["3"])
     ((_, latent),), ((_, other),) = exact.latents(requests), eighth.latents(requests)
     assert exact.eight_bits_psnr is None and 15 < eighth.eight_bits_psnr < 80
+    assert exact.compute == "float32"
     assert 0 < np.abs(latent - other).max() < np.ptp(latent) / 2
+
+
+def test_large_kernels_rest_in_the_type_of_products(straight):
+    whole, half = (
+        Generator.from_workdir(straight, {"precision.compute": name}).params
+        for name in ("float32", "bfloat16")
+    )
+    dtypes = set()
+    for before, after in zip(*map(jax.tree.leaves, (whole, half)), strict=True):
+        np.testing.assert_array_equal(after, before.astype(after.dtype))
+        dtypes.add((str(before.dtype), str(after.dtype)))
+    assert dtypes == {("float32", "float32"), ("float32", "bfloat16")}
+    assert half["router_2"]["kernel"].dtype == whole["time_projection"]["kernel"].dtype
 
 
 @pytest.mark.slow
