@@ -111,7 +111,7 @@ CASES = (
         "v5p:4x4x4",
         {"mesh.context": 8, "plan.bucket": "(169,320,192,16)"},
     ),
-    Case("reducio_vae-ft2", "reducio_vae:paper,time=2", "v6e:4x8"),
+    Case("reducio_vae-ft2", "reducio_vae:paper,time=2", "v6e:2x4"),
     Case("fsvideo_dit-sft", _VIDEO_DIT + "sft", "v5p:8x8x4", {"mesh.context": 4, **_FSAE}),
 )
 
