@@ -32,7 +32,10 @@ _CAUTION = (
     "The paper's figures were measured by its authors on the clips named above them; they compare "
     "with the measured column only as far as this folder holds the same clips."
 )
-_UNTRAINED = "Scores with _random in their name looked through untrained networks and mean nothing."
+_UNTRAINED = (
+    "Scores with _random in their name looked through untrained networks and mean nothing; no "
+    "figure of the paper stands beside them."
+)
 
 
 @dataclasses.dataclass
@@ -141,8 +144,12 @@ def _clips(outcome: Outcome) -> str:
 
 
 def _cautions(outcome: Outcome) -> str:
-    random = any("_random" in name for name in outcome.names.values())
+    random = any(map(_untrained, outcome.names.values()))
     return _CAUTION + " " + _UNTRAINED if random else _CAUTION
+
+
+def _untrained(name: str) -> bool:
+    return "_random" in name
 
 
 def _measured_head(outcome: Outcome) -> str:
@@ -167,7 +174,8 @@ def _compared(outcome: Outcome) -> list[dict[str, Any]]:
         line: dict[str, Any] = {"score": name + factor}
         line[_measured_head(outcome)] = _digits(outcome.result.scores[name] * measure.factor)
         line["paper's column"] = measure.heading or None
-        line |= {_paper_head(row): _printed(row.values.get(measure.heading)) for row in beside}
+        known = measure.heading if not _untrained(name) else ""
+        line |= {_paper_head(row): _printed(row.values.get(known)) for row in beside}
         lines.append(line)
     return lines
 
