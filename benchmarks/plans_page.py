@@ -66,7 +66,7 @@ def page(rows: Sequence[Mapping[str, Any]], commands: Mapping[str, str]) -> str:
 
 
 def _made_with(planned: Sequence[Mapping[str, Any]]) -> str:
-    used = {key: sorted({row[key] for row in planned}) for key in ("jax", "libtpu", "commit")}
+    used = {key: sorted({row[key] for row in planned}) for key in ("jax", "libtpu")}
     return (
         "Made with " + ", ".join(f"{key} {' and '.join(v)}" for key, v in used.items() if v) + "."
     )
@@ -134,6 +134,7 @@ def _work(row: Mapping[str, Any]) -> dict[str, Any]:
         **cells,
         "processor s": f"{row['processor_seconds']:.0f}",
         "GiB of the planning process": _gib(row["peak_bytes"]),
+        "commit": row["commit"],
     }
 
 
@@ -148,9 +149,9 @@ def _changes(row: Mapping[str, Any]) -> str:
     tries = []
     for attempt in row["plan"]["attempts"]:
         keys = " ".join(f"--config.{key}={value}" for key, value in attempt["overrides"].items())
-        told = f"{_gib(attempt['needed'])} GiB" if attempt["needed"] else "not compiled"
-        why = "fits" if attempt["fits"] else attempt["why"]
-        tries.append(f"{f'`{keys}`' if keys else 'as it is'}: {told}, {why}")
+        told = f"{_gib(attempt['needed'])} GiB" if attempt["needed"] else attempt["why"]
+        fits = ", fits" if attempt["fits"] else ""
+        tries.append(f"{f'`{keys}`' if keys else 'as it is'}: {told}{fits}")
     return f"- {_name(row)}: " + "; ".join(tries) + "."
 
 

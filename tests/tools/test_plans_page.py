@@ -69,12 +69,13 @@ def test_the_page_holds_what_was_planned_and_names_the_rest():
     text = page(rows, {case.name: " ".join(command(case)) for case in CASES})
     for part in (
         "Nothing was run",
-        "jax 1, libtpu 2, commit abc",
+        "jax 1, libtpu 2.",
+        "| abc |",
         "fsdp 8, context 2",
         "| 268.4 | 1.00 |  0.00 |".replace("  ", " "),
         "| 4.00 | 7.25 | 95.00 | changed |",
         "| 4 | 3 | 5 | 3 | 500 | 250 | 125 | 500 | compute | 75% | unknown | 9 | 1.00 |",
-        "as it is: not compiled, no room; `--config.model.remat=True`: 7.25 GiB, fits.",
+        "as it is: no room; `--config.model.remat=True`: 7.25 GiB, fits.",
         f"- {second.name} (`{second.config}`, {second.topology}): stopped after 9 s",
         f"--config=configs/{first.config.partition(':')[0]}.py",
     ):
