@@ -93,7 +93,7 @@ def test_rows_has_second_derivatives():
             y = conv3d(x, kernel, (1, 1, 1), DEPTHWISE[0][4], 6, implementation=form)
             return jnp.sum(jnp.sin(y))
 
-        return jax.grad(lambda x: jnp.sum(jax.grad(score)(x) ** 2))(x)
+        return jax.jit(jax.grad(lambda x: jnp.sum(jax.grad(score)(x) ** 2)))(x)
 
     np.testing.assert_allclose(penalty("rows"), penalty("shifts"), rtol=1e-4, atol=1e-3)
 
