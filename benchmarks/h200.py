@@ -96,7 +96,10 @@ class Run:
 
 
 def looped(function: Callable[..., Any], runs: int) -> Callable[..., Any]:
-    """``function`` so often in one program, each run with an input that needs the one before it."""
+    """``function`` so often in one program, each run with an input that needs the one before it.
+
+    A run is charged with the loop's counter and the change of one number: some microseconds.
+    """
 
     def repeated(x, *rest):
         def turn(_, carry):
