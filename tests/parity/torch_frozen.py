@@ -3,7 +3,8 @@
     python torch_frozen.py <network> weights.npz io.npz
 
 Runs in an environment with torch. Writes the weights as the published files name them, the input
-(``x``, and ``y`` for a pair; channels first, in [-1, 1]) and what comes out (``out``).
+(``x``, and ``y`` for a pair; channels first, in [-1, 1]) and what comes out (``out``, and
+``features`` where a score looks at those).
 """
 
 import sys
@@ -216,12 +217,69 @@ def dinov2(width=384, depth=12, heads=6):
     return weights, {"x": x, "out": norm(h, "norm")[:, 1:].reshape(2, 16, 16, width)}
 
 
+def videomae(width, depth, heads, hidden, patch, grid, classes, frames):
+    """VideoMAE V2's encoder and classifier under its authors' names, with ``depth`` blocks."""
+    shapes = {"patch_embed.proj": (width, 3, 2, patch, patch), "head": (classes, width)}
+    block = {"attn.proj": (width, width), "mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
+    norms = ["fc_norm"]
+    for i in range(depth):
+        shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
+        norms += [f"blocks.{i}.norm1", f"blocks.{i}.norm2"]
+    weights = {
+        name + ".weight": torch.randn(s) * np.prod(s[1:]) ** -0.5 for name, s in shapes.items()
+    }
+    weights |= {name + ".bias": torch.randn(shape[0]) * 0.1 for name, shape in shapes.items()}
+    weights |= {name + ".weight": 1 + torch.randn(width) * 0.1 for name in norms}
+    weights |= {name + ".bias": torch.randn(width) * 0.1 for name in norms}
+    for i in range(depth):
+        weights[f"blocks.{i}.attn.qkv.weight"] = torch.randn(3 * width, width) * width**-0.5
+        for name in "qv":  # keys have no bias
+            weights[f"blocks.{i}.attn.{name}_bias"] = torch.randn(width) * 0.1
+
+    def dense(h, name):
+        return F.linear(h, weights[name + ".weight"], weights[name + ".bias"])
+
+    def norm(h, name):
+        return F.layer_norm(h, (width,), weights[name + ".weight"], weights[name + ".bias"], 1e-6)
+
+    x = uniform(1, 3, frames, patch * grid[1], patch * grid[2])
+    kernel, bias = (weights["patch_embed.proj." + name] for name in ("weight", "bias"))
+    h = F.conv3d((x + 1) / 2, kernel, bias, stride=kernel.shape[2:])
+    h = (h + positions(width, grid, h.shape[2])).flatten(2).transpose(1, 2)
+    for i in range(depth):
+        at = f"blocks.{i}."
+        q_bias, v_bias = (weights[f"{at}attn.{name}_bias"] for name in "qv")
+        bias = torch.cat([q_bias, torch.zeros(width), v_bias])
+        qkv = F.linear(norm(h, at + "norm1"), weights[at + "attn.qkv.weight"], bias)
+        qkv = qkv.reshape(*h.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(*qkv)
+        h = h + dense(y.transpose(1, 2).flatten(2), at + "attn.proj")
+        h = h + dense(F.gelu(dense(norm(h, at + "norm2"), at + "mlp.fc1")), at + "mlp.fc2")
+    features = norm(h.mean(1), "fc_norm")
+    return weights, {"x": x, "out": dense(features, "head"), "features": features}
+
+
+def positions(width, grid, pairs):
+    """Sine and cosine by turns over the tokens of ``grid``, stretched to ``pairs`` of frames."""
+    rates = 10000.0 ** (-2 * (torch.arange(width, dtype=torch.float64) // 2) / width)
+    angles = torch.arange(int(np.prod(grid)), dtype=torch.float64)[:, None] * rates
+    table = torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], 2).flatten(1)
+    table = table.float().T.reshape(1, width, *grid)
+    if pairs == grid[0]:
+        return table
+    stretch = ((pairs + 0.1) / grid[0], 1.0, 1.0)
+    return F.interpolate(table, scale_factor=stretch, mode="trilinear")
+
+
 NETWORKS = {
     "lpips_vgg": lambda: lpips(vgg(), (3, 8, 15, 22, 29)),
     "lpips_alex": lambda: lpips(alexnet(), (1, 4, 7, 9, 11)),
     "i3d_kinetics400": i3d,
     "c3d_ucf101": c3d,
     "dinov2_vits14": dinov2,
+    # The giant's own sizes, in three of its forty blocks.
+    "videomae_g_of_3": lambda: videomae(1408, 3, 16, 6144, 14, (8, 16, 16), 174, frames=16),
+    "videomae_tiny": lambda: videomae(16, 2, 2, 24, 16, (8, 2, 2), 5, frames=11),
 }
 
 
