@@ -44,12 +44,12 @@ from vidlatent.typing import VidlatentError
 # A section's rows, and its share of the minutes.
 SECTIONS: dict[str, tuple[Callable[[int], Iterator[Row]], float]] = {
     "ceilings": (ceilings, 0.5),
-    "products": (products, 4.5),
-    "attention": (attentions, 3.0),
+    "products": (products, 4.0),
+    "attention": (attentions, 2.5),
     "elementwise": (elementwise, 1.5),
     "mixtures": (mixtures, 1.0),
     "convolutions": (convolutions, 2.5),
-    "nfe": (evaluations, 6.0),
+    "nfe": (evaluations, 7.0),
     "decode": (decoding, 3.0),
 }
 _TOY = 40  # sizes are divided by it

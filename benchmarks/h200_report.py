@@ -18,6 +18,9 @@ _TOTALS = {
     "bfloat16": ("total of 60 + 8 evaluations, bfloat16", 8600.0, 2),
     "8 bits": ("total of 60 + 8 evaluations, 8 bits", 5600.0, 2),
     "decode": ("total of decoding 121x768x1280, FSAE-Lite", 1500.0, 1),
+    # Sampling holds the layers' parameters stacked; these would be what holding them apart brings.
+    "bfloat16 apart": ("the first total, layer by layer (sampling does not offer it)", 8600.0, 2),
+    "8 bits apart": ("the second total, layer by layer (sampling does not offer it)", 5600.0, 2),
     "base blocks": ("40 blocks of the base by themselves", 0.0, 1),
     "refiner blocks": ("40 blocks of the refiner by themselves", 0.0, 1),
 }

@@ -135,7 +135,7 @@ def check_all(result):
     errors = {line["row"]: line["error"] for line in rows if line["error"] is not None}
     evaluations = [name for name in errors if name.startswith("evaluation")]
     # In 8 bits and layer by layer, held against the scanned one in bfloat16.
-    assert len(evaluations) == 6 and sum("8 bits" in name for name in evaluations) == 5
+    assert len(evaluations) == 9 and sum("8 bits" in name for name in evaluations) == 7
     for name, error in errors.items():
         # Bfloat16 has 8 bits of a number; of 8 bits it has 4.
         assert 0 < error < (0.2 if "8 bits" in name else 0.02), (name, error)
