@@ -1,6 +1,13 @@
 """All recipes and stages that are shipped, and the same ones so small that a step compiles soon."""
 
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from vidlatent.config import load
+from vidlatent.dist.rules import path_name
 
 # The published stages, what each may start from, and the baselines and ablations of the tables.
 PAPER = (
@@ -80,7 +87,8 @@ def _reducio(config):
     model.width = model.content_width = model.latent_channels = model.frames = 4
     model.multipliers = model.content_multipliers = (1, 2)
     model.blocks = model.content_blocks = 1
-    model.time_factor = model.space_factor = model.groups = model.heads = 2
+    model.time_factor = {4: 2, 2: 1}[model.time_factor]
+    model.space_factor = model.groups = model.heads = 2
     model.fuse = (-1, 1)
     return 4, 24, 24
 
@@ -108,14 +116,12 @@ def small(stage):
     """The recipe with all its terms, critic, rates and freezing, of a model that compiles in
     seconds and through stand-ins; and its video's frames, height and width.
 
-    No weight decay and no warm-up: what moves got a gradient. Residual branches start open.
+    No weight decay and no warm-up: what moves got a gradient.
     """
     config = load(stage)
     with config.unlocked():
         size = _SMALL[config.model.name](config)
         config.model.remat = False  # tested by itself; it takes long to compile
-        for closed in {"norm_scale_init", "residual_scale"} & set(config.model):
-            config.model[closed] = 1.0
         for optim in (config.optim, config.critic.optim):
             optim.weight_decay, optim.warmup_steps = 0.0, 0
         if "lpips_vgg" in config.loss:
@@ -127,6 +133,25 @@ def small(stage):
             config.loss.vf.network = "dinov2_tiny"
         _small_critic(config.critic)
     return config, size
+
+
+def drawn(step):
+    """A state of ``step`` with random parameters everywhere, so that no branch is closed; drawn
+    outside the compiler, which takes long for what runs once."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = path_name(path)
+        if not re.match("(params|ema|critic/params|helpers/params)/", name):
+            return jnp.full(leaf.shape, name.endswith("/var"), leaf.dtype)
+        x = rng.normal(size=leaf.shape)
+        if name.endswith(("/scale", "/gamma")):
+            return jnp.asarray(1 + 0.2 * x, leaf.dtype)
+        fan = np.prod(leaf.shape[:-1]) if name.endswith("/kernel") else 100.0
+        return jnp.asarray(x / np.sqrt(fan), leaf.dtype)
+
+    abstract = jax.eval_shape(step.init, jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(draw, abstract)
 
 
 def _small_critic(critic):
