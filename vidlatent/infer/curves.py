@@ -50,6 +50,7 @@ def draw_curve(axes: Any, x: np.ndarray, y: np.ndarray, across: str, colour: str
     if y.min() > 0 and y.max() > 50 * y.min():
         axes.set_yscale("log")
     axes.margins(x=0.02, y=0.08)
+    axes.xaxis.get_major_locator().set_params(integer=True)  # steps, frames
     axes.set_xlabel(across)
 
 

@@ -1,0 +1,338 @@
+"""The demos' recipes with a critic, some minutes each on the sample clips, and a page about them.
+
+    python -m benchmarks.critic_demos                    every recipe, 5 minutes each, on a GPU
+    python -m benchmarks.critic_demos --recipes=fsae     recipes by name
+    python -m benchmarks.critic_demos --size=small       three steps at toy size, on any machine
+    python -m benchmarks.critic_demos --page-only        the page of what has finished
+
+Each is ``python -m vidlatent.main``: the stage that the recipe follows on, where there is one, with
+the steps of its own demo; the recipe, stopped by the clock (which begins with its first numbers
+after the critic has joined); an evaluation. What is finished is not run again, what was stopped
+goes on. The rate is constant where the clock decides the end; all else is as the presets have it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.critic_demos_page import write_page
+from vidlatent import config as configs
+from vidlatent.io.writers import read_metrics
+from vidlatent.main import split_overrides
+from vidlatent.train.loop import INTERRUPTED
+from vidlatent.typing import VidlatentError
+
+ROOT = Path(__file__).resolve().parent.parent
+_POLL_S = 0.5
+_QUICK = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One demo with a critic.
+
+    Attributes:
+      name: of its folder.
+      config: file and preset.
+      former: those of the stage that it starts from; '' from random weights.
+      frames: of a clip.
+    """
+
+    name: str
+    config: str
+    former: str = ""
+    frames: int = 17
+
+
+RECIPES = (
+    Recipe("fsae", "fsae:demo,stage=2", "fsae:demo"),
+    Recipe("reducio_vae", "reducio_vae:demo,critic=true", frames=16),
+    Recipe("promag", "promag:demo,gan=true"),
+    Recipe("ivvae", "ivvae:demo,stage=4", "ivvae:demo"),
+)
+
+# Keys of every training run, by size; the last ones of the recipe with the critic alone.
+_KEYS = {
+    "large": {"eval.pictures": 2},
+    "small": {
+        "eval.pictures": 1,
+        "eval.every": 1,
+        "train.steps": 3,
+        "train.log_every": 1,
+        "data.validation_clips": 2,
+    },
+}
+_CRITIC_KEYS = {
+    "large": {"train.steps": 10**7, "optim.schedule": "constant"},
+    "small": {"critic.start_step": 1},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is run, apart from the recipe.
+
+    Attributes:
+      size: 'large' or 'small'.
+      side, batch: pixels of a clip's height and width; clips a step.
+      minutes: of training with the critic.
+      lpips: file of LPIPS-VGG's weights; '' for a small random stand-in.
+    """
+
+    size: str
+    side: int
+    batch: int
+    minutes: float
+    lpips: str = ""
+
+    @property
+    def metric(self) -> str:
+        return "lpips_vgg" if self.lpips else "lpips_tiny"
+
+    def flags(self, recipe: Recipe, workdir: Path, former: Path | None) -> list[str]:
+        """Of ``vidlatent.main`` to train a recipe, or, without ``former``, what it starts from."""
+        name, _, preset = (recipe.former if former is None else recipe.config).partition(":")
+        keys = {
+            "data.buckets": f"(({recipe.frames},{self.side},{self.side},{self.batch}),)",
+            "eval.training_metrics": f"('{self.metric}',)",
+            "train.tensorboard": False,
+            **_KEYS[self.size],
+            **(_CRITIC_KEYS[self.size] if former is not None else {}),
+        }
+        if former is not None and recipe.former:
+            keys["train.init_from"] = _short(former)
+        return [f"--config=configs/{name}.py:{preset}", *self._rest(workdir, keys)]
+
+    def eval_flags(self, workdir: Path) -> list[str]:
+        return ["--mode=eval", *self._rest(workdir, {"eval.metrics": f"('{self.metric}',)"})]
+
+    def _rest(self, workdir: Path, keys: dict[str, Any]) -> list[str]:
+        if self.lpips:
+            keys = {**keys, "networks.lpips_vgg": self.lpips}
+        return [f"--workdir={_short(workdir)}", *(f"--config.{k}={v}" for k, v in keys.items())]
+
+
+def _short(path: Path) -> Path:
+    """As seen from the checkout, where the programs run."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def _typed(flags: Sequence[str]) -> str:
+    """As one types them in a shell."""
+    return " ".join(f'"{flag}"' if "(" in flag else flag for flag in flags)
+
+
+def carry_out(recipe: Recipe, plan: Plan, folder: Path, machine: dict[str, Any]) -> dict[str, Any]:
+    """Train and score one recipe; what its part of the page needs."""
+    former, workdir = folder / recipe.name / "former", folder / recipe.name / "critic"
+    commands, quick = [], plan.size == "small"
+    if recipe.former:
+        commands.append(plan.flags(recipe, former, None))
+        if not list(former.glob("eval/*/scores.json")):  # which comes last
+            _run(commands[-1], former, quick=quick)
+    commands.append(plan.flags(recipe, workdir, former))
+    limit = None if quick else 60 * plan.minutes
+    start = configs.load(*_loadable(commands[-1])).critic.start_step
+    seconds = _run(commands[-1], workdir, limit, after=start, quick=quick)
+    commands.append(plan.eval_flags(workdir))
+    _run(commands[-1], workdir, quick=quick)
+    curves = read_metrics(workdir / "metrics.jsonl")
+    steps, rates = curves["train/frames_per_second"]
+    scored, sheet = _last_evaluation(workdir)
+    if recipe.former:
+        earlier, sheets = _validation(former), [_last_evaluation(former)[1], sheet]
+    else:
+        earlier, sheets = _validation(workdir, start), [sheet]
+    return {
+        "recipe": dataclasses.asdict(recipe),
+        "plan": dataclasses.asdict(plan),
+        "machine": machine,
+        "commands": list(map(_typed, commands)),
+        "steps": steps[-1],
+        "minutes": seconds / 60,
+        "start_step": start,
+        "frames_per_second": statistics.median(
+            rate for step, rate in zip(steps, rates, strict=True) if step > start
+        ),
+        "before": earlier,
+        "after": {**scored["scores"], "step": scored["step"]},
+        "workdir": str(workdir),
+        "sheets": list(map(str, sheets)),
+    }
+
+
+def _loadable(flags: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Config file and overrides of a command."""
+    rest, overrides = split_overrides(list(flags))
+    return next(flag for flag in rest if flag.startswith("--config=")).partition("=")[2], overrides
+
+
+def _run(
+    flags: Sequence[str],
+    workdir: Path,
+    limit: float | None = None,
+    *,
+    after: int = 0,
+    quick: bool = False,
+) -> float:
+    """``vidlatent.main`` in a process of its own; seconds since its first numbers, of all tries.
+
+    Args:
+      flags: of the command.
+      workdir: of the run; log and clock are kept there too.
+      limit: seconds after which it is asked to save and leave; None: it ends by itself.
+      after: numbers of later steps are the first.
+      quick: spare the compiler, for programs that run for a moment.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    curves, clock = workdir / "metrics.jsonl", workdir / "seconds.json"
+    spent = json.loads(clock.read_text()) if clock.exists() else 0.0
+    if limit is not None and spent >= limit:
+        return spent
+    print(f"python -m vidlatent.main {_typed(flags)}", flush=True)
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent.parent / "cache"), **os.environ}
+    if quick:
+        environment["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_QUICK])
+    known = curves.stat().st_size if curves.exists() else 0
+    with (workdir / "log.txt").open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vidlatent.main", *flags],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        begin, asked = None, False
+        try:
+            while process.poll() is None:
+                time.sleep(_POLL_S)
+                if begin is None and curves.exists() and curves.stat().st_size > known:
+                    found = read_metrics(curves)
+                    if max((steps[-1] for steps, _ in found.values()), default=0) > after:
+                        begin = time.monotonic()
+                if begin is None or limit is None or asked:
+                    continue
+                total = spent + time.monotonic() - begin
+                clock.write_text(json.dumps(total))
+                if total >= limit:
+                    process.send_signal(signal.SIGTERM)
+                    asked = True
+        except KeyboardInterrupt:
+            process.wait()  # it has been asked, too, and saves
+            raise
+    if process.returncode not in ((0, INTERRUPTED) if asked else (0,)):
+        last = ([line for line in (workdir / "log.txt").read_text().splitlines() if line] or [""])[
+            -1
+        ]
+        raise VidlatentError(f"{workdir} ended with {process.returncode}: {last[:300]}")
+    return spent + (time.monotonic() - begin if begin is not None else 0.0)
+
+
+def _last_evaluation(workdir: Path) -> tuple[dict[str, Any], Path]:
+    """What the last evaluation wrote, and its contact sheet."""
+    files = sorted(workdir.glob("eval/*/scores.json"), key=lambda file: file.stat().st_mtime)
+    return json.loads(files[-1].read_text()), files[-1].with_name("contact_sheet.png")
+
+
+def _validation(workdir: Path, until: float = float("inf")) -> dict[str, Any]:
+    """The scores of the last validation up to a step; empty where there was none."""
+    found: dict[str, Any] = {}
+    for name, (steps, values) in read_metrics(workdir / "metrics.jsonl").items():
+        early = [(s, v) for s, v in zip(steps, values, strict=True) if s <= until]
+        if name.startswith("val/") and early:
+            found |= {"step": early[-1][0], name.removeprefix("val/"): early[-1][1]}
+    return found
+
+
+_ABOUT = """
+import importlib.metadata, json, platform, jax
+names = ("jax", "jaxlib", "flax")
+print(json.dumps({
+    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "python": platform.python_version(),
+    **{name: importlib.metadata.version(name) for name in names},
+}))
+"""
+
+
+def about_machine(commit: str) -> dict[str, Any]:
+    """Device and versions, asked in another process: this one leaves the accelerator alone."""
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    command = [sys.executable, "-c", _ABOUT]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    if not commit:
+        asked = ["git", "describe", "--always", "--dirty", "--abbrev=7"]
+        told = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+        commit = told.stdout.strip() or "unknown"
+    return {**json.loads(said.stdout.splitlines()[-1]), "commit": commit}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipes", default="", help=f"of {', '.join(r.name for r in RECIPES)}")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of each, with the critic")
+    parser.add_argument("--size", choices=("large", "small"), default="large")
+    parser.add_argument("--side", type=int, default=0, help="pixels; 0: 128, of small 32")
+    parser.add_argument("--batch", type=int, default=0, help="clips a step; 0: 8, of small 1")
+    parser.add_argument("--lpips", default="", help="file of LPIPS-VGG's weights")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "critic_demos")
+    parser.add_argument("--page", type=Path, help="default: critic_demos.md in the folder")
+    parser.add_argument("--commit", default="", help="to name on the page; default: git's")
+    parser.add_argument("--page-only", action="store_true")
+    options = parser.parse_args(argv)
+    wanted = options.recipes.split(",") if options.recipes else [r.name for r in RECIPES]
+    if unknown := set(wanted) - {recipe.name for recipe in RECIPES}:
+        parser.error(f"no recipe is called {', '.join(sorted(unknown))}")
+    small = options.size == "small"
+    plan = Plan(
+        options.size,
+        options.side or (32 if small else 128),
+        options.batch or (1 if small else 8),
+        0.0 if small else options.minutes,
+        options.lpips,
+    )
+    folder, machine = options.folder.resolve(), None
+    for recipe in RECIPES if not options.page_only else ():
+        file = folder / recipe.name / "result.json"
+        if recipe.name not in wanted or _finished(file, recipe, plan):
+            continue
+        machine = machine or about_machine(options.commit)
+        found = carry_out(recipe, plan, folder, machine)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(found, indent=1) + "\n")
+        os.replace(part, file)
+    files = [folder / recipe.name / "result.json" for recipe in RECIPES]
+    results = [json.loads(file.read_text()) for file in files if file.exists()]
+    if not results:
+        parser.error(f"{folder} holds no finished recipe to make a page of")
+    page = options.page or folder / "critic_demos.md"
+    write_page(results, page)
+    print(f"wrote {page}")
+    return 0
+
+
+def _finished(file: Path, recipe: Recipe, plan: Plan) -> bool:
+    """Whether there is a result; raises ``VidlatentError`` if it is of another plan."""
+    if not file.exists():
+        return False
+    found = json.loads(file.read_text())
+    if (found["recipe"], found["plan"]) != (dataclasses.asdict(recipe), dataclasses.asdict(plan)):
+        raise VidlatentError(
+            f"{file} is of other settings than asked for: take another --folder, or --page-only."
+        )
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
