@@ -6,8 +6,11 @@ import pytest
 
 from vidlatent import config as configs
 from vidlatent.infer.codec import Codec
+from vidlatent.infer.load import abstract_params, model_of
 from vidlatent.io.checkpoint import Checkpointer
+from vidlatent.models.weights import graft
 from vidlatent.train.loop import train
+from vidlatent.train.stages import check_start
 from vidlatent.typing import VidlatentError
 
 
@@ -19,26 +22,85 @@ def config(**model):
     return loaded
 
 
-def test_lite_from_a_causal_run_with_the_encoder_frozen(tmp_path):
-    base, tuned = tmp_path / "base", tmp_path / "tuned"
+LOOKING = {"cross_stages": (2,), "cross_head_dim": 8, "noise_weight": 0.05}
+FORMS = {
+    "standard": {**LOOKING, "decoder_time": "centred"},
+    "lite": {**LOOKING, "decoder_time": "group", "decoder_widths": (4, 8, 16)},
+}
+
+
+def finetuned(form, source="", follows=()):
+    """As ``fsae:paper,stage=<form>`` has it: the decoder alone, from the run before."""
+    loaded = config(**FORMS[form])
+    with loaded.unlocked():
+        loaded.recipe = f"fsae {form}"
+        loaded.train.init_kind, loaded.train.init_from = form, str(source)
+        loaded.train.init_recipes = follows
+        loaded.optim.frozen = "encoder/"
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def runs(one_device, tmp_path_factory):
+    """Workdirs of a causal run and of Standard, finetuned from it."""
+    folder = tmp_path_factory.mktemp("finetune")
+    base, standard = folder / "base", folder / "standard"
     train(config(), base)
-    form = config(cross_stages=(2,), cross_head_dim=8, noise_weight=0.05, decoder_time="centred")
-    form.train.init_kind = "standard"
-    with pytest.raises(VidlatentError, match="init_from"):
-        train(form, tuned)
-    form.train.init_from = str(base)
-    form.optim.frozen = "encoder/"
-    train(form, tuned)
-    before, after = Codec.from_workdir(base).params, Codec.from_workdir(tuned).params
-    jax.tree.map(np.testing.assert_array_equal, after["encoder"], before["encoder"])
-    moved = after["decoder"]["conv_out"]["kernel"] - before["decoder"]["conv_out"]["kernel"]
-    assert np.abs(moved).max() > 0
-    assert np.any(after["decoder"]["first_frame_attn_2"]["to_out"]["kernel"])
+    train(finetuned("standard", base), standard)
+    return base, standard
+
+
+def check_finetuned(before, after):
+    """The encoder is what it was, the decoder's end and attention to frame 0 have moved."""
+    old, new = Codec.from_workdir(before).params, Codec.from_workdir(after).params
+    jax.tree.map(np.testing.assert_array_equal, new["encoder"], old["encoder"])
+    assert np.any(new["decoder"]["first_frame_attn_2"]["to_out"]["kernel"])
     # No moments are kept for what stays.
-    checkpoints = Checkpointer(tuned / "checkpoints", every=0)
+    checkpoints = Checkpointer(after / "checkpoints", every=0)
     manifest, _ = checkpoints._open(2)
     assert not any("encoder" in name for name in manifest.item("opt"))
     checkpoints.close()
+    return old["decoder"], new["decoder"]
+
+
+def test_standard_from_a_causal_run_with_the_encoder_frozen(runs, tmp_path):
+    with pytest.raises(VidlatentError, match="init_from"):
+        train(finetuned("standard"), tmp_path)
+    old, new = check_finetuned(*runs)
+    assert np.abs(new["conv_out"]["kernel"] - old["conv_out"]["kernel"]).max() > 0
+
+
+def test_lite_starts_from_standard_and_nothing_else(tmp_path):
+    for source in ("fsae 1", "fsae 3", "fsae vf"):
+        former = config()
+        with former.unlocked():
+            former.recipe = source
+        (tmp_path / source / "checkpoints").mkdir(parents=True)
+        configs.write(former, tmp_path / source)
+        wrong = finetuned("lite", tmp_path / source, ("fsae standard",))
+        with pytest.raises(
+            VidlatentError, match=f"'{source}', but 'fsae lite' follows on 'fsae st"
+        ):
+            check_start(wrong)
+    lite, causal, centred = (
+        abstract_params(model_of(loaded))
+        for loaded in (finetuned("lite"), config(), finetuned("standard"))
+    )
+    # Without the names, by what it holds.
+    with pytest.raises(VidlatentError, match="belong to another form.*first_frame_attn_2"):
+        jax.eval_shape(lambda *params: graft("lite", *params), causal, lite)
+    started = jax.eval_shape(lambda *params: graft("lite", *params), centred, lite)
+    assert jax.tree.map(lambda x: x.shape, started) == jax.tree.map(lambda x: x.shape, lite)
+
+
+@pytest.mark.slow
+def test_lite_is_trained_from_standard(runs, one_device, tmp_path):
+    _, standard = runs
+    train(finetuned("lite", standard, ("fsae standard",)), tmp_path)
+    old, new = check_finetuned(standard, tmp_path)
+    # Narrow outer stages start anew; the inner one goes on.
+    assert new["conv_out"]["kernel"].shape != old["conv_out"]["kernel"].shape
+    assert np.abs(new["conv_in"]["kernel"] - old["conv_in"]["kernel"]).max() < 0.1
 
 
 def test_a_pattern_that_freezes_nothing_is_refused(tmp_path):
