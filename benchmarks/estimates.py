@@ -17,6 +17,7 @@ import argparse
 import fcntl
 import importlib.metadata
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -104,35 +105,46 @@ def table(wanted: Sequence[Row], found: Found, chips: Sequence[str], extra: Any)
         base = first[row.what]
         line = {"program": row.what if row is base else "", "form": row.form}
         for chip in chips:
-            figures = found.get(name_of(chip, row), {})
-            old = found.get(name_of(chip, base), {})
-            line |= {f"{chip} {name}": cell for name, cell in _cells(figures).items()}
-            ratio = _change(figures, old, 0.0, 0.0) if row is not base else None
-            missed = extra(chip, row), extra(chip, base)
-            if ratio and missed[0]:
-                ratio += f" ({_change(figures, old, *missed)})"
-            line[f"{chip} change"] = ratio
+            figures, old = (found.get(name_of(chip, r), {}) for r in (row, base))
+            change = None
+            if figures and old and row is not base:
+                times = counted(figures["ms"])[0], counted(old["ms"])[0]
+                missed = extra(chip, row), extra(chip, base)
+                change = _percent(times[0] / times[1])
+                if missed[0]:
+                    more = (times[0] + missed[0]) / (times[1] + missed[1])
+                    change += f" ({_percent(more)})"
             study = row.earlier.get(chip)
-            line[f"{chip} earlier"] = _percent(study) if study else None
+            cells = {
+                "ms": _milliseconds(figures.get("ms")),
+                "GB": _rounded(figures.get("GB")),
+                "temporaries GB": _rounded(figures.get("temporaries GB")),
+                "change": change,
+                "earlier": _percent(study) if study else None,
+            }
+            line |= {f"{chip} {name}": cell for name, cell in cells.items()}
         lines.append(line)
     return markdown_table(lines)
 
 
-def _cells(figures: dict[str, Any]) -> dict[str, str | None]:
-    if not figures:
-        return dict.fromkeys(("ms", "GB", "temporaries GB"))
-    # Below zero where copies overlap: the compiler's account, not a time. Compare the bytes.
-    return {
-        "ms": f"{figures['ms']:.2f}" if figures["ms"] > 0 else None,
-        "GB": f"{figures['GB']:.2f}",
-        "temporaries GB": f"{figures['temporaries GB']:.2f}",
-    }
+def counted(milliseconds: float) -> tuple[float, int]:
+    """The compiler's time without the instructions that it has none for, and how many those are.
+
+    It adds -1 s for each of them. All that is compiled here takes less than a second.
+    """
+    unknown = max(0, math.ceil(-milliseconds / 1000))
+    return milliseconds + 1000 * unknown, unknown
 
 
-def _change(new: dict[str, Any], old: dict[str, Any], more: float, base: float) -> str | None:
-    if not new or not old or min(new["ms"], old["ms"]) <= 0:
+def _milliseconds(value: float | None) -> str | None:
+    if value is None:
         return None
-    return _percent((new["ms"] + more) / (old["ms"] + base))
+    known, unknown = counted(value)
+    return f"{known:.2f}" + (f" + {unknown}?" if unknown else "")
+
+
+def _rounded(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2f}"
 
 
 def _percent(ratio: float) -> str:
