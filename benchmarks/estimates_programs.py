@@ -72,19 +72,13 @@ def _layers(tokens: int, width: int) -> Iterator[Row]:
         make = functools.partial(_layer, tokens, width, directions == "both")
         what = f"layer, {tokens} tokens of {width}, {label}"
         earlier = {"v5p": study[directions]}
-        for name, around in ((what, _ALWAYS), (f"{what}, attention left out", _no_attention)):
-            kind = directions if around is _ALWAYS else ""
-            more = {"attention": kind, "around": around}
-            yield Row(name, "plain", make, _PLAIN, **more)
-            yield Row(name, "own norm and rotation", make, _FUSED, earlier, **more)
-        yield Row(
-            what,
-            "own norm and rotation, variance in two passes",
-            make,
-            _FUSED,
-            attention=directions,
-            around=_two_passes,
-        )
+        yield Row(what, "plain", make, _PLAIN, attention=directions)
+        yield Row(what, "own norm and rotation", make, _FUSED, earlier, directions)
+        form = "own norm and rotation, variance in two passes"
+        yield Row(what, form, make, _FUSED, attention=directions, around=_two_passes)
+        bare = f"{what}, attention left out"
+        yield Row(bare, "plain", make, _PLAIN, around=_no_attention)
+        yield Row(bare, "own norm and rotation", make, _FUSED, earlier, around=_no_attention)
 
 
 def _memory(tokens: int, width: int, depth: int = 40) -> Iterator[Row]:
