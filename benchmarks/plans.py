@@ -101,16 +101,10 @@ CASES = (
     Case("fsae-3", "fsae:paper,stage=3", "v5p:4x4x4", {"mesh.context": 8}),
     Case("fsae-vf", "fsae:paper,stage=vf", "v5p:2x2x4"),
     Case("fsae-standard", "fsae:standard", "v5p:4x4x4", {"mesh.context": 8}),
-    Case("fsae-lite", "fsae:lite", "v5p:4x4x4", {"mesh.context": 8}),
+    # With context 8, as fsae-3, nor with all of the batch at once does it fit.
+    Case("fsae-lite", "fsae:lite", "v5p:4x4x4", {"mesh.context": 16, "optim.accumulate": 2}),
     Case("ivvae-3", "ivvae:paper,stage=3", "v6e:4x4"),
     Case("ivvae-4", "ivvae:paper,stage=4", "v6e:4x4"),
-    # The stage's other kind of large batch: whole clips, with a gradient for the encoder, too.
-    Case(
-        "fsae-3-169-frames",
-        "fsae:paper,stage=3",
-        "v5p:4x4x4",
-        {"mesh.context": 8, "plan.bucket": "(169,320,192,16)"},
-    ),
     Case("reducio_vae-ft2", "reducio_vae:paper,time=2", "v6e:2x4"),
     Case("fsvideo_dit-sft", _VIDEO_DIT + "sft", "v5p:8x8x4", {"mesh.context": 4, **_FSAE}),
 )
