@@ -154,7 +154,7 @@ def test_evaluations_while_training_do_without(videos):
 
 def test_files(videos, tmp_path):
     config = ConfigDict({"name": "stub", "preset": "demo", "model": {"name": "stub"}})
-    config.data = ConfigDict({"fps": 12.0, "buckets": ((9, 32, 32, 2),)})
+    config.data = ConfigDict({"fps": 12.0, "resize": "area", "buckets": ((9, 32, 32, 2),)})
     result = run(videos, 4, 9)
     terms = {"train/l1": 0.5, "train/critic/loss": 2.0, "train/bad_clips": 1, "val/lpips_x": 0.25}
     lines = (json.dumps({"step": step, **terms}) for step in (1, 2))

@@ -75,7 +75,10 @@ def straight(tmp_path_factory):
     return digest(workdir, 40)
 
 
-@pytest.mark.parametrize("cut", [7, 17, 33])
+SLOW = pytest.mark.slow  # each run of 40 steps is a process that compiles
+
+
+@pytest.mark.parametrize("cut", [pytest.param(7, marks=SLOW), 17, pytest.param(33, marks=SLOW)])
 def test_cut_and_resumed_run_is_bitwise_equal(straight, tmp_path, cut):
     out = train(tmp_path, f"--config.train.stop_at={cut}", status=INTERRUPTED)
     assert f"saved step {cut}" in out
@@ -84,11 +87,13 @@ def test_cut_and_resumed_run_is_bitwise_equal(straight, tmp_path, cut):
     assert digest(tmp_path, 40) == straight
 
 
+@SLOW
 def test_other_seed_gives_another_state(straight, tmp_path):
     train(tmp_path, "--config.seed=1")
     assert digest(tmp_path, 40) != straight
 
 
+@SLOW
 def test_worker_count_does_not_matter(straight, tmp_path):
     """Stopped with two workers, resumed with none."""
     train(tmp_path, "--config.train.stop_at=12", status=INTERRUPTED)
@@ -120,7 +125,7 @@ def wait_for(process, text, seconds=120):
     raise AssertionError(f"{text!r} did not come:\n{''.join(lines)}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=SLOW)])
 def test_signal_saves_and_the_same_command_resumes(straight, tmp_path, number):
     process = start(tmp_path)
     try:
