@@ -33,7 +33,7 @@ $(VENV)/.installed-plan: $(VENV)/.installed
 	@touch $@
 
 test-slow: $(VENV)/.installed-plan
-	$(BIN)/python -m pytest -m slow $(TEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(TEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check .
