@@ -14,11 +14,12 @@ from jax import lax
 from benchmarks.h200_report import BANDWIDTH
 from benchmarks.h200_rows import HALF, Case, Row, case, normal, random_key
 from vidlatent.kernels.layer_mix import layer_mix
+from vidlatent.kernels.norms import layer_norm
 from vidlatent.kernels.qk_norm_rope import qk_norm_rope, rotate_halves
 from vidlatent.layers.blocks import ResBlock
 from vidlatent.layers.group_norm import apply_affine, group_affine
 from vidlatent.layers.layer_memory import mix
-from vidlatent.layers.modulation import modulated, normalised
+from vidlatent.layers.modulation import modulated
 from vidlatent.layers.norm import ChannelNorm
 from vidlatent.layers.rope import rope_tables, rotate_pairs
 
@@ -42,7 +43,7 @@ def elementwise(scale: int) -> Iterator[Row]:
 
         return Row(title, make, bytes=least * size, study=passes * _PASS_MS, looped=True)
 
-    yield row("layer norm", lambda x: normalised(x).astype(x.dtype), 38 / 17.7, 2)
+    yield row("layer norm", lambda x: layer_norm(x).astype(x.dtype), 38 / 17.7, 2)
     yield row("layer norm, its variance in one pass", _one_pass_norm, 3, 2)
     more = ((1, count, width), *[(1, 1, width)] * 3)
     title = "gated residual and modulated norm"
@@ -66,7 +67,7 @@ def elementwise(scale: int) -> Iterator[Row]:
 
 
 def _one_pass_norm(x: jax.Array) -> jax.Array:
-    """``normalised`` from the means of ``x`` and of its square: not in the package."""
+    """``layer_norm`` from the means of ``x`` and of its square: not in the package."""
     h = x.astype(jnp.float32)
     mean = jnp.mean(h, axis=-1, keepdims=True)
     square = jnp.mean(jnp.square(h), axis=-1, keepdims=True)

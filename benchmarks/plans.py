@@ -101,7 +101,7 @@ CASES = (
     Case("fsae-3", "fsae:paper,stage=3", "v5p:4x4x4", {"mesh.context": 8}),
     Case("fsae-vf", "fsae:paper,stage=vf", "v5p:2x2x4"),
     Case("fsae-standard", "fsae:standard", "v5p:4x4x4", {"mesh.context": 8}),
-    # With context 8, as fsae-3, nor with all of the batch at once does it fit.
+    # It fits neither with context 8, as fsae-3 does, nor with the whole batch at once.
     Case("fsae-lite", "fsae:lite", "v5p:4x4x4", {"mesh.context": 16, "optim.accumulate": 2}),
     Case("ivvae-3", "ivvae:paper,stage=3", "v6e:4x4"),
     Case("ivvae-4", "ivvae:paper,stage=4", "v6e:4x4"),

@@ -11,17 +11,12 @@ import numpy as np
 
 from vidlatent.kernels.norms import layer_norm
 
-__all__ = ["LayerNorm", "modulated", "normalised", "time_features"]
-
-
-def normalised(x: jax.Array, eps: float = 1e-6) -> jax.Array:
-    """``[..., D]`` with mean 0 and variance 1 over channels, float32."""
-    return layer_norm(x, eps)
+__all__ = ["LayerNorm", "modulated", "time_features"]
 
 
 def modulated(x: jax.Array, scale: jax.Array, shift: jax.Array, eps: float = 1e-6) -> jax.Array:
-    """``normalised(x) * (1 + scale) + shift`` float32; scale and shift are ``[B, 1, D]``."""
-    return normalised(x, eps) * (1 + scale) + shift
+    """``layer_norm(x) * (1 + scale) + shift`` float32; scale and shift are ``[B, 1, D]``."""
+    return layer_norm(x, eps) * (1 + scale) + shift
 
 
 class LayerNorm(nn.Module):
@@ -36,7 +31,7 @@ class LayerNorm(nn.Module):
         shape = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
-        return (normalised(x, self.eps) * scale + bias).astype(self.dtype)
+        return (layer_norm(x, self.eps) * scale + bias).astype(self.dtype)
 
 
 def time_features(time: jax.Array, size: int, base: float = 10_000.0) -> jax.Array:

@@ -41,7 +41,7 @@ class Program:
       initial: for an argument that is not free, what makes it (under ``jit``); by position.
       carries: ``(result, argument)``: what a run hands to the next, given up by donation; None
         where runs have nothing to do with each other.
-      frames: video frames that a run turns over, on all devices.
+      frames: video frames that a run turns over, on all devices; a tile's share of them.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Program:
     parts: Mapping[str, Any]
     initial: Mapping[int, Callable[[], Any]]
     carries: tuple[int, int] | None
-    frames: int
+    frames: float
 
 
 def check_batch(config: ConfigDict, mesh: Mesh, batch: int) -> None:

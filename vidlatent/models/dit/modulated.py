@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from vidlatent.dist.rules import constrain
+from vidlatent.kernels.norms import layer_norm
 from vidlatent.layers.mlp import Mlp, dense
-from vidlatent.layers.modulation import modulated, normalised
+from vidlatent.layers.modulation import modulated
 from vidlatent.layers.token_attention import Pair, TokenAttention
 
 __all__ = ["ModulatedBlock", "ModulatedHead", "small_mlp"]
@@ -106,7 +107,7 @@ class ModulatedBlock(nn.Module):
         h = self.mlp(modulated(x, scale_ff, shift_ff, self.eps).astype(self.dtype))
         x = self._added(x, gate_ff * h)
         if self.time_after:
-            u = normalised(x, self.eps)
+            u = layer_norm(x, self.eps)
             x = self._added(x, self._attend(self.time_attn, u, "time"))
         return x
 
