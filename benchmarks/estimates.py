@@ -36,6 +36,7 @@ from vidlatent.io.tables import markdown_table  # noqa: E402
 from vidlatent.kernels.dispatch import prefer  # noqa: E402
 from vidlatent.tools.hardware import HARDWARE, parse_topology  # noqa: E402
 from vidlatent.tools.plan_topology import devices_of  # noqa: E402
+from vidlatent.typing import VidlatentError  # noqa: E402
 
 _SMALLEST = {"v5p": "v5p:1x1x1", "v5e": "v5e:1x1", "v6e": "v6e:1x1"}
 Found = dict[str, dict[str, Any]]
@@ -85,7 +86,17 @@ def add(path: Path, name: str, figures: dict[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    """Of the packages that the figures depend on.
+
+    Raises:
+      VidlatentError: one of them is not installed.
+    """
+    try:
+        return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise VidlatentError(
+            f"Estimates need the package {error.name}: make install-plan."
+        ) from error
 
 
 def attention_ms(chip: str, directions: str, tokens: int, width: int) -> float:

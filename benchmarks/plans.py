@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plans_page
+from vidlatent.typing import VidlatentError
 
 __all__ = ["CASES", "Case", "command"]
 
@@ -155,7 +156,10 @@ def make(case: Case, folder: Path, limit: int) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     names = ("jax", "jaxlib", "libtpu")
-    told = {name: importlib.metadata.version(name) for name in names}
+    try:
+        told = {name: importlib.metadata.version(name) for name in names}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise VidlatentError(f"Plans need the package {error.name}: make install-plan.") from error
     asked = ["git", "describe", "--always", "--dirty", "--abbrev=7"]
     commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return {**told, "commit": commit}

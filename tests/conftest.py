@@ -1,6 +1,7 @@
 """Eight CPU devices, so that meshes are real in every test, and TPUs to compile for."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -14,6 +15,19 @@ import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.hookimpl(tryfirst=True)  # before ``-m`` chooses by the marks
+def pytest_collection_modifyitems(items):
+    """Tests that ask for TPUs to compile for need libtpu, and are skipped where it is missing."""
+    missing = pytest.mark.skip(
+        reason="compiling for a TPU needs the package libtpu (make install-plan)"
+    )
+    for item in items:
+        if "topology_devices" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.libtpu)
+        if item.get_closest_marker("libtpu") and not find_spec("libtpu"):
+            item.add_marker(missing)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +51,6 @@ def topology_devices():
 
     The process environment is as before in the end.
     """
-    pytest.importorskip("libtpu", reason="compiling for a TPU needs the package libtpu")
     from vidlatent.tools.hardware import parse_topology
     from vidlatent.tools.plan_topology import devices_of
 

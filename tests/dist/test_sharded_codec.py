@@ -127,7 +127,6 @@ def test_eight_devices_equal_one(name, mesh, monkeypatch):
 
 def tpu_mesh():
     """Eight v5e chips, two by four, of which only the compiler is here."""
-    pytest.importorskip("libtpu", reason="compiling for a TPU needs the package libtpu")
     from jax.experimental import topologies
 
     return mesh_of_rows(
@@ -139,6 +138,7 @@ def tpu_mesh():
 
 
 @pytest.mark.slow
+@pytest.mark.libtpu
 @pytest.mark.parametrize(("name", "rows"), [("fsae", 16), ("fsae", 11), ("promag", 16)])
 def test_a_tpu_exchanges_rows_and_gathers_nothing(name, rows, monkeypatch):
     """The program for a TPU, compiled ahead of time."""

@@ -1,11 +1,14 @@
 """``benchmarks.estimates``: its table, its file, and that every program of it can be traced."""
 
+import importlib.metadata
+
 import jax
 import pytest
 
 from benchmarks import estimates
 from benchmarks.estimates_programs import Row, rows
 from vidlatent.kernels.dispatch import prefer
+from vidlatent.typing import VidlatentError
 
 
 def figures(ms, traffic=2.0):
@@ -51,12 +54,27 @@ def test_attention_is_counted_at_the_peak():
 
 def test_rows_join_those_that_another_process_wrote(tmp_path, monkeypatch):
     path = tmp_path / "new" / "rows.json"
+    monkeypatch.setattr(estimates, "versions", lambda: {"jax": "0.2", "libtpu": "0.0.1"})
     assert estimates.read(path) == {}
     estimates.add(path, "a", figures(1.0))
     estimates.add(path, "b", figures(2.0))
     assert estimates.read(path) == {"a": figures(1.0), "b": figures(2.0)}
     monkeypatch.setattr(estimates, "versions", lambda: {"jax": "0.1"})
     assert estimates.read(path) == {}
+
+
+@pytest.mark.libtpu
+def test_rows_are_of_one_jax_and_one_compiler():
+    assert list(estimates.versions()) == ["jax", "libtpu"]
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    with pytest.raises(VidlatentError, match="need the package jax: make install-plan"):
+        estimates.versions()
 
 
 @pytest.mark.slow
