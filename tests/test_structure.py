@@ -1,6 +1,9 @@
 """The house rules that a parser can hold: who imports whom, and how long things may grow."""
 
 import ast
+import subprocess
+import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -84,3 +87,31 @@ def test_meshes_are_built_in_one_place():
             text = path.read_text()
             assert "make_mesh(" not in text or "dist.mesh import make_mesh" in text, path
             assert "Mesh(np" not in text, path
+
+
+def lines_of(*command: str) -> list[str] | None:
+    """What a command prints, nothing where it fails."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.splitlines() if done.returncode == 0 else None
+
+
+def test_the_linter_sees_every_file():
+    """Ruff skips folders by name, unless it is told which."""
+    tracked = lines_of("git", "ls-files", "*.py")
+    if tracked is None:
+        pytest.skip("no git repository that could list its files")
+    seen = lines_of(sys.executable, "-m", "ruff", "check", "--show-files", ".")
+    assert seen is not None
+    expected = {(ROOT / name).resolve() for name in tracked if (ROOT / name).exists()}
+    assert not expected - {Path(line).resolve() for line in seen}
+
+
+def test_every_folder_of_tests_is_searched(pytestconfig):
+    """Pytest skips folders by name, too."""
+    skipped = pytestconfig.getini("norecursedirs")
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for folder in path.relative_to(ROOT).parts[:-1]:
+            assert not any(fnmatch(folder, pattern) for pattern in skipped), path
