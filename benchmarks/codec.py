@@ -15,7 +15,7 @@ it. An accelerator's allocator counts from the start of the process: ``--apart``
 
 "Off" is the largest difference from ``whole``, or whichever way comes first: of latents relative to
 the largest value, and of pixels in 8-bit levels. Where the hardware's peak is known
-(``tools.hardware``), the share of the roofline is what the decoder's matrix products and
+(``plan.hardware``), the share of the roofline is what the decoder's matrix products and
 convolutions would take at that peak, over the time that decoding took.
 
 Ways: ``whole`` (all frames in one piece), ``stream`` (one frame group a piece, caches in between),
@@ -114,9 +114,9 @@ class Arm:
     def __init__(self, case: Case, way: str, model: Any, params: Any, frames: int, keys: Any):
         import jax
 
-        from vidlatent.dist.mesh import AXES, make_mesh
-        from vidlatent.infer.codec import Codec
-        from vidlatent.infer.coding import Coding
+        from vidlatent.codec.codec import Codec
+        from vidlatent.codec.options import Coding
+        from vidlatent.parallel.mesh import AXES, make_mesh
 
         self.way, self.skipped = way, ""
         spec = model.latent_spec
@@ -148,8 +148,8 @@ def measure(name: str, ways: Sequence[str], clip: str, repeats: int) -> list[dic
 
     from benchmarks.vs_torch import random_params
     from vidlatent import config as configs
-    from vidlatent.infer.load import abstract_params, model_of
-    from vidlatent.tools.bench_device import Times
+    from vidlatent.bench.device import Times
+    from vidlatent.models.load import abstract_params, model_of
 
     case = CASES[name]
     frames, height, width = map(int, (clip or case.clip).split("x"))
@@ -234,9 +234,9 @@ def roofline(
     import jax
     import jax.numpy as jnp
 
-    from vidlatent.infer.steps import Steps
-    from vidlatent.tools.hardware import HARDWARE
-    from vidlatent.tools.plan_flops import count_flops
+    from vidlatent.codec.programs import Steps
+    from vidlatent.plan.flops import count_flops
+    from vidlatent.plan.hardware import HARDWARE
 
     spec, steps = model.latent_spec, Steps(model)
     frames, height, width = clip
@@ -327,7 +327,7 @@ def main() -> None:
     if options.row:
         import jax
 
-        from vidlatent.dist.compilation import keep_compiled
+        from vidlatent.parallel.compilation import keep_compiled
 
         keep_compiled()
         if options.cpu_devices:
@@ -335,7 +335,7 @@ def main() -> None:
         name, ways = options.row
         print(json.dumps(measure(name, ways.split(","), options.clip, max(2, options.repeats))))
         return
-    from vidlatent.io.tables import markdown_table
+    from vidlatent.report.tables import markdown_table
 
     about = {"processor": processor_name(), "python": platform.python_version(), **versions()}
     about["usable cores"] = str(len(os.sched_getaffinity(0)))

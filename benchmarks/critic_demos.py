@@ -28,10 +28,10 @@ from typing import Any
 
 from benchmarks.critic_demos_page import write_page
 from vidlatent import config as configs
-from vidlatent.io.writers import read_metrics
+from vidlatent.errors import VidlatentError
 from vidlatent.main import split_overrides
+from vidlatent.report.writers import read_metrics
 from vidlatent.train.loop import INTERRUPTED
-from vidlatent.typing import VidlatentError
 
 ROOT = Path(__file__).resolve().parent.parent
 _POLL_S = 0.5

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vidlatent.infer.curves import run_curves, write_curves
-from vidlatent.io.tables import markdown_table
+from vidlatent.report.curves import run_curves, write_curves
+from vidlatent.report.tables import markdown_table
 
 __all__ = ["write_page"]
 

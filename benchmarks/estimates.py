@@ -31,12 +31,12 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 import jax  # noqa: E402
 
 from benchmarks.estimates_programs import CONTEXT, Row, rows  # noqa: E402
-from vidlatent.dist.mesh import make_mesh  # noqa: E402
-from vidlatent.io.tables import markdown_table  # noqa: E402
+from vidlatent.errors import VidlatentError  # noqa: E402
 from vidlatent.kernels.dispatch import prefer  # noqa: E402
-from vidlatent.tools.hardware import HARDWARE, parse_topology  # noqa: E402
-from vidlatent.tools.plan_topology import devices_of  # noqa: E402
-from vidlatent.typing import VidlatentError  # noqa: E402
+from vidlatent.parallel.mesh import make_mesh  # noqa: E402
+from vidlatent.plan.hardware import HARDWARE, parse_topology  # noqa: E402
+from vidlatent.plan.topology import devices_of  # noqa: E402
+from vidlatent.report.tables import markdown_table  # noqa: E402
 
 _SMALLEST = {"v5p": "v5p:1x1x1", "v5e": "v5e:1x1", "v6e": "v6e:1x1"}
 Found = dict[str, dict[str, Any]]

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from vidlatent.kernels.layer_mix import layer_dots, layer_mix
-from vidlatent.layers import token_attention
-from vidlatent.layers.blocks import ResBlock
-from vidlatent.layers.layer_memory import router_weights
+from vidlatent.layers import attention as token_attention
 from vidlatent.layers.rope import rope_tables
-from vidlatent.models.dit.block import WanBlock
+from vidlatent.models.generators.wan.block import WanBlock
+from vidlatent.models.generators.wan.layer_memory import router_weights
+from vidlatent.models.tokenizers.fsvideo.blocks import ResBlock
 
 __all__ = ["CONTEXT", "Row", "rows"]
 

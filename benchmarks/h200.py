@@ -37,9 +37,9 @@ from benchmarks.h200_layers import convolutions, elementwise, mixtures
 from benchmarks.h200_networks import decoding, evaluations
 from benchmarks.h200_report import page, predicted, remark, rounded, totals
 from benchmarks.h200_rows import HALF, Row, attentions, ceilings, products
-from vidlatent.dist.compilation import keep_compiled
-from vidlatent.tools.bench_device import device_peaks, peak_memory, program_memory, timed
-from vidlatent.typing import VidlatentError
+from vidlatent.bench.device import device_peaks, peak_memory, program_memory, timed
+from vidlatent.errors import VidlatentError
+from vidlatent.parallel.compilation import keep_compiled
 
 # A section's rows, and its share of the minutes.
 SECTIONS: dict[str, tuple[Callable[[int], Iterator[Row]], float]] = {

@@ -16,12 +16,12 @@ from benchmarks.h200_rows import HALF, Case, Row, case, normal, random_key
 from vidlatent.kernels.layer_mix import layer_mix
 from vidlatent.kernels.norms import layer_norm
 from vidlatent.kernels.qk_norm_rope import qk_norm_rope, rotate_halves
-from vidlatent.layers.blocks import ResBlock
 from vidlatent.layers.group_norm import apply_affine, group_affine
-from vidlatent.layers.layer_memory import mix
 from vidlatent.layers.modulation import modulated
 from vidlatent.layers.norm import ChannelNorm
 from vidlatent.layers.rope import rope_tables, rotate_pairs
+from vidlatent.models.generators.wan.layer_memory import mix
+from vidlatent.models.tokenizers.fsvideo.blocks import ResBlock
 
 __all__ = ["convolutions", "elementwise", "mixtures"]
 
@@ -76,7 +76,7 @@ def _one_pass_norm(x: jax.Array) -> jax.Array:
 
 
 def _residual(barrier: bool, x, h, gate, scale, shift):
-    """The end of a sub-layer and the beginning of the next, as in ``models.dit.block``."""
+    """The end of a sub-layer and the beginning of the next, as in Wan's block."""
     total = x.astype(jnp.float32) + gate * h.astype(jnp.float32)
     total = total.astype(x.dtype)
     total = lax.optimization_barrier(total) if barrier else total

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.h200_rows import HALF, NO_TRITON, Case, Row, normal, random_key
+from vidlatent.bench import run as bench
 from vidlatent.config import load
-from vidlatent.dist.mesh import make_mesh
-from vidlatent.infer.generate_load import abstract_at_rest
+from vidlatent.latents.space import abstract_at_rest
 from vidlatent.layers.rope import rope_tables
-from vidlatent.models.dit import build_generator
-from vidlatent.models.dit.block import WanBlock
-from vidlatent.models.dit.eight_bits import in_eight_bits
-from vidlatent.tools import bench
+from vidlatent.models.generators import build_generator
+from vidlatent.models.generators.fp8_weights import in_eight_bits
+from vidlatent.models.generators.wan.block import WanBlock
+from vidlatent.parallel.mesh import make_mesh
 
 __all__ = ["decoding", "evaluations"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vidlatent.io.tables import markdown_table
+from vidlatent.report.tables import markdown_table
 
 __all__ = ["BANDWIDTH", "FLOPS", "page", "predicted", "remark", "rounded", "totals"]
 

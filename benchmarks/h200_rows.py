@@ -54,7 +54,7 @@ class Row:
     Attributes:
       name: what it is.
       make: a ``Case``; nothing is made before the row's turn.
-      bench: in place of ``make``: ``(repeats) -> figures``, of ``vidlatent.tools.bench``.
+      bench: in place of ``make``: ``(repeats) -> figures``, of ``vidlatent.bench.run``.
       flops, bytes: of one run, the least that must be done; 0 where it does not count.
       study: milliseconds at full size by the kernel study; 0 for none.
       options: of the compiler.

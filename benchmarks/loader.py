@@ -30,8 +30,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vidlatent.data import make_loader, probe, read_window  # noqa: E402
-from vidlatent.data.synthetic import make_scene, render  # noqa: E402
-from vidlatent.typing import FrameRule  # noqa: E402
+from vidlatent.data.renderers.scenes import make_scene, render  # noqa: E402
+from vidlatent.spec import FrameRule  # noqa: E402
 
 
 def make_file(path: str, gop: int, frames: int = 300) -> None:

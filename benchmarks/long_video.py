@@ -41,7 +41,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.watch import read_place, watch
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 PARTS = ("video", "codec", "encode", "check", "reconstruct", "report")
 RESULT, VIDEO = "long_video", "long.mp4"
@@ -310,7 +310,7 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
       VidlatentError: it is not.
     """
-    from vidlatent.data.latents import LatentSource
+    from vidlatent.data.latent_set import LatentSource
 
     output = options.folder / "latents"
     source = LatentSource(str(output))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vidlatent.io.tables import markdown_table
+from vidlatent.report.tables import markdown_table
 
 __all__ = ["draw", "table"]
 

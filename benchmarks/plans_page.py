@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vidlatent.io.tables import markdown_table
-from vidlatent.tools.hardware import GIB
+from vidlatent.plan.hardware import GIB
+from vidlatent.report.tables import markdown_table
 
 __all__ = ["page"]
 

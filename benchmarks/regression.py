@@ -21,10 +21,10 @@ from typing import Any
 import jax
 
 from vidlatent.config import load
-from vidlatent.dist.mesh import make_mesh
-from vidlatent.io.tables import markdown_table
-from vidlatent.tools.plan_numbers import compile_program, costs
-from vidlatent.tools.plan_programs import build_program
+from vidlatent.parallel.mesh import make_mesh
+from vidlatent.plan.build import build_program
+from vidlatent.plan.costs import compile_program, costs
+from vidlatent.report.tables import markdown_table
 
 __all__ = ["PROGRAMS", "differences", "figures", "other_jax", "stored"]
 

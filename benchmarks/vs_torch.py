@@ -39,18 +39,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidlatent.infer.load import abstract_params
-from vidlatent.io.importer import export_params
-from vidlatent.io.safetensors import save_safetensors
-from vidlatent.io.tables import markdown_table
 from vidlatent.layers.rope import rope_tables
-from vidlatent.models import build
-from vidlatent.models.dit.block import WanBlock
-from vidlatent.models.dit.import_wan import WAN_DIFFUSERS_TABLE
-from vidlatent.models.fsvideo.import_dcae import DCAE_TABLE
-from vidlatent.models.ivvae.import_ivvae import IVVAE_TABLE, RELEASED
-from vidlatent.models.reducio.import_reducio import REDUCIO_TABLE
-from vidlatent.models.reducio.import_reducio import RELEASED as REDUCIO
+from vidlatent.models.generators.wan.block import WanBlock
+from vidlatent.models.generators.wan.names import WAN_DIFFUSERS_TABLE
+from vidlatent.models.load import abstract_params
+from vidlatent.models.tokenizers import build
+from vidlatent.models.tokenizers.fsvideo.names import DCAE_TABLE
+from vidlatent.models.tokenizers.ivvae.names import IVVAE_TABLE, RELEASED
+from vidlatent.models.tokenizers.reducio.names import REDUCIO_TABLE
+from vidlatent.models.tokenizers.reducio.names import RELEASED as REDUCIO
+from vidlatent.report.tables import markdown_table
+from vidlatent.weights.importer import export_params
+from vidlatent.weights.safetensors import save_safetensors
 
 WIDTHS = (128, 256, 512, 512, 1024, 1024)
 BLOCKS = ("res",) * 3 + ("evit",) * 3

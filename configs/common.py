@@ -297,7 +297,7 @@ def _eval() -> ConfigDict:
     score.pictures = 4  # clips shown in contact sheets and side-by-side videos
     score.preservation = True  # score information preservation, pixels in [-1, 1]
     # Scores of --mode=eval beside PSNR and SSIM: lpips_vgg, lpips_alex, fvd_i3d, fvd_videomae,
-    # is_c3d, psnr_reducio, ssim_reducio, lpips_reducio; see vidlatent/infer/scores.py
+    # is_c3d, psnr_reducio, ssim_reducio, lpips_reducio; see vidlatent/evaluate/scores.py
     score.metrics = ()
     score.training_metrics = ()  # the same while training; each costs time then
     score.is_splits = 10  # parts of an inception score, fewer than 2 clips in each: one part
@@ -372,7 +372,7 @@ def _critic() -> ConfigDict:
 
 def _networks() -> ConfigDict:
     """Weights files of frozen networks; ``random`` is random weights, for trying things out."""
-    from vidlatent.models.frozen import NETWORKS
+    from vidlatent.models.pretrained import NETWORKS
 
     # Stand-ins have no weights but random ones.
     return ConfigDict({n: "random" if n.endswith("_tiny") else "" for n in NETWORKS.names()})

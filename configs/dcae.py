@@ -9,8 +9,8 @@
 
 from configs import common
 from vidlatent.config import parse_arg
+from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
-from vidlatent.typing import VidlatentError
 
 # Latent channels and scale. -in and -mix differ in their training images alone.
 _RELEASED = {

@@ -21,8 +21,8 @@ A stage starts from the workdir of the one before it: ``--config.train.init_from
 
 from configs import common
 from vidlatent.config import parse_arg
+from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
-from vidlatent.typing import VidlatentError
 
 _FORMS = ("base", "standard", "lite")
 _STAGES = ("1", "2", "3", "vf", "standard", "lite")

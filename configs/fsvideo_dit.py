@@ -18,8 +18,8 @@ of the one before it: ``--config.train.init_from=runs/fsvideo_dit-paper-stage_im
 
 from configs import common
 from vidlatent.config import parse_arg
+from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
-from vidlatent.typing import VidlatentError
 
 _STAGES = ("image", "video", "target", "sft")
 

@@ -13,7 +13,7 @@ A stage starts from the workdir of the one before it: ``--config.train.init_from
 
 from configs import common
 from vidlatent.config import parse_arg
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 
 def get_config(arg: str = ""):
@@ -35,7 +35,7 @@ def get_config(arg: str = ""):
 
 
 def _form(arg):
-    from vidlatent.models.ivvae.form import form_of
+    from vidlatent.models.tokenizers.ivvae.variants import form_of
 
     return form_of(arg.variant)
 
@@ -124,7 +124,7 @@ def _critic(config):
 
 def _released_scale(model):
     """What the released weights of this size were measured to need."""
-    from vidlatent.models.ivvae.import_ivvae import RELEASED
+    from vidlatent.models.tokenizers.ivvae.names import RELEASED
 
     released = RELEASED.get(f"ivvae_z{model.latent_channels}_dim{model.width}")
     if released and model.variant == "ivvae":

@@ -11,8 +11,8 @@ Latents come from ``--mode=encode``: ``--config.data.path=<set>``.
 
 from configs import common
 from vidlatent.config import parse_arg
+from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
-from vidlatent.typing import VidlatentError
 
 # Classes; steps after which gradients are clipped (Latte's code).
 _DATA = {"ucf101": (101, 100_000), "kinetics400": (400, 100_000), "sky": (0, 20_000)}

@@ -21,7 +21,7 @@ as that image autoencoder applied to every fourth frame.
 
 from configs import common
 from vidlatent.config import parse_arg
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 _STAGES = ("0", "I", "II", "III")
 
@@ -81,7 +81,7 @@ def _read_stage(arg):
 
 
 def _stage_fps():
-    from vidlatent.models.promag.growth import STAGE_FPS
+    from vidlatent.models.tokenizers.promag.growth import STAGE_FPS
 
     return STAGE_FPS
 
@@ -139,7 +139,7 @@ def _demo_critic(config, arg):
 
 def _start(config, arg):
     """What a stage starts from and leaves alone."""
-    from vidlatent.models.promag.growth import frozen_pattern
+    from vidlatent.models.tokenizers.promag.growth import frozen_pattern
 
     join = "none" if arg.image else config.model.first_frame_join
     config.optim.frozen = frozen_pattern(arg.grow, join)

@@ -18,7 +18,7 @@ before it.
 
 from configs import common
 from vidlatent.config import parse_arg
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 
 def get_config(arg: str = ""):

@@ -15,7 +15,7 @@ stage starts from the workdir of the one before it.
 
 from configs import common
 from vidlatent.config import parse_arg
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 # Heights and widths of stage 3 (released code); those of tall clips are the same turned round, but
 # for one that the code leaves out.

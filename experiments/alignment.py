@@ -34,10 +34,10 @@ from experiments.proofs import (
     plot_lists,
     rates,
 )
-from vidlatent.infer.load import abstract_params, model_of
-from vidlatent.infer.pixels import from_pixels
-from vidlatent.io.weights import load_params
+from vidlatent.latents.pixels import from_pixels
 from vidlatent.metrics import gride
+from vidlatent.models.load import abstract_params, model_of
+from vidlatent.weights.files import load_params
 
 __all__ = ["build", "fsae_at", "measure"]
 

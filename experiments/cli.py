@@ -13,8 +13,8 @@ from absl import logging
 from experiments.design import Experiment
 from experiments.report import write_table_and_plot
 from experiments.runner import run_all
-from vidlatent.dist.compilation import keep_compiled
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
+from vidlatent.parallel.compilation import keep_compiled
 
 __all__ = ["main", "prepare"]
 

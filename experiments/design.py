@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from configs.common import get_defaults
 from vidlatent import config as configs
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 __all__ = ["FIXED", "Arm", "Difference", "Experiment", "Run", "Setting"]
 

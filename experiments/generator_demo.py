@@ -33,7 +33,7 @@ from PIL import Image
 from experiments.cli import prepare
 from vidlatent import config as configs
 from vidlatent.data.loader import make_loader
-from vidlatent.data.shapes import (
+from vidlatent.data.renderers.shapes import (
     COLOURS,
     DIRECTIONS,
     LABELS,
@@ -44,13 +44,13 @@ from vidlatent.data.shapes import (
     render_shape,
 )
 from vidlatent.data.split import VALIDATION
-from vidlatent.infer.encode import encode_set
-from vidlatent.infer.generate import Generator
-from vidlatent.infer.report import write_report
-from vidlatent.io.pictures import contact_sheet
+from vidlatent.encode.run import encode_set
+from vidlatent.errors import VidlatentError
 from vidlatent.main import split_overrides
+from vidlatent.media.sheets import contact_sheet
+from vidlatent.report.page import write_report
+from vidlatent.sample.run import Generator
 from vidlatent.train.loop import train
-from vidlatent.typing import VidlatentError
 
 __all__ = ["Demo", "main", "obedience", "prepared"]
 

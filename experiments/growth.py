@@ -24,11 +24,11 @@ from ml_collections import ConfigDict
 from experiments.cli import main
 from experiments.design import Arm, Difference, Experiment
 from vidlatent.data.loader import make_loader
-from vidlatent.infer.load import abstract_params, model_of
-from vidlatent.infer.pixels import from_pixels, to_pixels
-from vidlatent.io.weights import load_params
+from vidlatent.latents.pixels import from_pixels, to_pixels
 from vidlatent.metrics import psnr
-from vidlatent.typing import FrameRule
+from vidlatent.models.load import abstract_params, model_of
+from vidlatent.spec import FrameRule
+from vidlatent.weights.files import load_params
 
 __all__ = ["build"]
 

@@ -25,7 +25,7 @@ from experiments import cli
 from experiments.design import Arm, Difference, Experiment
 from experiments.generator_demo import Demo, prepared
 from experiments.proofs import SIZES, chosen_rows, plot_arms, plot_lists
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 __all__ = ["build", "main", "measure"]
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments.design import Setting
 from vidlatent.data.loader import make_loader
-from vidlatent.typing import FrameRule
+from vidlatent.spec import FrameRule
 
 __all__ = [
     "GATE_METRIC",

@@ -21,12 +21,12 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments.design import Arm, Experiment, Run, Setting, identity, resolve
-from vidlatent.infer.generate_load import abstract_generator, generator_of
-from vidlatent.infer.load import abstract_params, model_of
-from vidlatent.io.writers import read_metrics
-from vidlatent.models.freeze import frozen_paths
+from vidlatent.errors import VidlatentError
+from vidlatent.latents.space import abstract_generator, generator_of
+from vidlatent.models.load import abstract_params, model_of
+from vidlatent.report.writers import read_metrics
+from vidlatent.train.freeze import frozen_paths
 from vidlatent.train.loop import train
-from vidlatent.typing import VidlatentError
 
 __all__ = ["Results", "choose", "run_all"]
 

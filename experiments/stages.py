@@ -25,10 +25,10 @@ from PIL import Image
 
 from experiments.cli import prepare
 from vidlatent import config as configs
-from vidlatent.infer.load import model_of
+from vidlatent.errors import VidlatentError
 from vidlatent.main import split_overrides
+from vidlatent.models.load import model_of
 from vidlatent.train.loop import train
-from vidlatent.typing import VidlatentError
 
 __all__ = ["main", "run_stages"]
 

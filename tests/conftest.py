@@ -33,8 +33,9 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="module")
 def one_device():
     """Training, evaluation and sampling use one of the devices: the programs compile faster."""
-    from vidlatent.dist.mesh import make_mesh
-    from vidlatent.infer import generate, generate_eval
+    from vidlatent.evaluate import generator as generate_eval
+    from vidlatent.parallel.mesh import make_mesh
+    from vidlatent.sample import run as generate
     from vidlatent.train import loop
 
     one = jax.devices()[:1]
@@ -51,8 +52,8 @@ def topology_devices():
 
     The process environment is as before in the end.
     """
-    from vidlatent.tools.hardware import parse_topology
-    from vidlatent.tools.plan_topology import devices_of
+    from vidlatent.plan.hardware import parse_topology
+    from vidlatent.plan.topology import devices_of
 
     environment = dict(os.environ)
     cached = jax.config.values["jax_enable_compilation_cache"]

@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from vidlatent import config as configs
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 
 def test_demo_is_the_default_preset():

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from vidlatent.errors import VidlatentError
 from vidlatent.main import resolve, split_overrides
-from vidlatent.typing import VidlatentError
 
 ROOT = Path(__file__).parent.parent
 

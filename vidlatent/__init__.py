@@ -8,7 +8,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 # What users of the package start from, imported when it is first asked for.
-_PUBLIC = {"Coded": "vidlatent.infer.coded", "load_codec": "vidlatent.infer.codec"}
+_PUBLIC = {"Coded": "vidlatent.codec.coded", "load_codec": "vidlatent.codec.codec"}
 __all__ = ["Coded", "__version__", "load_codec"]
 
 

@@ -45,19 +45,19 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from vidlatent import config as configs
+from vidlatent.errors import VidlatentError
 from vidlatent.registry import Registry
-from vidlatent.typing import VidlatentError
 
 _MODES = Registry("mode")
 _MODES.register("train", "vidlatent.train.loop:train")
-_MODES.register("eval", "vidlatent.infer.jobs:evaluate_workdir")
-_MODES.register("reconstruct", "vidlatent.infer.jobs:reconstruct_video")
-_MODES.register("sample", "vidlatent.infer.generate:generate_videos")
-_MODES.register("preview", "vidlatent.infer.preview:fit_preview")
-_MODES.register("encode", "vidlatent.infer.encode:encode_set")
-_MODES.register("convert", "vidlatent.tools.convert:convert")
-_MODES.register("plan", "vidlatent.tools.plan:plan")
-_MODES.register("bench", "vidlatent.tools.bench:bench")
+_MODES.register("eval", "vidlatent.evaluate.run:evaluate_workdir")
+_MODES.register("reconstruct", "vidlatent.codec.reconstruct:reconstruct_video")
+_MODES.register("sample", "vidlatent.sample.run:generate_videos")
+_MODES.register("preview", "vidlatent.codec.preview:fit_preview")
+_MODES.register("encode", "vidlatent.encode.run:encode_set")
+_MODES.register("convert", "vidlatent.convert.run:convert")
+_MODES.register("plan", "vidlatent.plan.run:plan")
+_MODES.register("bench", "vidlatent.bench.run:bench")
 # Flags that a mode takes besides the config and the workdir.
 _TAKES = {
     "train": (),
@@ -128,8 +128,8 @@ def _prepare_process() -> None:
     std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # e.g. which backends are absent
     import jax
 
-    from vidlatent.dist.compilation import keep_compiled
-    from vidlatent.dist.multihost import initialize
+    from vidlatent.parallel.compilation import keep_compiled
+    from vidlatent.parallel.multihost import initialize
 
     keep_compiled()
     initialize()

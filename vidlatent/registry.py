@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 __all__ = ["Registry", "did_you_mean"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidlatent.typing import FrameRule
+from vidlatent.spec import FrameRule
 
 
 def pictures(frames=40, height=48, width=64, seed=0):

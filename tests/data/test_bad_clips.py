@@ -6,10 +6,10 @@ import pytest
 
 from vidlatent.data import make_loader
 from vidlatent.data.bad_clips import BadClips
-from vidlatent.data.errors import REASONS, ClipError
 from vidlatent.data.index import BadClip
 from vidlatent.data.sources import FolderSource
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
+from vidlatent.media.errors import REASONS, ClipError
 
 EXPECTED = {
     "broken_link.mp4": "missing",

@@ -5,10 +5,11 @@ import pytest
 
 from vidlatent.config import load
 from vidlatent.data.buckets import Bucket, assign, parse_buckets, weigh
-from vidlatent.data.decode import ClipInfo
 from vidlatent.data.index import Clip
-from vidlatent.data.transforms import Box, place, random_box
-from vidlatent.typing import FrameRule, VidlatentError
+from vidlatent.errors import VidlatentError
+from vidlatent.media.decode import ClipInfo
+from vidlatent.media.transforms import Box, place, random_box
+from vidlatent.spec import FrameRule
 
 RULE = FrameRule(1, 4)
 

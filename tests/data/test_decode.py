@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidlatent.data import decode
-from vidlatent.data.decoders import Decoders
-from vidlatent.data.errors import ClipError, Deadline, Limits
+from vidlatent.media import decode
+from vidlatent.media.decoders import Decoders
+from vidlatent.media.errors import ClipError, Deadline, Limits
 
 SIZE = (32, 40)
 
@@ -219,7 +219,7 @@ def test_a_window_past_the_end_is_named(clips):
 
 def test_time_limit_is_asked_in_the_decoding_loop(clips, monkeypatch):
     now = iter(range(1000))
-    monkeypatch.setattr("vidlatent.data.errors.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("vidlatent.media.errors.time.monotonic", lambda: next(now))
     for call in (decode.probe, decode.verify):
         assert reason_of(call, clips["default.mp4"], Limits(timeout_s=5)) == "slow"
     window = (clips["default.mp4"], 0.0, 30, 0.0, None, (0.5, 0.5), Limits(timeout_s=5))

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 
 from vidlatent.data import make_index, make_loader
-from vidlatent.data.shapes import LABELS, label_of, make_shape_scene, read_label, render_shape
-from vidlatent.typing import VidlatentError
+from vidlatent.data.renderers.shapes import (
+    LABELS,
+    label_of,
+    make_shape_scene,
+    read_label,
+    render_shape,
+)
+from vidlatent.errors import VidlatentError
 
 
 def test_read_label_is_exact_on_rendered_clips():

@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from vidlatent.data import decode, make_index, make_loader
+from vidlatent.data import make_index, make_loader
 from vidlatent.data.stream import Listed
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
+from vidlatent.media import decode
 
 BUCKETS = ((5, 32, 48, 4), (5, 48, 32, 4), (1, 32, 32, 8))
 
@@ -266,7 +267,7 @@ class Blocker:
         if name.split('.')[0] in ('jax', 'jaxlib', 'flax', 'grain', 'tensorflow', 'skvideo'):
             raise ImportError(name)
 sys.meta_path.insert(0, Blocker())
-import vidlatent.data, vidlatent.data.decode, vidlatent.data.sources, vidlatent.data.index
+import vidlatent.data, vidlatent.media.decode, vidlatent.data.sources, vidlatent.data.index
 import vidlatent.data.buckets, vidlatent.data.bad_clips, vidlatent.data.memory
 assert not {'jax', 'grain'} & set(sys.modules)
 """
@@ -274,7 +275,7 @@ assert not {'jax', 'grain'} & set(sys.modules)
 _NO_DEVICE = """
 import sys
 from vidlatent.data import make_loader
-from vidlatent.typing import FrameRule
+from vidlatent.spec import FrameRule
 options = {options!r}
 with make_loader(options, split='train', rule=FrameRule(1, 4), seed=0) as loader:
     next(loader)
@@ -292,7 +293,7 @@ def test_decoding_needs_no_jax_and_loading_no_device(tools):
 _INTERRUPT = """
 import os, signal, time
 from vidlatent.data import make_loader
-from vidlatent.typing import FrameRule
+from vidlatent.spec import FrameRule
 options = {options!r}
 if __name__ == '__main__':
     caught = []

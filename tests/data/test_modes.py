@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidlatent.data.decode import iter_frames
+from vidlatent.media.decode import iter_frames
 
 ROOT = Path(__file__).parent.parent.parent
 # Kinds of unusable clips that a fast machine and the root user meet too.

@@ -5,15 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vidlatent.data.errors import Limits
 from vidlatent.data.loader import make_loader
 from vidlatent.data.options import SyntheticOptions
-from vidlatent.data.paths import make_path_scene, render_paths
+from vidlatent.data.renderers.paths import make_path_scene, render_paths
 from vidlatent.data.sources import PathsSource
 from vidlatent.data.stream import window_of
-from vidlatent.data.transforms import CENTRE
-from vidlatent.models.promag.growth import STAGE_FPS
-from vidlatent.typing import FrameRule, VidlatentError
+from vidlatent.errors import VidlatentError
+from vidlatent.media.errors import Limits
+from vidlatent.media.transforms import CENTRE
+from vidlatent.models.tokenizers.promag.growth import STAGE_FPS
+from vidlatent.spec import FrameRule
 
 LINE = SyntheticOptions(24, 97, 1, 32, shapes=3, kind="paths", speed=0.12)
 SQUARE = SyntheticOptions(4, 40, 24, 16, shapes=2, kind="paths", speed=0.5, turns=0.1)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidlatent.data import decode
 from vidlatent.data.loader import make_loader
 from vidlatent.data.options import DataOptions
 from vidlatent.data.sources import make_source
-from vidlatent.data.transforms import place
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
+from vidlatent.media import decode
+from vidlatent.media.transforms import place
 
 
 def weights(size, target):

@@ -13,12 +13,13 @@ import pytest
 from vidlatent import config
 from vidlatent.data import make_index, make_loader
 from vidlatent.data.buckets import parse_buckets
-from vidlatent.data.errors import Limits
 from vidlatent.data.index import build_index
 from vidlatent.data.options import DataOptions
 from vidlatent.data.sources import FolderSource, SamplesSource, SyntheticSource, TfdsSource
 from vidlatent.data.split import split_groups
-from vidlatent.typing import FrameRule, VidlatentError
+from vidlatent.errors import VidlatentError
+from vidlatent.media.errors import Limits
+from vidlatent.spec import FrameRule
 
 
 def test_folder_is_searched_to_the_bottom(tools, tmp_path):

@@ -6,7 +6,7 @@ import time
 import numpy as np
 from scipy import ndimage
 
-from vidlatent.data.synthetic import background_flow, make_scene, render
+from vidlatent.data.renderers.scenes import background_flow, make_scene, render
 
 
 def test_a_scene_depends_on_seed_and_index_alone():

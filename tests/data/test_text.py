@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from vidlatent.data.text import (
+from vidlatent.data.text.rules import (
     RULES,
     clean_basic,
     clean_caption,
@@ -13,9 +13,9 @@ from vidlatent.data.text import (
     clean_prompt,
     text_of_markup,
 )
-from vidlatent.data.tokens import byte_tokens, load_tokenizer, word_tokens
-from vidlatent.models.frozen import NETWORKS
-from vidlatent.typing import VidlatentError
+from vidlatent.data.text.tokens import byte_tokens, load_tokenizer, word_tokens
+from vidlatent.errors import VidlatentError
+from vidlatent.models.pretrained import NETWORKS
 
 PROMPTS = {
     "  a\u00a0cat \n\t sits\r\n here ": "a cat sits here",

@@ -5,7 +5,7 @@ import pytest
 
 from vidlatent.data import make_loader
 from vidlatent.data.stream import OneEach
-from vidlatent.typing import FrameRule
+from vidlatent.spec import FrameRule
 
 LENGTHS = {"a": 5, "b": 8, "c": 12, "d": 13, "e": 3}
 FPS = 24.0

@@ -10,7 +10,7 @@ import pytest
 from vidlatent.diffusion import make_sampler, make_schedule
 from vidlatent.diffusion.ddpm import even_times
 from vidlatent.diffusion.vlb import diffusion_loss, gaussian_kl, log_likelihood_of_bins
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 
 def test_schedules():

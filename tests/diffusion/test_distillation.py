@@ -10,7 +10,7 @@ import pytest
 
 from vidlatent.diffusion.distillation import fake_score_loss, halved, score_identity
 from vidlatent.diffusion.flow import interpolate, sample_sigma
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 KEYS = jax.random.split(jax.random.key(0), 3)
 X, EPS = (jax.random.normal(key, (4, 3, 2)) for key in KEYS[:2])

@@ -10,8 +10,8 @@ import pytest
 
 from vidlatent.diffusion import Flow, flow, make_schedule, objective
 from vidlatent.diffusion.grids import flow_grid, shift_for_tokens, shifted
+from vidlatent.errors import VidlatentError
 from vidlatent.losses import pseudo_huber
-from vidlatent.typing import VidlatentError
 
 
 def test_density_of_noise_levels():

@@ -16,7 +16,7 @@ from vidlatent.diffusion.guidance import (
     guided,
     rescaled,
 )
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 LEVELS = np.array([1.0, 0.8, 0.5, 0.2])
 

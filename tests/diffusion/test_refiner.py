@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vidlatent.diffusion import refiner
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 
 def test_deviation():

@@ -16,7 +16,7 @@ from vidlatent.diffusion import (
 from vidlatent.diffusion.grids import flow_grid, make_grid
 from vidlatent.diffusion.multistep import dpmpp_2m, unipc
 from vidlatent.diffusion.samplers import ddim, euler
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 FLOW = [
     {"name": "euler"},

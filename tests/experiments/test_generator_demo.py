@@ -9,9 +9,9 @@ import pytest
 from experiments import generator_demo, layer_memory
 from experiments.generator_demo import TOKENIZERS, Demo, chance, obedience
 from vidlatent import config as configs
-from vidlatent.data.shapes import LABELS, make_shape_scene, render_shape
-from vidlatent.infer.generate_load import generator_of
-from vidlatent.infer.load import model_of
+from vidlatent.data.renderers.shapes import LABELS, make_shape_scene, render_shape
+from vidlatent.latents.space import generator_of
+from vidlatent.models.load import model_of
 
 
 def clips(count=24):

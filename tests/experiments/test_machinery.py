@@ -13,8 +13,8 @@ from experiments.design import Arm, Difference, Experiment
 from experiments.growth import build
 from experiments.report import summarise, write_table_and_plot
 from experiments.runner import Results, run_all
+from vidlatent.errors import VidlatentError
 from vidlatent.train.loop import INTERRUPTED
-from vidlatent.typing import VidlatentError
 
 RATES = tuple({"optim.lr": rate} for rate in ("1e-4", "1e-3"))
 CONFIG = "configs/promag.py:line"

@@ -15,10 +15,10 @@ from experiments.report import summarise, to_markdown, write_table_and_plot
 from experiments.runner import Results, run_all
 from vidlatent import config as configs
 from vidlatent.data.split import VALIDATION, split_groups
-from vidlatent.infer.load import model_of
-from vidlatent.losses.align import vf_term
-from vidlatent.models.posterior import Posterior
-from vidlatent.typing import FrameRule
+from vidlatent.losses.vf import vf_term
+from vidlatent.models.load import model_of
+from vidlatent.models.tokenizers.base import Posterior
+from vidlatent.spec import FrameRule
 
 PROOFS = (content_frame, group_causal, alignment, decoder_finetune)
 # Keys in which the arms of a proof may differ: what it is about.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import tpu as pltpu
 
-from vidlatent.dist.mesh import AXES, make_mesh
+from vidlatent.parallel.mesh import AXES, make_mesh
 
 # Relative L2 distance to the float32 reference: values, gradients. bfloat16 rounds to 2^-9: each
 # value is off by at most 0.2 %, a gradient passes through twice as many roundings.

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.kernels.forms import STRICT, check, devices, normal
+from vidlatent.errors import VidlatentError
 from vidlatent.kernels import attention as attention_module
 from vidlatent.kernels.attention import _blocks, attention, attention_form
-from vidlatent.typing import VidlatentError
 
 splash = functools.partial(attention, implementation="splash", interpret=True)
 plain = functools.partial(attention, implementation="xla")

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vidlatent.dist.mesh import make_mesh
 from vidlatent.kernels.attention import attention
 from vidlatent.kernels.conv3d import conv3d
 from vidlatent.kernels.dispatch import prefer
 from vidlatent.kernels.layer_mix import layer_mix
 from vidlatent.kernels.qk_norm_rope import qk_norm_rope
 from vidlatent.kernels.upconv import subpixel_conv
+from vidlatent.parallel.mesh import make_mesh
 
 HALF, FULL = jnp.bfloat16, jnp.float32
 PLANE = ((0, 0), (1, 1), (1, 1))

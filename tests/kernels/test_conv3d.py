@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from tests.kernels.forms import check
+from vidlatent.errors import VidlatentError
 from vidlatent.kernels.conv3d import conv3d, conv_frames
 from vidlatent.kernels.dispatch import current_platform, prefer, say_once
 from vidlatent.kernels.upconv import subpixel_conv
 from vidlatent.layers.resample import nearest
-from vidlatent.typing import VidlatentError
 
 # input [B, T, H, W, I], kernel, outputs, strides, padding, groups
 DENSE = [

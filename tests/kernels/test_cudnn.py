@@ -19,9 +19,9 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo as fused
 
 from tests.kernels.forms import check, devices, normal
+from vidlatent.errors import VidlatentError
 from vidlatent.kernels import attention as attention_module
 from vidlatent.kernels.attention import attention, attention_form
-from vidlatent.typing import VidlatentError
 
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax(", "__cudnn$fmhaSoftmaxBackward("
 
@@ -155,9 +155,9 @@ def main() -> None:
 
     And in the end how many exchanges and gathers there are on eight of them.
     """
-    from vidlatent.dist.mesh import make_mesh
-    from vidlatent.tools.hardware import parse_topology
-    from vidlatent.tools.plan_topology import devices_of
+    from vidlatent.parallel.mesh import make_mesh
+    from vidlatent.plan.hardware import parse_topology
+    from vidlatent.plan.topology import devices_of
 
     for count, sizes in (*((1, sizes) for sizes in PUBLISHED), (8, PUBLISHED[0])):
         ways = 2 if count == 8 else 1

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import pytest
 
 from vidlatent import config as configs
+from vidlatent.errors import VidlatentError
 from vidlatent.kernels import dispatch
 from vidlatent.kernels.attention import attention_form
 from vidlatent.kernels.conv3d import DENSE_FORMS, DEPTHWISE_FORMS
 from vidlatent.kernels.dispatch import FORMS, choose, prefer, say_once, use_forms
 from vidlatent.kernels.layer_mix import layer_mix
 from vidlatent.main import _use_kernels
-from vidlatent.typing import VidlatentError
 
 QUERIES = jnp.zeros((1, 200, 2, 64))
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.kernels.forms import STRICT, check, devices, normal
 from vidlatent.kernels.layer_mix import layer_dots, layer_mix
-from vidlatent.layers import layer_memory
-from vidlatent.layers.layer_memory import Stack, padded_routers
+from vidlatent.models.generators.wan import layer_memory
+from vidlatent.models.generators.wan.layer_memory import Stack, padded_routers
 
 FIRST, END, DEPTH = 1, 3, 4
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.kernels.forms import check, normal
-from vidlatent.dist.mesh import make_mesh
 from vidlatent.kernels.norms import layer_norm
 from vidlatent.layers.group_norm import group_affine
+from vidlatent.parallel.mesh import make_mesh
 
 
 def plain(x, eps=1e-6):

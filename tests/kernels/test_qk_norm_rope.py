@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tests.kernels.forms import STRICT, check, devices, normal
-from vidlatent.io.importer import TRANSFORMS
+from vidlatent.errors import VidlatentError
 from vidlatent.kernels.qk_norm_rope import qk_norm_rope, rotate_halves
 from vidlatent.layers.rope import rope_tables, rotate_pairs
-from vidlatent.typing import VidlatentError
+from vidlatent.weights.importer import TRANSFORMS
 
 
 def forms(count, heads, width=256, interpret=True):

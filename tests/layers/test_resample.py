@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vidlatent.errors import VidlatentError
 from vidlatent.layers import resample
-from vidlatent.layers.attention import relu_linear_attention
-from vidlatent.typing import VidlatentError
+from vidlatent.models.tokenizers.fsvideo.linear_attention import relu_linear_attention
 
 
 def _x(shape, seed=0):

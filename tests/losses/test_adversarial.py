@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vidlatent.errors import VidlatentError
 from vidlatent.kernels.conv3d import conv3d
 from vidlatent.losses.adversarial import (
     adaptive_weight,
@@ -15,7 +16,6 @@ from vidlatent.losses.adversarial import (
     lecam_update,
     r1_penalty,
 )
-from vidlatent.typing import VidlatentError
 
 VIDEO = jax.random.normal(jax.random.key(0), (3, 4, 6, 4, 3))
 

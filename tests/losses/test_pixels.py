@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vidlatent.errors import VidlatentError
 from vidlatent.losses import l1, l2, make_terms, outlier, pseudo_huber
-from vidlatent.losses.inputs import LossInputs
+from vidlatent.losses.base import LossInputs
 from vidlatent.losses.latent import kl
-from vidlatent.models.frozen import random_params
-from vidlatent.models.posterior import Posterior
-from vidlatent.typing import VidlatentError
+from vidlatent.models.pretrained import random_params
+from vidlatent.models.tokenizers.base import Posterior
 
 rng = np.random.default_rng(0)
 SHAPE = (3, 2, 4, 6, 3)

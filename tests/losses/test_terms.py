@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vidlatent.dist.mesh import AXES, make_mesh
+from vidlatent.errors import VidlatentError
 from vidlatent.losses import TERMS, LossInputs, make_terms
 from vidlatent.losses.perceptual import lpips
 from vidlatent.losses.schedule import ramp
-from vidlatent.models.frozen import network_apply, random_params
-from vidlatent.models.posterior import Posterior
-from vidlatent.train.steps.objective import Objective
-from vidlatent.typing import FrameRule, LatentSpec, VidlatentError
+from vidlatent.models.pretrained import network_apply, random_params
+from vidlatent.models.tokenizers.base import Posterior
+from vidlatent.parallel.mesh import AXES, make_mesh
+from vidlatent.spec import FrameRule, LatentSpec
+from vidlatent.train.loss_terms import Objective
 
 SPEC = LatentSpec("toy", 4, 4, 8, 8, FrameRule(1, 4))
 NEED_WEIGHTS = ("lpips_vgg", "lpips_alex")

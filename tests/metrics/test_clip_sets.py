@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from vidlatent.errors import VidlatentError
 from vidlatent.metrics import FeatureSums, frechet_of_sums, inception_score
 from vidlatent.metrics.frechet import frechet_distance, moments
-from vidlatent.typing import VidlatentError
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vidlatent.metrics.flicker import BorderDifferences, FrameDifferences
-from vidlatent.models.promag.chunks import fade
+from vidlatent.models.tokenizers.chunks import fade
 
 
 def ramp(frames):

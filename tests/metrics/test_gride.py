@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
+from vidlatent.errors import VidlatentError
 from vidlatent.metrics.gride import gride, gride_estimate, neighbour_distances
-from vidlatent.typing import VidlatentError
 
 
 def direct(points, count):

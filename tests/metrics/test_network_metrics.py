@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from vidlatent.io.networks import load_network
+from vidlatent.errors import VidlatentError
 from vidlatent.metrics import RESIZE, fvd_features, fvd_name, lpips, lpips_name, resized_clip
-from vidlatent.typing import VidlatentError
+from vidlatent.models.pretrained.load import load_network
 
 QUICK = {"xla_backend_optimization_level": 0}  # each program runs once
 

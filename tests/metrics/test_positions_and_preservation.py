@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from vidlatent.errors import VidlatentError
 from vidlatent.metrics import absolute_sums, by_group_position, max_margin
-from vidlatent.typing import VidlatentError
 
 
 def test_frame_0_counts_nowhere_and_places_repeat_every_four_frames():

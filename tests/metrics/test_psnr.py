@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
+from vidlatent.errors import VidlatentError
 from vidlatent.metrics.psnr import psnr
-from vidlatent.typing import VidlatentError
 
 
 def test_hand_worked_values():

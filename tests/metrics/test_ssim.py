@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
+from vidlatent.errors import VidlatentError
 from vidlatent.metrics.ssim import _at_once, _in_bands, ssim
-from vidlatent.typing import VidlatentError
 
 
 def reference(x, y, span):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from vidlatent.errors import VidlatentError
+from vidlatent.evaluate.vbench import main
 from vidlatent.metrics.vbench import DIMENSIONS, vbench_totals
-from vidlatent.tools.vbench import main
-from vidlatent.typing import VidlatentError
 
 # Reducio-DiT (supplement), in per cent and in the order of DIMENSIONS.
 REDUCIO = (98.05, 99.13, 98.45, 98.77, 27.78, 64.02, 67.67)

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 
 import jax
@@ -17,16 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidlatent.io.importer import import_params
-from vidlatent.io.safetensors import load_safetensors
-from vidlatent.models import build
-from vidlatent.models.fsvideo.import_dcae import (
+from vidlatent.models.tokenizers import build
+from vidlatent.models.tokenizers.fsvideo.names import (
     DCAE_TABLE,
     FSAE_TABLE,
     fields_from_diffusers,
 )
-
-sys.path.append(str(Path(__file__).parent))  # for reducio_cases
+from vidlatent.weights.importer import import_params
+from vidlatent.weights.safetensors import load_safetensors
 
 TABLES = {"dcae": DCAE_TABLE, "fsae": FSAE_TABLE}
 

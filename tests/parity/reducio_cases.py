@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidlatent.io.importer import export_names, import_params
-from vidlatent.models.reducio import build_reducio
-from vidlatent.models.reducio.fusion import time_sinusoid
-from vidlatent.models.reducio.import_reducio import REDUCIO_TABLE
+from vidlatent.models.tokenizers.reducio import build_reducio
+from vidlatent.models.tokenizers.reducio.fusion import time_sinusoid
+from vidlatent.models.tokenizers.reducio.names import REDUCIO_TABLE
+from vidlatent.weights.importer import export_names, import_params
 
 
 def channels_last(x):

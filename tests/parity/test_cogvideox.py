@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidlatent.io.importer import export_params, import_params
-from vidlatent.models.dit import build_generator
-from vidlatent.models.dit.import_cogvideox import fields_from_cogvideox
-from vidlatent.models.weights import TABLES
+from vidlatent.models.generators import build_generator
+from vidlatent.models.generators.promag_dit.names import fields_from_cogvideox
+from vidlatent.weights.importer import export_params, import_params
+from vidlatent.weights.tables import TABLES
 
 FORWARD = {"atol": 2e-5, "rtol": 1e-4}
 BACKWARD = {"atol": 2e-4, "rtol": 1e-3}

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from vidlatent import config as configs
-from vidlatent.infer.codec import Codec
-from vidlatent.infer.load import abstract_params, model_of
-from vidlatent.infer.start import starting_params
-from vidlatent.io.importer import export_names, export_params, import_params
-from vidlatent.io.safetensors import load_safetensors, save_safetensors
-from vidlatent.io.weights import choose_table, load_params, read_tensors
-from vidlatent.models.fsvideo.import_dcae import fields_from_diffusers
-from vidlatent.models.weights import TABLES
-from vidlatent.tools.convert import convert
-from vidlatent.typing import VidlatentError
+from vidlatent.codec.codec import Codec
+from vidlatent.convert.run import convert
+from vidlatent.errors import VidlatentError
+from vidlatent.models.load import abstract_params, model_of
+from vidlatent.models.tokenizers.fsvideo.names import fields_from_diffusers
+from vidlatent.train.init_from import starting_params
+from vidlatent.weights.files import choose_table, load_params, read_tensors
+from vidlatent.weights.importer import export_names, export_params, import_params
+from vidlatent.weights.safetensors import load_safetensors, save_safetensors
+from vidlatent.weights.tables import TABLES
 
 OPTIONS = {
     "from": "",

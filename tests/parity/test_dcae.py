@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from vidlatent import config as configs
-from vidlatent.io.importer import export_names, export_params, import_params
-from vidlatent.io.safetensors import load_safetensors, save_safetensors
-from vidlatent.models import build
+from vidlatent.models.tokenizers import build
+from vidlatent.weights.importer import export_names, export_params, import_params
+from vidlatent.weights.safetensors import load_safetensors, save_safetensors
 
 TOLERANCE = 2e-4
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidlatent.io.importer import export_params, import_params
-from vidlatent.models.frozen.dinov2 import Dinov2, positions
-from vidlatent.models.weights import TABLES
+from vidlatent.models.pretrained.dinov2.model import Dinov2, positions
+from vidlatent.weights.importer import export_params, import_params
+from vidlatent.weights.tables import TABLES
 
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
 QUICK = {"xla_backend_optimization_level": 0}  # each program runs once

@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidlatent.io.importer import count_known, export_params, import_params
-from vidlatent.models.frozen.clip import ClipVision
-from vidlatent.models.frozen.t5 import T5Encoder, distance_buckets, zero_padding
-from vidlatent.models.weights import TABLES
+from vidlatent.models.pretrained.clip.model import ClipVision
+from vidlatent.models.pretrained.t5.model import (
+    T5Encoder,
+    distance_buckets,
+    zero_padding,
+)
+from vidlatent.weights.importer import count_known, export_params, import_params
+from vidlatent.weights.tables import TABLES
 
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
 QUICK = {"xla_backend_optimization_level": 0}  # each program runs once

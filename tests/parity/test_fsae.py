@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from vidlatent import config as configs
-from vidlatent.io.importer import export_names
-from vidlatent.models import build
+from vidlatent.models.tokenizers import build
+from vidlatent.weights.importer import export_names
 
 TOLERANCE = 2e-4
 MODES = {"dec_causal": "causal", "dec_noncausal": "centred", "dec_group": "group"}

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from vidlatent.io.importer import export_names, export_params, import_params
-from vidlatent.io.safetensors import load_safetensors, save_safetensors
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
+from vidlatent.weights.importer import export_names, export_params, import_params
+from vidlatent.weights.safetensors import load_safetensors, save_safetensors
 
 TABLE = (
     (r"net[.](?P<i>\d+)[.]lin[.]weight", "layer_{i}/kernel", "dense"),

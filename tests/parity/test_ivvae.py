@@ -8,14 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidlatent.io.importer import export_params, import_params
 from vidlatent.layers.conv import Conv
 from vidlatent.layers.temporal import TimeRule
-from vidlatent.models import Posterior, build
-from vidlatent.models.ivvae.blocks import BranchAttention, ParallelDilated, ResBlock, SplitNorm
-from vidlatent.models.ivvae.form import Op
-from vidlatent.models.ivvae.import_ivvae import IVVAE_TABLE, PLAIN_TABLE
-from vidlatent.models.ivvae.resample import Down, Up
+from vidlatent.models.tokenizers import Posterior, build
+from vidlatent.models.tokenizers.ivvae.blocks import (
+    BranchAttention,
+    ParallelDilated,
+    ResBlock,
+    SplitNorm,
+)
+from vidlatent.models.tokenizers.ivvae.names import IVVAE_TABLE, PLAIN_TABLE
+from vidlatent.models.tokenizers.ivvae.resample import Down, Up
+from vidlatent.models.tokenizers.ivvae.variants import Op
+from vidlatent.weights.importer import export_params, import_params
 
 TOLERANCE, OP_TOLERANCE = 1e-4, 1e-5
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidlatent.losses import pseudo_huber
-from vidlatent.models.critics import build_critic
+from vidlatent.models.discriminators import build_critic
 
 REDUCTIONS = {"norm": "per_sample_raw", "scaled_norm": "per_sample_normalised"}
 

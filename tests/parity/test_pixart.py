@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reducio_cases import Case, channels_last
 
-from vidlatent.io.importer import export_params, import_params
+from tests.parity.reducio_cases import Case, channels_last
 from vidlatent.layers.modulation import time_features
 from vidlatent.layers.sincos import sincos_plane
-from vidlatent.models.dit import build_generator
-from vidlatent.models.dit.import_pixart import fields_from_pixart
-from vidlatent.models.weights import TABLES
+from vidlatent.models.generators import build_generator
+from vidlatent.models.generators.reducio_dit.names import fields_from_pixart
+from vidlatent.weights.importer import export_params, import_params
+from vidlatent.weights.tables import TABLES
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 QUICK = {"xla_backend_optimization_level": 0}  # each program runs once

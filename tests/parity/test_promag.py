@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidlatent.infer.load import abstract_params
 from vidlatent.layers.group_norm import apply_affine, group_affine
 from vidlatent.layers.resample import double_frames
 from vidlatent.metrics.frechet import frechet_distance
-from vidlatent.models import build
-from vidlatent.models.promag.blocks import CausalConv
-from vidlatent.models.promag.chunks import fade, key_frames, latent_span, plan_chunks
-from vidlatent.models.promag.tiling import spans
+from vidlatent.models.load import abstract_params
+from vidlatent.models.tokenizers import build
+from vidlatent.models.tokenizers.chunks import fade, key_frames, latent_span, plan_chunks
+from vidlatent.models.tokenizers.promag.blocks import CausalConv
+from vidlatent.models.tokenizers.promag.tiling import spans
 
 TINY = {
     "name": "promag",

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reducio_cases import Case, channels_last, fast_program, pixels
 
-from tests.models.divergence import divergence
-from vidlatent.io.importer import export_names, export_params, import_params
-from vidlatent.models.reducio import blocks as parts
-from vidlatent.models.reducio import build_reducio, tiling
-from vidlatent.models.reducio.fusion import Fusion, time_sinusoid
-from vidlatent.models.reducio.import_reducio import REDUCIO_TABLE, RELEASED
-from vidlatent.models.reducio.latent import MotionPosterior
+from tests.helpers.divergence import divergence
+from tests.parity.reducio_cases import Case, channels_last, fast_program, pixels
+from vidlatent.models.tokenizers.reducio import blocks as parts
+from vidlatent.models.tokenizers.reducio import build_reducio, tiling
+from vidlatent.models.tokenizers.reducio.fusion import Fusion, time_sinusoid
+from vidlatent.models.tokenizers.reducio.latent import MotionPosterior
+from vidlatent.models.tokenizers.reducio.names import REDUCIO_TABLE, RELEASED
+from vidlatent.weights.importer import export_names, export_params, import_params
 
 TOLERANCE = 1e-4
 PARAMETERS = {

@@ -6,18 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reducio_cases import Case, channels_last, pixels
 
-from vidlatent.io.importer import export_names, import_params
+from tests.parity.reducio_cases import Case, channels_last, pixels
 from vidlatent.kernels.conv3d import conv3d
 from vidlatent.losses import l1, outlier
 from vidlatent.losses.adversarial import adaptive_weight, critic_loss, generator_loss
 from vidlatent.losses.latent import kl
 from vidlatent.losses.perceptual import lpips
 from vidlatent.losses.schedule import ramp
-from vidlatent.models.critics import build_critic
-from vidlatent.models.critics.patch import patch_stats_table, patch_table
-from vidlatent.models.posterior import Posterior
+from vidlatent.models.discriminators import build_critic
+from vidlatent.models.discriminators.patch import patch_stats_table, patch_table
+from vidlatent.models.tokenizers.base import Posterior
+from vidlatent.weights.importer import export_names, import_params
 
 LAYERS = 5
 

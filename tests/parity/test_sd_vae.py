@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidlatent.io.importer import export_params, import_params
-from vidlatent.models.frozen.sd_vae import SdEncoder, _encoding_half, fields_from_diffusers
-from vidlatent.models.weights import TABLES
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
+from vidlatent.models.pretrained.sd_vae import (
+    SdEncoder,
+    _encoding_half,
+    fields_from_diffusers,
+)
+from vidlatent.weights.importer import export_params, import_params
+from vidlatent.weights.tables import TABLES
 
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
 QUICK = {"xla_backend_optimization_level": 0}  # each program runs once

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidlatent.losses.align import align, pool_frames, video_vf
+from vidlatent.losses.vf import align, pool_frames, video_vf
 
 
 def channels_last(x):

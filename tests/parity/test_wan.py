@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from wan_cases import WanCase
 
-from vidlatent.io.importer import export_params, import_params
+from tests.parity.wan_cases import WanCase
 from vidlatent.layers.rope import rope_tables
-from vidlatent.models.weights import TABLES
+from vidlatent.weights.importer import export_params, import_params
+from vidlatent.weights.tables import TABLES
 
 FORWARD = {"atol": 2e-5, "rtol": 1e-4}
 BACKWARD = {"atol": 2e-4, "rtol": 1e-3}

@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidlatent.io.importer import import_params
-from vidlatent.models.dit import build_generator
-from vidlatent.models.dit.import_wan import WAN_DIFFUSERS_TABLE, fields_from_diffusers
+from vidlatent.models.generators import build_generator
+from vidlatent.models.generators.wan.names import (
+    WAN_DIFFUSERS_TABLE,
+    fields_from_diffusers,
+)
+from vidlatent.weights.importer import import_params
 
 
 def channel_last(x):

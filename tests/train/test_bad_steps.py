@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from vidlatent.config import load
+from vidlatent.errors import VidlatentError
 from vidlatent.losses import TERMS, Term, l1
 from vidlatent.train.loop import train
-from vidlatent.typing import VidlatentError
 
 TINY = Path(__file__).parent.parent / "tiny.py"
 

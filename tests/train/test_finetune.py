@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from vidlatent import config as configs
-from vidlatent.infer.codec import Codec
-from vidlatent.infer.load import abstract_params, model_of
-from vidlatent.io.checkpoint import Checkpointer
-from vidlatent.models.weights import graft
+from vidlatent.checkpoint.manager import Checkpointer
+from vidlatent.codec.codec import Codec
+from vidlatent.errors import VidlatentError
+from vidlatent.models.load import abstract_params, model_of
 from vidlatent.train.loop import train
 from vidlatent.train.stages import check_start
-from vidlatent.typing import VidlatentError
+from vidlatent.weights.tables import graft
 
 
 def config(**model):

@@ -8,25 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.generators import tiny, tokenizer_run
+from tests.helpers.generator_runs import tiny, tokenizer_run
 from vidlatent import config as configs
-from vidlatent.dist.rules import path_name
-from vidlatent.infer import generate_eval
-from vidlatent.infer.encode import encode_set
-from vidlatent.infer.generate import Generator, generate_videos
-from vidlatent.infer.generate_load import (
-    Latents,
-    abstract_generator,
-    check_made_by,
-    generator_of,
-)
-from vidlatent.infer.load import open_checkpoints
-from vidlatent.infer.start import starting_params
-from vidlatent.io.writers import read_metrics
+from vidlatent.encode.run import encode_set
+from vidlatent.errors import VidlatentError
+from vidlatent.evaluate import generator as generate_eval
+from vidlatent.latents.space import Latents, abstract_generator, check_made_by, generator_of
+from vidlatent.models.load import open_checkpoints
+from vidlatent.parallel.sharding import path_name
+from vidlatent.report.writers import read_metrics
+from vidlatent.sample.run import Generator, generate_videos
+from vidlatent.train.init_from import starting_params
 from vidlatent.train.loop import INTERRUPTED, train
 from vidlatent.train.state import random_key
 from vidlatent.train.subjects import subject_of
-from vidlatent.typing import VidlatentError
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from tests.train.test_generator_step import batch_of, config_of, facts
-from vidlatent.dist.mesh import AXES, make_mesh
-from vidlatent.dist.multihost import to_global
-from vidlatent.dist.rules import batch_sharding, shardings
-from vidlatent.infer.generate_load import generator_of
-from vidlatent.infer.generate_loss import compile_loss_step
-from vidlatent.infer.sampling import LatentSampler
-from vidlatent.train.steps import diffusion
+from vidlatent.evaluate.generator_loss import compile_loss_step
+from vidlatent.latents.space import generator_of
+from vidlatent.parallel.mesh import AXES, make_mesh
+from vidlatent.parallel.multihost import to_global
+from vidlatent.parallel.sharding import batch_sharding, shardings
+from vidlatent.sample.sampler import LatentSampler
+from vidlatent.train.tasks import generator as diffusion
 
 pytestmark = pytest.mark.slow
 

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.train.generators import QUICK
+from tests.helpers.generator_runs import QUICK
 from vidlatent.config import load
-from vidlatent.infer.generate_inputs import Inputs, absent, content_latent
-from vidlatent.infer.generate_load import Latents, check_generator, generator_of
+from vidlatent.errors import VidlatentError
+from vidlatent.latents.inputs import Inputs, absent, content_latent
+from vidlatent.latents.space import Latents, check_generator, generator_of
+from vidlatent.spec import FrameRule, LatentSpec
 from vidlatent.train.optim import make_optimizer
-from vidlatent.train.steps import diffusion
-from vidlatent.typing import FrameRule, LatentSpec, VidlatentError
+from vidlatent.train.tasks import generator as diffusion
 
 SLOW = ("fsvideo_dit", "latte", "reducio_dit", "promag_dit")
 SYSTEMS = [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from vidlatent.config import load
-from vidlatent.io.writers import read_metrics
+from vidlatent.errors import VidlatentError
+from vidlatent.report.writers import read_metrics
 from vidlatent.train.loop import INTERRUPTED, train
-from vidlatent.typing import VidlatentError
 
 TINY = Path(__file__).parent.parent / "tiny.py"
 

@@ -5,11 +5,11 @@ import inspect
 
 import pytest
 
-from tests.train.recipes import DEMOS, PAPER
+from tests.helpers.recipes import DEMOS, PAPER
 from vidlatent.config import load
-from vidlatent.losses.align import vf_term
-from vidlatent.losses.recon import outlier
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
+from vidlatent.losses.reconstruction import outlier
+from vidlatent.losses.vf import vf_term
 
 OFF = {"critic.model": {}}
 # Keys of the config, by the place that states them. What a paper leaves open is not here.

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidlatent import config as configs
-from vidlatent.models import build
-from vidlatent.models.freeze import frozen_paths
-from vidlatent.models.weights import graft
-from vidlatent.train.steps.tokenizer import make_step
+from vidlatent.models.tokenizers import build
+from vidlatent.train.freeze import frozen_paths
+from vidlatent.train.tasks.tokenizer import make_step
+from vidlatent.weights.tables import graft
 
 
 def tiny(arg):

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.infer.tiny_tokenizers import QUICK
-from tests.train.recipes import DEMOS, PAPER, drawn, small
+from tests.helpers.recipes import DEMOS, PAPER, drawn, small
+from tests.helpers.tiny_tokenizers import QUICK
 from vidlatent.config import load
-from vidlatent.dist.rules import path_name
-from vidlatent.infer.load import model_of
-from vidlatent.io.networks import load_network
-from vidlatent.models.freeze import frozen_paths
-from vidlatent.models.frozen import network_shapes
-from vidlatent.train.steps.objective import Objective
-from vidlatent.train.steps.tokenizer import make_step
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
+from vidlatent.models.load import model_of
+from vidlatent.models.pretrained import network_shapes
+from vidlatent.models.pretrained.load import load_network
+from vidlatent.parallel.sharding import path_name
+from vidlatent.train.freeze import frozen_paths
+from vidlatent.train.loss_terms import Objective
+from vidlatent.train.tasks.tokenizer import make_step
 
 COMPILER = {**QUICK, "xla_cpu_parallel_codegen_split_count": 1}
 # Programs of published size; those of other variants differ in a layer or a number.

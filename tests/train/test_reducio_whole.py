@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.infer.encode_cases import write_run
-from tests.infer.tiny_tokenizers import MODELS
+from tests.helpers.encode_cases import write_run
+from tests.helpers.tiny_tokenizers import MODELS
 from vidlatent import config as configs
-from vidlatent.data.latents import LatentSource
-from vidlatent.infer.encode import encode_set
-from vidlatent.infer.generate import generate_videos
+from vidlatent.data.latent_set import LatentSource
+from vidlatent.encode.run import encode_set
+from vidlatent.errors import VidlatentError
+from vidlatent.sample.run import generate_videos
 from vidlatent.train import loop
-from vidlatent.typing import VidlatentError
 
 pytestmark = pytest.mark.slow
 

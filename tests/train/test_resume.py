@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from vidlatent import config as configs
-from vidlatent.dist.rules import path_name
-from vidlatent.infer.load import model_of, open_checkpoints
+from vidlatent.models.load import model_of, open_checkpoints
+from vidlatent.parallel.sharding import path_name
 from vidlatent.train.loop import INTERRUPTED
 from vidlatent.train.state import random_key
-from vidlatent.train.steps.tokenizer import make_step
+from vidlatent.train.tasks.tokenizer import make_step
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = ROOT / "tests" / "tiny.py"

@@ -10,11 +10,11 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vidlatent.dist.mesh import make_mesh
-from vidlatent.io.checkpoint import Checkpointer
+from vidlatent.checkpoint.manager import Checkpointer
+from vidlatent.errors import VidlatentError
+from vidlatent.parallel.mesh import make_mesh
 from vidlatent.train.hooks import Save
 from vidlatent.train.state import new_player, new_state
-from vidlatent.typing import VidlatentError
 
 
 @pytest.fixture

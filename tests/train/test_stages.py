@@ -6,15 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from tests.train.recipes import DEMOS, PAPER
+from tests.helpers.recipes import DEMOS, PAPER
 from tests.train.test_resume import digest, train
 from vidlatent import config as configs
-from vidlatent.infer.load import abstract_params, model_of, open_checkpoints
-from vidlatent.models.weights import graft
+from vidlatent.errors import VidlatentError
+from vidlatent.models.load import abstract_params, model_of, open_checkpoints
 from vidlatent.train.loop import INTERRUPTED
 from vidlatent.train.stages import check_start
-from vidlatent.train.steps.tokenizer import make_step
-from vidlatent.typing import VidlatentError
+from vidlatent.train.tasks.tokenizer import make_step
+from vidlatent.weights.tables import graft
 
 
 def stage(source, *recipes):

@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from vidlatent.config import load
+from vidlatent.errors import VidlatentError
 from vidlatent.train.optim import learning_rate, make_optimizer
 from vidlatent.train.state import apply_gradients, new_state, random_key
-from vidlatent.typing import VidlatentError
 
 
 @pytest.fixture

@@ -19,13 +19,13 @@ _WHERE = {
     "Clip": "vidlatent.data.index",
     "BadClips": "vidlatent.data.bad_clips",
     "DataOptions": "vidlatent.data.options",
-    "ClipError": "vidlatent.data.errors",
-    "ClipInfo": "vidlatent.data.decode",
-    "Limits": "vidlatent.data.errors",
-    "REASONS": "vidlatent.data.errors",
-    "iter_frames": "vidlatent.data.decode",
-    "probe": "vidlatent.data.decode",
-    "read_window": "vidlatent.data.decode",
+    "ClipError": "vidlatent.media.errors",
+    "ClipInfo": "vidlatent.media.decode",
+    "Limits": "vidlatent.media.errors",
+    "REASONS": "vidlatent.media.errors",
+    "iter_frames": "vidlatent.media.decode",
+    "probe": "vidlatent.media.decode",
+    "read_window": "vidlatent.media.decode",
 }
 
 __all__ = sorted(_WHERE)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
-from vidlatent.data.errors import REASONS
 from vidlatent.data.index import BadClip
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
+from vidlatent.media.errors import REASONS
 
 __all__ = ["BadClips"]
 

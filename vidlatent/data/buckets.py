@@ -16,7 +16,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from vidlatent.data.index import Clip
-from vidlatent.typing import FrameRule, VidlatentError
+from vidlatent.errors import VidlatentError
+from vidlatent.spec import FrameRule
 
 __all__ = ["Bucket", "assign", "parse_buckets", "weigh"]
 

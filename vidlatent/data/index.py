@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from vidlatent.data.decode import ClipInfo
-from vidlatent.data.errors import ClipError, Limits
 from vidlatent.data.sources import Entry, Source
+from vidlatent.media.decode import ClipInfo
+from vidlatent.media.errors import ClipError, Limits
 
 __all__ = ["BadClip", "Clip", "Index", "build_index"]
 

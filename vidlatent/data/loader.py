@@ -28,9 +28,8 @@ from absl import flags
 
 from vidlatent.data.bad_clips import BadClips
 from vidlatent.data.buckets import Bucket, parse_buckets, weigh
-from vidlatent.data.decoders import Decoders
 from vidlatent.data.index import BadClip, Clip, Index, build_index
-from vidlatent.data.latents import LatentSource
+from vidlatent.data.latent_set import LatentSource
 from vidlatent.data.memory import Memory, decoded_bytes
 from vidlatent.data.options import DataOptions
 from vidlatent.data.sources import MediaSource, Source, make_source
@@ -45,7 +44,9 @@ from vidlatent.data.stream import (
     validation_windows,
     whole_windows,
 )
-from vidlatent.typing import FrameRule, LatentSpec, VidlatentError
+from vidlatent.errors import VidlatentError
+from vidlatent.media.decoders import Decoders
+from vidlatent.spec import FrameRule, LatentSpec
 
 __all__ = ["Loader", "make_index", "make_loader"]
 
@@ -245,7 +246,7 @@ class Loader:
     """Iterator of host batches.
 
     A batch is a dict: ``video`` uint8 [b, T, H, W, 3], or of a latent data set ``latent`` float32
-    [b, t, h, w, c] as encoded and what else is kept (``data.latents``; ``text`` is filled up with
+    [b, t, h, w, c] as encoded and what else is kept (``data.latent_set``; ``text`` is padded with
     zeros and has a ``text_length`` int32 [b]); ``mask`` float32 [b], 1 for a real window
     and 0 for padding (validation only); ``clip`` int32 [b], row of ``index`` (-1: padding);
     ``start`` float32 [b], seconds into the clip; ``skipped``, (path, reason, detail) of the clips

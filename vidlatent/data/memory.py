@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vidlatent.data.buckets import Bucket
-from vidlatent.data.errors import ClipError
 from vidlatent.data.index import Clip
-from vidlatent.data.transforms import place
+from vidlatent.media.errors import ClipError
+from vidlatent.media.transforms import place
 
 __all__ = ["Memory", "decoded_bytes"]
 

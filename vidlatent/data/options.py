@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vidlatent.data.errors import Limits
-from vidlatent.data.pictures import AREA, BILINEAR
+from vidlatent.errors import VidlatentError
+from vidlatent.media.errors import Limits
+from vidlatent.media.pictures import AREA, BILINEAR
 from vidlatent.registry import did_you_mean
-from vidlatent.typing import VidlatentError
 
 __all__ = ["DataOptions", "SyntheticOptions"]
 

@@ -17,17 +17,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vidlatent.data import decode, paths, shapes, synthetic
-from vidlatent.data.captions import read_caption, read_table
-from vidlatent.data.decode import ClipInfo
-from vidlatent.data.decoders import Decoders
-from vidlatent.data.errors import Limits
 from vidlatent.data.options import DataOptions, SyntheticOptions
-from vidlatent.data.pictures import AREA
+from vidlatent.data.renderers import paths, shapes
+from vidlatent.data.renderers import scenes as synthetic
 from vidlatent.data.split import TRAIN, VALIDATION
-from vidlatent.data.transforms import CENTRE, place
+from vidlatent.data.text.captions import read_caption, read_table
+from vidlatent.errors import VidlatentError
+from vidlatent.media import decode
+from vidlatent.media.decode import ClipInfo
+from vidlatent.media.decoders import Decoders
+from vidlatent.media.errors import Limits
+from vidlatent.media.pictures import AREA
+from vidlatent.media.transforms import CENTRE, place
 from vidlatent.registry import Registry
-from vidlatent.typing import VidlatentError
 
 __all__ = ["SOURCES", "Entry", "MediaSource", "Source", "make_source"]
 
@@ -502,7 +504,7 @@ SOURCES.register(
         options.tfds_caption,
     ),
 )
-SOURCES.register("latents", "vidlatent.data.latents:source_of")
+SOURCES.register("latents", "vidlatent.data.latent_set:source_of")
 SOURCES.register(
     "synthetic",
     lambda options, seed: _RENDERERS[options.synthetic.kind](options.synthetic, seed),

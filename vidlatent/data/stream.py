@@ -20,13 +20,13 @@ import grain
 import numpy as np
 
 from vidlatent.data.buckets import Bucket, assign
-from vidlatent.data.decode import window_of
-from vidlatent.data.errors import ClipError, Limits
 from vidlatent.data.index import Clip
-from vidlatent.data.latents import LatentSource
+from vidlatent.data.latent_set import LatentSource
 from vidlatent.data.memory import Memory
 from vidlatent.data.sources import Source
-from vidlatent.data.transforms import CENTRE, random_box
+from vidlatent.media.decode import window_of
+from vidlatent.media.errors import ClipError, Limits
+from vidlatent.media.transforms import CENTRE, random_box
 
 __all__ = [
     "LatentReading",

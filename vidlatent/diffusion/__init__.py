@@ -17,8 +17,8 @@ from vidlatent.diffusion.ddpm import Diffusion
 from vidlatent.diffusion.flow import Flow
 from vidlatent.diffusion.grids import Grid
 from vidlatent.diffusion.samplers import Plan, Result, sample, starting_noise
+from vidlatent.errors import VidlatentError
 from vidlatent.registry import Registry, did_you_mean
-from vidlatent.typing import VidlatentError
 
 __all__ = [
     "SAMPLERS",

@@ -21,8 +21,8 @@ from vidlatent.diffusion.prediction import (
     target_weights,
 )
 from vidlatent.diffusion.samplers import VARIANCES
+from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
-from vidlatent.typing import VidlatentError
 
 __all__ = [
     "SPACINGS",

@@ -18,8 +18,8 @@ from jax import lax
 
 from vidlatent.diffusion.flow import interpolate, velocity, x0_from_velocity
 from vidlatent.diffusion.prediction import per_sample
+from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
-from vidlatent.typing import VidlatentError
 
 __all__ = [
     "WEIGHTINGS",

@@ -16,8 +16,8 @@ import numpy as np
 
 from vidlatent.diffusion.grids import Grid, flow_grid, shift_for_tokens, shifted
 from vidlatent.diffusion.prediction import per_sample
+from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
-from vidlatent.typing import VidlatentError
 
 __all__ = [
     "HUBER_C0",

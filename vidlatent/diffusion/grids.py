@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
-from vidlatent.typing import VidlatentError
 
 __all__ = ["FLOW_SPACINGS", "Grid", "flow_grid", "make_grid", "shift_for_tokens", "shifted"]
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from vidlatent.diffusion.grids import Grid
 from vidlatent.diffusion.samplers import Plan, data_columns, plan_of
+from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
-from vidlatent.typing import VidlatentError
 
 __all__ = ["SOLVER_TYPES", "dpmpp_2m", "unipc"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
-from vidlatent.typing import VidlatentError
 
 __all__ = ["PREDICTIONS", "check_prediction", "data_weights", "per_sample", "target_weights"]
 

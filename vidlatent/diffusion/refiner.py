@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from vidlatent.diffusion.flow import interpolate, x0_from_velocity
+from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
-from vidlatent.typing import VidlatentError
 
 __all__ = [
     "MASK_MODES",

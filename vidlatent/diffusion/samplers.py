@@ -22,8 +22,8 @@ from jax import lax
 
 from vidlatent.diffusion.grids import Grid
 from vidlatent.diffusion.prediction import data_weights
+from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
-from vidlatent.typing import VidlatentError
 
 __all__ = [
     "VARIANCES",

@@ -23,9 +23,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from vidlatent.dist.rules import split_axes, ways
+from vidlatent.errors import VidlatentError
 from vidlatent.kernels.dispatch import Form, Names, choose, needs_manual
-from vidlatent.typing import VidlatentError, check_shape
+from vidlatent.parallel.sharding import split_axes, ways
+from vidlatent.spec import check_shape
 
 __all__ = ["attention", "attention_form", "over_queries"]
 

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vidlatent.errors import VidlatentError
 from vidlatent.kernels.dispatch import Names, pick, say_once, wanted
-from vidlatent.typing import VidlatentError, check_shape
+from vidlatent.spec import check_shape
 
 __all__ = ["DENSE_FORMS", "DEPTHWISE_FORMS", "conv3d", "conv_frames"]
 

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import jax
 
+from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
-from vidlatent.typing import VidlatentError
 
 __all__ = [
     "FORMS",

@@ -7,7 +7,7 @@ multiplies most of them by zero. The Pallas forms for TPUs fetch the slots in a 
 * ``layer_dots``: ``<X_j, g>`` for every slot, the cotangent of the weights.
 
 Each is the other's derivative, in every form and to any order. The cotangent of the buffer is
-written as a whole; a stack that can gather it otherwise should (``layers.layer_memory``).
+written as a whole; a stack that can gather it otherwise should (``wan.layer_memory``).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
-from vidlatent.dist.rules import split_axes
 from vidlatent.kernels.dispatch import Names, choose, needs_manual
-from vidlatent.typing import check_shape
+from vidlatent.parallel.sharding import split_axes
+from vidlatent.spec import check_shape
 
 __all__ = ["layer_dots", "layer_mix"]
 

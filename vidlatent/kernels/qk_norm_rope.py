@@ -18,9 +18,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
-from vidlatent.dist.rules import split_axes, ways
 from vidlatent.kernels.dispatch import Names, choose, needs_manual
-from vidlatent.typing import check_shape
+from vidlatent.parallel.sharding import split_axes, ways
+from vidlatent.spec import check_shape
 
 __all__ = ["qk_norm_rope", "rotate_halves"]
 

@@ -1,4 +1,8 @@
-"""ReLU linear attention over the positions of one frame (EfficientViT)."""
+"""Multi-head softmax attention over tokens, with the norms of queries and keys that models have.
+
+Queries, and keys with values, are made by methods of their own: keys and values may come from other
+tokens than the queries (layer memory, text, image), and those of a constant context can be kept.
+"""
 
 from __future__ import annotations
 
@@ -8,114 +12,114 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vidlatent.layers.conv import Conv, GroupedPointwise, fan_in
+from vidlatent.errors import VidlatentError
+from vidlatent.kernels.attention import attention
+from vidlatent.kernels.qk_norm_rope import qk_norm_rope
+from vidlatent.layers.dense import dense
+from vidlatent.layers.modulation import LayerNorm
 from vidlatent.layers.norm import ChannelNorm
-from vidlatent.typing import VidlatentError
+from vidlatent.layers.rope import rotate_pairs
+from vidlatent.parallel.sharding import constrain
 
-__all__ = ["MultiScaleLinearAttention", "relu_linear_attention"]
+__all__ = ["Pair", "TokenAttention"]
 
-
-def relu_linear_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, eps: float = 1e-15
-) -> jax.Array:
-    """``o_p = sum_s v_s (k_s . q_p) / (sum_s k_s . q_p + eps)`` with ReLU on q and k.
-
-    The sums over positions are one ``d x (d + 1)`` matrix per head, hence linear cost. They and
-    the quotient are float32: ``eps`` does not exist in half precision, and a query that meets no
-    key must give 0.
-
-    Args:
-      q, k, v: ``[F, N, K, d]`` (F independent frames), or ``[F, H, W, K, d]``: rows that a mesh
-        splits stay where they are only while they are an axis of their own.
-
-    Returns:
-      The shape of ``q``, float32.
-    """
-    q, k, v = (a.astype(jnp.float32) for a in (q, k, v))
-    q, k = jax.nn.relu(q), jax.nn.relu(k)
-    ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
-    at = "n" if q.ndim == 4 else "yx"
-    state = jnp.einsum(f"f{at}hd,f{at}he->fhde", k, jnp.concatenate([v, ones], axis=-1))
-    out = jnp.einsum(f"f{at}hd,fhde->f{at}he", q, state)
-    return out[..., :-1] / (out[..., -1:] + eps)
+Tables = tuple[jax.Array, jax.Array]
+Pair = tuple[jax.Array, jax.Array]
+_NORMS = ("width", "head", "none")
 
 
-class MultiScaleLinearAttention(nn.Module):
-    """Linear attention per frame, with extra heads from locally mixed projections.
-
-    The three projections and their depthwise-mixed copies are joined on channels and cut into
-    runs of ``3 * head_dim``: each run is one head's q, k and v. (So ``to_q``, ``to_k`` and
-    ``to_v`` are thirds of one projection by name only; this is how the published weights are.)
+class TokenAttention(nn.Module):
+    """Projections and attention; queries meet each source of keys in a softmax of its own.
 
     Attributes:
-      head_dim: channels per head.
-      kernels: sizes of the depthwise windows; one more set of heads for each.
+      width: channels ``D``.
+      heads: attention heads.
+      image: have a second set of key and value projections, for image tokens.
+      eps: of the norms of queries and keys.
+      norm: RMS over the full ``'width'`` before the cut into heads (Wan2.1), layer norm of each
+        ``'head'`` (CogVideoX), or ``'none'`` (DiT, PixArt).
+      rotary: queries and keys are turned by tables in halves of their heads; with ``'width'``
+        alone. Their parameters are kept as ``[..., K, d]`` (``kernels.qk_norm_rope``).
+      zero: start with an output of zero.
+      axes: names of the first two axes, for their layout on a mesh.
     """
 
-    head_dim: int
-    kernels: tuple[int, ...] = (5,)
-    norm_eps: float = 1e-5
-    norm_affine: bool = True
-    norm_scale: float = 1.0
+    width: int
+    heads: int
+    image: bool = False
+    eps: float = 1e-6
+    norm: str = "width"
+    rotary: bool = False
+    zero: bool = False
+    axes: tuple[str, str] = ("batch", "tokens")
     dtype: Any = jnp.float32
-    implementation: str = "auto"
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """``[B, T, H, W, C] -> [B, T, H, W, C]``, with its residual."""
-        batch, time, height, width, channels = x.shape
-        if channels % self.head_dim:
-            raise VidlatentError(
-                f"attention width {channels} is not a multiple of head_dim {self.head_dim}."
-            )
-        thirds = [_Kernel((channels, channels), name=name)() for name in ("to_q", "to_k", "to_v")]
-        kernel = jnp.concatenate(thirds, axis=1).astype(self.dtype)
-        base = jnp.einsum("...i,io->...o", x.astype(self.dtype), kernel)
-        sets = [base]
-        for i, size in enumerate(self.kernels):
-            mix = _LocalMix(
-                size, self.head_dim, self.dtype, self.implementation, name=f"to_qkv_multiscale_{i}"
-            )
-            sets.append(mix(base))
-        heads = jnp.concatenate(sets, axis=-1)
-        heads = heads.reshape(batch * time, height, width, -1, 3, self.head_dim)
-        out = relu_linear_attention(heads[..., 0, :], heads[..., 1, :], heads[..., 2, :])
-        out = out.astype(self.dtype).reshape(batch, time, height, width, -1)
-        kernel = _Kernel((out.shape[-1], channels), name="to_out")().astype(self.dtype)
-        y = jnp.einsum("...i,io->...o", out, kernel)
-        norm = ChannelNorm(
-            self.norm_eps, self.norm_affine, self.norm_scale, self.dtype, name="norm_out"
-        )
-        return x + norm(y)
+    def setup(self) -> None:
+        if self.norm not in _NORMS:
+            raise VidlatentError(f"norm of queries and keys {self.norm!r}: use one of {_NORMS}.")
+        cut = (self.heads, self.width // self.heads) if self.rotary else self.width
+        self.q, self.k = dense(cut, self.dtype), dense(cut, self.dtype)
+        self.v = dense(self.width, self.dtype)
+        last = {"init": nn.initializers.zeros} if self.zero else {}
+        self.o = dense(self.width, self.dtype, **last)
+        if self.norm != "none":
+            self.norm_q, self.norm_k = self._norm(), self._norm()
+        if self.image:
+            self.k_img, self.v_img = (dense(self.width, self.dtype) for _ in range(2))
+            self.norm_k_img = self._norm()
+
+    def _norm(self) -> nn.Module:
+        if self.rotary:
+            return _HeadScale((self.heads, self.width // self.heads))
+        if self.norm == "head":
+            return LayerNorm(self.eps, self.dtype)
+        return ChannelNorm(self.eps, use_bias=False, dtype=self.dtype)
+
+    def _heads(self, x: jax.Array, norm: str = "", tables: Tables | None = None) -> jax.Array:
+        """``[B, N, D] -> [B, N, K, d]``, normalised by the module called ``norm``, and turned."""
+        axes = (*self.axes, "heads", "width")
+        if norm and self.rotary:
+            scale = getattr(self, norm)().reshape(-1)
+            return constrain(qk_norm_rope(x, scale, tables, self.heads, self.eps), axes)
+        if norm and self.norm == "width":
+            x = getattr(self, norm)(x)
+        x = x.reshape(*x.shape[:-1], self.heads, -1)
+        if norm and self.norm == "head":
+            x = getattr(self, norm)(x)
+        x = x if tables is None else rotate_pairs(x, tables)
+        return constrain(x, axes)
+
+    def queries(self, x: jax.Array, tables: Tables | None = None) -> jax.Array:
+        """``[B, N, D] -> [B, N, K, d]``, turned by rotary tables where given."""
+        return self._heads(self.q(x), "norm_q", tables)
+
+    def pair(self, x: jax.Array, tables: Tables | None = None) -> Pair:
+        """Keys and values of tokens ``[B, M, D]``: two ``[B, M, K, d]``."""
+        return self._heads(self.k(x), "norm_k", tables), self._heads(self.v(x))
+
+    def image_pair(self, x: jax.Array) -> Pair:
+        """Keys and values of image tokens ``[B, M, D]`` by their own projections."""
+        return self._heads(self.k_img(x), "norm_k_img"), self._heads(self.v_img(x))
+
+    def __call__(
+        self, queries: jax.Array, *pairs: Pair, lengths: jax.Array | None = None
+    ) -> jax.Array:
+        """``Wo sum_s softmax(q k_s^T / sqrt(d)) v_s``: ``[B, N, K, d] -> [B, N, D]``.
+
+        Args:
+          queries: from ``queries``.
+          pairs: keys and values, each in a softmax of its own.
+          lengths: ``[B]``, how many keys exist, from the first on; None for all.
+        """
+        out = sum(attention(queries, k, v, lengths=lengths) for k, v in pairs)
+        return self.o(out.astype(self.dtype).reshape(*queries.shape[:2], -1))
 
 
-class _LocalMix(nn.Module):
-    """Depthwise window, then a product inside each group of ``head_dim`` channels."""
-
-    size: int
-    head_dim: int
-    dtype: Any
-    implementation: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        conv = Conv(
-            x.shape[-1],
-            (1, self.size, self.size),
-            depthwise=True,
-            use_bias=False,
-            dtype=self.dtype,
-            implementation=self.implementation,
-            name="proj_in",
-        )
-        return GroupedPointwise(self.head_dim, self.dtype, name="proj_out")(conv(x)[0])
-
-
-class _Kernel(nn.Module):
-    """A bare matrix ``[I, O]`` under its own name."""
+class _HeadScale(nn.Module):
+    """The scale of a norm over all heads, kept by heads."""
 
     shape: tuple[int, int]
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        return self.param("kernel", fan_in, self.shape, jnp.float32)
+        return self.param("scale", nn.initializers.ones, self.shape, jnp.float32)

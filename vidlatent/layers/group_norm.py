@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 __all__ = ["Affine", "GroupNorm", "apply_affine", "group_affine"]
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 __all__ = [
     "channel_to_space",

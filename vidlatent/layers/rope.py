@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 __all__ = ["axis_sizes", "chunk_places", "eighths", "fitted_places", "rope_tables", "rotate_pairs"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 __all__ = ["sincos", "sincos_plane"]
 

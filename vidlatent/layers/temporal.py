@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vidlatent.errors import VidlatentError
 from vidlatent.kernels.conv3d import conv3d, conv_frames
-from vidlatent.typing import VidlatentError
 
 __all__ = ["TimeRule", "View", "convolve", "merge_taps", "shifted_frames", "view_frames"]
 

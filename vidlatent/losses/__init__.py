@@ -10,10 +10,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from vidlatent.losses.inputs import LossInputs, Term
-from vidlatent.losses.recon import l1, l2, outlier, pseudo_huber
+from vidlatent.errors import VidlatentError
+from vidlatent.losses.base import LossInputs, Term
+from vidlatent.losses.reconstruction import l1, l2, outlier, pseudo_huber
 from vidlatent.registry import Registry, did_you_mean
-from vidlatent.typing import VidlatentError
 
 __all__ = [
     "TERMS",
@@ -27,15 +27,15 @@ __all__ = [
 ]
 
 TERMS = Registry("loss term")
-TERMS.register("l1", "vidlatent.losses.recon:l1_term")
-TERMS.register("l2", "vidlatent.losses.recon:l2_term")
-TERMS.register("pseudo_huber", "vidlatent.losses.recon:pseudo_huber_term")
-TERMS.register("outlier", "vidlatent.losses.recon:outlier_term")
+TERMS.register("l1", "vidlatent.losses.reconstruction:l1_term")
+TERMS.register("l2", "vidlatent.losses.reconstruction:l2_term")
+TERMS.register("pseudo_huber", "vidlatent.losses.reconstruction:pseudo_huber_term")
+TERMS.register("outlier", "vidlatent.losses.reconstruction:outlier_term")
 TERMS.register("kl", "vidlatent.losses.latent:kl_term")
 TERMS.register("lpips_vgg", "vidlatent.losses.perceptual:lpips_vgg_term")
 TERMS.register("lpips_alex", "vidlatent.losses.perceptual:lpips_alex_term")
 TERMS.register("lpips_tiny", "vidlatent.losses.perceptual:lpips_tiny_term")
-TERMS.register("vf", "vidlatent.losses.align:vf_term")
+TERMS.register("vf", "vidlatent.losses.vf:vf_term")
 
 
 def make_terms(losses: Mapping[str, Any]) -> dict[str, tuple[float, Term]]:

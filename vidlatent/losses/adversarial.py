@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vidlatent.losses.inputs import mean_over_samples
+from vidlatent.errors import VidlatentError
+from vidlatent.losses.base import mean_over_samples
 from vidlatent.registry import did_you_mean
-from vidlatent.typing import VidlatentError
 
 __all__ = [
     "KINDS",

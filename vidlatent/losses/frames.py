@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vidlatent.dist.rules import constrain
+from vidlatent.parallel.sharding import constrain
 
 __all__ = ["map_frames"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from vidlatent.losses.inputs import Term, mean_over_samples
-from vidlatent.losses.recon import check_choice
-from vidlatent.models.posterior import LOGVAR_RANGE, Posterior
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
+from vidlatent.losses.base import Term, mean_over_samples
+from vidlatent.losses.reconstruction import check_choice
+from vidlatent.models.tokenizers.base import LOGVAR_RANGE, Posterior
 
 __all__ = ["KL_REDUCTIONS", "kl", "kl_term"]
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vidlatent.losses.base import Term, mean_over_samples
 from vidlatent.losses.frames import map_frames
-from vidlatent.losses.inputs import Term, mean_over_samples
-from vidlatent.losses.recon import pixel_scale
-from vidlatent.models.frozen import network_apply
+from vidlatent.losses.reconstruction import pixel_scale
+from vidlatent.models.pretrained import network_apply
 
 __all__ = ["lpips", "lpips_alex_term", "lpips_term", "lpips_tiny_term", "lpips_vgg_term"]
 
@@ -50,7 +50,7 @@ def lpips_term(
     """LPIPS by a frozen network as a term.
 
     Args:
-      network: name in ``models.frozen``.
+      network: name in ``models.pretrained``.
       frames_at_once: of each sample; memory against speed.
       reduction: ``'mean'``, or ``'sum_at_256'`` of IV-VAE eq. 5, where the distance of a frame
         counts for each of its pixels and channels.

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vidlatent.models.frozen import NETWORKS, Network
-from vidlatent.models.frozen.resize import center_crop_short_side, resize
-from vidlatent.typing import VidlatentError, check_shape
+from vidlatent.errors import VidlatentError
+from vidlatent.models.pretrained import NETWORKS, Network
+from vidlatent.models.pretrained.resize import center_crop_short_side, resize
+from vidlatent.spec import check_shape
 
 __all__ = ["RESIZE", "fvd_features", "fvd_name", "resized_clip"]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from vidlatent.typing import check_shape
+from vidlatent.spec import check_shape
 
 __all__ = ["BorderDifferences", "FrameDifferences"]
 

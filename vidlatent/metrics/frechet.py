@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 __all__ = ["FeatureSums", "frechet_distance", "frechet_from_moments", "frechet_of_sums", "moments"]
 

@@ -29,7 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidlatent.typing import VidlatentError, check_shape
+from vidlatent.errors import VidlatentError
+from vidlatent.spec import check_shape
 
 __all__ = ["GrideScale", "gride", "gride_estimate", "neighbour_distances"]
 

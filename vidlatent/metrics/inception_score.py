@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 __all__ = ["InceptionScore", "inception_score"]
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vidlatent.metrics.psnr import check_pair
-from vidlatent.models.frozen import Network
+from vidlatent.models.pretrained import Network
 
 __all__ = ["lpips", "lpips_name"]
 

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vidlatent.typing import VidlatentError, check_shape
+from vidlatent.errors import VidlatentError
+from vidlatent.spec import check_shape
 
 __all__ = ["check_pair", "psnr"]
 

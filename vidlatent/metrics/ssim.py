@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vidlatent.errors import VidlatentError
 from vidlatent.kernels.dispatch import current_platform
 from vidlatent.metrics.psnr import check_pair
-from vidlatent.typing import VidlatentError
 
 __all__ = ["WINDOW", "ssim"]
 

@@ -17,14 +17,14 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from vidlatent.dist.multihost import is_main
-from vidlatent.infer.evaluate import Evaluation, compile_eval_step, evaluate
-from vidlatent.infer.generate_loss import GeneratorScores, compile_loss_step, evaluate_loss
-from vidlatent.infer.generate_outputs import write_generator_report
-from vidlatent.infer.generate_preview import Grid
-from vidlatent.infer.outputs import pictures_sheet, write_evaluation
-from vidlatent.infer.scores import make_scores
-from vidlatent.train.steps import Step
+from vidlatent.evaluate.generator_loss import GeneratorScores, compile_loss_step, evaluate_loss
+from vidlatent.evaluate.generator_report import write_generator_report
+from vidlatent.evaluate.outputs import pictures_sheet, write_evaluation
+from vidlatent.evaluate.scores import make_scores
+from vidlatent.evaluate.tokenizer import Evaluation, compile_eval_step, evaluate
+from vidlatent.parallel.multihost import is_main
+from vidlatent.sample.grid import Grid
+from vidlatent.train.tasks.base import Step
 
 __all__ = ["Exam", "GeneratorExam", "TokenizerExam"]
 

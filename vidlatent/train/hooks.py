@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
+from vidlatent.errors import VidlatentError
 from vidlatent.train.progress import Progress
 from vidlatent.train.state import State
-from vidlatent.train.steps import SHARE
-from vidlatent.typing import VidlatentError
+from vidlatent.train.tasks.base import SHARE
 
 __all__ = ["Evaluate", "Log", "Profile", "Run", "Save", "mean_metrics"]
 

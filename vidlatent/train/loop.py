@@ -12,22 +12,23 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vidlatent import config as configs
-from vidlatent.dist.mesh import mesh_for_batches
-from vidlatent.dist.multihost import is_main, to_global
-from vidlatent.dist.rules import batch_sharding, replicated
-from vidlatent.infer.data import Loaders
-from vidlatent.infer.load import open_checkpoints
-from vidlatent.io.checkpoint import Checkpointer
-from vidlatent.io.writers import make_writers
+from vidlatent.checkpoint.manager import Checkpointer
+from vidlatent.data.loaders import Loaders
+from vidlatent.errors import VidlatentError
+from vidlatent.models.load import open_checkpoints
+from vidlatent.parallel.mesh import mesh_for_batches
+from vidlatent.parallel.multihost import is_main, to_global
+from vidlatent.parallel.sharding import batch_sharding, replicated
+from vidlatent.report.writers import make_writers
+from vidlatent.spec import LatentSpec
 from vidlatent.train.hooks import Evaluate, Log, Profile, Run, Save
 from vidlatent.train.interrupt import Interruption
 from vidlatent.train.program import abstract_state, jit_train_step
 from vidlatent.train.progress import Progress
 from vidlatent.train.stages import check_start, started
 from vidlatent.train.state import random_key
-from vidlatent.train.steps import Step
 from vidlatent.train.subjects import subject_of
-from vidlatent.typing import LatentSpec, VidlatentError
+from vidlatent.train.tasks.base import Step
 
 __all__ = ["INTERRUPTED", "train"]
 

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vidlatent.dist.rules import path_name
+from vidlatent.errors import VidlatentError
 from vidlatent.losses.schedule import ramp
-from vidlatent.models.freeze import frozen_paths
+from vidlatent.parallel.sharding import path_name
 from vidlatent.registry import did_you_mean
-from vidlatent.typing import VidlatentError
+from vidlatent.train.freeze import frozen_paths
 
 __all__ = ["learning_rate", "make_optimizer"]
 

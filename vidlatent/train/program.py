@@ -11,9 +11,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from vidlatent.dist.rules import batch_sharding, replicated, shardings
+from vidlatent.parallel.sharding import batch_sharding, replicated, shardings
 from vidlatent.train.state import random_key
-from vidlatent.train.steps import Step
+from vidlatent.train.tasks.base import Step
 
 __all__ = ["abstract_state", "jit_train_step", "placed"]
 

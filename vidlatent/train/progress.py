@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from absl import logging
 from tqdm import tqdm
 
-from vidlatent.dist.multihost import is_main
+from vidlatent.parallel.multihost import is_main
 
 __all__ = ["Progress"]
 

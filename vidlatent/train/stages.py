@@ -12,10 +12,10 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vidlatent import config as configs
-from vidlatent.infer.load import open_checkpoints
-from vidlatent.infer.start import starting_params
-from vidlatent.io.weights import is_workdir
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
+from vidlatent.models.load import open_checkpoints
+from vidlatent.train.init_from import starting_params
+from vidlatent.weights.files import is_workdir
 
 __all__ = ["check_start", "started"]
 

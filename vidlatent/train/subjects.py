@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from vidlatent.infer.generate_load import check_generator, generator_of, latents_of
-from vidlatent.infer.load import model_of
+from vidlatent.latents.space import check_generator, generator_of, latents_of
+from vidlatent.models.load import model_of
+from vidlatent.spec import LatentSpec
 from vidlatent.train.exams import Exam, GeneratorExam, TokenizerExam
-from vidlatent.train.steps import Step, diffusion, tokenizer
-from vidlatent.typing import LatentSpec
+from vidlatent.train.tasks import generator as diffusion
+from vidlatent.train.tasks import tokenizer
+from vidlatent.train.tasks.base import Step
 
 __all__ = ["Subject", "subject_of"]
 

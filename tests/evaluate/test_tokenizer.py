@@ -1,0 +1,175 @@
+"""Scoring: sums over batches are those over clips, padding never counts, latents are watched."""
+
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from vidlatent.evaluate.latent_statistics import Latents
+from vidlatent.evaluate.outputs import write_evaluation
+from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
+from vidlatent.metrics import PRESERVATION, gride
+from vidlatent.models.tokenizers.base import Posterior
+from vidlatent.parallel.mesh import make_mesh
+from vidlatent.spec import FrameRule, LatentSpec
+
+SPEC = LatentSpec("stub", channels=3, t=4, h=4, w=4, rule=FrameRule(1, 4))
+
+
+class Stub:
+    """Dims the video; the latent is the mean colour of cells of a group's first frame."""
+
+    def apply(self, variables, video):
+        b, _, h, w, c = video.shape
+        keys = jnp.concatenate([video[:, :1], video[:, 1::4]], axis=1)
+        cells = keys.reshape(b, -1, h // 4, 4, w // 4, 4, c).mean((3, 5))
+        return video * variables["params"], Posterior(cells)
+
+
+class Batches:
+    """A finite loader over given clips, as the validation loader pads them."""
+
+    def __init__(self, videos, sources, size):
+        self.videos, self.sources, self.size = videos, sources, size
+        self.index = [types.SimpleNamespace(path="a.mp4", fps=24.0)] * (max(sources) + 1)
+
+    def __len__(self):
+        return -(-len(self.videos) // self.size)
+
+    def __iter__(self):
+        for first in range(0, len(self.videos), self.size):
+            rows = np.arange(first, first + self.size)
+            real = rows < len(self.videos)
+            at = np.where(real, rows, 0)
+            video = self.videos[at].copy()
+            video[~real] = 255  # what padding holds must not matter
+            yield {
+                "video": video,
+                "mask": real.astype(np.float32),
+                "clip": np.where(real, np.asarray(self.sources)[at], -1).astype(np.int32),
+                "start": rows.astype(np.float32),
+            }
+
+
+@pytest.fixture(scope="module")
+def videos():
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (7, 9, 4, 4, 3))
+    return np.kron(coarse, np.ones((1, 1, 4, 4, 1), int)).astype(np.uint8)
+
+
+SOURCES = [0, 1, 2, 2, 3, 4, 5]
+
+
+def run(videos, size, gride_clips=0, extras=True):
+    mesh = make_mesh({"data": 2, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:2])
+    params = jax.device_put(jnp.float32(0.9), jax.sharding.NamedSharding(mesh, jax.P()))
+    step = tokenizer_eval_step(Stub(), preservation=extras, latent=extras)
+    with jax.set_mesh(mesh):
+        return evaluate(
+            compile_eval_step(step, mesh, params),
+            params,
+            Batches(videos, SOURCES, size),
+            3,
+            spec=SPEC,
+            latents=Latents(SPEC, gride_clips) if extras else None,
+        )
+
+
+def test_batches_and_padding_do_not_matter(videos):
+    a, b = run(videos, 2, 9), run(videos, 4, 9)
+    assert a.scores == pytest.approx(b.scores, rel=1e-6) and a.scores["clips"] == 7
+    for key, values in a.group_positions.items():
+        # A margin is a small difference of scores near 1, which are float32.
+        assert values == pytest.approx(b.group_positions[key], rel=1e-6, abs=1e-7)
+    left, right = a.latents.statistics(), b.latents.statistics()
+    assert left["clips"] == right["clips"] == 7
+    for row, other in zip(left["by_channel"], right["by_channel"], strict=True):
+        assert row == pytest.approx(other, rel=1e-9)
+    assert a.latents.intrinsic_dimension() == b.latents.intrinsic_dimension()
+
+
+def test_values_against_numpy(videos):
+    result = run(videos, 2)
+    x = videos.astype(np.float64) / 127.5 - 1
+    y = np.rint(np.clip((x * np.float32(0.9) + 1) * 127.5, 0, 255)) / 127.5 - 1
+    expected = 1 - np.abs(x - y).sum() / np.abs(x).sum()
+    assert result.scores[PRESERVATION] == pytest.approx(expected, rel=1e-4)
+
+    by_frame = result.positions["psnr"]
+    groups = result.group_positions
+    assert groups["n"] == [14] * 4
+    expected = [np.mean([by_frame[1 + place], by_frame[5 + place]]) for place in range(4)]
+    assert groups["psnr"] == pytest.approx(expected)
+    assert groups["psnr_max_margin"] == pytest.approx(max(expected) - min(expected))
+
+    latents = x[:, [0, 1, 5], ::4, ::4]
+    statistics = result.latents.statistics()
+    assert statistics["n"] == latents[..., 0].size
+    means = [row["mean"] for row in statistics["by_channel"]]
+    np.testing.assert_allclose(means, latents.mean((0, 1, 2, 3)), atol=1e-6)
+    assert statistics["std"] == pytest.approx(latents.std(), rel=1e-5)
+    np.testing.assert_allclose(
+        [picture.latent for picture in result.pictures],
+        [latents[int(picture.label.split()[-2][:-2])] for picture in result.pictures],
+        atol=1e-5,
+    )
+
+
+def test_intrinsic_dimension_takes_each_source_once(videos):
+    rows = run(videos, 4, 100).latents.intrinsic_dimension()
+    latents = (videos / 127.5 - 1)[[0, 1, 2, 4, 5, 6]][:, [0, 1, 5], ::4, ::4].astype(np.float32)
+    assert [(row["points"], row["neighbours"]) for row in rows] == [
+        ("videos 3x4x4x3", "1, 2"),
+        ("videos 3x4x4x3", "2, 4"),
+        ("first frames 1x4x4x3", "1, 2"),
+        ("first frames 1x4x4x3", "2, 4"),
+    ]
+    assert all(row["n"] == 6 for row in rows)
+    expected = gride(latents.reshape(6, -1)) + gride(latents[:, 0].reshape(6, -1))
+    assert [r["dimension_gride"] for r in rows] == pytest.approx(
+        [scale.dimension for scale in expected], rel=1e-4
+    )
+    assert {row["n"] for row in run(videos, 4, 4).latents.intrinsic_dimension()} == {4}
+    assert not run(videos, 4, 0).latents.intrinsic_dimension()
+
+
+def test_images_have_no_groups(videos):
+    result = run(videos[:, :1], 4, 9)
+    assert result.group_positions == {}
+    assert {r["points"] for r in result.latents.intrinsic_dimension()} == {"images 1x4x4x3"}
+
+
+def test_evaluations_while_training_do_without(videos):
+    result = run(videos, 4, extras=False)
+    assert PRESERVATION not in result.scores and result.latents is None
+    assert result.pictures[0].latent is None
+    assert result.group_positions["n"] == [14] * 4
+
+
+def test_files(videos, tmp_path):
+    config = ConfigDict({"name": "stub", "preset": "demo", "model": {"name": "stub"}})
+    config.data = ConfigDict({"fps": 12.0, "resize": "area", "buckets": ((9, 32, 32, 2),)})
+    result = run(videos, 4, 9)
+    terms = {"train/l1": 0.5, "train/critic/loss": 2.0, "train/bad_clips": 1, "val/lpips_x": 0.25}
+    lines = (json.dumps({"step": step, **terms}) for step in (1, 2))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    write_evaluation(result, tmp_path, config=config, step=3, workdir=tmp_path)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert {"by_group_position", "latent", "intrinsic_dimension"} <= scores.keys()
+    windows = scores["windows"]
+    assert windows["frames_height_width"] == [[9, 32, 32]] and windows["frame_stride"] == 1
+    assert windows["frames_per_second"] == 12.0 and "cut in the middle" in windows["resize"]
+    assert len(scores["latent"]["by_channel"]) == 3
+    page = (tmp_path / "report.html").read_text()
+    for words in ("place in the frame group", "max margin", "Intrinsic dimension", PRESERVATION):
+        assert words in page, words
+    for curve, shown in zip(terms, (True, True, False, True), strict=True):
+        assert (f"<figcaption>{curve}</figcaption>" in page) == shown, curve
+    sheet = Image.open(tmp_path / "latent_channels_0.png")
+    assert sheet.width > 200 and sheet.height > 300

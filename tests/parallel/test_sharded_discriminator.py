@@ -1,0 +1,60 @@
+"""A critic on eight devices judges as on one: both players' gradients, and its statistics.
+
+Its batch norm counts the whole batch, its convolutions stride over a sharded height.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from vidlatent.config import load
+from vidlatent.parallel.mesh import AXES, make_mesh
+from vidlatent.parallel.multihost import to_global
+from vidlatent.parallel.sharding import batch_sharding, constrain, shardings
+from vidlatent.train.discriminator import Judge
+
+pytestmark = pytest.mark.slow
+
+VIDEO = ("batch", "time", "height", "width", "channel")
+CLIP = (5, 32, 16)
+
+
+@pytest.fixture(scope="module")
+def videos():
+    draw = np.random.default_rng(0).uniform
+    return {name: draw(-1, 1, (4, *CLIP, 3)).astype(np.float32) for name in ("fake", "real")}
+
+
+def verdict(videos, model, sizes):
+    section = load("tests/tiny.py").critic.to_dict()
+    judge = Judge({**section, "model": model, "lecam_weight": 0.1}, 10, np.float32)
+    devices = jax.devices()[: int(np.prod(sizes))]
+    mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), devices)
+    key = jax.random.key(0)
+    placed = shardings({"critic": jax.eval_shape(lambda k: judge.init(k, CLIP), key)}, mesh)
+
+    def judged(state, videos):
+        real, fake = (constrain(videos[name], VIDEO) for name in ("real", "fake"))
+        found = judge.verdict(state["critic"], fake, real, np.int32(0), key)
+        return found.loss, found.to_prediction, found.grads, found.values
+
+    with jax.set_mesh(mesh):
+        state = jax.jit(lambda k: {"critic": judge.init(k, CLIP)}, out_shardings=placed)(key)
+        arrays = to_global(videos, batch_sharding(mesh))
+        return jax.device_get(jax.jit(judged)(state, arrays))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "patch3d", "width": 8, "time_kernels": (3, 3, 1, 1)},
+        {"name": "multiscale3d", "widths": (8, 8), "scales": 2},
+    ],
+    ids=lambda model: model["name"],
+)
+def test_eight_devices_equal_one(videos, model):
+    one, *many = (verdict(videos, model, s) for s in ((1, 1, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)))
+    for found in many:
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(found), strict=True):
+            # Means of logits of about 1 cancel.
+            np.testing.assert_allclose(b, a, atol=1e-5 * max(0.3, np.abs(a).max()))

@@ -1,0 +1,133 @@
+"""Metric writers, read back from what they wrote."""
+
+import contextlib
+import io
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from vidlatent.errors import VidlatentError
+from vidlatent.report import writers
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def events(folder):
+    """(step, value proto) of the event files of a folder, without TensorFlow."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    found = []
+    for path in sorted(folder.glob("events.*")):
+        data = path.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], "little")
+            assert int.from_bytes(data[8:12], "little") == masked_crc32c(data[:8])
+            event = Event.FromString(data[12 : 12 + size])
+            found += [(event.step, value) for value in event.summary.value]
+            data = data[12 + size + 4 :]
+    return found
+
+
+def test_all_back_ends_get_everything(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = rng.random((2, 8, 10, 3), np.float32)
+    clips = rng.integers(0, 256, (1, 5, 8, 10, 3), np.uint8)
+    with contextlib.closing(writers.make_writers(tmp_path, tensorboard=True)) as writer:
+        writer.write_scalars(3, {"loss": jnp.float32(0.25), "psnr": 21})
+        writer.write_scalars(4, {"loss": np.float64("nan")})
+        writer.write_images(3, {"pictures": pictures, "grey": np.zeros((4, 4, 1), np.uint8)})
+        writer.write_videos(3, {"clip": clips})
+        writer.write_texts(3, {"note": "two *words*"})
+        writer.write_histograms(3, {"weights": rng.normal(size=100)})
+        writer.write_hparams({"optimizer": {"lr": 1e-3}, "steps": 10})
+        writer.write_audios(3, {}, sample_rate=8000)
+        writer.write_summaries(3, {})
+        writer.flush()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [{k: v for k, v in line.items() if k != "time"} for line in lines] == [
+        {"step": 3, "loss": 0.25, "psnr": 21.0},
+        {"step": 4, "loss": None},
+    ]
+    by_tag = {
+        value.tag: (step, value) for step, value in reversed(events(tmp_path / "tensorboard"))
+    }
+    step, value = by_tag["loss"]
+    assert step == 3 and value.simple_value == 0.25
+    shown = Image.open(io.BytesIO(by_tag["pictures/1"][1].image.encoded_image_string))
+    np.testing.assert_array_equal(np.asarray(shown), np.rint(pictures[1] * 255))
+    animation = Image.open(io.BytesIO(by_tag["clip"][1].image.encoded_image_string))
+    assert animation.format == "GIF" and animation.n_frames == 5 and animation.size == (10, 8)
+    assert by_tag["grey"][1].image.height == 4
+    assert b"two *words*" in by_tag["note/text_summary"][1].SerializeToString()
+    assert b"optimizer.lr" in by_tag["settings/text_summary"][1].SerializeToString()
+    assert by_tag["weights"][1].histo.num == 100
+
+
+def test_without_tensorboard(tmp_path):
+    writers.make_writers(tmp_path, tensorboard=False).write_scalars(1, {"loss": 1.0})
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with contextlib.closing(writers.make_writers(tmp_path / "run", tensorboard=True)) as writer:
+        writer.write_scalars(1, {"loss": 1.0})
+        writer.write_videos(1, {"clip": np.zeros((2, 8, 8, 3), np.uint8)})
+    assert not (tmp_path / "run").exists()
+
+
+def test_metrics_of_a_resumed_run(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    first = writers.JsonlWriter(path)
+    for step in (10, 20, 30):
+        first.write_scalars(step, {"loss": step / 10})
+    first.close()
+    with open(path, "a") as file:
+        file.write('{"step": 40, "lo')  # The process was killed here.
+    assert writers.read_metrics(path) == {"loss": ([10, 20, 30], [1.0, 2.0, 3.0])}
+    second = writers.JsonlWriter(path)
+    second.write_scalars(30, {"loss": 7.0, "psnr": float("inf")})
+    second.close()
+    second.flush()
+    curves = writers.read_metrics(path)
+    assert curves["loss"] == ([10, 20, 30], [1.0, 2.0, 7.0])
+    assert curves["psnr"][0] == [30] and np.isnan(curves["psnr"][1][0])
+    assert writers.read_metrics(tmp_path / "none.jsonl") == {}
+
+
+def test_errors(tmp_path):
+    (tmp_path / "file").write_text("")
+    for tensorboard in (False, True):
+        with pytest.raises(VidlatentError, match="cannot write"):
+            writers.make_writers(tmp_path / "file", tensorboard=tensorboard)
+    with pytest.raises(VidlatentError, match="cannot write event files"):
+        writers.TensorBoardWriter(tmp_path / "file" / "deep")
+    writer = writers.TensorBoardWriter(tmp_path / "events")
+    with pytest.raises(VidlatentError, match="shape"):
+        writer.write_images(0, {"x": np.zeros((4, 4, 2), np.uint8)})
+    writer.close()
+
+
+def test_clu_actions_work_without_tensorflow(tmp_path):
+    """In a fresh process, since clu may have been imported here."""
+    code = """
+import sys
+from vidlatent.report.writers import make_writers
+from clu import metric_writers, periodic_actions
+assert "tensorflow" not in sys.modules
+writer = make_writers(sys.argv[1], tensorboard=False)
+report = periodic_actions.ReportProgress(num_train_steps=20, every_steps=5, writer=writer)
+for step in range(20):
+    report(step)
+report.close() if hasattr(report, "close") else None
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60, cwd=ROOT)
+    assert "steps_per_sec" in writers.read_metrics(tmp_path / "metrics.jsonl")

@@ -1,0 +1,229 @@
+"""Drawing latents: what it costs, and that no way of computing it changes what comes out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vidlatent.config import load
+from vidlatent.errors import VidlatentError
+from vidlatent.latents.space import abstract_generator, example, generator_of
+from vidlatent.models.generators import build_generator
+from vidlatent.models.load import abstract_params, model_of
+from vidlatent.sample.sampler import LatentSampler
+
+SHAPE = (2, 2, 2, 3)
+WAN = {
+    "name": "wan",
+    "latent_channels": 3,
+    "mask_channels": 1,
+    "condition_channels": 3,
+    "patch": (1, 1, 1),
+    "width": 24,
+    "depth": 2,
+    "heads": 2,
+    "hidden": 32,
+    "freq_dim": 8,
+    "text_dim": 6,
+    "text_length": 4,
+    "image_dim": 5,
+}
+FLOW = {"name": "flow", "shift": 3.0}
+QUICK = {"xla_backend_optimization_level": 0}
+
+
+def options(steps=3, scales=(4.0,), drops=(("text",),), **keys):
+    sampler = load("fsvideo_dit").sampler.to_dict() | {"steps": steps, "shift": 3.0}
+    guidance = {"scales": scales, "drops": drops}
+    for name in ("interval", "rescale", "batched", "negative"):
+        if name in keys:
+            guidance[name] = keys.pop(name)
+    return {**sampler, **keys, "guidance": sampler["guidance"] | guidance}
+
+
+@pytest.fixture(scope="module")
+def wan():
+    """A generator of every condition, with nothing zero, and a batch of two requests."""
+    model = build_generator(WAN)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32),
+        abstract_generator(model),
+    )
+    conditions = {
+        "text": {
+            "states": rng.normal(size=(2, 3, 6)).astype(np.float32),
+            "length": np.array([3, 2], np.int32),
+        },
+        "image": rng.normal(size=(2, 3, 5)).astype(np.float32),
+        "first": rng.normal(size=(2, 1, 2, 2, 3)).astype(np.float32),
+    }
+    return model, params, conditions
+
+
+def drawn(wan, seeds=(1, 2), pick=slice(None), **keys):
+    model, params, conditions = wan
+    sampler = LatentSampler(model, FLOW, options(**keys), SHAPE)
+    conditions = jax.tree.map(lambda x: x[pick], conditions)
+    run = jax.jit(sampler.run, compiler_options=QUICK)
+    return np.asarray(run(params, jnp.asarray(seeds, jnp.uint32), conditions))
+
+
+@pytest.fixture(scope="module")
+def usual(wan):
+    return drawn(wan)
+
+
+def test_kept_keys_and_values_change_nothing(wan, usual):
+    np.testing.assert_allclose(drawn(wan, keep=False), usual, atol=1e-5)
+
+
+def test_branches_in_one_call_are_branches_in_two(wan, usual):
+    np.testing.assert_allclose(drawn(wan, batched=False), usual, atol=1e-5)
+
+
+def test_a_sample_is_its_seeds_and_conditions(wan, usual):
+    assert np.abs(usual[0] - usual[1]).max() > 0.1
+    alone = drawn(wan, seeds=(2,), pick=slice(1, 2))
+    np.testing.assert_allclose(alone[0], usual[1], atol=1e-5)
+    other = drawn(wan, seeds=(3, 2))
+    np.testing.assert_allclose(other[1], usual[1], atol=1e-6)
+    assert np.abs(other[0] - usual[0]).max() > 0.1
+
+
+def test_guidance_only_within_its_interval(wan, usual):
+    # The second of three levels, shifted by 3, is 6/7.
+    inside = drawn(wan, interval=(0.0, 0.9))
+    assert np.abs(inside - usual).max() > 1e-3
+    np.testing.assert_allclose(drawn(wan, interval=(0.0, 1.0)), usual, atol=1e-5)
+    none = drawn(wan, scales=(), drops=())
+    np.testing.assert_allclose(drawn(wan, interval=(2.0, 3.0)), none, atol=1e-5)
+    np.testing.assert_allclose(drawn(wan, scales=(1.0,)), none, atol=1e-5)
+
+
+def test_conditions_can_be_missing_in_the_whole_batch(wan):
+    model, params, conditions = wan
+    sampler = LatentSampler(model, FLOW, options(), SHAPE)
+    given = {**conditions, "image": None, "first": None}
+    run = jax.jit(sampler.run, compiler_options=QUICK)
+    assert np.isfinite(run(params, jnp.asarray([1, 2], jnp.uint32), given)).all()
+
+
+class Counting:
+    """Counts what it is asked, by samples."""
+
+    reads = ("text",)
+    learned_variance = False
+    patch = (1, 1, 1)
+    count = 0
+
+    def apply(self, variables, noisy, time, conditions, drop=None, method=None):
+        jax.debug.callback(self._add, len(noisy))
+        return 0.1 * noisy
+
+    def _add(self, samples):
+        self.count += int(samples)
+
+
+def count(config, shape, batch=1):
+    network = Counting()
+    sampler = LatentSampler(
+        network, config.diffusion.schedule.to_dict(), config.sampler.to_dict(), shape
+    )
+    run = jax.jit(lambda seeds: sampler.run({}, seeds, {"text": None}), compiler_options=QUICK)
+    run(jnp.zeros(batch, jnp.uint32)).block_until_ready()
+    jax.effects_barrier()
+    return network.count / batch, sampler.nfe
+
+
+def test_fsvideo_takes_sixty_and_eight_evaluations():
+    """30 steps of two branches for the base, 8 plain ones for the refiner (FSVideo, 2.8)."""
+    base = load("fsvideo_dit:paper,stage=target")
+    assert count(base, (1, 1, 1, 2)) == (60, 60)
+    with base.unlocked():
+        del base.sampler["order"]
+        base.sampler.update({"name": "euler", "steps": 8})
+        base.sampler.guidance.scales = base.sampler.guidance.drops = ()
+    assert count(base, (1, 1, 1, 2), batch=2) == (8, 8)
+
+
+def test_a_step_cache_evaluates_less():
+    config = load("fsvideo_dit")
+    with config.unlocked():
+        config.sampler.guidance.scales = config.sampler.guidance.drops = ()
+        config.sampler.cache.threshold = 10.0
+    found, nominal = count(config, (1, 1, 1, 2))
+    assert found < nominal == 20
+
+
+def test_wrong_settings_are_named(wan):
+    model = wan[0]
+    with pytest.raises(VidlatentError, match="drops has 1 entries for 2 scales"):
+        LatentSampler(model, FLOW, options(scales=(2.0, 3.0)), SHAPE)
+    with pytest.raises(VidlatentError, match="drops names 'label'.*text, image, first"):
+        LatentSampler(model, FLOW, options(drops=(("label",),)), SHAPE)
+    learned = {"name": "linear", "variance": "learned_range"}
+    with pytest.raises(VidlatentError, match="does not learn a variance"):
+        LatentSampler(model, learned, options(), SHAPE)
+    two = options(scales=(2.0, 3.0), drops=(("text", "image"), ("text",)))
+    assert LatentSampler(model, FLOW, two, SHAPE).nfe == 9
+
+
+def test_published_sizes_by_shapes_alone():
+    """121 frames of 720x1280 from 31 latents, through the base at full size (FSVideo, J83)."""
+    config = load("fsvideo_dit:paper,stage=target")
+    tokenizer = model_of(load("fsae:paper"), "float32")
+    shape = tokenizer.latent_spec.latent_shape((121, 768, 1280))
+    assert shape == (31, 12, 20, 128)
+    model = generator_of(config, "float32")
+    params = abstract_generator(model)
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    assert sum(sizes) == 16_395_800_448 + 4_194_099
+    sampler = LatentSampler(
+        model, config.diffusion.schedule.to_dict(), config.sampler.to_dict(), shape
+    )
+    abstract = jax.ShapeDtypeStruct
+    conditions = {
+        "text": {
+            "states": abstract((1, 512, 4096), jnp.float32),
+            "length": abstract((1,), jnp.int32),
+        },
+        "image": abstract((1, 257, 1280), jnp.float32),
+        "first": abstract((1, 1, 12, 20, 128), jnp.float32),
+    }
+    latent = jax.eval_shape(sampler.run, params, abstract((1,), jnp.uint32), conditions)
+    assert latent.shape == (1, *shape)
+
+    def decode(params, latent):
+        return tokenizer.apply({"params": params}, latent, method="decode")[0]
+
+    video = jax.eval_shape(decode, abstract_params(tokenizer), latent)
+    assert video.shape == (1, 121, 768, 1280, 3)
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [
+        *(f"fsvideo_dit:paper,stage={stage}" for stage in ("image", "video", "target", "sft")),
+        *(f"latte:paper,data={data}" for data in ("ucf101", "sky", "faces", "kinetics400")),
+        *(f"reducio_dit:paper,stage={stage}" for stage in (1, 2, 3)),
+        "reducio_dit:paper,attention=2d+1d",
+        *(f"promag_dit:paper,stage={stage},k=16" for stage in (1, 2, 3)),
+        "promag_dit:paper,loss=flow",
+        *(f"{name}:demo" for name in ("fsvideo_dit", "latte", "reducio_dit", "promag_dit")),
+    ],
+)
+def test_every_preset_names_a_network_a_schedule_and_a_sampler(preset):
+    config = load(preset)
+    model = generator_of(config)
+    noisy, _, conditions = example(model)
+    sampler = LatentSampler(
+        model,
+        config.diffusion.schedule.to_dict(),
+        config.sampler.to_dict(),
+        noisy.shape[1:],
+    )
+    assert sampler.nfe >= 8 and config.recipe and config.data.buckets
+    assert {name for group in config.conditions.drop for name in group.split("+")} <= {*conditions}
+    assert len(config.data.bucket_weights) in (0, len(config.data.buckets))
+    assert config.checkpoint.best_metric == "loss" and config.sample.size

@@ -1,0 +1,299 @@
+"""The critic in the tokenizer's step: both players' gradients, its schedule, what stops it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers.micro import Micro
+from vidlatent.config import load
+from vidlatent.errors import VidlatentError
+from vidlatent.latents.pixels import from_pixels
+from vidlatent.losses import TERMS, Term
+from vidlatent.losses.adversarial import (
+    critic_loss,
+    generator_loss,
+    lecam,
+    lecam_anchors,
+    r1_penalty,
+)
+from vidlatent.models.discriminators import build_critic
+from vidlatent.train.hooks import mean_metrics
+from vidlatent.train.tasks.tokenizer import make_step
+from vidlatent.train.tasks.tokenizer_gradients import Gradients
+
+QUICK = {"xla_backend_optimization_level": 0}
+CRITIC = {"name": "multiscale3d", "widths": (8, 8), "scales": 1}
+
+
+def config(**changes):
+    loaded = load("tests/tiny.py")
+    with loaded.unlocked():
+        loaded.data.buckets = ((2, 8, 8, 4),)
+        loaded.critic.model.update(CRITIC)
+        loaded.critic.weight = 0.3
+        loaded.critic.loss = "non_saturating"
+        loaded.optim.warmup_steps = 0
+        for key, value in changes.items():
+            section, _, name = key.rpartition("__")
+            node = loaded
+            for part in filter(None, section.split("__")):
+                node = node[part]
+            node[name] = value
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def batch():
+    video = np.random.default_rng(0).integers(0, 256, (4, 2, 8, 8, 3), np.uint8)
+    return {"video": video, "mask": np.ones(4, np.float32)}
+
+
+def run(loaded, batch, steps=1, options=None):
+    """States before and after each step, and the last report."""
+    step = make_step(loaded, Micro())
+    states = [jax.jit(step.init, compiler_options=options)(jax.random.key(0))]
+    train_step = jax.jit(step.train_step, compiler_options=options)
+    for _ in range(steps):
+        state, report = train_step(states[-1], batch, {})
+        states.append(state)
+    return states, report
+
+
+def changed(a, b):
+    return [bool(np.any(x != y)) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)]
+
+
+def norm(tree):
+    return float(np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(tree))))
+
+
+def test_both_players_get_their_own_gradient(batch):
+    """Compared with plain differentiation of each player's loss, the other held fixed."""
+    states, report = run(config(), batch)
+    model, critic = Micro(), build_critic(CRITIC)
+    target = from_pixels(batch["video"])
+    judge = states[0]["critic"]["params"]
+
+    def logits(params, video):
+        return critic.apply({"params": params}, video, {}, True)[0]
+
+    def generator(params):
+        prediction = model.apply({"params": params}, target)[0]
+        adversarial = generator_loss("non_saturating", logits(judge, prediction))
+        return jnp.abs(prediction - target).mean() + 0.3 * adversarial
+
+    def opponent(params):
+        prediction = model.apply({"params": states[0]["params"]}, target)[0]
+        return critic_loss("non_saturating", logits(params, target), logits(params, prediction))
+
+    loss, grads = jax.value_and_grad(generator)(states[0]["params"])
+    np.testing.assert_allclose(report["loss"], loss, rtol=1e-6)
+    np.testing.assert_allclose(report["grad_norm"], norm(grads), rtol=1e-5)
+    loss, grads = jax.value_and_grad(opponent)(judge)
+    np.testing.assert_allclose(report["critic/loss"], loss, rtol=1e-6)
+    np.testing.assert_allclose(report["critic_grad_norm"], norm(grads), rtol=1e-5)
+    assert all(changed(states[0]["critic"]["params"], states[1]["critic"]["params"]))
+    assert all(changed(states[0]["params"], states[1]["params"]))
+
+
+def test_adaptive_weight_is_the_ratio_of_gradients_at_the_layer(batch):
+    loaded = config(critic__adaptive_layer="decoder/conv_out/kernel", loss__l2=0.5)
+    loaded.critic.adaptive_terms = ("l1",)
+    states, report = run(loaded, batch)
+    model, critic = Micro(), build_critic(CRITIC)
+    target = from_pixels(batch["video"])
+
+    def parts(params):
+        prediction = model.apply({"params": params}, target)[0]
+        judge = {"params": states[0]["critic"]["params"]}
+        maps = critic.apply(judge, prediction, {}, True)[0]
+        return jnp.abs(prediction - target).mean(), generator_loss("non_saturating", maps)
+
+    rated, adversarial = (
+        norm(
+            jax.grad(lambda p, i=i: parts(p)[i])(states[0]["params"])["decoder"]["conv_out"][
+                "kernel"
+            ]
+        )
+        for i in (0, 1)
+    )
+    expected = 0.3 * rated / (adversarial + 1e-4)
+    np.testing.assert_allclose(report["adversarial_weight"], expected, rtol=1e-4)
+    with pytest.raises(VidlatentError, match="matches no parameter"):
+        run(config(critic__adaptive_layer="decoder/nowhere"), batch)
+    with pytest.raises(VidlatentError, match="adaptive_terms names 'lpips'"):
+        run(config(critic__adaptive_terms=("lpips",)), batch)
+
+
+def test_nothing_is_felt_before_the_start_and_then_it_fades_in(batch):
+    loaded = config(critic__start_step=1, critic__warmup_steps=2)
+    with_critic, _ = run(loaded, batch, steps=2)
+    alone = config()
+    with alone.unlocked():
+        alone.critic.model = {}
+    without, _ = run(alone, batch, steps=2)
+    first = [states[1]["params"] for states in (with_critic, without)]
+    jax.tree.map(np.testing.assert_array_equal, *first)
+    assert not any(changed(with_critic[0]["critic"], with_critic[1]["critic"]))
+    assert any(changed(with_critic[1]["critic"], with_critic[2]["critic"]))
+    assert any(changed(with_critic[2]["params"], without[2]["params"]))
+    step = make_step(loaded, Micro())
+    state, weights = jax.jit(step.init)(jax.random.key(0)), []
+    train_step = jax.jit(step.train_step)
+    for _ in range(4):
+        state, report = train_step(state, batch, {})
+        weights.append(float(report["adversarial_weight"]))
+    assert weights == pytest.approx([0, 0.15, 0.3, 0.3])
+
+
+def test_pieces_of_a_batch_make_the_whole(batch):
+    whole, parts = (
+        run(config(optim__accumulate=pieces, critic__lecam_weight=0.1), batch, steps=1)
+        for pieces in (1, 2)
+    )
+    for part in ("params", "critic"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6),
+            whole[0][1][part],
+            parts[0][1][part],
+        )
+    for name in ("critic/loss", "critic/lecam"):
+        np.testing.assert_allclose(whole[1][name], parts[1][name], rtol=1e-5)
+    # LeCam has a curve of its own, without its weight.
+    state, target = whole[0][0], from_pixels(batch["video"])
+    videos = target, Micro().apply({"params": state["params"]}, target)[0]
+    judge, critic = {"params": state["critic"]["params"]}, build_critic(CRITIC)
+    real, fake = (critic.apply(judge, video, {}, True)[0] for video in videos)
+    expected = lecam(lecam_anchors(1), real, fake)
+    assert expected > 0
+    np.testing.assert_allclose(whole[1]["critic/lecam"], expected, rtol=1e-4)
+
+
+def test_lazy_penalty_counts_as_often_as_it_is_left_out(batch):
+    loaded = config(critic__r1_weight=10.0, critic__r1_every=3, critic__r1_crop=(2, 8, 8))
+    step = make_step(loaded, Micro())
+    train_step = jax.jit(step.train_step)
+    begin = jax.jit(step.init)(jax.random.key(0))
+    state, report = train_step(begin, batch, {})
+    _, idle = train_step(state, batch, {})
+    critic = build_critic(CRITIC)
+    target, judge = from_pixels(batch["video"]), begin["critic"]["params"]
+
+    def logits(params, video):
+        return critic.apply({"params": params}, video, {}, True)[0]
+
+    def loss(params):
+        prediction = Micro().apply({"params": begin["params"]}, target)[0]
+        own = critic_loss("non_saturating", logits(params, target), logits(params, prediction))
+        penalty = r1_penalty(logits, params, target, gamma=10.0)
+        return own + 3 * penalty, penalty
+
+    grads, penalty = jax.grad(loss, has_aux=True)(judge)
+    np.testing.assert_allclose(report["critic_grad_norm"], norm(grads), rtol=1e-4)
+    np.testing.assert_allclose(report["critic/r1"], penalty, rtol=1e-4)
+    assert idle["critic/r1"] == 0.0
+    # The curve shows what the penalty was where it was taken, and nothing where it was not.
+    assert mean_metrics([report, idle], [report, idle])["critic/r1"] == report["critic/r1"]
+    assert set(report) - set(mean_metrics([idle], [idle])) == {
+        *("critic/r1", "critic/r1/share"),
+        *("bad_steps", "bad_streak"),
+    }
+    assert np.isnan(mean_metrics([report], [])["critic/r1"])
+
+
+def test_a_critic_for_one_size_of_clip(batch):
+    """MAGVIT's, flattened: it is made for the buckets' clips, learns, and refuses others."""
+    loaded = config(
+        critic__model={"name": "stylegan3d", "widths": (4, 4), "hidden": 8, "norm": "spectral"}
+    )
+    (first, second), report = run(loaded, batch, options=QUICK)
+    assert all(changed(first["critic"]["params"], second["critic"]["params"]))
+    changes = changed(first["critic"]["stats"], second["critic"]["stats"])
+    # The last kernel has one output and so one direction, up to its sign.
+    assert sum(changes) >= len(changes) - 1 > 0
+    assert all(np.isfinite(value) for value in report.values())
+    larger = {"video": np.zeros((4, 2, 8, 16, 3), np.uint8), "mask": batch["mask"]}
+    with pytest.raises(VidlatentError, match="made for another clip size than 2 frames of 8x16"):
+        jax.eval_shape(make_step(loaded, Micro()).train_step, first, larger, {})
+
+
+def test_equation_5_is_a_mean_in_disguise_with_a_critic():
+    """IV-VAE: sums at 256x256 over 3 * 256^2 are means, and beta is relative to either."""
+    rng, latent_channels = np.random.default_rng(1), Micro().latent_spec.channels
+    video = rng.integers(0, 256, (2, 2, 16, 16, 3), np.uint8)
+    batch = {"video": video, "mask": np.ones(2, np.float32)}
+
+    def gradients(reduction, kl_weight):
+        terms = {"l1": 1.0, "lpips_tiny": 1.0, "kl": kl_weight}
+        loaded = config(
+            loss={name: {"weight": w, "reduction": reduction} for name, w in terms.items()},
+            critic__weight=0.8,
+            critic__loss="hinge",
+            critic__adaptive_layer="decoder/conv_out/kernel",
+        )
+        step, found = make_step(loaded, Micro()), Gradients(loaded, Micro())
+        state = jax.jit(step.init, compiler_options=QUICK)(jax.random.key(0))
+        state["critic"]["params"] = jax.tree.map(lambda x: 20 * x, state["critic"]["params"])
+        networks = step.load_networks()
+        return jax.jit(lambda s: found(s, batch, networks), compiler_options=QUICK), state
+
+    summed, state = gradients("sum_at_256", 0.03)
+    # A latent of this model stands for one pixel of three channels.
+    mean, _ = gradients("mean", 0.03 * latent_channels / 3)
+    found, expected = summed(state), mean(state)
+    scale = 3 * 256**2
+    # As in latent diffusion the factor ends at 1e4, which a quiet critic and sums would reach.
+    assert 0 < found.report["adversarial_weight"] < 0.8e4
+    for name in ("l1", "lpips_tiny", "adversarial_weight"):
+        value = found.report[name] / scale
+        np.testing.assert_allclose(value, expected.report[name], rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(found.loss / scale, expected.loss, rtol=1e-4)
+
+    def close(a, b):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
+
+    jax.tree.map(lambda a, b: close(a / scale, b), found.params, expected.params)
+    # A critic ten times as loud pushes no more.
+    state["critic"]["params"]["head_0"] = jax.tree.map(
+        lambda x: 10 * x, state["critic"]["params"]["head_0"]
+    )
+    louder, loud = mean(state), 10 * expected.report["adversarial"]
+    np.testing.assert_allclose(louder.report["adversarial"], loud, rtol=1e-5)
+    jax.tree.map(close, louder.params, expected.params)
+
+
+def test_a_player_that_is_not_finite_stops_all(batch, monkeypatch):
+    loaded = config()
+    step = make_step(loaded, Micro())
+    state = jax.jit(step.init)(jax.random.key(0))
+    state["critic"]["params"] = jax.tree.map(
+        lambda x: x.at[(0,) * x.ndim].set(jnp.nan), state["critic"]["params"]
+    )
+    after, report = jax.jit(step.train_step)(state, batch, {})
+    for part in ("params", "opt", "ema", "critic"):
+        jax.tree.map(np.testing.assert_array_equal, after[part], state[part])
+    assert (int(report["bad_streak"]), int(after["step"])) == (1, 1)
+
+
+def test_helper_parameters_of_a_term_are_trained_beside_the_model(batch, monkeypatch):
+    def scaled(inputs, params, networks):
+        return jnp.square(params["w"] - 1.0) + 0 * inputs.prediction.mean()
+
+    term = Term(scaled, init=lambda key, spec: {"w": jnp.zeros(())})
+    monkeypatch.setattr(TERMS, "_entries", {**TERMS._entries, "helped": lambda: term})
+    states, report = run(config(loss__helped=2.0), batch, steps=3)
+    assert float(states[0]["helpers"]["params"]["helped"]["w"]) == 0
+    assert 0 < float(states[3]["helpers"]["params"]["helped"]["w"])
+    assert "helped" in report and "w" not in states[3]["params"]
+
+
+def test_the_latent_is_drawn_only_where_asked(batch):
+    def losses(loaded):
+        step = make_step(loaded, Micro())
+        state = jax.jit(step.init)(jax.random.key(0))
+        return float(jax.jit(step.train_step)(state, batch, {})[1]["l1"])
+
+    drawn, mean = (losses(config(train__sample_latent=flag)) for flag in (True, False))
+    assert drawn != mean
+    assert losses(config(train__sample_latent=True)) == drawn

@@ -1,0 +1,264 @@
+"""``--mode=bench``: what the programs of a config take on the devices that are here.
+
+Each runs as its job runs it, with random inputs in turn and results waited for. Shares are those of
+this device's own best matrix product and copy, measured in the same run. A share of the copy above
+one means that much of what is moved stays in caches. Memory of a program is what the compiler gave
+it; beside it stands the most that was held since the process began, by earlier programs too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vidlatent.bench.device import device_peaks, peak_memory, program_memory, timed
+from vidlatent.errors import VidlatentError
+from vidlatent.models.load import compute_dtype
+from vidlatent.parallel.mesh import mesh_for_batches
+from vidlatent.parallel.multihost import is_main
+from vidlatent.plan.build import bucket_of, build_program, programs_of
+from vidlatent.plan.costs import model_flops, trace
+from vidlatent.plan.hardware import GIB
+from vidlatent.plan.hlo import parse
+from vidlatent.plan.program import Program
+from vidlatent.plan.search import changed
+from vidlatent.report.tables import markdown_table
+from vidlatent.report.writers import read_metrics
+from vidlatent.train.loop import train
+
+__all__ = ["bench", "measure", "measure_loop"]
+
+_OF_LOOP = ("steps_per_second", "frames_per_second", "data_wait_share")
+
+
+def bench(config: ConfigDict, workdir: Path, output: str) -> int:
+    """Measure ``config.bench.what``; print a table and write JSON.
+
+    The file is ``output``, by default ``<workdir>/bench.json``. Returns the exit status.
+    """
+    bucket = bucket_of(config, config.bench.bucket)
+    mesh = mesh_for_batches(config.mesh, [bucket])
+    dtype = jnp.dtype(compute_dtype(config))
+    peaks = device_peaks(dtype)
+    device = jax.devices()[0]
+    result: dict[str, Any] = {
+        "config": config.name,
+        "preset": config.preset,
+        "device": f"{mesh.size} x {device.device_kind}",
+        "jax": jax.__version__,
+        "compute": dtype.name,
+        "bucket": list(bucket),
+        "peaks": peaks,
+        "programs": {},
+    }
+    for what in config.bench.what or programs_of(config):
+        logging.info("measuring %s", what)
+        if what == "loop":
+            result["loop"] = measure_loop(config)
+        else:
+            result["programs"][what] = measure(config, what, mesh, bucket, peaks)
+    if is_main():
+        target = Path(output) if output else workdir / "bench.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(result, indent=1) + "\n")
+        print(_report(result))
+        logging.info("wrote %s", target)
+    return 0
+
+
+def measure(
+    config: ConfigDict, what: str, mesh: Mesh, bucket: tuple[int, ...], peaks: dict[str, float]
+) -> dict[str, Any]:
+    """Times, rates and memory of one program; see ``plan_programs`` for what it is."""
+
+    def build(config: ConfigDict) -> Program:
+        return build_program(config, what, mesh, bucket)
+
+    options = config.bench
+    program = build(config)
+    flops = model_flops(config, build, trace(program, mesh), mesh)
+    with jax.set_mesh(mesh):
+        compiled, seconds = _compile_twice(program)
+        batches = [_arguments(program, number) for number in range(max(1, options.inputs))]
+        held = _initial(program)
+
+        def run(number: int) -> Any:
+            given = {**batches[number % len(batches)], **held}
+            results = compiled(*(given[place] for place in range(len(program.arguments))))
+            if program.carries is not None and program.carries[1] in held:
+                result, argument = program.carries
+                held[argument] = results[result]
+            return results
+
+        times = timed(run, options.warmup, options.repeats)
+    memory, of = peak_memory()
+    rate = flops / times.median
+    traffic = parse(compiled.as_text()).traffic() / times.median
+    return {
+        "about": program.about,
+        **times.to_json(),
+        "frames_per_second": program.frames / times.median,
+        "tflop_of_a_device": flops / 1e12,
+        "tflop_per_second": rate / 1e12,
+        "share_of_matmul": rate / peaks["flops"],
+        "gb_per_second": traffic / 1e9,
+        "share_of_copy": traffic / peaks["bandwidth"],
+        "compile": seconds,
+        "peak_memory": memory,
+        "peak_memory_of": of,
+        "program_memory": program_memory(compiled),
+    }
+
+
+def _initial(program: Program) -> dict[int, Any]:
+    """Arguments that are made, not drawn, and those handed from run to run; by position."""
+    made = {}
+    for place, make in program.initial.items():
+        where = jax.tree.map(lambda leaf: leaf.sharding, program.arguments[place])
+        # Runs once: on CPUs it is compiled without costly optimisation.
+        cheap = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+        made[place] = jax.jit(make, out_shardings=where, compiler_options=cheap)()
+    if program.carries is not None:
+        argument = program.carries[1]
+        if argument not in made and jax.tree.leaves(program.arguments[argument]):
+            made[argument] = _drawn(program.arguments[argument], 0)
+    return made
+
+
+def _arguments(program: Program, seed: int) -> dict[int, Any]:
+    free = set(range(len(program.arguments))) - set(program.initial)
+    return {place: _drawn(program.arguments[place], seed) for place in free}
+
+
+def _drawn(tree: Any, seed: int) -> Any:
+    """Random arrays: any pixel, standard normal numbers; masks are ones."""
+    leaves, structure = jax.tree.flatten(tree)
+
+    def draw(number: int, leaf: Any) -> jax.Array:
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            # Pixels; classes, lengths and seeds: any small number will do.
+            most = 256 if leaf.dtype == jnp.uint8 else 2
+            return jax.random.randint(key, leaf.shape, 0, most, jnp.int32).astype(leaf.dtype)
+        if len(leaf.shape) == 1:
+            return jnp.ones(leaf.shape, leaf.dtype)
+        return jax.random.normal(key, leaf.shape, leaf.dtype)
+
+    def put(number: int, leaf: Any) -> jax.Array:
+        return jax.jit(lambda: draw(number, leaf), out_shardings=leaf.sharding)()
+
+    return jax.tree.unflatten(structure, [put(n, leaf) for n, leaf in enumerate(leaves)])
+
+
+def _compile_twice(program: Program) -> tuple[Any, dict[str, float]]:
+    """The executable, and seconds until it stands without and with the persistent cache."""
+    with tempfile.TemporaryDirectory() as folder, _cache(folder):
+        _, cold = _compiled(program)
+        compilation_cache.reset_cache()  # what it remembers of the folder
+        jax.clear_caches()
+        compiled, cached = _compiled(program)
+    return compiled, {"cold_s": cold, "cached_s": cached}
+
+
+def _compiled(program: Program) -> tuple[Any, float]:
+    begin = time.perf_counter()
+    compiled = program.function.lower(*program.arguments).compile()
+    return compiled, time.perf_counter() - begin
+
+
+@contextlib.contextmanager
+def _cache(folder: str) -> Iterator[None]:
+    """Keep all compiled programs in ``folder`` meanwhile."""
+    settings = {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def measure_loop(config: ConfigDict) -> dict[str, Any]:
+    """Speed of the training loop with its data, from its own reports of ``loop_steps`` steps.
+
+    The first report, which holds the compilation of every shape, is left out.
+    """
+    steps, every = config.bench.loop_steps, config.train.log_every
+    if steps < 3 * every:
+        raise VidlatentError(
+            f"config.bench.loop_steps={steps} gives too few reports: take at least {3 * every}, "
+            "three times config.train.log_every."
+        )
+    short = {"train.steps": steps, "eval.every": 0, "checkpoint.every": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        train(changed(config, short), Path(folder))
+        curves = read_metrics(Path(folder) / "metrics.jsonl")
+    found = {}
+    for name in _OF_LOOP:
+        values = curves[f"train/{name}"][1][1:]
+        found[name] = {
+            "median": statistics.median(values),
+            "least": min(values),
+            "most": max(values),
+            "reports": len(values),
+        }
+    return found
+
+
+def _report(result: dict[str, Any]) -> str:
+    peaks = result["peaks"]
+    head = (
+        f"{result['config']} ({result['preset']}) on {result['device']}, {result['compute']}, jax "
+        f"{result['jax']}; this device's best: {peaks['flops'] / 1e12:.3g} TFLOP/s in a matrix "
+        f"product, {peaks['bandwidth'] / 1e9:.3g} GB/s in a copy."
+    )
+    parts = [head]
+    if result["programs"]:
+        parts.append(markdown_table([_row(*item) for item in result["programs"].items()], True))
+    if "loop" in result:
+        rows = [
+            {"training loop with its data": name.replace("_", " "), **_rounded(values)}
+            for name, values in result["loop"].items()
+        ]
+        parts.append(markdown_table(rows, True))
+    return "\n\n".join(parts)
+
+
+def _rounded(values: dict[str, float]) -> dict[str, str]:
+    return {name: f"{value:.4g}" for name, value in values.items()}
+
+
+def _row(name: str, found: dict[str, Any]) -> dict[str, str]:
+    return {
+        "program": f"{name}: {found['about']}",
+        "ms": f"{found['median_s'] * 1e3:.4g}",
+        "spread": f"{found['spread']:.0%}",
+        "frames/s": f"{found['frames_per_second']:.4g}",
+        "TFLOP/s": f"{found['tflop_per_second']:.3g}",
+        "of matmul": f"{found['share_of_matmul']:.1%}",
+        "of copy": f"{found['share_of_copy']:.1%}",
+        "GiB of the program": f"{found['program_memory'] / GIB:.2f}",
+        f"most GiB of the {found['peak_memory_of']} so far": f"{found['peak_memory'] / GIB:.2f}",
+        "compile s": f"{found['compile']['cold_s']:.3g}",
+        "from cache": f"{found['compile']['cached_s']:.3g}",
+    }

@@ -1,0 +1,1 @@
+"""Training checkpoints: Orbax steps with digests, and how state is laid out in them."""

@@ -1,0 +1,84 @@
+"""How a training state is laid out in a checkpoint: items, key paths and structure checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from vidlatent.checkpoint import digests
+from vidlatent.errors import VidlatentError
+
+__all__ = ["compare_structure", "merge", "nested", "split", "target"]
+
+_ITEMS = ("params", "opt", "ema", "critic")
+_REST = "extra"
+
+
+def nested(tree: Any) -> dict[str, Any]:
+    """The leaves of any pytree as nested dicts with string keys: independent of container types."""
+    nested: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        inner = nested
+        for key in keys[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[keys[-1]] = leaf
+    return nested
+
+
+def split(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Items of a state, without those that hold no array."""
+    items = {name: state[name] for name in _ITEMS if name in state}
+    items[_REST] = {name: value for name, value in state.items() if name not in _ITEMS}
+    return {name: tree for name, tree in items.items() if jax.tree_util.tree_leaves(tree)}
+
+
+def merge(abstract: Mapping[str, Any], items: Mapping[str, Any]) -> dict[str, Any]:
+    """The state again from its items; parts that hold no array come from ``abstract``."""
+    rest = items.get(_REST, {})
+    parts = {name: items.get(name, abstract[name]) for name in abstract if name in _ITEMS}
+    parts |= {name: rest.get(name, abstract[name]) for name in abstract if name not in _ITEMS}
+    return {name: parts[name] for name in abstract}
+
+
+def target(leaf: Any, dtype: str) -> jax.ShapeDtypeStruct:
+    """Where and as what to restore ``leaf``; without a sharding: on the first local device."""
+    sharding = leaf.sharding if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else None
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(tuple(leaf.shape), np.dtype(dtype), sharding=sharding)
+
+
+def compare_structure(
+    where: str, wanted: Mapping[str, Any], saved: Mapping[str, digests.ArrayRecord], dtypes: bool
+) -> None:
+    """Raise ``VidlatentError`` that lists every missing, unexpected and misshaped array."""
+
+    def listing(title: str, lines: list[str]) -> str:
+        more = f" and {len(lines) - 20} more" if len(lines) > 20 else ""
+        return f" {title}: {'; '.join(lines[:20])}{more}." if lines else ""
+
+    missing = [name for name in wanted if name not in saved]
+    extra = [name for name in saved if name not in wanted]
+    shapes = [
+        f"{name} saved {list(saved[name].shape)} wanted {list(leaf.shape)}"
+        for name, leaf in wanted.items()
+        if name in saved and saved[name].shape != tuple(leaf.shape)
+    ]
+    types = [
+        f"{name} saved {saved[name].dtype} wanted {np.dtype(leaf.dtype).name}"
+        for name, leaf in wanted.items()
+        if dtypes and name in saved and saved[name].dtype != np.dtype(leaf.dtype).name
+    ]
+    if missing or extra or shapes or types:
+        raise VidlatentError(
+            f"The checkpoint {where} belongs to another model or optimizer; resume with the "
+            "config that it was trained with, or choose another --workdir."
+            + listing("Missing from the checkpoint", missing)
+            + listing("In the checkpoint only", extra)
+            + listing("Of another shape", shapes)
+            + listing("Of another dtype", types)
+        )

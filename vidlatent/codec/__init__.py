@@ -1,0 +1,1 @@
+"""Videos of any length and size to latents and back; the modes ``reconstruct`` and ``preview``."""

@@ -1,0 +1,457 @@
+"""Videos to latents and back, a piece at a time.
+
+A causal tokenizer codes a stream exactly: every temporal convolution keeps its last input frames,
+and those caches travel from piece to piece as values. So a video of any length passes through with
+the memory of one piece, and comes out as if it had been coded whole. Decoders that look ahead work
+in windows, with the same result. Tokenizers that need the whole clip, and others on request, work
+in chunks, which fade into each other over the frames they share (ProMAG, appendix D).
+
+Sizes: height and width are padded to the tokenizer's multiples by repeating the last row and
+column, the length to the next legal one by repeating the last frame; decoding cuts both off again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vidlatent import config as configs
+from vidlatent.codec.coded import Coded, Reader
+from vidlatent.codec.options import Coding
+from vidlatent.errors import VidlatentError
+from vidlatent.latents.pixels import to_pixels
+from vidlatent.media.decode import iter_frames
+from vidlatent.models.load import abstract_params, model_of, open_checkpoints
+from vidlatent.models.tokenizers.chunks import fade_in, stream_chunks
+from vidlatent.parallel.mesh import mesh_of_rows
+from vidlatent.parallel.sharding import shardings, uneven_rows
+from vidlatent.spec import LatentSpec, check_shape
+from vidlatent.weights.files import is_workdir, load_params
+
+__all__ = ["Codec", "load_codec"]
+
+# A video as frames uint8 [T, H, W, 3], a file, or frames uint8 [H, W, 3] one after the other.
+Video = np.ndarray | str | Path | Iterable[np.ndarray]
+
+
+class Codec:
+    """A tokenizer with its parameters, working on uint8 frames.
+
+    Args:
+      model: tokenizer module (``encode`` and ``decode`` with caches).
+      params: its parameters, a nested dict.
+      coding: how long and large videos are cut.
+      mesh: devices over which frames are spread by height, all of them whatever their axes are
+        called; None: one device.
+
+    Attributes:
+      spec: the latent's identity card.
+      time: how time is cut: ``'stream'``, ``'windows'`` or ``'chunks'``.
+    """
+
+    def __init__(
+        self, model: Any, params: Any, coding: Coding | None = None, mesh: Mesh | None = None
+    ):
+        self._mesh = None if mesh is None else mesh_of_rows(mesh)
+        self._plan = (coding or Coding()).plan(model, 1 if mesh is None else mesh.size)
+        self.model = self._plan.model
+        self.params = params
+        if self._mesh is not None:
+            self.params = jax.device_put(params, shardings(params, self._mesh))
+        self.spec: LatentSpec = model.latent_spec
+        self.time = self._plan.time
+        self._steps = self._plan.steps
+        rule = self.spec.rule
+        self._per_group = rule.step // self.spec.t  # latent frames
+        # One latent frame stands for the frames before the first group, if there are any.
+        self._lead = rule.first % rule.step
+        self._to_pixels = jax.jit(to_pixels)
+        self._fade_in = jax.jit(fade_in, static_argnums=2)
+
+    @classmethod
+    def from_workdir(
+        cls,
+        workdir: str | Path,
+        step: int | None = None,
+        coding: Coding | None = None,
+        mesh: Mesh | None = None,
+        dtype: Any = None,
+    ) -> Codec:
+        """The tokenizer trained in ``workdir``: its EMA at ``step`` (default: newest sound one).
+
+        ``coding`` defaults to the workdir's ``config.codec``, ``dtype`` (what is computed in) to
+        its ``config.precision.compute``.
+        """
+        workdir = Path(workdir)
+        config = configs.read(workdir)
+        model = model_of(config, dtype)
+        checkpointer = open_checkpoints(config, workdir)
+        try:
+            placed = _placed(model, None if mesh is None else mesh_of_rows(mesh))
+            restored = checkpointer.restore_params(placed, step=step)
+        finally:
+            checkpointer.close()
+        return cls(model, restored.state, coding or Coding.of(config.codec.to_dict()), mesh)
+
+    def encode(self, video: Video, sample: int | None = None) -> Coded:
+        """A video of any length and size -> its latent, and the frames kept beside it.
+
+        Args:
+          video: uint8 ``[T, H, W, 3]``, a file, or an iterable of frames uint8 ``[H, W, 3]``.
+          sample: seed of a draw from the posterior; None takes its mode, the same in every call.
+        """
+        return Coded.join(list(self.encode_stream(video, sample)))
+
+    def decode(
+        self,
+        latent: Coded | np.ndarray,
+        frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        content: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """What ``encode`` returned, or a bare latent ``[t, h, w, c]`` -> ``uint8 [T, H, W, 3]``.
+
+        Args:
+          latent: a bare one says nothing of the video's length and size: ``frames`` and ``size``
+            (height, width) cut the padding off.
+          frames, size: of the result.
+          content: for a bare latent the frames that the decoder looks at, uint8 ``[n, H, W, 3]``
+            (Reducio: one of each clip; FSAE-Standard and -Lite: frame 0).
+        """
+        return np.concatenate(list(self.decode_stream([latent], frames, size, content)))
+
+    def encode_stream(self, video: Video, sample: int | None = None) -> Iterator[Coded]:
+        """``encode`` piece by piece; ``frames`` of a piece are those that no piece before held."""
+        key = None if sample is None else jax.random.key(sample)
+        cache, start, first = None, 0, True
+        for pieces in self._runs(self._cut(_frames_of(video))):
+            frames, length = [frame for piece in pieces for frame in piece[0]], pieces[0][2]
+            run = len(pieces) * length
+            # A chunk is kept whole, and the end of a stream only as far as it is real.
+            kept = self._latent_frames(length if self._plan.chunks else len(frames), first)
+            padded = np.stack(frames + [frames[-1]] * (run - len(frames)))
+            with self._devices():
+                pixels = self._pad(padded)
+                if len(pieces) == 1:
+                    encode, pixels = self._steps.encode, pixels[None]
+                else:
+                    encode = self._steps.encode_run
+                    pixels = pixels.reshape(len(pieces), 1, length, *pixels.shape[1:])
+                latent, cache = encode(self.params, pixels, cache, key, start)
+            content = self._steps.frames_seen(padded, first)
+            if self._steps.content == "clip":
+                content = content[: kept // self._per_group]
+            cache = None if self._plan.chunks else cache
+            yield Coded(
+                np.asarray(latent[0, :kept]),
+                self.spec,
+                sum(piece[1] for piece in pieces),
+                padded.shape[1:3],
+                content,
+                self._plan.chunks,
+            )
+            start += kept
+            first = bool(self._plan.chunks)
+        if not start:
+            raise VidlatentError("there is no frame to encode.")
+
+    def decode_stream(
+        self,
+        pieces: Iterable[Coded | np.ndarray],
+        frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        content: np.ndarray | None = None,
+    ) -> Iterator[np.ndarray]:
+        """``decode`` piece by piece; bare latents may be cut anywhere between latent frames."""
+        source = Reader(
+            pieces, self.spec, self._plan.chunks, frames=frames, size=size, content=content
+        )
+        videos = {"stream": self._streamed, "windows": self._windowed, "chunks": self._chunked}
+        done = 0
+        for video in videos[self.time](source):
+            if source.size is not None:
+                video = video[:, : source.size[0], : source.size[1]]
+            if source.frames is not None:
+                video = video[: source.frames - done]
+            done += len(video)
+            if len(video):
+                yield video
+
+    def reconstruct_stream(
+        self, video: Video, watch: Callable[[Coded], None] = lambda piece: None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Frames -> ``(original, restored)`` pieces ``uint8 [T, H, W, 3]`` of equal length.
+
+        ``watch`` is shown what is kept of each piece, such as ``Sizes().add``.
+        """
+        waiting: list[np.ndarray] = []
+
+        def remember() -> Iterator[np.ndarray]:
+            for frame in _frames_of(video):
+                waiting.append(frame)
+                yield frame
+
+        def watched() -> Iterator[Coded]:
+            for piece in self.encode_stream(remember()):
+                watch(piece)
+                yield piece
+
+        for restored in self.decode_stream(watched()):
+            original = np.stack(waiting[: len(restored)])
+            del waiting[: len(restored)]
+            yield original, restored
+
+    def chunk_borders(self) -> Iterator[tuple[int, int]]:
+        """``(first, end)`` of the frames that each border between chunks touches, without end.
+
+        Nothing for a stream or windows, which have the result of the whole video.
+        """
+        if self._plan.chunks:
+            frames, overlap = self._plan.chunks
+            for start in itertools.count(frames - overlap, frames - overlap):
+                yield start - 1, start + overlap + 1
+
+    def tile_borders(self, height: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Rows and columns at which tiles meet in frames of this size, once one is decoded."""
+        spec = self.spec
+        sides = height + -height % spec.h, width + -width % spec.w
+        lines = self._steps.borders(*sides)
+        return tuple(
+            tuple(line for line in found if line < side)
+            for found, side in zip(lines, (height, width), strict=True)
+        )
+
+    def _cut(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[list[np.ndarray], int, int]]:
+        """``(frames of a piece, how many are new, frames to code after padding)``."""
+        rule = self.spec.rule
+        if self._plan.chunks:
+            chunk, overlap = self._plan.chunks
+            for count, (piece, new) in enumerate(stream_chunks(frames, overlap, chunk)):
+                picture = count == 0 and len(piece) == 1 and rule.legal(1)
+                yield piece, new, 1 if picture else chunk
+            return
+        stream, wanted = iter(frames), self._plan.groups * rule.step
+        piece = list(itertools.islice(stream, wanted + self._lead))
+        # A short video is coded at its own length; later pieces keep one compiled shape.
+        length = rule.ceil(len(piece))
+        while piece:
+            yield piece, len(piece), length
+            piece, length = list(itertools.islice(stream, wanted)), wanted
+
+    def _runs(
+        self, pieces: Iterator[tuple[list[np.ndarray], int, int]]
+    ) -> Iterator[list[tuple[list[np.ndarray], int, int]]]:
+        """Pieces in lists that one call takes: ``scan_groups`` full ones after the first, or one.
+
+        What is left over at the end comes one by one, in the shape that is compiled already.
+        """
+        head = next(pieces, None)
+        if head is not None:
+            yield [head]
+        count = self._plan.scan_groups
+        while run := list(itertools.islice(pieces, count)):
+            full = len(run) == count > 1 and all(len(piece[0]) == piece[2] for piece in run)
+            yield from [run] if full else [[piece] for piece in run]
+
+    def _latent_frames(self, frames: int, first: bool) -> int:
+        """Latent frames that hold the ``frames`` of a piece."""
+        lead = self._lead if first else 0
+        groups = -(-(frames - lead) // self.spec.rule.step)
+        return (1 if lead else 0) + groups * self._per_group
+
+    def _streamed(self, source: Reader) -> Iterator[np.ndarray]:
+        """Decode with caches, ``groups`` frame groups at a time."""
+        slots, cache, first = source.slots(), None, True
+        wanted = self._plan.groups * self._per_group
+        many = wanted * self._plan.scan_groups
+        while piece := list(itertools.islice(slots, wanted + (self._lead > 0) if first else many)):
+            if not first and len(piece) == many > wanted:
+                video, cache = self._decode_run(source, piece, cache)
+                yield self._pixels(video, piece[0])
+                continue
+            size = len(piece) if first else wanted
+            for part in (piece[i : i + size] for i in range(0, len(piece), size)):
+                video, cache = self._decode_piece(source, part, cache, first)
+                lead = first and self._lead > 0
+                end = self.spec.t * (len(part) - lead) + self._lead * lead
+                yield self._pixels(video, part[0])[:end]
+                first = False
+
+    def _decode_piece(
+        self, source: Reader, piece: list[np.ndarray], cache: Any, first: bool
+    ) -> tuple[jax.Array, Any]:
+        count, wanted = len(piece), self._plan.groups * self._per_group
+        # Later pieces keep one shape: nothing looks ahead, so what fills the last one is cut
+        # off. Clips of their own are not filled up, which would cost as much as real ones.
+        if not first and self._steps.content != "clip":
+            piece = piece + [piece[-1]] * (wanted - count)
+        if self._steps.content == "clip" and count % self._per_group:
+            raise VidlatentError(
+                f"{count} latent frames are no clips of {self._per_group}: pass whole ones."
+            )
+        with self._devices():
+            condition = self._condition(source, count, first)
+            latent = jnp.asarray(np.stack(piece))[None]
+            return self._steps.decode(self.params, latent, condition, cache)
+
+    def _decode_run(
+        self, source: Reader, pieces: list[np.ndarray], cache: Any
+    ) -> tuple[jax.Array, Any]:
+        """``scan_groups`` pieces at once, none of them the first."""
+        count, content = self._plan.scan_groups, None
+        latents = np.stack(pieces).reshape(count, 1, -1, *pieces[0].shape)
+        if self._steps.content == "clip":
+            content = self._pad(source.content(len(pieces) // self._per_group))
+            content = content.reshape(count, -1, *content.shape[1:])
+        with self._devices():
+            return self._steps.decode_run(self.params, latents, content, cache)
+
+    def _windowed(self, source: Reader) -> Iterator[np.ndarray]:
+        """Decode with what lies around each window."""
+        slots = source.slots()
+        head = next(slots, None)
+        if head is None:
+            return
+        with self._devices():
+            condition = self._condition(source, 1, True)
+            latents = (jnp.asarray(slot)[None] for slot in itertools.chain([head], slots))
+            core = self._plan.window_latents
+            windows = self._steps.windows(self.params, latents, core, condition)
+        while True:
+            with self._devices():
+                video = next(windows, None)
+            if video is None:
+                return
+            yield self._pixels(video, head)
+
+    def _chunked(self, source: Reader) -> Iterator[np.ndarray]:
+        """Decode each chunk by itself and fade into the next."""
+        frames, overlap = self._plan.chunks
+        wanted = self.spec.latent_shape((frames, self.spec.h, self.spec.w))[0]
+        slots, tail = source.slots(), None
+        while piece := list(itertools.islice(slots, wanted)):
+            picture = len(piece) == 1 and tail is None and self.spec.rule.legal(1)
+            if len(piece) != wanted and not picture:
+                raise VidlatentError(
+                    f"{len(piece)} latent frames are left over: chunks of {frames} frames have "
+                    f"{wanted} each."
+                )
+            with self._devices():
+                condition = self._condition(source, len(piece), True)
+                latent = jnp.asarray(np.stack(piece))[None]
+                video, _ = self._steps.decode(self.params, latent, condition, None)
+            last = piece[0]
+            if picture:
+                yield self._pixels(video, piece[0])
+                continue
+            video, tail = self._fade_in(video, tail, overlap)
+            yield self._pixels(video, piece[0])
+        if tail is not None and overlap:
+            yield self._pixels(tail, last)
+
+    def _condition(self, source: Reader, count: int, first: bool) -> Any:
+        """What the decoder looks at for the next ``count`` latent frames."""
+        if self._steps.content == "none" or (self._steps.content == "first" and not first):
+            return None
+        clips = count // self._per_group if self._steps.content == "clip" else 1
+        return self._steps.look(self.params, self._pad(source.content(clips)))
+
+    def _pixels(self, video: jax.Array, latent: np.ndarray) -> np.ndarray:
+        """uint8 ``[T, H, W, 3]`` on the host, without rows that only fill up a mesh."""
+        video = video if video.dtype == np.uint8 else self._to_pixels(video)
+        return np.asarray(video[0])[:, : latent.shape[0] * self.spec.h]
+
+    def _pad(self, video: np.ndarray) -> np.ndarray:
+        height, width = video.shape[1:3]
+        bottom, right = -height % self.spec.h, -width % self.spec.w
+        return np.pad(video, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
+
+    def _devices(self) -> contextlib.AbstractContextManager[Any]:
+        stack = contextlib.ExitStack()
+        if self._mesh is not None:
+            stack.enter_context(jax.set_mesh(self._mesh))
+            stack.enter_context(uneven_rows())
+        return stack
+
+
+def _frames_of(video: Video) -> Iterator[np.ndarray]:
+    """Frames uint8 ``[H, W, 3]``, all of one size."""
+    if isinstance(video, (str, Path)):
+        video = iter_frames(str(video))[1]
+    elif isinstance(video, (np.ndarray, jax.Array)):
+        check_shape(video, "T H W C", C=3)
+    shape = None
+    for number, frame in enumerate(video):
+        frame = np.asarray(frame)
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape != (shape or frame.shape):
+            wanted = "uint8 [H, W, 3]" if shape is None else f"uint8 {list(shape)} as before"
+            raise VidlatentError(
+                f"frame {number} is {frame.dtype} {list(frame.shape)}: frames are {wanted}."
+            )
+        shape = frame.shape
+        yield frame
+
+
+def _placed(model: Any, mesh: Mesh | None) -> Any:
+    """The parameters as ShapeDtypeStructs, spread over the mesh."""
+    abstract = abstract_params(model)
+    if mesh is None:
+        return abstract
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract,
+        shardings(abstract, mesh),
+    )
+
+
+def load_codec(
+    path_or_name: str | Path,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    *,
+    weights: str | Path = "",
+    table: str = "auto",
+    step: int | None = None,
+    **coding: Any,
+) -> Codec:
+    """A tokenizer ready to code videos.
+
+    Args:
+      path_or_name: folder of a run (``runs/fsae-demo``); or a config with its argument
+        (``ivvae:z16``), whose ``weights`` are then given.
+      mesh: devices over which frames are spread by height; None: one device.
+      dtype: what is computed in, such as ``'bfloat16'``; None: the config's choice.
+      weights: file or run that the parameters come from.
+      table: naming of the file (``weights.tables.TABLES``).
+      step: checkpoint of a run; None for the newest sound one.
+      coding: keys of ``config.codec``, such as ``time='chunks', overlap_frames=4``.
+
+    Raises:
+      VidlatentError: there is no such run or config, the weights do not fit, or the tokenizer
+        cannot code as asked.
+    """
+    path = Path(path_or_name)
+    if is_workdir(path) and not weights:
+        keys = {**configs.read(path).codec.to_dict(), **coding}
+        return Codec.from_workdir(path, step, Coding.of(keys), mesh, dtype)
+    config = configs.load(str(path_or_name))
+    if not weights:
+        raise VidlatentError(
+            f"{path_or_name} is the name of a config, not the folder of a run: pass weights= with "
+            "a weights file or the run that has them."
+        )
+    model = model_of(config, dtype)
+    mesh = None if mesh is None else mesh_of_rows(mesh)
+    params = load_params(
+        weights, _placed(model, mesh), family=config.model.name, table=table, step=step
+    )
+    params = jax.tree.map(jnp.asarray, params) if mesh is None else params
+    return Codec(model, params, Coding.of({**config.codec.to_dict(), **coding}), mesh)

@@ -1,0 +1,186 @@
+"""What an encoder leaves behind: latents, and beside them whatever else the decoder looks at.
+
+Some decoders look at pictures too: Reducio's at one frame of each clip, FSAE-Standard's and -Lite's
+at frame 0. Such content frames are kept as they are, in 8 bits, and count as part of the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vidlatent.errors import VidlatentError
+from vidlatent.spec import LatentSpec, check_shape
+
+__all__ = ["Coded", "Reader", "Sizes"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Coded:
+    """A coded video, or a piece of one.
+
+    Attributes:
+      latent: ``[t, h, w, c]`` float32.
+      spec: the tokenizer's identity card.
+      frames: frames of the video that it stands for.
+      size: height and width of the video; the latent covers the next multiples.
+      content: frames that the decoder looks at, uint8 ``[n, H, W, 3]``; None if at none.
+      chunks: ``(frames, overlap_frames)`` of chunks that were coded each by itself, whose latents
+        follow each other; None for one stream.
+    """
+
+    latent: np.ndarray
+    spec: LatentSpec
+    frames: int
+    size: tuple[int, int]
+    content: np.ndarray | None = None
+    chunks: tuple[int, int] | None = None
+
+    @classmethod
+    def join(cls, pieces: Sequence[Coded]) -> Coded:
+        """The pieces of a stream as one."""
+        first = pieces[0]
+        content = None
+        if first.content is not None:
+            content = np.concatenate([p.content for p in pieces if p.content is not None])
+        latent = np.concatenate([piece.latent for piece in pieces])
+        frames = sum(piece.frames for piece in pieces)
+        return dataclasses.replace(first, latent=latent, frames=frames, content=content)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything into one ``.npz`` file."""
+        about = {
+            "spec": self.spec.to_json(),
+            "frames": self.frames,
+            "size": self.size,
+            "chunks": self.chunks,
+        }
+        content = {} if self.content is None else {"content": self.content}
+        with open(path, "wb") as file:
+            np.savez(file, latent=self.latent, about=json.dumps(about), **content)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Coded:
+        """Read what ``save`` wrote.
+
+        Raises:
+          VidlatentError: the file is something else.
+        """
+        with np.load(path) as stored:
+            if not {"latent", "about"} <= set(stored.files):
+                raise VidlatentError(f"{path} holds no coded video: write one by Coded.save.")
+            about = json.loads(str(stored["about"]))
+            return cls(
+                latent=stored["latent"],
+                spec=LatentSpec.from_json(about["spec"]),
+                frames=about["frames"],
+                size=tuple(about["size"]),
+                content=stored["content"] if "content" in stored.files else None,
+                chunks=None if about["chunks"] is None else tuple(about["chunks"]),
+            )
+
+
+class Sizes:
+    """How many values a coded video consists of, piece by piece."""
+
+    def __init__(self) -> None:
+        self.latent_shape: tuple[int, ...] = ()
+        self._rgb = self._content = self._pictures = self._frames = 0
+
+    def add(self, piece: Coded) -> None:
+        t = self.latent_shape[0] if self.latent_shape else 0
+        self.latent_shape = (t + len(piece.latent), *piece.latent.shape[1:])
+        self._frames += piece.frames
+        self._rgb += piece.frames * piece.size[0] * piece.size[1] * 3
+        if piece.content is not None:
+            self._pictures += len(piece.content)
+            self._content += piece.content.size
+
+    def report(self) -> dict[str, object]:
+        """Counts, and RGB values per value kept: of the latent alone, and of all that is kept."""
+        latent = int(np.prod(self.latent_shape))
+        return {
+            "latent_shape": self.latent_shape,
+            "latent_values": latent,
+            "content_frames": self._pictures,
+            "content_values": self._content,
+            "frames_per_latent_frame": self._frames / self.latent_shape[0],
+            "values_per_latent_value": self._rgb / latent,
+            "values_per_kept_value": self._rgb / (latent + self._content),
+        }
+
+
+class Reader:
+    """A stream of pieces as latent frames one by one, with what has been read beside them.
+
+    Attributes:
+      frames: real frames that the latents read so far stand for; None if nobody says.
+      size: height and width of the video; None if nobody says.
+    """
+
+    def __init__(
+        self,
+        pieces: Iterable[Coded | np.ndarray],
+        spec: LatentSpec,
+        chunks: tuple[int, int] | None,
+        *,
+        frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        content: np.ndarray | None = None,
+    ):
+        self._pieces, self._spec, self._chunks = pieces, spec, chunks
+        self._total, self._seen = frames, None
+        self.size = size
+        self._content: deque[np.ndarray] = deque()
+        if content is not None:
+            content = content if content.ndim == 4 else content[None]
+            check_shape(content, "n H W C", C=3)
+            self._content.extend(content)
+
+    @property
+    def frames(self) -> int | None:
+        return self._seen if self._total is None else self._total
+
+    def slots(self) -> Iterator[np.ndarray]:
+        """Latent frames ``[h, w, c]``; a piece is read only when its first one is wanted."""
+        for piece in self._pieces:
+            latent = piece
+            if isinstance(piece, Coded):
+                self._check(piece)
+                latent = piece.latent
+                self._seen = (self._seen or 0) + piece.frames
+                self.size = self.size or piece.size
+                self._content.extend(() if piece.content is None else piece.content)
+            check_shape(latent, "t h w c", c=self._spec.channels)
+            yield from latent
+
+    def content(self, count: int) -> np.ndarray:
+        """The next ``count`` content frames ``[count, H, W, 3]``."""
+        if len(self._content) < count:
+            raise VidlatentError(
+                f"this decoder needs {count} content frame(s) here, and {len(self._content)} are "
+                "left: decode what encode returned, or pass content= with the frames that it kept."
+            )
+        return np.stack([self._content.popleft() for _ in range(count)])
+
+    def _check(self, piece: Coded) -> None:
+        if piece.spec.hash != self._spec.hash:
+            raise VidlatentError(
+                f"this latent was made by {piece.spec.name}, {piece.spec.channels} channels, not "
+                f"by this {self._spec.name}: open the codec that made it."
+            )
+        if piece.chunks != self._chunks:
+            raise VidlatentError(
+                f"this latent was coded in {_words(piece.chunks)}, the codec decodes "
+                f"{_words(self._chunks)}: open it with the same time, chunk_frames and "
+                "overlap_frames."
+            )
+
+
+def _words(chunks: tuple[int, int] | None) -> str:
+    return "one stream" if chunks is None else f"chunks of {chunks[0]} frames sharing {chunks[1]}"

@@ -1,0 +1,149 @@
+"""How much memory there is, and how much a program will need, before it is compiled."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.extend import core as jex
+
+__all__ = ["memory_at_hand", "peak_bytes", "tree_bytes"]
+
+# The same array under another shape, or with a part of it written over.
+_ALIASES = frozenset("reshape squeeze expand_dims stop_gradient sharding_constraint copy".split())
+_UPDATES = frozenset("dynamic_update_slice scatter".split())
+# Results that compilers do not write out unless a reader wants them.
+_VIEWS = _ALIASES | frozenset("broadcast_in_dim convert_element_type iota slice split rev".split())
+# Equations that read real arrays: a view that they read is written out for them.
+_READERS = frozenset("conv_general_dilated dot_general concatenate pad reduce_window".split())
+
+
+def memory_at_hand(gigabytes: float = 0.0) -> tuple[float | None, str]:
+    """Bytes that a computation may take, and where the number is from.
+
+    On accelerators what the device's allocator has left; on CPU hosts what the kernel could hand
+    out without swapping, within the limits of a container. None where nothing says.
+
+    Args:
+      gigabytes: the answer, if it is not 0 (2^30 bytes each).
+    """
+    if gigabytes:
+        return gigabytes * 2**30, "that config.codec.memory_gb allows"
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        if "bytes_limit" not in stats:
+            return None, ""
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0), f"left on {device.device_kind}"
+    found = [size for size in (_available(), _container()) if size is not None]
+    return (min(found), "available on this host") if found else (None, "")
+
+
+def _available() -> float | None:
+    table = Path("/proc/meminfo")
+    if table.exists():
+        for line in table.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024.0 * int(line.split()[1])
+    if "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return None
+
+
+def _container() -> float | None:
+    """What a control group (version 2) leaves; None without a limit."""
+    limit, used = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current"))
+    if not limit.exists() or not used.exists() or limit.read_text().strip() == "max":
+        return None
+    return float(limit.read_text()) - float(used.read_text())
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays (or shapes of arrays) of a tree."""
+    return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def peak_bytes(jaxpr: Any) -> int:
+    """Memory that a program needs beside its arguments: a model, not a measurement.
+
+    Equations are taken in order, and an array lives from the one that makes it to the last one that
+    reads it. Views (broadcasts, casts, slices) cost nothing until a convolution or product reads
+    them. A compiler does better by fusing and worse by reordering, padding and copying:
+    ``tests/codec/test_codec_space.py`` compares.
+
+    Args:
+      jaxpr: what ``jax.make_jaxpr`` returns.
+    """
+    return _peak(jaxpr.jaxpr)
+
+
+def _bytes(x: Any) -> int:
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        return 0
+    size = x.dtype.itemsize if hasattr(x.dtype, "itemsize") else 8
+    return math.prod(x.shape) * size
+
+
+def _peak(jaxpr: Any) -> int:
+    roots, aliases, last = _lives(jaxpr)
+    held: dict[Any, int] = {}  # arrays made here and still needed
+    now = highest = 0
+    for place, eqn in enumerate(jaxpr.eqns):
+        kind = eqn.primitive.name
+        read = [var for var in eqn.invars if not isinstance(var, jex.Literal)]
+        inner = max((_peak(sub) for sub in _subs(eqn)), default=0)
+        ends = {root for var in read for root in roots[var] if last[root] == place}
+        ends &= held.keys()
+        made = sum(_bytes(var.aval) for var in eqn.outvars if var in roots[var])
+        written = 0
+        if kind in _READERS:
+            written = sum(_bytes(var.aval) for var in read if var not in aliases)
+        highest = max(highest, now + written + max(inner, made))
+        if made:
+            for var in eqn.outvars:
+                if var in last and var in roots[var]:
+                    held[var] = _bytes(var.aval)
+                    now += held[var]
+        for root in ends:
+            now -= held.pop(root)
+    return max(highest, now)
+
+
+def _lives(jaxpr: Any) -> tuple[dict[Any, set[Any]], set[Any], dict[Any, int]]:
+    """Per variable the arrays it is read from; which are arrays as they are; and per array the last
+    equation that reads it."""
+    roots = {var: {var} for var in (*jaxpr.invars, *jaxpr.constvars)}
+    aliases = set(roots)
+    last: dict[Any, int] = {}
+    for place, eqn in enumerate(jaxpr.eqns):
+        read = [var for var in eqn.invars if not isinstance(var, jex.Literal)]
+        for var in read:
+            for root in roots[var]:
+                last[root] = place
+        seen = set().union(*(roots[var] for var in read))
+        kind = eqn.primitive.name
+        for var in eqn.outvars:
+            over = kind in _UPDATES and eqn.invars[0] in aliases
+            roots[var] = seen if kind in _VIEWS or over else {var}
+            if kind not in _VIEWS or (kind in _ALIASES and aliases.issuperset(read)):
+                aliases.add(var)
+    for var in jaxpr.outvars:
+        if not isinstance(var, jex.Literal):
+            for root in roots[var]:
+                last[root] = len(jaxpr.eqns)
+    return roots, aliases, last
+
+
+def _subs(eqn: Any) -> list[Any]:
+    """Programs inside an equation: loops, calls, branches."""
+    found = []
+    for value in eqn.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, jex.ClosedJaxpr):
+                found.append(item.jaxpr)
+            elif isinstance(item, jex.Jaxpr):
+                found.append(item)
+    return found

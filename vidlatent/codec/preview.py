@@ -1,0 +1,206 @@
+"""Quick pictures of latents: a linear map to small RGB frames, fitted in closed form.
+
+Each latent position becomes one pixel of every frame that its latent frame stands for. Good enough
+to see what a generator is about, at none of a decoder's cost. The map is least squares from summed
+products in float64, so it needs one pass and no tuning.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from vidlatent.codec.codec import Codec
+from vidlatent.codec.options import Coding
+from vidlatent.data.loaders import Loaders
+from vidlatent.errors import VidlatentError
+from vidlatent.latents.pixels import from_pixels
+from vidlatent.media.sheets import contact_sheet
+from vidlatent.parallel.multihost import is_main
+from vidlatent.spec import LatentSpec, check_shape
+
+__all__ = ["LinearFit", "Preview", "fit_preview"]
+
+FILE = "preview.npz"
+# Training batches that the map is fitted on, and clips shown beside their previews.
+_BATCHES, _SHOWN = 64, 4
+
+
+class LinearFit:
+    """Least squares ``y = [x, 1] w`` from sums.
+
+    Attributes:
+      n: rows seen.
+    """
+
+    def __init__(self, inputs: int, outputs: int):
+        self.n = 0
+        self._xx = np.zeros((inputs + 1, inputs + 1))
+        self._xy = np.zeros((inputs + 1, outputs))
+        self._yy = np.zeros(outputs)
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Rows ``[n, inputs]`` and ``[n, outputs]``."""
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+        self.n += len(x)
+        self._xx += x.T @ x
+        self._xy += x.T @ y
+        self._yy += np.square(y).sum(axis=0)
+
+    def solve(self) -> np.ndarray:
+        """``w`` ``[inputs + 1, outputs]``, the smallest where several fit alike."""
+        # Scaled to a unit diagonal: channels of very different sizes keep their digits.
+        size = np.sqrt(np.maximum(np.diag(self._xx), np.finfo(float).tiny))
+        scaled = self._xx / size[:, None] / size
+        return np.linalg.lstsq(scaled, self._xy / size[:, None], rcond=1e-12)[0] / size[:, None]
+
+    def explained(self, weights: np.ndarray) -> float:
+        """Share of the variance of all outputs that ``weights`` explain on these rows."""
+        error = self._yy - 2 * (weights * self._xy).sum(0)
+        error = error + (weights * (self._xx @ weights)).sum(0)
+        total = self._yy - np.square(self._xy[-1]) / max(self.n, 1)
+        return float(1 - error.sum() / total.sum())
+
+
+class Preview:
+    """The map of one tokenizer.
+
+    Args:
+      spec: whose latents it takes.
+      first: ``[c + 1, 3]`` for the latent frame that is frame 0 alone; None where there is none.
+      group: ``[c + 1, 3 t]`` for the others, which are ``t`` frames each.
+    """
+
+    def __init__(self, spec: LatentSpec, first: np.ndarray | None, group: np.ndarray | None):
+        self.spec, self.first, self.group = spec, first, group
+
+    def __call__(self, latent: np.ndarray) -> np.ndarray:
+        """Latent ``[t, h, w, c]`` -> frames uint8 ``[T, h, w, 3]``."""
+        check_shape(latent, "t h w c", c=self.spec.channels)
+        lead = _lead(self.spec)
+        parts = [
+            _applied(latent[:lead], self.first, 1),
+            _applied(latent[lead:], self.group, self.spec.t),
+        ]
+        return np.concatenate([part for part in parts if part is not None])
+
+    def save(self, path: str | Path) -> None:
+        maps = {"first": self.first, "group": self.group}
+        kept = {name: value for name, value in maps.items() if value is not None}
+        with open(path, "wb") as file:
+            np.savez(file, spec=json.dumps(self.spec.to_json()), **kept)
+
+    @classmethod
+    def load(cls, path: str | Path, spec: LatentSpec) -> Preview:
+        """Read what ``save`` wrote.
+
+        Raises:
+          VidlatentError: there is none, or it was fitted to another tokenizer's latents.
+        """
+        if not Path(path).is_file():
+            raise VidlatentError(f"there is no preview at {path}: fit one by --mode=preview.")
+        with np.load(path) as stored:
+            found = LatentSpec.from_json(json.loads(str(stored["spec"])))
+            if found.hash != spec.hash:
+                raise VidlatentError(
+                    f"{path} was fitted to latents of {found.name}, not of this {spec.name}: fit "
+                    "it again by --mode=preview."
+                )
+            maps = {name: stored[name] for name in ("first", "group") if name in stored.files}
+        return cls(spec, maps.get("first"), maps.get("group"))
+
+
+class PreviewSums:
+    """What a ``Preview`` is fitted to and scored on, clip by clip."""
+
+    def __init__(self, spec: LatentSpec):
+        self.spec = spec
+        self._fits = {"first": LinearFit(spec.channels, 3)}
+        self._fits["group"] = LinearFit(spec.channels, 3 * spec.t)
+
+    def add(self, latent: np.ndarray, video: np.ndarray) -> None:
+        """A clip's latent ``[t, h, w, c]`` and its frames uint8 ``[T, H, W, 3]``."""
+        spec, lead = self.spec, _lead(self.spec)
+        t, h, w, c = latent.shape
+        small = video.reshape(len(video), h, spec.h, w, spec.w, 3).mean(axis=(2, 4)) / 255.0
+        self._fits["first"].add(latent[:lead].reshape(-1, c), small[:lead].reshape(-1, 3))
+        frames = small[lead:].reshape(t - lead, spec.t, h, w, 3).transpose(0, 2, 3, 1, 4)
+        self._fits["group"].add(latent[lead:].reshape(-1, c), frames.reshape(-1, 3 * spec.t))
+
+    def fit(self) -> Preview:
+        maps = {name: fit.solve() if fit.n else None for name, fit in self._fits.items()}
+        return Preview(self.spec, **maps)
+
+    def explained(self, preview: Preview) -> dict[str, float]:
+        """Explained share of the variance of frame 0 and of the groups' frames."""
+        maps = {"first": preview.first, "group": preview.group}
+        return {
+            name: fit.explained(maps[name])
+            for name, fit in self._fits.items()
+            if fit.n and maps[name] is not None
+        }
+
+
+def _lead(spec: LatentSpec) -> int:
+    return 1 if spec.rule.first % spec.rule.step else 0
+
+
+def _applied(latent: np.ndarray, weights: np.ndarray | None, frames: int) -> np.ndarray | None:
+    """``[t, h, w, c]`` -> uint8 ``[t * frames, h, w, 3]``."""
+    if not len(latent) or weights is None:
+        return None
+    y = np.asarray(latent, np.float64) @ weights[:-1] + weights[-1]
+    y = y.reshape(*latent.shape[:3], frames, 3).transpose(0, 3, 1, 2, 4)
+    pixels = np.clip(np.round(y * 255.0), 0, 255).astype(np.uint8)
+    return pixels.reshape(-1, *pixels.shape[2:])
+
+
+def fit_preview(config: ConfigDict, workdir: Path, step: int) -> int:
+    """Fit the preview of the checkpoint of ``workdir`` on training clips of ``config.data``.
+
+    Writes ``<workdir>/preview.npz`` and ``preview.png``, with validation clips over their previews;
+    returns the exit status.
+    """
+    codec = Codec.from_workdir(workdir, None if step < 0 else step, Coding())
+    spec, loaders = codec.spec, Loaders(config, codec.spec, workdir)
+
+    @jax.jit
+    def encode(params, video):
+        video = from_pixels(video)
+        return codec.model.apply({"params": params}, video, method="encode")[0].mode()
+
+    def clips(batches):
+        for batch in batches:
+            latents = np.asarray(encode(codec.params, batch["video"]))
+            for row in np.flatnonzero(batch["mask"]):
+                yield latents[row], batch["video"][row]
+
+    seen, held = PreviewSums(spec), PreviewSums(spec)
+    with loaders.train(0) as loader:
+        for latent, video in clips(itertools.islice(loader, _BATCHES)):
+            seen.add(latent, video)
+    preview, shown = seen.fit(), []
+    with loaders.validation() as loader:
+        for latent, video in clips(loader):
+            held.add(latent, video)
+            if len(shown) < 2 * _SHOWN:
+                small = preview(latent).repeat(spec.h, axis=1).repeat(spec.w, axis=2)
+                shown += [video, small]
+    if is_main():
+        preview.save(workdir / FILE)
+        for name, share in held.explained(preview).items():
+            logging.info(
+                "preview of %s frames: %.1f %% of the variance explained", name, 100 * share
+            )
+        if shown:
+            sheet = contact_sheet(shown, ["video", "preview"] * (len(shown) // 2))
+            (workdir / "preview.png").write_bytes(sheet)
+        logging.info("wrote %s", workdir / FILE)
+    return 0

@@ -1,0 +1,191 @@
+"""The mode ``reconstruct``: one video through the codec, with scores and pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from vidlatent.codec.codec import Codec
+from vidlatent.codec.coded import Sizes
+from vidlatent.codec.options import Coding
+from vidlatent.errors import VidlatentError
+from vidlatent.media.decode import iter_frames
+from vidlatent.media.sheets import contact_sheet
+from vidlatent.media.write import STILL_FPS, VideoWriter, side_by_side
+from vidlatent.metrics import psnr, ssim
+from vidlatent.metrics.flicker import BorderDifferences, FrameDifferences
+
+__all__ = ["reconstruct_video"]
+
+# One program each: operation by operation, PSNR costs thirty times as much.
+_METRICS = {
+    name: jax.jit(functools.partial(metric, data_range=255.0))
+    for name, metric in (("psnr", psnr), ("ssim", ssim))
+}
+
+
+def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, output: str) -> int:
+    """Encode and decode one video of any length and size.
+
+    Beside ``output`` it writes ``<name>_scores.json`` and, with ``config.eval.compare``,
+    ``<name>_side_by_side.mp4`` and ``<name>_contact_sheet.png``. Memory is that of a few chunks of
+    frames.
+    """
+    if not input or not output:
+        raise VidlatentError("--mode=reconstruct needs --input=my.mp4 and --output=restored.mp4.")
+    if Path(input).resolve() == Path(output).resolve():
+        raise VidlatentError(f"--output={output} would overwrite the input: choose another name.")
+    coding = Coding.of(config.codec.to_dict())
+    codec = Codec.from_workdir(workdir, None if step < 0 else step, coding)
+    info, frames = iter_frames(input)
+    target = Path(output)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fps, count, sizes = info.fps or STILL_FPS, 0, Sizes()
+    compared = _Compared(codec, target, fps, info.frames) if config.eval.compare else None
+    with (
+        VideoWriter(target, fps) as restored,
+        compared or contextlib.nullcontext(),
+        tqdm(total=info.frames or None, unit="frame", disable=None, desc="reconstruct") as bar,
+    ):
+        for original, reconstruction in codec.reconstruct_stream(frames, sizes.add):
+            for frame in reconstruction:
+                restored.add(frame)
+            if compared:
+                compared.add(original, reconstruction)
+            count += len(original)
+            bar.update(len(original))
+    about = {"height": info.height, "width": info.width, "fps": float(info.fps)}
+    scores = {"input": Path(input).name, "coded_in": codec.time, "frames": count}
+    scores |= about | sizes.report() | (compared.scores() if compared else {})
+    path = _beside(target, "scores.json")
+    path.write_text(json.dumps(scores, indent=1) + "\n")
+    quality = f"PSNR {scores['psnr']:.2f} dB, SSIM {scores['ssim']:.3f}, " if compared else ""
+    logging.info("%d frames, %s%s", count, quality, _compression(scores))
+    for file in (target, *(compared.write() if compared else ()), path):
+        logging.info("wrote %s", file)
+    return 0
+
+
+def _beside(target: Path, ending: str) -> Path:
+    return target.with_name(f"{target.stem}_{ending}")
+
+
+class _Compared:
+    """Scores of a restored video, and what is looked at: both videos side by side, a few frames."""
+
+    def __init__(self, codec: Codec, target: Path, fps: Fraction, expected: int):
+        self._tally, self._borders = _Tally(expected), _Borders(codec)
+        self._sheet = _beside(target, "contact_sheet.png")
+        self._video = _beside(target, "side_by_side.mp4")
+        self._fps = fps
+
+    def __enter__(self) -> _Compared:
+        # Twice as wide: as fast as scoring, not as small as can be.
+        self._writer = VideoWriter(self._video, self._fps, preset="veryfast")
+        return self
+
+    def __exit__(self, *error) -> bool | None:
+        return self._writer.__exit__(*error)
+
+    def add(self, original: np.ndarray, reconstruction: np.ndarray) -> None:
+        self._tally.add(original, reconstruction)
+        self._borders.add(original, reconstruction)
+        for frame in side_by_side(original, reconstruction):
+            self._writer.add(frame)
+
+    def scores(self) -> dict[str, Any]:
+        return {**self._tally.scores(), **self._borders.scores()}
+
+    def write(self) -> tuple[Path, Path]:
+        """Writes the contact sheet; returns the files to look at."""
+        self._sheet.write_bytes(self._tally.contact_sheet())
+        return self._video, self._sheet
+
+
+class _Tally:
+    """Running scores and a few evenly spread frames of a video of unknown length."""
+
+    SHOWN = 8
+
+    def __init__(self, expected: int):
+        self.frames = 0
+        self._sums = {"psnr": 0.0, "ssim": 0.0}
+        self._stride = max(1, expected // self.SHOWN)
+        self._kept: list[tuple[int, np.ndarray, np.ndarray]] = []
+
+    def add(self, original: np.ndarray, reconstruction: np.ndarray) -> None:
+        # Frame by frame: SSIM holds some ten arrays of a frame's size in float32.
+        for pair in zip(original, reconstruction, strict=True):
+            for name, metric in _METRICS.items():
+                self._sums[name] += float(metric(*(frame[None, None] for frame in pair))[0, 0])
+        for position in range(len(original)):
+            if (self.frames + position) % self._stride == 0:
+                number = self.frames + position
+                # Copies: a frame of a piece would keep all of the piece in memory.
+                pair = original[position].copy(), reconstruction[position].copy()
+                self._kept.append((number, *pair))
+        if len(self._kept) > 4 * self.SHOWN:  # the container's frame count was too low
+            self._kept, self._stride = self._kept[::2], self._stride * 2
+        self.frames += len(original)
+
+    def scores(self) -> dict[str, float]:
+        return {name: total / self.frames for name, total in self._sums.items()}
+
+    def contact_sheet(self) -> bytes:
+        numbers, original, reconstruction = zip(*self._kept, strict=True)
+        rows = [np.stack(original), np.stack(reconstruction)]
+        labels = ["original", "reconstruction"]
+        return contact_sheet(rows, labels, columns=self.SHOWN, numbers=numbers)
+
+
+class _Borders:
+    """Whether the borders of chunks and of tiles show, see ``metrics.flicker``."""
+
+    def __init__(self, codec: Codec):
+        self._codec = codec
+        self._time = [FrameDifferences(codec.chunk_borders()) for _ in range(2)]
+        self._space: list[BorderDifferences] = []
+
+    def add(self, original: np.ndarray, reconstruction: np.ndarray) -> None:
+        if not self._space:
+            lines = self._codec.tile_borders(*original.shape[1:3])
+            self._space = [BorderDifferences(*lines) for _ in range(2)]
+        for meters in (self._time, self._space):
+            for meter, frames in zip(meters, (reconstruction, original), strict=True):
+                meter.add(frames)
+
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """By kind of border, where there are any: means near them and far from them."""
+        found = {}
+        for name, meters, axis in (
+            ("chunk_borders", self._time, "frames"),
+            ("tile_borders", self._space, "rows and columns"),
+        ):
+            restored, original = (meter.means() for meter in meters)
+            if "near" in restored:
+                measure = f"mean |second difference| over {axis}, 8-bit levels"
+                found[name] = {"measure": measure, **restored}
+                found[name] |= {f"{place}_original": value for place, value in original.items()}
+        return found
+
+
+def _compression(scores: Mapping[str, Any]) -> str:
+    """RGB values per value kept, and what is kept."""
+    latent = f"compression {scores['values_per_latent_value']:.0f} to 1"
+    if not scores["content_frames"]:
+        return latent
+    return (
+        f"{latent} in the latent alone, {scores['values_per_kept_value']:.1f} to 1 with the "
+        f"{scores['content_frames']} content frames that are kept beside it"
+    )

@@ -1,0 +1,1 @@
+"""The mode ``convert``: weights of other code to workdirs or files, and back."""

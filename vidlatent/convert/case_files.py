@@ -1,0 +1,231 @@
+"""Layouts of the stored cases, one reader a model family.
+
+Every hyper-parameter comes from the files. Arrays on file are ``(N, C, [T,] H, W)``, ours
+``[B, T, H, W, C]``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from vidlatent.errors import VidlatentError
+from vidlatent.models.tokenizers.fsvideo.names import fields_from_diffusers
+from vidlatent.models.tokenizers.reducio.fusion import time_sinusoid
+from vidlatent.models.tokenizers.reducio.names import REDUCIO_TABLE
+from vidlatent.weights.files import read_tensors
+from vidlatent.weights.importer import export_names
+
+__all__ = ["StoredCase", "read_dcae", "read_fsae", "read_ivvae", "read_reducio"]
+
+Run = Callable[..., Any]
+Checks = Iterator[tuple[str, Any, np.ndarray]]
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredCase:
+    """One case.
+
+    Attributes:
+      fields: of the model.
+      tensors: its weights on file, given the model's parameter shapes.
+      checks: yields ``(name, what the model gives, what is stored)`` for each stored output, given
+        ``run(method, *args, **changed fields)``.
+    """
+
+    fields: dict[str, Any]
+    tensors: Callable[[Any], Arrays]
+    checks: Callable[[Run], Checks]
+
+
+def read_dcae(folder: Path) -> StoredCase:
+    """``config.json`` (constructor arguments), ``weights.safetensors``, ``io.npz``."""
+    case, arrays = _diffusers(folder)
+
+    def checks(run: Run) -> Checks:
+        for name in arrays:
+            kind, _, tag = name.partition("_")
+            if kind == "input" and f"latent_{tag}" in arrays:
+                latent = arrays[f"latent_{tag}"]
+                yield f"latent_{tag}", run("encode", jnp.asarray(arrays[name]))[0].mean, latent
+                if f"output_{tag}" in arrays:
+                    output = arrays[f"output_{tag}"]
+                    yield f"output_{tag}", run("decode", jnp.asarray(latent))[0], output
+
+    return StoredCase(fields_from_diffusers(case["config"]), _weights_of(folder), checks)
+
+
+_DECODERS = {"dec_causal": "causal", "dec_noncausal": "centred", "dec_group": "group"}
+
+
+def read_fsae(folder: Path) -> StoredCase:
+    """The same files for a video model."""
+    case, arrays = _diffusers(folder)
+    fields = fields_from_diffusers(case["config"])
+    fields["temporal_down"] = tuple(case["temporal_down_after_stages"])
+
+    def checks(run: Run) -> Checks:
+        yield "latent", run("encode", jnp.asarray(arrays["video"]))[0].mean, arrays["latent"]
+        for name, time in _DECODERS.items():
+            if name in arrays:
+                latent = jnp.asarray(arrays["latent"])
+                yield name, run("decode", latent, decoder_time=time)[0], arrays[name]
+
+    return StoredCase(fields, _weights_of(folder), checks)
+
+
+def read_ivvae(folder: Path) -> StoredCase:
+    """``ivvae.npz`` (weights as ``param/<name>``, inputs, outputs), ``ivvae_stages.json``."""
+    _need(folder, "ivvae.npz", "ivvae_stages.json")
+    case = json.loads((folder / "ivvae_stages.json").read_text())["config"]
+    with np.load(folder / "ivvae.npz") as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    tensors = {
+        name.removeprefix("param/"): x for name, x in arrays.items() if name.startswith("param/")
+    }
+    arrays = {name: _channel_last(x) for name, x in arrays.items() if not name.startswith("param/")}
+    scale, shift = (np.float32(case[name]) for name in ("scale", "shift"))
+
+    def checks(run: Run) -> Checks:
+        posterior, _ = run("encode", _pixels(arrays["video_u8"]))
+        yield "latent_mu", posterior.mean, arrays["latent_mu"]
+        yield "latent_logvar", posterior.logvar, arrays["latent_logvar"]
+        drawn = posterior.draw(jnp.asarray(arrays["eps"]))
+        yield "latent", scale * (drawn - shift), arrays["latent"]
+        yield "recon", run("decode", arrays["latent"] / scale + shift)[0], arrays["recon"]
+
+    return StoredCase(_ivvae_fields(tensors, case), lambda _: tensors, checks)
+
+
+def _ivvae_fields(tensors: Arrays, case: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes and the order of modules show in the parameters."""
+
+    def modules(rest: str) -> list[int]:
+        found = (re.fullmatch(r"encoder[.]downsamples[.](\d+)[.]" + rest, name) for name in tensors)
+        return sorted(int(match[1]) for match in found if match)
+
+    downs = modules(r"resample_2d[.]1[.]bias")
+    widths = [tensors[f"encoder.downsamples.{i}.resample_2d.1.bias"].size for i in downs]
+    widths.append(tensors["encoder.middle.0.residual.0.gamma"].size // 2)
+    return {
+        "latent_channels": case["z_dim"],
+        "width": case["dim"],
+        "multipliers": tuple(width // case["dim"] for width in widths),
+        "blocks": case["num_res_blocks"],
+        "temporal_down": tuple(downs.index(i) for i in modules(r"time_conv[.]bias")),
+        "latent_scale": case["scale"],
+        "latent_shift": case["shift"],
+    }
+
+
+def read_reducio(path: Path) -> StoredCase:
+    """One ``.npz`` file: ``meta``, weights ``w/<name>`` as scaled integers, ``io/<name>``.
+
+    Of a tiled case the tiles are no part of it: give a file of a whole network (``vae_*.npz``).
+    """
+    if path.is_dir():
+        known = sorted(file.name for file in path.glob("vae_*.npz"))
+        if len(known) != 1:
+            named = f" of {', '.join(known)}" if known else ", vae_<name>.npz"
+            raise VidlatentError(f"--verify={path}: name one file{named}.")
+        path = path / known[0]
+    _need(path.parent, path.name)
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    # Tiled cases have features of single tiles instead.
+    missing = {"meta", "io/video_u8", "io/moments", "io/feat2", "io/recon"} - set(arrays)
+    if missing:
+        raise VidlatentError(
+            f"--verify={path} is no case of a whole network: it lacks {', '.join(sorted(missing))}."
+        )
+    meta = json.loads(str(arrays["meta"]))
+    io = {
+        name.removeprefix("io/"): _channel_last(x)
+        for name, x in arrays.items()
+        if name.startswith("io/") and x.ndim > 3
+    }
+
+    def checks(run: Run) -> Checks:
+        video = _pixels(io["video_u8"])
+        yield "moments", run("moments", video), io["moments"]
+
+        def decode(model, motion, frame):
+            features = model.features(frame)
+            return features, model.decode(motion, condition=features)[0]
+
+        frame = video[:, int(arrays["io/content_index"])]
+        features, recon = run(decode, jnp.asarray(io["motion"]), frame)
+        for name, got in zip(("feat2", "feat3", "feat4"), features, strict=True):
+            if name in io:
+                yield name, got, io[name][:, 0]
+        yield "recon", recon, io["recon"]
+
+    return StoredCase(_reducio_fields(meta), lambda shapes: _reducio(arrays, meta, shapes), checks)
+
+
+def _reducio_fields(meta: Mapping[str, Any]) -> dict[str, Any]:
+    volume, frame = meta["ddconfig"], meta["ddconfig_2d"]
+    return {
+        "latent_channels": volume["z_channels"],
+        "width": volume["ch"],
+        "multipliers": tuple(volume["ch_mult"]),
+        "blocks": volume["num_res_blocks"],
+        "time_factor": 2 ** volume["f_t"],
+        # The 32-fold networks leave it to the number of levels.
+        "space_factor": 2 ** (volume["f_s"] if "f_s" in volume else len(volume["ch_mult"]) - 1),
+        "frames": volume["temp_res"],
+        "fuse": tuple(volume["ch_fuse"]),
+        "fuse_middle": volume["fuse_mid"],
+        "fuse_window": volume["window_size"],
+        "content_width": frame["ch"],
+        "content_multipliers": tuple(frame["ch_mult"]),
+        "content_blocks": frame["num_res_blocks"],
+    }
+
+
+def _reducio(arrays: Arrays, meta: Mapping[str, Any], shapes: Any) -> Arrays:
+    """Integers times powers of two, and the fixed tables that the file leaves out."""
+    tensors = {}
+    for name, x in arrays.items():
+        if name.startswith("w/"):
+            key = name.removeprefix("w/")
+            tensors[key] = np.ldexp(x.astype(np.float32), -meta["weight_exp"][key])
+    for name, shape in export_names(shapes, REDUCIO_TABLE).items():
+        if name.endswith("pos_embed"):
+            tensors[name] = time_sinusoid(shape[1], shape[3])
+    return tensors
+
+
+def _need(folder: Path, *names: str) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise VidlatentError(f"--verify={folder} is no reference case: it lacks {name}.")
+
+
+def _diffusers(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    _need(folder, "config.json", "io.npz")
+    with np.load(folder / "io.npz") as stored:
+        arrays = {name: _channel_last(stored[name]) for name in stored.files}
+    return json.loads((folder / "config.json").read_text()), arrays
+
+
+def _weights_of(folder: Path) -> Callable[[Any], Arrays]:
+    return lambda _: read_tensors(folder / "weights.safetensors")
+
+
+def _channel_last(x: np.ndarray) -> np.ndarray:
+    """``(N, C, [T,] H, W)`` as ``[B, T, H, W, C]``."""
+    x = x[:, :, None] if x.ndim == 4 else x
+    return np.moveaxis(x, 1, -1)
+
+
+def _pixels(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float32) / 127.5 - 1

@@ -1,0 +1,69 @@
+"""Stored numeric cases: does a model with these weights give the outputs on file?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidlatent.errors import VidlatentError
+from vidlatent.models.load import abstract_params
+from vidlatent.models.tokenizers import build
+from vidlatent.registry import Registry
+from vidlatent.weights.files import choose_table, read_tensors
+from vidlatent.weights.importer import import_params
+
+__all__ = ["CASES", "TOLERANCE", "run_case"]
+
+TOLERANCE = 2e-4  # float32 here and there differ by at most 1e-5 in the stored cases
+
+# Model name -> reader: folder or file of a case -> ``case_files.StoredCase``.
+CASES = Registry("kind of reference case")
+CASES.register("dcae", "vidlatent.convert.case_files:read_dcae")
+CASES.register("fsae", "vidlatent.convert.case_files:read_fsae")
+CASES.register("ivvae", "vidlatent.convert.case_files:read_ivvae")
+CASES.register("reducio", "vidlatent.convert.case_files:read_reducio")
+
+
+def run_case(
+    folder: str | Path, family: str, weights: str = "", table: str = "auto"
+) -> dict[str, float]:
+    """Largest absolute error of each stored output.
+
+    Args:
+      folder: a case of a layout that the family's entry in ``CASES`` knows: a folder, or one of
+        several files.
+      family: model name.
+      weights: weights file to run instead of the case's own.
+      table: naming of the weights file.
+
+    Raises:
+      VidlatentError: a file of the case is missing, or the weights do not fit it.
+    """
+    case = CASES.get(family)(Path(folder))
+    model = build({"name": family, **case.fields})
+    abstract = abstract_params(model)
+    tensors: Mapping[str, Any] = read_tensors(weights) if weights else case.tensors(abstract)
+    params = import_params(tensors, choose_table(tensors, family, table), abstract)
+    params = jax.tree.map(jnp.asarray, params)
+
+    def run(method: Any, *args: Any, **changes: Any) -> Any:
+        module = model.clone(**changes)
+        # Each runs once: compiling is what takes time.
+        cheap = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        call = jax.jit(
+            lambda p, *a: module.apply({"params": p}, *a, method=method), compiler_options=cheap
+        )
+        return call(params, *args)
+
+    errors = {
+        name: float(np.abs(np.asarray(got, np.float64) - want).max())
+        for name, got, want in case.checks(run)
+    }
+    if not errors:
+        raise VidlatentError(f"--verify={folder} holds no output that {family!r} gives.")
+    return errors

@@ -1,0 +1,125 @@
+"""``--mode=convert``: weights from one file format, naming or model form into another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from vidlatent import config as configs
+from vidlatent.convert.cases import TOLERANCE, run_case
+from vidlatent.errors import VidlatentError
+from vidlatent.models.load import (
+    abstract_params,
+    model_of,
+    open_checkpoints,
+    smallest_video,
+)
+from vidlatent.train.init_from import starting_params
+from vidlatent.train.state import random_key
+from vidlatent.weights.files import is_workdir, save_params
+
+__all__ = ["convert"]
+
+
+def convert(config: ConfigDict, workdir: Path, **options: Any) -> int:
+    """Read weights, check them against the model of ``config``, write them, run a stored case.
+
+    Options (flags of the same names):
+      from: weights file, folder of ``.safetensors`` files, or workdir; default the workdir, when
+        it holds a run.
+      to: ``.safetensors`` file, or a folder to become a workdir that ``eval`` and ``reconstruct``
+        take (training starts from it by ``config.train.init_from``). Empty: only check.
+      from_table, to_table: naming of the files (``weights.tables.TABLES``); auto by default.
+      start: '' when the weights are of this model, else the form that they are turned from
+        (``weights.tables.GRAFTS``): image, standard, lite.
+      verify: folder of a reference case; its hyper-parameters, with the weights of ``from`` (or
+        its own), must give its stored outputs.
+      step: checkpoint of a workdir; below 0 the newest.
+
+    Returns:
+      Exit status.
+    """
+    source, target, case = options["from"], options["to"], options["verify"]
+    family = config.model.name
+    if case:
+        _verify(case, family, "" if is_workdir(source) else source, options["from_table"])
+        if not target:
+            return 0
+    source = source or (str(workdir) if is_workdir(workdir) else "")
+    if not source:
+        raise VidlatentError(
+            "--mode=convert needs --from=weights.safetensors (or a workdir) and --to=...; "
+            "--verify=folder alone runs a reference case."
+        )
+    params = _read(config, source, options)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    logging.info("%s: %d arrays, %d parameters", source, len(jax.tree.leaves(params)), count)
+    if not target:
+        logging.info("the weights fit the model; --to=... writes them")
+    elif Path(target).suffix:
+        if Path(target).resolve() == Path(source).resolve():
+            raise VidlatentError(f"--to={target} would overwrite the source: choose another name.")
+        number = save_params(target, params, family=family, table=options["to_table"])
+        logging.info("wrote %d tensors to %s", number, target)
+    else:
+        _write_workdir(config, Path(target), params)
+        logging.info("wrote the workdir %s", target)
+    return 0
+
+
+def _read(config: ConfigDict, source: str, options: dict[str, Any]) -> Any:
+    model = model_of(config)
+
+    def fresh():
+        video = np.zeros(smallest_video(model.latent_spec), np.float32)
+        # Runs once: on CPUs it is compiled without costly optimisation.
+        cheap = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+        init = jax.jit(model.init, compiler_options=cheap)
+        return init(random_key(config.seed, "params"), video)["params"]
+
+    return starting_params(
+        source,
+        abstract_params(model),
+        fresh,
+        family=config.model.name,
+        kind=options["start"],
+        table=options["from_table"],
+        step=None if options["step"] < 0 else options["step"],
+    )
+
+
+def _verify(case: str, family: str, weights: str, table: str) -> None:
+    errors = run_case(case, family, weights, table)
+    for name, error in errors.items():
+        logging.info("%s: largest error %.2g", name, error)
+    wrong = [name for name, error in errors.items() if not error <= TOLERANCE]
+    if wrong:
+        raise VidlatentError(
+            f"{weights or case} does not reproduce the case {case}: {', '.join(wrong)} differ by "
+            f"more than {TOLERANCE:g}."
+        )
+
+
+def _write_workdir(config: ConfigDict, workdir: Path, params: Any) -> None:
+    if is_workdir(workdir):
+        raise VidlatentError(f"--to={workdir} holds a run already: choose another folder.")
+    workdir.mkdir(parents=True, exist_ok=True)
+    configs.write(config, workdir)
+    checkpointer = open_checkpoints(config, workdir)
+    try:
+        checkpointer.save(
+            0,
+            {"step": np.int32(0), "ema": jax.tree.map(jax.numpy.asarray, params)},
+            iterator={},
+            spec=model_of(config).latent_spec,
+            config_hash=configs.config_hash(config),
+            force=True,
+        )
+        checkpointer.wait()
+    finally:
+        checkpointer.close()

@@ -1,0 +1,445 @@
+"""Latent data sets: clips that a tokenizer encoded once, read without decoding a video.
+
+A set is a folder. ``header.json`` says what the latents are (``Header``);
+``part-00000-of-00004.array_record`` holds one record a window, and ``part-00000-of-00004.json``
+beside it one row a window, in the same order. A record has the layout of a safetensors file, so
+that any reader of those can open it; its metadata ``window`` is the row. Arrays of a record:
+
+    latent   [t, h, w, c]       float16, bfloat16 or float32, not standardised
+    content  uint8 [n, H, W, 3] frames that the decoder looks at, where it does
+    text     [N, D]             states of a text encoder, only those of real tokens
+    image    [I, D]             tokens of an image encoder
+    content_latent  [h, w, c]   of the content frame, by an image autoencoder
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from vidlatent.data.options import DataOptions
+from vidlatent.data.sources import Entry
+from vidlatent.errors import VidlatentError
+from vidlatent.media.decode import ClipInfo
+from vidlatent.media.errors import ClipError, Limits
+from vidlatent.spec import LatentSpec
+
+__all__ = ["Header", "LatentSource", "Shard", "Window", "pack", "read_header", "unpack"]
+
+FORMAT = 1
+HEADER = "header.json"
+PLAN = "plan.json"  # what an unfinished set is going to be
+NULL_TEXT = "null_text.npy"  # states [n, D] float32 of the empty text, beside the header
+# Names of the safetensors format.
+_DTYPES = {
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype(np.float32),
+    "U8": np.dtype(np.uint8),
+    "I32": np.dtype(np.int32),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_PADDED = "text"  # delivered at its longest, with a length
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """One record's row.
+
+    Attributes:
+      clip: name in the source that was encoded; ``group`` and ``part`` as of ``sources.Entry``.
+      first: source frame that the window begins at; ``start`` the same in seconds.
+      frames, height, width: of the window in pixels, as a bucket has them.
+      fps: of its frames; 0 for a picture.
+      draw: number of the draw from the posterior; 0 for its mean.
+      label, caption: '' for none.
+    """
+
+    clip: str
+    first: int
+    start: float
+    frames: int
+    height: int
+    width: int
+    fps: float
+    draw: int = 0
+    label: str = ""
+    caption: str = ""
+    group: str = ""
+    part: str = ""
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        return self.frames, self.height, self.width
+
+    @property
+    def name(self) -> str:
+        """Unique in the set."""
+        draw = f":{self.draw}" if self.draw else ""
+        return f"{self.clip}:{self.first}:{self.frames}x{self.height}x{self.width}{draw}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a set holds.
+
+    Attributes:
+      spec: identity card of the tokenizer.
+      mean, std: of each channel over all stored latents, float64 ``[c]``.
+      n: values behind each channel's numbers.
+      windows, clips: how many of each.
+      dtype: that latents are stored in.
+      rounding: ``max`` and ``rms``, absolute error of storing them so.
+      sizes: one mapping for each ``(frames, height, width)`` stored: these, ``windows``, and
+        ``arrays``, name -> ``dtype`` and ``shape`` as a loader delivers it.
+      label_names: of the classes in their order.
+      fps: of all windows; 0 where they differ.
+      tokenizer: hash of the config that the tokenizer was trained with; ``step`` its checkpoint,
+        ``weights`` a digest of its parameters.
+      shards: files.
+      source: what was encoded and how, for people.
+      bad: clips left out, ``(name, reason, detail)``.
+    """
+
+    spec: LatentSpec
+    mean: np.ndarray
+    std: np.ndarray
+    n: int
+    windows: int
+    clips: int
+    dtype: str
+    rounding: Mapping[str, float]
+    sizes: Sequence[Mapping[str, Any]]
+    label_names: tuple[str, ...]
+    fps: float
+    tokenizer: str
+    step: int
+    weights: str
+    shards: tuple[str, ...]
+    source: Mapping[str, Any]
+    bad: Sequence[tuple[str, str, str]] = ()
+
+    def check(
+        self, spec: LatentSpec, where: str = "this latent data set", weights: str = ""
+    ) -> None:
+        """Raise ``VidlatentError`` unless the latents are those of ``spec``.
+
+        ``weights``, if given, is the digest of a tokenizer's parameters
+        (``encode.plan.digest_of``) that must have made them.
+        """
+        if self.spec.hash != spec.hash:
+            raise VidlatentError(
+                f"{where} was made by {_card(self.spec)}, not by {_card(spec)}: take the tokenizer "
+                "that encoded it, or encode the videos again."
+            )
+        if weights and weights != self.weights:
+            raise VidlatentError(
+                f"{where} was made by other weights of {self.spec.name} (step {self.step}): take "
+                "that checkpoint, or encode the videos again."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {**vars(self), "mean": self.mean.tolist(), "std": self.std.tolist()}
+        return {
+            "format": FORMAT,
+            **fields,
+            "spec": self.spec.to_json(),
+            "spec_hash": self.spec.hash,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any], where: str) -> Header:
+        """What ``to_json`` made.
+
+        Raises:
+          VidlatentError: it is something else, of another version, or was changed since.
+        """
+        fields = dict(stored)
+        try:
+            form, known = fields.pop("format"), fields.pop("spec_hash")
+            spec = LatentSpec.from_json(fields.pop("spec"))
+            arrays = {name: np.asarray(fields.pop(name), np.float64) for name in ("mean", "std")}
+            tuples = {name: tuple(fields.pop(name)) for name in ("label_names", "shards")}
+            header = cls(spec=spec, **arrays, **tuples, **fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise VidlatentError(
+                f"{where} is no header of a latent data set ({error}): encode the videos again."
+            ) from error
+        if form != FORMAT or spec.hash != known:
+            raise VidlatentError(
+                f"{where} is stale: its latent specification does not have the hash stored with "
+                "it, so another version wrote it or it was changed; encode the videos again."
+            )
+        return header
+
+
+def _card(spec: LatentSpec) -> str:
+    scaled = f", scale {spec.scale:g}" if spec.scale != 1 else ""
+    return (
+        f"{spec.name} ({spec.channels} channels, {spec.t}x{spec.h}x{spec.w}, {spec.rule} frames"
+        f"{scaled}, hash {spec.hash[:8]})"
+    )
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """The header of the set in the folder ``path``.
+
+    Raises:
+      VidlatentError: there is none, it is not finished, or its header is damaged or stale.
+    """
+    folder = os.path.abspath(os.path.expanduser(os.fspath(path)))
+    file = os.path.join(folder, HEADER)
+    if not os.path.isfile(file):
+        if os.path.isfile(os.path.join(folder, PLAN)):
+            raise VidlatentError(
+                f"the latent data set {folder} is not finished: run --mode=encode again, it goes "
+                "on where it was."
+            )
+        raise VidlatentError(
+            f"data.path = {os.fspath(path)!r} holds no latent data set (no {HEADER}): make one by "
+            "--mode=encode."
+        )
+    return Header.from_json(read_json(file), file)
+
+
+def read_json(file: str) -> dict[str, Any]:
+    """An object from a JSON file; ``VidlatentError`` if it holds something else."""
+    try:
+        with open(file, encoding="utf-8") as opened:
+            content = json.load(opened)
+    except ValueError as error:
+        raise VidlatentError(f"{file} is damaged ({error}): encode the videos again.") from error
+    if not isinstance(content, dict):
+        raise VidlatentError(f"{file} is damaged (no object): encode the videos again.")
+    return content
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """What lies beside a finished file of records.
+
+    Attributes:
+      windows: of its records, in their order.
+      bytes: of the file.
+      moments: ``n``, and ``mean`` and ``apart`` ``[c]`` (summed squared distances from it).
+      rounding: ``max``, and ``squares``, the sum of squared errors.
+      arrays: by size ``'frames x height x width'``: name -> dtype and longest shape.
+      bad: clips met while it was written, ``(name, reason, detail)``.
+    """
+
+    windows: tuple[Window, ...]
+    bytes: int
+    moments: Mapping[str, Any]
+    rounding: Mapping[str, float]
+    arrays: Mapping[str, Mapping[str, Any]]
+    bad: tuple[tuple[str, str, str], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [row_of(window) for window in self.windows]
+        return {"format": FORMAT, **vars(self), "windows": rows}
+
+    @classmethod
+    def load(cls, records: str) -> Shard:
+        """Of the file of records ``records``.
+
+        Raises:
+          VidlatentError: the two do not belong together, or one of them is damaged.
+        """
+        stored = read_json(os.path.splitext(records)[0] + ".json")
+        try:
+            rows = tuple(Window(**row) for row in stored.pop("windows"))
+            bad = tuple(tuple(row) for row in stored.pop("bad"))
+            stored.pop("format")
+            shard = cls(windows=rows, bad=bad, **stored)
+        except (KeyError, TypeError) as error:
+            raise VidlatentError(
+                f"the rows beside {records} are damaged ({error}): encode the videos again."
+            ) from error
+        if not os.path.isfile(records) or os.path.getsize(records) != shard.bytes:
+            raise VidlatentError(
+                f"{records} is missing or was cut off: delete it and run --mode=encode again, it "
+                "makes what is missing."
+            )
+        return shard
+
+
+def row_of(window: Window) -> dict[str, Any]:
+    """The fields of a window that are not at their defaults."""
+    fields = {field.name: field.default for field in dataclasses.fields(window)}
+    return {name: value for name, value in vars(window).items() if value != fields[name]}
+
+
+def pack(arrays: Mapping[str, np.ndarray], window: Window) -> bytes:
+    """A record; the same bytes for the same content."""
+    table: dict[str, Any] = {"__metadata__": {"window": json.dumps(row_of(window))}}
+    blobs, end = [], 0
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        blobs.append(array.tobytes())
+        begin, end = end, end + array.nbytes
+        about = {"dtype": _NAMES[array.dtype], "shape": list(arrays[name].shape)}
+        table[name] = {**about, "data_offsets": [begin, end]}
+    head = json.dumps(table, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return b"".join([len(head).to_bytes(8, "little"), head, *blobs])
+
+
+def unpack(record: bytes) -> tuple[dict[str, np.ndarray], Window]:
+    """What ``pack`` was given; the arrays are read-only views.
+
+    Raises:
+      ValueError: it is no such record.
+    """
+    try:
+        begin = 8 + int.from_bytes(record[:8], "little")
+        table = json.loads(record[8:begin])
+        window = Window(**json.loads(table.pop("__metadata__")["window"]))
+        arrays = {}
+        for name, about in table.items():
+            start, end = about["data_offsets"]
+            flat = np.frombuffer(record[begin + start : begin + end], _DTYPES[about["dtype"]])
+            arrays[name] = flat.reshape(about["shape"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no record of a latent data set: {error}") from error
+    return arrays, window
+
+
+@dataclasses.dataclass(frozen=True)
+class _Records:
+    """A file of records, its number known beforehand: it need not be opened to count them."""
+
+    filename: str
+    take: int
+    skip: int = 0
+
+    @property
+    def examples_in_shard(self) -> int:
+        return self.take
+
+
+class LatentSource:
+    """The windows of a latent data set; each is a clip that fits buckets of its own size only."""
+
+    keepable = False
+
+    def __init__(self, path: str):
+        self.root = os.path.abspath(os.path.expanduser(path))
+        self.header = read_header(path)
+        self.where = f"the latent data set {self.root}"
+        files = [os.path.join(self.root, name) for name in self.header.shards]
+        shards = [Shard.load(file) for file in files]
+        self.windows = tuple(window for shard in shards for window in shard.windows)
+        self._numbers = {window.name: number for number, window in enumerate(self.windows)}
+        if len(self._numbers) != len(self.windows) or len(self.windows) != self.header.windows:
+            raise VidlatentError(
+                f"{self.where} lists {len(self.windows)} windows, {len(self._numbers)} of them "
+                f"different, and its header {self.header.windows}: encode the videos again."
+            )
+        if not self.windows:
+            raise VidlatentError(f"{self.where} is empty: no clip could be encoded.")
+        self._arrays = {
+            (row["frames"], row["height"], row["width"]): row["arrays"] for row in self.header.sizes
+        }
+        self._records = _open_records(
+            [_Records(file, len(shard.windows)) for file, shard in zip(files, shards, strict=True)]
+        )
+
+    def entries(self) -> list[Entry]:
+        return [Entry(window.name, window.group, (), window.part) for window in self.windows]
+
+    def check_sizes(self, sizes: Collection[tuple[int, int, int]]) -> None:
+        """Raise unless windows of all these (frames, height, width) are stored."""
+        for size in sorted(sizes):
+            if size not in self._arrays:
+                stored = ", ".join("x".join(map(str, known)) for known in sorted(self._arrays))
+                raise VidlatentError(
+                    f"data.buckets asks for {'x'.join(map(str, size))}, but {self.where} has "
+                    f"{stored} (frames x height x width): latents are not cropped or scaled, so "
+                    "take one of these or encode the videos at that size."
+                )
+
+    def window(self, name: str) -> Window:
+        return self.windows[self._numbers[name]]
+
+    def probe(self, name: str, limits: Limits) -> ClipInfo:
+        del limits
+        window = self.window(name)
+        seconds = window.frames / window.fps if window.fps else 0.0
+        still = window.frames == 1
+        return ClipInfo(
+            name, window.frames, window.fps, window.width, window.height, seconds, still
+        )
+
+    def verify(self, name: str, limits: Limits) -> None:
+        del limits
+        self.read_arrays(name)
+
+    def labels(self) -> tuple[str, ...]:
+        return self.header.label_names
+
+    def describe(self, name: str) -> tuple[str, str]:
+        window = self.window(name)
+        return window.label, window.caption
+
+    def read_arrays(self, name: str) -> dict[str, np.ndarray]:
+        """Arrays of a window as a batch has them, without the batch axis.
+
+        Raises:
+          ClipError: the record is damaged.
+        """
+        number = self._numbers[name]
+        try:
+            arrays, window = unpack(self._records[number])
+        except (ValueError, RuntimeError) as error:  # RuntimeError: array_record's own word
+            raise ClipError("corrupt", " ".join(str(error).split())[:160]) from error
+        if window.name != name:
+            raise ClipError("corrupt", f"the record of another window, {window.name}")
+        return self._delivered(arrays, window.size)
+
+    def _delivered(
+        self, arrays: Mapping[str, np.ndarray], size: tuple[int, int, int]
+    ) -> dict[str, np.ndarray]:
+        found = {}
+        for name, about in self._arrays[size].items():
+            if name not in arrays:
+                raise ClipError("corrupt", f"the record has no {name}")
+            array, shape = arrays[name], tuple(about["shape"])
+            if name == _PADDED:
+                found["text_length"] = np.int32(len(array))
+                rows = [(0, shape[0] - len(array)), *[(0, 0)] * (array.ndim - 1)]
+                array = np.pad(array, rows)
+            if array.shape != shape:
+                raise ClipError("corrupt", f"{name} {list(array.shape)}, not {list(shape)}")
+            kept = array.dtype in (np.uint8, np.int32)
+            found[name] = np.array(array) if kept else array.astype(np.float32)
+        return found
+
+    def blank(self, size: tuple[int, int, int]) -> dict[str, np.ndarray]:
+        """Zeros in the place of a window."""
+        found: dict[str, np.ndarray] = {}
+        for name, about in self._arrays[size].items():
+            dtype = about["dtype"] if about["dtype"] in ("uint8", "int32") else "float32"
+            found[name] = np.zeros(about["shape"], dtype)
+            if name == _PADDED:
+                found["text_length"] = np.int32(0)
+        return found
+
+
+def _open_records(files: Sequence[_Records]) -> Any:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    return ArrayRecordDataSource([file for file in files if file.take])
+
+
+def source_of(options: DataOptions, seed: int) -> LatentSource:
+    """The entry of ``data.source``."""
+    del seed
+    if not options.path:
+        raise VidlatentError("data.path is empty: give the folder of the latent data set.")
+    return LatentSource(options.path)

@@ -1,0 +1,1 @@
+"""Videos that are drawn rather than read, for demos and tests."""

@@ -1,0 +1,1 @@
+"""Captions, how each system cleans its texts, and their token numbers."""

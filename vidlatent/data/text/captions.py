@@ -1,0 +1,58 @@
+"""Files that name clips and say what they show: one JSON object a line, or one path a line."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from vidlatent.errors import VidlatentError
+
+__all__ = ["read_caption", "read_table"]
+
+_LONGEST = 1 << 14  # letters of a caption
+
+
+def read_table(path: str) -> dict[str, tuple[str, str]]:
+    """Name of a clip -> (label, caption).
+
+    A ``.jsonl`` file has ``{"file": "b/a.mp4", "caption": "...", "label": "..."}`` in each line,
+    any other the file alone; files are relative to the list's folder, and so are the names.
+
+    Raises:
+      VidlatentError: a line that is no such thing, or a clip named twice.
+    """
+    table: dict[str, tuple[str, str]] = {}
+    root = os.path.dirname(os.path.abspath(path))
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            name, *words = _row(path, number, line)
+            name = os.path.relpath(os.path.join(root, name), root).replace(os.sep, "/")
+            if name in table:
+                raise VidlatentError(f"{path}, line {number}: {name} is named a second time.")
+            table[name] = (words[0], words[1][:_LONGEST])
+    return table
+
+
+def _row(path: str, number: int, line: str) -> tuple[str, str, str]:
+    """(file, label, caption)."""
+    if not path.endswith(".jsonl"):
+        return line.strip(), "", ""
+    try:
+        row = json.loads(line)
+        label, caption = (str(row.get(key) or "").strip() for key in ("label", "caption"))
+        return os.path.expanduser(row["file"]), label, caption
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VidlatentError(
+            f'{path}, line {number}: each line is an object {{"file": ..., "caption": ..., '
+            '"label": ...}.'
+        ) from error
+
+
+def read_caption(path: str) -> str:
+    """The text of a file; '' if there is none."""
+    if not os.path.isfile(path):
+        return ""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read(_LONGEST).strip()

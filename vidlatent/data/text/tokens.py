@@ -1,0 +1,136 @@
+"""Texts to token numbers: published vocabularies, and two that need no file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidlatent.data.text.rules import RULES, TextRule
+from vidlatent.errors import VidlatentError
+from vidlatent.registry import did_you_mean
+
+__all__ = ["Tokenizer", "byte_tokens", "load_tokenizer", "word_tokens"]
+
+Tokens = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Cleaned texts of a system as numbers of its encoder's vocabulary.
+
+    Attributes:
+      encoder: of the ``tokenizers`` package.
+      rule: length and cleaning.
+      end, padding: numbers of ``</s>`` and ``<pad>``.
+    """
+
+    encoder: Any
+    rule: TextRule
+    end: int
+    padding: int
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Token numbers and mask, both ``[B, length]`` int32; an empty text is the end mark."""
+        clean = [self.rule.clean(text) for text in texts]
+        found = self.encoder.encode_batch(clean, add_special_tokens=False)
+        room = self.rule.length - 1
+        return _padded(
+            [[*one.ids[:room], self.end] for one in found], self.rule.length, self.padding
+        )
+
+
+def load_tokenizer(system: str, path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a system (a key of ``data.text.rules.RULES``) from its ``tokenizer.json``.
+
+    Args:
+      path: the file, or the folder that holds it.
+
+    Raises:
+      VidlatentError: unknown system; no such file, naming it and its source; one that cannot be
+        read or has no ``</s>`` or ``<pad>``; ``tokenizers`` is not installed.
+    """
+    if system not in RULES:
+        raise VidlatentError(f"no text rule is called {system!r}: {did_you_mean(system, RULES)}")
+    rule = RULES[system]
+    file = Path(path)
+    file = file / "tokenizer.json" if file.is_dir() else file
+    if not os.fspath(path) or not file.is_file():
+        raise VidlatentError(
+            f"no tokenizer at {os.fspath(path) or 'an empty path'}: the {system} text encoder "
+            f"{rule.network} needs tokenizer.json of {rule.source}."
+        )
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise VidlatentError(
+            "reading tokenizer.json needs the package tokenizers: `pip install tokenizers`."
+        ) from error
+    encoder = tokenizers.Tokenizer.from_str(_checked(file))
+    # The file's own cutting and padding would come before the end mark.
+    encoder.no_truncation()
+    encoder.no_padding()
+    marks = {mark: encoder.token_to_id(mark) for mark in ("</s>", "<pad>")}
+    if None in marks.values():
+        lacking = " and ".join(mark for mark, number in marks.items() if number is None)
+        raise VidlatentError(
+            f"{file} has no {lacking}: it is not a T5 tokenizer; take {rule.source}."
+        )
+    return Tokenizer(encoder, rule, marks["</s>"], marks["<pad>"])
+
+
+def _checked(file: Path) -> str:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    try:
+        whole = isinstance(json.loads(text)["model"], dict)
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise VidlatentError(f"{file} is no tokenizer.json: it describes no model.")
+    return text
+
+
+def word_tokens(texts: Sequence[str], length: int, buckets: int) -> Tokens:
+    """Words by hash: numbers in 1..``buckets`` - 1, 0 for padding, and the mask ``[B, length]``.
+
+    The same word has the same number everywhere and always. For demonstrations without files; two
+    words may share a number.
+
+    Raises:
+      VidlatentError: fewer than 2 buckets.
+    """
+    if buckets < 2:
+        raise VidlatentError(f"{buckets} buckets hold no word: use at least 2.")
+    rows = [[_bucket(word, buckets) for word in _words(text)] for text in texts]
+    return _padded(rows, length, 0)
+
+
+def byte_tokens(texts: Sequence[str], length: int) -> Tokens:
+    """UTF-8 bytes plus 1 (vocabulary 257), 0 for padding, and the mask ``[B, length]``."""
+    return _padded([[byte + 1 for byte in text.encode()] for text in texts], length, 0)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.casefold())
+
+
+def _bucket(word: str, buckets: int) -> int:
+    digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
+    return 1 + int.from_bytes(digest, "little") % (buckets - 1)
+
+
+def _padded(rows: Sequence[Sequence[int]], length: int, padding: int) -> Tokens:
+    tokens = np.full((len(rows), length), padding, np.int32)
+    mask = np.zeros((len(rows), length), np.int32)
+    for i, row in enumerate(rows):
+        count = min(len(row), length)
+        tokens[i, :count] = row[:count]
+        mask[i, :count] = 1
+    return tokens, mask

@@ -1,0 +1,89 @@
+"""Latents of content frames by an image autoencoder: what Reducio-DiT is told of a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vidlatent.encode.encoders import path_of, window_key, window_names
+from vidlatent.encode.plan import EncodeOptions
+from vidlatent.errors import VidlatentError
+from vidlatent.latents.pixels import from_pixels
+from vidlatent.models.pretrained import NETWORKS
+from vidlatent.models.pretrained.load import load_network
+from vidlatent.parallel.sharding import replicated
+
+__all__ = ["ContentLatents"]
+
+_DRAW = 0  # number of the draw; those of the windows' own latents count from 1
+
+
+class ContentLatents:
+    """Frames to latents of the image autoencoder ``config.encode.content``, not scaled.
+
+    Args:
+      options: also ``content_draw``: a draw from the posterior, as Reducio's code stores it, in
+        place of its mean.
+      networks: ``config.networks``.
+      mesh: where it runs.
+      dtype: that it computes in.
+      seed: of the draws, which depend on it, the clip's name and the window's first frame alone.
+
+    Attributes:
+      label: what it is, for people.
+
+    Raises:
+      VidlatentError: an unknown network, one that is no image autoencoder, or no weights.
+    """
+
+    def __init__(
+        self,
+        options: EncodeOptions,
+        networks: Mapping[str, str],
+        mesh: Mesh,
+        dtype: Any,
+        seed: int = 0,
+    ):
+        name = options.content
+        path = path_of(networks, name)
+        if not hasattr(NETWORKS.get(name).module(), "posterior"):
+            raise VidlatentError(
+                f"config.encode.content={name!r} is no image autoencoder: use 'sd_vae'."
+            )
+        network = load_network(name, path, dtype)
+        self._draws = options.content_draw
+        self.label = f"{network.label}, {'a draw' if self._draws else 'mean'}"
+        whole = replicated(mesh)
+        self._put = lambda arrays: jax.device_put(arrays, whole)
+        self._params = self._put(network.params)
+
+        def mean(params, frames):
+            return network.apply(params, from_pixels(frames))
+
+        def draw(params, frames, names):
+            pixels = from_pixels(frames)
+            shape = jax.eval_shape(network.apply, params, pixels).shape[1:]
+            keys = jax.vmap(lambda name: window_key(seed, name, _DRAW))(names)
+            noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+            return network.apply(params, pixels, noise)
+
+        self._mean, self._draw = (jax.jit(f, out_shardings=whole) for f in (mean, draw))
+
+    def __call__(
+        self, frames: np.ndarray, clips: Sequence[str] = (), firsts: Sequence[int] = ()
+    ) -> np.ndarray:
+        """uint8 ``[B, H, W, 3]`` -> float32 ``[B, H / 8, W / 8, 4]``.
+
+        Args:
+          clips, firsts: name of each frame's clip and first frame of its window, for draws; none:
+            means.
+        """
+        frames = self._put(frames)
+        if not (self._draws and clips):
+            return np.asarray(self._mean(self._params, frames), np.float32)
+        names = self._put(window_names(clips, firsts))
+        return np.asarray(self._draw(self._params, frames, names), np.float32)

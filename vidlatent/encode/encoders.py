@@ -1,0 +1,214 @@
+"""What ``--mode=encode`` computes of a batch: latents, and the states that texts and pictures get.
+
+Everything runs on this process's own devices: processes share the work, not the arrays.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vidlatent.codec.programs import Steps
+from vidlatent.data.text.rules import RULES
+from vidlatent.data.text.tokens import load_tokenizer, word_tokens
+from vidlatent.encode.plan import EncodeOptions
+from vidlatent.errors import VidlatentError
+from vidlatent.latents.pixels import from_pixels
+from vidlatent.models.pretrained import NETWORKS
+from vidlatent.models.pretrained.load import load_network
+from vidlatent.models.tokenizers.chunks import encode_chunks
+from vidlatent.parallel.sharding import batch_sharding, replicated
+from vidlatent.registry import did_you_mean
+
+__all__ = [
+    "Encoder",
+    "ImageTokens",
+    "TextStates",
+    "path_of",
+    "window_key",
+    "window_names",
+]
+
+WORDS = "words"  # a tokenizer that needs no file
+_KEPT_BYTES = 256 << 20  # of texts' states, for captions that come again
+
+
+def window_names(clips: Sequence[str], firsts: Sequence[int]) -> np.ndarray:
+    """uint32 ``[B, 2]`` that tell windows apart: of a clip's name, and the first frame."""
+    names = [(zlib.crc32(clip.encode()), first) for clip, first in zip(clips, firsts, strict=True)]
+    return np.array(names, np.uint32)
+
+
+def window_key(seed: int, name: jax.Array, number: int) -> jax.Array:
+    """Random key of draw ``number`` of the window ``name`` ``[2]``, whatever it is batched with."""
+    key = jax.random.key(seed)
+    for part in (name[0], name[1], number):
+        key = jax.random.fold_in(key, part)
+    return key
+
+
+class Encoder:
+    """Videos to latents.
+
+    Args:
+      model: the tokenizer.
+      params: its parameters, on ``mesh``.
+      mesh: spreads the batch.
+      draws: from the posterior, of each window; 0: its mean instead.
+      seed: of the draws. The noise depends on it, the clip's name, the window's first frame and
+        the draw's number alone.
+      chunks: ``(frames, overlap_frames)`` that windows are coded in; None: they are coded whole.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        params: Any,
+        mesh: Mesh,
+        draws: int,
+        seed: int,
+        chunks: tuple[int, int] | None = None,
+    ):
+        self.model, self._params = model, params
+        self._steps = Steps(model)
+        self._rows = batch_sharding(mesh)
+        placed = jax.tree.map(lambda leaf: leaf.sharding, params)
+        self._encode: Callable = jax.jit(
+            functools.partial(_encode, model, draws, seed, chunks),
+            in_shardings=(placed, self._rows, self._rows),
+            out_shardings=self._rows,
+        )
+
+    def __call__(self, video: np.ndarray, clips: Sequence[str], firsts: Sequence[int]) -> jax.Array:
+        """uint8 ``[B, T, H, W, 3]`` -> float32 ``[B, n, t, h, w, c]`` of n draws, or 1 mean."""
+        arrays = jax.device_put((video, window_names(clips, firsts)), self._rows)
+        return self._encode(self._params, *arrays)
+
+    def content(self, video: np.ndarray) -> np.ndarray | None:
+        """Frames ``[n, H, W, 3]`` of a window ``[T, H, W, 3]`` that the decoder will look at."""
+        return self._steps.frames_seen(video, True)
+
+    @property
+    def content_kind(self) -> str:
+        """``'none'``, ``'first'`` or ``'clip'``, see ``Steps``."""
+        return self._steps.content
+
+
+def _encode(model, draws, seed, chunks, params, video, names):
+    def whole(clips):
+        return model.apply({"params": params}, from_pixels(clips), method="encode")[0]
+
+    posterior = encode_chunks(whole, video, chunks)
+    if not draws:
+        return posterior.mode()[:, None].astype(jnp.float32)
+    if posterior.logvar is None:
+        raise VidlatentError(
+            f"{model.latent_spec.name} has no variance to draw latents from: set "
+            "config.encode.draws=0."
+        )
+
+    def noise(name, number):
+        key = window_key(seed, name, number)
+        return jax.random.normal(key, posterior.mean.shape[1:], posterior.mean.dtype)
+
+    def draw(number):
+        return posterior.draw(jax.vmap(noise, (0, None))(names, number))
+
+    drawn = [draw(number + 1) for number in range(draws)]
+    return jnp.stack(drawn, axis=1).astype(jnp.float32)
+
+
+class TextStates:
+    """Captions to states of a text encoder.
+
+    Args:
+      options: ``text`` names the system of ``text.rules.RULES`` whose generator is to read them,
+        ``text_network`` another network than that system's, ``tokenizer`` its ``tokenizer.json``,
+        or ``'words'``, numbers by hash, for stand-ins.
+      networks: ``config.networks``.
+      mesh: where it runs.
+      dtype: that it computes in.
+
+    Attributes:
+      length: tokens at most.
+      label: what it is, for people.
+
+    Raises:
+      VidlatentError: unknown names; no weights or no tokenizer.
+    """
+
+    def __init__(self, options: EncodeOptions, networks: Mapping[str, str], mesh: Mesh, dtype: Any):
+        if options.text not in RULES:
+            hint = did_you_mean(options.text, RULES)
+            raise VidlatentError(f"config.encode.text={options.text!r} is no text rule: {hint}")
+        rule = RULES[options.text]
+        name = options.text_network or rule.network
+        network = load_network(name, path_of(networks, name), dtype)
+        self.length = rule.length
+        if options.tokenizer == WORDS:
+            vocabulary = NETWORKS.get(name).module(dtype=dtype).vocab
+            self._tokens = lambda texts: word_tokens(texts, rule.length, vocabulary)
+        else:
+            self._tokens = load_tokenizer(options.text, options.tokenizer)
+        self.label = f"{options.text}: {network.label}, {rule.length} tokens"
+        self._whole = replicated(mesh)
+        self._params = jax.device_put(network.params, self._whole)
+        self._apply = jax.jit(network.apply, out_shardings=self._whole)
+        self._known: dict[str, np.ndarray] = {}
+        self._width = 0
+
+    def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
+        """Float32 states ``[n, D]`` of each caption's ``n`` tokens; none of an empty caption."""
+        new = sorted({caption for caption in captions if caption not in self._known})
+        if new:
+            # One shape, so one compilation, however many are new.
+            texts = new + [""] * (len(captions) - len(new))
+            tokens, mask = jax.device_put(self._tokens(texts), self._whole)
+            states = np.asarray(self._apply(self._params, tokens, mask), np.float32)
+            lengths = np.asarray(mask).sum(axis=1)
+            self._width = states.shape[-1]
+            if len(self._known) * self.length * self._width * 4 > _KEPT_BYTES:
+                self._known = {text: self._known[text] for text in captions if text in self._known}
+            for text, row, length in zip(texts, states, lengths, strict=True):
+                self._known[text] = row[: length if text else 0].copy()
+        return [self._known[caption] for caption in captions]
+
+    def empty(self) -> np.ndarray:
+        """Float32 states ``[n, D]`` of the empty text: of its end mark, where there is one."""
+        tokens, mask = jax.device_put(self._tokens([""]), self._whole)
+        states = np.asarray(self._apply(self._params, tokens, mask), np.float32)
+        return states[0, : int(np.asarray(mask).sum())].copy()
+
+
+class ImageTokens:
+    """Frames to tokens of an image encoder, ``config.encode.image``; see ``TextStates``."""
+
+    def __init__(self, options: EncodeOptions, networks: Mapping[str, str], mesh: Mesh, dtype: Any):
+        network = load_network(options.image, path_of(networks, options.image), dtype)
+        self.label = network.label
+        self._whole = replicated(mesh)
+        self._params = jax.device_put(network.params, self._whole)
+        self._apply = jax.jit(
+            lambda params, frames: network.apply(params, from_pixels(frames)),
+            out_shardings=self._whole,
+        )
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """uint8 ``[B, H, W, 3]`` -> float32 ``[B, I, D]`` (grids of tokens become lists)."""
+        frames = jax.device_put(frames, self._whole)
+        tokens = np.asarray(self._apply(self._params, frames), np.float32)
+        return tokens.reshape(len(tokens), -1, tokens.shape[-1])
+
+
+def path_of(networks: Mapping[str, str], name: str) -> str:
+    """Weights of a network of ``config.networks``; ``VidlatentError`` for an unknown name."""
+    if name not in networks:
+        raise VidlatentError(f"no network is called {name!r}: {did_you_mean(name, networks)}")
+    return networks[name]

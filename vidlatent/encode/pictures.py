@@ -1,0 +1,53 @@
+"""A look at a latent data set: a few windows decoded again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vidlatent.codec.codec import Codec
+from vidlatent.codec.options import Coding
+from vidlatent.codec.preview import FILE as PREVIEW
+from vidlatent.codec.preview import Preview
+from vidlatent.data.latent_set import LatentSource
+from vidlatent.encode.plan import EncodeOptions
+from vidlatent.media.sheets import contact_sheet, pick_frames
+
+__all__ = ["draw_pictures"]
+
+SHEET = "contact_sheet.png"
+
+
+def draw_pictures(
+    folder: Path, model: Any, params: Any, workdir: Path, options: EncodeOptions
+) -> Path:
+    """Write ``contact_sheet.png`` of windows spread over the set beside its header.
+
+    They are decoded by the workdir's preview map where there is one, which knows windows that were
+    coded whole; else by the tokenizer itself.
+    """
+    source = LatentSource(str(folder))
+    spec = source.header.spec
+    quick = spec.chunks is None and (workdir / PREVIEW).is_file()
+    preview = Preview.load(workdir / PREVIEW, spec) if quick else None
+    coding = Coding().for_latents(spec)
+    codec = None if preview else Codec(model, jax.tree.map(np.asarray, params), coding)
+    rows, labels = [], []
+    for number in pick_frames(len(source.windows), options.pictures):
+        window = source.windows[number]
+        arrays = source.read_arrays(window.name)
+        if preview is not None:
+            small = preview(arrays["latent"])
+            rows.append(small.repeat(spec.h, axis=1).repeat(spec.w, axis=2))
+        else:
+            size = (window.height, window.width)
+            content = arrays["content"] if "content" in arrays else None
+            rows.append(codec.decode(arrays["latent"], window.frames, size, content))
+        said = window.caption or window.label
+        labels.append(f"{window.clip} at {window.start:.1f} s" + (f"\n{said}" if said else ""))
+    title = f"{source.header.windows} windows of {spec.name}"
+    contact_sheet(rows, labels, folder / SHEET, title=title, group=1)
+    return folder / SHEET

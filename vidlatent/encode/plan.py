@@ -1,0 +1,229 @@
+"""What ``--mode=encode`` is going to write: which windows, in which shards, made by what.
+
+The plan is a pure function of the clips, the tokenizer and ``config.encode``. It is kept in the
+folder of the set, so that a run that goes on there writes the same set or refuses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidlatent.checkpoint.layout import nested
+from vidlatent.data.buckets import Bucket, assign
+from vidlatent.data.index import Clip
+from vidlatent.data.latent_set import FORMAT, HEADER, PLAN, Window, read_json
+from vidlatent.errors import VidlatentError
+from vidlatent.registry import did_you_mean
+
+__all__ = ["EncodeOptions", "Plan", "digest_of", "plan_windows", "settle", "write_json"]
+
+WINDOWS = ("one", "all")
+DTYPES = ("float16", "bfloat16", "float32")
+_SHARD_BYTES = 128 << 20  # what a restart has to do again, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeOptions:
+    """The keys of ``config.encode`` (``configs/common.py`` says what they mean), checked."""
+
+    windows: str
+    stride: int
+    dtype: str
+    draws: int
+    chunks: tuple[int, ...]
+    shards: int
+    text: str
+    text_network: str
+    tokenizer: str
+    image: str
+    content: str
+    content_draw: bool
+    pictures: int
+    process_index: int
+    process_count: int
+
+    @classmethod
+    def of(cls, keys: Mapping[str, Any]) -> EncodeOptions:
+        """From ``config.encode.to_dict()``.
+
+        Raises:
+          VidlatentError: a value that means nothing, naming the key.
+        """
+        options = cls(**keys)
+        for key, known in (("windows", WINDOWS), ("dtype", DTYPES)):
+            value = keys[key]
+            if value not in known:
+                hint = did_you_mean(value, known)
+                raise VidlatentError(f"config.encode.{key} {value!r} is unknown: {hint}")
+        for key in ("stride", "draws", "shards", "pictures"):
+            if keys[key] < 0:
+                raise VidlatentError(f"config.encode.{key}={keys[key]}: use 0 or more.")
+        if options.process_count and not 0 <= options.process_index < options.process_count:
+            raise VidlatentError(
+                f"config.encode.process_index={options.process_index}: use 0 to "
+                f"{options.process_count - 1}, one for each of config.encode.process_count."
+            )
+        return options
+
+    def process(self, index: int, count: int) -> tuple[int, int]:
+        """(index, count) of this process, of JAX's unless the config says otherwise."""
+        return (self.process_index, self.process_count) if self.process_count else (index, count)
+
+
+# Of a window: number of its bucket, row of its clip, source frame that it begins at.
+Place = tuple[int, int, int]
+
+
+def plan_windows(
+    clips: Sequence[Clip],
+    buckets: Sequence[Bucket],
+    fps: float,
+    windows: str,
+    stride: int,
+    rule: str = "nearest",
+) -> list[Place]:
+    """Every window of the set, bucket after bucket.
+
+    ``'one'``: the middle of each clip; ``'all'``: one every ``stride`` frames (of the windows'
+    rate; 0: as long as the longest bucket) from the beginning on. Each clip counts once for every
+    number of frames among the buckets; ``rule`` is ``config.data.bucket_rule``.
+    """
+    stride = stride or max(bucket.frames for bucket in buckets)
+    places: list[Place] = []
+    members = assign(clips, buckets, fps, rule=rule)
+    for number, (bucket, rows) in enumerate(zip(buckets, members, strict=True)):
+        for row in rows:
+            info = clips[row].info
+            last = info.starts(bucket.frames, fps) - 1
+            if windows == "one":
+                places.append((number, row, round(last / 2)))
+                continue
+            step = stride * (info.fps / fps if fps and info.fps else 1.0)
+            firsts = [round(step * k) for k in range(int(last / step) + 2)]
+            places += [(number, row, first) for first in firsts if first <= last]
+    return places
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The windows of a set and how they are dealt out to shards: evenly, in their order."""
+
+    clips: Sequence[Clip]
+    buckets: Sequence[Bucket]
+    places: Sequence[Place]
+    fps: float
+    shards: int
+
+    def files(self) -> list[str]:
+        return [
+            f"part-{shard:05d}-of-{self.shards:05d}.array_record" for shard in range(self.shards)
+        ]
+
+    def shard(self, number: int) -> Sequence[Place]:
+        """Windows of a shard."""
+        total = len(self.places)
+        return self.places[number * total // self.shards : (number + 1) * total // self.shards]
+
+    def groups(self, number: int) -> list[tuple[int, list[tuple[int, int]]]]:
+        """The same bucket by bucket: its number and (row, first frame) of the windows."""
+        groups: list[tuple[int, list[tuple[int, int]]]] = []
+        for bucket, row, first in self.shard(number):
+            if not groups or groups[-1][0] != bucket:
+                groups.append((bucket, []))
+            groups[-1][1].append((row, first))
+        return groups
+
+    def window(self, bucket: int, row: int, first: int) -> Window:
+        clip, size = self.clips[row], self.buckets[bucket]
+        return Window(
+            clip=clip.path,
+            first=first,
+            start=first / clip.fps if clip.fps else 0.0,
+            frames=size.frames,
+            height=size.height,
+            width=size.width,
+            fps=0.0 if size.frames == 1 else float(self.fps or clip.fps),
+            label=clip.label,
+            caption=clip.caption,
+            group=clip.group,
+            part=clip.part,
+        )
+
+    def digest(self) -> str:
+        """Hex SHA-256 of all windows and what is said of them."""
+        total = hashlib.sha256()
+        for place in self.places:
+            total.update(json.dumps(dataclasses.asdict(self.window(*place))).encode())
+        return total.hexdigest()
+
+
+def digest_of(params: Any) -> str:
+    """Hex SHA-256 of parameters: names, dtypes, shapes and values."""
+    total = hashlib.sha256()
+
+    def add(tree: Mapping[str, Any], name: str) -> None:
+        for key in sorted(tree):
+            if isinstance(tree[key], Mapping):
+                add(tree[key], f"{name}/{key}")
+                continue
+            leaf = np.ascontiguousarray(tree[key])
+            total.update(f"{name}/{key} {leaf.dtype} {leaf.shape} ".encode())
+            total.update(leaf.tobytes())
+
+    add(nested(params), "")
+    return total.hexdigest()
+
+
+def shard_count(asked: int, windows: int, window_bytes: int, processes: int) -> int:
+    """As many as asked for, else enough to keep each small and every process busy."""
+    wanted = asked or max(processes, -(-windows * window_bytes // _SHARD_BYTES))
+    return max(1, min(wanted, windows))
+
+
+def settle(folder: Path, made_of: Mapping[str, Any], shards: int, asked: int) -> int:
+    """Write the plan into the folder of the set, or go on with the one that is there.
+
+    Args:
+      made_of: what decides the content, by name.
+      shards: how many a new set gets.
+      asked: how many the user asked for; 0: any number will do.
+
+    Returns:
+      The number of shards of the set.
+
+    Raises:
+      VidlatentError: another set was begun there.
+    """
+    file, made_of = folder / PLAN, json.loads(json.dumps(made_of))
+    if not file.is_file():
+        if (folder / HEADER).exists():
+            raise VidlatentError(f"--output={folder} holds a {HEADER} already: choose another.")
+        write_json(file, {"format": FORMAT, "shards": shards, "made_of": made_of})
+        return shards
+    stored = read_json(os.fspath(file))
+    before = stored.get("made_of", {})
+    differs = [name for name in made_of if before.get(name) != made_of[name]]
+    if asked and stored.get("shards") != asked:
+        differs.append("config.encode.shards")
+    if differs or stored.get("format") != FORMAT:
+        raise VidlatentError(
+            f"--output={folder} holds a set that was begun with other settings "
+            f"({', '.join(differs) or 'format'}): choose another folder, or delete this one to "
+            "start over."
+        )
+    return int(stored["shards"])
+
+
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write an object; a crash midway leaves the file as it was."""
+    part = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, file)

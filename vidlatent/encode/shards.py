@@ -1,0 +1,230 @@
+"""Shards of a latent data set: written beside their place, moved into it when they are whole."""
+
+from __future__ import annotations
+
+import collections
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from absl import logging
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from vidlatent.data.latent_set import HEADER, Header, Shard, Window, pack
+from vidlatent.encode.plan import write_json
+from vidlatent.errors import VidlatentError
+from vidlatent.metrics import ChannelMoments
+from vidlatent.spec import LatentSpec
+
+__all__ = ["ShardWriter", "finished_shard", "merge_shards", "stored_as"]
+
+# One record a group: any record is read by itself. Latents compress little, so fast it is.
+_OPTIONS = "group_size:1,zstd:1"
+_FLOATS = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+
+
+def stored_as(values: np.ndarray, dtype: str, what: str) -> np.ndarray:
+    """``values`` rounded to ``dtype``.
+
+    Raises:
+      VidlatentError: they are not finite, or no longer so; ``what`` names them.
+    """
+    values = np.asarray(values, np.float32)
+    with np.errstate(over="ignore"):
+        stored = values.astype(_FLOATS[dtype])
+    if not np.isfinite(stored.astype(np.float32)).all():
+        if np.isfinite(values).all():
+            largest = float(np.abs(values).max())
+            raise VidlatentError(
+                f"{what} has values up to {largest:.3g}, more than {dtype} holds: set "
+                "config.encode.dtype=bfloat16 or float32."
+            )
+        raise VidlatentError(
+            f"{what} is not finite: look at the clip, or compute with "
+            "config.precision.compute=float32."
+        )
+    return stored
+
+
+class ShardWriter:
+    """One shard in the making.
+
+    Args:
+      path: its place when it is finished.
+      channels: of the latents.
+
+    Raises (``add`` and ``publish``):
+      VidlatentError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, channels: int):
+        self.path = path
+        for left in path.parent.glob(f"{path.name}.*.partial"):  # of a run that was killed
+            left.unlink(missing_ok=True)
+        self._part = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        self._windows: list[Window] = []
+        self._bad: list[tuple[str, str, str]] = []
+        self._arrays: dict[str, dict[str, Any]] = {}
+        self._moments = ChannelMoments(channels)
+        self._largest = self._squares = 0.0
+        self._writer = ArrayRecordWriter(os.fspath(self._part), _OPTIONS)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove what was not published."""
+        if self._part.exists():
+            try:
+                if self._writer.is_open():
+                    self._writer.close()
+            except RuntimeError as error:
+                logging.debug("closing %s: %s", self._part, error)
+            self._part.unlink(missing_ok=True)
+
+    def add(self, window: Window, arrays: Mapping[str, np.ndarray], exact: np.ndarray) -> None:
+        """A window with its arrays as they are to be stored; ``exact`` is the unrounded latent."""
+        stored = arrays["latent"].astype(np.float32)
+        self._moments.add(stored)
+        error = np.abs(stored.astype(np.float64) - exact)
+        self._largest = max(self._largest, float(error.max()))
+        self._squares += float(np.square(error).sum())
+        known = self._arrays.setdefault("x".join(map(str, window.size)), {})
+        for name, array in arrays.items():
+            row = {"dtype": array.dtype.name, "shape": list(array.shape)}
+            known[name] = _longer(known[name] if name in known else row, row)
+        self._windows.append(window)
+        try:
+            self._writer.write(pack(arrays, window))
+        except RuntimeError as error:
+            raise self._failed(error) from error
+
+    def bad(self, clips: Iterable[tuple[str, str, str]]) -> None:
+        """Clips that could not be read, (name, reason, detail)."""
+        self._bad += [row for row in clips if row not in self._bad]
+
+    def publish(self) -> Shard:
+        """Finish the file and move it, and the rows beside it, into place."""
+        try:
+            self._writer.close()
+        except RuntimeError as error:
+            raise self._failed(error) from error
+        with open(self._part, "rb+") as file:
+            os.fsync(file.fileno())
+        moments = self._moments
+        shard = Shard(
+            windows=tuple(self._windows),
+            bytes=self._part.stat().st_size,
+            moments={
+                "n": moments.n,
+                "mean": moments.mean.tolist(),
+                "apart": moments.apart.tolist(),
+            },
+            rounding={"max": self._largest, "squares": self._squares},
+            arrays=self._arrays,
+            bad=tuple(self._bad),
+        )
+        # The records come last: a shard without them does not count as finished.
+        write_json(self.path.with_suffix(".json"), shard.to_json())
+        os.replace(self._part, self.path)
+        return shard
+
+    def _failed(self, error: RuntimeError) -> VidlatentError:
+        return VidlatentError(
+            f"{self.path} could not be written ({' '.join(str(error).split())[:160]}): free some "
+            "space and run the same command again; finished shards are kept."
+        )
+
+
+def finished_shard(path: Path) -> Shard | None:
+    """The shard at ``path``; None if it has to be written (again)."""
+    if not path.exists():
+        return None
+    try:
+        return Shard.load(os.fspath(path))
+    except (VidlatentError, OSError) as error:
+        logging.warning("%s; it is written again", error)
+        return None
+
+
+def merge_shards(
+    folder: Path,
+    files: Sequence[str],
+    shards: Sequence[Shard],
+    spec: LatentSpec,
+    indexed: Sequence[tuple[str, str, str]],
+    text_length: int = 0,
+    **about: Any,
+) -> Header:
+    """Write the header of a set whose shards are all there.
+
+    The numbers are merged in the order of the shards: they do not depend on who wrote which.
+
+    Args:
+      indexed: bad clips that no shard was to have, (name, reason, detail).
+      text_length: tokens that texts are filled up to when they are read; 0: of the longest.
+      about: the other fields of ``Header``.
+    """
+    moments = ChannelMoments(spec.channels)
+    bad = {row[0]: tuple(row) for row in indexed}
+    for shard in shards:
+        moments.merge(**shard.moments)
+        bad |= {row[0]: row for row in shard.bad if row[0] not in bad}
+    if not moments.n:
+        raise VidlatentError(
+            f"{folder}: not one window could be encoded; its shards list the clips and why."
+        )
+    windows = [window for shard in shards for window in shard.windows]
+    values = moments.n * spec.channels
+    rates = {window.fps for window in windows if window.frames > 1}
+    header = Header(
+        spec=spec,
+        mean=moments.mean,
+        std=moments.std,
+        n=moments.n,
+        windows=len(windows),
+        clips=len({window.clip for window in windows}),
+        rounding={
+            "max": max(shard.rounding["max"] for shard in shards),
+            "rms": math.sqrt(math.fsum(shard.rounding["squares"] for shard in shards) / values),
+        },
+        sizes=_sizes(shards, text_length),
+        fps=rates.pop() if len(rates) == 1 else 0.0,
+        shards=tuple(files),
+        bad=[bad[name] for name in sorted(bad)],
+        **about,
+    )
+    write_json(folder / HEADER, header.to_json())
+    return header
+
+
+def _sizes(shards: Sequence[Shard], text_length: int) -> list[dict[str, Any]]:
+    """``Header.sizes``."""
+    counts: collections.Counter[tuple[int, int, int]] = collections.Counter()
+    arrays: dict[str, dict[str, Any]] = {}
+    for shard in shards:
+        counts.update(window.size for window in shard.windows)
+        for key, found in shard.arrays.items():
+            known = arrays.setdefault(key, {})
+            for name, row in found.items():
+                known[name] = _longer(known[name] if name in known else row, row)
+                if name == "text" and text_length:
+                    known[name]["shape"][0] = text_length
+    return [
+        {
+            **dict(zip(("frames", "height", "width"), size, strict=True)),
+            "windows": counts[size],
+            "arrays": arrays["x".join(map(str, size))],
+        }
+        for size in counts
+    ]
+
+
+def _longer(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of arrays that hold both."""
+    pairs = zip(one["shape"], other["shape"], strict=True)
+    return {"dtype": one["dtype"], "shape": [max(pair) for pair in pairs]}

@@ -1,0 +1,70 @@
+"""``--mode=eval`` of a generator's workdir: its loss on validation latents, and samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from vidlatent.data.loaders import Loaders
+from vidlatent.errors import VidlatentError
+from vidlatent.evaluate.generator_loss import compile_loss_step, evaluate_loss, loss_step
+from vidlatent.evaluate.generator_report import write_generator_report
+from vidlatent.evaluate.layer_memory import check_memory, layer_memory
+from vidlatent.latents.inputs import Inputs
+from vidlatent.latents.space import Latents, generator_of, latents_of, restored_generator
+from vidlatent.parallel.mesh import mesh_for_batches
+from vidlatent.parallel.multihost import is_main
+from vidlatent.sample.grid import Grid
+
+__all__ = ["evaluate_generator"]
+
+
+def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str) -> int:
+    """Score the checkpoint of ``workdir`` on the validation part of ``config.data``.
+
+    Latents are standardised as in the run's training, whatever set they come from. Writes into
+    ``output`` (default ``<workdir>/eval/step_<n>``); returns the exit status.
+
+    Raises:
+      VidlatentError: the data holds another tokenizer's latents.
+    """
+    model, known, found = generator_of(config), Latents.load(workdir), latents_of(config)
+    if found.spec.hash != known.spec.hash:
+        raise VidlatentError(
+            f"{workdir} was trained on latents {known.spec}, the data holds {found.spec}: name a "
+            "set of the same tokenizer by --config.data.path=..."
+        )
+    if config.eval.layer_memory:
+        check_memory(model)
+    inputs = Inputs(config, model, known)
+    mesh = mesh_for_batches(config.mesh, config.data.buckets)
+    networks = inputs.load_networks()
+    with jax.set_mesh(mesh):
+        restored = restored_generator(config, workdir, model, mesh, step)
+        measure = compile_loss_step(
+            loss_step(config, model, inputs), inputs.arrays, networks, mesh, restored.state
+        )
+        with Loaders(config, known.spec, workdir).validation() as loader:
+            result = evaluate_loss(measure, restored.state, loader)
+            sheet = Grid(config, networks, mesh)(restored.state, loader)
+            memory = None
+            if config.eval.layer_memory:
+                given = inputs, model, networks, mesh, restored.state
+                memory = layer_memory(config, *given, next(iter(loader)))
+    if is_main():
+        folder = Path(output) if output else workdir / "eval" / f"step_{restored.step}"
+        write_generator_report(
+            result,
+            folder,
+            config=config,
+            step=restored.step,
+            workdir=workdir,
+            sheet=sheet,
+            memory=memory,
+        )
+        logging.info("loss %.4g over %d clips", result.scores["loss"], result.scores["clips"])
+        logging.info("report in %s", folder / "report.html")
+    return 0

@@ -1,0 +1,166 @@
+"""Scoring a generator on validation clips: the training loss at fixed noise levels.
+
+The levels have equal weight under the training density, so their mean estimates the loss that is
+minimised. The noise of a clip at a level depends on the clip, its start and the level alone: every
+evaluation, on any number of processes, asks the same question.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vidlatent.data.loader import Loader
+from vidlatent.diffusion import Diffusion, Flow, make_schedule
+from vidlatent.diffusion.objective import fixed_levels, noised, sample_loss
+from vidlatent.errors import VidlatentError
+from vidlatent.latents.inputs import Inputs, absent
+from vidlatent.parallel.multihost import to_global
+from vidlatent.parallel.sharding import batch_sharding, replicated
+
+__all__ = [
+    "GeneratorScores",
+    "compile_loss_step",
+    "evaluate_loss",
+    "loss_step",
+    "schedule_for",
+]
+
+_NOISE = 20_240  # seed of the evaluation's noise, the same in every run
+
+
+def schedule_for(config: ConfigDict, model: Any, grid: tuple[int, ...]) -> Flow | Diffusion:
+    """The schedule of ``config.diffusion`` for latents of ``grid`` (frames, rows, columns)."""
+    schedule = make_schedule(config.diffusion.schedule.to_dict())
+    if isinstance(schedule, Flow):
+        return schedule.for_tokens(math.prod(grid) // math.prod(model.patch))
+    return schedule
+
+
+def loss_step(
+    config: ConfigDict, model: Any, inputs: Inputs
+) -> Callable[[Any, Any, Any], dict[str, jax.Array]]:
+    """``(params, networks, batch) -> {'loss': [B, levels]}``, with all conditions."""
+    diffusion = config.diffusion
+
+    def step(params, networks, batch):
+        x0, conditions = inputs(batch, networks, jax.random.key(_NOISE))
+        schedule = schedule_for(config, model, x0.shape[1:4])
+        levels = fixed_levels(schedule, diffusion.eval_levels)
+        keys = _clip_keys(batch)
+        missing = absent(conditions, model.reads, x0.shape[1])
+
+        def at(number):
+            noise = jax.vmap(
+                lambda key: jax.random.normal(jax.random.fold_in(key, number), x0.shape[1:])
+            )(keys)
+            drawn = noised(schedule, x0, noise, jnp.full(x0.shape[:1], levels[number]))
+            output = model.apply(
+                {"params": params}, drawn.x, drawn.time, conditions, drop=missing, method="denoise"
+            )
+            return sample_loss(
+                schedule, drawn, output, x0, diffusion.huber_reduction, diffusion.huber_c0
+            )
+
+        # One level after another: memory is that of one.
+        return {"loss": jax.lax.map(at, jnp.arange(diffusion.eval_levels)).T}
+
+    return step
+
+
+def _clip_keys(batch: Any) -> jax.Array:
+    """A key for each sample, of its clip and start alone."""
+    key = jax.random.key(_NOISE)
+
+    def one(clip, start):
+        mine = jax.random.fold_in(key, clip)
+        return jax.random.fold_in(mine, jnp.round(start * 1000).astype(jnp.int32))
+
+    return jax.vmap(one)(batch["clip"], batch["start"])
+
+
+def compile_loss_step(
+    step: Callable, arrays: Sequence[str], networks: Any, mesh: Mesh, params: Any
+) -> Callable[[Any, Any], dict[str, np.ndarray]]:
+    """Jit a ``loss_step``: ``(params, host batch) -> measurements`` of all processes' rows.
+
+    Args:
+      step: from ``loss_step``.
+      arrays: of a batch that it needs, ``Inputs.arrays``.
+      networks: frozen ones on the host, ``Inputs.load_networks()``.
+    """
+    placed = jax.tree.map(lambda leaf: leaf.sharding, params)
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    networks = to_global(networks, whole)
+    names = (*arrays, "clip", "start")
+
+    def measured(params, networks, batch):
+        tags = {name: batch[name] for name in ("mask", "clip", "start")}
+        return {**step(params, networks, batch), **tags}
+
+    jitted = jax.jit(measured, in_shardings=(placed, whole, rows), out_shardings=whole)
+
+    def run(params, batch):
+        arrays = {name: batch[name] for name in names if name in batch}
+        return jax.device_get(jitted(params, networks, to_global(arrays, rows)))
+
+    return run
+
+
+@dataclasses.dataclass
+class GeneratorScores:
+    """Scores of one evaluation.
+
+    Attributes:
+      scores: ``loss`` (mean over clips and levels) and ``clips``, their number.
+      levels: one row a noise level: its number from the cleanest, and the mean loss there.
+      clips: one row a clip: name, start in seconds, loss.
+    """
+
+    scores: dict[str, float]
+    levels: list[dict[str, float]]
+    clips: list[dict[str, Any]]
+
+    @property
+    def definitions(self) -> dict[str, dict[str, Any]]:
+        how = "training loss at noise levels of equal weight, over levels and clips"
+        return {"loss": {"averaged": how, "levels": len(self.levels), "n": len(self.clips)}}
+
+
+def evaluate_loss(step: Callable, params: Any, loader: Loader) -> GeneratorScores:
+    """Run a compiled loss step over a finite loader.
+
+    Raises:
+      VidlatentError: the loader holds no real clip.
+    """
+    clips, losses = [], []
+    for batch in loader:
+        measured = step(params, batch)
+        for row in np.flatnonzero(measured["mask"]):
+            values = np.asarray(measured["loss"][row], np.float64)
+            losses.append(values)
+            clips.append(
+                {
+                    "clip": loader.index[int(measured["clip"][row])].path,
+                    "start": round(float(measured["start"][row]), 3),
+                    "loss": float(values.mean()),
+                }
+            )
+    if not clips:
+        raise VidlatentError(
+            "no validation clip to score: raise config.data.validation_share or add clips."
+        )
+    # Exactly rounded sums: the order in which processes deliver rows leaves no trace.
+    count = len(losses)
+    by_level = [math.fsum(column) / count for column in zip(*losses, strict=True)]
+    rows = [{"level": k, "loss": value} for k, value in enumerate(by_level)]
+    mean = math.fsum(row["loss"] for row in clips) / count
+    return GeneratorScores({"loss": mean, "clips": count}, rows, clips)

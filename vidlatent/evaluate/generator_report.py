@@ -1,0 +1,68 @@
+"""The report of a generator's evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from vidlatent.config import config_hash
+from vidlatent.evaluate.generator_loss import GeneratorScores
+from vidlatent.evaluate.layer_memory import LayerMemory
+from vidlatent.report.page import write_report
+from vidlatent.report.writers import read_metrics
+
+__all__ = ["write_generator_report"]
+
+_CURVES = ("val/loss", "train/loss", "train/grad_norm", "train/lr", "train/data_wait_share")
+
+
+def write_generator_report(
+    result: GeneratorScores,
+    folder: Path,
+    *,
+    config: ConfigDict,
+    step: int,
+    workdir: Path,
+    sheet: bytes = b"",
+    memory: LayerMemory | None = None,
+) -> list[str]:
+    """Write ``scores.json``, ``report.html`` and, with a sheet of samples, ``contact_sheet.png``.
+
+    With ``memory`` also ``layer_memory.png``, its largest weights; the mean ones are in the report.
+
+    Returns the names of the files to look at.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = {
+        "step": step,
+        "config": config_hash(config),
+        "generator": config.generator.to_dict(),
+        "scores": result.scores,
+        "definitions": result.definitions,
+        "by_level": result.levels,
+        "by_clip": result.clips,
+    }
+    sheets = [("Samples under the conditions of validation clips", sheet)] if sheet else []
+    names = ["report.html"] + ["contact_sheet.png"] * bool(sheet)
+    if memory is not None:
+        scores["layer_memory"] = memory.to_json()
+        pictures = memory.pictures()
+        sheets += list(pictures.items())
+        names.append("layer_memory.png")
+        (folder / names[-1]).write_bytes(next(iter(pictures.values())))
+    (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+    found = read_metrics(workdir / "metrics.jsonl")
+    write_report(
+        folder / "report.html",
+        title=f"{config.name} ({config.preset}) at step {step}",
+        scores=result.scores,
+        tables={"Loss by noise level, from clean to noise": result.levels},
+        sheets=sheets,
+        curves={name: found[name] for name in _CURVES if name in found},
+        config=config.to_dict(),
+    )
+    if sheet:
+        (folder / "contact_sheet.png").write_bytes(sheet)
+    return names

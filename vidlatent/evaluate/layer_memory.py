@@ -1,0 +1,107 @@
+"""Where a generator's layers look back to: weights of earlier states (FSVideo, figure 6)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vidlatent.diffusion.objective import draw, fixed_levels
+from vidlatent.errors import VidlatentError
+from vidlatent.evaluate.generator_loss import schedule_for
+from vidlatent.latents.inputs import Inputs, absent
+from vidlatent.media.sheets import weight_map
+from vidlatent.parallel.multihost import to_global
+from vidlatent.parallel.sharding import batch_sharding, replicated
+
+__all__ = ["LayerMemory", "check_memory", "layer_memory"]
+
+_NOISE = 20_241  # seed, the same in every run
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerMemory:
+    """Weights that layers give to earlier states, over all tokens of a few clips.
+
+    Row ``l``, from 1, is of the layer ``l``; source 0 is what enters layer 1, source ``j`` what
+    layer ``j`` returns. The last of a row is the state that a plain layer would read.
+
+    Attributes:
+      largest, mean: one row a layer, of as many weights as it has sources.
+    """
+
+    largest: list[list[float]]
+    mean: list[list[float]]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def pictures(self) -> dict[str, bytes]:
+        """A PNG each, by a few words."""
+        found = {}
+        for words, rows in (
+            ("Largest weight over tokens", self.largest),
+            ("Mean weight over tokens", self.mean),
+        ):
+            title = f"Layer memory: {words[0].lower()}{words[1:]}"
+            found[title] = weight_map(rows, title=title, down="layer", across="state", first=(1, 0))
+        return found
+
+
+def layer_memory(
+    config: ConfigDict,
+    inputs: Inputs,
+    model: Any,
+    networks: Any,
+    mesh: Mesh,
+    params: Any,
+    batch: Mapping[str, Any],
+) -> LayerMemory:
+    """The weights on one batch of a loader at the middle noise level, with all conditions.
+
+    Args:
+      config: of the run.
+      inputs, model, networks, params: the generator and what it is given.
+      mesh: of the run.
+
+    Raises:
+      VidlatentError: the generator has no layer memory.
+    """
+    check_memory(model)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, params)
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+
+    def look(params, networks, batch):
+        x0, conditions = inputs(batch, networks, jax.random.key(_NOISE))
+        schedule = schedule_for(config, model, x0.shape[1:4])
+        level = jnp.full(x0.shape[:1], fixed_levels(schedule, 1)[0])
+        drawn = draw(schedule, jax.random.key(_NOISE), x0, level)
+        missing = absent(conditions, model.reads, x0.shape[1])
+        return model.apply(
+            {"params": params},
+            *(drawn.x, drawn.time, conditions, missing, batch["mask"]),
+            method="looked_back",
+        )
+
+    arrays = {name: batch[name] for name in inputs.arrays if name in batch}
+    run = jax.jit(look, in_shardings=(placed, whole, rows), out_shardings=whole)
+    found = run(params, to_global(networks, whole), to_global(arrays, rows))
+    largest, mean = (
+        [row[: layer + 1].tolist() for layer, row in enumerate(np.asarray(weights, np.float64))]
+        for weights in found
+    )
+    return LayerMemory(largest, mean)
+
+
+def check_memory(model: Any) -> None:
+    """Raise ``VidlatentError`` unless a generator has layer memory."""
+    if not (hasattr(model, "memory") and model.memory):
+        raise VidlatentError(
+            "config.eval.layer_memory: this generator has no layer memory; leave it false."
+        )

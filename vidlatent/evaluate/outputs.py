@@ -1,0 +1,138 @@
+"""What an evaluation leaves behind: scores as JSON, a page with pictures, side-by-side videos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vidlatent.config import config_hash
+from vidlatent.evaluate.latent_statistics import latent_sheet
+from vidlatent.evaluate.tokenizer import Evaluation, Picture
+from vidlatent.media.sheets import contact_sheet
+from vidlatent.media.write import side_by_side, write_video
+from vidlatent.report.curves import run_curves
+from vidlatent.report.page import write_report
+
+__all__ = ["RESIZED", "group_rows", "pictures_sheet", "write_evaluation"]
+
+# By ``config.data.resize``.
+RESIZED = {
+    "area": "scaled to cover the size (area-averaged when smaller, bicubic when larger), cut in "
+    "the middle",
+    "bilinear": "scaled to cover the size (bilinearly, with antialiasing), cut in the middle",
+}
+
+
+def write_evaluation(
+    result: Evaluation, folder: Path, *, config: ConfigDict, step: int, workdir: Path
+) -> None:
+    """Write ``scores.json``, ``report.html``, ``contact_sheet.png``, side-by-side videos and, if
+    latents were watched, ``latent_channels_<n>.png``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = {
+        "step": step,
+        "config": config_hash(config),
+        "model": config.model.to_dict(),
+        "windows": _windows(config),
+        "scores": result.scores,
+        "definitions": result.definitions,
+        "by_frame_position": result.positions,
+        "by_clip": result.clips,
+        **_groups_and_latents(result),
+    }
+    (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+    shown = []
+    if result.pictures:
+        sheet = pictures_sheet(result.pictures)
+        (folder / "contact_sheet.png").write_bytes(sheet)
+        shown.append(("Frames of validation clips, reconstruction under original", sheet))
+    for number, picture in enumerate(result.pictures):
+        file = folder / f"side_by_side_{number}.mp4"
+        write_video(file, side_by_side(picture.original, picture.reconstruction), picture.fps)
+        shown.append((f"{picture.label}: original and reconstruction", file.read_bytes()))
+    shown += _latent_sheets(result, folder)
+    write_report(
+        folder / "report.html",
+        title=f"{config.name} ({config.preset}) at step {step}",
+        scores=result.scores,
+        tables=_tables(result, scores),
+        sheets=shown,
+        curves=run_curves(workdir),
+        config=config.to_dict(),
+    )
+
+
+def _windows(config: ConfigDict) -> dict[str, Any]:
+    """Which frames were scored, and how they were brought to their size."""
+    return {
+        "frames_height_width": [list(bucket[:3]) for bucket in config.data.buckets],
+        "frames_per_second": config.data.fps or "each file's own",
+        "frame_stride": 1,
+        "resize": RESIZED[config.data.resize],
+    }
+
+
+def pictures_sheet(pictures: list[Picture]) -> bytes:
+    """PNG with each clip's reconstruction under its original."""
+    rows, labels = [], []
+    for picture in pictures:
+        rows += [picture.original, picture.reconstruction]
+        labels += [picture.label, "reconstruction"]
+    return contact_sheet(rows, labels)
+
+
+def _groups_and_latents(result: Evaluation) -> dict[str, Any]:
+    """The parts of ``scores.json`` that only some evaluations have."""
+    parts: dict[str, Any] = {}
+    if result.group_positions:
+        parts["by_group_position"] = result.group_positions
+    if result.latents is not None:
+        parts["latent"] = result.latents.statistics()
+        dimension = result.latents.intrinsic_dimension()
+        if dimension:
+            parts["intrinsic_dimension"] = dimension
+    return parts
+
+
+def _latent_sheets(result: Evaluation, folder: Path) -> list[tuple[str, bytes]]:
+    sheets = []
+    for number, picture in enumerate(result.pictures):
+        if picture.latent is None or result.latents is None:
+            continue
+        sheet = latent_sheet(picture.latent, picture.original, result.latents.spec, picture.label)
+        (folder / f"latent_channels_{number}.png").write_bytes(sheet)
+        caption = f"{picture.label}: latent channels, each map stretched from black to white"
+        sheets.append((caption, sheet))
+    return sheets
+
+
+def _tables(result: Evaluation, scores: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    positions = [
+        {"frame": frame, **{name: values[frame] for name, values in result.positions.items()}}
+        for frame in range(len(result.positions["psnr"]))
+    ]
+    tables = {"Scores by clip": result.clips, "Scores by frame position": positions}
+    if "by_group_position" in scores:
+        tables["Scores by place in the frame group"] = group_rows(scores["by_group_position"])
+    if "intrinsic_dimension" in scores:
+        tables["Intrinsic dimension of latents"] = scores["intrinsic_dimension"]
+    if "latent" in scores:
+        latent = scores["latent"]
+        whole = {"channel": "all", "mean": latent["mean"], "std": latent["std"]}
+        heading = f"Latents of {latent['clips']} clips, {latent['n']} values a channel"
+        tables[heading] = [whole, *latent["by_channel"]]
+    return tables
+
+
+def group_rows(groups: dict[str, Any]) -> list[dict[str, Any]]:
+    """``Evaluation.group_positions`` as rows of a table."""
+    names = ("psnr", "ssim", "n")
+    rows = [
+        {"place": str(place + 1), **{name: groups[name][place] for name in names}}
+        for place in range(len(groups["n"]))
+    ]
+    return [*rows, {"place": "max margin", **{n: groups[f"{n}_max_margin"] for n in names[:2]}}]

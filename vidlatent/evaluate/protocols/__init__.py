@@ -1,0 +1,1 @@
+"""Scores as the papers computed them, beside the papers' own figures."""

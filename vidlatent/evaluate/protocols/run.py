@@ -1,0 +1,200 @@
+"""Scoring a checkpoint on all clips of a folder as a paper did (``config.eval.protocol``)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vidlatent.data.loader import Loader, make_index, make_loader
+from vidlatent.data.stream import OneEach
+from vidlatent.evaluate.protocols.definitions import BUILT_IN, PROTOCOLS, Protocol
+from vidlatent.evaluate.protocols.report import Outcome, write_outcome
+from vidlatent.evaluate.scores import make_scores
+from vidlatent.evaluate.tokenizer import (
+    Evaluation,
+    Picture,
+    compile_eval_step,
+    evaluate,
+    tokenizer_eval_step,
+)
+from vidlatent.media.write import STILL_FPS
+from vidlatent.models.load import model_of, restored_params
+from vidlatent.parallel.mesh import make_mesh
+from vidlatent.parallel.multihost import is_main, to_global
+from vidlatent.parallel.sharding import batch_sharding, replicated
+
+__all__ = ["evaluate_protocol", "outcome_of"]
+
+
+def evaluate_protocol(config: ConfigDict, workdir: Path, step: int, output: str) -> int:
+    """Score the checkpoint of ``workdir`` by ``config.eval.protocol`` on all of ``config.data``.
+
+    Writes into ``output`` (default ``<workdir>/eval/step_<n>_<protocol>``); the exit status.
+
+    Raises:
+      VidlatentError: an unknown protocol, a tokenizer that does not take its clips, missing weights
+        of a network (before any clip is opened), or no clip that is long enough.
+    """
+    model = model_of(config)
+    mesh = make_mesh(config.mesh)
+
+    def restore():
+        restored = restored_params(config, workdir, model, mesh, step)
+        return restored.state, restored.step
+
+    with jax.set_mesh(mesh):
+        outcome = outcome_of(config, model, mesh, restore)
+    if is_main():
+        name = outcome.protocol.name
+        folder = Path(output) if output else workdir / "eval" / f"step_{outcome.step}_{name}"
+        write_outcome(outcome, folder, config)
+        for score, value in outcome.result.scores.items():
+            logging.info("%s %.4g", score, value)
+        for file in (f"{name}.json", f"{name}.md", "report.html"):
+            logging.info("wrote %s", folder / file)
+    return 0
+
+
+def outcome_of(
+    config: ConfigDict, model: Any, mesh: Mesh, restore: Callable[[], tuple[Any, int]]
+) -> Outcome:
+    """Carry out ``config.eval.protocol`` with a model, under ``jax.set_mesh(mesh)``.
+
+    ``restore`` gives its parameters, placed on the mesh, and their step; it is called once
+    everything else is known to be in order.
+    """
+    protocol: Protocol = PROTOCOLS.get(config.eval.protocol)
+    protocol.check(model.latent_spec)
+    measures = protocol.without(config.eval.leave_out)
+    asked = [measure.name for measure in measures if measure.name not in BUILT_IN]
+    # Before any clip is opened: missing weights are told at once.
+    scores = make_scores(
+        (*asked, *config.eval.metrics),
+        config.networks.to_dict(),
+        stand_ins=config.eval.stand_ins,
+        is_splits=config.eval.is_splits,
+    )
+    clips = _Clips(config, protocol, mesh)
+    params, step = restore()
+    eval_step = tokenizer_eval_step(
+        model,
+        preservation=True,
+        chunk=protocol.chunk,
+        draw=config.seed if protocol.draw else None,
+    )
+    eval_step = compile_eval_step(eval_step, mesh, params, scores)
+    with clips.open(clips.wanted) as loader:
+        # Windows of several chunks have no single row of frame groups.
+        spec = model.latent_spec if protocol.frames == (protocol.chunk,) else None
+        result = evaluate(eval_step, params, loader, spec=spec, scores=scores)
+        bad = clips.left_out(loader, result)
+    chosen = _chosen(result.clips)
+    with clips.open({clips.rows[row["clip"]] for row in chosen.values()}) as loader:
+        pictures = _pictures(eval_step, params, loader, mesh, protocol.fps)
+    return Outcome(
+        protocol,
+        measures,
+        result,
+        {name: name for name in BUILT_IN} | {score.asked: score.name for score in scores},
+        model.latent_spec,
+        step,
+        clips.where,
+        len(clips.rows),
+        bad,
+        {word: _labelled(pictures[row["clip"]], row) for word, row in chosen.items()},
+    )
+
+
+class _Clips:
+    """The clips of ``config.data``, each a window as the protocol wants it.
+
+    Attributes:
+      where: folder or source.
+      rows: name of each usable clip -> its number.
+      wanted: numbers of those to score: all, or ``config.eval.clips`` spread over them.
+    """
+
+    def __init__(self, config: ConfigDict, protocol: Protocol, mesh: Mesh):
+        data = config.data.to_dict()
+        if data["path"] and data["source"] != "tfds":
+            data["source"] = "folder"  # whatever the model was trained on
+        # A clip for each group of devices that shares one: published sizes fill their memory.
+        batch = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
+        data["buckets"] = tuple((frames, *protocol.size, batch) for frames in protocol.frames)
+        data["bucket_weights"] = ()
+        data["fps"], data["resize"] = protocol.fps, protocol.resize
+        self._make = functools.partial(
+            make_loader,
+            data,
+            split="whole",
+            rule=protocol.rule,
+            seed=config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            index=make_index(data, seed=config.seed),
+        )
+        self._place = protocol.place
+        with self.open(None) as loader:
+            self.where = loader.report.where
+            self.rows = {clip.path: row for row, clip in enumerate(loader.index)}
+        count = len(self.rows)
+        limit = config.eval.clips or count
+        self.wanted = sorted({i * count // min(limit, count) for i in range(min(limit, count))})
+
+    def open(self, rows: Collection[int] | None) -> Loader:
+        """The loader of some clips, or of all."""
+        return self._make(windows=OneEach(self._place, rows))
+
+    def left_out(self, loader: Loader, result: Evaluation) -> list[tuple[str, str, str]]:
+        """(path, reason, detail) of the clips that could not be scored, on any process."""
+        bad = {bad.path: (bad.path, bad.reason, bad.detail) for bad in loader.report.clips}
+        scored = {row["clip"] for row in result.clips}
+        wanted = set(self.wanted)
+        for path, row in self.rows.items():
+            if row in wanted and path not in scored:
+                bad.setdefault(path, (path, "unreadable", "another process could not decode it"))
+        return [bad[path] for path in sorted(bad)]
+
+
+def _chosen(clips: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Word -> row of ``by_clip``: the best, the median and the worst by PSNR, none twice."""
+    ranked = sorted(clips, key=lambda row: (-row["psnr"], row["clip"]))
+    last = len(ranked) - 1
+    places = {"best": 0, "median": last // 2, "worst": last}
+    if last < 2:
+        del places["median"]
+    if not last:
+        del places["worst"]
+    return {word: ranked[place] for word, place in places.items()}
+
+
+def _pictures(
+    eval_step: Callable, params: Any, loader: Loader, mesh: Mesh, fps: float
+) -> dict[str, Picture]:
+    """Name -> clip and reconstruction, on every process, of all clips of a small loader."""
+    gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+    found = {}
+    for batch in loader:
+        arrays = {name: batch[name] for name in ("video", "mask", "clip", "start")}
+        _, reconstruction = eval_step(params, arrays)
+        shared = to_global({n: arrays[n] for n in ("video", "clip")}, batch_sharding(mesh))
+        whole = jax.device_get(gather({**shared, "reconstruction": reconstruction}))
+        for row in np.flatnonzero(whole["clip"] >= 0):
+            clip = loader.index[int(whole["clip"][row])]
+            videos = whole["video"][row], whole["reconstruction"][row]
+            found[clip.path] = Picture(clip.path, *videos, fps or clip.fps or STILL_FPS)
+    return found
+
+
+def _labelled(picture: Picture, row: dict[str, Any]) -> Picture:
+    picture.label = f"{row['clip']}, PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}"
+    return picture

@@ -1,0 +1,64 @@
+"""The mode ``eval``: from a workdir to scores and pages a person looks at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from vidlatent.data.loaders import Loaders
+from vidlatent.evaluate.generator import evaluate_generator
+from vidlatent.evaluate.latent_statistics import Latents
+from vidlatent.evaluate.outputs import write_evaluation
+from vidlatent.evaluate.protocols.run import evaluate_protocol
+from vidlatent.evaluate.scores import make_scores
+from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
+from vidlatent.models.load import model_of, restored_params
+from vidlatent.parallel.mesh import mesh_for_batches
+from vidlatent.parallel.multihost import is_main
+
+__all__ = ["evaluate_workdir"]
+
+
+def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) -> int:
+    """Score the checkpoint of ``workdir`` on the validation clips of ``config.data``.
+
+    With ``config.eval.protocol``: on all clips of it, as a paper did. Writes into ``output``
+    (default ``<workdir>/eval/step_<n>``, with the protocol's name); returns the exit status.
+    """
+    if config.generator:
+        return evaluate_generator(config, workdir, step, output)
+    if config.eval.protocol:
+        return evaluate_protocol(config, workdir, step, output)
+    model = model_of(config)
+    mesh = mesh_for_batches(config.mesh, config.data.buckets)
+    # Before anything is decoded: missing weights are told at once.
+    networks = config.networks.to_dict()
+    scores = make_scores(
+        config.eval.metrics,
+        networks,
+        stand_ins=config.eval.stand_ins,
+        is_splits=config.eval.is_splits,
+    )
+    with jax.set_mesh(mesh):
+        restored = restored_params(config, workdir, model, mesh, step)
+        eval_step = tokenizer_eval_step(model, preservation=config.eval.preservation, latent=True)
+        with Loaders(config, model.latent_spec, workdir).validation() as loader:
+            result = evaluate(
+                compile_eval_step(eval_step, mesh, restored.state, scores),
+                restored.state,
+                loader,
+                config.eval.pictures,
+                spec=model.latent_spec,
+                latents=Latents(model.latent_spec, config.eval.gride_clips),
+                scores=scores,
+            )
+    if is_main():
+        folder = Path(output) if output else workdir / "eval" / f"step_{restored.step}"
+        write_evaluation(result, folder, config=config, step=restored.step, workdir=workdir)
+        for name, value in result.scores.items():
+            logging.info("%s %.4g", name, value)
+        logging.info("report in %s", folder / "report.html")
+    return 0

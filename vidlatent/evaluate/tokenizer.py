@@ -1,0 +1,348 @@
+"""Scoring a tokenizer on validation clips.
+
+Scores compare 8-bit frames: the reconstruction is clipped and rounded as it would be when written
+to a file. ``psnr`` and ``ssim`` are means over clips of the mean over a clip's frames;
+``psnr_constant_colour`` is the PSNR of each clip's own mean colour, the best that a decoder without
+any picture could do; ``information_preservation_minus1_to_1`` is one ratio of sums over all clips.
+Padding rows never count, whatever the number of processes. ``scores`` adds measures by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vidlatent.data.loader import Loader
+from vidlatent.errors import VidlatentError
+from vidlatent.evaluate.latent_statistics import Latents
+from vidlatent.evaluate.scores import Score, SetScore, networks_of
+from vidlatent.latents.pixels import from_pixels, to_pixels
+from vidlatent.media.write import STILL_FPS
+from vidlatent.metrics import PRESERVATION, absolute_sums, by_group_position, max_margin, psnr, ssim
+from vidlatent.metrics.ssim import WINDOW
+from vidlatent.parallel.multihost import is_main, local_rows, to_global
+from vidlatent.parallel.sharding import batch_sharding, replicated
+from vidlatent.spec import LatentSpec
+
+__all__ = ["Evaluation", "Picture", "compile_eval_step", "evaluate", "tokenizer_eval_step"]
+
+METRICS = ("psnr", "ssim", "psnr_constant_colour")
+_ABSOLUTE = ("absolute_error", "absolute_pixels")
+
+
+def tokenizer_eval_step(
+    model: Any,
+    *,
+    preservation: bool = False,
+    latent: bool = False,
+    chunk: int = 0,
+    draw: int | None = None,
+) -> Callable[[Any, Any], dict[str, jax.Array]]:
+    """``(params, batch) -> {metric: [B, T], reconstruction: uint8 [B, T, H, W, 3]}``.
+
+    With ``preservation`` also the sums that information preservation is made of, with ``latent``
+    also the latent of the mean ``[B, t, h, w, c]``.
+
+    Args:
+      chunk: frames that the model is given at a time, each chunk by itself, so that memory is that
+        of one; 0: all at once. Not together with ``latent``.
+      draw: seed of latents drawn from the posterior, each by its clip and start alone; None: means.
+    """
+
+    def coded(params, batch, pixels, number):
+        if draw is None:
+            return model.apply({"params": params}, pixels)
+        return _drawn(
+            model, params, pixels, batch, jax.random.fold_in(jax.random.key(draw), number)
+        )
+
+    def eval_step(params, batch):
+        video = batch["video"]
+        if chunk:
+
+            def restored(part):
+                return to_pixels(coded(params, batch, from_pixels(part[1]), part[0])[0])
+
+            reconstruction = _by_chunks(restored, video, chunk)
+        else:
+            prediction, posterior = coded(params, batch, from_pixels(video), 0)
+            reconstruction = to_pixels(prediction)
+        colour = video.astype(jnp.float32).mean(axis=(1, 2, 3), keepdims=True)
+        flat = jnp.broadcast_to(jnp.round(colour).astype(video.dtype), video.shape)
+        extras = {"latent": posterior.mode().astype(jnp.float32)} if latent else {}
+        if preservation:
+            extras |= zip(_ABSOLUTE, absolute_sums(video, reconstruction), strict=True)
+        return {
+            **extras,
+            "psnr": psnr(video, reconstruction, data_range=255.0),
+            "ssim": _ssim(video, reconstruction),
+            "psnr_constant_colour": psnr(video, flat, data_range=255.0),
+            "reconstruction": reconstruction,
+        }
+
+    return eval_step
+
+
+def _by_chunks(function: Callable, video: jax.Array, chunk: int) -> jax.Array:
+    """``function((number, [B, chunk, H, W, 3]))`` of each chunk in turn, put together again."""
+    batch, frames = video.shape[:2]
+    parts = video.reshape(batch, frames // chunk, chunk, *video.shape[2:])
+    numbers = jnp.arange(frames // chunk)
+    done = jax.lax.map(function, (numbers, jnp.moveaxis(parts, 1, 0)))
+    return jnp.moveaxis(done, 0, 1).reshape(video.shape)
+
+
+def _drawn(
+    model: Any, params: Any, pixels: jax.Array, batch: Any, key: jax.Array
+) -> tuple[jax.Array, Any]:
+    """Reconstruction of a draw from the posterior, and the posterior.
+
+    The noise of a clip depends on nothing but ``key``, its number and its start, so that neither
+    the batch nor the number of processes changes a score.
+    """
+    posterior, _ = model.apply({"params": params}, pixels, method="encode")
+    if posterior.logvar is None:
+        raise VidlatentError(
+            f"{model.latent_spec.name} has no variance to draw latents from: score their means."
+        )
+
+    def noise(clip, start):
+        mine = jax.random.fold_in(key, clip)
+        mine = jax.random.fold_in(mine, jnp.round(start * 1000).astype(jnp.int32))
+        return jax.random.normal(mine, posterior.mean.shape[1:], posterior.mean.dtype)
+
+    latent = posterior.draw(jax.vmap(noise)(batch["clip"], batch["start"]))
+    seen = hasattr(model, "takes_condition") and model.takes_condition
+    condition = model.apply({"params": params}, pixels, method="condition") if seen else None
+    video, _ = model.apply({"params": params}, latent, condition=condition, method="decode")
+    return video, posterior
+
+
+def _ssim(video: jax.Array, reconstruction: jax.Array) -> jax.Array:
+    """SSIM ``[B, T]``; NaN for frames smaller than its window, such as lines."""
+    if min(video.shape[2:4]) < WINDOW:
+        return jnp.full(video.shape[:2], jnp.nan)
+    return ssim(video, reconstruction, data_range=255.0)
+
+
+def compile_eval_step(
+    eval_step: Callable, mesh: Mesh, params: Any, scores: Sequence[Score] = ()
+) -> Callable:
+    """Jit an eval step: measurements come back whole on every process, videos stay spread out.
+
+    ``scores`` are measured on its reconstruction too.
+    """
+    placed = jax.tree.map(lambda leaf: leaf.sharding, params)
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    networks = to_global(networks_of(scores), whole)
+
+    def measured(params, networks, batch):
+        out = eval_step(params, batch)
+        video = out.pop("reconstruction")
+        more = {score.name: score.measure(networks, batch["video"], video) for score in scores}
+        tags = {name: batch[name] for name in ("mask", "clip", "start")}
+        return {**out, **more, **tags}, video
+
+    jitted = jax.jit(measured, in_shardings=(placed, whole, rows), out_shardings=(whole, rows))
+    return lambda params, batch: jitted(params, networks, to_global(batch, rows))
+
+
+@dataclasses.dataclass
+class Picture:
+    """One clip and what became of it, uint8 ``[T, H, W, 3]`` each; its latent, if asked for."""
+
+    label: str
+    original: np.ndarray
+    reconstruction: np.ndarray
+    fps: float
+    latent: np.ndarray | None = None
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """Scores of one evaluation.
+
+    Attributes:
+      scores: metric -> mean over clips, and ``clips``, the number of them.
+      clips: one row a clip: name, start in seconds, size, metrics of frames.
+      positions: metric -> mean at each frame position of the window.
+      pictures: the first clips, on the main process.
+      group_positions: ``n`` and metric -> numbers at each place of a frame group, and
+        ``<metric>_max_margin``, best minus worst place; empty where there are no groups.
+      latents: what was asked to watch the latents.
+      definitions: metric -> what defines its number: how it is averaged, over how many clips of
+        how many frames, and, of those through networks, network, resize rule and covariance.
+    """
+
+    scores: dict[str, float]
+    clips: list[dict[str, Any]]
+    positions: dict[str, list[float]]
+    pictures: list[Picture]
+    group_positions: dict[str, Any] = dataclasses.field(default_factory=dict)
+    latents: Latents | None = None
+    definitions: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+
+def evaluate(
+    eval_step: Callable,
+    params: Any,
+    loader: Loader,
+    pictures: int = 0,
+    *,
+    spec: LatentSpec | None = None,
+    latents: Latents | None = None,
+    scores: Sequence[Score] = (),
+) -> Evaluation:
+    """Run a compiled eval step over a finite loader; keep ``pictures`` clips spread over it.
+
+    ``spec`` says which frames form a group; ``latents`` is shown every latent (of an eval step with
+    ``latent``); ``scores`` are those the eval step was compiled with. Raises if the loader holds no
+    real clip.
+    """
+    shown: list[Picture] = []
+    per_batch = -(-pictures // max(1, len(loader)))
+    stride = max(1, len(loader) // max(1, pictures))
+    tally = _Tally(loader.index, scores)
+    for number, batch in enumerate(loader):
+        arrays = {name: batch[name] for name in ("video", "mask", "clip", "start")}
+        measured, reconstruction = eval_step(params, arrays)
+        measured = jax.device_get(measured)
+        if latents is not None:
+            latents.add(measured["latent"], measured["mask"], measured["clip"])
+        tally.add(measured, batch["video"].shape[1:4])
+        if is_main() and len(shown) < pictures and number % stride == 0:
+            shown += _pictures(batch, local_rows(reconstruction), loader, measured)[:per_batch]
+    if not tally.clips:
+        raise VidlatentError(
+            "no validation clip to score: raise config.data.validation_share or add files."
+        )
+    numbers, definitions = tally.results()
+    groups = {} if spec is None else _group_positions(tally.sums, tally.counts, spec)
+    return Evaluation(
+        numbers,
+        tally.clips,
+        tally.positions(),
+        shown[:pictures],
+        groups,
+        latents,
+        definitions,
+    )
+
+
+class _Tally:
+    """Running sums of an evaluation, over the real rows of all processes' batches."""
+
+    def __init__(self, index: Sequence[Any], scores: Sequence[Score]):
+        self._index = index
+        self._of_sets = {score.name: (score, score.tally()) for score in scores if _of_set(score)}
+        self._of_frames = {score.name: score for score in scores if not _of_set(score)}
+        self.names = (*METRICS, *self._of_frames)
+        self.clips: list[dict[str, Any]] = []
+        self.sums: dict[str, Any] = {name: defaultdict(float) for name in self.names}
+        self.counts: dict[int, int] = defaultdict(int)
+        self._absolute = np.zeros(2)
+
+    def add(self, measured: dict[str, Any], size: tuple[int, ...]) -> None:
+        """Take in what an eval step returned for windows of ``size`` (frames, height, width)."""
+        real = np.flatnonzero(measured["mask"])
+        if _ABSOLUTE[0] in measured:
+            self._absolute += [measured[name][real].sum(dtype=np.float64) for name in _ABSOLUTE]
+        for name, (_, tally) in self._of_sets.items():
+            tally.add(measured[name], measured["mask"], measured["clip"], measured["start"])
+        for row in real:
+            per_frame = {n: np.asarray(measured[n][row], np.float64) for n in self.names}
+            self.clips.append(
+                {
+                    "clip": self._index[int(measured["clip"][row])].path,
+                    "start": round(float(measured["start"][row]), 3),
+                    "size": "x".join(map(str, size)),
+                    **{name: float(values.mean()) for name, values in per_frame.items()},
+                }
+            )
+            for position in range(size[0]):
+                self.counts[position] += 1
+                for name in self.names:
+                    self.sums[name][position] += per_frame[name][position]
+
+    def positions(self) -> dict[str, list[float]]:
+        """Metric -> mean at each frame position, over the clips that have it."""
+        return {
+            name: [self.sums[name][frame] / self.counts[frame] for frame in sorted(self.counts)]
+            for name in self.names
+        }
+
+    def results(self) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+        """Scores and their definitions."""
+        count = len(self.clips)
+        lengths = sorted({int(row["size"].split("x")[0]) for row in self.clips})
+        # Exactly rounded sums: the order in which processes deliver rows leaves no trace.
+        numbers = {n: math.fsum(row[n] for row in self.clips) / count for n in self.names}
+        how = {"averaged": "over the frames of a clip, then over clips", "n": count}
+        how |= {"clip_frames": lengths}
+        about = {
+            name: how | (self._of_frames[name].about if name in self._of_frames else {})
+            for name in self.names
+        }
+        if self._absolute[1]:
+            numbers[PRESERVATION] = float(1 - self._absolute[0] / self._absolute[1])
+            about[PRESERVATION] = how | {"averaged": "one ratio of sums over all pixels"}
+        for name, (score, tally) in self._of_sets.items():
+            found, counted = tally.result(name)
+            numbers |= found
+            pieces = {"clip_frames": [score.cut] if score.cut else lengths}
+            pieces["clip_stride"] = pieces["clip_frames"]  # side by side, no frame twice
+            about |= dict.fromkeys(found, {**score.about, **pieces, **counted})
+        numbers["clips"] = count
+        return numbers, about
+
+
+def _of_set(score: Score) -> bool:
+    return isinstance(score, SetScore)
+
+
+def _group_positions(sums: dict[str, Any], counts: dict[int, int], spec: LatentSpec) -> dict:
+    result: dict[str, Any] = {}
+    frames = sorted(counts)
+    for name in ("psnr", "ssim"):
+        means, numbers = by_group_position(
+            [sums[name][frame] for frame in frames],
+            [counts[frame] for frame in frames],
+            first=spec.rule.first,
+            group=spec.t,
+        )
+        if spec.t == 1 or not all(numbers):
+            return {}
+        result |= {"n": numbers, name: means, f"{name}_max_margin": max_margin(means)}
+    return result
+
+
+def _pictures(
+    batch: dict[str, Any], reconstruction: np.ndarray, loader: Loader, measured: dict[str, Any]
+) -> list[Picture]:
+    rows = np.flatnonzero(batch["mask"])
+
+    def latent(row: int) -> np.ndarray | None:
+        if "latent" not in measured:
+            return None
+        # Measurements hold the rows of all processes.
+        same = [measured[name] == batch[name][row] for name in ("clip", "start")]
+        return measured["latent"][np.flatnonzero(same[0] & same[1])[0]]
+
+    return [
+        Picture(
+            f"{loader.index[int(batch['clip'][row])].path} at {batch['start'][row]:.1f} s",
+            np.asarray(batch["video"][row]),
+            reconstruction[row],
+            loader.index[int(batch["clip"][row])].fps or STILL_FPS,
+            latent(row),
+        )
+        for row in rows
+    ]

@@ -1,0 +1,58 @@
+"""Quality, semantic and total score of VBench, from the files that its own program writes.
+
+python -m vidlatent.evaluate.vbench evaluation_results/*_eval_results.json
+
+Each file is an object of dimensions, ``{"color": [0.89, [...]]}`` or ``{"color": 0.89}``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vidlatent.errors import VidlatentError
+from vidlatent.metrics.vbench import DIMENSIONS, vbench_totals
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a table in per cent; the exit status is 1 for a mistake."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vidlatent.evaluate.vbench", description=__doc__
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("files", nargs="+", help="results of VBench, .json")
+    options = parser.parse_args(arguments)
+    try:
+        scores: dict[str, float] = {}
+        for file in options.files:
+            scores |= _read(file)
+        totals = vbench_totals(scores)
+    except VidlatentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name in DIMENSIONS:
+        print(f"{name:24} {100 * scores[name]:6.2f}")
+    for name, value in totals.items():
+        print(f"{name:24} {100 * value:6.2f}")
+    return 0
+
+
+def _read(path: str) -> dict[str, float]:
+    file = Path(path)
+    if not file.is_file():
+        raise VidlatentError(f"there is no file {path}: name the results that VBench wrote.")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        pairs = content.items()
+        return {name: float(row[0] if isinstance(row, list) else row) for name, row in pairs}
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise VidlatentError(f"{path} holds no VBench results: {error}.") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The latent space: what generators learn from and codecs hand over."""

@@ -1,0 +1,224 @@
+"""What a generator's step is given: latents and conditions, made of a batch of the loader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vidlatent.data.latent_set import NULL_TEXT
+from vidlatent.errors import VidlatentError
+from vidlatent.latents.pixels import from_pixels
+from vidlatent.latents.space import Latents, tokenizer_config
+from vidlatent.models.load import abstract_params, model_of
+from vidlatent.models.tokenizers.chunks import encode_chunks
+from vidlatent.parallel.sharding import constrain
+from vidlatent.registry import did_you_mean
+from vidlatent.weights.files import load_params
+
+__all__ = [
+    "CONTENTS",
+    "NULL_TEXTS",
+    "Inputs",
+    "absent",
+    "content_latent",
+    "null_text_of",
+    "pooled_side",
+    "text_states",
+]
+
+CONTENTS = ("latents", "pooled")
+NULL_TEXTS = ("empty", "zeros")
+# Arrays of a batch that a condition is made of.
+_ARRAYS = {
+    "label": ("label",),
+    "text": ("text", "text_length"),
+    "image": ("image",),
+    "first": (),
+    "content": ("content_latent",),
+}
+_VIDEO_AXES = ("batch", "time", "height", "width", "channel")
+
+
+class Inputs:
+    """``(batch, networks, key) -> (standardised latent [B, t, h, w, c], conditions)``.
+
+    Args:
+      config: of the run.
+      model: the generator, whose ``reads`` are the names of its conditions.
+      latents: what is known of the latents.
+
+    Attributes:
+      arrays: those of a batch that are needed, the latents or videos first.
+    """
+
+    def __init__(self, config: ConfigDict, model: Any, latents: Latents):
+        reads = model.reads
+        unknown = [name for name in reads if name not in _ARRAYS]
+        if unknown:
+            raise ValueError(f"conditions {unknown} have no arrays in a batch")
+        self.reads, self._latents = reads, latents
+        self._text_length = model.text_length if "text" in reads else 0
+        self._null_text = "text" in reads and null_text_of(config) == "empty"
+        self._pooled = pooled_side(config, model, latents)
+        self._from_videos = config.data.source != "latents"
+        self._config, self._sample = config, config.tokenizer.sample
+        own = [array for name in reads for array in self._arrays_of(name)]
+        self.arrays = ("video" if self._from_videos else "latent", "mask", *own)
+        self._tokenizer = model_of(tokenizer_config(config)) if self._from_videos else None
+
+    def _arrays_of(self, name: str) -> tuple[str, ...]:
+        if name == "content" and self._pooled:
+            return () if self._from_videos else ("content",)
+        return _ARRAYS[name]
+
+    def load_networks(self) -> dict[str, Any]:
+        """The frozen tokenizer's parameters, where videos are encoded in the step; the null text.
+
+        Raises:
+          VidlatentError: the data set has no states of the empty text.
+        """
+        if self._tokenizer is None:
+            return {"null_text": self._stored_null_text()} if self._null_text else {}
+        own, step = tokenizer_config(self._config), self._config.tokenizer.step
+        shapes = abstract_params(self._tokenizer)
+        path = self._config.tokenizer.path
+        params = load_params(path, shapes, family=own.model.name, step=None if step < 0 else step)
+        return {"tokenizer": params}
+
+    def _stored_null_text(self) -> dict[str, np.ndarray]:
+        file = Path(self._config.data.path, NULL_TEXT)
+        if not file.is_file():
+            raise VidlatentError(
+                f"config.conditions.null_text is 'empty', but there is no {file}: run the set's "
+                "--mode=encode once more, which adds it, or set config.conditions.null_text=zeros."
+            )
+        return text_states(np.load(file)[: self._text_length])
+
+    def __call__(
+        self, batch: Mapping[str, jax.Array], networks: Mapping[str, Any], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        missing = [name for name in self.arrays if name not in batch]
+        if missing:
+            raise VidlatentError(
+                f"the generator reads {', '.join(self.reads)}, but the data has no "
+                f"{' and no '.join(missing)}: encode a set that has, or choose a generator that "
+                "reads less."
+            )
+        if self._from_videos:
+            latent = self._encoded(batch["video"], networks["tokenizer"], key)
+        else:
+            latent = batch["latent"]
+        latent = self._latents.standardised(latent)
+        conditions = {name: self._condition(name, batch, latent) for name in self.reads}
+        if "null_text" in networks:
+            conditions["null_text"] = networks["null_text"]
+        return latent, conditions
+
+    def _encoded(self, video: jax.Array, params: Any, key: jax.Array) -> jax.Array:
+        def whole(clips):
+            pixels = constrain(from_pixels(clips), _VIDEO_AXES)
+            return self._tokenizer.apply({"params": params}, pixels, method="encode")[0]
+
+        posterior = encode_chunks(whole, video, self._latents.spec.chunks)
+        latent = posterior.sample(key) if self._sample else posterior.mode()
+        return jax.lax.stop_gradient(latent)
+
+    def _condition(self, name: str, batch: Mapping[str, jax.Array], latent: jax.Array) -> Any:
+        if name == "first":
+            return latent[:, :1]
+        if name == "text":
+            states = batch["text"][:, : self._text_length]  # what is longer is cut
+            return {
+                "states": states,
+                "length": jnp.minimum(batch["text_length"], states.shape[1]),
+            }
+        if name == "content" and self._pooled:
+            return content_latent(self._content_frame(batch), self._pooled)
+        return batch[_ARRAYS[name][0]]
+
+    def _content_frame(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        if not self._from_videos:
+            return batch["content"][:, 0]
+        model = self._tokenizer
+        if not hasattr(model, "content_frame"):
+            raise VidlatentError(
+                f"this generator reads a content frame, and {self._latents.spec.name} has none: "
+                "use a tokenizer with one, such as configs/reducio_vae.py."
+            )
+        return model.apply({}, batch["video"], method="content_frame").reshape(
+            batch["video"].shape[0], *batch["video"].shape[2:]
+        )
+
+
+def absent(
+    conditions: Mapping[str, Any], reads: Sequence[str] = (), frames: int = 0
+) -> dict[str, jax.Array]:
+    """Samples ``[B]`` that do without a condition although their batch has it.
+
+    Those without a label, those whose text is empty, and pictures without what would give them
+    away: their only frame, and the semantic tokens that were made of it.
+
+    Args:
+      conditions: by name, ``[B, ...]`` each.
+      reads, frames: of the generator, and latent frames, in training; so that pictures are told.
+    """
+    given = {name: value for name, value in conditions.items() if value is not None}
+    found = {}
+    if "label" in given:
+        found["label"] = given["label"] < 0
+    if "text" in given:
+        found["text"] = given["text"]["length"] <= 0
+    if frames == 1 and "first" in reads:
+        batch = given["first"].shape[0]
+        named = [name for name in ("first", "image") if name in reads]
+        found |= dict.fromkeys(named, jnp.ones((batch,), bool))
+    return found
+
+
+def null_text_of(config: ConfigDict) -> str:
+    """``config.conditions.null_text``, checked."""
+    found = config.conditions.null_text
+    if found not in NULL_TEXTS:
+        hint = did_you_mean(found, NULL_TEXTS)
+        raise VidlatentError(f"config.conditions.null_text {found!r} is unknown: {hint}")
+    return found
+
+
+def text_states(states: np.ndarray) -> dict[str, np.ndarray]:
+    """Float32 states ``[n, D]`` of one text as a condition; no token is one of zeros."""
+    if not len(states):
+        states = np.zeros((1, *states.shape[1:]), np.float32)
+    length = np.asarray([len(states)], np.int32)
+    return {"states": np.asarray(states, np.float32)[None], "length": length}
+
+
+def pooled_side(config: ConfigDict, model: Any, latents: Latents) -> int:
+    """Pixels a side of the squares that ``content_latent`` takes means of; 0: it is not used."""
+    content = config.conditions.content
+    if content not in CONTENTS:
+        hint = did_you_mean(content, CONTENTS)
+        raise VidlatentError(f"config.conditions.content {content!r} is unknown: {hint}")
+    if content != "pooled" or "content" not in model.reads:
+        return 0
+    return latents.spec.h // model.content_factor
+
+
+def content_latent(frames: jax.Array, side: int) -> jax.Array:
+    """Means of squares and their brightness, ``[B, H / side, W / side, 4]`` in [-1, 1].
+
+    It stands in for the latent of an image autoencoder, of the same size, where there is none.
+
+    Args:
+      frames: uint8 ``[B, H, W, 3]``.
+      side: of a square, in pixels; divides H and W.
+    """
+    batch, height, width, _ = frames.shape
+    pixels = from_pixels(frames).reshape(batch, height // side, side, width // side, side, 3)
+    mean = pixels.mean(axis=(2, 4))
+    return jnp.concatenate([mean, mean.mean(axis=-1, keepdims=True)], axis=-1)

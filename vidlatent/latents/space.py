@@ -1,0 +1,263 @@
+"""From a config to a generator: its module, its parameters, and the latents that it knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vidlatent import config as configs
+from vidlatent.data.latent_set import read_header
+from vidlatent.errors import VidlatentError
+from vidlatent.models.generators import build_generator
+from vidlatent.models.generators.fp8_weights import in_eight_bits, is_large
+from vidlatent.models.load import compute_dtype, model_of, restored_onto, spec_in_chunks
+from vidlatent.parallel.multihost import is_main
+from vidlatent.parallel.sharding import path_name
+from vidlatent.spec import LatentSpec
+from vidlatent.weights.files import is_workdir
+
+__all__ = [
+    "FILE",
+    "Latents",
+    "abstract_at_rest",
+    "abstract_generator",
+    "check_generator",
+    "check_made_by",
+    "example",
+    "generator_of",
+    "latents_of",
+    "restored_generator",
+    "tokenizer_config",
+]
+
+FILE = "latents.json"
+_CHUNKS = "config.tokenizer.chunks"
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """What a generator knows of its latents; kept in its workdir.
+
+    Attributes:
+      spec: their identity card.
+      mean, std: of each channel; the generator sees ``(latent - mean) / std``.
+      label_names: classes by number; empty where there are none.
+      fps: frame rate of the clips; 0 where nobody knows.
+      tokenizer: hash of the config of the tokenizer that made them; empty where nobody knows.
+      weights: digest of its parameters (``encode_plan.digest_of``), likewise.
+    """
+
+    spec: LatentSpec
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    label_names: tuple[str, ...] = ()
+    fps: float = 0.0
+    tokenizer: str = ""
+    weights: str = ""
+
+    def __post_init__(self):
+        if not len(self.mean) == len(self.std) == self.spec.channels or min(self.std) <= 0:
+            raise VidlatentError(
+                f"latents of {self.spec.channels} channels need as many means and standard "
+                f"deviations above 0, got {len(self.mean)} and {len(self.std)}: encode them again."
+            )
+
+    def standardised(self, latent: Any) -> jax.Array:
+        """``[..., c]`` as a generator sees it, float32."""
+        mean, std = (jnp.asarray(x, jnp.float32) for x in (self.mean, self.std))
+        return (jnp.asarray(latent, jnp.float32) - mean) / std
+
+    def restored(self, latent: Any) -> np.ndarray:
+        """The inverse of ``standardised``, on the host."""
+        mean, std = (np.asarray(x, np.float32) for x in (self.mean, self.std))
+        return np.asarray(latent, np.float32) * std + mean
+
+    def settle(self, workdir: Path, step: int) -> None:
+        """Keep in a workdir, whose run stands at ``step``.
+
+        Raises:
+          VidlatentError: the run has learned from latents that were standardised otherwise.
+        """
+        if step and (workdir / FILE).is_file():
+            before = Latents.load(workdir)
+            if (before.mean, before.std) != (self.mean, self.std):
+                raise VidlatentError(
+                    f"{workdir} holds a run on latents of other means and standard deviations: "
+                    "the data set was encoded anew since; use another --workdir."
+                )
+        if is_main():
+            self.save(workdir)
+
+    def save(self, workdir: Path) -> None:
+        fields = {**dataclasses.asdict(self), "spec": self.spec.to_json()}
+        (workdir / FILE).write_text(json.dumps(fields, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, workdir: Path) -> Latents:
+        """Read what ``save`` wrote.
+
+        Raises:
+          VidlatentError: there is none, so the workdir is no generator's.
+        """
+        path = workdir / FILE
+        if not path.is_file():
+            raise VidlatentError(
+                f"--workdir={workdir} holds no generator (no {FILE}): train one, such as "
+                "--config=configs/fsvideo_dit.py."
+            )
+        stored = json.loads(path.read_text())
+        lists = {name: tuple(stored[name]) for name in ("mean", "std", "label_names")}
+        return cls(**{**stored, **lists, "spec": LatentSpec.from_json(stored["spec"])})
+
+
+def tokenizer_config(config: ConfigDict) -> ConfigDict:
+    """The config of the run ``config.tokenizer.path``.
+
+    Raises:
+      VidlatentError: no path, or no run there.
+    """
+    path = config.tokenizer.path
+    if not path:
+        raise VidlatentError(
+            "config.tokenizer.path is empty: name the workdir of the tokenizer, "
+            "--config.tokenizer.path=runs/fsae-demo."
+        )
+    if not is_workdir(path):
+        raise VidlatentError(
+            f"config.tokenizer.path={path} is no run with checkpoints: train the tokenizer first."
+        )
+    return configs.read(Path(path))
+
+
+def latents_of(config: ConfigDict) -> Latents:
+    """What ``config.data`` and ``config.tokenizer`` say of the latents, held against each other.
+
+    From a latent data set they are standardised by its own moments, from videos by the scale and
+    shift that the tokenizer was given.
+
+    Raises:
+      VidlatentError: the set was made by another tokenizer, or nothing says what the latents are.
+    """
+    path = config.tokenizer.path
+    if config.data.source != "latents":
+        own = tokenizer_config(config)
+        spec = spec_in_chunks(model_of(own), config.tokenizer.chunks, _CHUNKS)
+        known = configs.config_hash(own)
+        mean, std = (spec.shift,) * spec.channels, (1.0 / spec.scale,) * spec.channels
+        return Latents(spec, mean, std, (), float(config.data.fps), known)
+    header = read_header(config.data.path)
+    found = Latents(
+        header.spec,
+        tuple(float(x) for x in header.mean),
+        # A channel that never moves is 0 for the generator, whatever it is divided by.
+        tuple(float(x) if x > 0 else 1.0 for x in header.std),
+        tuple(header.label_names),
+        float(header.fps or 0.0),
+        header.tokenizer,
+        header.weights,
+    )
+    if len(config.tokenizer.chunks):
+        asked = header.spec.in_chunks(config.tokenizer.chunks, _CHUNKS)
+        if asked.hash != header.spec.hash:
+            coded = f"in chunks {header.spec.chunks}" if header.spec.chunks else "whole"
+            raise VidlatentError(
+                f"{_CHUNKS} is {asked.chunks}, but the clips of {config.data.path} were coded "
+                f"{coded}: encode them with --config.encode.chunks={asked.chunks}, or set "
+                f"{_CHUNKS}=() to take them as they are."
+            )
+    if path:
+        own = tokenizer_config(config)
+        check_made_by(found, own, path)
+    return found
+
+
+def check_made_by(latents: Latents, own: ConfigDict, path: str) -> None:
+    """Raise unless a tokenizer of config ``own`` can have made the latents."""
+    spec = model_of(own).latent_spec
+    if spec.hash != latents.spec.whole.hash:
+        raise VidlatentError(
+            f"the latents were made by {latents.spec}, but config.tokenizer.path={path} makes "
+            f"{spec}: name the tokenizer that encoded them, or encode again."
+        )
+
+
+def generator_of(config: ConfigDict, dtype: Any = None) -> Any:
+    """The module of ``config.generator`` computing in ``dtype`` (see ``load.compute_dtype``)."""
+    return build_generator(config.generator.to_dict(), compute_dtype(config, dtype))
+
+
+def check_generator(model: Any, latents: Latents) -> None:
+    """Raise unless the generator fits the latents: channels, classes, a first frame."""
+    channels, classes = latents.spec.channels, len(latents.label_names)
+    if model.latent_channels != channels:
+        raise VidlatentError(
+            f"config.generator.latent_channels is {model.latent_channels}, but the latents of "
+            f"{latents.spec.name} have {channels}: set it to {channels}."
+        )
+    if "label" in model.reads and model.label_classes < classes:
+        raise VidlatentError(
+            f"config.generator.label_classes is {model.label_classes}, but the data has {classes} "
+            f"classes: set it to {classes}."
+        )
+    if "first" in model.reads and not latents.spec.lengths.legal(1):
+        raise VidlatentError(
+            f"this generator reads the latent of a first frame, which {latents.spec.name} "
+            f"({latents.spec.rule} frames) does not code by itself: set "
+            "config.generator.condition_channels and mask_channels to 0."
+        )
+
+
+def example(model: Any, grid: Sequence[int] = ()) -> tuple[Any, Any, dict[str, Any]]:
+    """``(noisy, time, conditions)`` as ShapeDtypeStructs, without any condition.
+
+    Args:
+      grid: latent frames, rows and columns; empty: a few patches.
+    """
+    grid = tuple(grid) or tuple(4 * part for part in model.patch)
+    noisy = jax.ShapeDtypeStruct((1, *grid, model.latent_channels), jnp.float32)
+    return noisy, jax.ShapeDtypeStruct((1,), jnp.float32), {name: None for name in model.reads}
+
+
+def abstract_generator(model: Any) -> Any:
+    """The generator's parameters as ShapeDtypeStructs; they do not depend on the size of clips."""
+    noisy, time, conditions = example(model)
+
+    def init(key, noisy, time):
+        return model.init(key, noisy, time, conditions, method="denoise")["params"]
+
+    return jax.eval_shape(init, jax.random.key(0), noisy, time)
+
+
+def abstract_at_rest(model: Any, eight_bits: bool = False) -> Any:
+    """``abstract_generator`` as inference holds it: large kernels in the type they multiply in.
+
+    Layers cast them to it before every product, so no result is another for it. What layers read in
+    float32 (norms, modulations, time, routers) and what is small stays as it was trained.
+
+    Args:
+      eight_bits: as ``in_eight_bits`` makes them of these (``config.sampler.eight_bits``).
+    """
+
+    def rest(path, leaf):
+        dtype = model.dtype if is_large(path_name(path)) else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, dtype)
+
+    held = jax.tree_util.tree_map_with_path(rest, abstract_generator(model))
+    return jax.eval_shape(in_eight_bits, held) if eight_bits else held
+
+
+def restored_generator(config: ConfigDict, workdir: Path, model: Any, mesh: Mesh, step: int) -> Any:
+    """The averaged parameters of a generator's checkpoint, placed on a mesh (``Restored``).
+
+    They are as ``abstract_at_rest`` says, without 8 bits.
+    """
+    return restored_onto(config, workdir, abstract_at_rest(model), mesh, step)

@@ -1,0 +1,71 @@
+"""What a loss term is, and the averages that all of them share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+
+from vidlatent.models.tokenizers.base import Posterior
+from vidlatent.spec import LatentSpec
+
+__all__ = ["LossInputs", "Term", "mean_over_samples"]
+
+Params = Mapping[str, Any]
+
+
+class LossInputs(NamedTuple):
+    """What a step hands to every term.
+
+    Attributes:
+      prediction: reconstruction ``[B, T, H, W, 3]`` in about [-1, 1].
+      target: the clip, same shape.
+      mask: ``[B]``, 1 for a real sample and 0 for padding.
+      posterior: the encoder's output; None where nothing was encoded.
+      key: randomness of this term at this step; None for a deterministic value.
+    """
+
+    prediction: jax.Array
+    target: jax.Array
+    mask: jax.Array
+    posterior: Posterior | None = None
+    key: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One summand of an objective, unweighted.
+
+    Attributes:
+      value: ``(inputs, params, networks) -> float32 scalar``. ``params`` is the term's own
+        trainable tree (``{}`` without ``init``), ``networks`` the frozen networks' parameters.
+      networks: names of the frozen networks it looks through.
+      init: ``(key, latent_spec) -> params`` of helpers that train along and are thrown away.
+      parts: of a term that is a sum, its summands by name, called like ``value``: each has a curve
+        of its own.
+    """
+
+    value: Callable[[LossInputs, Params, Params], jax.Array]
+    networks: tuple[str, ...] = ()
+    init: Callable[[jax.Array, LatentSpec], Params] | None = None
+    parts: Callable[[LossInputs, Params, Params], dict[str, jax.Array]] | None = None
+
+    @classmethod
+    def of_parts(cls, parts: Callable[..., dict[str, jax.Array]], **fields: Any) -> Self:
+        """The term whose value is the sum of ``parts``."""
+        return cls(lambda *given: sum(parts(*given).values()), parts=parts, **fields)
+
+
+def mean_over_samples(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean over the real samples of each sample's own mean, float32.
+
+    Args:
+      values: ``[B, ...]``.
+      mask: ``[B]``.
+    """
+    values = values.astype(jnp.float32)
+    per_sample = values.mean(axis=tuple(range(1, values.ndim)))
+    return (per_sample * mask).sum() / jnp.maximum(mask.sum(), 1.0)

@@ -1,0 +1,97 @@
+"""Why a clip cannot be used: a fixed set of reasons, one exception."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+
+import av
+
+from vidlatent.errors import VidlatentError
+
+__all__ = ["REASONS", "ClipError", "Deadline", "Limits", "named_errors"]
+
+REASONS = {
+    "missing": "no such file, or a link to nothing",
+    "permission": "the file may not be read",
+    "empty": "0 bytes",
+    "unreadable": "not a video or picture that FFmpeg or Pillow can open",
+    "no_video": "no video track (sound only)",
+    "too_short": "fewer frames than the window",
+    "too_large": "more pixels a frame than data.max_pixels",
+    "slow": "reading took longer than data.decode_timeout_s",
+    "truncated": "ends before its header says",
+    "corrupt": "damaged picture data",
+}
+
+
+class ClipError(VidlatentError):
+    """A clip that has to be left out.
+
+    Attributes:
+      reason: a key of ``REASONS``.
+      detail: what was found, for people.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        if reason not in REASONS:
+            raise ValueError(f"unknown reason {reason!r}")
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail} ({REASONS[self.reason]})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one clip may cost: pixels in a frame, seconds for one read."""
+
+    max_pixels: int = 4096 * 4096
+    timeout_s: float = 20.0
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ``too_large`` for a frame of ``height x width`` pixels over the limit."""
+        if height * width > self.max_pixels:
+            raise ClipError("too_large", f"{width}x{height} pixels, limit {self.max_pixels}")
+
+
+class Deadline:
+    """A clock that raises ``slow``; asked between packets, so it needs no thread or signal."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        self._end = time.monotonic() + self.seconds
+
+    def check(self) -> None:
+        if time.monotonic() > self._end:
+            raise ClipError("slow", f"not done after {self.seconds:g} s")
+
+
+@contextlib.contextmanager
+def named_errors(invalid: str):
+    """Turn what PyAV and the file system raise into ``ClipError``; ``invalid`` names bad data."""
+    try:
+        yield
+    except ClipError:
+        raise
+    except av.error.ExitError as error:  # PyAV's own time limit on opening and reading
+        raise ClipError("slow", "reading was interrupted by the time limit") from error
+    except FileNotFoundError as error:
+        raise ClipError("missing", _short(error)) from error
+    except PermissionError as error:
+        raise ClipError("permission", _short(error)) from error
+    except (av.error.FFmpegError, ValueError, EOFError) as error:
+        # ValueError is PyAV's word for pixel formats and sizes that it cannot convert.
+        raise ClipError(invalid, _short(error)) from error
+    except (OSError, MemoryError) as error:
+        raise ClipError("unreadable", _short(error)) from error
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

@@ -1,0 +1,82 @@
+"""Still pictures as one-frame videos, through Pillow (it honours EXIF rotation, PyAV does not)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vidlatent.media.errors import ClipError, Limits
+from vidlatent.media.transforms import CENTRE, Crop, place
+
+__all__ = ["AREA", "BILINEAR", "bilinear", "is_picture", "picture_size", "read_picture"]
+
+# How frames are brought to a size: averaged over areas when smaller and bicubic when larger, inside
+# the colour conversion; or, as torchvision has it by default, bilinearly with antialiasing.
+AREA, BILINEAR = "area", "bilinear"
+
+_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\x00", b"MM\x00*")
+
+
+def is_picture(media: str | bytes) -> bool:
+    """Whether a file (or its bytes) begins like PNG, JPEG, WebP, AVIF, BMP or TIFF."""
+    if isinstance(media, bytes):
+        head = media[:16]
+    else:
+        with open(media, "rb") as file:
+            head = file.read(16)
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return True
+    return head.startswith(_STARTS) or head[4:12] == b"ftypavif"
+
+
+def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [H, W, 3] -> [height, width, 3] bilinearly; making smaller, the triangle is widened."""
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+@contextlib.contextmanager
+def _opened(media: str | bytes, limits: Limits):
+    try:
+        with Image.open(io.BytesIO(media) if isinstance(media, bytes) else media) as image:
+            limits.check_size(image.height, image.width)
+            yield image
+    except Image.DecompressionBombError as error:
+        raise ClipError("too_large", str(error)[:160]) from error
+    except UnidentifiedImageError as error:
+        raise ClipError("unreadable", "Pillow does not know this picture") from error
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for damaged data
+        reason = "truncated" if "truncated" in str(error) else "corrupt"
+        raise ClipError(reason, str(error)[:160]) from error
+
+
+def picture_size(media: str | bytes, limits: Limits) -> tuple[int, int]:
+    """Displayed (height, width) in pixels, decoding the whole picture once to know it is sound."""
+    with _opened(media, limits) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        return upright.height, upright.width
+
+
+def read_picture(
+    media: str | bytes,
+    size: tuple[int, int] | None = None,
+    crop: Crop | None = CENTRE,
+    limits: Limits | None = None,
+    resize: str = AREA,
+) -> np.ndarray:
+    """The picture as uint8 [H, W, 3], scaled to cover ``size``, cut at ``crop`` (None: uncut).
+
+    ``resize`` ``AREA`` is bicubic with antialiasing here.
+    """
+    with _opened(media, limits or Limits()) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        spot = place(upright.height, upright.width, size, crop or CENTRE)
+        if (spot.height, spot.width) != (upright.height, upright.width):
+            kinds = {AREA: Image.Resampling.BICUBIC, BILINEAR: Image.Resampling.BILINEAR}
+            upright = upright.resize((spot.width, spot.height), kinds[resize])
+        image = np.asarray(upright)
+        return np.ascontiguousarray(image if crop is None else image[spot.slices])

@@ -1,0 +1,234 @@
+"""Video files out: H.264 in MP4 through PyAV, written frame by frame, and animated GIFs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+from vidlatent.errors import VidlatentError
+from vidlatent.media.sheets import caption_bar, to_uint8
+
+STILL_FPS = 1.0  # rate of the video that a picture, which has none, is written as
+
+__all__ = ["STILL_FPS", "VideoWriter", "as_fps", "gif_bytes", "side_by_side", "write_video"]
+
+_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
+_SMPTE170M = 6  # ITU-T H.273: the matrix that the RGB conversion below uses.
+_TV_RANGE = 1
+_SEPARATOR = 4
+
+
+def as_fps(value: Fraction | float | int | str) -> Fraction:
+    """A frame rate as an exact fraction; 29.97, 23.976 and 59.94 become n * 1000 / 1001.
+
+    Raises:
+      VidlatentError: not a number above 0 and at most 1000.
+    """
+    try:
+        rate = Fraction(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise VidlatentError(f"the frame rate {value!r} is not a number.") from error
+    if not 0 < rate <= 1000:
+        raise VidlatentError(f"the frame rate {value} is not between 0 and 1000 frames per second.")
+    ntsc = Fraction(round(rate * 1001 / 1000) * 1000, 1001)
+    if (
+        isinstance(value, float | str)
+        and abs(rate - ntsc) < Fraction(5, 1000)
+        and rate != round(rate)
+    ):
+        return ntsc
+    return rate.limit_denominator(100_000)
+
+
+class VideoWriter:
+    """Writes frames to a video file as they come; memory does not grow with the length.
+
+    The file appears under its name only when it is complete: before, and after an error, there
+    is at most a hidden temporary file beside it. H.264 with 4:2:0 colour needs even sides: an odd
+    height or width gains one row or column, a copy of the last one.
+
+    Args:
+      path: ends in .mp4, .m4v, .mov or .mkv.
+      fps: frame rate; fractions such as 30000/1001 are kept exactly.
+      crf: constant rate factor of x264: 0 lossless, 18 visually close, 51 worst.
+      preset: speed of x264, 'ultrafast' to 'veryslow'.
+
+    Raises:
+      VidlatentError: unusable path or rate, or frames of changing size.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        fps: Fraction | float,
+        *,
+        crf: int = 18,
+        preset: str = "medium",
+    ):
+        self.path = pathlib.Path(path)
+        if self.path.suffix.lower() not in _SUFFIXES:
+            raise VidlatentError(
+                f"cannot write {self.path}: the name must end in {', '.join(_SUFFIXES)}."
+            )
+        if not 0 <= crf <= 51:
+            raise VidlatentError(f"crf is {crf}: use 0 (best) to 51 (worst).")
+        self.fps = as_fps(fps)
+        self.frames = 0
+        self._options = {"crf": str(crf), "preset": preset}
+        self._shape: tuple[int, ...] | None = None
+        self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}{self.path.suffix}")
+        self._stream: Any = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.is_dir():
+                raise IsADirectoryError(f"{self.path} is a folder")
+            self._container = av.open(os.fspath(self._temporary), mode="w")
+        except (OSError, av.FFmpegError) as error:
+            raise VidlatentError(f"cannot write the video {self.path}: {error}") from error
+
+    def add(self, frame: Any) -> None:
+        """Append one frame ``[H, W, 3]``, uint8 or float in [-1, 1]; all of one size."""
+        frame = to_uint8(frame)
+        if frame.ndim != 3 or frame.shape[-1] != 3 or 0 in frame.shape:
+            raise VidlatentError(f"a frame of {self.path} must be [H, W, 3], not {frame.shape}.")
+        if self._shape is None:
+            self._open_stream(frame.shape)
+        if frame.shape != self._shape:
+            raise VidlatentError(
+                f"frame {self.frames} of {self.path} is {frame.shape[:2]}, the first one "
+                f"{self._shape[:2]}: all frames of a video must be of one size."
+            )
+        odd = [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)]
+        picture = av.VideoFrame.from_ndarray(np.pad(frame, odd, mode="edge"), format="rgb24")
+        picture.pts = self.frames
+        picture.time_base = 1 / self.fps
+        self._encode(picture)
+        self.frames += 1
+
+    def _open_stream(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        stream = self._container.add_stream("libx264", rate=self.fps, options=self._options)
+        stream.height, stream.width = (side + side % 2 for side in shape[:2])
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = 1 / self.fps
+        # Untagged files are read with another matrix by players that go by the size.
+        stream.codec_context.colorspace = _SMPTE170M
+        stream.codec_context.color_range = _TV_RANGE
+        self._stream = stream
+
+    def _encode(self, picture: Any) -> None:
+        try:
+            for packet in self._stream.encode(picture):
+                self._container.mux(packet)
+        except (OSError, av.FFmpegError) as error:
+            raise VidlatentError(f"cannot write the video {self.path}: {error}") from error
+
+    def close(self) -> None:
+        """Finish the file and give it its name; a video without a frame is an error."""
+        if self._container is None:
+            return
+        try:
+            if not self.frames:
+                raise VidlatentError(f"no frame was given for the video {self.path}.")
+            self._encode(None)
+            self._container.close()
+            self._container = None
+            self._temporary.replace(self.path)
+        except (OSError, av.FFmpegError) as error:
+            raise VidlatentError(f"cannot write the video {self.path}: {error}") from error
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Give the file up; nothing is left of it. After ``close``: does nothing."""
+        if self._container is not None:
+            # Ending a file of which nothing was written, or that cannot be written, may fail.
+            with contextlib.suppress(OSError, ValueError, av.FFmpegError):
+                self._container.close()
+            self._container = None
+        self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+
+def write_video(
+    path: str | os.PathLike[str],
+    frames: Iterable[Any],
+    fps: Fraction | float,
+    *,
+    crf: int = 18,
+    preset: str = "medium",
+) -> int:
+    """Write an array ``[T, H, W, 3]`` or an iterator of frames; returns the number of frames.
+
+    Arguments and errors are those of ``VideoWriter``.
+    """
+    with VideoWriter(path, fps, crf=crf, preset=preset) as writer:
+        for frame in frames:
+            writer.add(frame)
+    return writer.frames
+
+
+def side_by_side(
+    a: Any, b: Any, labels: Sequence[str] | None = ("original", "reconstruction")
+) -> np.ndarray:
+    """Two videos or frames beside each other, with a thin line between and captions above.
+
+    Args:
+      a, b: ``[..., H, W, 3]`` of the same shape, uint8 or float in [-1, 1].
+      labels: the two captions; None leaves the caption bar out.
+
+    Returns:
+      uint8 ``[..., H + bar, 2 * W + 4, 3]``.
+    """
+    a, b = to_uint8(a), to_uint8(b)
+    if a.shape != b.shape or a.ndim < 3 or a.shape[-1] != 3:
+        raise VidlatentError(
+            f"cannot set {a.shape} and {b.shape} side by side: one size is needed."
+        )
+    lead, (height, width) = a.shape[:-3], a.shape[-3:-1]
+    line = np.full((*lead, height, _SEPARATOR, 3), 255, np.uint8)
+    pair = np.concatenate([a, line, b], axis=-2)
+    if labels is None:
+        return pair
+    bar_height = min(36, max(14, height // 16))
+    bars = [caption_bar(text, width, bar_height) for text in labels]
+    between = np.full((bar_height, _SEPARATOR, 3), 255, np.uint8)
+    bar = np.concatenate([bars[0], between, bars[1]], axis=1)
+    return np.concatenate([np.broadcast_to(bar, (*lead, *bar.shape)), pair], axis=-3)
+
+
+def gif_bytes(frames: Any, fps: Fraction | float) -> bytes:
+    """An endless animated GIF of ``[T, H, W, 3]`` (GIF keeps time in hundredths of a second)."""
+    clip = to_uint8(frames)
+    if clip.ndim != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
+        raise VidlatentError(f"a GIF is made of [T, H, W, 3], not {clip.shape}.")
+    pictures = [Image.fromarray(frame) for frame in clip]
+    # Below 20 ms browsers fall back to 100 ms.
+    duration = max(20, round(1000 / as_fps(fps) / 10) * 10)
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer,
+        format="GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=duration,
+        loop=0,
+    )
+    return buffer.getvalue()

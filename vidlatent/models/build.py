@@ -1,0 +1,64 @@
+"""From a section of a config to a module: by its name, with its fields checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from vidlatent.errors import VidlatentError
+from vidlatent.registry import Registry, did_you_mean
+
+__all__ = ["by_name", "make_module"]
+
+
+def by_name(
+    registry: Registry, config: Mapping[str, Any], section: str
+) -> tuple[Any, dict[str, Any]]:
+    """The entry of ``registry`` called ``config['name']``, and the other entries of ``config``.
+
+    Raises:
+      VidlatentError: no name (``section`` says where it belongs), or an unknown one.
+    """
+    if "name" not in config:
+        raise VidlatentError(f"{section} has no name: choose one of {', '.join(registry.names())}.")
+    fields = {key: value for key, value in config.items() if key != "name"}
+    return registry.get(config["name"]), fields
+
+
+def make_module(
+    kind: type[nn.Module],
+    fields: Mapping[str, Any],
+    dtype: Any,
+    *,
+    section: str = "config.model",
+    **given: Any,
+) -> nn.Module:
+    """A module from a section of a config; unset fields take the class defaults.
+
+    Args:
+      kind: module class with a ``dtype`` field.
+      fields: values by field name; lists may stand for tuples.
+      dtype: compute dtype.
+      section: what the fields are called in errors.
+      given: fields that the config may not set.
+
+    Raises:
+      VidlatentError: unknown or missing field.
+    """
+    hidden = {"parent", "name", "dtype", *given}
+    known = {f.name: f for f in dataclasses.fields(kind) if f.name not in hidden}
+    for key in fields:
+        if key not in known:
+            raise VidlatentError(f"unknown field {section}.{key}: {did_you_mean(key, known)}")
+    missing = [k for k, f in known.items() if k not in fields and f.default is dataclasses.MISSING]
+    if missing:
+        raise VidlatentError(f"{section} lacks {', '.join(missing)}.")
+    return kind(**{k: _frozen(v) for k, v in fields.items()}, **given, dtype=dtype)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, all the way down: module fields must hash."""
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value

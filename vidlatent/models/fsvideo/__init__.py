@@ -1,5 +1,0 @@
-"""FSVideo's tokenizer family: the DC-AE image model and the causal video model built on it."""
-
-from vidlatent.models.fsvideo.autoencoder import Autoencoder, build_dcae, build_fsae
-
-__all__ = ["Autoencoder", "build_dcae", "build_fsae"]

@@ -1,0 +1,162 @@
+"""What generators read beside the noisy latent: conditions by name, what stands for a missing one,
+and the given frames of image-to-video generators (Wan2.1; FSVideo 2.3, 2.4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vidlatent.errors import VidlatentError
+
+__all__ = [
+    "Conditions",
+    "Drop",
+    "batch_of",
+    "condition",
+    "first_frame_given",
+    "frame_mask",
+    "generator_input",
+    "label_of",
+    "nulled",
+    "padded_text",
+    "text_or_null",
+]
+
+Conditions = Mapping[str, Any]
+Drop = Mapping[str, jax.Array] | None
+
+# Pixel frames of a latent frame, the first excepted.
+_STEP = 4
+
+
+def frame_mask(given: jax.Array, channels: int = _STEP) -> jax.Array:
+    """Which pixel frames are given, by latent frame.
+
+    Args:
+      given: ``[..., F]``, 1 for a given frame, with ``F = 1 + 4 k``.
+      channels: 4 for a channel per pixel frame (the first counts four times); 1 for their mean.
+
+    Returns:
+      ``[..., 1 + k, channels]`` float32.
+
+    Raises:
+      VidlatentError: another number of frames or channels.
+    """
+    frames = given.shape[-1]
+    if frames % _STEP != 1:
+        raise VidlatentError(f"a mask of {frames} frames: latents hold 1 + 4 k frames.")
+    if channels not in (1, _STEP):
+        raise VidlatentError(f"config.generator.mask_channels {channels}: use 1 or {_STEP}.")
+    given = given.astype(jnp.float32)
+    first = jnp.repeat(given[..., :1], _STEP - 1, axis=-1)
+    mask = jnp.concatenate([first, given], axis=-1)
+    mask = mask.reshape(*given.shape[:-1], -1, _STEP)
+    return mask if channels == _STEP else jnp.mean(mask, axis=-1, keepdims=True)
+
+
+def first_frame_given(frame: jax.Array, frames: int, channels: int = _STEP) -> jax.Array:
+    """Mask and given latent of a video whose first frame is known.
+
+    Args:
+      frame: ``[B, 1, h, w, c]``, the standardised latent of the image.
+      frames: latent frames of the video.
+      channels: of the mask, 1 or 4.
+
+    Returns:
+      ``[B, frames, h, w, channels + c]``; later frames are zeros.
+    """
+    known = jnp.zeros((1 + _STEP * (frames - 1),)).at[0].set(1.0)
+    mask = frame_mask(known, channels).astype(frame.dtype)
+    batch, _, height, width, _ = frame.shape
+    mask = jnp.broadcast_to(mask[None, :, None, None], (batch, frames, height, width, channels))
+    later = ((0, 0), (0, frames - 1), (0, 0), (0, 0), (0, 0))
+    return jnp.concatenate([mask, jnp.pad(frame, later)], axis=-1)
+
+
+def generator_input(noisy: jax.Array, given: jax.Array | None = None) -> jax.Array:
+    """Noisy latent, then mask and given latent, on channels: ``[B, t, h, w, C]``."""
+    return noisy if given is None else jnp.concatenate([noisy, given], axis=-1)
+
+
+def padded_text(tokens: jax.Array, lengths: jax.Array, total: int = 512) -> jax.Array:
+    """Encoded text ``[B, S, D]`` as generators expect it: ``[B, total, D]``, zero from its end on.
+
+    Raises:
+      VidlatentError: more than ``total`` tokens.
+    """
+    batch, size, _ = tokens.shape
+    if size > total:
+        raise VidlatentError(f"{size} text tokens, but the generator reads {total}: cut the text.")
+    seen = jnp.arange(size) < jnp.reshape(lengths, (batch, 1))
+    return jnp.pad(jnp.where(seen[..., None], tokens, 0), ((0, 0), (0, total - size), (0, 0)))
+
+
+def condition(conditions: Conditions, name: str, reads: Sequence[str]) -> Any:
+    """``conditions[name]``; None there asks for no condition in every sample.
+
+    Raises:
+      VidlatentError: the generator reads ``name`` and it is not there.
+    """
+    if name not in conditions:
+        raise VidlatentError(
+            f"the generator reads {', '.join(reads)}, but the conditions lack {name}: give it, or "
+            "None for no condition."
+        )
+    return conditions[name]
+
+
+def batch_of(conditions: Conditions, reads: Sequence[str]) -> int:
+    """Samples of the conditions that are not None.
+
+    Raises:
+      VidlatentError: one is absent, or all are None.
+    """
+    found = jax.tree.leaves([condition(conditions, name, reads) for name in reads])
+    if not found:
+        raise VidlatentError("there is nothing to keep of conditions that are all None.")
+    return found[0].shape[0]
+
+
+def nulled(x: jax.Array, null: Any, drop: Drop, name: str) -> jax.Array:
+    """``x`` ``[B, ...]`` with ``null`` (broadcast) in the samples of ``drop[name]`` ``[B]``."""
+    if drop is None or name not in drop:
+        return x
+    mask = drop[name].reshape(-1, *[1] * (x.ndim - 1))
+    return jnp.where(mask, null, x)
+
+
+def label_of(conditions: Conditions, drop: Drop, reads: Sequence[str], batch: int) -> jax.Array:
+    """Labels ``[B]`` int32, -1 where there is none or it is dropped."""
+    labels = condition(conditions, "label", reads)
+    if labels is None:
+        return jnp.full((batch,), -1, jnp.int32)
+    return nulled(jnp.asarray(labels, jnp.int32), -1, drop, "label")
+
+
+def text_or_null(
+    conditions: Conditions, drop: Drop, reads: Sequence[str], batch: int, width: int
+) -> tuple[jax.Array, jax.Array]:
+    """States ``[B, N, D]`` and lengths ``[B]`` of the texts; the null text where it is dropped.
+
+    The null is ``conditions['null_text']``, ``{'states' [1 or B, M, D], 'length' [1 or B]}`` such
+    as the encoded empty text, and without it one token of zeros.
+    """
+    text = condition(conditions, "text", reads)
+    if "null_text" in conditions and conditions["null_text"] is not None:
+        null, short = (conditions["null_text"][key] for key in ("states", "length"))
+    else:
+        null, short = jnp.zeros((1, 1, width)), jnp.ones((1,), jnp.int32)
+    if text is None:
+        states = jnp.broadcast_to(null, (batch, *null.shape[1:]))
+        return states, jnp.broadcast_to(short, (batch,))
+    states, length = text["states"], text["length"]
+    if drop is None or "text" not in drop:
+        return states, length
+    total = max(states.shape[1], null.shape[1])
+    states, null = (jnp.pad(x, ((0, 0), (0, total - x.shape[1]), (0, 0))) for x in (states, null))
+    return nulled(states, null.astype(states.dtype), drop, "text"), nulled(
+        length, short, drop, "text"
+    )

@@ -1,0 +1,38 @@
+"""Generators whose large products run in 8 bits, for sampling; which products those are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vidlatent.kernels.fp8 import quantised
+
+__all__ = ["in_eight_bits", "is_large"]
+
+# Projections of attention and feed-forward layers. First and last layers, embeddings, modulations
+# and routers are small, and what they err by is not averaged out.
+_LARGE = re.compile(r"(^|/)blocks/.*(^|/)(q|k|v|o|k_img|v_img|fc1|fc2)/kernel$")
+
+
+def is_large(path: str) -> bool:
+    """Whether ``blocks/self_attn/q/kernel`` is a large kernel: cast, layers multiply by it."""
+    return _LARGE.search(path) is not None
+
+
+def in_eight_bits(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Parameters with the blocks' large kernels in 8 bits, each layer with a scale of its own.
+
+    Beside such a ``kernel`` ``[L, I, ...]`` stands ``kernel_scale`` ``[L]``; ``dense.Linear``
+    takes both as they are.
+    """
+    out: dict[str, Any] = {}
+    for name, leaf in params.items():
+        path = f"{prefix}/{name}" if prefix else name
+        if isinstance(leaf, Mapping):
+            out[name] = in_eight_bits(leaf, path)
+        elif is_large(path):
+            out["kernel"], out["kernel_scale"] = quantised(leaf, tuple(range(1, leaf.ndim)))
+        else:
+            out[name] = leaf
+    return out

@@ -1,0 +1,1 @@
+"""Latte: spatial and temporal blocks in turn."""

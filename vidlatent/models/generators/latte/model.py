@@ -1,0 +1,143 @@
+"""Latte: DiT's blocks, by turns within a frame and along time (Ma et al. 2024, variant 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidlatent.errors import VidlatentError
+from vidlatent.layers.embeddings import LabelEmbedding
+from vidlatent.layers.modulation import time_features
+from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
+from vidlatent.layers.scan import run_stacked, stacked
+from vidlatent.layers.sincos import sincos, sincos_plane
+from vidlatent.models.build import make_module
+from vidlatent.models.generators.conditions import Conditions, Drop, label_of
+from vidlatent.models.generators.modulated_block import (
+    ModulatedBlock,
+    ModulatedHead,
+    small_mlp,
+)
+from vidlatent.spec import check_shape
+
+__all__ = ["Latte", "build_latte"]
+
+
+def build_latte(fields: Mapping[str, Any], dtype: Any) -> nn.Module:
+    return make_module(Latte, fields, dtype, section="config.generator")
+
+
+class Latte(nn.Module):
+    """Noise and variance of a noisy latent, given time and perhaps a class.
+
+    The defaults are Latte-XL/2 for latents of four channels. A new model's output is 0.
+
+    Attributes:
+      latent_channels: channels of the noisy latent.
+      patch: latents per token in time, rows and columns.
+      width, depth, heads, hidden: channels, blocks (even), attention heads, feed-forward width.
+      freq_dim: sinusoids of the time embedding.
+      label_classes: classes; 0 for a model without condition.
+      learned_variance: predict the variance's place between its bounds besides the noise.
+      images_skip_time: a latent of one frame is an image and passes no temporal block.
+      remat: recompute a pair of blocks in the backward pass.
+      eps: of every norm.
+      residual_dtype: dtype of the states between sub-layers; float32 for training.
+    """
+
+    latent_channels: int = 4
+    patch: tuple[int, int, int] = (1, 2, 2)
+    width: int = 1152
+    depth: int = 28
+    heads: int = 16
+    hidden: int = 4608
+    freq_dim: int = 256
+    label_classes: int = 0
+    learned_variance: bool = True
+    images_skip_time: bool = True
+    remat: bool = True
+    eps: float = 1e-6
+    residual_dtype: str = "float32"
+    dtype: Any = jnp.float32
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("label",) if self.label_classes else ()
+
+    def setup(self) -> None:
+        if self.width % self.heads or self.depth % 2:
+            raise VidlatentError(
+                f"config.generator: {self.heads} heads must divide width {self.width}, and depth "
+                f"{self.depth} must be even: blocks come in pairs."
+            )
+        self.patch_embedding = PatchEmbedding(self.patch, self.width, self.dtype)
+        self.time_embedding = small_mlp(self.width)
+        if self.label_classes:
+            self.label_embedding = LabelEmbedding(self.label_classes, self.width)
+        self.blocks = stacked(self, "blocks", self._first_block, self.depth)
+        size = int(np.prod(self.patch)) * self.latent_channels * (1 + self.learned_variance)
+        self.head = ModulatedHead(size, eps=self.eps, dtype=self.dtype)
+
+    def _block(self, along: str) -> ModulatedBlock:
+        return ModulatedBlock(
+            self.width,
+            self.heads,
+            self.hidden,
+            along=along,
+            eps=self.eps,
+            residual_dtype=self.residual_dtype,
+            dtype=self.dtype,
+            parent=None,
+        )
+
+    def _first_block(self, key: jax.Array) -> Any:
+        token = jnp.zeros((1, 1, 1, self.width))
+        return self._block("space").init(key, token, token[:, 0, 0])["params"]
+
+    def denoise(
+        self, noisy: jax.Array, time: jax.Array, conditions: Conditions, drop: Drop = None
+    ) -> jax.Array:
+        """``[B, t, h, w, 2 c]`` float32, noise and then variance, under ``conditions``.
+
+        Args:
+          noisy: ``[B, t, h, w, c]``.
+          time: ``[B]``, the step of the diffusion.
+          conditions: ``label`` ``[B]`` of a model with classes, -1 or None for no class.
+          drop: ``label``: samples ``[B]`` that get the vector of no class.
+        """
+        sizes = check_shape(noisy, "B T H W C", C=self.latent_channels)
+        check_shape(time, "B", B=sizes["B"])
+        grid = patch_grid(noisy.shape[1:4], self.patch)
+        embedded = self.time_embedding(time_features(time, self.freq_dim))
+        if self.label_classes:
+            labels = label_of(conditions, drop, self.reads, sizes["B"])
+            embedded = embedded + self.label_embedding(labels)
+        x = self.patch_embedding(noisy).reshape(sizes["B"], grid[0], -1, self.width)
+        x = x + sincos_plane(grid[1], grid[2], self.width)
+        x = self._run(x.astype(self.residual_dtype), embedded)
+        y = self.head(x.reshape(sizes["B"], -1, self.width), embedded)
+        return from_patches(y, grid, self.patch)
+
+    def _run(self, x: jax.Array, embedded: jax.Array) -> jax.Array:
+        """Pairs of blocks; places in time are added before the first temporal one."""
+        space, over_time = self._block("space"), self._block("time")
+        still = x.shape[1] == 1 and self.images_skip_time
+        places = sincos(np.arange(x.shape[1]), self.width)[:, None]
+
+        def step(x, layer):
+            own, first = layer
+            first_half, second = (jax.tree.map(lambda leaf, i=i: leaf[i], own) for i in (0, 1))
+            x = space.apply({"params": first_half}, x, embedded)
+            if still:
+                return x
+            x = (x + first * places).astype(x.dtype)
+            return over_time.apply({"params": second}, x, embedded)
+
+        pairs = jax.tree.map(lambda leaf: leaf.reshape(-1, 2, *leaf.shape[1:]), self.blocks)
+        first = jnp.zeros(self.depth // 2).at[0].set(1.0)
+        return run_stacked(step, x, (pairs, first), remat=self.remat)

@@ -1,0 +1,153 @@
+"""The block of DiT, Latte and PixArt: attention and feed-forward under shift, scale and gate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vidlatent.kernels.norms import layer_norm
+from vidlatent.layers.attention import Pair, TokenAttention
+from vidlatent.layers.dense import Mlp, dense
+from vidlatent.layers.modulation import modulated
+from vidlatent.parallel.sharding import constrain
+
+__all__ = ["ModulatedBlock", "ModulatedHead", "small_mlp"]
+
+_LAYOUT = ("batch", "time", "tokens", "channel")
+_AXES = {"space": ("batch", "tokens"), "time": ("rows", "time")}
+
+
+def small_mlp(width: int, activation: str = "silu", dtype: Any = jnp.float32) -> Mlp:
+    """The two layers after a time or text embedding, as published models start them."""
+    return Mlp(width, width, activation, nn.initializers.normal(0.02), dtype)
+
+
+class ModulatedBlock(nn.Module):
+    """``x += g1 attend(u(x))``, ``x += cross(x)``, ``x += g2 ffn(u'(x))`` on ``[B, T, N, D]``.
+
+    Attributes:
+      width: channels ``D``.
+      heads: attention heads.
+      hidden: width of the feed-forward layer.
+      single: modulation is a table of the block's own plus a projection that all blocks share
+        (PixArt's adaLN-single); False: a projection of the block's own, zero at the start
+        (adaLN-zero).
+      along: tokens attend within a frame (``'space'``) or to their place in all frames
+        (``'time'``). For both at once, fold time into tokens.
+      cross: attend to condition tokens, without norm, gate or modulation.
+      time_after: at the end attend along time besides, with an output that starts at zero.
+      eps: of every norm.
+      residual_dtype: dtype of the states between sub-layers.
+    """
+
+    width: int
+    heads: int
+    hidden: int
+    single: bool = False
+    along: str = "space"
+    cross: bool = False
+    time_after: bool = False
+    eps: float = 1e-6
+    residual_dtype: str = "float32"
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        if self.single:
+            table = nn.initializers.normal(self.width**-0.5)
+            self.modulation = self.param("modulation", table, (6, self.width), jnp.float32)
+        else:
+            self.modulation = dense(6 * self.width, jnp.float32, nn.initializers.zeros)
+        self.attn = self._attention(self.along)
+        if self.cross:
+            self.cross_attn = self._attention("space", zero=True)
+        if self.time_after:
+            self.time_attn = self._attention("time", zero=True)
+        self.mlp = Mlp(self.hidden, self.width, dtype=self.dtype)
+
+    def _attention(self, along: str, **fields: Any) -> TokenAttention:
+        return TokenAttention(
+            self.width, self.heads, norm="none", axes=_AXES[along], dtype=self.dtype, **fields
+        )
+
+    def context(self, tokens: jax.Array) -> Pair:
+        """Keys and values of condition tokens ``[B, S, D]``; they depend on nothing else."""
+        return self.cross_attn.pair(tokens)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        time: jax.Array,
+        context: Pair | None = None,
+        lengths: jax.Array | None = None,
+    ) -> jax.Array:
+        """``[B, T, N, D] -> [B, T, N, D]``.
+
+        Args:
+          x: state.
+          time: float32; with ``single`` the shared projection ``[B, 6, D]``, else the embedding
+            ``[B, D]``.
+          context: from ``context``, for ``cross``.
+          lengths: ``[B]``, how many condition tokens exist, from the first on; None for all.
+        """
+        if self.single:
+            parts = self.modulation + time
+        else:
+            parts = self.modulation(nn.silu(time)).reshape(-1, 6, self.width)
+        parts = parts[:, :, None, None]  # over frames and tokens
+        shift, scale, gate, shift_ff, scale_ff, gate_ff = jnp.moveaxis(parts, 1, 0)
+        u = modulated(x, scale, shift, self.eps)
+        x = self._added(x, gate * self._attend(self.attn, u, self.along))
+        if self.cross:
+            tokens = x.reshape(x.shape[0], -1, self.width).astype(self.dtype)
+            h = self.cross_attn(self.cross_attn.queries(tokens), context, lengths=lengths)
+            x = self._added(x, h.reshape(x.shape))
+        h = self.mlp(modulated(x, scale_ff, shift_ff, self.eps).astype(self.dtype))
+        x = self._added(x, gate_ff * h)
+        if self.time_after:
+            u = layer_norm(x, self.eps)
+            x = self._added(x, self._attend(self.time_attn, u, "time"))
+        return x
+
+    def _attend(self, attn: TokenAttention, u: jax.Array, along: str) -> jax.Array:
+        u = u.astype(self.dtype)
+        u = u if along == "space" else u.swapaxes(1, 2)
+        tokens = u.reshape(-1, *u.shape[2:])
+        h = attn(attn.queries(tokens), attn.pair(tokens)).reshape(u.shape)
+        return h if along == "space" else h.swapaxes(1, 2)
+
+    def _added(self, x: jax.Array, h: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32) + h.astype(jnp.float32)
+        return constrain(x.astype(self.residual_dtype), _LAYOUT)
+
+
+class ModulatedHead(nn.Module):
+    """Modulated norm and a linear layer that starts at zero: features of a patch.
+
+    Attributes:
+      features: of a token.
+      single, eps: as of ``ModulatedBlock``.
+    """
+
+    features: int
+    single: bool = False
+    eps: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, time: jax.Array) -> jax.Array:
+        """``[B, N, D] -> [B, N, features]`` float32; ``time`` is the embedding ``[B, D]``."""
+        width = x.shape[-1]
+        if self.single:
+            table = nn.initializers.normal(width**-0.5)
+            parts = self.param("modulation", table, (2, width), jnp.float32) + time[:, None]
+        else:
+            zero = nn.initializers.zeros
+            parts = dense(2 * width, jnp.float32, zero, name="modulation")(nn.silu(time))
+            parts = parts.reshape(-1, 2, width)
+        shift, scale = jnp.split(parts, 2, axis=1)
+        y = modulated(x, scale, shift, self.eps).astype(self.dtype)
+        linear = dense(self.features, self.dtype, nn.initializers.zeros, name="linear")
+        return linear(y).astype(jnp.float32)

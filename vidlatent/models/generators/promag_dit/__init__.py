@@ -1,0 +1,1 @@
+"""ProMAG's text-to-video transformer (the CogVideoX layout)."""

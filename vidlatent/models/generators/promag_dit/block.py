@@ -1,0 +1,96 @@
+"""The block of CogVideoX: video and text in one attention, each with a modulation of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vidlatent.layers.attention import TokenAttention
+from vidlatent.layers.dense import Mlp, dense
+from vidlatent.layers.modulation import LayerNorm
+from vidlatent.parallel.sharding import constrain
+
+__all__ = ["JointBlock"]
+
+Tables = tuple[jax.Array, jax.Array]
+_zeros = nn.initializers.zeros
+
+
+class JointBlock(nn.Module):
+    """Attention and feed-forward on video and text tokens with the same weights.
+
+    Norms and linear layers are shared; shift, scale and gate are not. A new block changes nothing.
+
+    Attributes:
+      width: channels ``D``.
+      heads: attention heads.
+      hidden: width of the feed-forward layer.
+      eps: of the norms of states.
+      head_eps: of the norms of queries and keys.
+      residual_dtype: dtype of the states between sub-layers.
+    """
+
+    width: int
+    heads: int
+    hidden: int
+    eps: float = 1e-5
+    head_eps: float = 1e-6
+    residual_dtype: str = "float32"
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        # Modulation is exact under any compute dtype.
+        self.modulation1, self.modulation2 = (
+            dense(6 * self.width, jnp.float32, _zeros) for _ in range(2)
+        )
+        self.norm1, self.norm2 = (LayerNorm(self.eps, jnp.float32) for _ in range(2))
+        self.attn = TokenAttention(
+            self.width, self.heads, eps=self.head_eps, norm="head", dtype=self.dtype
+        )
+        self.ffn = Mlp(self.hidden, self.width, dtype=self.dtype)
+
+    def __call__(
+        self,
+        video: jax.Array,
+        text: jax.Array,
+        time: jax.Array,
+        tables: Tables,
+        lengths: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """States of video ``[B, N, D]`` and text ``[B, S, D]``.
+
+        Args:
+          video, text: states.
+          time: embedding ``[B, E]`` float32.
+          tables: rotary tables of the video tokens; text is not turned.
+          lengths: ``[B]``, how many text tokens are attended to; None for all.
+        """
+        time = nn.silu(time)
+        (u, gate), (v, text_gate) = self._modulated(self.norm1, self.modulation1(time), video, text)
+        pairs = zip(self.attn.pair(u, tables), self.attn.pair(v), strict=True)
+        k, values = (jnp.concatenate(pair, axis=1) for pair in pairs)
+        if lengths is not None:
+            lengths = lengths + video.shape[1]
+        # Two calls leave video tokens where a mesh has them.
+        h = self.attn(self.attn.queries(u, tables), (k, values), lengths=lengths)
+        video = self._added(video, gate * h)
+        h = self.attn(self.attn.queries(v), (k, values), lengths=lengths)
+        text = self._added(text, text_gate * h)
+        (u, gate), (v, text_gate) = self._modulated(self.norm2, self.modulation2(time), video, text)
+        return self._added(video, gate * self.ffn(u)), self._added(text, text_gate * self.ffn(v))
+
+    def _modulated(self, norm, parts, video, text):
+        """For video and text: normalised, scaled and shifted states, and the gate ``[B, 1, D]``."""
+        parts = jnp.split(parts[:, None], 6, axis=-1)
+
+        def one(x, shift, scale, gate):
+            return (norm(x) * (1 + scale) + shift).astype(self.dtype), gate
+
+        return one(video, *parts[:3]), one(text, *parts[3:])
+
+    def _added(self, x: jax.Array, h: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32) + h.astype(jnp.float32)
+        return constrain(x.astype(self.residual_dtype), ("batch", "tokens", "channel"))

@@ -1,0 +1,1 @@
+"""Reducio-DiT: PixArt-alpha over Reducio latents, with a content frame."""

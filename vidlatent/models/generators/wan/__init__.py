@@ -1,0 +1,1 @@
+"""Wan2.1's transformer, with FSVideo's layer memory."""

@@ -1,0 +1,77 @@
+"""Generators that start from weights of the model they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vidlatent.errors import VidlatentError
+from vidlatent.parallel.sharding import path_name
+
+__all__ = ["keep_shapes", "wan_memory"]
+
+Params = Mapping[str, Any]
+
+
+def keep_shapes(
+    params: Params, fresh: Params, *, anew: Sequence[Sequence[str]], optional: Sequence[str] = ()
+) -> dict[str, Any]:
+    """``fresh`` with the leaves of ``params`` of the same path.
+
+    Args:
+      params: the source's parameters.
+      fresh: newly initialised ones of the target.
+      anew: groups of starts of paths; a group stays fresh if any shape in it differs.
+      optional: starts of paths that stay fresh if the source lacks them.
+
+    Raises:
+      VidlatentError: another leaf is absent from the source or has another shape.
+    """
+    source = {
+        path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+    }
+
+    differ = [
+        path_name(path)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(dict(fresh))[0]
+        if path_name(path) in source and jnp.shape(source[path_name(path)]) != jnp.shape(leaf)
+    ]
+    new = tuple(
+        start
+        for group in anew
+        if any(x.startswith(tuple(group)) for x in differ)
+        for start in group
+    )
+
+    def take(path, leaf):
+        name = path_name(path)
+        if new and name.startswith(new):
+            return leaf
+        if name not in source:
+            if name.startswith(tuple(optional)):
+                return leaf
+            raise VidlatentError(f"the weights to start from lack {name}.")
+        if jnp.shape(source[name]) != jnp.shape(leaf):
+            raise VidlatentError(
+                f"the weights to start from have {name} of {jnp.shape(source[name])}, and the "
+                f"model has {jnp.shape(leaf)}: give config.generator the sizes of the weights."
+            )
+        return source[name]
+
+    return jax.tree_util.tree_map_with_path(take, dict(fresh))
+
+
+def wan_memory(params: Params, fresh: Params) -> dict[str, Any]:
+    """FSVideo's transformer from Wan2.1's: all of it, and new routers (FSVideo 2.3.2).
+
+    Patch embedding and head start anew where the latent is another. Routers start as
+    ``memory_share`` says: 0.98 leaves the model nearly as it was.
+
+    Raises:
+      VidlatentError: a weight is absent or has another shape.
+    """
+    latent = (("patch_embedding/",), ("head/",))
+    return keep_shapes(params, fresh, anew=latent, optional=("router_", "label_embedding/"))

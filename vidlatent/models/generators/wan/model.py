@@ -1,0 +1,419 @@
+"""The Wan2.1 video transformer, and FSVideo's: patches of one latent, layer memory (2.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vidlatent.errors import VidlatentError
+from vidlatent.layers.dense import Mlp, dense
+from vidlatent.layers.embeddings import LabelTokens
+from vidlatent.layers.modulation import LayerNorm, modulated, time_features
+from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
+from vidlatent.layers.rope import rope_tables
+from vidlatent.layers.scan import run_stacked, stacked
+from vidlatent.models.build import make_module
+from vidlatent.models.generators.conditions import (
+    Conditions,
+    Drop,
+    batch_of,
+    condition,
+    first_frame_given,
+    generator_input,
+    label_of,
+    nulled,
+    padded_text,
+    text_or_null,
+)
+from vidlatent.models.generators.wan.block import Context, WanBlock
+from vidlatent.models.generators.wan.layer_memory import Stack, last_bias, padded_routers
+from vidlatent.spec import check_shape
+
+__all__ = ["WanDiT", "build_wan"]
+
+_STACKS = ("recomputed", "scanned", "unrolled")
+_NORMS = ("post", "pre")
+_small = nn.initializers.normal(0.02)
+
+
+def build_wan(fields: Mapping[str, Any], dtype: Any) -> nn.Module:
+    return make_module(WanDiT, fields, dtype, section="config.generator")
+
+
+class WanDiT(nn.Module):
+    """Velocity of a noisy latent, given time, text and (image to video) an image.
+
+    The defaults are FSVideo's base and refiner: 16,395,800,448 parameters and 4,194,099 of routers.
+    A new model's output is 0.
+
+    Attributes:
+      latent_channels: channels of the noisy latent and of the result.
+      mask_channels: channels that say which frames are given, 0 from text alone.
+      condition_channels: channels of the given latent, 0 from text alone.
+      patch: latents per token in time, rows and columns.
+      width, depth, heads, hidden: channels, blocks, attention heads, feed-forward width.
+      freq_dim: sinusoids of the time embedding.
+      text_dim: width of the text encoder's tokens.
+      text_length: text tokens that are attended to, zeros beyond a text's end among them.
+      label_classes: read a class label in place of text, through ``label_tokens`` learned tokens;
+        0 for text.
+      image_dim: width of the image encoder's tokens; 0 for no image.
+      memory: whether keys and values of self-attention read all earlier states.
+      memory_share: weight of the previous layer at the start, the same for every layer; 0 for equal
+        weights. 0.98 leaves a trained model nearly as it was.
+      memory_norm: ``'post'``: states are mixed, the mixture is normalised and modulated; ``'pre'``:
+        what the queries of each layer read is mixed.
+      memory_stride: of the states before the last, those that count: every such one.
+      router_gate: a number for each layer, 0 at the start, by which memory departs from none.
+      stack: how layers run: ``'recomputed'`` (with memory: own backward pass, linear memory in
+        depth; without: a scan), ``'scanned'`` (autodiff), ``'unrolled'``.
+      remat: recompute a block in the backward pass, in the forms that autodiff handles.
+      eps: of the norms in blocks and head.
+      residual_dtype: dtype of the states between sub-layers; float32 for training.
+    """
+
+    latent_channels: int = 128
+    mask_channels: int = 4
+    condition_channels: int = 128
+    patch: tuple[int, int, int] = (1, 1, 1)
+    width: int = 5120
+    depth: int = 40
+    heads: int = 40
+    hidden: int = 13824
+    freq_dim: int = 256
+    text_dim: int = 4096
+    text_length: int = 512
+    label_classes: int = 0
+    label_tokens: int = 4
+    image_dim: int = 1280
+    memory: bool = True
+    memory_share: float = 0.5
+    memory_norm: str = "post"
+    memory_stride: int = 1
+    router_gate: bool = False
+    stack: str = "recomputed"
+    remat: bool = True
+    eps: float = 1e-6
+    residual_dtype: str = "float32"
+    dtype: Any = jnp.float32
+
+    @property
+    def in_channels(self) -> int:
+        return self.latent_channels + self.mask_channels + self.condition_channels
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        image = ("image",) if self.image_dim else ()
+        first = ("first",) if self.condition_channels else ()
+        return ("label" if self.label_classes else "text", *image, *first)
+
+    @property
+    def learned_variance(self) -> bool:
+        return False
+
+    def setup(self) -> None:
+        if self.width % self.heads:
+            raise VidlatentError(
+                f"config.generator.heads {self.heads} does not divide width {self.width}."
+            )
+        if self.stack not in _STACKS:
+            raise VidlatentError(f"config.generator.stack {self.stack!r}: use one of {_STACKS}.")
+        if self.memory_norm not in _NORMS or self.memory_stride < 1:
+            raise VidlatentError(
+                f"config.generator.memory_norm {self.memory_norm!r} is one of {_NORMS}, "
+                f"memory_stride {self.memory_stride} 1 or more."
+            )
+        self.patch_embedding = PatchEmbedding(self.patch, self.width, self.dtype)
+        # Time is exact under any compute dtype.
+        self.time_embedding = Mlp(self.width, self.width, "silu", _small)
+        self.time_projection = dense(6 * self.width, jnp.float32)
+        if self.label_classes:
+            self.label_embedding = LabelTokens(
+                self.label_classes, self.label_tokens, self.width, self.dtype
+            )
+        else:
+            self.text_embedding = Mlp(self.width, self.width, "gelu_tanh", _small, self.dtype)
+        if self.image_dim:
+            self.image_norm1 = LayerNorm(1e-5, self.dtype)
+            self.image_embedding = Mlp(self.image_dim, self.width, "gelu", dtype=self.dtype)
+            self.image_norm2 = LayerNorm(1e-5, self.dtype)
+        self.blocks = stacked(self, "blocks", self._first_block, self.depth)
+        if self.memory:
+            self.routers = [
+                self.param(f"router_{layer}", self._first_router, layer)
+                for layer in range(2, self.depth + 1)
+            ]
+        table = nn.initializers.normal(self.width**-0.5)
+        self.head_modulation = self.param("head_modulation", table, (1, 2, self.width))
+        size = int(np.prod(self.patch)) * self.latent_channels
+        self.head = dense(size, self.dtype, nn.initializers.zeros)
+
+    def _block(self) -> WanBlock:
+        return WanBlock(
+            self.width,
+            self.heads,
+            self.hidden,
+            bool(self.image_dim),
+            self.memory_norm == "pre",
+            self.eps,
+            self.residual_dtype,
+            self.dtype,
+            parent=None,
+        )
+
+    def _first_block(self, key: jax.Array) -> Any:
+        token = jnp.zeros((1, 1, self.width))
+        tokens = {"text": token, "image": token} if self.image_dim else {"text": token}
+        tables = rope_tables((1, 1, 1), self.width // self.heads)
+        time = jnp.zeros((1, 6, self.width))
+        return self._block().init(key, token, None, time, tokens, tables)["params"]
+
+    def _first_router(self, key: jax.Array, layer: int) -> dict[str, jax.Array]:
+        del key  # a new router sees nothing
+        sources = len({*range(0, layer, self.memory_stride), layer - 1})
+        bias = jnp.zeros((layer,)).at[-1].set(last_bias(sources, self.memory_share))
+        gate = {"gate": jnp.zeros(())} if self.router_gate else {}
+        return {"kernel": jnp.zeros((self.width, layer)), "bias": bias, **gate}
+
+    def __call__(
+        self,
+        latent: jax.Array,
+        time: jax.Array,
+        text: jax.Array | None = None,
+        image: jax.Array | None = None,
+        context: Context | None = None,
+    ) -> jax.Array:
+        """Velocity ``[B, T, H, W, latent_channels]`` float32.
+
+        Args:
+          latent: ``[B, T, H, W, C]``: noisy latent, then mask, then given latent.
+          time: ``[B]``, 1000 times the noise level.
+          text: ``[B, S, text_dim]``, zero beyond the text's length; every row is attended to.
+          image: ``[B, I, image_dim]``, or None to leave the image out.
+          context: from ``keep_context``, in place of text and image.
+        """
+        tokens = self._tokens(text, image) if context is None else None
+        return self._velocity(latent, time, tokens, context)
+
+    def denoise(
+        self,
+        noisy: jax.Array,
+        time: jax.Array,
+        conditions: Conditions,
+        drop: Drop = None,
+        kept: Any = None,
+    ) -> jax.Array:
+        """Velocity ``[B, t, h, w, c]`` float32 of a noisy latent under ``conditions``.
+
+        Args:
+          noisy: ``[B, t, h, w, c]``.
+          time: ``[B]``, 1000 times the noise level.
+          conditions: those of ``reads`` (a name that maps to None: no condition). ``'first'`` may
+            be replaced by ``'given'`` ``[B, t, h, w, mask + condition channels]``, see
+            ``dit.inputs``; ``'null_text'`` is what stands for a dropped text.
+          drop: by name, samples ``[B]`` whose condition is replaced: labels by learned tokens,
+            texts by the null text, image tokens by zeros, first frames by nothing given.
+          kept: from ``keep``, in place of label or text, and image.
+        """
+        latent = generator_input(noisy, self._given(noisy, conditions, drop))
+        if kept is not None:
+            context = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), kept)
+            return self._velocity(latent, time, None, context)
+        return self._velocity(latent, time, self._read(conditions, drop, noisy.shape[0]), None)
+
+    def keep(self, conditions: Conditions, drop: Drop = None) -> Context:
+        """Keys and values of label or text, and of the image, for every step of a sampler.
+
+        Returns:
+          Pairs of ``[B, L, S, K, d]`` by kind; every leaf has the batch first.
+        """
+        batch = batch_of(conditions, [name for name in self.reads if name != "first"])
+        context = self._contexts(self._read(conditions, drop, batch))
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), context)
+
+    def _read(self, conditions: Conditions, drop: Drop, batch: int) -> dict[str, jax.Array]:
+        """Embedded tokens of the conditions that blocks attend to."""
+        if self.label_classes:
+            labels = label_of(conditions, drop, self.reads, batch)
+            tokens = {"text": self.label_embedding(labels)}
+        else:
+            states, length = text_or_null(conditions, drop, self.reads, batch, self.text_dim)
+            check_shape(states, "B S D", B=batch, D=self.text_dim)
+            states = padded_text(states, length, self.text_length)
+            tokens = {"text": self.text_embedding(states)}
+        if self.image_dim:
+            image = condition(conditions, "image", self.reads)
+            # A softmax over equal tokens is one of them.
+            image = jnp.zeros((batch, 1, self.image_dim)) if image is None else image
+            tokens["image"] = self._image_tokens(nulled(image, 0, drop, "image"))
+        return tokens
+
+    def _given(self, noisy: jax.Array, conditions: Conditions, drop: Drop) -> jax.Array | None:
+        """Mask and given latent, ``[B, t, h, w, mask + condition channels]``."""
+        if not self.condition_channels:
+            return None
+        if "given" in conditions:
+            given = conditions["given"]
+        else:
+            first = condition(conditions, "first", self.reads)
+            if first is None:
+                return jnp.zeros((*noisy.shape[:-1], self.mask_channels + self.condition_channels))
+            check_shape(first, "B one h w c", one=1, c=self.condition_channels)
+            given = first_frame_given(first, noisy.shape[1], self.mask_channels)
+        return nulled(given, 0, drop, "first")
+
+    def _velocity(
+        self,
+        latent: jax.Array,
+        time: jax.Array,
+        tokens: dict[str, jax.Array] | None,
+        context: Context | None,
+    ) -> jax.Array:
+        stack, layers, shared, x, ends = self._prepared(latent, time, tokens, context)
+        if not self.memory:
+            x = self._plain(stack, layers, x, shared)
+        elif self.stack == "unrolled":
+            x, _ = stack.unrolled(layers, self.routers, x, shared)
+        else:
+            run = stack.recomputed if self.stack == "recomputed" else stack.scanned
+            x = run(layers, padded_routers(self.routers, self.width), x, shared)
+        return self._finished(x, *ends)
+
+    def values(
+        self,
+        latent: jax.Array,
+        time: jax.Array,
+        text: jax.Array | None = None,
+        image: jax.Array | None = None,
+        context: Context | None = None,
+    ) -> dict[str, Any]:
+        """What the forward pass meets on its way, unrolled; arguments as for ``__call__``.
+
+        Returns:
+          ``tokens`` (``X_0``), ``time``, ``text``, ``image``, ``output``, and ``blocks``: for each
+          block its ``state`` and, with memory, router ``weights`` and ``fused`` mixture.
+        """
+        tokens = self._tokens(text, image) if context is None else None
+        stack, layers, shared, x, ends = self._prepared(latent, time, tokens, context)
+        found = {**shared, "tokens": x, "temb": ends[0]}
+        if self.memory:
+            x, found["blocks"] = stack.unrolled(layers, self.routers, x, shared)
+        else:
+            found["blocks"] = []
+            for layer in range(self.depth):
+                own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], layers)
+                x = stack.block(own, x, None, shared)
+                found["blocks"].append({"state": x})
+        return {**found, "output": self._finished(x, *ends)}
+
+    def looked_back(
+        self,
+        noisy: jax.Array,
+        time: jax.Array,
+        conditions: Conditions,
+        drop: Drop = None,
+        rows: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Largest and mean weight, over tokens, that each layer gives to each source, ``[L, L]``.
+
+        Arguments as for ``denoise``; ``rows`` ``[B]`` is 0 for samples that do not count.
+
+        Raises:
+          VidlatentError: there is no layer memory.
+        """
+        if not self.memory:
+            raise VidlatentError("this generator has no layer memory (config.generator.memory).")
+        latent = generator_input(noisy, self._given(noisy, conditions, drop))
+        tokens = self._read(conditions, drop, noisy.shape[0])
+        stack, layers, shared, x, _ = self._prepared(latent, time, tokens, None)
+        rows = jnp.ones(noisy.shape[0]) if rows is None else rows
+        routers = padded_routers(self.routers, self.width)
+        return stack.looked_back(layers, routers, x, shared, rows)
+
+    def keep_context(self, text: jax.Array, image: jax.Array | None = None) -> Context:
+        """Every block's keys and values of text and image, ``[L, B, S, K, d]``, for a sampler."""
+        return self._contexts(self._tokens(text, image))
+
+    def _contexts(self, tokens: dict[str, jax.Array]) -> Context:
+        block = self._block()
+        return lax.map(
+            lambda own: block.apply({"params": own}, **tokens, method="context"), self.blocks
+        )
+
+    def _tokens(self, text: jax.Array | None, image: jax.Array | None) -> dict[str, jax.Array]:
+        if text is None:
+            raise VidlatentError("the generator needs text tokens, or a kept context.")
+        if self.label_classes:
+            raise VidlatentError("a generator of class labels reads no text: call denoise.")
+        check_shape(text, "B S D", D=self.text_dim)
+        tokens = {"text": self.text_embedding(text)}
+        if image is not None:
+            if not self.image_dim:
+                raise VidlatentError(
+                    "image tokens for a generator with image_dim 0: leave them out."
+                )
+            check_shape(image, "B S D", B=text.shape[0], D=self.image_dim)
+            tokens["image"] = self._image_tokens(image)
+        elif self.image_dim and self.is_initializing():
+            self._image_tokens(jnp.zeros((text.shape[0], 1, self.image_dim)))
+        return tokens
+
+    def _image_tokens(self, image: jax.Array) -> jax.Array:
+        return self.image_norm2(self.image_embedding(self.image_norm1(image)))
+
+    def _prepared(self, latent, time, tokens, context):
+        """``(stack, layers, shared, X_0, (temb, grid))``."""
+        sizes = check_shape(latent, "B T H W C", C=self.in_channels)
+        check_shape(time, "B", B=sizes["B"])
+        grid = patch_grid(tuple(sizes[name] for name in "THW"), self.patch)
+        temb = self.time_embedding(time_features(time, self.freq_dim))
+        shared = {"time": self.time_projection(nn.silu(temb)).reshape(-1, 6, self.width)}
+        layers = {"params": self.blocks}
+        if context is None:
+            shared |= tokens
+        else:
+            layers["context"] = context
+        x = self.patch_embedding(latent).astype(self.residual_dtype)
+        tables = rope_tables(grid, self.width // self.heads)
+        return self._stack(tables), layers, shared, x, (temb, grid)
+
+    def _stack(self, tables: tuple[np.ndarray, np.ndarray]) -> Stack:
+        block = self._block()
+
+        def inputs(own, x, shared):
+            return block.apply({"params": own["params"]}, x, shared["time"], method="inputs")
+
+        def attend(own, x, mixture, shared):
+            variables, time = {"params": own["params"]}, shared["time"]
+            if "context" in own:
+                return block.apply(
+                    variables, x, mixture, time, own["context"], tables, method="attend"
+                )
+            tokens = {name: value for name, value in shared.items() if name != "time"}
+            return block.apply(variables, x, mixture, time, tokens, tables)
+
+        return Stack(inputs, attend, self.memory_norm == "pre", self.memory_stride)
+
+    def _plain(self, stack: Stack, layers: Any, x: jax.Array, shared: Any) -> jax.Array:
+        """Blocks without memory."""
+
+        unroll = self.depth if self.stack == "unrolled" else 1
+        return run_stacked(
+            lambda x, own: stack.block(own, x, None, shared),
+            x,
+            layers,
+            remat=self.remat,
+            unroll=unroll,
+        )
+
+    def _finished(self, x: jax.Array, temb: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
+        """Head, and tokens back to latents; the head reads the time embedding unprojected."""
+        shift, scale = jnp.split(self.head_modulation + temb[:, None], 2, axis=1)
+        y = self.head(modulated(x, scale, shift, self.eps).astype(self.dtype))
+        return from_patches(y.astype(jnp.float32), grid, self.patch)

@@ -1,5 +1,0 @@
-"""IV-VAE: key frames and motion in two branches, group causal; with its ablations and baselines."""
-
-from vidlatent.models.ivvae.autoencoder import IVVAE, build_ivvae
-
-__all__ = ["IVVAE", "build_ivvae"]

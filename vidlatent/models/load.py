@@ -1,0 +1,103 @@
+"""From a config to a module, the shapes of its parameters, and the checkpoints that hold them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vidlatent.checkpoint.manager import Checkpointer
+from vidlatent.errors import VidlatentError
+from vidlatent.models.tokenizers import build
+from vidlatent.parallel.sharding import shardings
+from vidlatent.registry import did_you_mean
+from vidlatent.spec import LatentSpec
+
+__all__ = [
+    "abstract_params",
+    "compute_dtype",
+    "model_of",
+    "open_checkpoints",
+    "restored_onto",
+    "restored_params",
+    "spec_in_chunks",
+    "smallest_video",
+]
+
+
+def model_of(config: ConfigDict, dtype: Any = None) -> Any:
+    """The module of ``config.model`` computing in ``dtype``.
+
+    ``dtype`` is a name or type; None takes ``config.precision.compute``.
+    """
+    return build(config.model.to_dict(), compute_dtype(config, dtype))
+
+
+def compute_dtype(config: ConfigDict, dtype: Any = None) -> Any:
+    """The type of ``dtype``, a name or a type; None: of ``config.precision.compute``."""
+    names = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    # Matrix units of TPUs and GPUs are built for bfloat16; CPUs gain nothing from it.
+    names["auto"] = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    if dtype is not None and not isinstance(dtype, str):
+        return dtype
+    compute = config.precision.compute if dtype is None else dtype
+    if compute not in names:
+        hint = did_you_mean(compute, names)
+        raise VidlatentError(f"config.precision.compute {compute!r} is unknown: {hint}")
+    return names[compute]
+
+
+def open_checkpoints(config: ConfigDict, workdir: Path) -> Checkpointer:
+    """The checkpoints of a workdir, with the keep-policy of ``config.checkpoint``."""
+    return Checkpointer(workdir / "checkpoints", **config.checkpoint.to_dict())
+
+
+def spec_in_chunks(model: Any, chunks: Sequence[int], key: str) -> LatentSpec:
+    """The card of a tokenizer's latents of clips coded in ``chunks``, see ``LatentSpec.in_chunks``.
+
+    Raises:
+      VidlatentError: also where its decoder looks at frames, which belong to whole clips.
+    """
+    spec = model.latent_spec.in_chunks(chunks, key)
+    if spec.chunks is not None and hasattr(model, "takes_condition") and model.takes_condition:
+        raise VidlatentError(
+            f"{key}={tuple(chunks)}: the decoder of {spec.name} looks at frames of the whole clip; "
+            f"set {key}=()."
+        )
+    return spec
+
+
+def smallest_video(spec: LatentSpec) -> tuple[int, int, int, int, int]:
+    """Shape of a smallest legal video: parameters do not depend on the size."""
+    return (1, spec.rule.first + spec.rule.step, spec.h, spec.w, 3)
+
+
+def abstract_params(model: Any) -> Any:
+    """Parameters of a tokenizer as ShapeDtypeStructs, without making any."""
+    video = jax.ShapeDtypeStruct(smallest_video(model.latent_spec), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), video)["params"]
+
+
+def restored_params(config: ConfigDict, workdir: Path, model: Any, mesh: Mesh, step: int) -> Any:
+    """The parameters of a workdir's checkpoint, placed on a mesh: what ``restore_params`` returns.
+
+    ``step`` below 0 is the newest sound one.
+    """
+    return restored_onto(config, workdir, abstract_params(model), mesh, step)
+
+
+def restored_onto(config: ConfigDict, workdir: Path, abstract: Any, mesh: Mesh, step: int) -> Any:
+    """As ``restored_params``, for parameters of any model by their ShapeDtypeStructs."""
+    target = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract,
+        shardings(abstract, mesh),
+    )
+    with contextlib.closing(open_checkpoints(config, workdir)) as checkpointer:
+        return checkpointer.restore_params(target, step=None if step < 0 else step)

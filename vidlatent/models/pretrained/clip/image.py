@@ -1,0 +1,112 @@
+"""Pictures as CLIP's towers get them: three published ways that differ by visible amounts.
+
+The cubic kernels are two: a = -0.75 (torch's plain interpolation, border samples repeated) and
+a = -0.5 (Pillow, torchvision on pictures, ``jax.image``; renormalised at the border). All maps are
+linear, so each axis is one matrix; everything is float32.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vidlatent.errors import VidlatentError
+from vidlatent.models.pretrained.resize import resize_matrix
+from vidlatent.registry import did_you_mean
+from vidlatent.spec import check_shape
+
+__all__ = ["LOOKS", "MEAN", "STD", "blurred_matrix", "look", "pillow_matrix"]
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+LOOKS = ("whole", "blurred", "center")
+
+
+def look(images: jax.Array, side: int, kind: str) -> jax.Array:
+    """Normalised pixels ``[N, side, side, 3]`` of images ``[N, H, W, 3]`` in [-1, 1].
+
+    Args:
+      kind: ``'whole'``: stretched to the square, a = -0.75, nothing smoothed (Wan's own code).
+        ``'blurred'``: stretched, a Gaussian blur first where it shrinks, corners aligned, a = -0.75
+        (Reducio's feature extraction). ``'center'``: short side to ``side`` by Pillow's
+        antialiased cubic, a = -0.5, the middle square, clipped to [-1, 1] (the image processors of
+        transformers and open_clip; those round to 8 bits between the axes, this does not).
+
+    Raises:
+      VidlatentError: unknown ``kind``; not ``[N, H, W, 3]``.
+    """
+    sizes = check_shape(images, "N H W C", C=3)
+    height, width = sizes["H"], sizes["W"]
+    if kind not in LOOKS:
+        raise VidlatentError(f"unknown way of looking {kind!r}: {did_you_mean(kind, LOOKS)}")
+    if kind == "whole":
+        down, across = (resize_matrix(size, side, "bicubic") for size in (height, width))
+    elif kind == "blurred":
+        smooth = max(height, width) > side
+        down, across = (blurred_matrix(size, side, smooth) for size in (height, width))
+    else:
+        down, across = (_center(size, min(height, width), side) for size in (height, width))
+    x = jnp.einsum(
+        "hy,wx,nyxc->nhwc",
+        down,
+        across,
+        jnp.asarray(images, jnp.float32),
+        precision=lax.Precision.HIGHEST,
+    )
+    x = jnp.clip(x, -1, 1) if kind == "center" else x
+    return ((x + 1) / 2 - jnp.array(MEAN)) / jnp.array(STD)
+
+
+def _center(size: int, short: int, side: int) -> np.ndarray:
+    """Rows of the middle square; the long side is rounded down, as is the crop's beginning."""
+    target = side if size == short else side * size // short
+    first = (target - side) // 2
+    return pillow_matrix(size, target)[first : first + side]
+
+
+@functools.lru_cache(maxsize=64)
+def pillow_matrix(size: int, target: int) -> np.ndarray:
+    """``[target, size]`` float32 of Pillow's cubic: a = -0.5, widened where it shrinks.
+
+    Taps beyond the border are left out and the rest sum to 1. Equal sizes: the identity.
+    """
+    step = size / target
+    centres = (np.arange(target) + 0.5) * step - 0.5
+    x = np.abs(np.arange(size) - centres[:, None]) / max(step, 1.0)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = -0.5 * (((x - 5) * x + 8) * x - 4)
+    weights = np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+    return np.float32(weights / weights.sum(axis=1, keepdims=True))
+
+
+@functools.lru_cache(maxsize=64)
+def blurred_matrix(size: int, target: int, smooth: bool) -> np.ndarray:
+    """``[target, size]`` float32: Gaussian blur (border mirrored), then a = -0.75, corners aligned.
+
+    The deviation is half of what the factor exceeds 1 by, the window four deviations wide (made
+    odd, at least 3): the rule of kornia and of Stable Video Diffusion.
+
+    Raises:
+      VidlatentError: the picture is narrower than its blur.
+    """
+    # Equal sizes: kornia returns the picture untouched only when both sides agree, but a blur of
+    # deviation 0.001 is the identity too.
+    sampled = np.float64(resize_matrix(size, target, "bicubic", corners=True))
+    if not smooth:
+        return np.float32(sampled)
+    sigma = max((size / target - 1) / 2, 0.001)
+    taps = int(max(4 * sigma, 3)) | 1
+    if taps // 2 >= size:
+        raise VidlatentError(f"a side of {size} pixels is too short to become {target}.")
+    offsets = np.arange(taps) - taps // 2
+    gauss = np.exp(-(offsets**2) / (2 * sigma**2))
+    places = np.abs(np.arange(size)[:, None] + offsets)
+    places = np.where(places >= size, 2 * (size - 1) - places, places)
+    blur = np.zeros((size, size))
+    rows = np.broadcast_to(np.arange(size)[:, None], places.shape)
+    np.add.at(blur, (rows, places), gauss / gauss.sum())
+    return np.float32(sampled @ blur)

@@ -1,0 +1,194 @@
+"""CLIP's picture tower (Radford et al. 2021; OpenCLIP): the image tokens that generators read."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidlatent.errors import VidlatentError
+from vidlatent.models.pretrained.clip.image import look
+from vidlatent.models.pretrained.layers import PlainConv, exact
+from vidlatent.models.pretrained.registry import Definition
+from vidlatent.models.pretrained.vit import ViTBlock, layer_norm
+from vidlatent.registry import did_you_mean
+
+__all__ = ["OUTPUTS", "ClipVision"]
+
+OUTPUTS = ("penultimate", "last", "patches", "patches_normed", "pooled", "embedding")
+
+
+class ClipVision(nn.Module):
+    """Class token, learned positions, a norm before and one after the blocks.
+
+    Attributes:
+      width, depth, heads, hidden: of the transformer.
+      patch, side: of a patch and of the square picture, in pixels.
+      projection: width of the embedding; 0 where it was left out of the weights.
+      quick: ``x * sigmoid(1.702 x)`` (OpenAI's weights); else the exact GELU (OpenCLIP's).
+      looks: how pictures are brought to size (``models.pretrained.clip.image.look``).
+      output: what is returned unless asked otherwise, see ``select``.
+    """
+
+    width: int = 1280
+    depth: int = 32
+    heads: int = 16
+    hidden: int = 5120
+    patch: int = 14
+    side: int = 224
+    projection: int = 1024
+    quick: bool = False
+    looks: str = "center"
+    output: str = "embedding"
+    eps: float = 1e-5
+    dtype: Any = jnp.float32
+
+    def __call__(self, images: jax.Array, output: str = "") -> jax.Array:
+        """Features of images ``[N, H, W, 3]`` in [-1, 1], of any size.
+
+        Args:
+          output: one of ``OUTPUTS`` in place of the field ``output``. With ``n`` patches:
+            ``'penultimate'`` ``[N, 1 + n, D]`` before the last block, class token first (Wan);
+            ``'last'`` the same after it, without the last norm; ``'patches'`` ``[N, n, D]`` of
+            these and ``'patches_normed'`` after the norm (Reducio; open_clip has changed from the
+            first to the second); ``'pooled'`` ``[N, D]`` the normed class token; ``'embedding'``
+            ``[N, P]`` its projection.
+
+        Raises:
+          VidlatentError: unknown ``output``, or an embedding of a tower without projection.
+        """
+        return self.encode(look(images, self.side, self.looks), output)
+
+    @nn.compact
+    def encode(self, x: jax.Array, output: str = "") -> jax.Array:
+        """The same from normalised pixels ``[N, side, side, 3]``."""
+        output = self._checked(output or self.output)
+        h = self._embedded(x)
+        before = h
+        for i in range(self.depth):
+            before = h
+            h = ViTBlock(
+                self.heads,
+                self.hidden,
+                eps=self.eps,
+                dtype=self.dtype,
+                quick=self.quick,
+                name=f"blocks_{i}",
+            )(h)
+        normed = layer_norm(self.eps, self.dtype, "norm_post")(h)
+        embedding = None
+        if self.projection:
+            init = nn.initializers.normal(self.width**-0.5)
+            kernel = self.param("projection", init, (self.width, self.projection))
+            embedding = jnp.matmul(
+                normed[:, 0], kernel.astype(self.dtype), precision=exact(self.dtype)
+            )
+        # Whatever is not chosen, the last block too, the compiler leaves out.
+        return {
+            "penultimate": before,
+            "last": h,
+            "patches": h[:, 1:],
+            "patches_normed": normed[:, 1:],
+            "pooled": normed[:, 0],
+            "embedding": embedding,
+        }[output]
+
+    def _embedded(self, x: jax.Array) -> jax.Array:
+        """Tokens ``[N, 1 + n, D]`` after the first norm."""
+        side = self.patch
+        if x.shape[1:3] != (self.side, self.side):
+            raise VidlatentError(
+                f"pictures of {x.shape[1]}x{x.shape[2]} pixels: this tower sees {self.side} square."
+            )
+        h = PlainConv(
+            self.width,
+            (1, side, side),
+            (1, side, side),
+            use_bias=False,
+            dtype=self.dtype,
+            name="patch_embed",
+        )(x)
+        normal = nn.initializers.normal(0.02)
+        first = self.param("cls_token", normal, (self.width,)).astype(self.dtype)
+        first = jnp.broadcast_to(first, (len(x), 1, self.width))
+        count = 1 + (self.side // side) ** 2
+        table = self.param("pos_embed", normal, (count, self.width)).astype(self.dtype)
+        h = jnp.concatenate([first, h.reshape(len(x), -1, self.width)], axis=1) + table
+        return layer_norm(self.eps, self.dtype, "norm_pre")(h)
+
+    def _checked(self, output: str) -> str:
+        if output not in OUTPUTS:
+            raise VidlatentError(f"unknown CLIP output {output!r}: {did_you_mean(output, OUTPUTS)}")
+        if output == "embedding" and not self.projection:
+            raise VidlatentError(
+                "this CLIP tower has no projection: ask for output 'pooled' or use clip_vith14."
+            )
+        return output
+
+
+def _picture_tower(
+    tensors: Mapping[str, np.ndarray], projection: bool = True
+) -> dict[str, np.ndarray]:
+    """The tensors of the picture half of a whole model, Wan's added axes taken off."""
+    heads = ("visual_projection.weight", "visual.proj", "visual.head")
+    found = {}
+    for name, tensor in tensors.items():
+        ours = name.startswith(("vision_model.", "visual.", "visual_projection."))
+        if not ours or name.endswith("position_ids") or (name in heads and not projection):
+            continue
+        wans = name in ("visual.cls_embedding", "visual.pos_embedding")
+        found[name] = (
+            tensor.reshape(tensor.shape[-1 if "cls" in name else -2 :]) if wans else tensor
+        )
+    # Nothing of a picture tower: the reader names what the file does hold.
+    return found or dict(tensors)
+
+
+_TABLES = ("clip_transformers", "clip_openclip", "clip_wan")
+
+
+def _definition(files: tuple[str, ...], source: str, **fields: Any) -> Definition:
+    module = functools.partial(ClipVision, **fields)
+    side = module().side
+    projected = bool(module().projection)
+    return Definition(
+        module=module,
+        inputs=((1, side, side, 3),),
+        tables=_TABLES,
+        files=files,
+        source=source,
+        prepare=functools.partial(_picture_tower, projection=projected),
+    )
+
+
+VITH14 = _definition(
+    ("open_clip_model.safetensors",),
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K on huggingface.co",
+    looks="blurred",
+    output="patches_normed",
+)
+VITH14_WAN = _definition(
+    ("models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",),
+    "Wan-AI/Wan2.1-I2V-14B-480P on huggingface.co; image_encoder/model.safetensors of its "
+    "Diffusers form will do too",
+    projection=0,
+    looks="whole",
+    output="penultimate",
+)
+VITL14 = _definition(
+    ("model.safetensors",),
+    "openai/clip-vit-large-patch14 on huggingface.co",
+    width=1024,
+    depth=24,
+    hidden=4096,
+    projection=768,
+    quick=True,
+)
+TINY = _definition(
+    (), "", width=16, depth=2, heads=2, hidden=32, patch=4, side=12, projection=8, looks="whole"
+)

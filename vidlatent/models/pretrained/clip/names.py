@@ -1,0 +1,56 @@
+"""Importer tables: CLIP's picture tower by the names of transformers, open_clip and Wan."""
+
+from __future__ import annotations
+
+from vidlatent.models.pretrained.dinov2.names import dense, norm
+
+__all__ = ["CLIP_OPENCLIP_TABLE", "CLIP_TRANSFORMERS_TABLE", "CLIP_WAN_TABLE"]
+
+_TO = "blocks_{i}/"
+_QKV = (_TO + "attn/q", _TO + "attn/k", _TO + "attn/v")
+
+_LAYER = r"vision_model[.]encoder[.]layers[.](?P<i>\d+)[.]"
+CLIP_TRANSFORMERS_TABLE = (
+    ("vision_model[.]embeddings[.]class_embedding", "cls_token", "copy"),
+    ("vision_model[.]embeddings[.]patch_embedding[.]weight", "patch_embed/kernel", "conv2d"),
+    ("vision_model[.]embeddings[.]position_embedding[.]weight", "pos_embed", "copy"),
+    # The misspelling is the published one.
+    *norm("vision_model[.]pre_layrnorm", "norm_pre"),
+    *dense(_LAYER + "self_attn[.](?P<m>q|k|v)_proj", _TO + "attn/{m}"),
+    *dense(_LAYER + "self_attn[.]out_proj", _TO + "attn/o"),
+    *norm(_LAYER + "layer_norm(?P<n>1|2)", _TO + "norm{n}"),
+    *dense(_LAYER + "mlp[.](?P<m>fc1|fc2)", _TO + "mlp/{m}"),
+    *norm("vision_model[.]post_layernorm", "norm_post"),
+    ("visual_projection[.]weight", "projection", "dense"),
+)
+
+_BLOCK = r"visual[.]transformer[.]resblocks[.](?P<i>\d+)[.]"
+CLIP_OPENCLIP_TABLE = (
+    ("visual[.]class_embedding", "cls_token", "copy"),
+    ("visual[.]conv1[.]weight", "patch_embed/kernel", "conv2d"),
+    ("visual[.]positional_embedding", "pos_embed", "copy"),
+    *norm("visual[.]ln_pre", "norm_pre"),
+    (_BLOCK + "attn[.]in_proj_weight", tuple(f"{end}/kernel" for end in _QKV), "dense"),
+    (_BLOCK + "attn[.]in_proj_bias", tuple(f"{end}/bias" for end in _QKV), "copy"),
+    *dense(_BLOCK + "attn[.]out_proj", _TO + "attn/o"),
+    *norm(_BLOCK + "ln_(?P<n>1|2)", _TO + "norm{n}"),
+    *dense(_BLOCK + "mlp[.]c_fc", _TO + "mlp/fc1"),
+    *dense(_BLOCK + "mlp[.]c_proj", _TO + "mlp/fc2"),
+    *norm("visual[.]ln_post", "norm_post"),
+    ("visual[.]proj", "projection", "copy"),
+)
+
+_WAN = r"visual[.]transformer[.](?P<i>\d+)[.]"
+CLIP_WAN_TABLE = (
+    ("visual[.]cls_embedding", "cls_token", "copy"),
+    ("visual[.]patch_embedding[.]weight", "patch_embed/kernel", "conv2d"),
+    ("visual[.]pos_embedding", "pos_embed", "copy"),
+    *norm("visual[.]pre_norm", "norm_pre"),
+    *dense(_WAN + "attn[.]to_qkv", _QKV),
+    *dense(_WAN + "attn[.]proj", _TO + "attn/o"),
+    *norm(_WAN + "norm(?P<n>1|2)", _TO + "norm{n}"),
+    *dense(_WAN + "mlp[.]0", _TO + "mlp/fc1"),
+    *dense(_WAN + "mlp[.]2", _TO + "mlp/fc2"),
+    *norm("visual[.]post_norm", "norm_post"),
+    ("visual[.]head", "projection", "copy"),
+)

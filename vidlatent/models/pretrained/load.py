@@ -1,0 +1,137 @@
+"""Weights of the frozen networks: from published files, or by an explicit word from a seed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from vidlatent.errors import VidlatentError
+from vidlatent.models.pretrained import (
+    NETWORKS,
+    Definition,
+    Network,
+    network_apply,
+    network_shapes,
+    random_params,
+)
+from vidlatent.weights.files import read_tensors
+from vidlatent.weights.importer import count_known, export_params, import_params
+from vidlatent.weights.safetensors import save_safetensors
+from vidlatent.weights.tables import TABLES
+
+__all__ = ["convert_network", "load_network", "read_network", "seed_of"]
+
+
+def load_network(name: str, path: str | os.PathLike[str], dtype: Any = jnp.float32) -> Network:
+    """A frozen network with its weights.
+
+    Args:
+      name: in ``models.pretrained.NETWORKS``.
+      path: value of ``config.networks.<name>``: a weights file (or several, with commas between),
+        or ``random`` or ``random:SEED``, which is for tests and smoke runs and marks the label.
+      dtype: compute dtype.
+
+    Raises:
+      VidlatentError: no path; names or shapes that do not fit; an unknown network.
+    """
+    definition = NETWORKS.get(name)
+    path = os.fspath(path)
+    if not path:
+        raise VidlatentError(_missing(name, definition))
+    seed = seed_of(path)
+    if seed is None:
+        return Network(network_apply(name, dtype), read_network(name, path.split(",")), name, name)
+    label = f"{name}_random{seed}"
+    logging.warning("%s: random weights (%s); its numbers mean nothing.", name, label)
+    return Network(network_apply(name, dtype), random_params(name, seed), name, label)
+
+
+def seed_of(path: str) -> int | None:
+    """The seed that ``random`` or ``random:SEED`` asks for; None for a file.
+
+    Raises:
+      VidlatentError: the seed is not a whole number.
+    """
+    word, colon, seed = path.partition(":")
+    if word != "random":
+        return None
+    if not colon:
+        return 0
+    if not seed.isdecimal():
+        raise VidlatentError(f"{path!r}: random weights are asked for as 'random' or 'random:7'.")
+    return int(seed)
+
+
+def read_network(name: str, paths: Sequence[str | os.PathLike[str]]) -> Any:
+    """Parameters of a network from the tensors of all ``paths``, under any of its namings.
+
+    ``.npz`` is read besides what ``weights.files.read_tensors`` reads.
+
+    Raises:
+      VidlatentError: a missing file; everything unused, missing and misshaped, named together.
+    """
+    definition = NETWORKS.get(name)
+    tensors: dict[str, np.ndarray] = {}
+    for path in paths:
+        tensors |= _read(path)
+    tensors = definition.prepare(tensors)
+    counts = {table: count_known(tensors, TABLES.get(table)) for table in definition.tables}
+    best = max(counts, key=lambda table: counts[table])
+    logging.info("%s: weights table %s, %d of %d names", name, best, counts[best], len(tensors))
+    try:
+        params = import_params(tensors, TABLES.get(best), network_shapes(name))
+    except VidlatentError as error:
+        files = ",".join(map(os.fspath, paths))
+        raise VidlatentError(f"config.networks.{name}={files}: {error}") from error
+    if definition.keeps_dtype:
+        return params
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+
+
+def convert_network(
+    name: str, sources: Sequence[str | os.PathLike[str]], target: str | os.PathLike[str]
+) -> int:
+    """Published files into one ``.safetensors`` file that needs no torch; the tensors written.
+
+    Raises:
+      VidlatentError: see ``read_network``; ``target`` has another suffix or is a source.
+    """
+    if Path(target).suffix != ".safetensors":
+        raise VidlatentError(f"--to={target}: a network's weights are written as .safetensors.")
+    if any(Path(source).resolve() == Path(target).resolve() for source in sources):
+        raise VidlatentError(f"--to={target} would overwrite its source: choose another name.")
+    params = read_network(name, sources)
+    tensors = export_params(params, TABLES.get(NETWORKS.get(name).tables[0]))
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    save_safetensors(tensors, target, {"network": name})
+    return len(tensors)
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    if Path(path).suffix != ".npz":
+        return read_tensors(path)
+    if not Path(path).is_file():
+        raise VidlatentError(f"no weights file at {path}.")
+    with np.load(path) as arrays:  # no pickled objects: NumPy refuses them by default
+        return dict(arrays)
+
+
+def _missing(name: str, definition: Definition) -> str:
+    if not definition.files:
+        return (
+            f"config.networks.{name} is empty: this stand-in has no published weights, so it takes "
+            "'random' (or 'random:SEED') or a file of ours."
+        )
+    return (
+        f"config.networks.{name} is empty: name {name}.safetensors, made from "
+        f"{' and '.join(definition.files)} ({definition.source}) by `python -m "
+        f"vidlatent.convert.networks --name={name} --from={','.join(definition.files)} "
+        f"--to={name}.safetensors`."
+    )

@@ -1,0 +1,1 @@
+"""LPIPS, the perceptual distance."""

@@ -1,0 +1,127 @@
+"""C3D (Tran et al. 2015) fine-tuned on UCF-101: the classifier of the video inception score.
+
+As released with TGAN2, whose copy of the original Caffe weights later work measures with.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidlatent.errors import VidlatentError
+from vidlatent.models.pretrained.layers import PlainConv, max_pool
+from vidlatent.models.pretrained.registry import Definition
+from vidlatent.models.pretrained.resize import resize
+from vidlatent.models.pretrained.vit import linear
+from vidlatent.spec import check_shape
+
+__all__ = ["C3D", "TINY", "UCF101", "with_cropped_mean"]
+
+_SIDE = 112
+# Channels of the convolutions between two poolings; the first pooling leaves time alone.
+_STAGES = (
+    (("conv1a", 64),),
+    (("conv2a", 128),),
+    (("conv3a", 256), ("conv3b", 256)),
+    (("conv4a", 512), ("conv4b", 512)),
+    (("conv5a", 512), ("conv5b", 512)),
+)
+
+
+class C3D(nn.Module):
+    """C3D on 16 frames.
+
+    Attributes:
+      classes: of the classifier.
+      side: frames are resized to this square.
+      hidden: width of the two layers before the classifier.
+      thinner: divides the convolutions' widths, for small stand-ins.
+    """
+
+    classes: int = 101
+    side: int = _SIDE
+    hidden: int = 4096
+    thinner: int = 1
+    frames: int = 16
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, video: jax.Array) -> dict[str, jax.Array]:
+        """What C3D sees in clips ``[B, 16, H, W, 3]`` in [-1, 1] of any size.
+
+        Returns:
+          ``features`` ``[B, hidden]`` (layer fc7), ``logits`` and ``probabilities``
+          ``[B, classes]``, float32.
+
+        Raises:
+          VidlatentError: another number of frames.
+        """
+        sizes = check_shape(video, "B T H W C", C=3)
+        if sizes["T"] != self.frames:
+            raise VidlatentError(f"C3D looks at {self.frames} frames at a time, not {sizes['T']}.")
+        h = self._centred(video)
+        for number, convolutions in enumerate(_STAGES):
+            for name, features in convolutions:
+                conv = PlainConv(
+                    features // self.thinner,
+                    (3, 3, 3),
+                    padding=((1, 1),) * 3,
+                    dtype=self.dtype,
+                    name=name,
+                )
+                h = nn.relu(conv(h))
+            h = _halve(h, time=number > 0)
+        # The fully connected layers number the channels before the positions.
+        h = jnp.moveaxis(h, -1, 1).reshape(sizes["B"], -1)
+        h = nn.relu(linear(self.hidden, self.dtype, "fc6")(h))
+        h = nn.relu(linear(self.hidden, self.dtype, "fc7")(h))
+        logits = linear(self.classes, self.dtype, "fc8")(h).astype(jnp.float32)
+        return {
+            "features": h.astype(jnp.float32),
+            "logits": logits,
+            "probabilities": jax.nn.softmax(logits),
+        }
+
+    def _centred(self, video: jax.Array) -> jax.Array:
+        """Blue first, 0 to 256, at the network's size, less the training clips' mean."""
+        shape = (3, self.frames, self.side, self.side)
+        mean = self.param("mean", nn.initializers.constant(128.0), shape, jnp.float32)
+        x = resize(video[..., ::-1] * 128.0, self.side, self.side, corners=True) + 128.0
+        return x - jnp.moveaxis(mean, 0, -1)
+
+
+def _halve(x: jax.Array, time: bool) -> jax.Array:
+    """2x2(x2) max pooling; an odd last column is a window of its own, as Caffe has it."""
+    window = (2 if time else 1, 2, 2)
+    padding = [(0, -size % side) for size, side in zip(x.shape[1:4], window, strict=True)]
+    return max_pool(x, window, window, padding)
+
+
+def with_cropped_mean(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The mean clip ``(3, 16, 128, 171)`` of the release cut to what its code subtracts."""
+    mean = tensors["mean"] if "mean" in tensors else None
+    if mean is None or mean.shape[-2:] != (128, 171):
+        return dict(tensors)
+    cut = slice(8, 8 + _SIDE)
+    return {**tensors, "mean": mean[..., cut, cut]}
+
+
+UCF101 = Definition(
+    module=C3D,
+    inputs=((1, 16, _SIDE, _SIDE, 3),),
+    tables=("c3d", "c3d_chainer"),
+    files=("conv3d_deepnetA_ucf.npz", "mean2.npz"),
+    source="github.com/pfnet-research/tgan2",
+    prepare=with_cropped_mean,
+)
+TINY = Definition(
+    module=functools.partial(C3D, 5, 20, 12, 16),
+    inputs=((1, 16, 20, 20, 3),),
+    tables=("c3d",),
+)

@@ -1,0 +1,104 @@
+"""The transformer block that DINOv2 and VideoMAE share: pre-normalised, softmax attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vidlatent.models.pretrained.layers import exact
+
+__all__ = ["ViTBlock", "layer_norm", "linear"]
+
+
+def linear(features: int, dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
+    return nn.Dense(features, use_bias, dtype=dtype, precision=exact(dtype), name=name)
+
+
+def layer_norm(eps: float, dtype: Any, name: str) -> nn.LayerNorm:
+    """Statistics in float32 and in two passes, as frameworks that trained the weights have them."""
+    return nn.LayerNorm(eps, dtype=dtype, use_fast_variance=False, name=name)
+
+
+class ViTBlock(nn.Module):
+    """``x + s1 * attention(norm(x))``, then ``x + s2 * mlp(norm(x))``.
+
+    Attributes:
+      heads: attention heads.
+      hidden: width of the feed-forward layer.
+      gated: ``down(silu(gate(x)) * up(x))`` instead of ``fc2(gelu(fc1(x)))`` (exact GELU).
+      layer_scale: learn the factors ``s1`` and ``s2`` per channel; without, they are 1.
+      key_bias: whether keys have a bias; queries and values do.
+      eps: of the layer norms.
+      quick: ``x * sigmoid(1.702 x)`` (OpenAI's CLIP) in place of the GELU.
+    """
+
+    heads: int
+    hidden: int
+    gated: bool = False
+    layer_scale: bool = False
+    key_bias: bool = True
+    eps: float = 1e-6
+    dtype: Any = jnp.float32
+    quick: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[B, N, D] -> [B, N, D]``."""
+        h = _Attention(self.heads, self.key_bias, self.dtype, name="attn")(
+            layer_norm(self.eps, self.dtype, "norm1")(x)
+        )
+        x = x + self._scaled(h, "scale1")
+        h = _Mlp(self.hidden, self.gated, self.dtype, self.quick, name="mlp")(
+            layer_norm(self.eps, self.dtype, "norm2")(x)
+        )
+        return x + self._scaled(h, "scale2")
+
+    def _scaled(self, h: jax.Array, name: str) -> jax.Array:
+        if not self.layer_scale:
+            return h
+        scale = self.param(name, nn.initializers.ones, (h.shape[-1],), jnp.float32)
+        return h * scale.astype(self.dtype)
+
+
+class _Attention(nn.Module):
+    heads: int
+    key_bias: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, count, width = x.shape
+        head = width // self.heads
+
+        def project(name: str, use_bias: bool = True) -> jax.Array:
+            y = linear(width, self.dtype, name, use_bias)(x)
+            return y.reshape(batch, count, self.heads, head)
+
+        q, k, v = project("q"), project("k", self.key_bias), project("v")
+        precision = exact(self.dtype)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q * head**-0.5, k, precision=precision)
+        weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
+        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v, precision=precision)
+        return linear(width, self.dtype, "o")(y.reshape(x.shape))
+
+
+class _Mlp(nn.Module):
+    hidden: int
+    gated: bool
+    dtype: Any
+    quick: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def dense(features: int, name: str) -> nn.Dense:
+            return linear(features, self.dtype, name)
+
+        if self.gated:
+            h = nn.silu(dense(self.hidden, "gate")(x)) * dense(self.hidden, "up")(x)
+            return dense(x.shape[-1], "down")(h)
+        h = dense(self.hidden, "fc1")(x)
+        h = h * nn.sigmoid(1.702 * h) if self.quick else nn.gelu(h, approximate=False)
+        return dense(x.shape[-1], "fc2")(h)

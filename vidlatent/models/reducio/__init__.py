@@ -1,5 +1,0 @@
-"""Reducio-VAE: a motion latent of extreme compression, decoded around one content frame."""
-
-from vidlatent.models.reducio.autoencoder import ReducioVAE, build_reducio
-
-__all__ = ["ReducioVAE", "build_reducio"]

@@ -1,0 +1,185 @@
+"""Long videos in chunks of the training length, blended where they overlap (ProMAG, appendix D).
+
+The models are trained on 17 frames and degrade beyond. Chunks are coded on their own, each with a
+first-frame latent; neighbours may share frames, over which the decoded chunks fade into each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidlatent.errors import VidlatentError
+from vidlatent.spec import check_shape
+
+__all__ = [
+    "ChunkPlan",
+    "chunk_frames",
+    "encode_chunks",
+    "fade",
+    "fade_in",
+    "join_chunks",
+    "key_frames",
+    "latent_span",
+    "over_chunks",
+    "plan_chunks",
+    "stream_chunks",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkPlan:
+    """Where the chunks of a video lie.
+
+    Attributes:
+      frames: length of the video.
+      starts: first frame of each chunk.
+      chunk: frames of a chunk.
+      overlap: frames shared by neighbours.
+    """
+
+    frames: int
+    starts: tuple[int, ...]
+    chunk: int
+    overlap: int
+
+    @property
+    def padded(self) -> int:
+        """Length after repeating the last frame until the last chunk is full."""
+        return self.starts[-1] + self.chunk
+
+    def latents(self, factor: int) -> int:
+        """Latent frames of all chunks together for a temporal compression ``factor``."""
+        return len(self.starts) * (1 + (self.chunk - 1) // factor)
+
+
+def plan_chunks(frames: int, overlap: int = 0, chunk: int = 17) -> ChunkPlan:
+    """Chunks for a video of ``frames`` frames.
+
+    One frame is an image and stays one frame: a plan with a single chunk of length 1.
+
+    Raises:
+      VidlatentError: no frame, or an overlap of more than half a chunk (three would share a frame).
+    """
+    if frames < 1:
+        raise VidlatentError("there is no frame to cut into chunks.")
+    _check_overlap(overlap, chunk)
+    if frames == 1:
+        return ChunkPlan(1, (0,), 1, 0)
+    step = chunk - overlap
+    count = 1 + -(-max(frames - chunk, 0) // step)
+    return ChunkPlan(frames, tuple(i * step for i in range(count)), chunk, overlap)
+
+
+def _check_overlap(overlap: int, chunk: int) -> None:
+    if not 0 <= overlap <= chunk // 2:
+        raise VidlatentError(
+            f"chunks of {chunk} frames cannot overlap by {overlap} frames: use 0 to {chunk // 2}."
+        )
+
+
+def stream_chunks(
+    frames: Iterable[Any], overlap: int = 0, chunk: int = 17
+) -> Iterator[tuple[list[Any], int]]:
+    """The chunks of ``plan_chunks`` for a stream whose length is not known.
+
+    Yields:
+      The frames of a chunk, fewer than ``chunk`` in the last one (repeat its last frame), and how
+      many of them no chunk before held.
+    """
+    _check_overlap(overlap, chunk)
+    stream = iter(frames)
+    held: list[Any] = []
+    while new := list(itertools.islice(stream, chunk - len(held))):
+        held += new
+        yield held, len(new)
+        held = held[chunk - overlap :]
+
+
+def fade(overlap: int) -> np.ndarray:
+    """Weight of the later chunk at each shared frame: ``(j + 1) / (overlap + 1)``."""
+    return (np.arange(overlap) + 1.0) / (overlap + 1)
+
+
+def chunk_frames(video: jax.Array, plan: ChunkPlan) -> jax.Array:
+    """``[B, T, H, W, C] -> [B, n, chunk, H, W, C]``; the last frame fills the last chunk."""
+    check_shape(video, "B T H W C", T=plan.frames)
+    index = np.asarray(plan.starts)[:, None] + np.arange(plan.chunk)
+    return video[:, np.minimum(index, plan.frames - 1)]
+
+
+def join_chunks(chunks: jax.Array, plan: ChunkPlan) -> jax.Array:
+    """``[B, n, chunk, H, W, C] -> [B, T, H, W, C]``: fade, then cut the padding off."""
+    size = check_shape(chunks, "B n t H W C", n=len(plan.starts), t=plan.chunk)
+    if size["n"] == 1:
+        return chunks[:, 0, : plan.frames]
+    shared, step = plan.overlap, plan.chunk - plan.overlap
+    weight = jnp.asarray(fade(shared), chunks.dtype)[:, None, None, None]
+    starts = chunks[:, 1:, :shared] * weight + chunks[:, :-1, step:] * (1 - weight)
+    starts = jnp.concatenate([chunks[:, :1, :shared], starts], axis=1)
+    body = jnp.concatenate([starts, chunks[:, :, shared:step]], axis=2)
+    body = body.reshape(size["B"], -1, *body.shape[3:])
+    return jnp.concatenate([body, chunks[:, -1, step:]], axis=1)[:, : plan.frames]
+
+
+def fade_in(chunk: jax.Array, tail: jax.Array | None, overlap: int) -> tuple[jax.Array, jax.Array]:
+    """``join_chunks`` one chunk at a time.
+
+    Args:
+      chunk: ``[B, T, H, W, C]`` of at least twice ``overlap`` frames.
+      tail: what the chunk before left; None for the first.
+      overlap: frames shared by neighbours.
+
+    Returns:
+      ``[B, T - overlap, H, W, C]``, the frames that no later chunk touches; the tail
+      ``[B, overlap, H, W, C]``, which ends the video if no chunk follows.
+    """
+    end = chunk.shape[1] - overlap
+    if tail is None:
+        return chunk[:, :end], chunk[:, end:]
+    weight = jnp.asarray(fade(overlap), chunk.dtype)[:, None, None, None]
+    start = chunk[:, :overlap] * weight + tail * (1 - weight)
+    return jnp.concatenate([start, chunk[:, overlap:end]], axis=1), chunk[:, end:]
+
+
+def over_chunks(function: Callable[[jax.Array], Any], chunks: jax.Array) -> Any:
+    """Apply ``function`` (``encode`` or ``decode`` of a batch) to every chunk, one at a time.
+
+    ``[B, n, t, ...] -> [B, n, t', ...]``, of each array that ``function`` returns; one compiled
+    program and the memory of one chunk.
+    """
+    found = jax.lax.map(function, jnp.moveaxis(chunks, 1, 0))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
+
+
+def encode_chunks(
+    encode: Callable[[jax.Array], Any], video: jax.Array, chunks: tuple[int, int] | None
+) -> Any:
+    """Latents of the chunks of clips, one after the other in time.
+
+    Args:
+      encode: ``[B, T, H, W, C]`` to latents ``[B, t, ...]``, such as a posterior.
+      video: ``[B, T, H, W, C]``; single frames are pictures, coded as they are.
+      chunks: ``(frames, overlap_frames)``; None: clips are coded whole.
+    """
+    if chunks is None or video.shape[1] == 1:
+        return encode(video)
+    plan = plan_chunks(video.shape[1], overlap=chunks[1], chunk=chunks[0])
+    coded = over_chunks(encode, chunk_frames(video, plan))
+    return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), coded)
+
+
+def latent_span(index: int, factor: int) -> tuple[int, int]:
+    """First and last frame that latent frame ``index`` of a chunk stands for."""
+    return (0, 0) if index == 0 else (factor * (index - 1) + 1, factor * index)
+
+
+def key_frames(frames: int, factor: int) -> list[int]:
+    """Frames whose 4x latents a model of compression ``factor`` starts from (8: every 2nd)."""
+    return list(range(0, frames, factor // 4))

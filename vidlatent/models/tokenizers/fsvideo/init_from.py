@@ -1,0 +1,247 @@
+"""Pure functions on parameters: image weights into the video model, a new innermost stage, and
+the finetuned decoder forms from the ones before them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from vidlatent.errors import VidlatentError
+
+__all__ = [
+    "centre_taps",
+    "inflate",
+    "lite_from_standard",
+    "shortcut_stage",
+    "standard_from_base",
+    "video_from_image",
+]
+
+Params = Mapping[str, Any]
+
+
+def inflate(
+    params: Mapping[str, Any], target_shapes: Mapping[str, Any], mode: str = "tail"
+) -> dict[str, Any]:
+    """Image-model parameters as video-model parameters (FSVideo 2.1).
+
+    Args:
+      params: nested dict with temporal kernels of one tap.
+      target_shapes: the video model's parameter shapes.
+      mode: ``'tail'`` puts the kernel into the last tap (the present frame), zeros elsewhere;
+        ``'mean'`` spreads it evenly. Under both, frame 0 and static clips are the image model's.
+
+    Raises:
+      VidlatentError: the two trees or shapes do not correspond.
+    """
+    if mode not in ("tail", "mean"):
+        raise VidlatentError(f"inflation mode {mode!r}: use 'tail' or 'mean'.")
+
+    def walk(source: Any, target: Any, path: str) -> Any:
+        if isinstance(target, Mapping):
+            if not isinstance(source, Mapping) or set(source) != set(target):
+                raise VidlatentError(f"image and video parameters differ at {path or 'the top'}.")
+            return {key: walk(source[key], target[key], f"{path}/{key}") for key in target}
+        if tuple(source.shape) == tuple(target.shape):
+            return source
+        taps = target.shape[0]
+        if len(target.shape) != 5 or tuple(source.shape) != (1, *target.shape[1:]):
+            raise VidlatentError(
+                f"{path}: image shape {tuple(source.shape)} does not inflate to "
+                f"{tuple(target.shape)}."
+            )
+        if mode == "mean":
+            return jnp.repeat(jnp.asarray(source), taps, axis=0) / taps
+        return jnp.pad(jnp.asarray(source), ((taps - 1, 0), *((0, 0),) * 4))
+
+    return walk(params, target_shapes, "")
+
+
+def shortcut_stage(params: Mapping[str, Any], stage: int) -> dict[str, Any]:
+    """Make the innermost ``stage`` start as a pure shortcut.
+
+    Its blocks become identities (norms at the end of each branch set to 0), and the main paths of
+    the operations around it, of the encoder's last and of the decoder's first convolution are set
+    to 0. The model then averages into the new latent and duplicates out of it, which leaves the
+    pretrained outer stages undisturbed.
+
+    Args:
+      params: the whole model's parameters, with affine norms.
+      stage: index of the innermost stage, 1 or more.
+    """
+    block = rf"(encoder/down|decoder/up)_blocks_{stage}_\d+/.*norm(_out)?/(scale|bias)"
+    # The down operation is the last entry of the stage outside it; the up operation the first.
+    into = rf"encoder/down_blocks_{stage - 1}_\d+/conv/(kernel|bias)"
+    out_of = rf"decoder/up_blocks_{stage - 1}_0/conv/(kernel|bias)"
+    ends = r"(encoder/conv_out|decoder/conv_in)/(kernel|bias)"
+    cleared = re.compile(f"{block}|{into}|{out_of}|{ends}")
+    hits = 0
+
+    def clear(path, leaf):
+        nonlocal hits
+        hits += bool(re.fullmatch(block, path))
+        return jnp.zeros_like(leaf) if cleared.fullmatch(path) else leaf
+
+    result = _map_with_path(clear, params)
+    if not hits:
+        raise VidlatentError(f"stage {stage} has no affine norms to clear: check the index.")
+    return result
+
+
+def centre_taps(decoder: Params) -> dict[str, Any]:
+    """Causal decoder kernels (t-2, t-1, t) as centred ones (t-1, t, t+1): (w0 + w1, w2, 0).
+
+    A static clip decodes to the same, and on a moving one the start is near: the oldest tap moves
+    one frame up, nothing looks ahead yet (FSVideo 2.2 leaves the conversion open).
+
+    Args:
+      decoder: the ``decoder`` part of the parameters. Kernels without three time taps stay.
+    """
+
+    def fold(kernel):
+        if kernel.ndim != 5 or kernel.shape[0] != 3:
+            return kernel
+        k = jnp.asarray(kernel)
+        return jnp.stack([k[0] + k[1], k[2], jnp.zeros_like(k[2])])
+
+    return _map(fold, decoder)
+
+
+def standard_from_base(params: Params, fresh: Params) -> dict[str, Any]:
+    """Parameters of FSAE-Standard from the causal model's.
+
+    Args:
+      params: the causal model's, its decoder taps folded by ``centre_taps`` here.
+      fresh: newly initialised ones of the Standard model, for the attention to frame 0, whose
+        output matrices start at zero.
+    """
+    folded = {**params, "decoder": centre_taps(params["decoder"])}
+    return _overlay(fresh, folded, r"decoder/first_frame_attn_\d+/.*")
+
+
+def lite_from_standard(
+    params: Params, fresh: Params, stages: tuple[int, ...] = (0, 1)
+) -> dict[str, Any]:
+    """Parameters of FSAE-Lite from FSAE-Standard's.
+
+    Everything outside the narrow stages is copied: the taps of both forms are centred. The narrow
+    stages and the tail start anew, their residual branches closed (norms at zero).
+
+    Args:
+      params: the Standard model's.
+      fresh: newly initialised ones of the Lite model.
+      stages: the narrow decoder stages; they must include stage 0.
+    """
+    numbers = "|".join(str(stage) for stage in stages)
+    new = rf"decoder/((up_blocks|first_frame_attn)_({numbers})(_\d+)?|norm_out|conv_out)/.*"
+    closed = re.compile(rf"decoder/up_blocks_({numbers})_\d+/(.*/)?norm(_out)?/(scale|bias)")
+    start = _map_with_path(
+        lambda path, leaf: jnp.zeros_like(leaf) if closed.fullmatch(path) else leaf, fresh
+    )
+    return _overlay(start, params, new)
+
+
+def video_from_image(params: Params, fresh: Params) -> dict[str, Any]:
+    """Parameters of the causal video model from an image model's, with a new stage if there is one.
+
+    The image model's stages are inflated (``inflate``). If the video model has one stage more,
+    that stage and the convolutions at the latent start as the pure shortcut of ``shortcut_stage``.
+
+    Args:
+      params: the image model's.
+      fresh: newly initialised ones of the video model.
+    """
+    old, new = _stages(params), _stages(fresh)
+    if old == new:
+        return inflate(params, fresh)
+    if new != old + 1:
+        raise VidlatentError(
+            f"an image model of {old} stages cannot start a video model of {new}: the latter has "
+            "the same stages or one more."
+        )
+    # What only the new model has: its last stage, the operations into and out of it, the ends.
+    down = f"down_blocks_{old - 1}_{_depth(params['encoder'], 'down', old - 1)}"
+    added = [
+        ("encoder", [n for n in fresh["encoder"] if n.startswith(f"down_blocks_{old}_")]),
+        ("encoder", [down, "conv_out"]),
+        ("decoder", [n for n in fresh["decoder"] if n.startswith(f"up_blocks_{old}_")]),
+        ("decoder", [f"up_blocks_{old - 1}_0", "conv_in"]),
+    ]
+    # The old innermost decoder stage had no up operation: its blocks counted from 0.
+    shifted = {**params, "decoder": _shift_stage(params["decoder"], old - 1)}
+    parts = {side: dict(shifted[side]) for side in ("encoder", "decoder")}
+    targets = {side: dict(fresh[side]) for side in ("encoder", "decoder")}
+    for side, names in added:
+        for name in names:
+            parts[side].pop(name, None)
+            targets[side].pop(name)
+    result = inflate(parts, targets)
+    for side, names in added:
+        result[side] |= {name: fresh[side][name] for name in names}
+    return shortcut_stage(result, old)
+
+
+def _stages(params: Params) -> int:
+    return 1 + max(int(n.split("_")[2]) for n in params["encoder"] if n.startswith("down_blocks_"))
+
+
+def _depth(side: Params, kind: str, stage: int) -> int:
+    return sum(name.startswith(f"{kind}_blocks_{stage}_") for name in side)
+
+
+def _shift_stage(decoder: Params, stage: int) -> dict[str, Any]:
+    """Name the blocks of ``stage`` from 1 on, to make room for an up operation."""
+    prefix = f"up_blocks_{stage}_"
+    return {
+        f"{prefix}{int(name.removeprefix(prefix)) + 1}" if name.startswith(prefix) else name: value
+        for name, value in decoder.items()
+    }
+
+
+def _overlay(fresh: Params, params: Params, new: str) -> dict[str, Any]:
+    """``params`` laid over ``fresh``, except at the paths ``new``; nothing may be left over."""
+    kept = re.compile(new)
+    unused = {path for path in _flat(params) if not kept.fullmatch(path)}
+    source = _flat(params)
+    wrong = []
+
+    def pick(path, leaf):
+        if kept.fullmatch(path):
+            return leaf
+        unused.discard(path)
+        if path not in source or source[path].shape != leaf.shape:
+            wrong.append(path)
+            return leaf
+        return source[path]
+
+    result = _map_with_path(pick, fresh)
+    if wrong or unused:
+        names = ", ".join(sorted([*wrong, *unused])[:8])
+        raise VidlatentError(
+            f"the weights belong to another form: {len(wrong)} missing or misshaped, "
+            f"{len(unused)} left over ({names})."
+        )
+    return result
+
+
+def _flat(tree: Params, prefix: str = "") -> dict[str, Any]:
+    """Nested dict to ``{'a/b/c': leaf}``."""
+    flat = {}
+    _map_with_path(lambda path, leaf: flat.setdefault(path, leaf), tree, prefix)
+    return flat
+
+
+def _map(f: Callable[[Any], Any], tree: Params) -> dict[str, Any]:
+    return _map_with_path(lambda _, leaf: f(leaf), tree)
+
+
+def _map_with_path(f: Callable[[str, Any], Any], tree: Params, prefix: str = "") -> dict[str, Any]:
+    return {
+        key: _map_with_path(f, value, f"{prefix}{key}/")
+        if isinstance(value, Mapping)
+        else f(prefix + key, value)
+        for key, value in tree.items()
+    }

@@ -1,0 +1,182 @@
+"""Spatial tiles for maps that are too large to convolve at once (ProMAG 3.3, appendix D).
+
+The paper splits the input of each convolution into overlapping tiles and blends the results; norms
+keep the statistics of the whole map. Two ways to cut:
+
+``halo``
+    a tile is read together with its true neighbours, so every tile gives the values of the full
+    map, whatever the overlap. Overlap 0 is the cheapest.
+``literal``
+    a tile is padded with zeros at its own edges, as the paper's wording suggests. Its outermost
+    rows are wrong, so the blend equals the full map only if they get no weight: ``dead_zone`` of
+    half the kernel and an overlap of at least twice that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vidlatent.errors import VidlatentError
+
+__all__ = ["Tiles", "blend_weights", "latent_tiles", "map_tiles", "spans"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """How a map is cut.
+
+    Attributes:
+      size: height and width of a tile in positions of the map at hand.
+      overlap: positions that neighbouring tiles share; the last tile may share more.
+      mode: ``'halo'`` or ``'literal'``.
+      dead_zone: positions at a tile's inner edges that the blend leaves out.
+    """
+
+    size: int
+    overlap: int = 0
+    mode: str = "halo"
+    dead_zone: int = 0
+
+    def __post_init__(self):
+        if self.mode not in ("halo", "literal"):
+            raise VidlatentError(f"tile mode {self.mode!r}: use 'halo' or 'literal'.")
+        if self.dead_zone < 0:
+            raise VidlatentError(f"tile dead zone {self.dead_zone}: use 0 or more.")
+        spans(1, self.size, self.overlap)
+
+
+def spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+    """Start and end of the tiles of a line; the last one is moved back to end with the line."""
+    if not 0 <= overlap < tile:
+        raise VidlatentError(f"tiles of {tile} cannot overlap by {overlap}: use 0 to {tile - 1}.")
+    if length <= tile:
+        return [(0, length)]
+    step = tile - overlap
+    count = 1 + -(-(length - tile) // step)
+    starts = (min(i * step, length - tile) for i in range(count))
+    return [(start, start + tile) for start in starts]
+
+
+def _ramp(overlap: int, dead_zone: int) -> np.ndarray:
+    """Weights from a tile's edge inwards over a shared stretch; the mirror image adds up to 1."""
+    place = np.arange(overlap) + 0.5
+    width = overlap - 2 * dead_zone
+    if width <= 0:  # no room for a ramp: a hard seam in the middle
+        return (place > overlap / 2).astype(float) + 0.5 * (place == overlap / 2)
+    return np.clip((place - dead_zone) / width, 0.0, 1.0)
+
+
+def blend_weights(length: int, tile: int, overlap: int, dead_zone: int = 0) -> np.ndarray:
+    """Weights of every tile of ``spans``, ``[tiles, tile]``, that sum to 1 at every position.
+
+    They rise linearly over what two neighbours share. Normalised, because a last tile that was
+    moved back can share positions with more than one other.
+    """
+    lines = spans(length, tile, overlap)
+    weights = np.ones((len(lines), lines[0][1]))
+    for i in range(1, len(lines)):
+        ramp = _ramp(lines[i - 1][1] - lines[i][0], dead_zone)
+        weights[i, : len(ramp)] *= ramp
+        weights[i - 1, -len(ramp) :] *= ramp[::-1] if len(ramp) else 1.0
+    total = np.zeros(length)
+    for (start, end), weight in zip(lines, weights, strict=True):
+        total[start:end] += weight
+    return np.stack([w / total[a:b] for (a, b), w in zip(lines, weights, strict=True)])
+
+
+def map_tiles(
+    function: Callable[[Sequence[jax.Array], jax.Array, int], jax.Array],
+    arrays: Sequence[jax.Array],
+    tiles: Tiles,
+    reach: int = 0,
+    factor: int = 1,
+) -> jax.Array:
+    """Apply ``function`` tile by tile and blend; one loop, so one tile's workspace.
+
+    Args:
+      function: ``(cut arrays, inside, pad) -> [B, T', h * factor, w * factor, C']``. ``inside``
+        ``[h', w', 1]`` is False at positions beyond the map, which must count as zero; ``pad`` is
+        how many zeros the function itself adds on each side (``reach`` for literal tiles, 0 where
+        the neighbours are in the cut already).
+      arrays: maps ``[B, T_i, H, W, C_i]`` cut alike.
+      tiles: how to cut.
+      reach: positions that the function looks to each side.
+      factor: growth of height and width in the function.
+
+    Returns:
+      ``[B, T', H * factor, W * factor, C']``.
+    """
+    extent = arrays[0].shape[2:4]
+    lines = [spans(n, tiles.size, tiles.overlap) for n in extent]
+    sizes = [line[0][1] for line in lines]
+    halo = reach if tiles.mode == "halo" else 0
+    border = ((0, 0), (0, 0), (halo, halo), (halo, halo), (0, 0))
+    padded = [jnp.pad(array, border) for array in arrays]
+    starts = [jnp.asarray([start for start, _ in line]) for line in lines]
+
+    def corner(index):
+        steps = index // len(lines[1]), index % len(lines[1])
+        return steps, [start[step] for start, step in zip(starts, steps, strict=True)]
+
+    def piece(index):
+        _, at = corner(index)
+        read = [size + 2 * halo for size in sizes]
+        cuts = [_cut(array, at, read) for array in padded]
+        rows, columns = (
+            (place >= halo) & (place < halo + n)
+            for place, n in zip(map(_run, at, read), extent, strict=True)
+        )
+        return function(cuts, (rows[:, None] & columns[None, :])[..., None], reach - halo)
+
+    like = jax.eval_shape(piece, jnp.zeros((), jnp.int32))
+    exact = jnp.promote_types(like.dtype, jnp.float32)
+    down, across = (_line_weights(n, tiles, factor, exact) for n in extent)
+
+    def add(index, out):
+        (row, column), at = corner(index)
+        weight = down[row][:, None, None] * across[column][None, :, None]
+        value = (piece(index).astype(exact) * weight).astype(out.dtype)
+        at = (0, 0, *(a * factor for a in at), 0)
+        old = lax.dynamic_slice(out, at, value.shape)
+        return lax.dynamic_update_slice(out, old + value, at)
+
+    shape = (*like.shape[:2], *(n * factor for n in extent), like.shape[-1])
+    return lax.fori_loop(0, len(lines[0]) * len(lines[1]), add, jnp.zeros(shape, like.dtype))
+
+
+def _line_weights(length: int, tiles: Tiles, factor: int, dtype: Any) -> jax.Array:
+    weights = blend_weights(length, tiles.size, tiles.overlap, tiles.dead_zone)
+    return jnp.asarray(np.repeat(weights, factor, axis=1), dtype)
+
+
+def _run(start: jax.Array, length: int) -> jax.Array:
+    return start + jnp.arange(length)
+
+
+def _cut(array: jax.Array, at: Sequence[jax.Array], size: Sequence[int]) -> jax.Array:
+    shape = (*array.shape[:2], *size, array.shape[-1])
+    return lax.dynamic_slice(array, (0, 0, *at, 0), shape)
+
+
+def latent_tiles(
+    decode: Callable[[jax.Array], jax.Array], latent: jax.Array, tiles: Tiles, factor: int
+) -> jax.Array:
+    """Decode tiles of the latent one by one and blend the pictures.
+
+    For comparison: each tile has norm statistics of its own, so the result differs from decoding
+    the whole latent and shows seams.
+
+    Args:
+      decode: ``[B, t, h, w, z] -> [B, T, h * factor, w * factor, 3]``.
+      latent: ``[B, t, h, w, z]``.
+      tiles: size and overlap in latent positions.
+      factor: spatial compression.
+    """
+    return map_tiles(lambda cuts, inside, pad: decode(cuts[0]), (latent,), tiles, 0, factor)

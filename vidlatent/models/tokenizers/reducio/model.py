@@ -1,0 +1,340 @@
+"""The variational autoencoder behind ``reducio``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vidlatent.errors import VidlatentError
+from vidlatent.models.build import make_module
+from vidlatent.models.tokenizers.base import check_clip, latent_of
+from vidlatent.models.tokenizers.reducio.coder import Decoder, Encoder
+from vidlatent.models.tokenizers.reducio.latent import MotionPosterior, normalise
+from vidlatent.models.tokenizers.reducio.variants import Coder, resampled
+from vidlatent.registry import did_you_mean
+from vidlatent.spec import FrameRule, LatentSpec, check_shape
+
+__all__ = ["ReducioVAE", "build_reducio"]
+
+CONTENT = ("middle", "first", "random", "none")
+Features = tuple[jax.Array, ...]
+
+
+class ReducioVAE(nn.Module):
+    """Reducio-VAE: a clip of fixed length as one content frame and a tiny motion latent.
+
+    The video encoder compresses 4x32x32 (or 2x32x32); the decoder attends to features of one frame
+    of the clip, which is given to it as it is. Convolutions look both ways in time and norms pool
+    it, so a clip is coded whole; a longer video is a row of clips that know nothing of each other.
+
+    Attributes:
+      latent_channels: c.
+      width, multipliers: channels per resolution level, pixels first.
+      blocks: residual blocks per level of the encoders; a decoder level has them twice.
+      content_width, content_multipliers, content_blocks: of the content encoder, whose maps halve
+        after every level.
+      time_factor, space_factor: compression, powers of two.
+      frames: length of a clip.
+      fuse: per decoder level, which level of the content features it attends to; -1: none.
+      fuse_middle: attend in the middle too.
+      content: the clip's frame that is kept: ``'middle'``, ``'first'``, ``'random'`` (drawn from
+        the rng stream ``content``; without one the same in every call) or ``'none'``, a plain
+        video autoencoder.
+      time: ``'centred'`` or ``'causal'`` convolutions.
+      renorm_latent: normalise the latent again before decoding, for generated ones.
+      groups, heads: of the group norms and of the middle self-attention.
+      fuse_window, attention_window: sides of the windows that cross-attention and the content
+        encoder's self-attention fall back to on larger maps; 0 for the latter: never.
+      residual_scale: size of what a residual branch adds at the start of training, relative to
+        the usual initialisation.
+      up_form: ``'nearest'`` or ``'subpixel'``: two ways to compute the up operations.
+      remat: recompute each block in the backward pass.
+      conv_impl: form of ``kernels.conv3d``.
+      latent_scale, latent_shift: recorded in the latent spec.
+      dtype: compute dtype.
+    """
+
+    latent_channels: int
+    width: int
+    multipliers: tuple[int, ...] = (1, 2, 2, 4, 4, 4)
+    blocks: int = 2
+    content_width: int = 128
+    content_multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    content_blocks: int = 2
+    time_factor: int = 4
+    space_factor: int = 32
+    frames: int = 16
+    fuse: tuple[int, ...] = (-1, -1, 2, 3, -1, -1)
+    fuse_middle: bool = True
+    content: str = "middle"
+    time: str = "centred"
+    renorm_latent: bool = False
+    groups: int = 32
+    heads: int = 8
+    fuse_window: int = 128
+    attention_window: int = 256
+    residual_scale: float = 1.0
+    up_form: str = "subpixel"
+    remat: bool = False
+    conv_impl: str = "auto"
+    latent_scale: float = 1.0
+    latent_shift: float = 0.0
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        self._check_fields()
+        video = self._coder(self.width, self.multipliers, self.blocks, self._steps())
+        fuse, middle = self.fuse, self.fuse_middle
+        content = None
+        if self.content == "none":
+            fuse, middle = (-1,) * len(self.multipliers), False
+        else:
+            steps = resampled(len(self.content_multipliers), 0, len(self.content_multipliers) - 1)
+            shape = (self.content_width, self.content_multipliers, self.content_blocks)
+            content = self._coder(*shape, steps, volume=False)
+        self.encoder = Encoder(video, content, self.latent_channels)
+        halved = [sum(time for time, _ in self._steps()[:i]) for i in range(len(self.multipliers))]
+        self.decoder = Decoder(
+            video,
+            self.latent_channels,
+            tuple(self.frames >> times for times in halved),
+            fuse,
+            middle,
+            self.fuse_window,
+        )
+
+    def _coder(self, width, multipliers, blocks, steps, volume=True) -> Coder:
+        return Coder(
+            widths=tuple(width * m for m in multipliers),
+            blocks=blocks,
+            steps=steps,
+            volume=volume,
+            causal=volume and self.time == "causal",
+            groups=self.groups,
+            heads=self.heads,
+            window=self.attention_window,
+            residual_scale=self.residual_scale,
+            up_form=self.up_form,
+            remat=self.remat,
+            implementation=self.conv_impl,
+            dtype=self.dtype,
+        )
+
+    def _steps(self) -> tuple[tuple[bool, bool], ...]:
+        factors = (self.time_factor, self.space_factor)
+        return resampled(len(self.multipliers), *(factor.bit_length() - 1 for factor in factors))
+
+    def _check_fields(self) -> None:
+        levels = len(self.multipliers)
+        if self.content not in CONTENT:
+            hint = did_you_mean(self.content, CONTENT)
+            raise VidlatentError(f"config.model.content {self.content!r} is unknown: {hint}")
+        if self.time not in ("centred", "causal"):
+            raise VidlatentError(f"config.model.time {self.time!r}: use 'centred' or 'causal'.")
+        for name in ("time_factor", "space_factor"):
+            factor = getattr(self, name)
+            if factor < 1 or factor & (factor - 1) or factor >= 2**levels:
+                raise VidlatentError(
+                    f"config.model.{name} {factor} must be a power of two below 2^{levels}, the "
+                    f"{levels} levels of multipliers."
+                )
+        if self.frames < 1 or self.frames % self.time_factor:
+            raise VidlatentError(
+                f"config.model.frames {self.frames} must be a multiple of time_factor "
+                f"{self.time_factor}."
+            )
+        deepest = len(self.content_multipliers)
+        if len(self.fuse) != levels or any(not -1 <= i < deepest for i in self.fuse):
+            raise VidlatentError(
+                f"config.model.fuse {self.fuse} needs one entry for each of the {levels} levels, "
+                f"-1 or a level of the content encoder (0 to {deepest - 1})."
+            )
+        if self.content != "none" and 2 ** (deepest - 1) > self.space_factor:
+            raise VidlatentError(
+                f"config.model.content_multipliers halve the content frame {deepest - 1} times, "
+                f"more often than space_factor {self.space_factor} halves the video."
+            )
+        widths = [self.width * m for m in self.multipliers]
+        widths += [self.content_width * m for m in self.content_multipliers]
+        if any(width % self.groups for width in widths):
+            raise VidlatentError(
+                f"config.model.groups {self.groups} must divide every width, {sorted(set(widths))}."
+            )
+
+    @property
+    def latent_spec(self) -> LatentSpec:
+        """The latent's identity: channels, factors, legal clip lengths."""
+        tail = "" if self.content == "middle" else f"-{self.content}"
+        return LatentSpec(
+            name=f"reducio-ft{self.time_factor}-fs{self.space_factor}{tail}",
+            channels=self.latent_channels,
+            t=self.time_factor,
+            h=self.space_factor,
+            w=self.space_factor,
+            rule=FrameRule(self.frames, self.frames),
+            scale=self.latent_scale,
+            shift=self.latent_shift,
+        )
+
+    @property
+    def latent_frames(self) -> int:
+        """Latent frames of one clip."""
+        return self.frames // self.time_factor
+
+    @property
+    def takes_condition(self) -> bool:
+        """Whether ``decode`` needs the content frame."""
+        return self.content != "none"
+
+    @property
+    def streams(self) -> bool:
+        """Clips follow each other without any memory: ``decode`` takes them in any portions."""
+        return True
+
+    def encode(self, video: jax.Array, *, cache: Any = None) -> tuple[MotionPosterior, Any]:
+        """Compress a row of clips, each by itself.
+
+        Args:
+          video: ``[B, T, H, W, 3]`` in [-1, 1], T a multiple of ``frames``.
+          cache: None; clips share nothing.
+
+        Returns:
+          The posterior, whose ``draw``, ``sample`` and ``mode`` give the normalised latent
+          ``[B, t, h, w, c]``; None for the cache.
+
+        Raises:
+          VidlatentError: illegal size, naming the nearest legal ones.
+        """
+        return MotionPosterior.of_moments(self.moments(video, cache), self.latent_frames), None
+
+    def moments(self, video: jax.Array, cache: Any = None) -> jax.Array:
+        """Means and log-variances ``[B, t, h, w, 2c]`` float32, before any clipping."""
+        _no_cache(cache)
+        check_clip(self.latent_spec, video, first=True)
+        return _joined(self.encoder(self._clips(video, self.frames)), video.shape[0])
+
+    def decode(
+        self, latent: jax.Array, *, condition: Any = None, cache: Any = None
+    ) -> tuple[jax.Array, Any]:
+        """Restore a row of clips from the normalised latent ``[B, t, h, w, c]``.
+
+        Args:
+          latent: t a multiple of a clip's latent frames.
+          condition: each clip's content frame ``[B, H, W, 3]`` or ``[B, clips, H, W, 3]`` in
+            [-1, 1], or what ``condition`` or ``features`` made of it.
+          cache: None; clips share nothing.
+
+        Returns:
+          Video ``[B, T, H, W, 3]`` float32 (not clipped); None for the cache.
+        """
+        _no_cache(cache)
+        size = check_shape(latent, "B t h w c", c=self.latent_channels)
+        if size["t"] == 0 or size["t"] % self.latent_frames:
+            raise VidlatentError(
+                f"{size['t']} latent frames do not fit: a clip of {self.frames} frames has "
+                f"{self.latent_frames}."
+            )
+        if self.renorm_latent:
+            latent = normalise(latent, self.latent_frames)
+        clips = self._clips(latent, self.latent_frames)
+        features = self._features_of(condition, clips.shape[0])
+        return _joined(self.decoder(clips, features), size["B"]), None
+
+    def __call__(self, video: jax.Array) -> tuple[jax.Array, MotionPosterior]:
+        """Reconstruction ``[B, T, H, W, 3]`` float32 and the posterior.
+
+        With a rng stream ``latent`` the latent is a sample, as the released code has it in training
+        and in evaluation; without one it is that of the mean.
+        """
+        posterior, _ = self.encode(video)
+        latent = latent_of(self, posterior)
+        condition = self.condition(video) if self.takes_condition else None
+        return self.decode(latent, condition=condition)[0], posterior
+
+    def content_frame(self, video: jax.Array) -> jax.Array:
+        """The frame of each clip that the decoder will see: ``[B * clips, H, W, 3]``."""
+        clips = self._clips(video, self.frames)
+        if self.content == "random":
+            key = self.make_rng("content") if self.has_rng("content") else jax.random.key(0)
+            places = jax.random.randint(key, clips.shape[:1], 0, self.frames)
+            return jax.vmap(lambda clip, i: clip[i])(clips, places)
+        if self.content == "none":
+            raise VidlatentError("this decoder takes no condition: config.model.content is 'none'.")
+        return clips[:, 0 if self.content == "first" else (self.frames - 1) // 2]
+
+    def condition(self, video: jax.Array) -> Features:
+        """The decoder's condition from the whole video ``[B, T, H, W, 3]``."""
+        return self.features(self.content_frame(video))
+
+    def features(self, frame: jax.Array) -> Features:
+        """The condition from content frames ``[B * clips, H, W, 3]`` in [-1, 1].
+
+        Returns:
+          One ``[B * clips, H', W', C]`` for each level that the decoder attends to, in
+          ``feature_levels``.
+        """
+        check_shape(frame, "B H W C", C=3)
+        pyramid = self.encoder.features(frame)
+        return tuple(pyramid[i] for i in self.feature_levels)
+
+    @property
+    def feature_levels(self) -> tuple[int, ...]:
+        """Indices into the content features that the decoder uses; -1 is the middle's."""
+        used = {i for i in self.fuse if i >= 0} | ({-1} if self.fuse_middle else set())
+        return tuple(sorted(used, key=lambda i: (i < 0, i))) if self.takes_condition else ()
+
+    def encoder_values(self, video: jax.Array) -> tuple[jax.Array, Features]:
+        """Output of the video encoder before the last 1x1, and its features by level."""
+        return self.encoder.volume(self._clips(video, self.frames))
+
+    def content_values(self, frame: jax.Array) -> tuple[jax.Array, Features]:
+        """Unused output of the content encoder, and its features by level."""
+        y, features = self.encoder.pyramid(frame)
+        return y[:, 0], tuple(x[:, 0] for x in features)
+
+    @staticmethod
+    def _clips(x: jax.Array, length: int) -> jax.Array:
+        """``[B, n * length, ...] -> [B * n, length, ...]``."""
+        return x.reshape(-1, length, *x.shape[2:])
+
+    def _features_of(self, condition: Any, clips: int) -> dict[int, jax.Array]:
+        if not self.takes_condition:
+            if condition is not None:
+                raise VidlatentError("this decoder takes no condition: pass condition=None.")
+            return {}
+        if condition is None:
+            raise VidlatentError(
+                "this decoder needs the content frame of each clip: pass condition=frame, or "
+                "condition=model.condition(video)."
+            )
+        if not isinstance(condition, (tuple, list)):
+            condition = self.features(condition.reshape(-1, *condition.shape[-3:]))
+        if len(condition) != len(self.feature_levels) or condition[0].shape[0] != clips:
+            raise VidlatentError(
+                f"the condition has {len(condition)} maps for {condition[0].shape[0]} clips; "
+                f"{len(self.feature_levels)} maps for {clips} clips are needed."
+            )
+        return dict(zip(self.feature_levels, condition, strict=True))
+
+
+def _joined(x: jax.Array, batch: int) -> jax.Array:
+    """``[B * n, T, ...] -> [B, n * T, ...]``."""
+    return x.reshape(batch, -1, *x.shape[2:])
+
+
+def _no_cache(cache: Any) -> None:
+    if cache is not None:
+        raise VidlatentError("clips share nothing: pass cache=None.")
+
+
+def build_reducio(fields: Mapping[str, Any], dtype: Any) -> ReducioVAE:
+    """The model of ``fields``; unset ones take the class defaults.
+
+    Raises:
+      VidlatentError: unknown or missing field.
+    """
+    return make_module(ReducioVAE, fields, dtype)

@@ -1,0 +1,349 @@
+"""Frames larger than the network was trained on, tile by tile (Reducio, released code and 3).
+
+Two ways. ``published_*`` repeat the released code to the digit: read areas of 320 pixels every 256,
+cut off at the far edges, linear blends in place, content features blended per tile but not cropped.
+``even_*`` keep the sizes and mend what that leaves to chance:
+
+- every tile has the full read size (there, a frame 272 pixels wide ends in a tile of 16, whose
+  norms pool next to nothing); tiles are spread evenly instead, so that one program serves all;
+- blends weigh both sides alike and depend on no order;
+- a tile's content features are those of its own pixels;
+- tiling depends on both sides of the frame, not on the height alone (``needed``).
+
+Time is never tiled. Norms pool a tile and not the frame, in both ways.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vidlatent.errors import VidlatentError
+from vidlatent.models.tokenizers.reducio.latent import MotionPosterior
+
+__all__ = [
+    "Tiles",
+    "borders",
+    "even_condition",
+    "even_decode",
+    "even_encode",
+    "needed",
+    "published_condition",
+    "published_decode",
+    "published_encode",
+]
+
+# One condition for each tile, rows of tiles first.
+Grid = list[list[Any]]
+# Of a decoder that looks at no content frame: None.
+Conditions = Grid | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Sizes in pixels.
+
+    Attributes:
+      core: distance of the tiles.
+      overlap: share of the core that a tile reads beyond it; a Fraction where it is no power of
+        two, since sizes are cut down to integers.
+    """
+
+    core: int = 256
+    overlap: float | Fraction = 0.25
+
+    @property
+    def read(self) -> int:
+        """Side of a tile."""
+        return int(self.core * (1 + self.overlap))
+
+    def blend_of(self, read: int) -> int:
+        """Nominal blend of a map whose tiles are ``read`` long."""
+        return int(read / (1 + self.overlap) * self.overlap)
+
+    def latent(self, factor: int) -> Tiles:
+        """The same tiles on the latent."""
+        small = Tiles(self.core // factor, self.overlap)
+        if (small.core * factor, small.read * factor) != (self.core, self.read):
+            raise VidlatentError(
+                f"tiles of {self.core} and {self.read} pixels do not fall on the latent's grid of "
+                f"{factor}: choose multiples of it."
+            )
+        return small
+
+
+def needed(height: int, width: int, tiles: Tiles, height_only: bool = False) -> bool:
+    """Whether a frame exceeds one tile; ``height_only`` tests what the released code does."""
+    return (height if height_only else max(height, width)) > tiles.read
+
+
+def borders(
+    height: int, width: int, tiles: Tiles, published: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Rows and columns at which one more tile begins to count, or one ceases to."""
+    lines = []
+    for side in (height, width):
+        starts = [span.start for span in _spans(side, tiles)] if published else _starts(side, tiles)
+        reach = tiles.core + int(tiles.core * tiles.overlap) if published else tiles.read
+        ends = [start + reach for start in starts[:-1]]
+        lines.append(tuple(sorted({*starts[1:], *(end for end in ends if end < side)})))
+    return tuple(lines)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(model: Any, method: str) -> Callable[..., Any]:
+    def call(params, *args, **kwargs):
+        return model.apply({"params": params}, *args, **kwargs, method=method)
+
+    return jax.jit(call)
+
+
+# The released way.
+
+
+def published_encode(model: Any, params: Any, video: jax.Array, tiles: Tiles) -> MotionPosterior:
+    """Posterior of the whole frame from blended and cropped moments of the tiles.
+
+    Args:
+      video: ``[B, T, H, W, 3]`` in [-1, 1].
+    """
+    run = _compiled(model, "moments")
+    grid = [
+        [run(params, video[:, :, y, x]) for x in _spans(video.shape[3], tiles)]
+        for y in _spans(video.shape[2], tiles)
+    ]
+    latent = tiles.latent(model.latent_spec.h)
+    moments = _joined(grid, latent)
+    return MotionPosterior.of_moments(moments, model.latent_frames)
+
+
+def published_condition(model: Any, params: Any, frame: jax.Array, tiles: Tiles) -> Grid:
+    """Per tile its content features, blended level by level with its neighbours', not cropped.
+
+    Args:
+      frame: content frames ``[B * clips, H, W, 3]``.
+    """
+    run = _compiled(model, "features")
+    grid = [
+        [run(params, frame[:, y, x]) for x in _spans(frame.shape[2], tiles)]
+        for y in _spans(frame.shape[1], tiles)
+    ]
+    return _blended_features(grid, tiles)
+
+
+def published_decode(
+    model: Any, params: Any, latent: jax.Array, conditions: Conditions, tiles: Tiles
+) -> jax.Array:
+    """Video ``[B, T, H, W, 3]`` from the latent and one condition per tile."""
+    small = tiles.latent(model.latent_spec.h)
+    rows, columns = (list(_spans(size, small)) for size in latent.shape[2:4])
+    conditions = _check_grid(conditions, len(rows), len(columns))
+    run = _compiled(model, "decode")
+    grid = [
+        [
+            run(params, latent[:, :, y, x], condition=conditions[i][j])[0]
+            for j, x in enumerate(columns)
+        ]
+        for i, y in enumerate(rows)
+    ]
+    return _joined(grid, tiles)
+
+
+def _check_grid(conditions: Conditions, rows: int, columns: int) -> Grid:
+    if conditions is None:
+        return [[None] * columns] * rows
+    found = (len(conditions), len(conditions[0]) if conditions else 0)
+    if found != (rows, columns):
+        raise VidlatentError(
+            f"the conditions are of {found[0]}x{found[1]} tiles, the latent has {rows}x{columns}: "
+            "make both from frames of one size, with the same tiles."
+        )
+    return conditions
+
+
+def _spans(size: int, tiles: Tiles) -> list[slice]:
+    return [slice(start, min(start + tiles.read, size)) for start in range(0, size, tiles.core)]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _joined(grid: Sequence[Sequence[jax.Array]], tiles: Tiles) -> jax.Array:
+    """Tiles ``[B, T, H, W, C]`` blended and cropped into the whole."""
+    blend = int(tiles.core * tiles.overlap)
+    return _cropped(_blended(grid, lambda _: blend, 2), tiles.core, 2)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _blended_features(grid: Grid, tiles: Tiles) -> Grid:
+    """Tiles of feature maps ``[B, H, W, C]``, blended map by map."""
+    levels = [
+        _blended([[maps[k] for maps in row] for row in grid], tiles.blend_of, 1)
+        for k in range(len(grid[0][0]))
+    ]
+    return [
+        [tuple(level[y][x] for level in levels) for x in range(len(grid[0]))]
+        for y in range(len(grid))
+    ]
+
+
+def _blended(grid: Grid, extent: Callable[[int], int], axis: int) -> list[list[jax.Array]]:
+    """Blend each tile with the one above, then with the one to its left, in raster order.
+
+    Neighbours take part as they are after their own blending.
+
+    Args:
+      grid: arrays whose rows lie along ``axis``, columns along the next.
+      extent: longest blend for a neighbour of a given length.
+    """
+    done: list[list[jax.Array]] = []
+    for i, row in enumerate(grid):
+        done.append([])
+        for j, tile in enumerate(row):
+            if i:
+                tile = _ramp(done[i - 1][j], tile, extent, axis)
+            if j:
+                tile = _ramp(done[i][j - 1], tile, extent, axis + 1)
+            done[i].append(tile)
+    return done
+
+
+def _ramp(a: jax.Array, b: jax.Array, extent: Callable[[int], int], axis: int) -> jax.Array:
+    """``b`` whose first part fades in from the last part of ``a``."""
+    length = a.shape[axis]
+    n = min(length, b.shape[axis], extent(length))
+    shape = [1] * b.ndim
+    shape[axis] = n
+    weight = jnp.asarray(np.arange(n) / max(n, 1), b.dtype).reshape(shape)
+    ending = jax.lax.slice_in_dim(a, length - n, length, axis=axis)
+    start, rest = jnp.split(b, [n], axis=axis)
+    return jnp.concatenate([ending * (1 - weight) + start * weight, rest], axis=axis)
+
+
+def _cropped(grid: Sequence[Sequence[jax.Array]], core: int, axis: int) -> jax.Array:
+    """First ``core`` rows and columns of each tile, side by side."""
+    rows = []
+    for row in grid:
+        parts = [
+            jax.lax.slice_in_dim(tile, 0, min(core, tile.shape[axis + 1]), axis=axis + 1)
+            for tile in row
+        ]
+        whole = jnp.concatenate(parts, axis=axis + 1)
+        rows.append(jax.lax.slice_in_dim(whole, 0, min(core, whole.shape[axis]), axis=axis))
+    return jnp.concatenate(rows, axis=axis)
+
+
+# The mended way.
+
+
+def even_encode(model: Any, params: Any, video: jax.Array, tiles: Tiles) -> MotionPosterior:
+    """Posterior of the whole frame from evenly spread tiles; ``video`` ``[B, T, H, W, 3]``."""
+    plan = _Plan(video.shape[2:4], tiles, model.latent_spec.h)
+    run = _compiled(model, "moments")
+    grid = [[run(params, video[:, :, y, x]) for x in plan.columns] for y in plan.rows]
+    moments = _averaged(grid, *plan.placed(1, plan.factor))
+    return MotionPosterior.of_moments(moments, model.latent_frames)
+
+
+def even_condition(model: Any, params: Any, frame: jax.Array, tiles: Tiles) -> Grid:
+    """Per tile the content features of its own pixels; ``frame`` ``[B * clips, H, W, 3]``."""
+    plan = _Plan(frame.shape[1:3], tiles, model.latent_spec.h)
+    run = _compiled(model, "features")
+    return [[run(params, frame[:, y, x]) for x in plan.columns] for y in plan.rows]
+
+
+def even_decode(
+    model: Any, params: Any, latent: jax.Array, conditions: Conditions, tiles: Tiles
+) -> jax.Array:
+    """Video ``[B, T, H, W, 3]`` from the latent and one condition per tile."""
+    factor = model.latent_spec.h
+    plan = _Plan(latent.shape[2:4], tiles.latent(factor), 1)
+    conditions = _check_grid(conditions, len(plan.rows), len(plan.columns))
+    run = _compiled(model, "decode")
+    grid = [
+        [
+            run(params, latent[:, :, y, x], condition=condition)[0]
+            for x, condition in zip(plan.columns, row, strict=True)
+        ]
+        for y, row in zip(plan.rows, conditions, strict=True)
+    ]
+    return _averaged(grid, *plan.placed(factor, 1))
+
+
+class _Plan:
+    """Where the tiles of a frame lie: ``rows`` and ``columns`` are slices of it.
+
+    Starts are multiples of ``factor``, and the same on pixels and on the latent.
+    """
+
+    def __init__(self, size: tuple[int, int], tiles: Tiles, factor: int):
+        self.factor, self.size = factor, tuple(size)
+        small = tiles.latent(factor)
+        self.rows, self.columns = (
+            [
+                slice(start * factor, start * factor + min(tiles.read, side))
+                for start in _starts(side // factor, small)
+            ]
+            for side in size
+        )
+
+    def placed(self, times: int, over: int) -> tuple[tuple[int, ...], ...]:
+        """Size and starts, scaled by ``times / over``, for ``_averaged``."""
+        rows, columns = (
+            tuple(span.start * times // over for span in spans)
+            for spans in (self.rows, self.columns)
+        )
+        return tuple(side * times // over for side in self.size), rows, columns
+
+
+def _starts(size: int, tiles: Tiles) -> list[int]:
+    """As few tiles of the read size as overlap by the nominal blend, spread evenly."""
+    if size <= tiles.read:
+        return [0]
+    gaps = -(-(size - tiles.read) // tiles.core)
+    return [round(i * (size - tiles.read) / gaps) for i in range(gaps + 1)]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _averaged(
+    grid: Sequence[Sequence[jax.Array]],
+    sizes: tuple[int, int],
+    rows: tuple[int, ...],
+    columns: tuple[int, ...],
+) -> jax.Array:
+    """Tiles that start at ``rows`` and ``columns``, weighed by how far inside them a pixel lies."""
+    first = grid[0][0]
+    height, width = first.shape[2:4]
+    down, across = _shares(rows, height, sizes[0]), _shares(columns, width, sizes[1])
+    whole = jnp.zeros((*first.shape[:2], *sizes, first.shape[-1]), first.dtype)
+    for top, row in zip(rows, grid, strict=True):
+        for left, tile in zip(columns, row, strict=True):
+            weight = jnp.asarray(down[top][:, None, None] * across[left][:, None], tile.dtype)
+            area = (slice(None), slice(None), slice(top, top + height), slice(left, left + width))
+            whole = whole.at[area].add(tile * weight)
+    return whole
+
+
+def _shares(starts: Sequence[int], length: int, size: int) -> dict[int, np.ndarray]:
+    """Per start the weight of each of its positions; together 1 everywhere.
+
+    Between the middles of an overlap's ends weights rise linearly and alike from both sides.
+    """
+    total = np.zeros(size)
+    raw = {}
+    for place, start in enumerate(starts):
+        weight = np.ones(length)
+        if place:
+            n = starts[place - 1] + length - start
+            weight[:n] *= (np.arange(n) + 0.5) / n
+        if place + 1 < len(starts):
+            n = start + length - starts[place + 1]
+            weight[length - n :] *= ((np.arange(n) + 0.5) / n)[::-1]
+        raw[start] = weight
+        total[start : start + length] += weight
+    return {start: weight / total[start : start + length] for start, weight in raw.items()}

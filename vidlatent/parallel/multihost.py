@@ -1,0 +1,54 @@
+"""Several processes as one program: start-up and moving arrays between hosts and devices."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+from vidlatent.errors import VidlatentError
+
+__all__ = ["initialize", "is_main", "local_rows", "to_global"]
+
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def initialize() -> None:
+    """Join the other processes named by ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and
+    ``JAX_PROCESS_ID``; without them this process is alone and nothing happens.
+    """
+    given = [name for name in _VARIABLES if os.environ.get(name)]
+    if not given:
+        return
+    missing = [name for name in _VARIABLES if name not in given]
+    if missing:
+        raise VidlatentError(
+            f"{', '.join(given)} set without {', '.join(missing)}: a run over several processes "
+            "needs all three variables."
+        )
+    address, count, index = (os.environ[name] for name in _VARIABLES)
+    jax.distributed.initialize(address, int(count), int(index))
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes files. Saving and evaluating run on all of them."""
+    return jax.process_index() == 0
+
+
+def to_global(tree: Any, sharding: Sharding) -> Any:
+    """Host arrays holding this process's rows -> global arrays with all processes' rows."""
+    return jax.tree.map(
+        lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), tree
+    )
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """The rows of a batch-sharded array that lie on this process, in order, each once."""
+    rows = {}
+    for shard in array.addressable_shards:
+        start = shard.index[0].start or 0
+        rows.setdefault(start, shard.data)
+    return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])

@@ -1,0 +1,1 @@
+"""The mode ``plan``: memory, operations and time of a job on hardware that is not at hand."""

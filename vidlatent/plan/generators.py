@@ -1,0 +1,228 @@
+"""A generator's programs with abstract arguments: training step, sampling loop, one evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vidlatent import config as configs
+from vidlatent.latents.space import (
+    Latents,
+    abstract_at_rest,
+    check_generator,
+    example,
+    generator_of,
+    latents_of,
+    tokenizer_config,
+)
+from vidlatent.models.generators.fp8_weights import in_eight_bits
+from vidlatent.models.load import abstract_params, model_of, spec_in_chunks
+from vidlatent.parallel.sharding import batch_sharding, replicated, shardings
+from vidlatent.plan.program import Program, check_batch, sized
+from vidlatent.sample.sampler import LatentSampler
+from vidlatent.train.program import abstract_state, jit_train_step, placed
+from vidlatent.train.state import random_key
+from vidlatent.train.tasks.generator import make_step
+
+__all__ = ["evaluation", "sampling", "training"]
+
+_CLIP_TOKENS = 257  # of CLIP ViT-H/14, where the generator does not say how many it reads
+
+
+def training(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
+    """The diffusion step on a batch of latents, or of videos where that is what the data holds."""
+    config, model, latents = _assumed(config)
+    *size, batch = bucket
+    check_batch(config, mesh, batch)
+    step = make_step(config, model, latents)
+    state = abstract_state(step, config.seed, mesh)
+    known = _arrays(model, latents, tuple(size), batch)
+    arrays = placed({name: known[name] for name in step.arrays}, batch_sharding(mesh))
+    networks: dict[str, Any] = {}
+    if config.data.source != "latents":
+        networks["tokenizer"] = abstract_params(model_of(tokenizer_config(config)))
+    networks = placed(networks, replicated(mesh))
+    return Program(
+        name="train",
+        about=f"step of a batch of {batch} clips {sized(size)}, latents {_grid(latents, size)}",
+        function=jit_train_step(step, state, mesh),
+        arguments=(state, arrays, networks),
+        parts={
+            "parameters": state["params"],
+            "averaged parameters": state["ema"],
+            "optimizer": state["opt"],
+            "frozen networks": networks,
+        },
+        initial={0: lambda: step.init(random_key(config.seed, "params"))},
+        carries=(0, 0),
+        frames=batch * size[0],
+    )
+
+
+def sampling(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
+    """The whole loop from noise to latents, of ``config.sample.size`` unless a bucket is given."""
+    job = _Sampling(config, mesh, bucket)
+    seeds = jax.ShapeDtypeStruct((job.batch,), jnp.uint32)
+    about = f"{job.sampler.nfe} evaluations for {job.about}"
+    return job.program("sample", about, job.sampler.run, seeds, job.conditions(job.batch))
+
+
+def evaluation(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
+    """One call of the network in a guided step of that loop.
+
+    All branches of guidance are one batch, and keys and values of constant conditions are given,
+    where the sampler does so.
+    """
+    job = _Sampling(config, mesh, bucket)
+    model, branches = job.model, job.sampler.drops
+    if not config.sampler.guidance.batched:
+        branches = branches[-1:]
+    samples = len(branches) * job.batch
+    dropped = {
+        name: np.repeat([name in names for names in branches], job.batch) for name in model.reads
+    }
+    conditions = job.conditions(samples)
+
+    def run(params, noisy, time, conditions, kept):
+        given = {} if kept is None else {"kept": kept}
+        drop = jax.tree.map(jnp.asarray, dropped)
+        return model.apply(
+            {"params": params}, noisy, time, conditions, drop, **given, method="denoise"
+        )
+
+    def keep(params, conditions):
+        drop = jax.tree.map(jnp.asarray, dropped)
+        return model.apply({"params": params}, conditions, drop, method="keep")
+
+    keeps = config.sampler.keep and hasattr(model, "keep") and model.reads
+    kept = jax.eval_shape(keep, job.params, conditions) if keeps else None
+    noisy = jax.ShapeDtypeStruct((samples, *job.sampler.shape), jnp.float32)
+    time = jax.ShapeDtypeStruct((samples,), jnp.float32)
+    guided = f", {len(branches)} branches of guidance in one batch" if len(branches) > 1 else ""
+    about = f"one evaluation for {job.about}{guided}"
+    return job.program("nfe", about, run, noisy, time, conditions, kept)
+
+
+class _Sampling:
+    """What the sampling loop and its parts have in common.
+
+    Attributes:
+      model: the generator.
+      sampler: its loop at this size.
+      batch: samples.
+      params: abstract parameters on the mesh, as sampling holds them.
+      about: samples and sizes in words.
+    """
+
+    def __init__(self, config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]):
+        config, self.model, latents = _assumed(config)
+        size, self.batch = tuple(config.sample.size) or bucket[:3], config.sample.batch
+        if config.plan.bucket:
+            *size, self.batch = config.plan.bucket
+        self._latents, self._size, self._seed = latents, tuple(size), config.seed
+        shape = latents.spec.latent_shape(self._size)
+        self.sampler = LatentSampler(
+            self.model, config.diffusion.schedule.to_dict(), config.sampler.to_dict(), shape
+        )
+        self._eight_bits = config.sampler.eight_bits
+        params = abstract_at_rest(self.model, self._eight_bits)
+        self.params = placed(params, shardings(params, mesh))
+        self._whole = replicated(mesh)
+        self.about = f"{self.batch} clips {sized(self._size)}, latents {sized(shape)}"
+
+    def conditions(self, batch: int) -> dict[str, Any]:
+        known = _arrays(self.model, self._latents, self._size, batch)
+        return {name: _condition(name, known) for name in self.model.reads}
+
+    def program(self, name: str, about: str, run: Any, *rest: Any) -> Program:
+        """``run(params, *rest)``, all but the parameters on every device."""
+        if self._eight_bits:
+            about += "; large products in 8 bits, rates held against those in more"
+        model, eight_bits = self.model, self._eight_bits
+        where = jax.tree.map(lambda leaf: leaf.sharding, self.params)
+
+        def init():
+            noisy, time, nothing = example(model)
+            noisy, time = (jnp.zeros(leaf.shape, leaf.dtype) for leaf in (noisy, time))
+            key = random_key(self._seed, "params")
+            params = model.init(key, noisy, time, nothing, method="denoise")["params"]
+            held = abstract_at_rest(model)
+            params = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, held)
+            return in_eight_bits(params) if eight_bits else params
+
+        shares = (where, *(self._whole for _ in rest))
+        return Program(
+            name=name,
+            about=about,
+            function=jax.jit(run, in_shardings=shares, out_shardings=self._whole),
+            arguments=(self.params, *(placed(part, self._whole) for part in rest)),
+            parts={"parameters": self.params},
+            initial={0: init},
+            carries=None,
+            frames=self.batch * self._size[0],
+        )
+
+
+def _assumed(config: ConfigDict) -> tuple[ConfigDict, Any, Latents]:
+    """``(config, generator, latents)``; with ``config.plan.tokenizer`` no latents need exist."""
+    model = generator_of(config)
+    if config.plan.tokenizer:
+        tokenizer = model_of(configs.load(config.plan.tokenizer))
+        spec = spec_in_chunks(tokenizer, config.tokenizer.chunks, "config.tokenizer.chunks")
+        latents = Latents(spec, (0.0,) * spec.channels, (1.0,) * spec.channels)
+        config = config.copy_and_resolve_references()
+        config.data.source = "latents"
+    else:
+        latents = latents_of(config)
+    check_generator(model, latents)
+    return config, model, latents
+
+
+def _grid(latents: Latents, size: Any) -> str:
+    return sized(latents.spec.latent_shape(tuple(size)))
+
+
+def _arrays(
+    model: Any, latents: Latents, size: tuple[int, int, int], batch: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a batch of the loader may hold of a generator's conditions."""
+    t, h, w, c = latents.spec.latent_shape(size)
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "video": ((*size, 3), jnp.uint8),
+        "latent": ((t, h, w, c), jnp.float32),
+        "mask": ((), jnp.float32),
+        "label": ((), jnp.int32),
+        "content": ((1, *size[1:], 3), jnp.uint8),
+    }
+    if "text" in model.reads:
+        shapes["text"] = ((model.text_length, model.text_dim), jnp.float32)
+        shapes["text_length"] = ((), jnp.int32)
+    if "image" in model.reads:
+        tokens = model.image_tokens if hasattr(model, "image_tokens") else _CLIP_TOKENS
+        shapes["image"] = ((tokens, model.image_dim), jnp.float32)
+    if "content" in model.reads:
+        factor = model.content_factor
+        content = (h * factor, w * factor, model.content_channels)
+        shapes["content_latent"] = (content, jnp.float32)
+    return {
+        name: jax.ShapeDtypeStruct((batch, *shape), dtype)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def _condition(name: str, known: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
+    """A condition as the sampler is given it."""
+    if name == "text":
+        return {"states": known["text"], "length": known["text_length"]}
+    if name == "content":
+        return known["content_latent"]
+    if name == "first":
+        batch, _, *rest = known["latent"].shape
+        return jax.ShapeDtypeStruct((batch, 1, *rest), jnp.float32)
+    return known[name]

@@ -1,0 +1,125 @@
+"""Devices of a topology that need not be there: programs are compiled for them all the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+from jax.experimental import topologies
+from ml_collections import ConfigDict
+
+from vidlatent import config as configs
+from vidlatent.errors import VidlatentError
+from vidlatent.plan.hardware import Topology
+
+__all__ = ["devices_of", "has_devices", "run_in_child"]
+
+# The TPU compiler is told not to look for a TPU, and that other processes may use it too.
+_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+_CHILD = "VIDLATENT_PLANS_HERE"
+_GPUS_OF_A_NODE = 8
+
+
+def has_devices(topology: Topology) -> bool:
+    """Whether this process can compile for the topology as it was started."""
+    if topology.hardware.platform == "cpu":
+        return jax.default_backend() == "cpu" and jax.device_count() >= topology.devices
+    return jax.config.jax_platforms == "cpu" and (
+        topology.hardware.platform == "tpu" or _CHILD in os.environ
+    )
+
+
+def devices_of(topology: Topology) -> list[jax.Device]:
+    """The devices, for ``make_mesh``; to be asked only where ``has_devices``.
+
+    Raises:
+      VidlatentError: a compiler is not installed, or knows no such topology.
+    """
+    platform = topology.hardware.platform
+    if platform == "cpu":
+        return jax.devices()[: topology.devices]
+    try:
+        if platform == "tpu":
+            _need(topology, ("libtpu",), "pip install libtpu, of the release that jax[tpu] names")
+            os.environ.update({key: os.environ.get(key, value) for key, value in _TPU.items()})
+            hosts = {"chips_per_host_bounds": [1, 1, 1]} if topology.devices == 1 else {}
+            return topologies.get_topology_desc(str(topology), platform="tpu", **hosts).devices
+        _need(
+            topology,
+            ("jax_cuda12_plugin", "jax_cuda13_plugin"),
+            "pip install jax-cuda12-plugin and jax-cuda12-pjrt of jax's own version",
+        )
+        nodes = -(-topology.devices // _GPUS_OF_A_NODE)
+        return topologies.get_topology_desc(
+            topology.hardware.name,
+            platform="cuda",
+            topology=f"1x{nodes}x{topology.devices // nodes}",
+            target_config=_gpu_target(topology),
+        ).devices
+    except (RuntimeError, NotImplementedError) as error:
+        raise VidlatentError(f"--topology={topology}: {error}") from error
+
+
+def _need(topology: Topology, modules: tuple[str, ...], remedy: str) -> None:
+    if not any(importlib.util.find_spec(module) for module in modules):
+        raise VidlatentError(
+            f"--topology={topology} needs the compiler for it, which needs no such device: "
+            f"{remedy}."
+        )
+
+
+def _gpu_target(topology: Topology) -> str:
+    """What XLA must know of a Hopper GPU, from its data sheet."""
+    hardware = topology.hardware
+    return f"""
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+runtime_version {{ major: 12 minor: 9 }}
+device_description_str: "{hardware.kinds[0]}"
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448 threads_per_core_limit: 2048
+  core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: {hardware.bandwidth:.0f} l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: {hardware.memory:.0f}
+  cuda_compute_capability {{ major: 9 }}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}}
+"""
+
+
+def run_in_child(mode: str, config: ConfigDict, topology: Topology, output: Path) -> int:
+    """The same job in a process that is started for the topology; its exit status."""
+    if _CHILD in os.environ:
+        raise VidlatentError(f"--topology={topology}: JAX does not start for it on this machine.")
+    environment = {**os.environ, **_TPU, "JAX_PLATFORMS": "cpu", _CHILD: "1"}
+    if topology.hardware.platform != "cpu":  # what is compiled ahead of time cannot be read back
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+    flags = environment.get("XLA_FLAGS", "")
+    if topology.hardware.platform == "cpu":
+        flags += f" --xla_force_host_platform_device_count={topology.devices}"
+    if topology.hardware.platform == "gpu":
+        flags += " --xla_gpu_autotune_level=0"
+        environment["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # there is no driver to be too old
+        environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    environment["XLA_FLAGS"] = flags.strip()
+    # The package may run from its folder without being installed.
+    package = str(Path(__file__).resolve().parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (package, environment.get("PYTHONPATH")))
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        configs.write(config, Path(folder))
+        command = [sys.executable, "-m", "vidlatent.main", f"--mode={mode}"]
+        command += [f"--workdir={folder}", f"--topology={topology}", f"--output={output}"]
+        return subprocess.call(command, env=environment)

@@ -1,0 +1,1 @@
+"""What a run shows: metrics files, TensorBoard, curves, tables and HTML pages."""

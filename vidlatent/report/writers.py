@@ -1,0 +1,279 @@
+"""Back ends for ``clu.metric_writers`` that do not need TensorFlow.
+
+``make_writers`` gives one clu writer that sends everything to ``metrics.jsonl`` and to TensorBoard
+event files. Videos become animated GIFs, which TensorBoard plays in its image tab.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from vidlatent.errors import VidlatentError
+from vidlatent.media.write import gif_bytes
+
+__all__ = [
+    "JsonlWriter",
+    "MetricWriter",
+    "TensorBoardWriter",
+    "make_writers",
+    "read_metrics",
+]
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+_GIF_FPS = 8
+
+
+def _clu_metric_writers() -> types.ModuleType:
+    """``clu.metric_writers``, also where TensorFlow is not installed.
+
+    The package imports its TensorFlow event writer on the way; without TensorFlow an empty module
+    of that name is put in its place first.
+    """
+    name = "clu.metric_writers.summary_writer"
+    if name not in sys.modules and importlib.util.find_spec("tensorflow") is None:
+        stand_in = types.ModuleType(name, "Stands in for clu's TensorFlow event writer.")
+        stand_in.SummaryWriter = None  # type: ignore[attr-defined]
+        sys.modules[name] = stand_in
+    return importlib.import_module("clu.metric_writers")
+
+
+_clu = _clu_metric_writers()
+
+
+class MetricWriter(_clu.MetricWriter):
+    """clu's interface, with methods that write nothing; a back end overrides what it can show.
+
+    Every process may call a writer; those made by ``make_writers`` write on process 0 only.
+    """
+
+    def write_summaries(
+        self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """Raw summaries of plugins: no back end here has a use for them."""
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Numbers or arrays of one element, by name."""
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """``[H, W, C]`` or ``[N, H, W, C]``, C 1 or 3; uint8, or float in [0, 1] as clu has it."""
+
+    def write_videos(self, step: int, videos: Mapping[str, Any]) -> None:
+        """``[T, H, W, C]`` or ``[N, T, H, W, C]``, pixels as for images."""
+
+    def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int) -> None:
+        """Sound: not written by any back end here."""
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Texts, shown as Markdown where that is possible."""
+
+    def write_histograms(
+        self,
+        step: int,
+        arrays: Mapping[str, Any],
+        num_buckets: Mapping[str, int] | None = None,
+    ) -> None:
+        """Distributions of the values of arrays."""
+
+    def write_pointcloud(self, step: int, point_clouds: Mapping[str, Any], **kwargs: Any) -> None:
+        """Point clouds: not written by any back end here."""
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Settings of the run, flat or nested."""
+
+    def flush(self) -> None:
+        """Hand everything written so far to the operating system."""
+
+    def close(self) -> None:
+        """Flush and release files."""
+
+
+def _scalar(value: Any) -> float:
+    return float(np.asarray(value).reshape(()))
+
+
+def _pixels(images: Any, axes: int) -> np.ndarray:
+    """uint8 with a leading batch axis and three channels."""
+    images = np.asarray(images)
+    if images.dtype != np.uint8:
+        unit = np.nan_to_num(images.astype(np.float32))
+        images = np.rint(np.clip(unit, 0.0, 1.0) * 255).astype(np.uint8)
+    if images.ndim == axes - 1:
+        images = images[None]
+    if images.ndim != axes or images.shape[-1] not in (1, 3):
+        raise VidlatentError(f"pictures for the metric writers cannot have shape {images.shape}.")
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+
+
+class JsonlWriter(MetricWriter):
+    """Appends one JSON object a ``write_scalars`` call: step, wall time and the numbers.
+
+    Numbers that are not finite are written as null, since JSON has no word for them. After a resume
+    steps may appear again, and the later line counts (see ``read_metrics``). A last line that a
+    killed process left unfinished is removed when the file is opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = pathlib.Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._drop_unfinished_line()
+            self._file = open(self.path, "a", encoding="utf-8")
+        except OSError as error:
+            raise VidlatentError(f"cannot write the metrics file {self.path}: {error}") from error
+
+    def _drop_unfinished_line(self) -> None:
+        if self.path.exists():
+            with open(self.path, "rb+") as file:
+                end = file.seek(0, os.SEEK_END)
+                tail = min(end, 1 << 16)
+                file.seek(end - tail)
+                file.truncate(end - tail + file.read(tail).rfind(b"\n") + 1)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        values = {name: _scalar(value) for name, value in scalars.items()}
+        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
+        line = json.dumps({"step": int(step), "time": round(time.time(), 3), **finite})
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise VidlatentError(f"cannot write the metrics file {self.path}: {error}") from error
+
+    def flush(self) -> None:
+        if not self._file.closed:
+            self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: str | os.PathLike[str]) -> dict[str, tuple[list[int], list[float]]]:
+    """Curves ``name → (steps, values)`` from a metrics file, in order of steps.
+
+    Of steps written twice the last one counts; an unfinished last line is passed over; null becomes
+    NaN. A file that does not exist holds no curves.
+    """
+    points: dict[str, dict[int, float]] = {}
+    file = pathlib.Path(path)
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    for line in text.splitlines(keepends=True):
+        if line.endswith("\n") and line.strip():
+            row = json.loads(line)
+            step = row.pop("step")
+            row.pop("time", None)
+            for name, value in row.items():
+                points.setdefault(name, {})[step] = math.nan if value is None else value
+    ordered = {name: sorted(values.items()) for name, values in points.items()}
+    return {name: ([s for s, _ in v], [x for _, x in v]) for name, v in ordered.items()}
+
+
+class TensorBoardWriter(MetricWriter):
+    """Event files for TensorBoard through tensorboardX."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        from tensorboardX import SummaryWriter
+
+        try:
+            os.makedirs(folder, exist_ok=True)
+            self._writer = SummaryWriter(os.fspath(folder), flush_secs=30)
+        except OSError as error:
+            raise VidlatentError(f"cannot write event files in {folder}: {error}") from error
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, _scalar(value), step)
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        for name, batch in images.items():
+            for tag, picture in _numbered(name, _pixels(batch, 4)):
+                buffer = io.BytesIO()
+                Image.fromarray(picture).save(buffer, format="PNG")
+                self._add_encoded(tag, buffer.getvalue(), picture.shape[:2], step)
+
+    def write_videos(self, step: int, videos: Mapping[str, Any]) -> None:
+        for name, batch in videos.items():
+            for tag, clip in _numbered(name, _pixels(batch, 5)):
+                self._add_encoded(tag, gif_bytes(clip, _GIF_FPS), clip.shape[1:3], step)
+
+    def _add_encoded(self, tag: str, data: bytes, size: Sequence[int], step: int) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        image = Summary.Image(
+            height=size[0], width=size[1], colorspace=3, encoded_image_string=data
+        )
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self._writer.file_writer.add_summary(summary, step)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        for name, text in texts.items():
+            self._writer.add_text(name, text, step)
+
+    def write_histograms(
+        self,
+        step: int,
+        arrays: Mapping[str, Any],
+        num_buckets: Mapping[str, int] | None = None,
+    ) -> None:
+        for name, array in arrays.items():
+            bins = (num_buckets or {}).get(name) or 30
+            values = np.asarray(array, np.float32).reshape(-1)
+            self._writer.add_histogram(name, values, step, bins=bins)
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        rows = (f"| {name} | {value} |" for name, value in _flat(hparams))
+        table = "\n".join(["| setting | value |", "|---|---|", *rows])
+        self._writer.add_text("settings", table, 0)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _numbered(name: str, batch: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    single = len(batch) == 1
+    return [(name if single else f"{name}/{i}", item) for i, item in enumerate(batch)]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + str(name), value))
+    return rows
+
+
+def make_writers(workdir: str | os.PathLike[str], *, tensorboard: bool) -> Any:
+    """The writers of a run as a ``clu.metric_writers.MultiWriter``.
+
+    On processes other than 0 the result has the same methods and writes nothing.
+
+    Raises:
+      VidlatentError: the folder cannot be written.
+    """
+    if jax.process_index() != 0:
+        return _clu.MultiWriter([])
+    folder = pathlib.Path(workdir)
+    writers: list[MetricWriter] = [JsonlWriter(folder / METRICS_FILE)]
+    if tensorboard:
+        writers.append(TensorBoardWriter(folder / TENSORBOARD_FOLDER))
+    return _clu.MultiWriter(writers)

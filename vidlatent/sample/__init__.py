@@ -1,0 +1,1 @@
+"""The mode ``sample``: videos from a trained generator."""

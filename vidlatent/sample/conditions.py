@@ -1,0 +1,100 @@
+"""Prompts and pictures to what a generator reads of them, by the encoders of ``config.encode``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vidlatent.encode.content import ContentLatents
+from vidlatent.encode.encoders import ImageTokens, TextStates
+from vidlatent.encode.plan import EncodeOptions
+from vidlatent.errors import VidlatentError
+from vidlatent.latents.inputs import null_text_of, text_states
+from vidlatent.models.load import compute_dtype
+from vidlatent.parallel.mesh import local_mesh
+
+__all__ = ["Pictures", "Stills", "Texts"]
+
+
+class _Encoder:
+    """An encoder that is loaded when it is first asked: weights of texts are large."""
+
+    key: str = ""
+    kind: Any = TextStates
+
+    def __init__(self, config: ConfigDict):
+        self._config = config
+        self._loaded: Any = None
+
+    def _ready(self) -> Any:
+        if self._loaded is None:
+            options = EncodeOptions.of(self._config.encode.to_dict())
+            if not self._config.encode[self.key]:
+                raise VidlatentError(
+                    f"config.encode.{self.key} is empty: name what encoded the {self.key} in the "
+                    "latents' set, as for --mode=encode."
+                )
+            networks = self._config.networks.to_dict()
+            self._mesh = local_mesh([1])
+            self._loaded = self.kind(options, networks, self._mesh, compute_dtype(self._config))
+        return self._loaded
+
+
+class Texts(_Encoder):
+    """``texts -> {'text': ..., 'null_text': ...}`` as ``denoise`` takes them.
+
+    The second is ``config.sampler.guidance.negative``; where that is empty the empty text or
+    nothing, as in training (``config.conditions.null_text``).
+
+    Args:
+      length: tokens that the generator reads; what is longer is cut.
+    """
+
+    key, kind = "text", TextStates
+
+    def __init__(self, config: ConfigDict, length: int):
+        super().__init__(config)
+        self._length = length
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, Any]:
+        encoder, negative = self._ready(), self._config.sampler.guidance.negative
+        with jax.set_mesh(self._mesh):
+            states = encoder([*texts, negative])
+        length = min(encoder.length, self._length)
+        found: dict[str, Any] = {"text": _padded(states[:-1], length)}
+        if negative:
+            found["null_text"] = _padded(states[-1:], length)
+        elif null_text_of(self._config) == "empty":
+            with jax.set_mesh(self._mesh):
+                found["null_text"] = text_states(encoder.empty()[:length])
+        return found
+
+
+class Pictures(_Encoder):
+    """uint8 ``[B, H, W, 3]`` -> semantic tokens ``[B, I, D]``."""
+
+    key, kind = "image", ImageTokens
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        encoder = self._ready()
+        with jax.set_mesh(self._mesh):
+            return encoder(pictures)
+
+
+class Stills(Pictures):
+    """uint8 ``[B, H, W, 3]`` -> latents ``[B, H / 8, W / 8, 4]`` of an image autoencoder, means."""
+
+    key, kind = "content", ContentLatents
+
+
+def _padded(states: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
+    states = [row[:length] for row in states]
+    width = max(row.shape[-1] for row in states)
+    padded = np.zeros((len(states), length, width), np.float32)
+    for number, row in enumerate(states):
+        padded[number, : len(row)] = row
+    return {"states": padded, "length": np.asarray([len(row) for row in states], np.int32)}

@@ -1,0 +1,162 @@
+"""A look at a generator while it trains: samples under the conditions of a few validation clips."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vidlatent.codec.codec import Codec
+from vidlatent.codec.options import Coding
+from vidlatent.data.loader import Loader
+from vidlatent.encode.plan import digest_of
+from vidlatent.errors import VidlatentError
+from vidlatent.latents.inputs import Inputs
+from vidlatent.latents.space import (
+    Latents,
+    check_made_by,
+    generator_of,
+    latents_of,
+    tokenizer_config,
+)
+from vidlatent.media.sheets import channel_sheet, contact_sheet
+from vidlatent.metrics import channel_maps
+from vidlatent.parallel.mesh import make_mesh
+from vidlatent.parallel.multihost import to_global
+from vidlatent.parallel.sharding import batch_sharding, replicated
+from vidlatent.sample.sampler import LatentSampler
+
+__all__ = ["Grid", "codec_of", "content_frames", "one_device"]
+
+_LOOKED_AT = 8  # batches among which the longest clips are chosen
+
+
+class Grid:
+    """``(params, validation loader) -> PNG`` of ``config.sample.grid`` samples; b'' for none.
+
+    Clips and seeds are the same at every call. Samples are decoded if the config names the
+    tokenizer and the run has one process; else the first one's latent channels are shown.
+
+    Args:
+      config: of the run.
+      networks: frozen ones on the host, as the step has them.
+      mesh: of the run.
+    """
+
+    def __init__(self, config: ConfigDict, networks: Any, mesh: Mesh):
+        self._config, self._mesh = config, mesh
+        self._model, self._latents = generator_of(config), latents_of(config)
+        inputs = Inputs(config, self._model, self._latents)
+        self._arrays = inputs.arrays
+        rows, self._whole = batch_sharding(mesh), replicated(mesh)
+        self._rows = rows
+        self._networks = to_global(networks, self._whole)
+        key = jax.random.key(0)
+        self._inputs = jax.jit(
+            lambda networks, batch: inputs(batch, networks, key),
+            in_shardings=(self._whole, rows),
+            out_shardings=self._whole,
+        )
+        self._sampler: LatentSampler | None = None
+        self._given: tuple[Any, list[dict[str, Any]]] | None = None
+        self._codec: Codec | None = None
+
+    def __call__(self, params: Any, loader: Loader) -> bytes:
+        if not self._config.sample.grid:
+            return b""
+        if self._given is None:
+            self._prepare(loader)
+        conditions, clips = self._given
+        seeds = self._config.sample.seed + np.arange(len(clips))
+        latents = self._latents.restored(self._sampler(params, seeds, conditions))
+        if not self._config.tokenizer.path or jax.process_count() > 1:
+            title = f"latent channels of a sample: {clips[0]['title']}"
+            return channel_sheet(channel_maps(latents[0]), title=title)
+        videos = [self._decoded(latent, clip) for latent, clip in zip(latents, clips, strict=True)]
+        return contact_sheet(videos, [clip["title"] for clip in clips], group=len(videos))
+
+    def _prepare(self, loader: Loader) -> None:
+        """Conditions of the longest clips among the first validation batches."""
+        learned = self._arrays[0]
+        batches = list(itertools.islice(loader, _LOOKED_AT))
+        batch = max(batches, key=lambda b: b[learned].shape[1])
+        host = {name: batch[name] for name in self._arrays if name in batch}
+        arrays = {**host, "row": np.arange(len(batch["mask"]))}
+        whole = jax.jit(lambda x: x, out_shardings=self._whole)(to_global(arrays, self._rows))
+        latent, conditions = self._inputs(self._networks, to_global(host, self._rows))
+        real = np.flatnonzero(np.asarray(whole["mask"]))[: self._config.sample.grid]
+        own = {name: value for name, value in conditions.items() if name != "null_text"}
+        chosen = jax.tree.map(lambda x: np.asarray(x)[real], own)
+        conditions = jax.tree.map(np.asarray, conditions) | chosen
+        labels = np.asarray(whole["label"])[real] if "label" in whole else [-1] * len(real)
+        words = [
+            loader.labels[n] if 0 <= n < len(loader.labels) else f"class {n}" * (n >= 0)
+            for n in labels
+        ]
+        clips = [self._clip(batch, row, word) for row, word in zip(real, words, strict=True)]
+        self._given = conditions, clips
+        self._sampler = LatentSampler(
+            self._model,
+            self._config.diffusion.schedule.to_dict(),
+            self._config.sampler.to_dict(),
+            latent.shape[1:],
+        )
+
+    def _clip(self, batch: Mapping[str, Any], row: int, title: str) -> dict[str, Any]:
+        """What decoding and showing a clip takes; of other processes' clips only the title."""
+        seen: dict[str, Any] = {"content": None, "video": None}
+        if jax.process_count() == 1:
+            if not title and "caption" in batch:
+                title = str(batch["caption"][row])
+            seen |= {name: np.asarray(batch[name][row]) for name in seen if name in batch}
+        return {"title": title or "sample", **seen}
+
+    def _decoded(self, latent: np.ndarray, clip: Mapping[str, Any]) -> np.ndarray:
+        with one_device():
+            if self._codec is None:
+                self._codec = codec_of(self._config, self._latents)
+            content = clip["content"]
+            if content is None and clip["video"] is not None:
+                content = content_frames(self._codec, clip["video"])
+            return self._codec.decode(latent, content=content)
+
+
+def content_frames(codec: Codec, video: np.ndarray) -> np.ndarray | None:
+    """The frames of ``video`` ``[T, H, W, 3]`` that the decoder looks at; None for none."""
+    model = codec.model
+    if not (hasattr(model, "takes_condition") and model.takes_condition):
+        return None
+    if hasattr(model, "content_frame"):
+        return np.asarray(model.apply({}, video[None], method="content_frame"))
+    return video[:1]
+
+
+def one_device() -> Any:
+    """The first local device alone as the mesh, within ``with``."""
+    sizes = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
+    return jax.set_mesh(make_mesh(sizes, jax.local_devices()[:1]))
+
+
+def codec_of(config: ConfigDict, latents: Latents) -> Codec:
+    """The tokenizer of ``config.tokenizer``.
+
+    Raises:
+      VidlatentError: it did not make the latents: another kind, or other weights of this one.
+    """
+    path, step = config.tokenizer.path, config.tokenizer.step
+    own = tokenizer_config(config)
+    check_made_by(latents, own, path)
+    coding = Coding.of(own.codec.to_dict()).for_latents(latents.spec)
+    codec = Codec.from_workdir(path, None if step < 0 else step, coding)
+    if latents.weights and latents.weights != digest_of(codec.params):
+        raise VidlatentError(
+            f"the latents were made by other weights than those of config.tokenizer.path={path} "
+            "(another step or training): name the checkpoint by --config.tokenizer.step=..., or "
+            "encode the videos again."
+        )
+    return codec

@@ -1,0 +1,48 @@
+"""Files of generated videos: their names, and what is written down beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vidlatent.config import config_hash
+
+__all__ = ["settings", "video_name"]
+
+_LONGEST, _VBENCH_LONGEST = 200, 240  # bytes of a file name, its ending excluded
+
+
+def video_name(prompt: str, number: int, taken: set[str], *, vbench: bool = False) -> str:
+    """A file name for video ``number`` of a prompt; adds it to ``taken``.
+
+    As VBench's scripts look for it, ``<prompt>-<number>.mp4`` with the prompt as it is (slashes,
+    which no file may have, become blanks); else in lower case with plain characters.
+    """
+    text = prompt.replace("/", " ").replace("\0", " ")
+    if not vbench:
+        kept = "".join(c if c.isalnum() else "_" for c in text.casefold())
+        text = "_".join(filter(None, kept.split("_"))) or "sample"
+    longest = _VBENCH_LONGEST if vbench else _LONGEST
+    text = text.encode()[:longest].decode(errors="ignore")
+    name, again = f"{text}-{number}.mp4", 0
+    while name in taken:
+        again += 1
+        name = f"{text}-{number}.{again}.mp4"
+    taken.add(name)
+    return name
+
+
+def settings(config: ConfigDict, **more: Any) -> dict[str, Any]:
+    """Everything that decides what was generated, fit for JSON."""
+    return {
+        "system": config.name,
+        "preset": config.preset,
+        "config": config_hash(config),
+        "generator": config.generator.to_dict(),
+        "schedule": config.diffusion.schedule.to_dict(),
+        "sampler": config.sampler.to_dict(),
+        "sample": config.sample.to_dict(),
+        **more,
+        "all_keys": config.to_dict(),
+    }

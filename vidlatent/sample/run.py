@@ -1,0 +1,396 @@
+"""Videos from classes, texts and images: a trained generator with its tokenizer.
+
+A video is decided by the generator's weights, the settings, its own seed and its conditions.
+Latents are drawn a batch at a time; frames are decoded and written one after another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from vidlatent import config as configs
+from vidlatent.codec.codec import Codec
+from vidlatent.errors import VidlatentError
+from vidlatent.latents.inputs import content_latent, pooled_side
+from vidlatent.latents.space import Latents, generator_of, restored_generator
+from vidlatent.media.pictures import read_picture
+from vidlatent.media.sheets import contact_sheet, pick_frames
+from vidlatent.media.write import VideoWriter
+from vidlatent.models.generators.fp8_weights import in_eight_bits
+from vidlatent.parallel.mesh import make_mesh
+from vidlatent.parallel.multihost import is_main
+from vidlatent.sample.conditions import Pictures, Stills, Texts
+from vidlatent.sample.grid import codec_of, one_device
+from vidlatent.sample.outputs import settings, video_name
+from vidlatent.sample.requests import Request, read_prompts, requests_of
+from vidlatent.sample.sampler import LatentSampler, latent_psnr
+
+__all__ = ["Generator", "generate_videos"]
+
+_FPS = 24.0  # of files, where nobody knows the clips' rate
+_SHOWN, _COLUMNS = 48, 8  # videos and frames of each on the contact sheet
+
+
+class Generator:
+    """A generator ready to be asked.
+
+        generator = Generator.from_workdir("runs/fsvideo_dit-demo")
+        for request, latent in generator.latents(generator.requests(["red square moving left"])):
+            video = np.concatenate(list(generator.decode(request, latent)))
+
+    Args:
+      config: of its run, with what was overridden.
+      params: its parameters, on ``mesh``.
+      latents: what its run knew of them.
+      step: of the checkpoint.
+
+    Attributes:
+      size: frames, height and width of the videos.
+      shape: of their latents, ``(t, h, w, c)``.
+      sampler: the compiled loop.
+      eight_bits_psnr: of the first batch's latents with ``config.sampler.eight_bits`` against those
+        in ``compute``, dB of the latter's range; None before it and without.
+      compute: name of the type that the generator computes in.
+      codec: the tokenizer; None where the config names none.
+    """
+
+    def __init__(
+        self, config: ConfigDict, params: Any, latents: Latents, mesh: Mesh, step: int = 0
+    ):
+        self.config, self.params, self.known, self.step = config, params, latents, step
+        self.model, self._mesh = generator_of(config), mesh
+        self.compute = jnp.dtype(self.model.dtype).name
+        self.size = self._size()
+        self.shape = self._latent_shape()
+        self.sampler = self._new_sampler()
+        self._exact, self.eight_bits_psnr = None, None
+        if config.sampler.eight_bits:
+            self._exact = params  # until the first batch has been compared
+            with jax.set_mesh(mesh):
+                self.params = jax.jit(in_eight_bits)(params)
+        self.codec: Codec | None = None
+        if config.tokenizer.path:
+            with one_device():
+                self.codec = codec_of(config, latents)
+        self._semantic, self._stills = Pictures(config), Stills(config)
+        if "text" in self.model.reads:
+            self._texts = Texts(config, self.model.text_length)
+        self._pictures: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def from_workdir(
+        cls, workdir: str | Path, overrides: Mapping[str, str] | None = None, step: int = -1
+    ) -> Generator:
+        """The generator trained in ``workdir``; ``step`` below 0 is the newest sound one."""
+        return cls.of(configs.read(Path(workdir), overrides), Path(workdir), step)
+
+    @classmethod
+    def of(cls, config: ConfigDict, workdir: Path, step: int) -> Generator:
+        """The same with a config that has been read."""
+        latents, mesh = Latents.load(workdir), make_mesh(config.mesh)
+        model = generator_of(config)
+        with jax.set_mesh(mesh):
+            restored = restored_generator(config, workdir, model, mesh, step)
+        if restored.spec is not None and restored.spec.hash != latents.spec.hash:
+            raise VidlatentError(
+                f"the checkpoint of step {restored.step} is of latents {restored.spec}, but "
+                f"{workdir} says {latents.spec}: train in another workdir."
+            )
+        return cls(config, restored.state, latents, mesh, restored.step)
+
+    def _new_sampler(self) -> LatentSampler:
+        schedule = self.config.diffusion.schedule.to_dict()
+        return LatentSampler(self.model, schedule, self.config.sampler.to_dict(), self.shape)
+
+    def _size(self) -> tuple[int, int, int]:
+        size = tuple(self.config.sample.size) or tuple(self.config.data.buckets[-1][:3])
+        if len(size) != 3 or min(size) < 1:
+            raise VidlatentError(
+                f"config.sample.size={size}: give (frames, height, width), such as (9, 64, 64)."
+            )
+        return size
+
+    def _latent_shape(self) -> tuple[int, int, int, int]:
+        """Of the smallest latent that holds ``size`` and is cut by whole patches."""
+        spec, patch = self.known.spec, self.model.patch
+        frames = spec.lengths.ceil(self.size[0])
+        sides = [
+            -(-side // (factor * part)) * factor * part
+            for side, factor, part in zip(self.size[1:], (spec.h, spec.w), patch[1:], strict=True)
+        ]
+        return spec.latent_shape((frames, *sides))
+
+    def requests(self, prompts: Sequence[str] = (), count: int = 1, seed: int = 0) -> list[Request]:
+        """Requests for ``count`` videos of each prompt; no prompts: of each class, or just so."""
+        return self.requests_for([{"prompt": prompt} for prompt in prompts], count, seed)
+
+    def requests_for(
+        self, rows: Sequence[dict[str, object]], count: int, seed: int
+    ) -> list[Request]:
+        """The same from rows as ``generate_requests.read_prompts`` returns them."""
+        names, classes = None, 0
+        if "label" in self.model.reads:
+            names, classes = self.known.label_names, self.model.label_classes
+            rows = rows or [{"prompt": name} for name in names or map(str, range(classes))]
+        elif "text" in self.model.reads and not rows:
+            raise VidlatentError(
+                "this generator reads texts: give --prompt='...' or --prompts=file.txt."
+            )
+        return requests_of(
+            rows or [{"prompt": ""}], count=count, seed=seed, label_names=names, classes=classes
+        )
+
+    def latents(self, requests: Sequence[Request]) -> Iterator[tuple[Request, np.ndarray]]:
+        """Latents ``[t, h, w, c]`` as the tokenizer decodes them, in the order of the requests.
+
+        Batches are filled up, so that one program serves them all.
+        """
+        size = max(1, min(self.config.sample.batch, len(requests)))
+        start = 0
+        while start < len(requests):
+            # All of a batch have a picture or none has.
+            pictured = bool(requests[start].image)
+            batch = [requests[start]]
+            for request in requests[start + 1 : start + size]:
+                if bool(request.image) != pictured:
+                    break
+                batch.append(request)
+            full = batch + [batch[-1]] * (size - len(batch))
+            conditions = self._conditions(full)
+            seeds = [r.seed % 2**32 for r in full]
+            with jax.set_mesh(self._mesh):
+                drawn = self.sampler(self.params, seeds, conditions)
+                if self._exact is not None:
+                    exact = self._new_sampler()(self._exact, seeds, conditions)
+                    self._exact, self.eight_bits_psnr = None, latent_psnr(drawn, exact)
+                    told = "latents with large products in 8 bits: %.2f dB against those in %s"
+                    logging.info(told, self.eight_bits_psnr, self.compute)
+            if self.config.sample.clamp_first and "first" in conditions and pictured:
+                drawn = drawn.copy()
+                drawn[:, :1] = conditions["first"]
+            yield from zip(batch, self.known.restored(drawn)[: len(batch)], strict=True)
+            start += len(batch)
+
+    def _conditions(self, requests: Sequence[Request]) -> dict[str, Any]:
+        """What the generator reads, ``[B, ...]`` each; None where nothing is asked."""
+        found: dict[str, Any] = {}
+        pictures = [self.picture(request) for request in requests]
+        given = pictures[0] is not None
+        for name in self.model.reads:
+            if name == "label":
+                found[name] = np.asarray([request.label for request in requests], np.int32)
+            elif name == "text":
+                found |= self._texts([request.prompt for request in requests])
+            elif not given:
+                found[name] = None
+            elif name == "first":
+                found[name] = np.stack([self._first(picture) for picture in pictures])
+            elif name == "content":
+                found[name] = self._content(np.stack(pictures))
+            else:
+                found[name] = self._semantic(np.stack(pictures))
+        return found
+
+    def picture(self, request: Request) -> np.ndarray | None:
+        """The request's picture, scaled and cut to the size of the videos, uint8 ``[H, W, 3]``."""
+        if not request.image:
+            return None
+        if request.image not in self._pictures:
+            if not Path(request.image).is_file():
+                raise VidlatentError(f"there is no picture at {request.image}.")
+            self._pictures = {request.image: read_picture(request.image, self.size[1:])}
+        return self._pictures[request.image]
+
+    def _tokenizer(self) -> Codec:
+        if self.codec is None:
+            raise VidlatentError(
+                "config.tokenizer.path is empty: name the tokenizer's workdir, "
+                "--config.tokenizer.path=runs/fsae-demo, to code pictures and decode latents."
+            )
+        return self.codec
+
+    def _first(self, picture: np.ndarray) -> np.ndarray:
+        padded = self._padded(picture)
+        with one_device():
+            latent = self._tokenizer().encode(padded[None]).latent[:1]
+        return np.asarray(self.known.standardised(latent))
+
+    def _padded(self, picture: np.ndarray) -> np.ndarray:
+        """Repeats the last row and column up to the size that the latents cover."""
+        spec = self.known.spec
+        height, width = (n * f for n, f in zip(self.shape[1:3], (spec.h, spec.w), strict=True))
+        room = ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0))
+        return np.pad(picture, room, mode="edge")
+
+    def _content(self, pictures: np.ndarray) -> np.ndarray:
+        padded = np.stack([self._padded(picture) for picture in pictures])
+        if side := pooled_side(self.config, self.model, self.known):
+            return np.asarray(content_latent(padded, side))
+        return self._stills(padded)
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Raise what drawing or decoding would refuse or leave unread, before anything is drawn."""
+        model, reads = self._tokenizer().model, self.model.reads
+        looks = hasattr(model, "takes_condition") and model.takes_condition
+        told = looks or bool({"first", "image", "content"} & {*reads})
+        for request in requests:
+            if request.prompt and not {"label", "text"} & {*reads}:
+                raise VidlatentError(
+                    f"this generator reads neither classes nor texts: leave {request.prompt!r} out."
+                )
+            if request.image and not told:
+                raise VidlatentError(
+                    f"this generator reads no picture, so {request.image} would change nothing: "
+                    "leave it out, or train one that does, such as "
+                    "--config=configs/fsvideo_dit.py:demo,first=true."
+                )
+            if request.image and not Path(request.image).is_file():
+                raise VidlatentError(f"there is no picture at {request.image}.")
+            if looks and not request.image:
+                raise VidlatentError(
+                    f"{request.prompt!r} has no picture, but the decoder of "
+                    f"{self.known.spec.name} looks at one: give it by --input=picture.png, or as "
+                    '"image" in --prompts=file.jsonl.'
+                )
+
+    def decode(self, request: Request, latent: np.ndarray) -> Iterator[np.ndarray]:
+        """The video's frames in pieces, uint8 ``[n, H, W, 3]``."""
+        codec, picture = self._tokenizer(), self.picture(request)
+        content = None
+        if picture is not None:
+            clips = -(-self.size[0] // self.known.spec.rule.first)
+            several = hasattr(codec.model, "content_frame")
+            content = np.stack([picture] * (clips if several else 1))
+        pieces = codec.decode_stream([latent], self.size[0], self.size[1:], content)
+        while True:
+            with one_device():
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+
+def generate_videos(
+    config: ConfigDict,
+    workdir: Path,
+    step: int,
+    output: str,
+    prompt: str,
+    prompts: str,
+    input: str,
+) -> int:
+    """The mode ``sample``: videos, a contact sheet and every setting as JSON.
+
+    Args:
+      config, workdir: of the generator's run.
+      step: checkpoint; below 0 the newest.
+      output: folder; empty: ``<workdir>/samples/step_<n>``.
+      prompt: one text or class; ``prompts``: a file of them; neither: ``config.sample.prompts``.
+      input: picture that every video begins with (or whose content it has).
+    """
+    if not config.generator:
+        raise VidlatentError(
+            f"--workdir={workdir} is a tokenizer's: --mode=sample needs a generator's, such as "
+            "that of configs/fsvideo_dit.py."
+        )
+    if prompt and prompts:
+        raise VidlatentError("--prompt and --prompts: give one of the two.")
+    rows = [{"prompt": text} for text in ([prompt] if prompt else config.sample.prompts)]
+    rows = read_prompts(prompts) if prompts else rows
+    generator = Generator.of(config, workdir, step)
+    requests = generator.requests_for(rows, config.sample.count, config.sample.seed)
+    if input:
+        requests = [dataclasses.replace(request, image=input) for request in requests]
+    generator.check(requests)
+    folder = Path(output) if output else workdir / "samples" / f"step_{generator.step}"
+    return _write_all(generator, requests, folder)
+
+
+def _write_all(generator: Generator, requests: Sequence[Request], folder: Path) -> int:
+    config = generator.config
+    fps = config.sample.fps or generator.known.fps or _FPS
+    picks = pick_frames(generator.size[0], _COLUMNS)
+    rows, sheet, labels, taken = [], [], [], {}
+    began, decoding = time.perf_counter(), 0.0
+    for request, latent in tqdm(
+        generator.latents(requests), total=len(requests), unit="video", disable=None
+    ):
+        if not is_main():
+            continue
+        start = time.perf_counter()
+        names = taken.setdefault(request.folder, set())
+        name = video_name(request.prompt, request.number, names, vbench=config.sample.vbench)
+        name = str(Path(request.folder, name))
+        shown = _write(generator.decode(request, latent), folder / name, fps, picks)
+        decoding += time.perf_counter() - start
+        rows.append({"file": name, **_words(request)})
+        if len(sheet) < _SHOWN:
+            sheet.append(shown)
+            labels.append(f"{request.prompt or 'sample'}\nseed {request.seed}")
+    if not is_main():
+        return 0
+    total = time.perf_counter() - began
+    about = settings(
+        config,
+        step=generator.step,
+        latents=generator.known.spec.to_json(),
+        size=generator.size,
+        latent_shape=generator.shape,
+        fps=float(fps),
+        nfe=generator.sampler.nfe,
+        nfe_is="at most" if config.sampler.cache.threshold else "exact",
+        compute=generator.compute,  # which eight_bits_psnr is against
+        eight_bits_psnr=generator.eight_bits_psnr,
+        seconds={"drawing": round(total - decoding, 3), "decoding": round(decoding, 3)},
+        videos=rows,
+    )
+    (folder / "samples.json").write_text(json.dumps(about, indent=1) + "\n")
+    contact_sheet(sheet, labels, folder / "contact_sheet.png", group=len(sheet), numbers=picks)
+    logging.info(
+        "%d videos of %s frames, %s%d evaluations of the network each",
+        len(rows),
+        "x".join(map(str, generator.size)),
+        "at most " if config.sampler.cache.threshold else "",
+        generator.sampler.nfe,
+    )
+    for name in ("contact_sheet.png", "samples.json"):
+        logging.info("wrote %s", folder / name)
+    return 0
+
+
+def _write(
+    pieces: Iterator[np.ndarray], path: Path, fps: float, picks: Sequence[int]
+) -> np.ndarray:
+    """Write a video as it comes; the picked frames."""
+    kept, number = [], 0
+    with VideoWriter(path, fps) as writer:
+        for piece in pieces:
+            for frame in piece:
+                writer.add(frame)
+                if number in picks:
+                    kept.append(frame)
+                number += 1
+    return np.stack(kept)
+
+
+def _words(request: Request) -> dict[str, Any]:
+    return {
+        "prompt": request.prompt,
+        "label": request.label,
+        "seed": request.seed,
+        "number": request.number,
+        "image": Path(request.image).name,
+    }

@@ -1,0 +1,228 @@
+"""Shape legend, frame arithmetic and the latent's identity card.
+
+Letters used in every docstring of the package; arrays are channel-last::
+
+    B batch    T frames   H height   W width    C channels     video  [B, T, H, W, C]
+               t frames   h height   w width    c channels     latent [B, t, h, w, c]
+    N tokens   D width    K heads    L layers                  tokens [B, N, D]
+
+Pixels are uint8 until they reach a device and lie in [-1, 1] there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from vidlatent.errors import VidlatentError
+
+__all__ = ["ChunkRule", "FrameRule", "LatentSpec", "check_shape"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameRule:
+    """Legal clip lengths ``T = first + step * k`` with ``k >= 0``.
+
+    ``FrameRule(1, 4)`` is the causal tokenizers' 1+4k (a single image is legal);
+    ``FrameRule(16, 16)`` is Reducio's fixed window.
+    """
+
+    first: int
+    step: int
+
+    def legal(self, frames: int) -> bool:
+        return frames >= self.first and (frames - self.first) % self.step == 0
+
+    def check(self, frames: int) -> None:
+        """Raise unless a length is legal, naming the nearest legal ones."""
+        if not self.legal(frames):
+            low, high = self.nearest(frames)
+            near = f"{low} or {high}" if low != high else f"{low}"
+            raise VidlatentError(f"{frames} frames do not fit the rule {self}: use {near} frames.")
+
+    def groups(self, frames: int) -> int:
+        """Number ``k`` of groups after the first; raises on an illegal length."""
+        self.check(frames)
+        return (frames - self.first) // self.step
+
+    def floor(self, frames: int) -> int:
+        """Longest legal length not above ``frames`` (the shortest legal one at least)."""
+        return self.first + max(0, (frames - self.first) // self.step) * self.step
+
+    def ceil(self, frames: int) -> int:
+        """Shortest legal length not below ``frames``."""
+        return self.first + max(0, -(-(frames - self.first) // self.step)) * self.step
+
+    def nearest(self, frames: int) -> tuple[int, int]:
+        """The legal lengths just below and above."""
+        return self.floor(frames), self.ceil(frames)
+
+    def __str__(self) -> str:
+        return f"{self.first}+{self.step}k"
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkRule(FrameRule):
+    """Lengths of clips of whole chunks: ``first`` frames, and ``step`` more for each further chunk.
+
+    Attributes:
+      picture: a single frame is legal too; it is no chunk.
+    """
+
+    picture: bool = False
+
+    def legal(self, frames: int) -> bool:
+        return super().legal(frames) or (self.picture and frames == 1)
+
+    def floor(self, frames: int) -> int:
+        return 1 if self.picture and frames < self.first else super().floor(frames)
+
+    def ceil(self, frames: int) -> int:
+        return 1 if self.picture and frames <= 1 else super().ceil(frames)
+
+    def __str__(self) -> str:
+        return f"1 or {super().__str__()}" if self.picture else super().__str__()
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSpec:
+    """What a latent is: enough to refuse a latent made by another tokenizer.
+
+    Stored with checkpoints, latent data sets and exports; two parts that meet compare ``hash``.
+
+    Attributes:
+      name: the tokenizer's registry name, with its variant.
+      channels: latent channels ``c``.
+      t, h, w: compression factors of time, height and width.
+      rule: legal clip lengths.
+      scale, shift: the generator sees ``(latent - shift) * scale``.
+      dtype: dtype the latent is stored in.
+      chunks: ``(frames, overlap_frames)``: a clip's latent is that of chunks of so many frames,
+        each coded by itself, one after the other in time (ProMAG, appendix D); None: clips are
+        coded whole.
+    """
+
+    name: str
+    channels: int
+    t: int
+    h: int
+    w: int
+    rule: FrameRule
+    scale: float = 1.0
+    shift: float = 0.0
+    dtype: str = "float32"
+    chunks: tuple[int, int] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        fields = dataclasses.asdict(self)
+        if self.chunks is None:  # as it was before there were chunks
+            del fields["chunks"]
+        return fields
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> LatentSpec:
+        fields = {**data, "rule": FrameRule(**data["rule"])}
+        if "chunks" in data:
+            fields["chunks"] = tuple(data["chunks"])
+        return cls(**fields)
+
+    @property
+    def hash(self) -> str:
+        """Hex SHA-256 of the canonical JSON form."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def whole(self) -> LatentSpec:
+        """The card of the tokenizer itself, whose clips are coded whole."""
+        return dataclasses.replace(self, chunks=None)
+
+    @property
+    def lengths(self) -> FrameRule:
+        """Legal lengths of clips: ``rule``, or whole chunks and single pictures."""
+        if self.chunks is None:
+            return self.rule
+        frames, overlap = self.chunks
+        return ChunkRule(frames, frames - overlap, self.rule.legal(1))
+
+    def in_chunks(self, chunks: Sequence[int], key: str) -> LatentSpec:
+        """The card of latents of clips that are coded in chunks.
+
+        Args:
+          chunks: ``(frames, overlap_frames)``; empty: coded whole.
+          key: of the config, for messages.
+
+        Raises:
+          VidlatentError: the tokenizer takes no clips of that length, or three chunks would meet.
+        """
+        if not len(chunks):
+            return self.whole
+        if len(chunks) != 2 or any(int(n) != n for n in chunks):
+            raise VidlatentError(f"{key}={tuple(chunks)}: give (frames, overlap_frames) or ().")
+        frames, overlap = (int(n) for n in chunks)
+        if frames < 2 or not self.rule.legal(frames):
+            low, high = self.rule.nearest(max(frames, 2))
+            low = high if low < 2 else low
+            near = f"{low} or {high}" if low != high else f"{low}"
+            raise VidlatentError(
+                f"{key}={tuple(chunks)}: chunks of {frames} frames are no clips of {self.name}, "
+                f"which takes {self.rule}: use {near}."
+            )
+        if not 0 <= overlap <= frames // 2:
+            raise VidlatentError(
+                f"{key}={tuple(chunks)}: chunks of {frames} frames cannot share {overlap}: use 0 "
+                f"to {frames // 2}."
+            )
+        return dataclasses.replace(self, chunks=(frames, overlap))
+
+    @property
+    def compression(self) -> float:
+        """RGB values per latent value for a long clip (FSVideo eq. 1): 384 for FSAE."""
+        return self.t * self.h * self.w * 3 / self.channels
+
+    def check_video(self, frames: int, height: int, width: int) -> None:
+        """Raise unless a video of this size can be encoded, naming the nearest legal sizes."""
+        self.lengths.check(frames)
+        for side, size, factor in (("height", height, self.h), ("width", width, self.w)):
+            if size < factor or size % factor:
+                low = max(factor, size // factor * factor)
+                high = max(factor, -(-size // factor) * factor)
+                near = f"{low} or {high}" if low != high else f"{low}"
+                raise VidlatentError(
+                    f"{side} {size} is not a multiple of {factor} ({self.name}): use {near}."
+                )
+
+    def latent_shape(self, video: tuple[int, int, int]) -> tuple[int, int, int, int]:
+        """``(T, H, W) -> (t, h, w, c)``; raises as ``check_video`` does."""
+        self.check_video(*video)
+        frames, height, width = video
+        if self.chunks is not None and frames > 1:
+            one = self.whole.latent_shape((self.chunks[0], height, width))
+            return ((1 + self.lengths.groups(frames)) * one[0], *one[1:])
+        first = max(1, self.rule.first // self.t)
+        groups = self.rule.groups(frames) * (self.rule.step // self.t)
+        return (first + groups, height // self.h, width // self.w, self.channels)
+
+
+def check_shape(x: Any, pattern: str, **sizes: int) -> dict[str, int]:
+    """Match ``x.shape`` against named axes and return their sizes.
+
+    ``check_shape(video, 'B T H W C', C=3)`` returns ``{'B': …, …}``. A name used twice or given in
+    ``sizes`` must agree; ``_`` matches anything.
+    """
+    names = pattern.split()
+    if len(names) != len(x.shape):
+        raise VidlatentError(
+            f"expected an array [{pattern}], got shape {tuple(x.shape)} ({len(x.shape)} axes)."
+        )
+    found = dict(sizes)
+    for name, size in zip(names, x.shape, strict=True):
+        if name != "_" and found.setdefault(name, size) != size:
+            raise VidlatentError(
+                f"axis {name} of [{pattern}] should be {found[name]}, "
+                f"but the shape is {tuple(x.shape)}."
+            )
+    return found

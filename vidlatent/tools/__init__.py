@@ -1,1 +1,0 @@
-"""Jobs beside training and inference: conversion of weights, planning, benchmarks."""

@@ -1,0 +1,97 @@
+"""The weighted loss terms of ``config.loss``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+
+from vidlatent.errors import VidlatentError
+from vidlatent.losses import LossInputs, make_terms
+from vidlatent.models.pretrained.load import seed_of
+from vidlatent.spec import LatentSpec
+
+__all__ = ["Objective"]
+
+
+class Objective:
+    """A sum of named terms.
+
+    Args:
+      loss: term -> weight, or -> mapping with ``weight`` and the term's options.
+
+    Attributes:
+      networks: names of the frozen networks that the terms look through.
+    """
+
+    def __init__(self, loss: Mapping[str, Any]):
+        if not loss:
+            raise VidlatentError(
+                "config.loss is empty: name at least one term, such as loss.l1 = 1.0."
+            )
+        made = make_terms(loss)
+        self.weights = {name: weight for name, (weight, _) in made.items()}
+        self.terms = {name: term for name, (_, term) in made.items()}
+        needed = {network for term in self.terms.values() for network in term.networks}
+        self.networks = tuple(sorted(needed))
+
+    def init(self, key: jax.Array, spec: LatentSpec) -> dict[str, Any]:
+        """Trainable parameters of the terms that have any, by term; thrown away after training."""
+        return {
+            name: term.init(jax.random.fold_in(key, place), spec)
+            for place, (name, term) in enumerate(self.terms.items())
+            if term.init is not None
+        }
+
+    def check(self, names: Iterable[str], key: str) -> None:
+        """Raise unless ``names``, the value of config key ``key``, are terms of this sum."""
+        for name in names:
+            if name not in self.terms:
+                known = ", ".join(self.terms)
+                raise VidlatentError(f"{key} names {name!r}, config.loss has {known}.")
+
+    def shown(self, report: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
+        """The report under names that tell of random networks: ``vf_random/cosine``.
+
+        Args:
+          report: values by name, of terms and of others.
+          paths: weights file of each network, ``config.networks``.
+        """
+
+        def named(name):
+            term, slash, part = name.partition("/")
+            networks = self.terms[term].networks if term in self.terms else ()
+            random = any(seed_of(paths[network]) is not None for network in networks)
+            return term + "_random" * random + slash + part
+
+        return {named(name): value for name, value in report.items()}
+
+    def __call__(
+        self,
+        inputs: LossInputs,
+        helpers: Mapping[str, Any],
+        networks: Mapping[str, Any],
+        only: Iterable[str] = (),
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The weighted sum, of the terms named in ``only`` or of all, and each unweighted value.
+
+        Beside a term's value stand those of its parts, as ``<term>/<part>``.
+
+        Args:
+          inputs: what a term may look at.
+          helpers: parameters that ``init`` made.
+          networks: parameters of the frozen networks by name.
+        """
+        values, total = {}, 0
+        for place, (name, term) in enumerate(self.terms.items()):
+            if only and name not in only:
+                continue
+            key = None if inputs.key is None else jax.random.fold_in(inputs.key, place)
+            own = helpers[name] if name in helpers else {}
+            given = inputs._replace(key=key), own, networks
+            parts = term.parts(*given) if term.parts else {}
+            values[name] = sum(parts.values()) if parts else term.value(*given)
+            values |= {f"{name}/{part}": value for part, value in parts.items()}
+            total += self.weights[name] * values[name]
+        return total, values

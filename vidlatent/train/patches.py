@@ -1,0 +1,95 @@
+"""What a step compares: the whole clip, or where that does not fit one random patch of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax import lax
+from ml_collections import ConfigDict
+
+from vidlatent.errors import VidlatentError
+from vidlatent.models.tokenizers.fsvideo.model import Autoencoder
+from vidlatent.models.tokenizers.fsvideo.patches import decode_patch, outer_stage
+
+__all__ = ["make_view"]
+
+# ``(params, video, rngs, key) -> ((reconstruction, posterior), the part of the video it shows)``
+View = Callable[[Any, jax.Array, dict, jax.Array], tuple[Any, jax.Array]]
+
+
+def make_view(config: ConfigDict, model: Any) -> View:
+    """The view of ``config.train.patch_*``: whole clips, or patches of frames above a size.
+
+    Raises:
+      VidlatentError: patches are asked of a model that cannot decode them exactly.
+    """
+    cells, above = config.train.patch_cells, config.train.patch_above
+    if not cells:
+        return _whole(model)
+    if "vf" in config.loss:
+        raise VidlatentError(
+            "config.loss.vf compares whole clips with their latents: set config.train.patch_cells "
+            "to 0, or leave vf out."
+        )
+    if not isinstance(model, Autoencoder):
+        raise VidlatentError(
+            f"config.train.patch_cells is {cells}, but only fsae and dcae decode patches: set it "
+            "to 0."
+        )
+    whole = _whole(model)
+    patch = _patch(model, cells, config.train.patch_latents, config.train.patch_encoder)
+
+    def view(params, video, rngs, key):
+        large = video.shape[2] * video.shape[3] > above
+        return (patch if large else whole)(params, video, rngs, key)
+
+    return view
+
+
+def _whole(model: Any) -> View:
+    def view(params, video, rngs, key):
+        del key
+        return model.apply({"params": params}, video, rngs=rngs), video
+
+    return view
+
+
+def _patch(model: Autoencoder, cells: int, latents: int, encoder: bool) -> View:
+    """A crop of the outer decoder stages at a random place, compared where it is exact.
+
+    The gradient reaches the inner stages through the crop, and the encoder if ``encoder``. In time
+    a crop holds the first ``latents`` latent frames (0: all): one that starts later would have next
+    to no exact frame, because a causal decoder looks back further than clips are long.
+    """
+    scale = 2 ** outer_stage(model)
+
+    def view(params, video, rngs, key):
+        def run(method):
+            return model.apply({"params": params}, video, rngs=rngs, method=method)
+
+        posterior = run("encode")[0]
+        condition = run("condition") if model.takes_condition else None
+        if not encoder:
+            posterior, condition = lax.stop_gradient((posterior, condition))
+        sides = [side // scale for side in video.shape[2:4]]
+        size = tuple(min(cells, side) for side in sides)
+        start = tuple(
+            jax.random.randint(k, (), 0, side - wanted + 1)
+            for k, side, wanted in zip(jax.random.split(key), sides, size, strict=True)
+        )
+        region = decode_patch(
+            model,
+            params,
+            posterior.mode(),
+            start,
+            size,
+            frames=latents or None,
+            condition=condition,
+            rngs=rngs,
+        )
+        window = lax.dynamic_slice(video, (0, 0, region.top, region.left, 0), region.video.shape)
+        return (region.video, posterior), window
+
+    return view

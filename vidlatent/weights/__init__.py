@@ -1,0 +1,1 @@
+"""Weights files, and the tables that map other code's names to ours."""

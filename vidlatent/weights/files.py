@@ -1,0 +1,158 @@
+"""Weights in the files of others: read them under any known naming, write them back."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import pickle  # for the name of its error alone
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from vidlatent.checkpoint.manager import Checkpointer
+from vidlatent.errors import VidlatentError
+from vidlatent.weights.importer import count_known, export_params, import_params
+from vidlatent.weights.safetensors import load_safetensors, save_safetensors
+from vidlatent.weights.tables import TABLES
+
+__all__ = ["choose_table", "is_workdir", "load_params", "read_tensors", "save_params"]
+
+_TORCH = (".pt", ".pth", ".ckpt", ".bin")
+# Where training code puts a state dict beside its optimizer, outermost first.
+_NESTS = ("state_dict", "model", "module", "params")
+
+
+def is_workdir(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is the folder of one of our runs."""
+    return (Path(path) / "checkpoints").is_dir()
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Tensors by name from a file, or from all ``.safetensors`` files of a folder.
+
+    ``.safetensors`` needs nothing; ``.pt``, ``.pth``, ``.ckpt`` and ``.bin`` need torch, whose
+    weights-only loader reads them (no pickled code is run).
+
+    Raises:
+      VidlatentError: nothing there, another format, or no torch.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            raise VidlatentError(f"{path} holds neither a run of ours nor .safetensors files.")
+        return {name: array for file in files for name, array in load_safetensors(file).items()}
+    if path.suffix == ".safetensors":
+        return load_safetensors(path)
+    if path.suffix not in _TORCH:
+        raise VidlatentError(
+            f"{path}: weights come as .safetensors, {', '.join(_TORCH)} or the folder of a run."
+        )
+    if not path.is_file():
+        raise VidlatentError(f"no weights file at {path}.")
+    return _read_torch(path)
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    if importlib.util.find_spec("torch") is None:
+        raise VidlatentError(
+            f"{path} is a torch file, and torch is not installed: install it, or where it is, run "
+            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'out.safetensors')."
+        )
+    torch = importlib.import_module("torch")
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise VidlatentError(f"torch does not read {path} as weights only: {reason}") from error
+    for key in _NESTS:
+        if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):
+            data = data[key]
+    if not isinstance(data, Mapping):
+        raise VidlatentError(f"{path} holds no tensors by name, but a {type(data).__name__}.")
+    return {name: _to_numpy(torch, x) for name, x in data.items() if isinstance(x, torch.Tensor)}
+
+
+def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
+    if tensor.dtype == torch.bfloat16:  # NumPy has no such type of its own
+        return tensor.float().numpy()
+    return tensor.contiguous().numpy()
+
+
+def choose_table(tensors: Mapping[str, Any], family: str, table: str = "auto") -> Any:
+    """The rows of ``table``; ``'auto'``: those that know most of the names, ``family``'s first."""
+    if table != "auto":
+        return TABLES.get(table)
+    known = {name: count_known(tensors, TABLES.get(name)) for name in TABLES.names()}
+    best = max(known, key=lambda name: (known[name], name == family))
+    if not known[best]:
+        raise VidlatentError(
+            f"no known naming has names such as {', '.join(list(tensors)[:3])}: the tables are "
+            f"{', '.join(TABLES.names())}."
+        )
+    logging.info("weights table %s: %d of %d names", best, known[best], len(tensors))
+    return TABLES.get(best)
+
+
+def load_params(
+    path: str | os.PathLike[str],
+    abstract: Any,
+    *,
+    family: str,
+    table: str = "auto",
+    step: int | None = None,
+) -> Any:
+    """Parameters for a model from a weights file, or from a run of ours.
+
+    Args:
+      path: see ``read_tensors``; or a workdir, whose averaged parameters are taken.
+      abstract: the wanted parameters as ShapeDtypeStructs; leaves with a sharding are placed by it,
+        the others stay NumPy arrays.
+      family: ``config.model.name``.
+      table: name in ``TABLES``, or ``'auto'``.
+      step: checkpoint of a workdir; None for the newest sound one.
+
+    Raises:
+      VidlatentError: everything unused, missing and misshaped, named together.
+    """
+    if is_workdir(path):
+        checkpointer = Checkpointer(Path(path) / "checkpoints", every=0)
+        try:
+            return checkpointer.restore_params(abstract, step=step).state
+        finally:
+            checkpointer.close()
+    tensors = read_tensors(path)
+    params = import_params(tensors, choose_table(tensors, family, table), abstract)
+
+    def place(array, like):
+        array = np.asarray(array, like.dtype)
+        sharding = like.sharding if isinstance(like, jax.ShapeDtypeStruct) else None
+        return array if sharding is None else jax.device_put(array, sharding)
+
+    return jax.tree.map(place, params, abstract)
+
+
+def save_params(
+    path: str | os.PathLike[str],
+    params: Any,
+    *,
+    family: str,
+    table: str = "auto",
+    metadata: Mapping[str, str] | None = None,
+) -> int:
+    """Write parameters as a ``.safetensors`` file under a naming; returns the number of tensors.
+
+    ``table`` ``'auto'`` is the naming called like the model.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise VidlatentError(f"{path}: weights are written as .safetensors or into a new workdir.")
+    rows = TABLES.get(family if table == "auto" else table)
+    tensors = export_params(jax.tree.map(np.asarray, params), rows)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_safetensors(tensors, path, metadata)
+    return len(tensors)

@@ -1,0 +1,93 @@
+"""Weights of other shapes and names: importer tables and ways to start from another model.
+
+A new model adds a line to each registry it has something for; nothing else needs to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vidlatent.registry import Registry
+
+__all__ = ["GRAFTS", "TABLES", "graft"]
+
+# Rows of ``weights.importer`` by the name of a naming. A model's own naming has the model's name.
+TABLES = Registry("weights table")
+_FSVIDEO = "vidlatent.models.tokenizers.fsvideo.names:"
+TABLES.register("dcae", _FSVIDEO + "DCAE_TABLE")
+TABLES.register("dcae_original", _FSVIDEO + "DCAE_ORIGINAL_TABLE")
+TABLES.register("dcae_original_shuffle", _FSVIDEO + "DCAE_ORIGINAL_SHUFFLE_TABLE")
+TABLES.register("fsae", _FSVIDEO + "FSAE_TABLE")
+TABLES.register("ivvae", "vidlatent.models.tokenizers.ivvae.names:IVVAE_TABLE")
+TABLES.register("reducio", "vidlatent.models.tokenizers.reducio.names:REDUCIO_TABLE")
+TABLES.register("sd_vae", "vidlatent.models.tokenizers.reducio.names:SD_VAE_TABLE")
+TABLES.register(
+    "sd_vae_diffusers", "vidlatent.models.tokenizers.reducio.names:SD_VAE_DIFFUSERS_TABLE"
+)
+TABLES.register("ivvae_plain", "vidlatent.models.tokenizers.ivvae.names:PLAIN_TABLE")
+_FROZEN = "vidlatent.models.pretrained."
+TABLES.register("lpips", _FROZEN + "lpips.names:LPIPS_TABLE")
+TABLES.register("lpips_vgg_torchvision", _FROZEN + "lpips.names:LPIPS_VGG_TORCHVISION_TABLE")
+TABLES.register("lpips_alex_torchvision", _FROZEN + "lpips.names:LPIPS_ALEX_TORCHVISION_TABLE")
+_DINOV2 = _FROZEN + "dinov2.names:DINOV2_"
+TABLES.register("dinov2", _DINOV2 + "TABLE")
+TABLES.register("dinov2_transformers", _DINOV2 + "TRANSFORMERS_TABLE")
+TABLES.register("dinov2_transformers_released", _DINOV2 + "TRANSFORMERS_RELEASED_TABLE")
+TABLES.register("i3d", _FROZEN + "video.names:I3D_TABLE")
+TABLES.register("c3d", _FROZEN + "video.names:C3D_TABLE")
+TABLES.register("c3d_chainer", _FROZEN + "video.names:C3D_CHAINER_TABLE")
+TABLES.register("videomae", _FROZEN + "video.names:VIDEOMAE_TABLE")
+TABLES.register("t5_transformers", _FROZEN + "t5.names:T5_TRANSFORMERS_TABLE")
+TABLES.register("umt5_wan", _FROZEN + "t5.names:UMT5_WAN_TABLE")
+TABLES.register("clip_transformers", _FROZEN + "clip.names:CLIP_TRANSFORMERS_TABLE")
+TABLES.register("clip_openclip", _FROZEN + "clip.names:CLIP_OPENCLIP_TABLE")
+TABLES.register("clip_wan", _FROZEN + "clip.names:CLIP_WAN_TABLE")
+TABLES.register("wan", "vidlatent.models.generators.wan.names:WAN_TABLE")
+TABLES.register("wan_diffusers", "vidlatent.models.generators.wan.names:WAN_DIFFUSERS_TABLE")
+TABLES.register("latte", "vidlatent.models.generators.latte.names:LATTE_TABLE")
+_COGVIDEOX = "vidlatent.models.generators.promag_dit.names:COGVIDEOX_DIFFUSERS_TABLE"
+TABLES.register("cogvideox_diffusers", _COGVIDEOX)
+TABLES.register("promag_dit", _COGVIDEOX)
+TABLES.register("pixart", "vidlatent.models.generators.reducio_dit.names:PIXART_TABLE")
+TABLES.register("reducio_dit", "vidlatent.models.generators.reducio_dit.names:REDUCIO_DIT_TABLE")
+
+# ``(source parameters, newly initialised parameters of the target) -> parameters``.
+GRAFTS = Registry("kind of start")
+_SURGERY = "vidlatent.models.tokenizers.fsvideo.init_from:"
+GRAFTS.register("image", _SURGERY + "video_from_image")
+GRAFTS.register("standard", _SURGERY + "standard_from_base")
+GRAFTS.register("lite", _SURGERY + "lite_from_standard")
+_INFLATE = "vidlatent.models.tokenizers.ivvae.init_from:"
+GRAFTS.register("ivvae_image", _INFLATE + "video_from_image")
+GRAFTS.register("ivvae_image_causal", _INFLATE + "causal_from_image")
+_GROWTH = "vidlatent.models.tokenizers.promag.growth:"
+GRAFTS.register("grown", _GROWTH + "grown_from")
+GRAFTS.register("first_frame", _GROWTH + "with_first_frame")
+GRAFTS.register("promag_image", _GROWTH + "inflated_from_image")
+_REDUCIO = "vidlatent.models.tokenizers.reducio.init_from:"
+GRAFTS.register("reducio_image", _REDUCIO + "from_image")
+GRAFTS.register("reducio_image_causal", _REDUCIO + "from_causal_image")
+GRAFTS.register("pixart", "vidlatent.models.generators.reducio_dit.names:from_pixart")
+GRAFTS.register("wan_memory", "vidlatent.models.generators.wan.init_from:wan_memory")
+
+
+def graft(kind: str, params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of one form from another's by ``GRAFTS[kind]``.
+
+    Args:
+      kind: ``'image'`` (a video model from an image model), ``'standard'`` (FSAE-Standard from the
+        causal FSAE), ``'lite'`` (FSAE-Lite from Standard), ``'ivvae_image'`` or
+        ``'ivvae_image_causal'`` (IV-VAE's video model, group causal or causal, from its image VAE),
+        ``'grown'`` (ProMAG from the stage before), ``'first_frame'`` (ProMAG with an image
+        autoencoder's encoder for frame 0), ``'promag_image'`` (inflated from that autoencoder),
+        ``'reducio_image'`` or ``'reducio_image_causal'``
+        (Reducio-VAE, centred or causal, from Stable Diffusion's image VAE), ``'pixart'``
+        (Reducio-DiT from PixArt-alpha), ``'wan_memory'`` (layer memory from Wan2.1).
+      params: the source's parameters.
+      fresh: newly initialised ones of the target.
+
+    Raises:
+      VidlatentError: unknown ``kind``, or weights that do not belong to the form it starts from.
+    """
+    return GRAFTS.get(kind)(params, fresh)
