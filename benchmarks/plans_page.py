@@ -32,7 +32,11 @@ _PARTS = {
     "parameters": ("parameters",),
     "average": ("averaged parameters",),
     "optimizer": ("optimizer",),
-    "critic, frozen networks, caches": ("critic and loss helpers", "frozen networks", "caches"),
+    "discriminator, frozen networks, caches": (
+        "discriminator and loss helpers",
+        "frozen networks",
+        "caches",
+    ),
 }
 
 

@@ -23,7 +23,7 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.model = ConfigDict()
     config.recipe = ""  # the training stage this is, such as "fsae 1"; a next stage asks for it
     config.loss = ConfigDict()  # term -> weight, or -> group of "weight" and the term's options
-    config.critic = _critic()
+    config.discriminator = _discriminator()
     config.networks = _networks()
     config.data = _data()
 
@@ -72,7 +72,7 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
 
 def suffix(arg: ConfigDict, **usual) -> str:
     """Names the arguments that are not as ``usual``, so that each variant has a workdir of its own:
-    ``-content_first-critic``."""
+    ``-content_first-discriminator``."""
     return "".join(
         f"-{name}" if arg[name] is True else f"-{name}_{arg[name]}"
         for name, value in usual.items()
@@ -164,7 +164,7 @@ def _kernels() -> ConfigDict:
 
 
 def _optimizer() -> ConfigDict:
-    """AdamW and its rate, of the model or of a critic."""
+    """AdamW and its rate, of the model or of a discriminator."""
     optim = ConfigDict()
     optim.lr = 1e-4  # peak learning rate
     optim.schedule = "cosine"  # after warm-up: cosine | constant | linear (to zero)
@@ -177,9 +177,9 @@ def _optimizer() -> ConfigDict:
     optim.weight_decay = 1e-4  # on kernels only, never on norms and biases
     optim.clip_norm = 1.0  # global gradient norm; 0: no clipping
     optim.clip_after = 0  # clip only after so many steps
-    optim.factors = ()  # (expression for paths, factor of the rate) pairs; the first match counts
-    optim.undecayed = ""  # expression for paths without weight decay, such as router_
-    optim.frozen = ""  # expression for paths that are not trained, such as encoder/
+    optim.lr_factors = ()  # (expression for paths, factor of the rate), the first match counts
+    optim.no_decay = ""  # expression for paths without weight decay, such as router_
+    optim.freeze = ""  # expression for paths that are not trained, such as encoder/
     return optim
 
 
@@ -241,10 +241,10 @@ def _sampler() -> ConfigDict:
     guidance.rescale = 0.0  # share of the result brought back to the unguided contrast
     guidance.negative = ""  # text in place of a dropped one, at sampling; empty: the model's null
     guidance.batched = True  # both sides in one evaluation; False: less memory
-    sampler.keep = True  # compute what does not change over the steps once
+    sampler.cache_conditions = True  # compute what does not change over the steps once
     # Large products in 8 bits, planned and measured so too; log and samples.json of --mode=sample
     # tell the PSNR of latents against those without
-    sampler.eight_bits = False
+    sampler.fp8 = False
     cache = sampler.cache = ConfigDict()  # skip evaluations where the state hardly moved
     cache.threshold = 0.0  # summed relative change up to which to skip; 0: never
     cache.polynomial = (1.0, 0.0)  # from a change of the state to one of the output
@@ -301,7 +301,7 @@ def _eval() -> ConfigDict:
     score.metrics = ()
     score.training_metrics = ()  # the same while training; each costs time then
     score.is_splits = 10  # parts of an inception score, fewer than 2 clips in each: one part
-    score.stand_ins = False  # look through small random networks instead, to try things out
+    score.random_networks = False  # look through small random networks instead, to try things out
     # Of --mode=eval: score all clips of the data as a paper did, beside its own figures:
     # fsae_table2 | promag_table1 | promag_table1_360 | ivvae_s1 | reducio_main; empty: off
     score.protocol = ""
@@ -346,28 +346,32 @@ def _bench() -> ConfigDict:
     return bench
 
 
-def _critic() -> ConfigDict:
-    critic = ConfigDict()
-    critic.model = ConfigDict()  # name of models/critics and its fields; empty: no critic
-    critic.loss = "hinge"  # hinge | non_saturating
-    critic.weight = 0.1  # of the generator's adversarial loss
-    critic.scale = 1.0  # of the critic's own loss
-    critic.start_step = 0  # before it neither player feels the other
-    critic.warmup_steps = 0  # linear growth of the weight after start_step
-    critic.images = True  # judge batches of single frames too
+def _discriminator() -> ConfigDict:
+    discriminator = ConfigDict()
+    discriminator.model = (
+        ConfigDict()
+    )  # name of models/discriminators and its fields; empty: no discriminator
+    discriminator.loss = "hinge"  # hinge | non_saturating
+    discriminator.weight = 0.1  # of the generator's adversarial loss
+    discriminator.scale = 1.0  # of the discriminator's own loss
+    discriminator.start_step = 0  # before it neither player feels the other
+    discriminator.warmup_steps = 0  # linear growth of the weight after start_step
+    discriminator.images = True  # judge batches of single frames too
     # Weight relative to the gradients at one layer: weight * |d reconstruction| / |d adversarial|
-    critic.adaptive_layer = ""  # expression for its path: decoder/conv_out/kernel; empty: fixed
-    critic.adaptive_terms = ()  # loss terms that count as reconstruction; empty: all
-    critic.r1_weight = 0.0  # gamma of the gradient penalty on real clips
-    critic.r1_every = 16  # steps from one penalty to the next; it counts so many times more
-    critic.r1_crop = (17, 256, 256)  # largest frames, height, width it is taken on
-    critic.lecam_weight = 0.0
-    critic.lecam_decay = 0.999
-    critic.continues = True  # take the critic of init_from along, if it has one that fits
-    critic.optim = _optimizer()
-    critic.optim.schedule = "constant"
-    critic.optim.weight_decay = 0.0
-    return critic
+    discriminator.adaptive_layer = (
+        ""  # expression for its path: decoder/conv_out/kernel; empty: fixed
+    )
+    discriminator.adaptive_terms = ()  # loss terms that count as reconstruction; empty: all
+    discriminator.r1_weight = 0.0  # gamma of the gradient penalty on real clips
+    discriminator.r1_every = 16  # steps from one penalty to the next; it counts so many times more
+    discriminator.r1_crop = (17, 256, 256)  # largest frames, height, width it is taken on
+    discriminator.lecam_weight = 0.0
+    discriminator.lecam_decay = 0.999
+    discriminator.inherit = True  # go on with that of init_from's run, if it has the same one
+    discriminator.optim = _optimizer()
+    discriminator.optim.schedule = "constant"
+    discriminator.optim.weight_decay = 0.0
+    return discriminator
 
 
 def _networks() -> ConfigDict:

@@ -3,7 +3,8 @@
 ``configs/fsae.py``           a small FSAE on the sample clips, minutes on a laptop
 ``configs/fsae.py:paper``     the published size and the first training stage
                               (``paper,width=1024`` for the narrower deepest stage)
-``paper,stage=2``, ``stage=3``  longer and larger clips with a critic; ``stage=vf`` the finetuning
+``paper,stage=2``, ``stage=3``  longer and larger clips with a discriminator; ``stage=vf`` the
+  finetuning
                               towards DINOv2's features
 ``configs/fsae.py:standard``  FSAE-Standard at that size: the decoder finetuned to look both ways in
                               time, at frame 0's features, with noise (``paper,form=standard``)
@@ -11,7 +12,7 @@
                               Standard (``paper,form=lite``); both are stages too:
                               ``paper,stage=standard``, ``paper,stage=lite``
 ``demo,form=lite``            (or ``standard``) the same forms at the demo's size, from scratch
-``demo,stage=2``              the demo going on with a small critic
+``demo,stage=2``              the demo going on with a small discriminator
 ``demo,stage=vf``             the demo going on towards the features of a small random network
 ``demo,stage=standard``       (or ``form=standard,finetune=true``) the form at the demo's size,
                               finetuned from the demo (``lite`` from that Standard) as in the paper
@@ -51,7 +52,7 @@ def get_config(arg: str = ""):
     if demo:
         _demo(config)
         if arg.stage == "2":
-            _demo_with_critic(config)
+            _demo_with_discriminator(config)
         elif arg.stage == "vf":
             _demo_towards_features(config)
     else:
@@ -152,8 +153,8 @@ def _stage_1(config):
 def _stage_2(config):
     _buckets(config, _BUCKETS_512, ((61, 8, 2), (17, 16, 1), (1, 128, 1)))
     common.long_run(config, steps=200_000, lr=5e-5)
-    _critic(config)
-    config.critic.warmup_steps = 1000
+    _discriminator(config)
+    config.discriminator.warmup_steps = 1000
     config.train.init_recipes = ("fsae 1",)
 
 
@@ -167,7 +168,7 @@ def _stage_vf(config):
     _mixed_buckets(config, ((33, 256, 32, 0.5), (17, 512, 16, 0.5)))
     config.loss.vf = {"weight": 0.5, "network": "dinov2_vitl14"}
     common.long_run(config, steps=50_000, lr=2e-5)
-    _critic(config)
+    _discriminator(config)
     config.train.init_recipes = ("fsae 3",)
 
 
@@ -186,17 +187,17 @@ def _mixed_sizes(config):
     config.train.patch_above = 704 * 704
     # "3D patch" (2.2.1): of all frames, since only a spatial margin is spoken of. In a causal model
     # train.patch_latents=9 keeps the first 33 frames, which are exact, and a quarter of the memory.
-    _critic(config)
+    _discriminator(config)
 
 
-def _critic(config):
-    """MAGVIT's critic at three scales, its losses and weights (FSVideo 2.1; layers not stated)."""
-    critic = config.critic
-    critic.model.name = "multiscale3d"
-    critic.loss = "non_saturating"
-    critic.weight = 0.1
-    critic.r1_weight = 10.0
-    critic.optim.b1, critic.optim.b2 = 0.0, 0.99
+def _discriminator(config):
+    """MAGVIT's discriminator at three scales (FSVideo 2.1; layers are not stated)."""
+    discriminator = config.discriminator
+    discriminator.model.name = "multiscale3d"
+    discriminator.loss = "non_saturating"
+    discriminator.weight = 0.1
+    discriminator.r1_weight = 10.0
+    discriminator.optim.b1, discriminator.optim.b2 = 0.0, 0.99
 
 
 _STAGE = {
@@ -221,7 +222,7 @@ def _finetuned(config, form, from_scratch):
         model.decoder_widths = (*(width // 2 for width in outer), *inner)  # how far: not stated
     if not from_scratch:
         # Finetuned from the causal model (Lite: from Standard): --config.train.init_from=...
-        config.optim.frozen = "encoder/"
+        config.optim.freeze = "encoder/"
         config.train.init_kind = form
         # Whether its losses are those of the stage before is not stated.
         follows = {"standard": ("fsae vf", "fsae 3"), "lite": ("fsae standard",)}
@@ -245,13 +246,13 @@ def _demo(config):
     common.demo_on_samples(config, bucket=(9, 64, 64, 4), steps=400, lr=3e-3)
 
 
-def _demo_with_critic(config):
-    _critic(config)
-    config.critic.model.widths = (16, 32, 32)
-    config.critic.model.scales = 2
-    config.critic.warmup_steps = 50
+def _demo_with_discriminator(config):
+    _discriminator(config)
+    config.discriminator.model.widths = (16, 32, 32)
+    config.discriminator.model.scales = 2
+    config.discriminator.warmup_steps = 50
     config.optim.lr = 1e-3
-    config.critic.optim.lr = 1e-3
+    config.discriminator.optim.lr = 1e-3
     config.train.steps = 200
     config.train.init_recipes = ("fsae 1",)
 

@@ -45,8 +45,8 @@ def get_config(arg: str = ""):
     generator.eps = 1e-6
     # Routers: no weight decay and a higher rate (not stated; as in LIMe, whose idea they follow).
     if arg.memory:
-        config.optim.undecayed = "router_"
-        config.optim.factors = (("router_", 10.0),)
+        config.optim.no_decay = "router_"
+        config.optim.lr_factors = (("router_", 10.0),)
     _flow(config)
     {"demo": _demo, "paper": _paper}[arg.preset](config, arg)
     if not arg.memory:

@@ -6,7 +6,7 @@
 ``configs/ivvae.py:paper,variant=causal,width=96``  a baseline or ablation: ``causal`` (the
                              inflated VAE), ``gcconv``, ``ktc``, ``ktc_causal``, ``volumes``; with
                              ``demo`` too, each with stages of its own
-``demo,stage=4``             the demo going on with a small critic
+``demo,stage=4``             the demo going on with a small discriminator
 
 A stage starts from the workdir of the one before it: ``--config.train.init_from=runs/ivvae-paper``.
 """
@@ -107,19 +107,19 @@ def _paper(config, arg):
         causal = _form(arg).time == "causal"
         config.train.init_kind = "ivvae_image_causal" if causal else "ivvae_image"
     if arg.stage == 4:
-        _critic(config)
+        _discriminator(config)
     config.optim.b2 = 0.999
     config.checkpoint.keep_every = 50_000
 
 
-def _critic(config):
-    """Beta of equation 5; that it is relative to the gradients, and the critic, are not stated."""
-    critic = config.critic
-    critic.model.name = "patch3d"
-    critic.weight = 0.8
-    critic.adaptive_layer = "decoder/head_2/.*kernel"
-    critic.images = False
-    critic.optim.b1, critic.optim.b2 = 0.5, 0.9
+def _discriminator(config):
+    """Beta of equation 5; the discriminator and that beta scales with gradients are not stated."""
+    discriminator = config.discriminator
+    discriminator.model.name = "patch3d"
+    discriminator.weight = 0.8
+    discriminator.adaptive_layer = "decoder/head_2/.*kernel"
+    discriminator.images = False
+    discriminator.optim.b1, discriminator.optim.b2 = 0.5, 0.9
 
 
 def _released_scale(model):
@@ -148,10 +148,10 @@ def _demo(config, arg):
     if arg.stage == 4:
         config.train.sample_latent = True
         config.loss.kl = {"weight": 3e-6 * 16 / 192, "reduction": "mean"}
-        _critic(config)
-        config.critic.model.width = 16
-        config.critic.model.time_kernels = (3, 3, 3, 1, 1)
-        config.critic.optim.lr = 1e-3
+        _discriminator(config)
+        config.discriminator.model.width = 16
+        config.discriminator.model.time_kernels = (3, 3, 3, 1, 1)
+        config.discriminator.optim.lr = 1e-3
         config.optim.lr = 1e-3
         config.train.steps = 200
         config.train.init_recipes = (_recipe(arg, 2),)

@@ -4,7 +4,7 @@
 ``configs/promag.py:paper``          stage I at the published size (``z=8`` for the narrow latent)
 ``paper,stage=II``, ``stage=III``    (or ``grow=1``, ``grow=2``) grown to 8x, then to 16x;
                                      ``mode=plain`` grows without key frames, residual and adaptive
-                                     norm, ``gan=true`` with the critic of stage I; the demo
+                                     norm, ``gan=true`` with the discriminator of stage I; the demo
                                      has one, small and from step 100, with ``gan=true`` alone
 ``paper,stage=0``                    (or ``image=true``) the image autoencoder that codes frame 0;
                                      ``join=latent`` and ``join=none`` use it otherwise or not
@@ -60,7 +60,7 @@ def get_config(arg: str = ""):
     if arg.preset in ("demo", "paper"):
         _stage(config, arg, stage)
     elif arg.gan:
-        raise VidlatentError(f"config argument gan=true: {arg.preset} has no critic.")
+        raise VidlatentError(f"config argument gan=true: {arg.preset} has no discriminator.")
     if arg.image:
         config.data.buckets = tuple((1, h, w, 8 * b) for _, h, w, b in config.data.buckets)
         config.data.fps = 0.0
@@ -95,15 +95,15 @@ def _stage(config, arg, stage):
         config.train.init_recipes = (_recipe(arg, "0"),)
     if arg.preset == "demo":
         if arg.gan:
-            _demo_critic(config, arg)
+            _demo_discriminator(config, arg)
         return
     config.train.sample_latent = True
     config.loss.lpips_vgg = 1.0
     config.loss.kl = 1e-12
     # Growing stages have none but in the paper's rows "w/ GAN", whose weight is not stated.
     if not arg.grow or arg.gan:
-        _critic(config, arg)
-        config.critic.optim.warmup_steps = 1000
+        _discriminator(config, arg)
+        config.discriminator.optim.warmup_steps = 1000
 
 
 def _recipe(arg, stage):
@@ -118,23 +118,23 @@ def _recipe(arg, stage):
     return " ".join(words)
 
 
-def _critic(config, arg):
-    """Stable Diffusion's critic, over video; its kernel in time and its start are not stated, nor
-    is anything of stage 0, which gets the losses of stage I."""
-    critic = config.critic
-    critic.model.name = "patch2d" if arg.image else "patch3d"
+def _discriminator(config, arg):
+    """Stable Diffusion's discriminator, over video; its kernel in time and its start are not
+    stated, nor is anything of stage 0, which gets the losses of stage I."""
+    discriminator = config.discriminator
+    discriminator.model.name = "patch2d" if arg.image else "patch3d"
     if not arg.image:
-        critic.model.time_kernels = (3, 3, 3, 3, 3)
-    critic.weight = 0.1
-    critic.optim.b2 = 0.99
-    critic.optim.weight_decay = 1e-4
+        discriminator.model.time_kernels = (3, 3, 3, 3, 3)
+    discriminator.weight = 0.1
+    discriminator.optim.b2 = 0.99
+    discriminator.optim.weight_decay = 1e-4
 
 
-def _demo_critic(config, arg):
-    _critic(config, arg)
-    config.critic.model.width = 16
-    config.critic.start_step = 100
-    config.critic.optim.lr = 1e-3
+def _demo_discriminator(config, arg):
+    _discriminator(config, arg)
+    config.discriminator.model.width = 16
+    config.discriminator.start_step = 100
+    config.discriminator.optim.lr = 1e-3
 
 
 def _start(config, arg):
@@ -142,7 +142,7 @@ def _start(config, arg):
     from vidlatent.models.tokenizers.promag.growth import frozen_pattern
 
     join = "none" if arg.image else config.model.first_frame_join
-    config.optim.frozen = frozen_pattern(arg.grow, join)
+    config.optim.freeze = frozen_pattern(arg.grow, join)
     if arg.grow:
         config.train.init_kind = "grown"
     elif join != "none":

@@ -5,7 +5,7 @@
                                    ``paper,time=2,space=16`` for the withdrawn ft2-fs16
 ``configs/reducio_vae.py:paper,content=first``  which frame is kept: ``middle``, ``first``,
                                    ``random`` or ``none`` (a plain video VAE); with ``demo`` too
-``demo,critic=true``               the demo with the recipe's critic, small, from step 100
+``demo,discriminator=true``     the demo with the recipe's discriminator, small, from step 100
 """
 
 from configs import common
@@ -13,17 +13,19 @@ from vidlatent.config import parse_arg
 
 
 def get_config(arg: str = ""):
-    arg = parse_arg(arg, presets=("demo", "paper"), time=0, space=0, content="middle", critic=False)
-    suffix = common.suffix(arg, time=0, space=0, content="middle", critic=False)
+    arg = parse_arg(
+        arg, presets=("demo", "paper"), time=0, space=0, content="middle", discriminator=False
+    )
+    suffix = common.suffix(arg, time=0, space=0, content="middle", discriminator=False)
     config = common.get_defaults("reducio_vae", arg.preset + suffix)
     config.loss.l1 = 1.0
     config.train.sample_latent = True
     config.recipe = "reducio_vae"
     {"demo": _demo, "paper": _paper}[arg.preset](config, arg)
-    if arg.critic and arg.preset == "demo":
-        _critic(config, start=100)
-        config.critic.model.width = 16
-        config.critic.optim.lr = 1e-3
+    if arg.discriminator and arg.preset == "demo":
+        _discriminator(config, start=100)
+        config.discriminator.model.width = 16
+        config.discriminator.optim.lr = 1e-3
     return config
 
 
@@ -64,11 +66,11 @@ def _paper(config, arg):
     model.groups = 32
     model.remat = True
     config.loss.lpips_vgg = 0.1
-    _critic(config, start=5000)
-    config.critic.adaptive_terms = ("l1", "lpips_vgg")
+    _discriminator(config, start=5000)
+    config.discriminator.adaptive_terms = ("l1", "lpips_vgg")
     # A tenth of the autoencoder's rate, and a tenth of that until it is heard.
-    config.critic.optim.lr = 4e-6
-    config.critic.optim.ramp = ((4999, 0.1), (5999, 1.0))
+    config.discriminator.optim.lr = 4e-6
+    config.discriminator.optim.ramp = ((4999, 0.1), (5999, 1.0))
     config.data.fps = 16.0
     config.data.flip = False
     config.data.crop = "resized"
@@ -88,21 +90,21 @@ def _paper(config, arg):
     config.checkpoint.keep_every = 50_000
 
 
-def _critic(config, start):
+def _discriminator(config, start):
     """The whole objective (released code; the outlier penalty is not in the paper)."""
     config.loss.kl = 1e-6
     config.loss.outlier = 1.0
-    critic = config.critic
-    critic.model.name = "patch3d"
-    critic.loss = "hinge"
-    critic.weight = 0.05
-    critic.scale = 0.5
+    discriminator = config.discriminator
+    discriminator.model.name = "patch3d"
+    discriminator.loss = "hinge"
+    discriminator.weight = 0.05
+    discriminator.scale = 0.5
     # The released code counts steps of both players: its 10,001st is the batch 5000 here.
-    critic.start_step = start
-    critic.adaptive_layer = "decoder/conv_out/kernel"
-    critic.adaptive_terms = ("l1",)
-    critic.optim.b1, critic.optim.b2 = 0.5, 0.9
-    critic.optim.clip_norm = 0.0
+    discriminator.start_step = start
+    discriminator.adaptive_layer = "decoder/conv_out/kernel"
+    discriminator.adaptive_terms = ("l1",)
+    discriminator.optim.b1, discriminator.optim.b2 = 0.5, 0.9
+    discriminator.optim.clip_norm = 0.0
 
 
 def _demo(config, arg):

@@ -50,7 +50,7 @@ _NOTES = (
     "Latents are equal but for the last arm; a content frame is kept beside the latent, uncoded. "
     "Beating 'none' is no compression gain: the last arm keeps as many values without one.",
     "The random arm is scored with all 16 places equally often, one for each clip in turn.",
-    "Equal steps, never convergence; drawn clips, no critic, no perceptual loss.",
+    "Equal steps, never convergence; drawn clips, no discriminator, no perceptual loss.",
 )
 
 

@@ -40,7 +40,7 @@ _NOTES = (
     "'Continued' trains the decoder alone, as all arms do; Lite, which comes after Standard, is to "
     "be compared with 'continued, twice the steps'.",
     "Noise is the same in every evaluation.",
-    "Equal further steps, never convergence; drawn clips, no critic.",
+    "Equal further steps, never convergence; drawn clips, no discriminator.",
 )
 
 
@@ -54,7 +54,7 @@ def build(size: str) -> Experiment:
             f"configs/fsae.py:{config}",
             further,
             label,
-            {**keys, "optim.frozen": "encoder/", **more},
+            {**keys, "optim.freeze": "encoder/", **more},
             rates(size),
             starts_from=start,
             more_steps=base + (further if start != "base" else 0),

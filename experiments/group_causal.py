@@ -43,7 +43,7 @@ _NOTES = (
     "Causal and group causal models of a pair have the same parameters; the pair with two branches "
     "has about four fifths of the other's parameters, as published.",
     "The largest of four noisy means minus the smallest is above zero for a flat profile, too.",
-    "Equal steps from random weights, never convergence; drawn clips, no critic.",
+    "Equal steps from random weights, never convergence; drawn clips, no discriminator.",
 )
 
 

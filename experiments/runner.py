@@ -183,7 +183,7 @@ def _parameters(config: ConfigDict) -> dict[str, int]:
         shapes = abstract_generator(generator_of(config))
     else:
         shapes = abstract_params(model_of(config))
-    frozen = frozen_paths(shapes, config.optim.frozen) if config.optim.frozen else None
+    frozen = frozen_paths(shapes, config.optim.freeze) if config.optim.freeze else None
     sizes = jax.tree.leaves(jax.tree.map(lambda leaf: leaf.size, shapes))
     stays = jax.tree.leaves(frozen) if frozen is not None else [False] * len(sizes)
     trained = sum(size for size, still in zip(sizes, stays, strict=True) if not still)

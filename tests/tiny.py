@@ -1,11 +1,11 @@
-"""A config so small that training it to the end takes seconds; ``:workers``, ``:critic``."""
+"""A config so small that training it to the end takes seconds; ``:workers``, ``:discriminator``."""
 
 from configs import fsae
 from vidlatent.config import parse_arg
 
 
 def get_config(arg: str = ""):
-    arg = parse_arg(arg, presets=("tiny", "workers", "critic"))
+    arg = parse_arg(arg, presets=("tiny", "workers", "discriminator"))
     config = fsae.get_config("demo")
     config.name, config.preset = "tiny", arg.preset
     model = config.model
@@ -30,17 +30,17 @@ def get_config(arg: str = ""):
     data.validation_clips = 4
     config.eval.pictures = 2
     config.checkpoint.every = 10
-    if arg.preset == "critic":
-        config.critic.model.name = "patch3d"
-        config.critic.model.width = 8
-        config.critic.model.time_kernels = (3, 3, 1, 1)
-        config.critic.adaptive_layer = "decoder/conv_out/kernel"
-        config.critic.lecam_weight = 0.01
-        config.critic.r1_weight = 10.0
-        config.critic.r1_every = 4
-        config.critic.images = False
-        config.critic.start_step = 3
-        config.recipe = "tiny critic"
+    if arg.preset == "discriminator":
+        config.discriminator.model.name = "patch3d"
+        config.discriminator.model.width = 8
+        config.discriminator.model.time_kernels = (3, 3, 1, 1)
+        config.discriminator.adaptive_layer = "decoder/conv_out/kernel"
+        config.discriminator.lecam_weight = 0.01
+        config.discriminator.r1_weight = 10.0
+        config.discriminator.r1_every = 4
+        config.discriminator.images = False
+        config.discriminator.start_step = 3
+        config.recipe = "tiny discriminator"
         config.train.steps = 12
         config.checkpoint.every = 4
         config.eval.every = 0

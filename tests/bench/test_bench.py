@@ -74,7 +74,7 @@ def test_a_generator_is_measured_by_the_loop_and_by_the_evaluation(tmp_path, cap
 
     Parameters are as sampling holds them: large kernels in the type of products, or in 8 bits.
     """
-    keys = {"plan.tokenizer": MICRO, "sampler.eight_bits": "true", "precision.compute": "bfloat16"}
+    keys = {"plan.tokenizer": MICRO, "sampler.fp8": "true", "precision.compute": "bfloat16"}
     assert programs_of(load(GENERATOR)) == ("train", "sample", "nfe")
     found = benched(GENERATOR, tmp_path, **keys, **{"bench.what": "('nfe',)"})["programs"]["nfe"]
     assert found["about"].startswith(
@@ -88,7 +88,7 @@ def test_a_generator_is_measured_by_the_loop_and_by_the_evaluation(tmp_path, cap
     held = dtypes(loop.arguments[0])
     assert held == dtypes(jax.eval_shape(loop.initial[0]))
     assert held["blocks/ffn/fc1/kernel"] == jnp.float8_e4m3fn
-    keys["sampler.eight_bits"] = "false"
+    keys["sampler.fp8"] = "false"
     plain = dtypes(build_program(load(GENERATOR, keys), "nfe", mesh, (3, 8, 8, 3)).arguments[0])
     assert plain["blocks/ffn/fc1/kernel"] == jnp.bfloat16
     islands = ("blocks/modulation", "time_projection/kernel", "router_2/kernel", "head/kernel")

@@ -9,7 +9,7 @@ from vidlatent.plan.build import programs_of
 from vidlatent.plan.hardware import GIB, parse_topology
 
 MEMORY = {
-    "parts": {"parameters": GIB, "optimizer": 2 * GIB, "critic and loss helpers": GIB / 4},
+    "parts": {"parameters": GIB, "optimizer": 2 * GIB, "discriminator and loss helpers": GIB / 4},
     "arguments": 3.25 * GIB,
     "outputs": 0,
     "outputs_in_place": 0,

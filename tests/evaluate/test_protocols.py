@@ -84,7 +84,7 @@ def config(folder):
         PROTOCOLS.register("tiny_table", TINY)
     config = get_defaults("stub", "demo")
     config.data.source, config.data.path = "samples", str(folder)
-    config.eval.protocol, config.eval.stand_ins = "tiny_table", True
+    config.eval.protocol, config.eval.random_networks = "tiny_table", True
     config.eval.leave_out = ("fvd_i3d",)
     return config
 
@@ -215,7 +215,7 @@ def test_missing_weights_are_told_before_a_clip_is_opened(config, monkeypatch):
 
     monkeypatch.setattr(protocols_run, "make_index", opened)
     config = config.copy_and_resolve_references()
-    config.eval.stand_ins = False
+    config.eval.random_networks = False
     with pytest.raises(VidlatentError, match="config.networks.lpips_vgg is empty.*convert|tools"):
         carry_out(config)
 

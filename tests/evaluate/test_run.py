@@ -108,7 +108,7 @@ def test_a_protocol_on_one_process_and_on_two(workdir, tmp_path):
     said = run(*arguments, fails=True)
     assert "error: config.networks.lpips_vgg is empty" in said and "Traceback" not in said
     arguments += (
-        "--config.eval.stand_ins=true",
+        "--config.eval.random_networks=true",
         "--config.eval.leave_out=('fvd_i3d',)",
         "--config.eval.metrics=('fvd_videomae_tiny',)",
         "--config.eval.clips=3",
@@ -208,7 +208,7 @@ def test_each_protocol_from_a_checkpoint_to_its_files(name, cheaply, tmp_path):
     config.eval.protocol = name
     with pytest.raises(VidlatentError, match=r"^config.networks.lpips_\w+ is empty: [^\n]*$"):
         evaluate_workdir(config, tmp_path / "run", -1, "")
-    config.eval.stand_ins = True
+    config.eval.random_networks = True
     assert evaluate_workdir(config, tmp_path / "run", -1, "") == 0
 
     folder = tmp_path / "run" / "eval" / f"step_0_{name}"

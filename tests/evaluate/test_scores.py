@@ -170,7 +170,7 @@ def test_names_and_networks():
             "ssim_reducio",
         ),
         WEIGHTS,
-        stand_ins=True,
+        random_networks=True,
     )
     assert [score.name for score in found] == [
         "lpips_tiny_random0",

@@ -156,7 +156,12 @@ def test_files(videos, tmp_path):
     config = ConfigDict({"name": "stub", "preset": "demo", "model": {"name": "stub"}})
     config.data = ConfigDict({"fps": 12.0, "resize": "area", "buckets": ((9, 32, 32, 2),)})
     result = run(videos, 4, 9)
-    terms = {"train/l1": 0.5, "train/critic/loss": 2.0, "train/bad_clips": 1, "val/lpips_x": 0.25}
+    terms = {
+        "train/l1": 0.5,
+        "train/discriminator/loss": 2.0,
+        "train/bad_clips": 1,
+        "val/lpips_x": 0.25,
+    }
     lines = (json.dumps({"step": step, **terms}) for step in (1, 2))
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     write_evaluation(result, tmp_path, config=config, step=3, workdir=tmp_path)

@@ -57,7 +57,7 @@ def test_demo_s_tokenizer_makes_the_generator_s_latents(system, tmp_path):
 
 
 def test_arms_of_the_comparison_differ_in_the_memory_alone():
-    about = {"generator.memory", "optim.factors", "optim.undecayed", "preset"}
+    about = {"generator.memory", "optim.lr_factors", "optim.no_decay", "preset"}
     for size in ("cpu", "gpu", "smoke"):
         design = layer_memory.build(size, Path("data"))
         plain, memory = design.arms

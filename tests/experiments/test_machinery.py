@@ -66,7 +66,7 @@ def loop(monkeypatch):
     count = runner._parameters
 
     def counted(config):
-        key = str(config.model), config.optim.frozen
+        key = str(config.model), config.optim.freeze
         if key not in _counted:
             _counted[key] = count(config)
         return _counted[key]

@@ -31,7 +31,7 @@ OWN = {
         "model.noise_weight",
         "model.decoder_time",
         "model.decoder_widths",
-        "optim.frozen",
+        "optim.freeze",
         "train.init_kind",
     },
 }
@@ -103,7 +103,7 @@ def test_equal_further_steps():
     total = {name: arm.steps + arm.more_steps for name, arm in arms.items()}
     assert total["standard"] == total["continued"] == total["centred"]
     assert total["lite"] == total["continued_longer"] and arms["lite"].starts_from == "standard"
-    assert all(config_of(a).optim.frozen == "encoder/" for n, a in arms.items() if n != "base")
+    assert all(config_of(a).optim.freeze == "encoder/" for n, a in arms.items() if n != "base")
     assert config_of(arms["centred"]).model.cross_stages == ()
 
 

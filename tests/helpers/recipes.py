@@ -39,7 +39,7 @@ DEMOS = (
     "ivvae:demo,stage=4",
     "ivvae:demo,variant=causal,stage=4",
     "reducio_vae:demo",
-    "reducio_vae:demo,critic=true",
+    "reducio_vae:demo,discriminator=true",
     "promag:demo",
     "promag:demo,image=true,gan=true",
     "promag:demo,gan=true",
@@ -113,7 +113,7 @@ _SMALL = {
 
 
 def small(stage):
-    """The recipe with all its terms, critic, rates and freezing, of a model that compiles in
+    """The recipe with all its terms, discriminator, rates and freezing, of a model that compiles in
     seconds and through stand-ins; and its video's frames, height and width.
 
     No weight decay and no warm-up: what moves got a gradient.
@@ -122,16 +122,18 @@ def small(stage):
     with config.unlocked():
         size = _SMALL[config.model.name](config)
         config.model.remat = False  # tested by itself; it takes long to compile
-        for optim in (config.optim, config.critic.optim):
+        for optim in (config.optim, config.discriminator.optim):
             optim.weight_decay, optim.warmup_steps = 0.0, 0
         if "lpips_vgg" in config.loss:
             config.loss.lpips_tiny = config.loss.lpips_vgg
             del config.loss.lpips_vgg
-        terms = ("lpips_tiny" if t == "lpips_vgg" else t for t in config.critic.adaptive_terms)
-        config.critic.adaptive_terms = tuple(terms)
+        terms = (
+            "lpips_tiny" if t == "lpips_vgg" else t for t in config.discriminator.adaptive_terms
+        )
+        config.discriminator.adaptive_terms = tuple(terms)
         if "vf" in config.loss:
             config.loss.vf.network = "dinov2_tiny"
-        _small_critic(config.critic)
+        _small_discriminator(config.discriminator)
     return config, size
 
 
@@ -142,7 +144,7 @@ def drawn(step):
 
     def draw(path, leaf):
         name = path_name(path)
-        if not re.match("(params|ema|critic/params|helpers/params)/", name):
+        if not re.match("(params|ema|discriminator/params|helpers/params)/", name):
             return jnp.full(leaf.shape, name.endswith("/var"), leaf.dtype)
         x = rng.normal(size=leaf.shape)
         if name.endswith(("/scale", "/gamma")):
@@ -154,9 +156,9 @@ def drawn(step):
     return jax.tree_util.tree_map_with_path(draw, abstract)
 
 
-def _small_critic(critic):
-    critic.warmup_steps = 0
-    if critic.model and critic.model.name == "multiscale3d":
-        critic.model.widths, critic.model.scales = (4, 4), 1
-    elif critic.model:
-        critic.model.width = 4
+def _small_discriminator(discriminator):
+    discriminator.warmup_steps = 0
+    if discriminator.model and discriminator.model.name == "multiscale3d":
+        discriminator.model.widths, discriminator.model.scales = (4, 4), 1
+    elif discriminator.model:
+        discriminator.model.width = 4

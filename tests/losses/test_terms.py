@@ -85,8 +85,13 @@ def test_vf_learns_its_map_and_ignores_the_target(networks):
     # Equations 2 and 3 have curves of their own.
     assert values["vf/cosine"] > 0 and values["vf/relation"] > 0
     assert values["vf"] == values["vf/cosine"] + values["vf/relation"] == 2 * total
-    shown = objective.shown({**values, "critic/loss": 1}, {"dinov2_tiny": "random"})
-    assert set(shown) == {"vf_random", "vf_random/cosine", "vf_random/relation", "critic/loss"}
+    shown = objective.shown({**values, "discriminator/loss": 1}, {"dinov2_tiny": "random"})
+    assert set(shown) == {
+        "vf_random",
+        "vf_random/cosine",
+        "vf_random/relation",
+        "discriminator/loss",
+    }
     assert objective.shown(values, {"dinov2_tiny": "file.npz"}) == values
     assert np.abs(grads.posterior.mean).max() > 0
     assert np.abs(of_params["projection"]["kernel"]).max() > 0

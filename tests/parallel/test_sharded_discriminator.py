@@ -1,4 +1,4 @@
-"""A critic on eight devices judges as on one: both players' gradients, and its statistics.
+"""A discriminator on eight devices judges as on one: both players' gradients, and its statistics.
 
 Its batch norm counts the whole batch, its convolutions stride over a sharded height.
 """
@@ -26,20 +26,20 @@ def videos():
 
 
 def verdict(videos, model, sizes):
-    section = load("tests/tiny.py").critic.to_dict()
+    section = load("tests/tiny.py").discriminator.to_dict()
     judge = Judge({**section, "model": model, "lecam_weight": 0.1}, 10, np.float32)
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), devices)
     key = jax.random.key(0)
-    placed = shardings({"critic": jax.eval_shape(lambda k: judge.init(k, CLIP), key)}, mesh)
+    placed = shardings({"discriminator": jax.eval_shape(lambda k: judge.init(k, CLIP), key)}, mesh)
 
     def judged(state, videos):
         real, fake = (constrain(videos[name], VIDEO) for name in ("real", "fake"))
-        found = judge.verdict(state["critic"], fake, real, np.int32(0), key)
+        found = judge.verdict(state["discriminator"], fake, real, np.int32(0), key)
         return found.loss, found.to_prediction, found.grads, found.values
 
     with jax.set_mesh(mesh):
-        state = jax.jit(lambda k: {"critic": judge.init(k, CLIP)}, out_shardings=placed)(key)
+        state = jax.jit(lambda k: {"discriminator": judge.init(k, CLIP)}, out_shardings=placed)(key)
         arrays = to_global(videos, batch_sharding(mesh))
         return jax.device_get(jax.jit(judged)(state, arrays))
 

@@ -1,4 +1,4 @@
-"""Pixel losses and a critic's size against numbers computed from the papers' formulas."""
+"""Pixel losses and a discriminator's size against numbers computed from the papers' formulas."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidlatent.losses import pseudo_huber
-from vidlatent.models.discriminators import build_critic
+from vidlatent.models.discriminators import build_discriminator
 
 REDUCTIONS = {"norm": "per_sample_raw", "scaled_norm": "per_sample_normalised"}
 
@@ -48,11 +48,13 @@ def test_pseudo_huber_elementwise():
     np.testing.assert_allclose(values, values[0], rtol=1e-6)
 
 
-def test_size_of_the_promag_critic(reference):
+def test_size_of_the_promag_discriminator(reference):
     want = json.loads(reference("promag_fixtures.json").read_text())["param_counts_full_size"]
-    critic = build_critic({"name": "patch3d", "time_kernels": (3, 3, 3, 3, 3)})
-    stats = critic.init_stats()
+    discriminator = build_discriminator({"name": "patch3d", "time_kernels": (3, 3, 3, 3, 3)})
+    stats = discriminator.init_stats()
     video = jax.ShapeDtypeStruct((1, 17, 64, 64, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda k, v: critic.init(k, v, stats, True), jax.random.key(0), video)
+    shapes = jax.eval_shape(
+        lambda k, v: discriminator.init(k, v, stats, True), jax.random.key(0), video
+    )
     size = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
     assert size == want["patch_discriminator_kernel_3_4_4"]

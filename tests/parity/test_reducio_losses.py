@@ -1,4 +1,4 @@
-"""Reducio-VAE's critic, objectives and rates against numbers of the released code."""
+"""Reducio-VAE's discriminator, objectives and rates against numbers of the released code."""
 
 import json
 
@@ -10,11 +10,11 @@ import pytest
 from tests.parity.reducio_cases import Case, channels_last, pixels
 from vidlatent.kernels.conv3d import conv3d
 from vidlatent.losses import l1, outlier
-from vidlatent.losses.adversarial import adaptive_weight, critic_loss, generator_loss
+from vidlatent.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from vidlatent.losses.latent import kl
 from vidlatent.losses.perceptual import lpips
 from vidlatent.losses.schedule import ramp
-from vidlatent.models.discriminators import build_critic
+from vidlatent.models.discriminators import build_discriminator
 from vidlatent.models.discriminators.patch import patch_stats_table, patch_table
 from vidlatent.models.tokenizers.base import Posterior
 from vidlatent.weights.importer import export_names, import_params
@@ -22,23 +22,27 @@ from vidlatent.weights.importer import export_names, import_params
 LAYERS = 5
 
 
-def load_critic(tensors, meta, layers=LAYERS):
-    """The critic of a case's size with its weights and running statistics."""
+def load_discriminator(tensors, meta, layers=LAYERS):
+    """The discriminator of a case's size with its weights and running statistics."""
     taps = (*(4,) * (layers - 3), 3, 1, 1)
-    critic = build_critic({"name": "patch3d", "width": meta["ndf"], "time_kernels": taps})
-    video = jax.ShapeDtypeStruct((1, *critic.smallest_clip, 3), jnp.float32)
-    stats = critic.init_stats()
-    shapes = jax.eval_shape(lambda k, v: critic.init(k, v, stats, True), jax.random.key(0), video)
+    discriminator = build_discriminator(
+        {"name": "patch3d", "width": meta["ndf"], "time_kernels": taps}
+    )
+    video = jax.ShapeDtypeStruct((1, *discriminator.smallest_clip, 3), jnp.float32)
+    stats = discriminator.init_stats()
+    shapes = jax.eval_shape(
+        lambda k, v: discriminator.init(k, v, stats, True), jax.random.key(0), video
+    )
     params = import_params(tensors, patch_table(layers), shapes["params"])
     stats = import_params(tensors, patch_stats_table(layers), stats)
-    return critic, params, stats
+    return discriminator, params, stats
 
 
-def test_critic(reference):
+def test_discriminator(reference):
     case = Case(reference("reducio", "disc.npz"))
     meta = case.meta
-    critic, params, stats = load_critic(case.tensors, meta, meta["n_layers"] + 2)
-    apply = jax.jit(critic.apply, static_argnums=3)
+    discriminator, params, stats = load_discriminator(case.tensors, meta, meta["n_layers"] + 2)
+    apply = jax.jit(discriminator.apply, static_argnums=3)
     video = pixels(case.io["x_u8"])
     (logits,), same = apply({"params": params}, video, stats, False)
     np.testing.assert_allclose(logits, case.io["logits_eval"][:, 0], atol=1e-4)
@@ -78,7 +82,7 @@ def mock_lpips(params, x, y):
     return jnp.square(x - y).mean(axis=(1, 2, 3))
 
 
-def terms(case, generate, critic_of):
+def terms(case, generate, discriminator_of):
     """Kernel to the unweighted terms; one function of the kernel for each."""
     target = pixels(case.io["inputs_u8"])
     mask = jnp.ones(target.shape[0])
@@ -90,7 +94,7 @@ def terms(case, generate, critic_of):
         return l1(video, target, mask) + perceptual, perceptual
 
     def adversarial(kernel):
-        (logits,), _ = critic_of(generate(kernel))
+        (logits,), _ = discriminator_of(generate(kernel))
         return generator_loss("hinge", logits)
 
     def penalty(kernel):
@@ -103,23 +107,23 @@ def test_objectives(loss_case):
     case, meta, io = loss_case, loss_case.meta, loss_case.io
     own = "discriminator."
     tensors = {n.removeprefix(own): t for n, t in case.tensors.items() if n.startswith(own)}
-    critic, params, stats = load_critic(tensors, meta)
+    discriminator, params, stats = load_discriminator(tensors, meta)
     generate, kernel = rebuilt(case)
     np.testing.assert_allclose(generate(kernel), channels_last(io["recon"]), atol=1e-4)
     target = pixels(io["inputs_u8"])
 
-    def critic_of(video):
-        return critic.apply({"params": params}, video, stats, True)
+    def discriminator_of(video):
+        return discriminator.apply({"params": params}, video, stats, True)
 
     @jax.jit
     def everything(kernel):
-        reconstruction, adversarial, penalty = terms(case, generate, critic_of)
+        reconstruction, adversarial, penalty = terms(case, generate, discriminator_of)
         return (
             jax.value_and_grad(reconstruction, has_aux=True)(kernel),
             jax.value_and_grad(adversarial)(kernel),
             jax.value_and_grad(penalty)(kernel),
-            critic_of(target)[0],
-            critic_of(generate(kernel))[0],
+            discriminator_of(target)[0],
+            discriminator_of(generate(kernel))[0],
         )
 
     ((rec, perceptual), of_rec), (gan, of_gan), (bright, of_bright), real, fake = everything(kernel)
@@ -155,7 +159,7 @@ def test_objectives(loss_case):
         np.testing.assert_allclose(total, want["total"], rtol=1e-5)
         wanted = want["grad_conv_out_weight"].transpose(2, 3, 4, 1, 0)
         np.testing.assert_allclose(grad, wanted, atol=1e-5)
-        halved = 0.5 * on * critic_loss("hinge", real, fake)
+        halved = 0.5 * on * discriminator_loss("hinge", real, fake)
         np.testing.assert_allclose(halved, want["disc_total"], rtol=1e-5)
         np.testing.assert_allclose(real[0].mean(), want["d/logits_real"], rtol=1e-5)
 
@@ -164,20 +168,22 @@ def test_rates(reference):
     with np.load(reference("reducio", "schedules.npz")) as case:
         ours = jax.vmap(lambda n: ramp(n, ((0, 1.0), (1_000_000, 0.01))))(case["steps"])
         np.testing.assert_allclose(ours, case["ae_factor"], rtol=1e-5)
-        critic = jax.vmap(lambda n: ramp(n, ((4999, 0.1), (5999, 1.0))))(case["steps"])
-        np.testing.assert_allclose(critic, case["disc_factor"], rtol=1e-5)
+        discriminator = jax.vmap(lambda n: ramp(n, ((4999, 0.1), (5999, 1.0))))(case["steps"])
+        np.testing.assert_allclose(discriminator, case["disc_factor"], rtol=1e-5)
 
 
 def test_published_names(reference):
-    """The full-size critic's parameters and statistics are the released files' entries."""
+    """The full-size discriminator's parameters and statistics are the released files' entries."""
     path = reference("reducio", "full_state_dict_keys.json")
     names = json.loads(path.read_text())["expected_discriminator"]
     prefix = "loss.discriminator."
     names = {n.removeprefix(prefix): tuple(s) for n, s in names.items() if n.startswith(prefix)}
-    critic = build_critic({"name": "patch3d"})
-    stats = critic.init_stats()
+    discriminator = build_discriminator({"name": "patch3d"})
+    stats = discriminator.init_stats()
     video = jax.ShapeDtypeStruct((1, 4, 24, 24, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda k, v: critic.init(k, v, stats, True), jax.random.key(0), video)
+    shapes = jax.eval_shape(
+        lambda k, v: discriminator.init(k, v, stats, True), jax.random.key(0), video
+    )
     ours = export_names(shapes["params"], patch_table()) | export_names(stats, patch_stats_table())
     counters = {n for n in names if n.endswith("num_batches_tracked")}
     assert {n: tuple(s) for n, s in ours.items()} == {

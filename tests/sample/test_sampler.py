@@ -75,7 +75,7 @@ def usual(wan):
 
 
 def test_kept_keys_and_values_change_nothing(wan, usual):
-    np.testing.assert_allclose(drawn(wan, keep=False), usual, atol=1e-5)
+    np.testing.assert_allclose(drawn(wan, cache_conditions=False), usual, atol=1e-5)
 
 
 def test_branches_in_one_call_are_branches_in_two(wan, usual):

@@ -1,4 +1,4 @@
-"""The critic in the tokenizer's step: both players' gradients, its schedule, what stops it."""
+"""The discriminator in the tokenizer's step: gradients, schedule, what stops it."""
 
 import jax
 import jax.numpy as jnp
@@ -11,28 +11,28 @@ from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels
 from vidlatent.losses import TERMS, Term
 from vidlatent.losses.adversarial import (
-    critic_loss,
+    discriminator_loss,
     generator_loss,
     lecam,
     lecam_anchors,
     r1_penalty,
 )
-from vidlatent.models.discriminators import build_critic
+from vidlatent.models.discriminators import build_discriminator
 from vidlatent.train.hooks import mean_metrics
 from vidlatent.train.tasks.tokenizer import make_step
 from vidlatent.train.tasks.tokenizer_gradients import Gradients
 
 QUICK = {"xla_backend_optimization_level": 0}
-CRITIC = {"name": "multiscale3d", "widths": (8, 8), "scales": 1}
+DISCRIMINATOR = {"name": "multiscale3d", "widths": (8, 8), "scales": 1}
 
 
 def config(**changes):
     loaded = load("tests/tiny.py")
     with loaded.unlocked():
         loaded.data.buckets = ((2, 8, 8, 4),)
-        loaded.critic.model.update(CRITIC)
-        loaded.critic.weight = 0.3
-        loaded.critic.loss = "non_saturating"
+        loaded.discriminator.model.update(DISCRIMINATOR)
+        loaded.discriminator.weight = 0.3
+        loaded.discriminator.loss = "non_saturating"
         loaded.optim.warmup_steps = 0
         for key, value in changes.items():
             section, _, name = key.rpartition("__")
@@ -71,12 +71,12 @@ def norm(tree):
 def test_both_players_get_their_own_gradient(batch):
     """Compared with plain differentiation of each player's loss, the other held fixed."""
     states, report = run(config(), batch)
-    model, critic = Micro(), build_critic(CRITIC)
+    model, discriminator = Micro(), build_discriminator(DISCRIMINATOR)
     target = from_pixels(batch["video"])
-    judge = states[0]["critic"]["params"]
+    judge = states[0]["discriminator"]["params"]
 
     def logits(params, video):
-        return critic.apply({"params": params}, video, {}, True)[0]
+        return discriminator.apply({"params": params}, video, {}, True)[0]
 
     def generator(params):
         prediction = model.apply({"params": params}, target)[0]
@@ -85,29 +85,31 @@ def test_both_players_get_their_own_gradient(batch):
 
     def opponent(params):
         prediction = model.apply({"params": states[0]["params"]}, target)[0]
-        return critic_loss("non_saturating", logits(params, target), logits(params, prediction))
+        return discriminator_loss(
+            "non_saturating", logits(params, target), logits(params, prediction)
+        )
 
     loss, grads = jax.value_and_grad(generator)(states[0]["params"])
     np.testing.assert_allclose(report["loss"], loss, rtol=1e-6)
     np.testing.assert_allclose(report["grad_norm"], norm(grads), rtol=1e-5)
     loss, grads = jax.value_and_grad(opponent)(judge)
-    np.testing.assert_allclose(report["critic/loss"], loss, rtol=1e-6)
-    np.testing.assert_allclose(report["critic_grad_norm"], norm(grads), rtol=1e-5)
-    assert all(changed(states[0]["critic"]["params"], states[1]["critic"]["params"]))
+    np.testing.assert_allclose(report["discriminator/loss"], loss, rtol=1e-6)
+    np.testing.assert_allclose(report["discriminator_grad_norm"], norm(grads), rtol=1e-5)
+    assert all(changed(states[0]["discriminator"]["params"], states[1]["discriminator"]["params"]))
     assert all(changed(states[0]["params"], states[1]["params"]))
 
 
 def test_adaptive_weight_is_the_ratio_of_gradients_at_the_layer(batch):
-    loaded = config(critic__adaptive_layer="decoder/conv_out/kernel", loss__l2=0.5)
-    loaded.critic.adaptive_terms = ("l1",)
+    loaded = config(discriminator__adaptive_layer="decoder/conv_out/kernel", loss__l2=0.5)
+    loaded.discriminator.adaptive_terms = ("l1",)
     states, report = run(loaded, batch)
-    model, critic = Micro(), build_critic(CRITIC)
+    model, discriminator = Micro(), build_discriminator(DISCRIMINATOR)
     target = from_pixels(batch["video"])
 
     def parts(params):
         prediction = model.apply({"params": params}, target)[0]
-        judge = {"params": states[0]["critic"]["params"]}
-        maps = critic.apply(judge, prediction, {}, True)[0]
+        judge = {"params": states[0]["discriminator"]["params"]}
+        maps = discriminator.apply(judge, prediction, {}, True)[0]
         return jnp.abs(prediction - target).mean(), generator_loss("non_saturating", maps)
 
     rated, adversarial = (
@@ -121,23 +123,27 @@ def test_adaptive_weight_is_the_ratio_of_gradients_at_the_layer(batch):
     expected = 0.3 * rated / (adversarial + 1e-4)
     np.testing.assert_allclose(report["adversarial_weight"], expected, rtol=1e-4)
     with pytest.raises(VidlatentError, match="matches no parameter"):
-        run(config(critic__adaptive_layer="decoder/nowhere"), batch)
+        run(config(discriminator__adaptive_layer="decoder/nowhere"), batch)
     with pytest.raises(VidlatentError, match="adaptive_terms names 'lpips'"):
-        run(config(critic__adaptive_terms=("lpips",)), batch)
+        run(config(discriminator__adaptive_terms=("lpips",)), batch)
 
 
 def test_nothing_is_felt_before_the_start_and_then_it_fades_in(batch):
-    loaded = config(critic__start_step=1, critic__warmup_steps=2)
-    with_critic, _ = run(loaded, batch, steps=2)
+    loaded = config(discriminator__start_step=1, discriminator__warmup_steps=2)
+    with_discriminator, _ = run(loaded, batch, steps=2)
     alone = config()
     with alone.unlocked():
-        alone.critic.model = {}
+        alone.discriminator.model = {}
     without, _ = run(alone, batch, steps=2)
-    first = [states[1]["params"] for states in (with_critic, without)]
+    first = [states[1]["params"] for states in (with_discriminator, without)]
     jax.tree.map(np.testing.assert_array_equal, *first)
-    assert not any(changed(with_critic[0]["critic"], with_critic[1]["critic"]))
-    assert any(changed(with_critic[1]["critic"], with_critic[2]["critic"]))
-    assert any(changed(with_critic[2]["params"], without[2]["params"]))
+    assert not any(
+        changed(with_discriminator[0]["discriminator"], with_discriminator[1]["discriminator"])
+    )
+    assert any(
+        changed(with_discriminator[1]["discriminator"], with_discriminator[2]["discriminator"])
+    )
+    assert any(changed(with_discriminator[2]["params"], without[2]["params"]))
     step = make_step(loaded, Micro())
     state, weights = jax.jit(step.init)(jax.random.key(0)), []
     train_step = jax.jit(step.train_step)
@@ -149,67 +155,82 @@ def test_nothing_is_felt_before_the_start_and_then_it_fades_in(batch):
 
 def test_pieces_of_a_batch_make_the_whole(batch):
     whole, parts = (
-        run(config(optim__accumulate=pieces, critic__lecam_weight=0.1), batch, steps=1)
+        run(config(optim__accumulate=pieces, discriminator__lecam_weight=0.1), batch, steps=1)
         for pieces in (1, 2)
     )
-    for part in ("params", "critic"):
+    for part in ("params", "discriminator"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6),
             whole[0][1][part],
             parts[0][1][part],
         )
-    for name in ("critic/loss", "critic/lecam"):
+    for name in ("discriminator/loss", "discriminator/lecam"):
         np.testing.assert_allclose(whole[1][name], parts[1][name], rtol=1e-5)
     # LeCam has a curve of its own, without its weight.
     state, target = whole[0][0], from_pixels(batch["video"])
     videos = target, Micro().apply({"params": state["params"]}, target)[0]
-    judge, critic = {"params": state["critic"]["params"]}, build_critic(CRITIC)
-    real, fake = (critic.apply(judge, video, {}, True)[0] for video in videos)
+    judge, discriminator = (
+        {"params": state["discriminator"]["params"]},
+        build_discriminator(DISCRIMINATOR),
+    )
+    real, fake = (discriminator.apply(judge, video, {}, True)[0] for video in videos)
     expected = lecam(lecam_anchors(1), real, fake)
     assert expected > 0
-    np.testing.assert_allclose(whole[1]["critic/lecam"], expected, rtol=1e-4)
+    np.testing.assert_allclose(whole[1]["discriminator/lecam"], expected, rtol=1e-4)
 
 
 def test_lazy_penalty_counts_as_often_as_it_is_left_out(batch):
-    loaded = config(critic__r1_weight=10.0, critic__r1_every=3, critic__r1_crop=(2, 8, 8))
+    loaded = config(
+        discriminator__r1_weight=10.0, discriminator__r1_every=3, discriminator__r1_crop=(2, 8, 8)
+    )
     step = make_step(loaded, Micro())
     train_step = jax.jit(step.train_step)
     begin = jax.jit(step.init)(jax.random.key(0))
     state, report = train_step(begin, batch, {})
     _, idle = train_step(state, batch, {})
-    critic = build_critic(CRITIC)
-    target, judge = from_pixels(batch["video"]), begin["critic"]["params"]
+    discriminator = build_discriminator(DISCRIMINATOR)
+    target, judge = from_pixels(batch["video"]), begin["discriminator"]["params"]
 
     def logits(params, video):
-        return critic.apply({"params": params}, video, {}, True)[0]
+        return discriminator.apply({"params": params}, video, {}, True)[0]
 
     def loss(params):
         prediction = Micro().apply({"params": begin["params"]}, target)[0]
-        own = critic_loss("non_saturating", logits(params, target), logits(params, prediction))
+        own = discriminator_loss(
+            "non_saturating", logits(params, target), logits(params, prediction)
+        )
         penalty = r1_penalty(logits, params, target, gamma=10.0)
         return own + 3 * penalty, penalty
 
     grads, penalty = jax.grad(loss, has_aux=True)(judge)
-    np.testing.assert_allclose(report["critic_grad_norm"], norm(grads), rtol=1e-4)
-    np.testing.assert_allclose(report["critic/r1"], penalty, rtol=1e-4)
-    assert idle["critic/r1"] == 0.0
+    np.testing.assert_allclose(report["discriminator_grad_norm"], norm(grads), rtol=1e-4)
+    np.testing.assert_allclose(report["discriminator/r1"], penalty, rtol=1e-4)
+    assert idle["discriminator/r1"] == 0.0
     # The curve shows what the penalty was where it was taken, and nothing where it was not.
-    assert mean_metrics([report, idle], [report, idle])["critic/r1"] == report["critic/r1"]
+    assert (
+        mean_metrics([report, idle], [report, idle])["discriminator/r1"]
+        == report["discriminator/r1"]
+    )
     assert set(report) - set(mean_metrics([idle], [idle])) == {
-        *("critic/r1", "critic/r1/share"),
+        *("discriminator/r1", "discriminator/r1/share"),
         *("bad_steps", "bad_streak"),
     }
-    assert np.isnan(mean_metrics([report], [])["critic/r1"])
+    assert np.isnan(mean_metrics([report], [])["discriminator/r1"])
 
 
-def test_a_critic_for_one_size_of_clip(batch):
+def test_a_discriminator_for_one_size_of_clip(batch):
     """MAGVIT's, flattened: it is made for the buckets' clips, learns, and refuses others."""
     loaded = config(
-        critic__model={"name": "stylegan3d", "widths": (4, 4), "hidden": 8, "norm": "spectral"}
+        discriminator__model={
+            "name": "stylegan3d",
+            "widths": (4, 4),
+            "hidden": 8,
+            "norm": "spectral",
+        }
     )
     (first, second), report = run(loaded, batch, options=QUICK)
-    assert all(changed(first["critic"]["params"], second["critic"]["params"]))
-    changes = changed(first["critic"]["stats"], second["critic"]["stats"])
+    assert all(changed(first["discriminator"]["params"], second["discriminator"]["params"]))
+    changes = changed(first["discriminator"]["stats"], second["discriminator"]["stats"])
     # The last kernel has one output and so one direction, up to its sign.
     assert sum(changes) >= len(changes) - 1 > 0
     assert all(np.isfinite(value) for value in report.values())
@@ -218,7 +239,7 @@ def test_a_critic_for_one_size_of_clip(batch):
         jax.eval_shape(make_step(loaded, Micro()).train_step, first, larger, {})
 
 
-def test_equation_5_is_a_mean_in_disguise_with_a_critic():
+def test_equation_5_is_a_mean_in_disguise_with_a_discriminator():
     """IV-VAE: sums at 256x256 over 3 * 256^2 are means, and beta is relative to either."""
     rng, latent_channels = np.random.default_rng(1), Micro().latent_spec.channels
     video = rng.integers(0, 256, (2, 2, 16, 16, 3), np.uint8)
@@ -228,13 +249,15 @@ def test_equation_5_is_a_mean_in_disguise_with_a_critic():
         terms = {"l1": 1.0, "lpips_tiny": 1.0, "kl": kl_weight}
         loaded = config(
             loss={name: {"weight": w, "reduction": reduction} for name, w in terms.items()},
-            critic__weight=0.8,
-            critic__loss="hinge",
-            critic__adaptive_layer="decoder/conv_out/kernel",
+            discriminator__weight=0.8,
+            discriminator__loss="hinge",
+            discriminator__adaptive_layer="decoder/conv_out/kernel",
         )
         step, found = make_step(loaded, Micro()), Gradients(loaded, Micro())
         state = jax.jit(step.init, compiler_options=QUICK)(jax.random.key(0))
-        state["critic"]["params"] = jax.tree.map(lambda x: 20 * x, state["critic"]["params"])
+        state["discriminator"]["params"] = jax.tree.map(
+            lambda x: 20 * x, state["discriminator"]["params"]
+        )
         networks = step.load_networks()
         return jax.jit(lambda s: found(s, batch, networks), compiler_options=QUICK), state
 
@@ -243,7 +266,8 @@ def test_equation_5_is_a_mean_in_disguise_with_a_critic():
     mean, _ = gradients("mean", 0.03 * latent_channels / 3)
     found, expected = summed(state), mean(state)
     scale = 3 * 256**2
-    # As in latent diffusion the factor ends at 1e4, which a quiet critic and sums would reach.
+    # As in latent diffusion the factor ends at 1e4, which a quiet discriminator and sums would
+    # reach.
     assert 0 < found.report["adversarial_weight"] < 0.8e4
     for name in ("l1", "lpips_tiny", "adversarial_weight"):
         value = found.report[name] / scale
@@ -254,9 +278,9 @@ def test_equation_5_is_a_mean_in_disguise_with_a_critic():
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
 
     jax.tree.map(lambda a, b: close(a / scale, b), found.params, expected.params)
-    # A critic ten times as loud pushes no more.
-    state["critic"]["params"]["head_0"] = jax.tree.map(
-        lambda x: 10 * x, state["critic"]["params"]["head_0"]
+    # A discriminator ten times as loud pushes no more.
+    state["discriminator"]["params"]["head_0"] = jax.tree.map(
+        lambda x: 10 * x, state["discriminator"]["params"]["head_0"]
     )
     louder, loud = mean(state), 10 * expected.report["adversarial"]
     np.testing.assert_allclose(louder.report["adversarial"], loud, rtol=1e-5)
@@ -267,11 +291,11 @@ def test_a_player_that_is_not_finite_stops_all(batch, monkeypatch):
     loaded = config()
     step = make_step(loaded, Micro())
     state = jax.jit(step.init)(jax.random.key(0))
-    state["critic"]["params"] = jax.tree.map(
-        lambda x: x.at[(0,) * x.ndim].set(jnp.nan), state["critic"]["params"]
+    state["discriminator"]["params"] = jax.tree.map(
+        lambda x: x.at[(0,) * x.ndim].set(jnp.nan), state["discriminator"]["params"]
     )
     after, report = jax.jit(step.train_step)(state, batch, {})
-    for part in ("params", "opt", "ema", "critic"):
+    for part in ("params", "opt", "ema", "discriminator"):
         jax.tree.map(np.testing.assert_array_equal, after[part], state[part])
     assert (int(report["bad_streak"]), int(after["step"])) == (1, 1)
 

@@ -36,7 +36,7 @@ def finetuned(form, source="", follows=()):
         loaded.recipe = f"fsae {form}"
         loaded.train.init_kind, loaded.train.init_from = form, str(source)
         loaded.train.init_recipes = follows
-        loaded.optim.frozen = "encoder/"
+        loaded.optim.freeze = "encoder/"
     return loaded
 
 
@@ -105,6 +105,6 @@ def test_lite_is_trained_from_standard(runs, one_device, tmp_path):
 
 def test_a_pattern_that_freezes_nothing_is_refused(tmp_path):
     wrong = config()
-    wrong.optim.frozen = "encodr/"
+    wrong.optim.freeze = "encodr/"
     with pytest.raises(VidlatentError, match="matches no parameter"):
         train(wrong, tmp_path)

@@ -173,10 +173,10 @@ def test_a_generator_starts_from_the_run_that_it_is_made_from(straight):
 
 def test_products_in_eight_bits_say_what_they_cost(straight):
     exact = Generator.from_workdir(straight)
-    eighth = Generator.from_workdir(straight, {"sampler.eight_bits": "true"})
+    eighth = Generator.from_workdir(straight, {"sampler.fp8": "true"})
     requests = exact.requests(["3"])
     ((_, latent),), ((_, other),) = exact.latents(requests), eighth.latents(requests)
-    assert exact.eight_bits_psnr is None and 15 < eighth.eight_bits_psnr < 80
+    assert exact.fp8_psnr is None and 15 < eighth.fp8_psnr < 80
     assert exact.compute == "float32"
     assert 0 < np.abs(latent - other).max() < np.ptp(latent) / 2
 

@@ -171,7 +171,7 @@ def test_generators_that_do_not_fit_the_latents_are_refused():
 
 def test_rates_decay_and_clipping_by_path_and_time():
     optim = load("fsvideo_dit").optim.to_dict()
-    optim |= {"factors": (("router_", 10.0),), "undecayed": "router_", "weight_decay": 1.0}
+    optim |= {"lr_factors": (("router_", 10.0),), "no_decay": "router_", "weight_decay": 1.0}
     optim |= {"clip_norm": 0.1, "clip_after": 1}
     optimizer = make_optimizer(optim)
     params = {"router_2": {"kernel": jnp.ones((2, 2))}, "blocks": {"kernel": jnp.ones((2, 2))}}
@@ -190,4 +190,4 @@ def test_rates_decay_and_clipping_by_path_and_time():
     # The second gradient is clipped from a norm of 2.8 to 0.1, and so hardly adds to the mean.
     assert moments[1] < 1.1 * moments[0]
     with pytest.raises(VidlatentError, match="factors 'roter_' matches no parameter"):
-        make_optimizer({**optim, "factors": (("roter_", 2.0),)}).update(zeros, state, params)
+        make_optimizer({**optim, "lr_factors": (("roter_", 2.0),)}).update(zeros, state, params)

@@ -11,27 +11,31 @@ from vidlatent.errors import VidlatentError
 from vidlatent.losses.reconstruction import outlier
 from vidlatent.losses.vf import vf_term
 
-OFF = {"critic.model": {}}
+OFF = {"discriminator.model": {}}
 # Keys of the config, by the place that states them. What a paper leaves open is not here.
 FSAE_LOSS = {"loss.l1": 1.0, "loss.lpips_vgg": 0.1}
-FSAE_CRITIC = {
-    "critic.model.name": "multiscale3d",
-    "critic.loss": "non_saturating",
-    "critic.weight": 0.1,
+FSAE_DISCRIMINATOR = {
+    "discriminator.model.name": "multiscale3d",
+    "discriminator.loss": "non_saturating",
+    "discriminator.weight": 0.1,
 }
-MAGVIT_CRITIC = {"critic.r1_weight": 10.0, "critic.optim.b1": 0.0, "critic.optim.b2": 0.99}
+MAGVIT_DISCRIMINATOR = {
+    "discriminator.r1_weight": 10.0,
+    "discriminator.optim.b1": 0.0,
+    "discriminator.optim.b2": 0.99,
+}
 REDUCIO_LOSS = {
     "loss.l1": 1.0,
     "loss.lpips_vgg": 0.1,
     "loss.kl": 1e-6,
     "loss.outlier": 1.0,
-    "critic.loss": "hinge",
-    "critic.model.name": "patch3d",
-    "critic.weight": 0.05,
-    "critic.scale": 0.5,
-    "critic.start_step": 5000,
-    "critic.adaptive_layer": "decoder/conv_out/kernel",
-    "critic.adaptive_terms": ("l1", "lpips_vgg"),
+    "discriminator.loss": "hinge",
+    "discriminator.model.name": "patch3d",
+    "discriminator.weight": 0.05,
+    "discriminator.scale": 0.5,
+    "discriminator.start_step": 5000,
+    "discriminator.adaptive_layer": "decoder/conv_out/kernel",
+    "discriminator.adaptive_terms": ("l1", "lpips_vgg"),
 }
 REDUCIO_RATES = {
     "optim.schedule": "linear",
@@ -42,11 +46,11 @@ REDUCIO_RATES = {
     "optim.weight_decay": 0.0,
     "optim.clip_norm": 0.0,
     "optim.ema_decay": 0.0,
-    "critic.optim.lr": 0.1 * 4e-5,
-    "critic.optim.ramp": ((4999, 0.1), (5999, 1.0)),
-    "critic.optim.b1": 0.5,
-    "critic.optim.b2": 0.9,
-    "critic.optim.clip_norm": 0.0,
+    "discriminator.optim.lr": 0.1 * 4e-5,
+    "discriminator.optim.ramp": ((4999, 0.1), (5999, 1.0)),
+    "discriminator.optim.b1": 0.5,
+    "discriminator.optim.b2": 0.9,
+    "discriminator.optim.clip_norm": 0.0,
     "data.fps": 16.0,
 }
 REDUCIO_TABLE = {"optim.lr": 4e-5, "train.steps": 1_000_000}
@@ -58,11 +62,11 @@ PROMAG_ADAM = {
     "optim.b2": 0.99,
     "optim.weight_decay": 1e-4,
 }
-PROMAG_CRITIC = {
-    "critic.loss": "hinge",
-    "critic.weight": 0.1,
-    "critic.r1_weight": 0.0,
-    **{f"critic.{key}": value for key, value in PROMAG_ADAM.items()},
+PROMAG_DISCRIMINATOR = {
+    "discriminator.loss": "hinge",
+    "discriminator.weight": 0.1,
+    "discriminator.r1_weight": 0.0,
+    **{f"discriminator.{key}": value for key, value in PROMAG_ADAM.items()},
 }
 
 
@@ -73,25 +77,33 @@ def mean_kl(channels):
 
 PINNED = (
     ("FSVideo 2.2.1", "fsae:paper", {**FSAE_LOSS, **OFF, "train.steps": 200_000}),
-    ("FSVideo 2.2.1", "fsae:paper,stage=2", FSAE_LOSS | FSAE_CRITIC | {"train.steps": 200_000}),
-    ("FSVideo 2.2.1", "fsae:paper,stage=3", FSAE_LOSS | FSAE_CRITIC | {"train.steps": 200_000}),
-    ("FSVideo 2.2.1", "fsae:paper", {"model.latent_channels": 128, "model.temporal_down": (0, 1)}),
     (
-        "MAGVIT's critic, of which FSVideo 2.2.1 has the weights",
+        "FSVideo 2.2.1",
         "fsae:paper,stage=2",
-        MAGVIT_CRITIC,
+        FSAE_LOSS | FSAE_DISCRIMINATOR | {"train.steps": 200_000},
     ),
     (
-        "MAGVIT's critic, of which FSVideo 2.2.1 has the weights",
+        "FSVideo 2.2.1",
         "fsae:paper,stage=3",
-        MAGVIT_CRITIC,
+        FSAE_LOSS | FSAE_DISCRIMINATOR | {"train.steps": 200_000},
+    ),
+    ("FSVideo 2.2.1", "fsae:paper", {"model.latent_channels": 128, "model.temporal_down": (0, 1)}),
+    (
+        "MAGVIT's discriminator, of which FSVideo 2.2.1 has the weights",
+        "fsae:paper,stage=2",
+        MAGVIT_DISCRIMINATOR,
+    ),
+    (
+        "MAGVIT's discriminator, of which FSVideo 2.2.1 has the weights",
+        "fsae:paper,stage=3",
+        MAGVIT_DISCRIMINATOR,
     ),
     ("FSVideo 3.1", "fsae:paper", {"optim.b1": 0.9, "optim.b2": 0.95}),
     ("FSVideo 2.2.2, equation 4", "fsae:paper,stage=vf", {"loss.vf.weight": 0.5}),
     (
         "FSVideo 2.2.2",
         "fsae:paper,stage=vf",
-        {"loss.vf.network": "dinov2_vitl14", **FSAE_LOSS, **FSAE_CRITIC},
+        {"loss.vf.network": "dinov2_vitl14", **FSAE_LOSS, **FSAE_DISCRIMINATOR},
     ),
     (
         "FSVideo 2.2.3",
@@ -100,10 +112,10 @@ PINNED = (
             "model.noise_weight": 0.05,
             "model.cross_stages": (2, 3, 4, 5, 6),
             "model.decoder_time": "centred",
-            "optim.frozen": "encoder/",
+            "optim.freeze": "encoder/",
         },
     ),
-    ("FSVideo 2.2.3", "fsae:lite", {"model.decoder_time": "group", "optim.frozen": "encoder/"}),
+    ("FSVideo 2.2.3", "fsae:lite", {"model.decoder_time": "group", "optim.freeze": "encoder/"}),
     ("Reducio's released code", "reducio_vae:paper", REDUCIO_LOSS | REDUCIO_RATES),
     ("Reducio, supplement, table 1", "reducio_vae:paper", REDUCIO_TABLE),
     ("Reducio, supplement, table 1", "reducio_vae:paper", {"data.buckets": ((16, 256, 256, 32),)}),
@@ -120,7 +132,7 @@ PINNED = (
     (
         "IV-VAE, supplement, equation 5",
         "ivvae:paper,stage=4",
-        {**IVVAE_LOSS, "critic.weight": 0.8, "critic.model.name": "patch3d"},
+        {**IVVAE_LOSS, "discriminator.weight": 0.8, "discriminator.model.name": "patch3d"},
     ),
     *(
         ("IV-VAE, supplement, equation 5", f"ivvae:z{z},stage=3", {"loss.kl": mean_kl(z)})
@@ -131,8 +143,12 @@ PINNED = (
         ("IV-VAE, section 4", f"ivvae:paper,stage={stage}", {"train.steps": steps})
         for stage, steps in ((1, 200_000), (2, 500_000), (3, 200_000), (4, 100_000))
     ),
-    ("ProMAG, appendix B", "promag:paper", PROMAG_LOSS | PROMAG_ADAM | PROMAG_CRITIC),
-    ("ProMAG, appendix B", "promag:paper,model=magvit2", PROMAG_LOSS | PROMAG_ADAM | PROMAG_CRITIC),
+    ("ProMAG, appendix B", "promag:paper", PROMAG_LOSS | PROMAG_ADAM | PROMAG_DISCRIMINATOR),
+    (
+        "ProMAG, appendix B",
+        "promag:paper,model=magvit2",
+        PROMAG_LOSS | PROMAG_ADAM | PROMAG_DISCRIMINATOR,
+    ),
     *(
         (
             "ProMAG, appendix B",
@@ -145,7 +161,11 @@ PINNED = (
         ("ProMAG, appendix B", f"promag:paper,stage={stage}", PROMAG_LOSS | PROMAG_ADAM | OFF)
         for stage in ("II", "III")
     ),
-    ("ProMAG, table 1, w/ GAN", "promag:paper,stage=II,gan=true", PROMAG_LOSS | PROMAG_CRITIC),
+    (
+        "ProMAG, table 1, w/ GAN",
+        "promag:paper,stage=II,gan=true",
+        PROMAG_LOSS | PROMAG_DISCRIMINATOR,
+    ),
 )
 
 
@@ -190,7 +210,7 @@ VARIANTS = (
         for preset in ("demo", "paper")
         for c in ("first", "none")
     ),
-    "reducio_vae:demo,content=none,critic=true",
+    "reducio_vae:demo,content=none,discriminator=true",
     *(f"ivvae:demo,variant={v}" for v in ("causal", "gcconv", "ktc")),
     "ivvae:z4",
     "ivvae:z16,width=96",
@@ -214,21 +234,23 @@ def test_no_two_variants_share_a_workdir():
     for spec, place in (
         ("promag:paper,stage=II", "paper-stage_II"),
         ("promag:demo,grow=1,gan=true", "demo-stage_II-gan"),
-        ("reducio_vae:demo,content=first,critic=true", "demo-content_first-critic"),
+        ("reducio_vae:demo,content=first,discriminator=true", "demo-content_first-discriminator"),
         ("fsae:demo,stage=2", "demo-stage_2"),
         ("ivvae:paper,variant=causal,stage=3", "paper-stage_3-variant_causal"),
     ):
         assert loaded(spec)["preset"] == place
 
 
-def test_every_demo_of_a_critic_has_one():
+def test_every_demo_of_a_discriminator_has_one():
     for spec in DEMOS:
-        asked = any(word in spec for word in ("gan=true", "critic=true", "stage=2", "stage=4"))
-        critic = loaded(spec)["critic"]
-        assert bool(critic["model"]) == asked, spec
-        assert not asked or critic["start_step"] < loaded(spec)["train"]["steps"]
+        asked = any(
+            word in spec for word in ("gan=true", "discriminator=true", "stage=2", "stage=4")
+        )
+        discriminator = loaded(spec)["discriminator"]
+        assert bool(discriminator["model"]) == asked, spec
+        assert not asked or discriminator["start_step"] < loaded(spec)["train"]["steps"]
     for size in ("line", "square"):
-        with pytest.raises(VidlatentError, match=f"gan=true: {size} has no critic"):
+        with pytest.raises(VidlatentError, match=f"gan=true: {size} has no discriminator"):
             load(f"promag:{size},gan=true")
     with pytest.raises(VidlatentError, match="variant=image: image VAEs are stage=1"):
         load("ivvae:paper,variant=image")

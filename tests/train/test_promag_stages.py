@@ -39,7 +39,7 @@ def test_a_stage_trains_its_own_parts_only():
         state, metrics = train_step(state, batch, {})
     assert np.isfinite(metrics["loss"]) and metrics["bad_steps"] == 0
     after, first = leaves(state["params"]), leaves(start)
-    frozen = leaves(frozen_paths(start, config.optim.frozen))
+    frozen = leaves(frozen_paths(start, config.optim.freeze))
     for path, stays in frozen.items():
         same = np.array_equal(after[path], first[path])
         assert same == stays, path

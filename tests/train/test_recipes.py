@@ -42,7 +42,7 @@ BUCKETS = (
 QUICK_STAGES = {
     "fsae:demo,stage=2",
     "ivvae:paper,variant=ktc,stage=1",
-    "reducio_vae:demo,critic=true",
+    "reducio_vae:demo,discriminator=true",
     "promag:demo,gan=true",
 }
 # Their programs are those of others here, but for a count of blocks or levels.
@@ -138,8 +138,8 @@ def test_the_step_of_every_stage_can_be_traced(stage, bucket):
     after, report = lowered.out_info
     assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, state)
     assert {"loss", "l1", "lpips_vgg"} <= set(report)
-    if config.critic.model and (frames > 1 or config.critic.images):
-        assert "critic/loss" in report
+    if config.discriminator.model and (frames > 1 or config.discriminator.images):
+        assert "discriminator/loss" in report
 
 
 @functools.cache
@@ -157,7 +157,7 @@ def test_two_batches_of_every_stage(stage):
     first = (frames, height, width) if max(lengths) > 1 else (1, height, width)
     second = (1, height, 24) if min(lengths) == 1 < max(lengths) else first
     state, reports = drawn(step), []
-    state["step"] = jnp.int32(config.critic.start_step)
+    state["step"] = jnp.int32(config.discriminator.start_step)
     begin = jax.device_get(state)
     train_step = jax.jit(step.train_step, compiler_options=COMPILER)
     for seed, size in enumerate((first, second)):
@@ -176,17 +176,17 @@ def test_two_batches_of_every_stage(stage):
         both = zip(*pairs, strict=True)
         return {path_name(path) for (path, a), (_, b) in both if np.array_equal(a, b)}
 
-    stays = jax.tree_util.tree_leaves_with_path(frozen_paths(begin["params"], config.optim.frozen))
+    stays = jax.tree_util.tree_leaves_with_path(frozen_paths(begin["params"], config.optim.freeze))
     frozen = {path_name(path) for path, stay in stays if stay}
-    assert bool(frozen) == bool(config.optim.frozen)
+    assert bool(frozen) == bool(config.optim.freeze)
     names = {path_name(path) for path, _ in stays}
     idle = {name for name in names if re.fullmatch(IDLE, name)}
     assert bool(idle) == (config.model.name == "reducio")
     assert still(lambda state: state["params"]) == frozen | idle
-    if config.critic.model:
+    if config.discriminator.model:
         assert "adversarial" in reports[0]
         # The hinge loss pushes the last bias both ways alike.
-        alike = {"conv_4/bias"} if config.critic.loss == "hinge" else set()
-        assert still(lambda state: state["critic"]["params"]) <= alike
+        alike = {"conv_4/bias"} if config.discriminator.loss == "hinge" else set()
+        assert still(lambda state: state["discriminator"]["params"]) <= alike
     if "vf" in config.loss:
         assert not still(lambda state: state["helpers"]["params"])

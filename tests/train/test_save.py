@@ -26,9 +26,11 @@ def run(tmp_path):
 
     def init():
         params = {"conv": {"kernel": jnp.ones((8, 3)), "scale": jnp.ones(4, jnp.bfloat16)}}
-        critic = new_player({"kernel": jnp.ones(8)}, optimizer, stats={"level": jnp.zeros(())})
+        discriminator = new_player(
+            {"kernel": jnp.ones(8)}, optimizer, stats={"level": jnp.zeros(())}
+        )
         helpers = new_player({"scale": jnp.ones(())}, optimizer)
-        return new_state(params, optimizer, critic=critic, helpers=helpers)
+        return new_state(params, optimizer, discriminator=discriminator, helpers=helpers)
 
     places = jax.tree.map(
         lambda leaf: spread if leaf.ndim else NamedSharding(mesh, PartitionSpec()),
@@ -67,15 +69,19 @@ def test_weights_that_are_not_finite_are_not_saved(run):
         for force in (False, True):
             with pytest.raises(VidlatentError, match="step 4: .* lower config.optim.lr; .* step 2"):
                 save(run, force=force)
-    critic = run.state["critic"]
-    critic = critic | {"params": {"kernel": poisoned(critic["params"]["kernel"], -jnp.inf)}}
-    run.state = run.state | {"params": {"conv": sound}, "critic": critic}
-    with pytest.raises(VidlatentError, match="lower config.critic.optim.lr;"):
+    discriminator = run.state["discriminator"]
+    discriminator = discriminator | {
+        "params": {"kernel": poisoned(discriminator["params"]["kernel"], -jnp.inf)}
+    }
+    run.state = run.state | {"params": {"conv": sound}, "discriminator": discriminator}
+    with pytest.raises(VidlatentError, match="lower config.discriminator.optim.lr;"):
         save(run)
     helpers = run.state["helpers"]
     helpers = helpers | {"params": {"scale": poisoned(helpers["params"]["scale"], jnp.nan)}}
     run.state = run.state | {"helpers": helpers}
-    with pytest.raises(VidlatentError, match="lower config.critic.optim.lr and config.optim.lr;"):
+    with pytest.raises(
+        VidlatentError, match="lower config.discriminator.optim.lr and config.optim.lr;"
+    ):
         save(run)
     run.checkpointer.wait()
     assert run.checkpointer.all_steps() == [2] and not run.said

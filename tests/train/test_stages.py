@@ -18,7 +18,7 @@ from vidlatent.weights.tables import graft
 
 
 def stage(source, *recipes):
-    config = configs.load("tests/tiny.py:critic")
+    config = configs.load("tests/tiny.py:discriminator")
     with config.unlocked():
         config.recipe = "tiny next"
         config.train.init_from = str(source)
@@ -38,13 +38,15 @@ def folder(path, recipe):
 
 def test_a_wrong_stage_is_refused_by_name(tmp_path):
     wrong = folder(tmp_path / "wrong", "tiny other")
-    with pytest.raises(VidlatentError, match="'tiny other'.*follows on 'tiny critic'"):
-        check_start(stage(wrong, "tiny critic"))
+    with pytest.raises(VidlatentError, match="'tiny other'.*follows on 'tiny discriminator'"):
+        check_start(stage(wrong, "tiny discriminator"))
     nameless = folder(tmp_path / "nameless", "")
     with pytest.raises(VidlatentError, match="no recipe.*init_recipes"):
-        check_start(stage(nameless, "tiny critic"))
-    with pytest.raises(VidlatentError, match="'tiny next' follows on tiny critic.*init_from"):
-        check_start(stage("", "tiny critic"))
+        check_start(stage(nameless, "tiny discriminator"))
+    with pytest.raises(
+        VidlatentError, match="'tiny next' follows on tiny discriminator.*init_from"
+    ):
+        check_start(stage("", "tiny discriminator"))
 
 
 # What each stage may start from, by its recipe; those that are not here, from anything or nothing.
@@ -145,23 +147,25 @@ def saved(workdir, step):
 
 
 @pytest.mark.slow
-def test_resume_is_bitwise_with_a_critic_and_the_next_stage_takes_it_along(tmp_path):
+def test_resume_is_bitwise_with_a_discriminator_and_the_next_stage_takes_it_along(tmp_path):
     straight, cut = tmp_path / "straight", tmp_path / "cut"
-    train(straight, preset="critic")
-    train(cut, "--config.train.stop_at=5", preset="critic", status=INTERRUPTED)
-    train(cut, preset="critic")
+    train(straight, preset="discriminator")
+    train(cut, "--config.train.stop_at=5", preset="discriminator", status=INTERRUPTED)
+    train(cut, preset="discriminator")
     assert digest(cut, 12) == digest(straight, 12)
     first = saved(straight, 12)
-    assert float(np.abs(first["critic"]["anchors"]["real"]).max()) > 0
+    assert float(np.abs(first["discriminator"]["anchors"]["real"]).max()) > 0
 
-    # A stage that does not move: its critic is the one it was given.
+    # A stage that does not move: its discriminator is the one it was given.
     still = tmp_path / "still"
     train(
         still,
         f"--config.train.init_from={straight}",
-        "--config.train.init_recipes=('tiny critic',)",
+        "--config.train.init_recipes=('tiny discriminator',)",
         "--config.train.steps=1",
-        "--config.critic.start_step=5",
-        preset="critic",
+        "--config.discriminator.start_step=5",
+        preset="discriminator",
     )
-    jax.tree.map(np.testing.assert_array_equal, saved(still, 1)["critic"], first["critic"])
+    jax.tree.map(
+        np.testing.assert_array_equal, saved(still, 1)["discriminator"], first["discriminator"]
+    )

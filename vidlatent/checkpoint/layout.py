@@ -13,7 +13,7 @@ from vidlatent.errors import VidlatentError
 
 __all__ = ["compare_structure", "merge", "nested", "split", "target"]
 
-_ITEMS = ("params", "opt", "ema", "critic")
+_ITEMS = ("params", "opt", "ema", "discriminator")
 _REST = "extra"
 
 

@@ -1,7 +1,7 @@
 """Checkpoints that are checked: one Orbax step folder per save, read back only if it is sound.
 
-A step folder holds the items ``params``, ``opt``, ``ema``, where there is one ``critic``, and
-``extra`` (everything else in the state), the item ``meta`` (JSON: step, iterator, latent spec,
+A step folder holds the items ``params``, ``opt``, ``ema``, where there is one ``discriminator``,
+and ``extra`` (everything else in the state), the item ``meta`` (JSON: step, iterator, latent spec,
 config hash, metrics, versions) and the item ``digests`` (see ``checkpoint.digests``). Orbax
 writes it under a temporary name and renames it when it is complete, so a killed process leaves no
 half step behind. On restore the arrays are compared with their digests; a damaged step is passed
@@ -448,13 +448,14 @@ class Checkpointer:
         Args:
           abstract_params: the parameters' structure, as for ``restore``.
           step: read this step and no other (None: the newest sound one).
-          which: 'ema' (the trained parameters if the run kept no average), 'params', or 'critic'
+          which: 'ema' (the trained parameters if the run kept no average), 'params', or
+            'discriminator'
             (the whole of that part of the state).
 
         Raises:
           VidlatentError: as ``restore``, and when there is no step at all.
         """
-        if which not in ("ema", "params", "critic"):
+        if which not in ("ema", "params", "discriminator"):
             raise VidlatentError(f"There are no {which!r} parameters: use 'ema' or 'params'.")
 
         def read(number: int) -> Restored:

@@ -39,7 +39,7 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
     scores = make_scores(
         config.eval.metrics,
         networks,
-        stand_ins=config.eval.stand_ins,
+        random_networks=config.eval.random_networks,
         is_splits=config.eval.is_splits,
     )
     with jax.set_mesh(mesh):

@@ -150,7 +150,7 @@ def make_scores(
     names: Sequence[str],
     weights: Mapping[str, str],
     *,
-    stand_ins: bool = False,
+    random_networks: bool = False,
     is_splits: int = 10,
 ) -> tuple[Score, ...]:
     """The scores of some names, with the weights of their networks read.
@@ -158,7 +158,8 @@ def make_scores(
     Args:
       names: see the head of this file; several that would be reported alike count once.
       weights: ``config.networks``: network name -> file, or ``random``.
-      stand_ins: look through the small stand-ins instead of the published networks, to try things
+      random_networks: look through the small stand-ins instead of the published networks, to try
+        things
         out; the reported names say so.
       is_splits: parts in which an inception score is taken.
 
@@ -168,7 +169,7 @@ def make_scores(
     loaded: dict[str, Network] = {}
 
     def network(name: str) -> Network:
-        name = _STAND_INS.get(name, name) if stand_ins else name
+        name = _STAND_INS.get(name, name) if random_networks else name
         if name not in loaded:
             loaded[name] = load_network(name, weights[name])
         return loaded[name]

@@ -18,7 +18,7 @@ from vidlatent import config as configs
 from vidlatent.data.latent_set import read_header
 from vidlatent.errors import VidlatentError
 from vidlatent.models.generators import build_generator
-from vidlatent.models.generators.fp8_weights import in_eight_bits, is_large
+from vidlatent.models.generators.fp8_weights import in_fp8, is_large
 from vidlatent.models.load import compute_dtype, model_of, restored_onto, spec_in_chunks
 from vidlatent.parallel.multihost import is_main
 from vidlatent.parallel.sharding import path_name
@@ -237,14 +237,14 @@ def abstract_generator(model: Any) -> Any:
     return jax.eval_shape(init, jax.random.key(0), noisy, time)
 
 
-def abstract_at_rest(model: Any, eight_bits: bool = False) -> Any:
+def abstract_at_rest(model: Any, fp8: bool = False) -> Any:
     """``abstract_generator`` as inference holds it: large kernels in the type they multiply in.
 
     Layers cast them to it before every product, so no result is another for it. What layers read in
     float32 (norms, modulations, time, routers) and what is small stays as it was trained.
 
     Args:
-      eight_bits: as ``in_eight_bits`` makes them of these (``config.sampler.eight_bits``).
+      fp8: as ``in_fp8`` makes them of these (``config.sampler.fp8``).
     """
 
     def rest(path, leaf):
@@ -252,7 +252,7 @@ def abstract_at_rest(model: Any, eight_bits: bool = False) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, dtype)
 
     held = jax.tree_util.tree_map_with_path(rest, abstract_generator(model))
-    return jax.eval_shape(in_eight_bits, held) if eight_bits else held
+    return jax.eval_shape(in_fp8, held) if fp8 else held
 
 
 def restored_generator(config: ConfigDict, workdir: Path, model: Any, mesh: Mesh, step: int) -> Any:

@@ -1,4 +1,4 @@
-"""The critic's and the generator's losses, and what keeps the critic in bounds.
+"""The discriminator's and the generator's losses, and what keeps the discriminator in bounds.
 
 Logits are one array ``[B, ...]`` or a list of them, one for each scale; a loss is the mean over
 scales, samples and positions.
@@ -21,7 +21,7 @@ from vidlatent.registry import did_you_mean
 __all__ = [
     "KINDS",
     "adaptive_weight",
-    "critic_loss",
+    "discriminator_loss",
     "generator_loss",
     "lecam",
     "lecam_anchors",
@@ -34,10 +34,10 @@ Logits = jax.Array | Sequence[jax.Array]
 KINDS = ("hinge", "non_saturating")
 
 
-def critic_loss(
+def discriminator_loss(
     kind: str, real_logits: Logits, fake_logits: Logits, mask: jax.Array | None = None
 ) -> jax.Array:
-    """What the critic minimises; float32 scalar.
+    """What the discriminator minimises; float32 scalar.
 
     Args:
       kind: ``'hinge'`` (``mean relu(1 - D(x)) + mean relu(1 + D(y))``, 2 at zero logits; Reducio
@@ -70,7 +70,7 @@ def r1_penalty(
     gamma: float = 10.0,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Squared gradient of the critic at real clips, the same at every clip size.
+    """Squared gradient of the discriminator at real clips, the same at every clip size.
 
     For a scale with ``P`` logits it is ``gamma / P * |d(sum of its logits) / dx|^2``: with one
     logit MAGVIT's ``gamma |grad|^2`` (no factor 1/2). Averaged over samples and scales. A lazy
@@ -124,7 +124,7 @@ def lecam(
     mask: jax.Array | None = None,
     one_sided: bool = True,
 ) -> jax.Array:
-    """LeCam regulariser: keeps the critic's two populations within reach of each other.
+    """LeCam regulariser: keeps the discriminator's two populations within reach of each other.
 
     ``mean (D(x) - fake anchor)^2 + mean (real anchor - D(y))^2``, each difference counted only
     where it is positive unless ``one_sided`` is False (the released code and the paper of Tseng et

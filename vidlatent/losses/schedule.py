@@ -13,7 +13,7 @@ __all__ = ["ramp"]
 def ramp(step: jax.Array | int, points: Sequence[tuple[float, float]]) -> jax.Array:
     """Straight lines between ``(step, factor)`` points, constant outside of them.
 
-    ``((0, 0), (1000, 1))`` grows over 1000 steps. Reducio's critic learns at ``((4999, 0.1),
+    ``((0, 0), (1000, 1))`` grows over 1000 steps. Reducio's discriminator learns at ``((4999, 0.1),
     (5999, 1))`` of its rate and its autoencoder at ``((0, 1), (1_000_000, 0.01))``.
     """
     steps, factors = (jnp.asarray(column, jnp.float32) for column in zip(*points, strict=True))

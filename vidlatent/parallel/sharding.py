@@ -45,8 +45,9 @@ __all__ = [
 # then comes out multiplied by that axis' size). tests/parallel/test_conv_partitioning.py holds the
 # layouts that are right.
 PARAM_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
-    # Critics are small and stride with even kernels, which go wrong once their inputs are sharded.
-    (r"(^|/)critic/", ()),
+    # Discriminators are small and stride with even kernels, which go wrong once their inputs are
+    # sharded.
+    (r"(^|/)discriminator/", ()),
     (r"(^|/)(encoder|decoder)/.*kernel$", ("fsdp", None)),
     (r"self_attn/[qk]/kernel$", ("fsdp", "tensor", None)),  # [..., inputs, heads, width of a head]
     (r"(^|/)(o|fc2)/kernel$", (("tensor", "fsdp"), None)),

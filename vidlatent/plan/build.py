@@ -96,7 +96,9 @@ def _train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
         "parameters": state["params"],
         "averaged parameters": state["ema"],
         "optimizer": state["opt"],
-        "critic and loss helpers": {k: state[k] for k in ("critic", "helpers") if k in state},
+        "discriminator and loss helpers": {
+            k: state[k] for k in ("discriminator", "helpers") if k in state
+        },
         "frozen networks": networks,
     }
     return Program(

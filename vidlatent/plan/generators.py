@@ -21,7 +21,7 @@ from vidlatent.latents.space import (
     latents_of,
     tokenizer_config,
 )
-from vidlatent.models.generators.fp8_weights import in_eight_bits
+from vidlatent.models.generators.fp8_weights import in_fp8
 from vidlatent.models.load import abstract_params, model_of, spec_in_chunks
 from vidlatent.parallel.sharding import batch_sharding, replicated, shardings
 from vidlatent.plan.program import Program, check_batch, sized
@@ -100,7 +100,7 @@ def evaluation(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Progr
         drop = jax.tree.map(jnp.asarray, dropped)
         return model.apply({"params": params}, conditions, drop, method="keep")
 
-    keeps = config.sampler.keep and hasattr(model, "keep") and model.reads
+    keeps = config.sampler.cache_conditions and hasattr(model, "keep") and model.reads
     kept = jax.eval_shape(keep, job.params, conditions) if keeps else None
     noisy = jax.ShapeDtypeStruct((samples, *job.sampler.shape), jnp.float32)
     time = jax.ShapeDtypeStruct((samples,), jnp.float32)
@@ -130,7 +130,7 @@ class _Sampling:
         self.sampler = LatentSampler(
             self.model, config.diffusion.schedule.to_dict(), config.sampler.to_dict(), shape
         )
-        self._eight_bits = config.sampler.eight_bits
+        self._eight_bits = config.sampler.fp8
         params = abstract_at_rest(self.model, self._eight_bits)
         self.params = placed(params, shardings(params, mesh))
         self._whole = replicated(mesh)
@@ -144,7 +144,7 @@ class _Sampling:
         """``run(params, *rest)``, all but the parameters on every device."""
         if self._eight_bits:
             about += "; large products in 8 bits, rates held against those in more"
-        model, eight_bits = self.model, self._eight_bits
+        model, fp8 = self.model, self._eight_bits
         where = jax.tree.map(lambda leaf: leaf.sharding, self.params)
 
         def init():
@@ -154,7 +154,7 @@ class _Sampling:
             params = model.init(key, noisy, time, nothing, method="denoise")["params"]
             held = abstract_at_rest(model)
             params = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, held)
-            return in_eight_bits(params) if eight_bits else params
+            return in_fp8(params) if fp8 else params
 
         shares = (where, *(self._whole for _ in rest))
         return Program(

@@ -29,7 +29,7 @@ from vidlatent.latents.space import Latents, generator_of, restored_generator
 from vidlatent.media.pictures import read_picture
 from vidlatent.media.sheets import contact_sheet, pick_frames
 from vidlatent.media.write import VideoWriter
-from vidlatent.models.generators.fp8_weights import in_eight_bits
+from vidlatent.models.generators.fp8_weights import in_fp8
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.multihost import is_main
 from vidlatent.sample.conditions import Pictures, Stills, Texts
@@ -61,7 +61,7 @@ class Generator:
       size: frames, height and width of the videos.
       shape: of their latents, ``(t, h, w, c)``.
       sampler: the compiled loop.
-      eight_bits_psnr: of the first batch's latents with ``config.sampler.eight_bits`` against those
+      fp8_psnr: of the first batch's latents with ``config.sampler.fp8`` against those
         in ``compute``, dB of the latter's range; None before it and without.
       compute: name of the type that the generator computes in.
       codec: the tokenizer; None where the config names none.
@@ -76,11 +76,11 @@ class Generator:
         self.size = self._size()
         self.shape = self._latent_shape()
         self.sampler = self._new_sampler()
-        self._exact, self.eight_bits_psnr = None, None
-        if config.sampler.eight_bits:
+        self._exact, self.fp8_psnr = None, None
+        if config.sampler.fp8:
             self._exact = params  # until the first batch has been compared
             with jax.set_mesh(mesh):
-                self.params = jax.jit(in_eight_bits)(params)
+                self.params = jax.jit(in_fp8)(params)
         self.codec: Codec | None = None
         if config.tokenizer.path:
             with one_device():
@@ -175,9 +175,9 @@ class Generator:
                 drawn = self.sampler(self.params, seeds, conditions)
                 if self._exact is not None:
                     exact = self._new_sampler()(self._exact, seeds, conditions)
-                    self._exact, self.eight_bits_psnr = None, latent_psnr(drawn, exact)
+                    self._exact, self.fp8_psnr = None, latent_psnr(drawn, exact)
                     told = "latents with large products in 8 bits: %.2f dB against those in %s"
-                    logging.info(told, self.eight_bits_psnr, self.compute)
+                    logging.info(told, self.fp8_psnr, self.compute)
             if self.config.sample.clamp_first and "first" in conditions and pictured:
                 drawn = drawn.copy()
                 drawn[:, :1] = conditions["first"]
@@ -352,8 +352,8 @@ def _write_all(generator: Generator, requests: Sequence[Request], folder: Path) 
         fps=float(fps),
         nfe=generator.sampler.nfe,
         nfe_is="at most" if config.sampler.cache.threshold else "exact",
-        compute=generator.compute,  # which eight_bits_psnr is against
-        eight_bits_psnr=generator.eight_bits_psnr,
+        compute=generator.compute,  # which fp8_psnr is against
+        fp8_psnr=generator.fp8_psnr,
         seconds={"drawing": round(total - decoding, 3), "decoding": round(decoding, 3)},
         videos=rows,
     )

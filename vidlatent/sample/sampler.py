@@ -58,8 +58,8 @@ class LatentSampler:
         self.model, self.shape = model, tuple(shape)
         options = dict(sampler)
         self._guidance, self._cache = options.pop("guidance"), options.pop("cache")
-        options.pop("eight_bits")  # the parameters say it
-        self._keep = options.pop("keep") and hasattr(model, "keep")
+        options.pop("fp8")  # the parameters say it
+        self._keep = options.pop("cache_conditions") and hasattr(model, "keep")
         noise = make_schedule(schedule)
         self._check_variance(noise)
         if isinstance(noise, Flow):

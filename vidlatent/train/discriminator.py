@@ -1,8 +1,8 @@
-"""The critic beside a tokenizer: its part of the state, of the gradients and of the schedule.
+"""The discriminator beside a tokenizer: its state, its gradients and its schedule.
 
-Both players are served by one evaluation of the critic on the reconstruction: its pullback with the
-generator's loss gives the gradient that goes on into the reconstruction, with the critic's loss the
-gradient of the critic's parameters.
+Both players are served by one evaluation of the discriminator on the reconstruction: its pullback
+with the generator's loss gives the gradient that goes on into the reconstruction, with the
+discriminator's loss the gradient of the discriminator's parameters.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from vidlatent.losses.adversarial import (
-    critic_loss,
+    discriminator_loss,
     generator_loss,
     lecam,
     lecam_anchors,
     lecam_update,
     r1_penalty,
 )
-from vidlatent.models.discriminators import build_critic
+from vidlatent.models.discriminators import build_discriminator
 from vidlatent.train.optim import learning_rate, make_optimizer
 from vidlatent.train.state import Player, State, new_player
 from vidlatent.train.tasks.base import SHARE
@@ -30,17 +30,17 @@ __all__ = ["Judge", "Verdict"]
 
 
 class Verdict(NamedTuple):
-    """What the critic makes of one batch.
+    """What the discriminator makes of one batch.
 
     Attributes:
       loss: the generator's adversarial loss, unweighted, float32 scalar.
       to_prediction: its gradient, the shape of the reconstruction.
       weight: what it counts at this step, before an adaptive factor.
-      grads: of the critic's parameters for the critic's own loss.
+      grads: of the discriminator's parameters for the discriminator's own loss.
       values: new batch statistics and anchors.
-      report: numbers for the curves: mean logits, the critic's loss without regularisers
-        (``critic/loss``), LeCam's value without its weight (``critic/lecam``) and R1's with it
-        (``critic/r1``, of the steps that take it: ``train.steps.SHARE``).
+      report: numbers for the curves: mean logits, the discriminator's loss without regularisers
+        (``discriminator/loss``), LeCam's value without its weight (``discriminator/lecam``) and
+        R1's with it (``discriminator/r1``, of the steps that take it: ``train.steps.SHARE``).
     """
 
     loss: jax.Array
@@ -52,7 +52,7 @@ class Verdict(NamedTuple):
 
 
 class Judge:
-    """The critic of ``config.critic``.
+    """The discriminator of ``config.discriminator``.
 
     Args:
       config: the section as a dict; ``model`` is not empty.
@@ -62,23 +62,24 @@ class Judge:
 
     def __init__(self, config: Mapping[str, Any], steps: int, dtype: Any):
         self.config = config
-        self.critic = build_critic(config["model"], dtype)
+        self.discriminator = build_discriminator(config["model"], dtype)
         self.optimizer = make_optimizer(config["optim"])
         self.rate = learning_rate(config["optim"], steps)
 
     def init(self, key: jax.Array, clip: tuple[int, int, int]) -> State:
-        """The critic's part of a new state, for clips of ``clip`` frames, rows and columns."""
-        stats = self.critic.init_stats()
+        """The discriminator's part of a new state, for clips of ``clip`` frames, rows and
+        columns."""
+        stats = self.discriminator.init_stats()
         video = jnp.zeros((1, *clip, 3), jnp.float32)
-        params = self.critic.init(key, video, stats, True)["params"]
+        params = self.discriminator.init(key, video, stats, True)["params"]
         values = {"stats": stats}
         if self.config["lecam_weight"]:
-            values["anchors"] = lecam_anchors(self.critic.scales)
+            values["anchors"] = lecam_anchors(self.discriminator.scales)
         return new_player(params, self.optimizer, **values)
 
     def looks_at(self, frames: int) -> bool:
         """Whether clips of so many frames are judged."""
-        images = self.config["images"] and self.critic.smallest_clip[0] == 1
+        images = self.config["images"] and self.discriminator.smallest_clip[0] == 1
         return frames > 1 or images
 
     def weight(self, step: jax.Array) -> jax.Array:
@@ -93,7 +94,7 @@ class Judge:
         """Both players' losses and gradients on one batch.
 
         Args:
-          state: the critic's part of the training state.
+          state: the discriminator's part of the training state.
           prediction, target: ``[B, T, H, W, 3]`` in [-1, 1].
           step: training step.
           key: randomness of the gradient penalty's crop.
@@ -103,14 +104,14 @@ class Judge:
         def losses(prediction, params):
             real, stats = self._apply(params, target, state["stats"])
             fake, stats = self._apply(params, prediction, stats)
-            mine = critic_loss(kind, real, fake)
-            report = {"critic/real": _level(real), "critic/fake": _level(fake)}
-            report["critic/loss"] = mine
+            mine = discriminator_loss(kind, real, fake)
+            report = {"discriminator/real": _level(real), "discriminator/fake": _level(fake)}
+            report["discriminator/loss"] = mine
             extra, anchors = jnp.float32(0), {}
             if self.config["lecam_weight"]:
                 old = state["anchors"]
-                report["critic/lecam"] = lecam(old, real, fake)
-                extra = self.config["lecam_weight"] * report["critic/lecam"]
+                report["discriminator/lecam"] = lecam(old, real, fake)
+                extra = self.config["lecam_weight"] * report["discriminator/lecam"]
                 anchors = {
                     "anchors": lecam_update(old, real, fake, decay=self.config["lecam_decay"])
                 }
@@ -129,7 +130,7 @@ class Judge:
         return Verdict(loss, to_prediction, self.weight(step), grads, values, report)
 
     def player(self, verdict: Verdict, step: jax.Array) -> Player:
-        """The critic's update; none before ``start_step``."""
+        """The discriminator's update; none before ``start_step``."""
         return Player(
             verdict.grads,
             self.optimizer,
@@ -139,7 +140,7 @@ class Judge:
         )
 
     def _apply(self, params: Any, video: jax.Array, stats: Any):
-        return self.critic.apply({"params": params}, video, stats, True)
+        return self.discriminator.apply({"params": params}, video, stats, True)
 
     def _with_penalty(self, grads, state, target, step, key):
         """Adds R1's gradient at every ``r1_every``-th step, so many times as strong (lazy R1).
@@ -153,10 +154,10 @@ class Judge:
             return r1_penalty(logits, params, crop, gamma=self.config["r1_weight"])
 
         # In float32, and with the statistics it has: samples must not see each other.
-        critic = self.critic.clone(dtype=jnp.float32)
+        discriminator = self.discriminator.clone(dtype=jnp.float32)
 
         def logits(params, video):
-            return critic.apply({"params": params}, video, state["stats"], False)[0]
+            return discriminator.apply({"params": params}, video, state["stats"], False)[0]
 
         def now(grads):
             value, own = jax.value_and_grad(penalty)(state["params"])
@@ -167,7 +168,10 @@ class Judge:
 
         due = step % every == 0
         grads, value = jax.lax.cond(due, now, later, grads)
-        report = {"critic/r1": value, "critic/r1" + SHARE: jnp.asarray(due, jnp.float32)}
+        report = {
+            "discriminator/r1": value,
+            "discriminator/r1" + SHARE: jnp.asarray(due, jnp.float32),
+        }
         return grads, report
 
 

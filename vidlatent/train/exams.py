@@ -47,7 +47,7 @@ class TokenizerExam:
         self._scores = make_scores(
             run.config.eval.training_metrics,
             run.config.networks.to_dict(),
-            stand_ins=run.config.eval.stand_ins,
+            random_networks=run.config.eval.random_networks,
             is_splits=run.config.eval.is_splits,
         )
         self._eval_step = compile_eval_step(

@@ -28,7 +28,7 @@ def frozen_paths(params: Any, pattern: str) -> Any:
         expression = re.compile(pattern)
     except re.error as error:
         raise VidlatentError(
-            f"config.optim.frozen {pattern!r} is not an expression: {error}."
+            f"config.optim.freeze {pattern!r} is not an expression: {error}."
         ) from error
 
     def match(path, _):
@@ -38,7 +38,7 @@ def frozen_paths(params: Any, pattern: str) -> Any:
     found = jax.tree.leaves(mask)
     if pattern and (all(found) or not any(found)):
         what = "every" if all(found) else "no"
-        raise VidlatentError(f"config.optim.frozen {pattern!r} matches {what} parameter.")
+        raise VidlatentError(f"config.optim.freeze {pattern!r} matches {what} parameter.")
     return mask
 
 

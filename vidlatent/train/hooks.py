@@ -197,7 +197,7 @@ class Evaluate:
         return result
 
 
-_PLAYERS = ("helpers", "critic")  # parts of a state with parameters of their own
+_PLAYERS = ("helpers", "discriminator")  # parts of a state with parameters of their own
 
 
 @jax.jit

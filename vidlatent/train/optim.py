@@ -51,17 +51,17 @@ def learning_rate(optim: Mapping[str, Any], steps: int) -> Callable[[jax.Array],
 def make_optimizer(optim: Mapping[str, Any]) -> optax.GradientTransformation:
     """Clipping by global norm, Adam moments, decoupled weight decay; no learning rate.
 
-    Weight decay applies to kernels only, but for those of ``undecayed``. Updates come out as the
+    Weight decay applies to kernels only, but for those of ``no_decay``. Updates come out as the
     direction to subtract. Parameters that ``frozen`` matches get none, and no moments are kept for
     them.
     """
 
-    undecayed = _expression("undecayed", optim["undecayed"])
+    no_decay = _expression("no_decay", optim["no_decay"])
 
     def decayed(params):
         def match(path, _):
             name = path_name(path)
-            return name.endswith("kernel") and not (undecayed and undecayed.match(name))
+            return name.endswith("kernel") and not (no_decay and no_decay.match(name))
 
         return jax.tree_util.tree_map_with_path(match, params)
 
@@ -70,14 +70,14 @@ def make_optimizer(optim: Mapping[str, Any]) -> optax.GradientTransformation:
         optax.scale_by_adam(b1=optim["b1"], b2=optim["b2"], eps=optim["eps"]),
         optax.add_decayed_weights(optim["weight_decay"], mask=decayed),
     ]
-    if optim["factors"]:
-        steps.append(_scaling(optim["factors"]))
+    if optim["lr_factors"]:
+        steps.append(_scaling(optim["lr_factors"]))
     trained = optax.chain(*steps)
-    if not optim["frozen"]:
+    if not optim["freeze"]:
         return trained
 
     def labels(params):
-        frozen = frozen_paths(params, optim["frozen"])
+        frozen = frozen_paths(params, optim["freeze"])
         return jax.tree.map(lambda stays: "frozen" if stays else "trained", frozen)
 
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
@@ -111,7 +111,7 @@ def _clipping(norm: float, after: int) -> optax.GradientTransformation:
 
 def _scaling(factors: Any) -> optax.GradientTransformation:
     """Updates times the factor of the first expression that matches their path, or 1."""
-    rows = [(_expression("factors", pattern), float(factor)) for pattern, factor in factors]
+    rows = [(_expression("lr_factors", pattern), float(factor)) for pattern, factor in factors]
 
     def scaled(updates, params=None):
         del params
@@ -128,7 +128,7 @@ def _scaling(factors: Any) -> optax.GradientTransformation:
         result = jax.tree_util.tree_map_with_path(scale, updates)
         for row, (pattern, _) in enumerate(factors):
             if row not in found:
-                raise VidlatentError(f"config.optim.factors {pattern!r} matches no parameter.")
+                raise VidlatentError(f"config.optim.lr_factors {pattern!r} matches no parameter.")
         return result
 
     return optax.stateless(scaled)

@@ -40,8 +40,8 @@ def check_start(config: ConfigDict) -> None:
 def started(config: ConfigDict, state: Any, target: Any) -> Any:
     """A new state that begins with what ``config.train.init_from`` holds, after ``check_start``.
 
-    Parameters and their average are its (averaged) weights; a critic goes on where it was, if
-    ``config.critic.continues`` and both runs have the same.
+    Parameters and their average are its (averaged) weights; a discriminator goes on where it was,
+    if ``config.discriminator.inherit`` and both runs have the same.
 
     Args:
       config: this run's.
@@ -64,8 +64,8 @@ def started(config: ConfigDict, state: Any, target: Any) -> Any:
     )
     logging.info("starting from %s", source)
     state = {**state, "params": params, "ema": jax.tree.map(jnp.copy, params)}
-    critic = _critic(config, target)
-    return state if critic is None else {**state, "critic": critic}
+    discriminator = _discriminator(config, target)
+    return state if discriminator is None else {**state, "discriminator": discriminator}
 
 
 def _check_recipe(config: ConfigDict) -> None:
@@ -81,18 +81,20 @@ def _check_recipe(config: ConfigDict) -> None:
         )
 
 
-def _critic(config: ConfigDict, target: Any) -> Any:
-    """The critic of the run that this one starts from, or None to begin with a new one."""
-    if "critic" not in target or not config.critic.continues:
+def _discriminator(config: ConfigDict, target: Any) -> Any:
+    """The discriminator of the run that this one starts from, or None to begin with a new one."""
+    if "discriminator" not in target or not config.discriminator.inherit:
         return None
     source = Path(config.train.init_from)
     if not is_workdir(source):
         return None
     former = configs.read(source)
-    if former.critic.model.to_dict() != config.critic.model.to_dict():
-        logging.info("%s had no critic like this run's: it starts anew", source)
+    if former.discriminator.model.to_dict() != config.discriminator.model.to_dict():
+        logging.info("%s had no discriminator like this run's: it starts anew", source)
         return None
     with contextlib.closing(open_checkpoints(former, source)) as checkpoints:
-        critic = checkpoints.restore_params(target["critic"], which="critic").state
-    logging.info("the critic goes on from %s", source)
-    return critic
+        discriminator = checkpoints.restore_params(
+            target["discriminator"], which="discriminator"
+        ).state
+    logging.info("the discriminator goes on from %s", source)
+    return discriminator

@@ -1,8 +1,8 @@
 """The training state: one plain pytree, one way to update it.
 
 ``{step, params, opt, ema, extra}``, and where a recipe has them ``helpers`` (trainable parameters
-of loss terms) and ``critic``. Random numbers are a function of (seed, stream name, step), so no
-generator state exists to be saved.
+of loss terms) and ``discriminator``. Random numbers are a function of (seed, stream name, step),
+so no generator state exists to be saved.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Critics: sizes of the published ones, what they judge, and what they remember."""
+"""Discriminators: sizes of the published ones, what they judge, and what they remember."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.helpers.nets import fast_jit
 from vidlatent.errors import VidlatentError
-from vidlatent.losses.adversarial import critic_loss, r1_penalty
-from vidlatent.models.discriminators import CRITICS, build_critic
-from vidlatent.models.discriminators.layers import CriticConv, shrink, spectral_start
+from vidlatent.losses.adversarial import discriminator_loss, r1_penalty
+from vidlatent.models.discriminators import DISCRIMINATORS, build_discriminator
+from vidlatent.models.discriminators.layers import DiscriminatorConv, shrink, spectral_start
 from vidlatent.parallel.mesh import AXES, make_mesh
 from vidlatent.parallel.sharding import batch_sharding, constrain, shardings
 
@@ -36,17 +36,17 @@ def count(tree):
 
 
 def abstract(config, clip):
-    """Parameters, logit maps and statistics of a critic, by shape."""
-    critic = build_critic(config)
-    stats = critic.init_stats()
+    """Parameters, logit maps and statistics of a discriminator, by shape."""
+    discriminator = build_discriminator(config)
+    stats = discriminator.init_stats()
 
     def run(key, video):
-        params = critic.init(key, video, stats, True)["params"]
-        return params, *critic.apply({"params": params}, video, stats, True)
+        params = discriminator.init(key, video, stats, True)["params"]
+        return params, *discriminator.apply({"params": params}, video, stats, True)
 
     params, maps, after = jax.eval_shape(run, jax.random.key(0), jnp.zeros((1, *clip, 3)))
     assert jax.tree.structure(after) == jax.tree.structure(stats)
-    assert len(maps) == critic.scales and all(m.dtype == jnp.float32 for m in maps)
+    assert len(maps) == discriminator.scales and all(m.dtype == jnp.float32 for m in maps)
     return params, [m.shape[1:] for m in maps]
 
 
@@ -79,25 +79,27 @@ def test_published_sizes(config, clip, parameters, maps):
 
 
 def made(name, clip=CLIP):
-    critic = build_critic(TINY[name])
-    stats = critic.init_stats()
+    discriminator = build_discriminator(TINY[name])
+    stats = discriminator.init_stats()
     video = jax.random.normal(jax.random.key(1), clip)
-    params = fast_jit(lambda k: critic.init(k, video, stats, True))(jax.random.key(0))["params"]
-    return critic, params, stats, video
+    params = fast_jit(lambda k: discriminator.init(k, video, stats, True))(jax.random.key(0))[
+        "params"
+    ]
+    return discriminator, params, stats, video
 
 
 def test_every_kind_is_here():
-    assert {TINY[name]["name"] for name in TINY} == set(CRITICS.names())
+    assert {TINY[name]["name"] for name in TINY} == set(DISCRIMINATORS.names())
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_gradient_reaches_every_parameter(name):
-    critic, params, stats, video = made(name)
+    discriminator, params, stats, video = made(name)
 
     def loss(params):
-        real, after = critic.apply({"params": params}, video, stats, True)
-        fake, after = critic.apply({"params": params}, 0.5 * video, after, True)
-        return critic_loss("non_saturating", real, fake), after
+        real, after = discriminator.apply({"params": params}, video, stats, True)
+        fake, after = discriminator.apply({"params": params}, 0.5 * video, after, True)
+        return discriminator_loss("non_saturating", real, fake), after
 
     grads, after = fast_jit(jax.grad(loss, has_aux=True))(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
@@ -112,10 +114,10 @@ def test_gradient_reaches_every_parameter(name):
 @pytest.mark.parametrize("name", ["patch3d_group", "multiscale3d"])
 def test_samples_are_judged_alone(name):
     """What R1 needs: a sample's penalty does not know its neighbour."""
-    critic, params, stats, video = made(name)
+    discriminator, params, stats, video = made(name)
 
     def judge(params, x):
-        return critic.apply({"params": params}, x, stats, False)[0]
+        return discriminator.apply({"params": params}, x, stats, False)[0]
 
     penalty = fast_jit(lambda x, mask: r1_penalty(judge, params, x, mask=mask))
     both, first, second = (penalty(video, jnp.asarray(m)) for m in ((1, 1), (1, 0), (0, 1)))
@@ -124,12 +126,12 @@ def test_samples_are_judged_alone(name):
 
 
 def test_batch_norm_over_a_mesh_is_that_of_the_whole_batch():
-    critic, params, stats, _ = made("patch3d")
+    discriminator, params, stats, _ = made("patch3d")
     video = jax.random.normal(jax.random.key(2), (8, *CLIP[1:]))
     video = video * jnp.arange(1.0, 9.0)[:, None, None, None, None]
 
     def judge(video):
-        return critic.apply({"params": params}, video, stats, True)
+        return discriminator.apply({"params": params}, video, stats, True)
 
     want = fast_jit(judge)(video)
     mesh = make_mesh({"data": 8, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:8])
@@ -148,14 +150,14 @@ def test_batch_norm_over_a_mesh_is_that_of_the_whole_batch():
 )
 def test_gradients_with_rows_over_devices(name, sizes):
     """XLA's gradient of a layer from 8 rows to 7 would be wrong with its rows split in two."""
-    critic, params, stats, video = made(name, (4, 4, 64, 24, 3))
+    discriminator, params, stats, video = made(name, (4, 4, 64, 24, 3))
 
     def loss(params, video):
         video = constrain(video, ("batch", "time", "height", "width", "channel"))
-        real, _ = critic.apply({"params": params["critic"]}, video, stats, True)
-        return critic_loss("non_saturating", real, [2 * x for x in real])
+        real, _ = discriminator.apply({"params": params["discriminator"]}, video, stats, True)
+        return discriminator_loss("non_saturating", real, [2 * x for x in real])
 
-    params = {"critic": params}
+    params = {"discriminator": params}
     grad = jax.grad(loss, (0, 1))
     want = fast_jit(grad)(params, video)
     mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), jax.devices()[:8])
@@ -168,9 +170,9 @@ def test_gradients_with_rows_over_devices(name, sizes):
 
 def test_statistics_at_rest():
     """Outside training nothing moves and a sample is judged alone."""
-    critic, params, stats, video = made("patch3d")
+    discriminator, params, stats, video = made("patch3d")
     stats = jax.tree.map(lambda x: 0.5 * x + 0.1, stats)
-    judge = fast_jit(lambda x: critic.apply({"params": params}, x, stats, False))
+    judge = fast_jit(lambda x: discriminator.apply({"params": params}, x, stats, False))
     (both,), same = judge(video)
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), same, stats))
     (other,), _ = judge(video.at[1].mul(3))
@@ -179,7 +181,7 @@ def test_statistics_at_rest():
 
 def test_spectral_norm():
     """With the identity as input the layer is its kernel: its largest singular value is 1."""
-    conv = CriticConv(6, (1, 1, 1), use_bias=False, spectral=True)
+    conv = DiscriminatorConv(6, (1, 1, 1), use_bias=False, spectral=True)
     x = jnp.eye(5)[None, None, None]
     stats = spectral_start(6)
     params = conv.init(jax.random.key(0), x, stats, True)
@@ -207,33 +209,39 @@ def test_halving_counts_only_what_exists(length):
 
 
 def test_mistakes():
-    with pytest.raises(VidlatentError, match="config.critic.model has no name"):
-        build_critic({})
-    with pytest.raises(VidlatentError, match="unknown critic 'patch3': did you mean 'patch3d'"):
-        build_critic({"name": "patch3"})
-    with pytest.raises(VidlatentError, match="unknown field config.critic.model.widht: did you"):
-        build_critic({"name": "patch3d", "widht": 3})
-    with pytest.raises(VidlatentError, match="config.critic.model.norm 'bach': did you mean"):
-        build_critic({"name": "patch3d", "norm": "bach"}).init_stats()
+    with pytest.raises(VidlatentError, match="config.discriminator.model has no name"):
+        build_discriminator({})
+    with pytest.raises(
+        VidlatentError, match="unknown discriminator 'patch3': did you mean 'patch3d'"
+    ):
+        build_discriminator({"name": "patch3"})
+    with pytest.raises(
+        VidlatentError, match="unknown field config.discriminator.model.widht: did you"
+    ):
+        build_discriminator({"name": "patch3d", "widht": 3})
+    with pytest.raises(
+        VidlatentError, match="config.discriminator.model.norm 'bach': did you mean"
+    ):
+        build_discriminator({"name": "patch3d", "norm": "bach"}).init_stats()
     with pytest.raises(VidlatentError, match="at least 4 frames of 24x24, not 1 of 64x64"):
         abstract({"name": "patch3d"}, (1, 64, 64))
     abstract({"name": "patch3d", "width": 4}, (4, 24, 24))
-    critic, params, stats, video = made("stylegan3d")
+    discriminator, params, stats, video = made("stylegan3d")
     with pytest.raises(VidlatentError, match="made for another clip size than 4 frames of 24x16"):
         jax.eval_shape(
-            lambda x: critic.apply({"params": params}, x, stats, True), video[..., :16, :]
+            lambda x: discriminator.apply({"params": params}, x, stats, True), video[..., :16, :]
         )
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_bfloat16_inside(name):
     """The compute dtype stays inside: logits, statistics and parameters are float32."""
-    critic = build_critic(TINY[name], jnp.bfloat16)
-    stats = critic.init_stats()
+    discriminator = build_discriminator(TINY[name], jnp.bfloat16)
+    stats = discriminator.init_stats()
 
     def run(key, video):
-        params = critic.init(key, video, stats, True)["params"]
-        return params, critic.apply({"params": params}, video, stats, True)
+        params = discriminator.init(key, video, stats, True)["params"]
+        return params, discriminator.apply({"params": params}, video, stats, True)
 
     shapes = jax.eval_shape(run, jax.random.key(0), jnp.zeros(CLIP, jnp.bfloat16))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}

@@ -80,7 +80,7 @@ def outcome_of(
     scores = make_scores(
         (*asked, *config.eval.metrics),
         config.networks.to_dict(),
-        stand_ins=config.eval.stand_ins,
+        random_networks=config.eval.random_networks,
         is_splits=config.eval.is_splits,
     )
     clips = _Clips(config, protocol, mesh)

@@ -1,8 +1,8 @@
-"""Critics (discriminators) by name.
+"""Discriminators (discriminators) by name.
 
-A critic is called as ``apply({"params": params}, video, stats, train) -> (logit maps, stats)``:
-``video`` ``[B, T, H, W, 3]``, the maps a list of float32 arrays ``[B, ...]``, one for each of its
-``scales``. ``stats`` is a plain pytree of what it remembers beside its parameters, from
+A discriminator is called as ``apply({"params": params}, video, stats, train) -> (logit maps,
+stats)``: ``video`` ``[B, T, H, W, 3]``, the maps a list of float32 arrays ``[B, ...]``, one for
+each of its ``scales``. ``stats`` is a plain pytree of what it remembers beside its parameters, from
 ``init_stats()``. ``smallest_clip`` says what it can judge.
 """
 
@@ -15,30 +15,30 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vidlatent.models.build import by_name, make_module
-from vidlatent.models.discriminators.patch import PatchCritic
-from vidlatent.models.discriminators.residual import MultiscaleCritic, StyleCritic
+from vidlatent.models.discriminators.patch import PatchDiscriminator
+from vidlatent.models.discriminators.residual import MultiscaleDiscriminator, StyleDiscriminator
 from vidlatent.registry import Registry
 
-__all__ = ["CRITICS", "build_critic"]
+__all__ = ["DISCRIMINATORS", "build_discriminator"]
 
-CRITICS = Registry("critic")
-CRITICS.register("patch3d", (PatchCritic, {}))
-CRITICS.register("patch2d", (PatchCritic, {"time_kernels": (1, 1, 1, 1, 1)}))
-CRITICS.register("multiscale3d", (MultiscaleCritic, {}))
-CRITICS.register("stylegan3d", (StyleCritic, {}))
+DISCRIMINATORS = Registry("discriminator")
+DISCRIMINATORS.register("patch3d", (PatchDiscriminator, {}))
+DISCRIMINATORS.register("patch2d", (PatchDiscriminator, {"time_kernels": (1, 1, 1, 1, 1)}))
+DISCRIMINATORS.register("multiscale3d", (MultiscaleDiscriminator, {}))
+DISCRIMINATORS.register("stylegan3d", (StyleDiscriminator, {}))
 
 
-def build_critic(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:
-    """The critic of ``config['name']``; the other entries are its fields.
+def build_discriminator(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:
+    """The discriminator of ``config['name']``; the other entries are its fields.
 
     Args:
-      config: the section ``config.critic.model``. Lists may stand for tuples.
+      config: the section ``config.discriminator.model``. Lists may stand for tuples.
       dtype: compute dtype; parameters, statistics and logits are float32.
 
     Raises:
       VidlatentError: unknown name or field.
     """
-    (kind, defaults), fields = by_name(CRITICS, config, "config.critic.model")
+    (kind, defaults), fields = by_name(DISCRIMINATORS, config, "config.discriminator.model")
     return make_module(
-        kind, {**defaults, **fields}, jnp.dtype(dtype), section="config.critic.model"
+        kind, {**defaults, **fields}, jnp.dtype(dtype), section="config.discriminator.model"
     )

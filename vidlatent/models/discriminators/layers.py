@@ -1,4 +1,4 @@
-"""Layers of critics. What they remember between steps is handed in and out as plain values."""
+"""Layers of discriminators. State kept between steps goes in and out as plain values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vidlatent.registry import did_you_mean
 
 __all__ = [
     "BatchNorm",
-    "CriticConv",
+    "DiscriminatorConv",
     "FrameGroupNorm",
     "check_norm",
     "leaky_relu",
@@ -37,9 +37,11 @@ def leaky_relu(x: jax.Array) -> jax.Array:
 
 
 def check_norm(norm: str, known: Sequence[str]) -> None:
-    """Raise unless the critic has this norm."""
+    """Raise unless the discriminator has this norm."""
     if norm not in known:
-        raise VidlatentError(f"config.critic.model.norm {norm!r}: {did_you_mean(norm, known)}")
+        raise VidlatentError(
+            f"config.discriminator.model.norm {norm!r}: {did_you_mean(norm, known)}"
+        )
 
 
 def shrink(x: jax.Array, taps: Sequence[int]) -> jax.Array:
@@ -68,7 +70,7 @@ def shrink(x: jax.Array, taps: Sequence[int]) -> jax.Array:
     return x
 
 
-class CriticConv(nn.Module):
+class DiscriminatorConv(nn.Module):
     """Convolution with given zero padding; optionally of spectral norm one.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""PatchGAN critics over video: pix2pix's layers with time kernels (Reducio, ProMAG) or without."""
+"""PatchGAN over video: pix2pix's layers, with time kernels (Reducio, ProMAG) or without."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from vidlatent.errors import VidlatentError
 from vidlatent.models.discriminators.layers import (
     BatchNorm,
-    CriticConv,
+    DiscriminatorConv,
     FrameGroupNorm,
     Stats,
     check_norm,
@@ -20,13 +20,13 @@ from vidlatent.models.discriminators.layers import (
 )
 from vidlatent.spec import check_shape
 
-__all__ = ["NORMS", "PatchCritic", "patch_stats_table", "patch_table"]
+__all__ = ["NORMS", "PatchDiscriminator", "patch_stats_table", "patch_table"]
 
 NORMS = ("batch", "group", "none", "spectral")
 _normal = nn.initializers.normal(0.02)
 
 
-class PatchCritic(nn.Module):
+class PatchDiscriminator(nn.Module):
     """Convolutions 4x4 in space that end in one logit for each patch.
 
     The last two layers keep the grid (stride 1), those before halve it; in time too where their
@@ -34,10 +34,13 @@ class PatchCritic(nn.Module):
 
     Attributes:
       width: channels after the first layer; doubled by each further one up to eightfold.
-      time_kernels: taps in time, one number a layer. ``(4, 4, 3, 1, 1)`` is Reducio's critic,
+      time_kernels: taps in time, one number a layer. ``(4, 4, 3, 1, 1)`` is Reducio's
+        discriminator,
         ``(3, 3, 3, 3, 3)`` the form of ProMAG's that takes 17 frames and single images, all 1 the
-        image critic of latent diffusion, frame by frame.
-      norm: ``'batch'`` (of the published critics), ``'group'`` (per frame and sample), ``'none'``,
+        image discriminator of latent diffusion, frame by
+        frame.
+      norm: ``'batch'`` (of the published discriminators), ``'group'`` (per frame and sample),
+        ``'none'``,
         or ``'spectral'`` (no norm of features, all kernels of spectral norm one).
       groups: of the group norm.
       dtype: compute dtype; logits are float32.
@@ -116,7 +119,7 @@ class PatchCritic(nn.Module):
         for index, (kernel, strides, padding) in enumerate(self._geometry()):
             normed = 0 < index < last and self.norm in ("batch", "group")
             spectral = self.norm == "spectral"
-            conv = CriticConv(
+            conv = DiscriminatorConv(
                 self._features(index),
                 kernel,
                 strides,
@@ -143,8 +146,8 @@ class PatchCritic(nn.Module):
         given = (size["T"], size["H"], size["W"])
         if any(g < s for g, s in zip(given, self.smallest_clip, strict=True)):
             raise VidlatentError(
-                "this critic needs clips of at least {} frames of {}x{}, not {} of {}x{}: "
-                "change the data's buckets or config.critic.model.time_kernels.".format(
+                "this discriminator needs clips of at least {} frames of {}x{}, not {} of {}x{}: "
+                "change the data's buckets or config.discriminator.model.time_kernels.".format(
                     *self.smallest_clip, *given
                 )
             )

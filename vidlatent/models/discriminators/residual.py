@@ -1,4 +1,4 @@
-"""Residual critics without norms of features: StyleGAN's tower over video (MAGVIT, FSVideo)."""
+"""Residual discriminators without feature norms: StyleGAN's tower over video (MAGVIT, FSVideo)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
 from vidlatent.models.discriminators.layers import (
-    CriticConv,
+    DiscriminatorConv,
     Stats,
     check_norm,
     leaky_relu,
@@ -20,7 +20,7 @@ from vidlatent.models.discriminators.layers import (
 )
 from vidlatent.spec import check_shape
 
-__all__ = ["NORMS", "MultiscaleCritic", "StyleCritic"]
+__all__ = ["NORMS", "MultiscaleDiscriminator", "StyleDiscriminator"]
 
 NORMS = ("none", "spectral")
 _FILTERS = {"mean": (1, 1), "blur": (1, 3, 3, 1)}
@@ -34,7 +34,7 @@ class _Convs(nn.Module):
 
     @nn.nowrap
     def _conv(self, name, features, size, x, stats, train, new):
-        layer = CriticConv(
+        layer = DiscriminatorConv(
             features,
             (size,) * 3,
             padding=(size // 2,) * 3,
@@ -84,7 +84,9 @@ class _Tower(_Convs):
         """``[B, T, H, W, 3] -> [B, T', H', W', widths[-1]]``."""
         check_norm(self.norm, NORMS)
         if self.pool not in _FILTERS:
-            raise VidlatentError(f"config.critic.model.pool {self.pool!r}: use 'mean' or 'blur'.")
+            raise VidlatentError(
+                f"config.discriminator.model.pool {self.pool!r}: use 'mean' or 'blur'."
+            )
         block = nn.remat(_Block, static_argnums=(3,)) if self.remat else _Block
         new = {}
         x = x.astype(self.dtype)
@@ -109,12 +111,12 @@ def _tower_stats(widths: tuple[int, ...], norm: str) -> dict[str, Stats]:
     return stats
 
 
-class MultiscaleCritic(nn.Module):
+class MultiscaleDiscriminator(nn.Module):
     """One tower a scale, each with weights of its own, on a clip halved once more for each.
 
-    FSVideo states a 3-D multi-scale critic with the non-saturating loss and R1 and no layers; these
-    are MAGVIT's blocks, made fully convolutional because clip sizes vary. Nothing is normalised
-    over the batch, as R1 requires. Images are clips of one frame.
+    FSVideo states a 3-D multi-scale discriminator with the non-saturating loss and R1 and no
+    layers; these are MAGVIT's blocks, made fully convolutional because clip sizes vary. Nothing is
+    normalised over the batch, as R1 requires. Images are clips of one frame.
 
     Attributes:
       scales: towers; the first sees the clip as it is.
@@ -164,7 +166,9 @@ class MultiscaleCritic(nn.Module):
             fields = (self.norm, self.dtype, self.widths, self.pool, self.remat)
             tower = _Tower(*fields, name=f"scale_{s}")
             spectral = self.norm == "spectral"
-            head = CriticConv(1, (1, 1, 1), spectral=spectral, dtype=self.dtype, name=f"head_{s}")
+            head = DiscriminatorConv(
+                1, (1, 1, 1), spectral=spectral, dtype=self.dtype, name=f"head_{s}"
+            )
             x, seen = tower(video, stats[f"scale_{s}"] if stats else {}, train)
             x, of_head = head(x, stats[f"head_{s}"] if stats else {}, train)
             if stats:
@@ -173,8 +177,8 @@ class MultiscaleCritic(nn.Module):
         return maps, new
 
 
-class StyleCritic(nn.Module):
-    """MAGVIT-v2's critic: the tower with blurred halving, flattened into two dense layers.
+class StyleDiscriminator(nn.Module):
+    """MAGVIT-v2's discriminator: the tower with blurred halving, flattened into two dense layers.
 
     It has one clip size, that of its first call: the first dense layer reads all positions.
 
@@ -214,7 +218,7 @@ class StyleCritic(nn.Module):
     def __call__(
         self, video: jax.Array, stats: Stats, train: bool
     ) -> tuple[list[jax.Array], dict[str, Stats]]:
-        """Judge clips; as ``MultiscaleCritic``, with one logit ``[B]`` a clip.
+        """Judge clips; as ``MultiscaleDiscriminator``, with one logit ``[B]`` a clip.
 
         Raises:
           VidlatentError: another clip size than the parameters were made for.
@@ -228,12 +232,15 @@ class StyleCritic(nn.Module):
             rows = self.get_variable("params", "dense")["kernel"].shape[-2]
             if rows != x.shape[-1]:
                 raise VidlatentError(
-                    f"the critic stylegan3d was made for another clip size than {size['T']} frames "
-                    f"of {size['H']}x{size['W']}: use one bucket, or the critic multiscale3d."
+                    f"the discriminator stylegan3d was made for another clip size than "
+                    f"{size['T']} frames "
+                    f""
+                    f"of {size['H']}x{size['W']}: use one bucket, or the discriminator "
+                    f"multiscale3d."
                 )
         new = {"tower": seen}
         for name, features in (("dense", self.hidden), ("logit", 1)):
-            layer = CriticConv(
+            layer = DiscriminatorConv(
                 features,
                 (1, 1, 1),
                 spectral=self.norm == "spectral",

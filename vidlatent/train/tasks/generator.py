@@ -110,7 +110,7 @@ class _Loss:
         schedule = schedule_for(config, self.model, x0.shape[1:4])
         drawn = draw(schedule, key("diffusion"), x0)
         drop = self._drop(key("drop"), x0, conditions)
-        params = stop_frozen(params, config.optim.frozen)
+        params = stop_frozen(params, config.optim.freeze)
         output = self.model.apply(
             {"params": params}, drawn.x, drawn.time, conditions, drop=drop, method="denoise"
         )

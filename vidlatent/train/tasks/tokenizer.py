@@ -1,6 +1,6 @@
-"""Training a tokenizer: reconstruct the video, weigh the loss terms, face the critic, update.
+"""Training a tokenizer: reconstruct, weigh the loss terms, face the discriminator, update.
 
-What is summed is the config's matter: ``config.loss`` names the terms, ``config.critic`` the
+What is summed is the config's matter: ``config.loss`` names the terms, ``config.discriminator`` the
 opponent.
 """
 
@@ -24,7 +24,7 @@ __all__ = ["make_step"]
 
 
 def make_step(config: ConfigDict, model: Any) -> Step:
-    """The tokenizer's step for ``config.loss``, ``config.critic`` and ``config.optim``.
+    """The tokenizer's step for ``config.loss``, ``config.discriminator`` and ``config.optim``.
 
     Batches hold ``video`` uint8 ``[B, T, H, W, 3]`` and ``mask`` float32 ``[B]``.
     """
@@ -41,9 +41,10 @@ def make_step(config: ConfigDict, model: Any) -> Step:
         if helpers := objective.init(jax.random.fold_in(key, 1), model.latent_spec):
             players["helpers"] = new_player(helpers, optimizer)
         if opponent is not None:
-            # Some critics flatten what they see: their parameters belong to one size of clip.
+            # Some discriminators flatten what they see: their parameters belong to one size of
+            # clip.
             clip = max(config.data.buckets, key=lambda bucket: bucket[0])[:3]
-            players["critic"] = opponent.init(jax.random.fold_in(key, 2), clip)
+            players["discriminator"] = opponent.init(jax.random.fold_in(key, 2), clip)
         return new_state(model.init(key, video)["params"], optimizer, **players)
 
     def train_step(state, batch, networks):
@@ -51,8 +52,8 @@ def make_step(config: ConfigDict, model: Any) -> Step:
         players = {}
         if "helpers" in state:
             players["helpers"] = Player(found.helpers, optimizer, rate(state["step"]))
-        if found.critic is not None:
-            players["critic"] = opponent.player(found.critic, state["step"])
+        if found.discriminator is not None:
+            players["discriminator"] = opponent.player(found.discriminator, state["step"])
         state, report = apply_gradients(
             state,
             found.params,

@@ -31,27 +31,29 @@ VIDEO_AXES = ("batch", "time", "height", "width", "channel")
 
 
 class Found(NamedTuple):
-    """Gradients of one batch; ``critic`` is a ``Verdict`` or None."""
+    """Gradients of one batch; ``discriminator`` is a ``Verdict`` or None."""
 
     params: Any
     helpers: Any
-    critic: Any
+    discriminator: Any
     loss: jax.Array
     report: dict[str, jax.Array]
 
     def small(self) -> Found:
-        """Without the critic's gradient at the pixels, which is as large as the batch and used."""
-        if self.critic is None:
+        """Without the discriminator's gradient at the pixels, which is as large as the batch."""
+        if self.discriminator is None:
             return self
-        return self._replace(critic=self.critic._replace(to_prediction=jnp.float32(0)))
+        return self._replace(
+            discriminator=self.discriminator._replace(to_prediction=jnp.float32(0))
+        )
 
 
 class Gradients:
-    """``(state, batch, networks) -> Found`` for ``config.loss`` and ``config.critic``.
+    """``(state, batch, networks) -> Found`` for ``config.loss`` and ``config.discriminator``.
 
     Attributes:
       objective: the sum of loss terms.
-      opponent: the critic's side, or None.
+      opponent: the discriminator's side, or None.
     """
 
     def __init__(self, config: ConfigDict, model: Any):
@@ -59,9 +61,9 @@ class Gradients:
         self.objective = Objective(config.loss.to_dict())
         self.opponent = _opponent(config, model, self.objective)
         self.pieces = config.optim.accumulate
-        self.seed, self.frozen = config.seed, config.optim.frozen
-        self.layer = config.critic.adaptive_layer
-        self.rated = tuple(config.critic.adaptive_terms)
+        self.seed, self.frozen = config.seed, config.optim.freeze
+        self.layer = config.discriminator.adaptive_layer
+        self.rated = tuple(config.discriminator.adaptive_terms)
         # What models draw in training: noise, Reducio's content frame, the latent.
         self.streams = ("noise", "content") + ("latent",) * config.train.sample_latent
 
@@ -107,7 +109,9 @@ class Gradients:
         )(prediction, posterior, helpers)
         verdict = None
         if self.opponent is not None and self.opponent.looks_at(target.shape[1]):
-            verdict = self.opponent.verdict(state["critic"], prediction, target, step, key("r1"))
+            verdict = self.opponent.verdict(
+                state["discriminator"], prediction, target, step, key("r1")
+            )
             weight = verdict.weight
             if self.layer:
                 rated = jax.grad(objective, has_aux=True)(
@@ -125,21 +129,22 @@ class Gradients:
         return Found(grads, to_helpers, verdict, loss, report)
 
     def _at_layer(self, grads: Any) -> list[jax.Array]:
-        """Gradients at ``config.critic.adaptive_layer``; what else is in ``grads`` is not used, so
-        the compiler drops the rest of that sweep."""
+        """Gradients at ``config.discriminator.adaptive_layer``; what else is in ``grads`` is not
+        used, so the compiler drops the rest of that sweep."""
         named = [(path_name(p), leaf) for p, leaf in jax.tree_util.tree_leaves_with_path(grads)]
         found = [leaf for name, leaf in named if re.fullmatch(self.layer, name)]
         if not found:
             raise VidlatentError(
-                f"config.critic.adaptive_layer {self.layer!r} matches no parameter of this model; "
+                f"config.discriminator.adaptive_layer {self.layer!r} matches no parameter of "
+                f"this model; "
                 f"its last ones are {', '.join(name for name, _ in named[-3:])}."
             )
         return found
 
 
 def _opponent(config: ConfigDict, model: Any, objective: Objective) -> Judge | None:
-    if not config.critic.model:
+    if not config.discriminator.model:
         return None
-    section = config.critic.to_dict()
-    objective.check(section["adaptive_terms"], "config.critic.adaptive_terms")
+    section = config.discriminator.to_dict()
+    objective.check(section["adaptive_terms"], "config.discriminator.adaptive_terms")
     return Judge(section, config.train.steps, model.dtype)

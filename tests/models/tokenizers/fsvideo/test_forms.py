@@ -202,7 +202,7 @@ def test_mistaken_freezing_is_refused(standard, pattern):
     if not pattern:
         assert not any(jax.tree.leaves(frozen_paths(standard.params, pattern)))
         return
-    with pytest.raises(VidlatentError, match="config.optim.frozen"):
+    with pytest.raises(VidlatentError, match="config.optim.freeze"):
         frozen_paths(standard.params, pattern)
 
 

@@ -54,7 +54,7 @@ def test_stages_start_from_each_other():
         ("paper,model=magvit2,k=8", "", ""),
     ):
         config = configs.load(f"configs/promag.py:{arg}")
-        assert (config.train.init_kind, config.optim.frozen) == (kind, frozen)
+        assert (config.train.init_kind, config.optim.freeze) == (kind, frozen)
 
 
 def test_stages_by_their_numbers():
@@ -64,7 +64,7 @@ def test_stages_by_their_numbers():
         assert config.recipe == f"promag {stage}"
 
 
-def test_critics():
+def test_discriminators():
     """Stages 0 and I have one; those that grow in the table's rows "w/ GAN" only."""
     for arg, name in (
         ("stage=0", "patch2d"),
@@ -72,12 +72,20 @@ def test_critics():
         ("model=magvit2,k=8", "patch3d"),
         ("stage=II,gan=true", "patch3d"),
     ):
-        critic = configs.load(f"configs/promag.py:paper,{arg}").critic
-        assert (critic.model.name, critic.weight, critic.loss) == (name, 0.1, "hinge")
-        assert (critic.optim.lr, critic.optim.b1, critic.optim.b2) == (1e-4, 0.9, 0.99)
-        assert (critic.optim.weight_decay, critic.r1_weight) == (1e-4, 0)
+        discriminator = configs.load(f"configs/promag.py:paper,{arg}").discriminator
+        assert (discriminator.model.name, discriminator.weight, discriminator.loss) == (
+            name,
+            0.1,
+            "hinge",
+        )
+        assert (discriminator.optim.lr, discriminator.optim.b1, discriminator.optim.b2) == (
+            1e-4,
+            0.9,
+            0.99,
+        )
+        assert (discriminator.optim.weight_decay, discriminator.r1_weight) == (1e-4, 0)
     for stage in ("II", "III"):
-        assert not configs.load(f"configs/promag.py:paper,stage={stage}").critic.model
+        assert not configs.load(f"configs/promag.py:paper,stage={stage}").discriminator.model
     grown = configs.load("configs/promag.py:paper,stage=III,gan=true")
     assert grown.preset.endswith("-gan") and grown.train.init_recipes == ("promag II",)
 

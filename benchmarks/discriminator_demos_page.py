@@ -1,4 +1,4 @@
-"""The page of ``benchmarks.critic_demos``: table, curves and contact sheets."""
+"""The page of ``benchmarks.discriminator_demos``: table, curves and contact sheets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_page(results: Sequence[Mapping[str, Any]], page: Path) -> None:
     """Write the page (Markdown) and, beside it, the pictures that it shows.
 
     Args:
-      results: of ``critic_demos.carry_out``, whose workdirs are still there.
+      results: of ``discriminator_demos.carry_out``, whose workdirs are still there.
       page: the file; pictures are called after it.
     """
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -38,11 +38,16 @@ def write_page(results: Sequence[Mapping[str, Any]], page: Path) -> None:
 
 def _head(results: Sequence[Mapping[str, Any]]) -> str:
     toy = any(result["plan"]["size"] == "small" for result in results)
-    lines = ["# The demos' recipes with a critic", "", "`python -m benchmarks.critic_demos`:"]
+    lines = [
+        "# The demos' recipes with a discriminator",
+        "",
+        "`python -m benchmarks.discriminator_demos`:",
+    ]
     lines.append(
         "training on the sample clips (two to learn from, one held out), one run and seed 0 each. "
-        "Minutes count from the first numbers with the critic, validation included; frames a "
-        "second are the median of training with the critic, without validation. "
+        "Minutes count from the first numbers with the discriminator, validation included; "
+        "frames a "
+        "second are the median of training with the discriminator, without validation. "
         "Scores are of the held-out clip's windows by the averaged weights. Recipes differ in size "
         "and start, so that rows do not compare."
     )
@@ -87,7 +92,8 @@ def _section(result: Mapping[str, Any], page: Path) -> str:
         )
     else:
         told = (
-            f"From random weights; the critic joins at step {result['start_step']}; before: the "
+            f"From random weights; the discriminator joins at step {result['start_step']}; "
+            f"before: the "
             f"{at}."
         )
     curves = f"{page.stem}_{name}_curves.png"

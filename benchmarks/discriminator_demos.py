@@ -1,14 +1,15 @@
-"""The demos' recipes with a critic, some minutes each on the sample clips, and a page about them.
+"""The demos' recipes with a discriminator, minutes each on the sample clips, and a page.
 
-    python -m benchmarks.critic_demos                    every recipe, 5 minutes each, on a GPU
-    python -m benchmarks.critic_demos --recipes=fsae     recipes by name
-    python -m benchmarks.critic_demos --size=small       three steps at toy size, on any machine
-    python -m benchmarks.critic_demos --page-only        the page of what has finished
+    python -m benchmarks.discriminator_demos                every recipe, 5 minutes each, on a GPU
+    python -m benchmarks.discriminator_demos --recipes=fsae     recipes by name
+    python -m benchmarks.discriminator_demos --size=small   three steps at toy size, on any machine
+    python -m benchmarks.discriminator_demos --page-only        the page of what has finished
 
 Each is ``python -m vidlatent.main``: the stage that the recipe follows on, where there is one, with
 the steps of its own demo; the recipe, stopped by the clock (which begins with its first numbers
-after the critic has joined); an evaluation. What is finished is not run again, what was stopped
-goes on. The rate is constant where the clock decides the end; all else is as the presets have it.
+after the discriminator has joined); an evaluation. What is finished is not run again, what was
+stopped goes on. The rate is constant where the clock decides the end; all else is as the presets
+have it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.critic_demos_page import write_page
+from benchmarks.discriminator_demos_page import write_page
 from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
 from vidlatent.main import split_overrides
@@ -40,7 +41,7 @@ _QUICK = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=f
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One demo with a critic.
+    """One demo with a discriminator.
 
     Attributes:
       name: of its folder.
@@ -57,12 +58,12 @@ class Recipe:
 
 RECIPES = (
     Recipe("fsae", "fsae:demo,stage=2", "fsae:demo"),
-    Recipe("reducio_vae", "reducio_vae:demo,critic=true", frames=16),
+    Recipe("reducio_vae", "reducio_vae:demo,discriminator=true", frames=16),
     Recipe("promag", "promag:demo,gan=true"),
     Recipe("ivvae", "ivvae:demo,stage=4", "ivvae:demo"),
 )
 
-# Keys of every training run, by size; the last ones of the recipe with the critic alone.
+# Keys of every training run, by size; the last ones of the recipe with the discriminator alone.
 _KEYS = {
     "large": {"eval.pictures": 2},
     "small": {
@@ -73,9 +74,9 @@ _KEYS = {
         "data.validation_clips": 2,
     },
 }
-_CRITIC_KEYS = {
+_DISCRIMINATOR_KEYS = {
     "large": {"train.steps": 10**7, "optim.schedule": "constant"},
-    "small": {"critic.start_step": 1},
+    "small": {"discriminator.start_step": 1},
 }
 
 
@@ -86,7 +87,7 @@ class Plan:
     Attributes:
       size: 'large' or 'small'.
       side, batch: pixels of a clip's height and width; clips a step.
-      minutes: of training with the critic.
+      minutes: of training with the discriminator.
       lpips: file of LPIPS-VGG's weights; '' for a small random stand-in.
     """
 
@@ -108,7 +109,7 @@ class Plan:
             "eval.training_metrics": f"('{self.metric}',)",
             "train.tensorboard": False,
             **_KEYS[self.size],
-            **(_CRITIC_KEYS[self.size] if former is not None else {}),
+            **(_DISCRIMINATOR_KEYS[self.size] if former is not None else {}),
         }
         if former is not None and recipe.former:
             keys["train.init_from"] = _short(former)
@@ -135,7 +136,7 @@ def _typed(flags: Sequence[str]) -> str:
 
 def carry_out(recipe: Recipe, plan: Plan, folder: Path, machine: dict[str, Any]) -> dict[str, Any]:
     """Train and score one recipe; what its part of the page needs."""
-    former, workdir = folder / recipe.name / "former", folder / recipe.name / "critic"
+    former, workdir = folder / recipe.name / "former", folder / recipe.name / "discriminator"
     commands, quick = [], plan.size == "small"
     if recipe.former:
         commands.append(plan.flags(recipe, former, None))
@@ -143,7 +144,7 @@ def carry_out(recipe: Recipe, plan: Plan, folder: Path, machine: dict[str, Any])
             _run(commands[-1], former, quick=quick)
     commands.append(plan.flags(recipe, workdir, former))
     limit = None if quick else 60 * plan.minutes
-    start = configs.load(*_loadable(commands[-1])).critic.start_step
+    start = configs.load(*_loadable(commands[-1])).discriminator.start_step
     seconds = _run(commands[-1], workdir, limit, after=start, quick=quick)
     commands.append(plan.eval_flags(workdir))
     _run(commands[-1], workdir, quick=quick)
@@ -281,13 +282,15 @@ def about_machine(commit: str) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipes", default="", help=f"of {', '.join(r.name for r in RECIPES)}")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of each, with the critic")
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, help="of each, with the discriminator"
+    )
     parser.add_argument("--size", choices=("large", "small"), default="large")
     parser.add_argument("--side", type=int, default=0, help="pixels; 0: 128, of small 32")
     parser.add_argument("--batch", type=int, default=0, help="clips a step; 0: 8, of small 1")
     parser.add_argument("--lpips", default="", help="file of LPIPS-VGG's weights")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "critic_demos")
-    parser.add_argument("--page", type=Path, help="default: critic_demos.md in the folder")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "discriminator_demos")
+    parser.add_argument("--page", type=Path, help="default: discriminator_demos.md in the folder")
     parser.add_argument("--commit", default="", help="to name on the page; default: git's")
     parser.add_argument("--page-only", action="store_true")
     options = parser.parse_args(argv)
@@ -316,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = [json.loads(file.read_text()) for file in files if file.exists()]
     if not results:
         parser.error(f"{folder} holds no finished recipe to make a page of")
-    page = options.page or folder / "critic_demos.md"
+    page = options.page or folder / "discriminator_demos.md"
     write_page(results, page)
     print(f"wrote {page}")
     return 0
