@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plans_page
-from vidlatent.typing import VidlatentError
+from vidlatent.errors import VidlatentError
 
 __all__ = ["CASES", "Case", "command"]
 

@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks import estimates
 from benchmarks.estimates_programs import Row, rows
+from vidlatent.errors import VidlatentError
 from vidlatent.kernels.dispatch import prefer
-from vidlatent.typing import VidlatentError
 
 
 def figures(ms, traffic=2.0):
