@@ -38,6 +38,7 @@ test-slow: $(VENV)/.installed-plan
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Leaves runs/ alone: what was trained stays.
 clean:

@@ -56,6 +56,7 @@ setup(
         "test": [
             *DEMO,
             *TEXT,
+            "mypy>=2.1,<2.5",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.15,<0.18",

@@ -147,7 +147,7 @@ class Codec:
                     pixels = pixels.reshape(len(pieces), 1, length, *pixels.shape[1:])
                 latent, cache = encode(self.params, pixels, cache, key, start)
             content = self._steps.frames_seen(padded, first)
-            if self._steps.content == "clip":
+            if content is not None and self._steps.content == "clip":
                 content = content[: kept // self._per_group]
             cache = None if self._plan.chunks else cache
             yield Coded(
@@ -223,11 +223,8 @@ class Codec:
         """Rows and columns at which tiles meet in frames of this size, once one is decoded."""
         spec = self.spec
         sides = height + -height % spec.h, width + -width % spec.w
-        lines = self._steps.borders(*sides)
-        return tuple(
-            tuple(line for line in found if line < side)
-            for found, side in zip(lines, (height, width), strict=True)
-        )
+        rows, columns = self._steps.borders(*sides)
+        return tuple(y for y in rows if y < height), tuple(x for x in columns if x < width)
 
     def _cut(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[list[np.ndarray], int, int]]:
         """``(frames of a piece, how many are new, frames to code after padding)``."""
@@ -334,6 +331,7 @@ class Codec:
 
     def _chunked(self, source: Reader) -> Iterator[np.ndarray]:
         """Decode each chunk by itself and fade into the next."""
+        assert self._plan.chunks is not None
         frames, overlap = self._plan.chunks
         wanted = self.spec.latent_shape((frames, self.spec.h, self.spec.w))[0]
         slots, tail = source.slots(), None

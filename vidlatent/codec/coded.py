@@ -11,6 +11,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,9 +61,11 @@ class Coded:
             "size": self.size,
             "chunks": self.chunks,
         }
-        content = {} if self.content is None else {"content": self.content}
+        arrays: dict[str, Any] = {"latent": self.latent, "about": json.dumps(about)}
+        if self.content is not None:
+            arrays["content"] = self.content
         with open(path, "wb") as file:
-            np.savez(file, latent=self.latent, about=json.dumps(about), **content)
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Coded:
@@ -134,7 +137,8 @@ class Reader:
         content: np.ndarray | None = None,
     ):
         self._pieces, self._spec, self._chunks = pieces, spec, chunks
-        self._total, self._seen = frames, None
+        self._total = frames
+        self._seen: int | None = None
         self.size = size
         self._content: deque[np.ndarray] = deque()
         if content is not None:
@@ -149,13 +153,14 @@ class Reader:
     def slots(self) -> Iterator[np.ndarray]:
         """Latent frames ``[h, w, c]``; a piece is read only when its first one is wanted."""
         for piece in self._pieces:
-            latent = piece
             if isinstance(piece, Coded):
                 self._check(piece)
                 latent = piece.latent
                 self._seen = (self._seen or 0) + piece.frames
                 self.size = self.size or piece.size
                 self._content.extend(() if piece.content is None else piece.content)
+            else:
+                latent = piece
             check_shape(latent, "t h w c", c=self._spec.channels)
             yield from latent
 

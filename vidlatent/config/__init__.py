@@ -60,6 +60,7 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     file = _find(path)
     _make_importable()
     module_spec = importlib.util.spec_from_file_location(f"configs.{file.stem}", file)
+    assert module_spec is not None and module_spec.loader is not None  # the file is there
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):

@@ -165,7 +165,7 @@ class FolderSource(MediaSource):
         name = os.path.relpath(path, self.root).replace(os.sep, "/")
         try:
             status = os.stat(path)
-            stamp = (status.st_size, status.st_mtime_ns)
+            stamp: tuple[int, ...] = (status.st_size, status.st_mtime_ns)
         except OSError:  # a broken link: probing will say so
             stamp = ()
         return Entry(name, os.path.splitext(name)[0], stamp)
@@ -407,7 +407,7 @@ class SyntheticSource:
         del name
         return "", ""
 
-    def scene(self, name: str) -> synthetic.Scene:
+    def scene(self, name: str) -> Any:  # each renderer has its own kind
         """What is in a clip: camera and shapes with their motion."""
         index = int(name.rpartition("-")[2])
         return synthetic.make_scene(self.seed, index, self.options.shapes)

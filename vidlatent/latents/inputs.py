@@ -146,7 +146,7 @@ class Inputs:
         if not self._from_videos:
             return batch["content"][:, 0]
         model = self._tokenizer
-        if not hasattr(model, "content_frame"):
+        if model is None or not hasattr(model, "content_frame"):
             raise VidlatentError(
                 f"this generator reads a content frame, and {self._latents.spec.name} has none: "
                 "use a tokenizer with one, such as configs/reducio_vae.py."
@@ -209,13 +209,13 @@ def pooled_side(config: ConfigDict, model: Any, latents: Latents) -> int:
     return latents.spec.h // model.content_factor
 
 
-def content_latent(frames: jax.Array, side: int) -> jax.Array:
+def content_latent(frames: Any, side: int) -> jax.Array:
     """Means of squares and their brightness, ``[B, H / side, W / side, 4]`` in [-1, 1].
 
     It stands in for the latent of an image autoencoder, of the same size, where there is none.
 
     Args:
-      frames: uint8 ``[B, H, W, 3]``.
+      frames: uint8 ``[B, H, W, 3]``, of NumPy or JAX.
       side: of a square, in pixels; divides H and W.
     """
     batch, height, width, _ = frames.shape

@@ -76,7 +76,8 @@ class Generator:
         self.size = self._size()
         self.shape = self._latent_shape()
         self.sampler = self._new_sampler()
-        self._exact, self.fp8_psnr = None, None
+        self._exact: Any = None
+        self.fp8_psnr: float | None = None
         if config.sampler.fp8:
             self._exact = params  # until the first batch has been compared
             with jax.set_mesh(mesh):
@@ -187,14 +188,15 @@ class Generator:
     def _conditions(self, requests: Sequence[Request]) -> dict[str, Any]:
         """What the generator reads, ``[B, ...]`` each; None where nothing is asked."""
         found: dict[str, Any] = {}
-        pictures = [self.picture(request) for request in requests]
-        given = pictures[0] is not None
+        # All of a batch have a picture or none has.
+        found_pictures = (self.picture(request) for request in requests)
+        pictures = [picture for picture in found_pictures if picture is not None]
         for name in self.model.reads:
             if name == "label":
                 found[name] = np.asarray([request.label for request in requests], np.int32)
             elif name == "text":
                 found |= self._texts([request.prompt for request in requests])
-            elif not given:
+            elif not pictures:
                 found[name] = None
             elif name == "first":
                 found[name] = np.stack([self._first(picture) for picture in pictures])
@@ -323,7 +325,10 @@ def _write_all(generator: Generator, requests: Sequence[Request], folder: Path) 
     config = generator.config
     fps = config.sample.fps or generator.known.fps or _FPS
     picks = pick_frames(generator.size[0], _COLUMNS)
-    rows, sheet, labels, taken = [], [], [], {}
+    rows: list[dict[str, Any]] = []
+    sheet: list[np.ndarray] = []
+    labels: list[str] = []
+    taken: dict[str, set[str]] = {}
     began, decoding = time.perf_counter(), 0.0
     for request, latent in tqdm(
         generator.latents(requests), total=len(requests), unit="video", disable=None

@@ -44,7 +44,7 @@ _FIELD = re.compile(r"\{(\w+)\}")
 _SHOWN = 12
 
 
-def _grouped_in(x: Any, shape: Sequence[int]) -> Any:
+def _grouped_in(x: Any, shape: Sequence[int] | None) -> Any:
     """``(G * O, I, 1, 1) -> [G, I, O]``; the group count is known from the target, else I = O."""
     groups, inputs, outputs = shape or (x.shape[0] // x.shape[1], x.shape[1], x.shape[1])
     return x.reshape(groups, outputs, inputs).transpose(0, 2, 1)
@@ -80,7 +80,7 @@ def _plane(x: Any, rank: int) -> Any:
 
 
 # name -> (checkpoint layout to ours given the target shape, ours to checkpoint layout)
-TRANSFORMS: dict[str, tuple[Callable[[Any, Sequence[int]], Any], Callable[[Any], Any]]] = {
+TRANSFORMS: dict[str, tuple[Callable[[Any, Sequence[int] | None], Any], Callable]] = {
     "copy": (lambda x, shape: x, lambda x: x),
     # Dense layer: (O, I) and [I, O].
     "dense": (lambda x, shape: x.transpose(1, 0), lambda x: x.transpose(1, 0)),
@@ -153,7 +153,7 @@ def import_params(
     wanted = None if target_shapes is None else _shapes(target_shapes, table)
     hints = wanted or _shapes(hints or {}, table)
     rows = _compiled(table)
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray | None] = {}  # None: misshaped
     unused, misshaped = [], []
     for name, tensor in tensors.items():
         paths, transform = _targets_of(name, rows)
