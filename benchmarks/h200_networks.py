@@ -155,9 +155,11 @@ class _Networks:
         }
 
     @functools.cached_property
-    def _keep(self) -> Any:
+    def _cache_conditions(self) -> Any:
         model = self.model()
-        return jax.jit(lambda p, given: model.apply({"params": p}, given, method="keep"))
+        return jax.jit(
+            lambda p, given: model.apply({"params": p}, given, method="cache_conditions")
+        )
 
     def evaluation(
         self,
@@ -168,24 +170,24 @@ class _Networks:
     ) -> Case:
         """The network as a sampler calls it; other forms are held against bfloat16, scanned."""
         model, given = self.model(stack), self.conditions(grid, batch)
-        kept = self._keep(self.params, given)
+        cache = self._cache_conditions(self.params, given)
         params = self.params if products == "bfloat16" else self.eighth
         if stack == "unrolled":
             params = params | {"blocks": self._apart(products)}
         noisy = normal(batch, *grid, model.latent_channels, dtype=jnp.float32)
         first = {"first": given["first"]}
 
-        def run(noisy, params, first, kept):
+        def run(noisy, params, first, cache):
             if stack == "unrolled":  # the compiler sees through the stack and takes its parts
                 blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["blocks"])
                 params = params | {"blocks": blocks}
             conditions = {"text": None, "image": None, **first}
             time = jnp.full((batch,), 500.0)
             return model.apply(
-                {"params": params}, noisy, time, conditions, kept=kept, method="denoise"
+                {"params": params}, noisy, time, conditions, condition_cache=cache, method="denoise"
             )
 
-        made = Case(run, (noisy, params, first, kept))
+        made = Case(run, (noisy, params, first, cache))
         key = (grid, batch)
         if products == "bfloat16" and stack == "scanned":
             made.keep = functools.partial(self._outputs.__setitem__, key)
@@ -199,8 +201,8 @@ class _Networks:
         fields = (model.width, model.heads, model.hidden, True)
         block = WanBlock(*fields, residual_dtype=model.residual_dtype, dtype=HALF)
         tables = rope_tables(grid, model.width // model.heads)
-        kept = self._keep(self.params, self.conditions(grid, batch))
-        pairs = jax.tree.map(lambda leaf: leaf[:, 0], kept)
+        cache = self._cache_conditions(self.params, self.conditions(grid, batch))
+        pairs = jax.tree.map(lambda leaf: leaf[:, 0], cache)
         params = jax.tree.map(lambda leaf: leaf[0], self.params["blocks"])
         x, mixture = (normal(batch, tokens, model.width, seed=seed) for seed in range(2))
         time = normal(batch, 6, model.width, dtype=jnp.float32)

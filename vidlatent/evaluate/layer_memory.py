@@ -86,7 +86,7 @@ def layer_memory(
         return model.apply(
             {"params": params},
             *(drawn.x, drawn.time, conditions, missing, batch["mask"]),
-            method="looked_back",
+            method="memory_weights",
         )
 
     arrays = {name: batch[name] for name in inputs.arrays if name in batch}
@@ -101,7 +101,7 @@ def layer_memory(
 
 def check_memory(model: Any) -> None:
     """Raise ``VidlatentError`` unless a generator has layer memory."""
-    if not (hasattr(model, "memory") and model.memory):
+    if not model.memory:
         raise VidlatentError(
             "config.eval.layer_memory: this generator has no layer memory; leave it false."
         )

@@ -7,11 +7,30 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import Registry, did_you_mean
 
-__all__ = ["by_name", "make_module"]
+__all__ = ["build_module", "by_name", "make_module"]
+
+
+def build_module(
+    registry: Registry, config: Mapping[str, Any], dtype: Any = jnp.float32
+) -> nn.Module:
+    """The module that ``registry`` has under ``config['name']``; other entries are its fields.
+
+    Args:
+      registry: of a kind of model; its factories take ``(fields, dtype)``.
+      config: the section of a run's config that is called like the registry's kind, such as
+        ``config.model``. Lists may stand for tuples.
+      dtype: compute dtype; parameters are float32.
+
+    Raises:
+      VidlatentError: unknown name or field.
+    """
+    make, fields = by_name(registry, config, f"config.{registry.kind}")
+    return make(fields, jnp.dtype(dtype))
 
 
 def by_name(

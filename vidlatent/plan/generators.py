@@ -32,8 +32,6 @@ from vidlatent.train.tasks.generator import make_step
 
 __all__ = ["evaluation", "sampling", "training"]
 
-_CLIP_TOKENS = 257  # of CLIP ViT-H/14, where the generator does not say how many it reads
-
 
 def training(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
     """The diffusion step on a batch of latents, or of videos where that is what the data holds."""
@@ -89,24 +87,24 @@ def evaluation(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Progr
     }
     conditions = job.conditions(samples)
 
-    def run(params, noisy, time, conditions, kept):
-        given = {} if kept is None else {"kept": kept}
+    def run(params, noisy, time, conditions, cache):
+        given = {} if cache is None else {"condition_cache": cache}
         drop = jax.tree.map(jnp.asarray, dropped)
         return model.apply(
             {"params": params}, noisy, time, conditions, drop, **given, method="denoise"
         )
 
-    def keep(params, conditions):
+    def cache_conditions(params, conditions):
         drop = jax.tree.map(jnp.asarray, dropped)
-        return model.apply({"params": params}, conditions, drop, method="keep")
+        return model.apply({"params": params}, conditions, drop, method="cache_conditions")
 
-    keeps = config.sampler.cache_conditions and hasattr(model, "keep") and model.reads
-    kept = jax.eval_shape(keep, job.params, conditions) if keeps else None
+    caches = config.sampler.cache_conditions and model.caches_conditions and model.reads
+    cache = jax.eval_shape(cache_conditions, job.params, conditions) if caches else None
     noisy = jax.ShapeDtypeStruct((samples, *job.sampler.shape), jnp.float32)
     time = jax.ShapeDtypeStruct((samples,), jnp.float32)
     guided = f", {len(branches)} branches of guidance in one batch" if len(branches) > 1 else ""
     about = f"one evaluation for {job.about}{guided}"
-    return job.program("nfe", about, run, noisy, time, conditions, kept)
+    return job.program("nfe", about, run, noisy, time, conditions, cache)
 
 
 class _Sampling:
@@ -204,8 +202,7 @@ def _arrays(
         shapes["text"] = ((model.text_length, model.text_dim), jnp.float32)
         shapes["text_length"] = ((), jnp.int32)
     if "image" in model.reads:
-        tokens = model.image_tokens if hasattr(model, "image_tokens") else _CLIP_TOKENS
-        shapes["image"] = ((tokens, model.image_dim), jnp.float32)
+        shapes["image"] = ((model.image_tokens, model.image_dim), jnp.float32)
     if "content" in model.reads:
         factor = model.content_factor
         content = (h * factor, w * factor, model.content_channels)

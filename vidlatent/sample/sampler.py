@@ -59,7 +59,7 @@ class LatentSampler:
         options = dict(sampler)
         self._guidance, self._cache = options.pop("guidance"), options.pop("cache")
         options.pop("fp8")  # the parameters say it
-        self._keep = options.pop("cache_conditions") and hasattr(model, "keep")
+        self._caches = options.pop("cache_conditions") and model.caches_conditions
         noise = make_schedule(schedule)
         self._check_variance(noise)
         if isinstance(noise, Flow):
@@ -153,20 +153,21 @@ class LatentSampler:
 
         told = any(conditions[name] is not None for name in self.model.reads)
 
-        def kept(branch):
-            if not (self._keep and told):
+        def with_cache(branch):
+            if not (self._caches and told):
                 return branch
-            return {**branch, "kept": self.model.apply(variables, **branch, method="keep")}
+            cache = self.model.apply(variables, **branch, method="cache_conditions")
+            return {**branch, "condition_cache": cache}
 
         channels = self.shape[-1] if self.model.learned_variance else None
         how = {"rescale": self._guidance["rescale"], "channels": channels}
         if len(branches) == 1 or not self._guidance["batched"]:
-            branches = [kept(branch) for branch in branches]
+            branches = [with_cache(branch) for branch in branches]
             return guided(network, branches, self.scales, batched=False, **how)
         together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *branches)
         alone = bool(np.any(np.all(self.scales == 1.0, axis=1)))
-        positive = kept(branches[-1]) if alone else None
-        return guided_together(network, kept(together), positive, self.scales, **how)
+        positive = with_cache(branches[-1]) if alone else None
+        return guided_together(network, with_cache(together), positive, self.scales, **how)
 
     def _branch(
         self, conditions: Mapping[str, Any], dropped: Sequence[str], batch: int

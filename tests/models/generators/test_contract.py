@@ -88,14 +88,15 @@ def test_text_ends_where_it_ends(network):
 
 
 @pytest.mark.parametrize("network", ["reducio_dit"], indirect=True)
-def test_kept_is_not_read_again(network):
+def test_cached_conditions_are_not_read_again(network):
     model, params, (noisy, time, conditions), run = network
     drop = {name: jnp.array([True, False]) for name in model.reads}
-    kept = jax.jit(
-        lambda p, c, d: model.apply({"params": p}, c, d, method="keep"), compiler_options=QUICK
+    cache = jax.jit(
+        lambda p, c, d: model.apply({"params": p}, c, d, method="cache_conditions"),
+        compiler_options=QUICK,
     )(params, {**conditions, "null_text": None}, drop)
-    assert all(x.shape[0] == 2 for x in jax.tree.leaves(kept))
-    found = run(params, noisy, time, {}, None, kept)
+    assert all(x.shape[0] == 2 for x in jax.tree.leaves(cache))
+    found = run(params, noisy, time, {}, None, cache)
     want = run(params, noisy, time, conditions, drop)
     np.testing.assert_allclose(found, want, atol=1e-5)
 
@@ -154,10 +155,10 @@ def test_missing_conditions_are_named(network):
 
 
 @pytest.mark.parametrize("network", ["wan", "reducio_dit"], indirect=True)
-def test_nothing_to_keep(network):
+def test_nothing_to_cache(network):
     model, params, _, _ = network
-    with pytest.raises(VidlatentError, match="nothing to keep"):
-        model.apply({"params": params}, dict.fromkeys(model.reads), method="keep")
+    with pytest.raises(VidlatentError, match="nothing to cache"):
+        model.apply({"params": params}, dict.fromkeys(model.reads), method="cache_conditions")
 
 
 @pytest.mark.parametrize("network", ["wan", "latte", "reducio_dit", "promag_dit"], indirect=True)

@@ -76,17 +76,19 @@ def test_null_text_of_the_caller(texts):
     np.testing.assert_allclose(found, want, atol=1e-5)
 
 
-def test_what_is_kept_is_not_read_again(texts, labels):
+def test_what_is_cache_is_not_read_again(texts, labels):
     for model, params, (noisy, time, conditions), run in (texts, labels):
         drop = {name: jnp.array([True, False]) for name in model.reads}
-        kept = jax.jit(
-            lambda p, c, d, model=model: model.apply({"params": p}, c, d, method="keep"),
+        cache = jax.jit(
+            lambda p, c, d, model=model: model.apply(
+                {"params": p}, c, d, method="cache_conditions"
+            ),
             compiler_options=QUICK,
         )(params, conditions, drop)
-        assert all(x.shape[:2] == (2, model.depth) for x in jax.tree.leaves(kept))
+        assert all(x.shape[:2] == (2, model.depth) for x in jax.tree.leaves(cache))
         want = run(params, noisy, time, conditions, drop)
         rest = {"first": conditions["first"]}
-        found = run(params, noisy, time, rest, {"first": drop["first"]}, kept)
+        found = run(params, noisy, time, rest, {"first": drop["first"]}, cache)
         np.testing.assert_allclose(found, want, atol=1e-5)
 
 

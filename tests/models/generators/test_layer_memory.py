@@ -207,7 +207,13 @@ def test_what_a_stack_looks_back_to(remembering):
         conditions = {"text": text, "image": given["image"], "given": rest}
         rows = jnp.array([1.0, 0.0])
         return model.apply(
-            {"params": params}, noisy, given["time"], conditions, None, rows, method="looked_back"
+            {"params": params},
+            noisy,
+            given["time"],
+            conditions,
+            None,
+            rows,
+            method="memory_weights",
         )
 
     largest, mean = jax.jit(look, compiler_options=QUICK)(params, given)

@@ -106,13 +106,6 @@ def test_time_counts_and_stays_exact(plain):
     assert {block["state"].dtype for block in seen["blocks"]} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_kept_context(plain):
-    model, params, given, run = plain
-    kept = running(model, "keep_context")(params, {k: given[k] for k in ("text", "image")})
-    found = run(params, {"latent": given["latent"], "time": given["time"], "context": kept})
-    np.testing.assert_allclose(found, run(params, given), atol=1e-5)
-
-
 @pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2), (2, 2, 1)])
 def test_patches_and_back(patch):
     """A kernel and a head that only carry the latent through."""
@@ -190,7 +183,7 @@ def test_mistakes_are_named(plain):
 
     with pytest.raises(VidlatentError, match="channel|axis C"):
         apply(model, start, latent=given["latent"][..., :3])
-    with pytest.raises(VidlatentError, match="kept context"):
+    with pytest.raises(VidlatentError, match="text tokens"):
         apply(model, start, text=None)
     with pytest.raises(VidlatentError, match="patches"):
         cut = net(patch=(1, 2, 2), memory=False)

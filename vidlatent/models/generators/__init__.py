@@ -1,28 +1,13 @@
 """Video generators by name: diffusion transformers over the tokenizers' latents.
 
-Every generator module has
-
-* ``reads``: names of its conditions, of ``label`` int32 ``[B]``, ``text`` ``{'states' [B, N, D],
-  'length' [B]}``, ``image`` ``[B, I, D]`` (semantic tokens), ``first`` ``[B, 1, h, w, c]`` (the
-  standardised latent of the first frame) and ``content`` ``[B, h', w', c']`` (the image latent of
-  the content frame);
-* ``learned_variance``: whether the output has ``2 c`` channels, the noise's and the variance's;
-* ``denoise(noisy [B, t, h, w, c], time [B], conditions, drop=None)``, float32. ``conditions`` has
-  every name of ``reads``; None stands for no condition. ``drop[name]`` ``[B]`` replaces that
-  condition in the samples where it is true by what the model has for none;
-* where conditions cost something that is the same at every step, ``keep(conditions, drop=None)``,
-  a pytree with the batch first in every leaf, for ``denoise(..., kept=kept)``.
+What each is asked for stands in ``base.Generator``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import functools
 
-import flax.linen as nn
-import jax.numpy as jnp
-
-from vidlatent.models.build import by_name
+from vidlatent.models.build import build_module
 from vidlatent.registry import Registry
 
 __all__ = ["GENERATORS", "build_generator"]
@@ -35,16 +20,5 @@ GENERATORS.register(
 )
 GENERATORS.register("promag_dit", "vidlatent.models.generators.promag_dit.model:build_promag_dit")
 
-
-def build_generator(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:
-    """The module of ``config['name']``; the other entries are its fields.
-
-    Args:
-      config: the ``generator`` section of a run's config. Lists may stand for tuples.
-      dtype: compute dtype; parameters are float32.
-
-    Raises:
-      VidlatentError: unknown generator name or field.
-    """
-    make, fields = by_name(GENERATORS, config, "config.generator")
-    return make(fields, jnp.dtype(dtype))
+# The module of a config's section ``generator``.
+build_generator = functools.partial(build_module, GENERATORS)

@@ -116,7 +116,7 @@ def batch_of(conditions: Conditions, reads: Sequence[str]) -> int:
     """
     found = jax.tree.leaves([condition(conditions, name, reads) for name in reads])
     if not found:
-        raise VidlatentError("there is nothing to keep of conditions that are all None.")
+        raise VidlatentError("there is nothing to cache of conditions that are all None.")
     return found[0].shape[0]
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import functools
 
-import flax.linen as nn
-import jax.numpy as jnp
-
-from vidlatent.models.build import by_name
+from vidlatent.models.build import build_module
 from vidlatent.models.tokenizers.base import Posterior
 from vidlatent.registry import Registry
 
@@ -23,15 +19,5 @@ MODELS.register("promag", "vidlatent.models.tokenizers.promag:build_promag")
 MODELS.register("magvit2", "vidlatent.models.tokenizers.promag:build_magvit2")
 
 
-def build(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:
-    """The module of ``config['name']``; the other entries are its fields.
-
-    Args:
-      config: the ``model`` section of a run's config. Lists may stand for tuples.
-      dtype: compute dtype; parameters are float32.
-
-    Raises:
-      VidlatentError: unknown model name or field.
-    """
-    make, fields = by_name(MODELS, config, "config.model")
-    return make(fields, jnp.dtype(dtype))
+# The module of a config's section ``model``.
+build = functools.partial(build_module, MODELS)

@@ -17,6 +17,7 @@ from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
 from vidlatent.layers.scan import run_stacked, stacked
 from vidlatent.layers.sincos import sincos, sincos_plane
 from vidlatent.models.build import make_module
+from vidlatent.models.generators.base import GeneratorDefaults
 from vidlatent.models.generators.conditions import Conditions, Drop, label_of
 from vidlatent.models.generators.modulated_block import (
     ModulatedBlock,
@@ -32,7 +33,7 @@ def build_latte(fields: Mapping[str, Any], dtype: Any) -> nn.Module:
     return make_module(Latte, fields, dtype, section="config.generator")
 
 
-class Latte(nn.Module):
+class Latte(GeneratorDefaults, nn.Module):
     """Noise and variance of a noisy latent, given time and perhaps a class.
 
     The defaults are Latte-XL/2 for latents of four channels. A new model's output is 0.

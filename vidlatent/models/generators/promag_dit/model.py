@@ -22,6 +22,7 @@ from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
 from vidlatent.layers.rope import chunk_places, eighths, fitted_places, rope_tables
 from vidlatent.layers.scan import run_stacked, stacked
 from vidlatent.models.build import make_module
+from vidlatent.models.generators.base import GeneratorDefaults
 from vidlatent.models.generators.conditions import (
     Conditions,
     Drop,
@@ -41,7 +42,7 @@ def build_promag_dit(fields: Mapping[str, Any], dtype: Any) -> nn.Module:
     return make_module(ProMAGDiT, fields, dtype, section="config.generator")
 
 
-class ProMAGDiT(nn.Module):
+class ProMAGDiT(GeneratorDefaults, nn.Module):
     """Velocity of a noisy latent, given time and text.
 
     The defaults are CogVideoX-5B's: 5,570,283,072 parameters. A new model's output is 0.
@@ -89,10 +90,6 @@ class ProMAGDiT(nn.Module):
     @property
     def reads(self) -> tuple[str, ...]:
         return ("label",) if self.label_classes else ("text",)
-
-    @property
-    def learned_variance(self) -> bool:
-        return False
 
     def setup(self) -> None:
         if self.width % self.heads:

@@ -24,6 +24,7 @@ from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
 from vidlatent.layers.scan import run_stacked, stacked
 from vidlatent.layers.sincos import sincos, sincos_plane
 from vidlatent.models.build import make_module
+from vidlatent.models.generators.base import GeneratorDefaults
 from vidlatent.models.generators.conditions import Conditions, Drop, batch_of
 from vidlatent.models.generators.modulated_block import (
     ModulatedBlock,
@@ -43,7 +44,7 @@ def build_reducio_dit(fields: Mapping[str, Any], dtype: Any) -> nn.Module:
     return make_module(ReducioDiT, fields, dtype, section="config.generator")
 
 
-class ReducioDiT(nn.Module):
+class ReducioDiT(GeneratorDefaults, nn.Module):
     """Noise and variance of a noisy latent, given time, text and the content frame.
 
     With ``image_dim`` and ``content_channels`` 0 and a latent of one frame it is PixArt-alpha. A
@@ -120,6 +121,7 @@ class ReducioDiT(nn.Module):
     eps: float = 1e-6
     residual_dtype: str = "float32"
     dtype: Any = jnp.float32
+    caches_conditions = True  # not a field
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -178,7 +180,7 @@ class ReducioDiT(nn.Module):
         time: jax.Array,
         conditions: Conditions,
         drop: Drop = None,
-        kept: Any = None,
+        condition_cache: Any = None,
     ) -> jax.Array:
         """``[B, t, h, w, 2 c]`` float32, noise and then variance, under ``conditions``.
 
@@ -189,7 +191,7 @@ class ReducioDiT(nn.Module):
             ``[B, 3]``, height and width in pixels and their ratio, if they are not the latent's
             own.
           drop: by name, samples ``[B]`` whose condition is replaced by its null.
-          kept: from ``keep``, in place of label or text, image and content.
+          condition_cache: from ``cache_conditions``, in place of label or text, image and content.
         """
         sizes = check_shape(noisy, "B T H W C", C=self.latent_channels)
         check_shape(time, "B", B=sizes["B"])
@@ -200,11 +202,11 @@ class ReducioDiT(nn.Module):
         shared = self.time_projection(nn.silu(embedded)).reshape(-1, 6, self.width)
         layers = {"params": self.blocks, "number": jnp.arange(self.depth)}
         tokens = None
-        if kept is None:
+        if condition_cache is None:
             tokens = self.conditions(conditions, drop, sizes["B"], noisy.shape[2:4])
         else:
-            layers["pair"] = [jnp.moveaxis(x, 1, 0) for x in kept["pair"]]
-        lengths = kept["lengths"] if tokens is None else tokens.lengths
+            layers["pair"] = [jnp.moveaxis(x, 1, 0) for x in condition_cache["pair"]]
+        lengths = condition_cache["lengths"] if tokens is None else tokens.lengths
         block = self._block()
 
         def step(x, own):
@@ -219,7 +221,7 @@ class ReducioDiT(nn.Module):
         y = self.head(x.reshape(sizes["B"], -1, self.width), embedded)
         return from_patches(y, grid, self.patch)
 
-    def keep(self, conditions: Conditions, drop: Drop = None) -> dict[str, Any]:
+    def cache_conditions(self, conditions: Conditions, drop: Drop = None) -> dict[str, Any]:
         """Every block's keys and values of the conditions, for every step of a sampler.
 
         Returns:

@@ -91,7 +91,7 @@ class Stack:
         run.defvjp(self._kept, self._backward)
         return run(params, routers, x, shared)
 
-    def looked_back(
+    def memory_weights(
         self, params: Params, routers: Params, x: jax.Array, shared: Shared, rows: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """What ``scanned`` weighs its sources by: largest weight and mean over tokens, ``[L, L]``.

@@ -19,6 +19,7 @@ from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
 from vidlatent.layers.rope import rope_tables
 from vidlatent.layers.scan import run_stacked, stacked
 from vidlatent.models.build import make_module
+from vidlatent.models.generators.base import GeneratorDefaults
 from vidlatent.models.generators.conditions import (
     Conditions,
     Drop,
@@ -46,7 +47,7 @@ def build_wan(fields: Mapping[str, Any], dtype: Any) -> nn.Module:
     return make_module(WanDiT, fields, dtype, section="config.generator")
 
 
-class WanDiT(nn.Module):
+class WanDiT(GeneratorDefaults, nn.Module):
     """Velocity of a noisy latent, given time, text and (image to video) an image.
 
     The defaults are FSVideo's base and refiner: 16,395,800,448 parameters and 4,194,099 of routers.
@@ -102,6 +103,7 @@ class WanDiT(nn.Module):
     eps: float = 1e-6
     residual_dtype: str = "float32"
     dtype: Any = jnp.float32
+    caches_conditions = True  # not a field
 
     @property
     def in_channels(self) -> int:
@@ -112,10 +114,6 @@ class WanDiT(nn.Module):
         image = ("image",) if self.image_dim else ()
         first = ("first",) if self.condition_channels else ()
         return ("label" if self.label_classes else "text", *image, *first)
-
-    @property
-    def learned_variance(self) -> bool:
-        return False
 
     def setup(self) -> None:
         if self.width % self.heads:
@@ -187,7 +185,6 @@ class WanDiT(nn.Module):
         time: jax.Array,
         text: jax.Array | None = None,
         image: jax.Array | None = None,
-        context: Context | None = None,
     ) -> jax.Array:
         """Velocity ``[B, T, H, W, latent_channels]`` float32.
 
@@ -196,10 +193,8 @@ class WanDiT(nn.Module):
           time: ``[B]``, 1000 times the noise level.
           text: ``[B, S, text_dim]``, zero beyond the text's length; every row is attended to.
           image: ``[B, I, image_dim]``, or None to leave the image out.
-          context: from ``keep_context``, in place of text and image.
         """
-        tokens = self._tokens(text, image) if context is None else None
-        return self._velocity(latent, time, tokens, context)
+        return self._velocity(latent, time, self._tokens(text, image), None)
 
     def denoise(
         self,
@@ -207,7 +202,7 @@ class WanDiT(nn.Module):
         time: jax.Array,
         conditions: Conditions,
         drop: Drop = None,
-        kept: Any = None,
+        condition_cache: Any = None,
     ) -> jax.Array:
         """Velocity ``[B, t, h, w, c]`` float32 of a noisy latent under ``conditions``.
 
@@ -219,15 +214,15 @@ class WanDiT(nn.Module):
             ``dit.inputs``; ``'null_text'`` is what stands for a dropped text.
           drop: by name, samples ``[B]`` whose condition is replaced: labels by learned tokens,
             texts by the null text, image tokens by zeros, first frames by nothing given.
-          kept: from ``keep``, in place of label or text, and image.
+          condition_cache: from ``cache_conditions``, in place of label or text, and image.
         """
         latent = generator_input(noisy, self._given(noisy, conditions, drop))
-        if kept is not None:
-            context = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), kept)
+        if condition_cache is not None:
+            context = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), condition_cache)
             return self._velocity(latent, time, None, context)
         return self._velocity(latent, time, self._read(conditions, drop, noisy.shape[0]), None)
 
-    def keep(self, conditions: Conditions, drop: Drop = None) -> Context:
+    def cache_conditions(self, conditions: Conditions, drop: Drop = None) -> Context:
         """Keys and values of label or text, and of the image, for every step of a sampler.
 
         Returns:
@@ -291,7 +286,6 @@ class WanDiT(nn.Module):
         time: jax.Array,
         text: jax.Array | None = None,
         image: jax.Array | None = None,
-        context: Context | None = None,
     ) -> dict[str, Any]:
         """What the forward pass meets on its way, unrolled; arguments as for ``__call__``.
 
@@ -299,8 +293,8 @@ class WanDiT(nn.Module):
           ``tokens`` (``X_0``), ``time``, ``text``, ``image``, ``output``, and ``blocks``: for each
           block its ``state`` and, with memory, router ``weights`` and ``fused`` mixture.
         """
-        tokens = self._tokens(text, image) if context is None else None
-        stack, layers, shared, x, ends = self._prepared(latent, time, tokens, context)
+        tokens = self._tokens(text, image)
+        stack, layers, shared, x, ends = self._prepared(latent, time, tokens, None)
         found = {**shared, "tokens": x, "temb": ends[0]}
         if self.memory:
             x, found["blocks"] = stack.unrolled(layers, self.routers, x, shared)
@@ -312,7 +306,7 @@ class WanDiT(nn.Module):
                 found["blocks"].append({"state": x})
         return {**found, "output": self._finished(x, *ends)}
 
-    def looked_back(
+    def memory_weights(
         self,
         noisy: jax.Array,
         time: jax.Array,
@@ -334,11 +328,7 @@ class WanDiT(nn.Module):
         stack, layers, shared, x, _ = self._prepared(latent, time, tokens, None)
         rows = jnp.ones(noisy.shape[0]) if rows is None else rows
         routers = padded_routers(self.routers, self.width)
-        return stack.looked_back(layers, routers, x, shared, rows)
-
-    def keep_context(self, text: jax.Array, image: jax.Array | None = None) -> Context:
-        """Every block's keys and values of text and image, ``[L, B, S, K, d]``, for a sampler."""
-        return self._contexts(self._tokens(text, image))
+        return stack.memory_weights(layers, routers, x, shared, rows)
 
     def _contexts(self, tokens: dict[str, jax.Array]) -> Context:
         block = self._block()
@@ -348,7 +338,7 @@ class WanDiT(nn.Module):
 
     def _tokens(self, text: jax.Array | None, image: jax.Array | None) -> dict[str, jax.Array]:
         if text is None:
-            raise VidlatentError("the generator needs text tokens, or a kept context.")
+            raise VidlatentError("the generator needs text tokens.")
         if self.label_classes:
             raise VidlatentError("a generator of class labels reads no text: call denoise.")
         check_shape(text, "B S D", D=self.text_dim)

@@ -1,0 +1,140 @@
+"""What a video generator is asked for, and the answers of one that says nothing else."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+
+from vidlatent.models.generators.conditions import Conditions, Drop
+
+__all__ = ["Generator", "GeneratorDefaults"]
+
+
+class Generator(Protocol):
+    """A diffusion transformer over a tokenizer's latents, a Linen module.
+
+    Training, sampling, evaluation and plans ask for nothing beyond this. Modules derive from
+    ``GeneratorDefaults`` first, which answers everything that is optional.
+
+    Attributes:
+      latent_channels: channels ``c`` of the noisy latent.
+      patch: latents per token in time, rows and columns; latents are cut by whole patches.
+      dtype: compute dtype; parameters are float32.
+      reads: names of the conditions it reads, of
+
+        * ``label``: class numbers, int32 ``[B]``, -1 for none;
+        * ``text``: ``{'states' [B, N, D], 'length' [B]}`` of the text encoder;
+        * ``image``: semantic tokens ``[B, I, D]`` of a picture (CLIP);
+        * ``first``: standardised latent of the first frame, ``[B, 1, h, w, c]``;
+        * ``content``: image latent of the content frame, ``[B, h', w', c']``.
+      learned_variance: whether the output has ``2 c`` channels, the noise's and then the
+        variance's (Nichol & Dhariwal 2021), instead of ``c``.
+      caches_conditions: whether ``cache_conditions`` saves work.
+      label_classes: classes that it knows, where it reads ``label``.
+      text_length, text_dim: tokens of a text that it reads and their width, where it reads
+        ``text``; longer texts are cut.
+      image_tokens, image_dim: semantic tokens of a picture and their width, where it reads
+        ``image``.
+      content_factor, content_channels: rows of the content frame's latent for each row of the
+        video's, and its channels, where it reads ``content``.
+      memory: whether it has a layer memory (FSVideo 2.3.2), so that ``memory_weights`` answers.
+    """
+
+    latent_channels: int
+    patch: tuple[int, int, int]
+    dtype: Any
+    label_classes: int
+    text_length: int
+    text_dim: int
+    image_tokens: int
+    image_dim: int
+    content_factor: int
+    content_channels: int
+    caches_conditions: bool
+    memory: bool
+
+    @property
+    def reads(self) -> tuple[str, ...]: ...
+
+    @property
+    def learned_variance(self) -> bool: ...
+
+    def denoise(
+        self,
+        noisy: jax.Array,
+        time: jax.Array,
+        conditions: Conditions,
+        drop: Drop = None,
+        condition_cache: Any = None,
+    ) -> jax.Array:
+        """Noise or velocity, ``[B, t, h, w, c]`` or ``[B, t, h, w, 2 c]`` float32.
+
+        Args:
+          noisy: ``[B, t, h, w, c]``.
+          time: ``[B]``, as the diffusion's schedule numbers it.
+          conditions: by name, every name of ``reads``; None stands for no condition.
+          drop: by name, ``[B]`` bool: where it is true, the sample's condition is replaced by what
+            the model has for none (classifier-free guidance).
+          condition_cache: from ``cache_conditions``, in place of the conditions that it holds.
+
+        Raises:
+          VidlatentError: a condition is absent, or the latent is not cut by whole patches.
+        """
+        ...
+
+    def cache_conditions(self, conditions: Conditions, drop: Drop = None) -> Any:
+        """What the conditions cost once instead of at every step of a sampler.
+
+        Returns:
+          A pytree with the batch first in every leaf, such as each block's keys and values.
+        """
+        ...
+
+    def memory_weights(
+        self,
+        noisy: jax.Array,
+        time: jax.Array,
+        conditions: Conditions,
+        drop: Drop = None,
+        rows: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Largest and mean weight that each layer gives to each earlier state, two ``[L, L]``.
+
+        Args:
+          rows: ``[B]``, 0 for samples that do not count.
+        """
+        ...
+
+
+class GeneratorDefaults:
+    """Answers of a generator without conditions, cache or layer memory: a base class.
+
+    A field of the module of the same name takes the place of the attribute here.
+    """
+
+    reads: Any = ()
+    learned_variance: Any = False
+    caches_conditions = False
+    label_classes = 0
+    text_length = 0
+    text_dim = 0
+    # CLIP ViT-H/14 at 224 pixels: 16 x 16 patches and the class token (Wan2.1's image encoder).
+    image_tokens = 257
+    image_dim = 0
+    content_factor = 1
+    content_channels = 0
+    memory = False
+
+    def cache_conditions(self, conditions: Conditions, drop: Drop = None) -> Any:
+        raise NotImplementedError(f"{type(self).__name__}.caches_conditions is False")
+
+    def memory_weights(
+        self,
+        noisy: jax.Array,
+        time: jax.Array,
+        conditions: Conditions,
+        drop: Drop = None,
+        rows: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        raise NotImplementedError(f"{type(self).__name__}.memory is False")
