@@ -1,0 +1,126 @@
+"""The pages tell the truth where a program can check it: links, paths, commands, lengths."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from vidlatent import config as configs
+from vidlatent.main import split_overrides
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")], key=lambda p: str(p.relative_to(ROOT))
+)
+# The change log names what is gone, too.
+PRESENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
+FOLDERS = (
+    r"(?:vidlatent|configs|tests|docs|benchmarks|experiments|launch|notebooks|\.ci)"  # of the root
+)
+PATH = re.compile(rf"`({FOLDERS}/[\w./-]*)`")
+NAME = re.compile(r"`(vidlatent(?:\.\w+)+)(?:\(.*?\))?`")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"python -m ((?:vidlatent|experiments|benchmarks)[\w.]*)([^`\n]*)")
+
+
+def page_id(page):
+    return str(page.relative_to(ROOT))
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as code hosts make them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    words = (re.sub(r"[^\w\- ]", "", title.lower()) for title in titles)
+    return {text.replace(" ", "-") for text in words}
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_lead_somewhere(page):
+    for target in LINK.findall(page.read_text()):
+        if "://" in target:
+            assert target.startswith("https://"), target
+            continue
+        name, _, anchor = target.partition("#")
+        there = (page.parent / name).resolve() if name else page
+        assert there.exists(), f"{page.name} links to {target}"
+        assert ROOT in (there, *there.parents), f"{page.name} links outside: {target}"
+        if anchor:
+            assert anchor in anchors(there), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PRESENT, ids=page_id)
+def test_files_that_are_named_exist(page):
+    for name in PATH.findall(page.read_text()):
+        assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize("page", PRESENT, ids=page_id)
+def test_names_of_the_package_exist(page):
+    for name in NAME.findall(page.read_text()):
+        parts = name.split(".")
+        for length in range(len(parts), 0, -1):
+            try:
+                found = importlib.import_module(".".join(parts[:length]))
+            except ModuleNotFoundError:
+                continue
+            break
+        for part in parts[length:]:
+            assert hasattr(found, part), f"{page.name} names {name}"
+            found = getattr(found, part)
+
+
+def commands(page: Path):
+    """Commands of a page: ``(module, words)``; lines that end in a backslash are joined."""
+    text = re.sub(r"\\\n\s*", " ", page.read_text())
+    for module, rest in COMMAND.findall(text):
+        yield module, shlex.split(rest.split(" #")[0].split(" | ")[0])
+
+
+@pytest.mark.parametrize("page", PRESENT, ids=page_id)
+def test_commands_name_what_there_is(page):
+    for module, words in commands(page):
+        assert importlib.util.find_spec(module), f"{page.name} runs {module}"
+        if module == "vidlatent.main":
+            check_job(page, words)
+
+
+def check_job(page: Path, words: list[str]) -> None:
+    """Config, mode and keys of a command exist; values with '...' are left to the reader."""
+    rest, overrides = split_overrides(["main", *words])
+    flags = dict(word.lstrip("-").partition("=")[::2] for word in rest[1:])
+    known = (ROOT / "vidlatent" / "main.py").read_text()
+    for name in flags:
+        assert f'"{name}"' in known or name == "help", f"{page.name}: flag --{name}"
+    if "mode" in flags:
+        assert f'"{flags["mode"]}"' in known, f"{page.name}: --mode={flags['mode']}"
+    overrides = {key: value for key, value in overrides.items() if "..." not in value}
+    if "config" in flags and "..." not in flags["config"]:
+        configs.load(flags["config"], overrides)
+    elif overrides:
+        for base in ("fsae", "fsvideo_dit"):  # of a workdir: a tokenizer's or a generator's keys
+            try:
+                configs.load(base, overrides)
+                return
+            except configs.VidlatentError as error:
+                reason = error
+        raise AssertionError(f"{page.name}: {words}: {reason}")
+
+
+def test_pages_are_linked():
+    """Every page under docs/ can be reached from the README."""
+    seen, todo = set(), [ROOT / "README.md"]
+    while todo:
+        page = todo.pop()
+        if page in seen or page.suffix != ".md":
+            continue
+        seen.add(page)
+        for target in LINK.findall(page.read_text()):
+            if "://" not in target and target.partition("#")[0]:
+                todo.append((page.parent / target.partition("#")[0]).resolve())
+    assert not {page for page in PAGES if page not in seen}
