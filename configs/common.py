@@ -274,7 +274,7 @@ def _train() -> ConfigDict:
     train.steps = 1000
     train.stop_at = 0  # save and leave after this step, for queues with a time limit
     train.init_from = ""  # weights file or workdir to start from; empty: random
-    train.init_kind = ""  # graft that turns these weights into the model's; empty: none
+    train.init_kind = ""  # how another model's weights become this one's; empty: they are its own
     train.init_table = "auto"  # naming of the weights file
     train.init_recipes = ()  # recipes of the workdirs it may start from; empty: any
     train.sample_latent = False  # decode a draw from the posterior, not its mean

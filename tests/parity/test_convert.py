@@ -15,7 +15,7 @@ from vidlatent.convert.run import convert
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import abstract_params, model_of
 from vidlatent.models.tokenizers.fsvideo.names import fields_from_diffusers
-from vidlatent.train.init_from import starting_params
+from vidlatent.train.init_from import load_initial_params
 from vidlatent.weights.files import choose_table, load_params, read_tensors
 from vidlatent.weights.importer import export_names, export_params, import_params
 from vidlatent.weights.safetensors import load_safetensors, save_safetensors
@@ -183,7 +183,7 @@ def test_image_weights_start_the_video_model(dcae_case, fsae_case, tmp_path):
     with config.unlocked():
         config.model.update(name="fsae", temporal_down=(0, 1))
     model = model_of(config)
-    params = starting_params(
+    params = load_initial_params(
         str(path),
         abstract_params(model),
         lambda: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_params(model)),

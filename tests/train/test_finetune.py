@@ -9,9 +9,9 @@ from vidlatent.checkpoint.manager import Checkpointer
 from vidlatent.codec.codec import Codec
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import abstract_params, model_of
+from vidlatent.train.init_from import check_init_from
 from vidlatent.train.loop import train
-from vidlatent.train.stages import check_start
-from vidlatent.weights.tables import graft
+from vidlatent.weights.tables import initialize_from
 
 
 def config(**model):
@@ -81,15 +81,15 @@ def test_lite_starts_from_standard_and_nothing_else(tmp_path):
         with pytest.raises(
             VidlatentError, match=f"'{source}', but 'fsae lite' follows on 'fsae st"
         ):
-            check_start(wrong)
+            check_init_from(wrong)
     lite, causal, centred = (
         abstract_params(model_of(loaded))
         for loaded in (finetuned("lite"), config(), finetuned("standard"))
     )
     # Without the names, by what it holds.
     with pytest.raises(VidlatentError, match="belong to another form.*first_frame_attn_2"):
-        jax.eval_shape(lambda *params: graft("lite", *params), causal, lite)
-    started = jax.eval_shape(lambda *params: graft("lite", *params), centred, lite)
+        jax.eval_shape(lambda *params: initialize_from("lite", *params), causal, lite)
+    started = jax.eval_shape(lambda *params: initialize_from("lite", *params), centred, lite)
     assert jax.tree.map(lambda x: x.shape, started) == jax.tree.map(lambda x: x.shape, lite)
 
 

@@ -18,7 +18,7 @@ from vidlatent.models.load import open_checkpoints
 from vidlatent.parallel.sharding import path_name
 from vidlatent.report.writers import read_metrics
 from vidlatent.sample.run import Generator, generate_videos
-from vidlatent.train.init_from import starting_params
+from vidlatent.train.init_from import load_initial_params
 from vidlatent.train.loop import INTERRUPTED, train
 from vidlatent.train.state import random_key
 from vidlatent.train.subjects import subject_of
@@ -166,7 +166,9 @@ def test_a_generator_starts_from_the_run_that_it_is_made_from(straight):
     model = generator_of(configs.read(straight))
     shapes = abstract_generator(model)
     fresh = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, leaf.dtype), shapes)
-    params = starting_params(str(straight), shapes, lambda: fresh, family="wan", kind="wan_memory")
+    params = load_initial_params(
+        str(straight), shapes, lambda: fresh, family="wan", kind="wan_memory"
+    )
     want = Generator.from_workdir(straight).params
     jax.tree.map(np.testing.assert_array_equal, params, jax.tree.map(np.asarray, want))
 

@@ -8,7 +8,7 @@ from vidlatent import config as configs
 from vidlatent.models.tokenizers import build
 from vidlatent.train.freeze import frozen_paths
 from vidlatent.train.tasks.tokenizer import make_step
-from vidlatent.weights.tables import graft
+from vidlatent.weights.tables import initialize_from
 
 
 def tiny(arg):
@@ -30,7 +30,7 @@ def test_a_stage_trains_its_own_parts_only():
     state = jax.jit(step.init, compiler_options=quick)(jax.random.key(1))
     earlier = {name: part for name, part in state["params"].items() if name != "grow2"}
     before = jax.tree.map(lambda x: x + np.float32(0.01), earlier)
-    start = graft(config.train.init_kind, before, state["params"])
+    start = initialize_from(config.train.init_kind, before, state["params"])
     state = {**state, "params": start}
     video = np.random.default_rng(0).integers(0, 256, (1, 9, 8, 8, 3), np.uint8)
     batch = {"video": jnp.asarray(video), "mask": jnp.ones(1)}

@@ -11,10 +11,10 @@ from tests.train.test_resume import digest, train
 from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import abstract_params, model_of, open_checkpoints
+from vidlatent.train.init_from import check_init_from
 from vidlatent.train.loop import INTERRUPTED
-from vidlatent.train.stages import check_start
 from vidlatent.train.tasks.tokenizer import make_step
-from vidlatent.weights.tables import graft
+from vidlatent.weights.tables import initialize_from
 
 
 def stage(source, *recipes):
@@ -39,14 +39,14 @@ def folder(path, recipe):
 def test_a_wrong_stage_is_refused_by_name(tmp_path):
     wrong = folder(tmp_path / "wrong", "tiny other")
     with pytest.raises(VidlatentError, match="'tiny other'.*follows on 'tiny discriminator'"):
-        check_start(stage(wrong, "tiny discriminator"))
+        check_init_from(stage(wrong, "tiny discriminator"))
     nameless = folder(tmp_path / "nameless", "")
     with pytest.raises(VidlatentError, match="no recipe.*init_recipes"):
-        check_start(stage(nameless, "tiny discriminator"))
+        check_init_from(stage(nameless, "tiny discriminator"))
     with pytest.raises(
         VidlatentError, match="'tiny next' follows on tiny discriminator.*init_from"
     ):
-        check_start(stage("", "tiny discriminator"))
+        check_init_from(stage("", "tiny discriminator"))
 
 
 # What each stage may start from, by its recipe; those that are not here, from anything or nothing.
@@ -97,15 +97,15 @@ def test_every_stage_refuses_every_run_but_those_it_follows_on(tmp_path, monkeyp
         allowed = AFTER_DEMOS.get(spec, AFTER.get(config.recipe))
         if allowed is None:
             assert not config.train.init_recipes and not config.train.init_kind, spec
-            check_start(config)
+            check_init_from(config)
             continue
         with pytest.raises(VidlatentError, match="name the weights it starts from"):
-            check_start(config)
+            check_init_from(config)
         taken = set()
         for name, run in runs.items():
             config.train.init_from = str(run)
             try:
-                check_start(config)
+                check_init_from(config)
                 taken.add(name)
             except VidlatentError as error:
                 assert "follows on" in str(error) and "\n" not in str(error)
@@ -130,7 +130,7 @@ def test_a_first_video_model_is_inflated_of_its_own_image_model():
         assert first.recipe in second.train.init_recipes
         if kind == "ivvae_image_causal":
             params = [abstract_params(model_of(config)) for config in (first, second)]
-            jax.eval_shape(functools.partial(graft, kind), *params)
+            jax.eval_shape(functools.partial(initialize_from, kind), *params)
 
 
 def saved(workdir, step):

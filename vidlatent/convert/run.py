@@ -19,7 +19,7 @@ from vidlatent.models.load import (
     open_checkpoints,
     smallest_video,
 )
-from vidlatent.train.init_from import starting_params
+from vidlatent.train.init_from import load_initial_params
 from vidlatent.train.state import random_key
 from vidlatent.weights.files import is_workdir, save_params
 
@@ -36,7 +36,7 @@ def convert(config: ConfigDict, workdir: Path, **options: Any) -> int:
         take (training starts from it by ``config.train.init_from``). Empty: only check.
       from_table, to_table: naming of the files (``weights.tables.TABLES``); auto by default.
       start: '' when the weights are of this model, else the form that they are turned from
-        (``weights.tables.GRAFTS``): image, standard, lite.
+        (``weights.tables.INIT_KINDS``): image, standard, lite.
       verify: folder of a reference case; its hyper-parameters, with the weights of ``from`` (or
         its own), must give its stored outputs.
       step: checkpoint of a workdir; below 0 the newest.
@@ -82,7 +82,7 @@ def _read(config: ConfigDict, source: str, options: dict[str, Any]) -> Any:
         init = jax.jit(model.init, compiler_options=cheap)
         return init(random_key(config.seed, "params"), video)["params"]
 
-    return starting_params(
+    return load_initial_params(
         source,
         abstract_params(model),
         fresh,

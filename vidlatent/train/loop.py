@@ -22,10 +22,10 @@ from vidlatent.parallel.sharding import batch_sharding, replicated
 from vidlatent.report.writers import make_writers
 from vidlatent.spec import LatentSpec
 from vidlatent.train.hooks import Evaluate, Log, Profile, Run, Save
+from vidlatent.train.init_from import check_init_from, initialize_state
 from vidlatent.train.interrupt import Interruption
 from vidlatent.train.program import abstract_state, jit_train_step
 from vidlatent.train.progress import Progress
-from vidlatent.train.stages import check_start, started
 from vidlatent.train.state import random_key
 from vidlatent.train.subjects import subject_of
 from vidlatent.train.tasks.base import Step
@@ -96,14 +96,14 @@ def _restore_or_init(
     target = abstract_state(step_fns, config.seed, mesh)
     restored = checkpointer.restore(target)
     if restored is None:
-        check_start(config)
+        check_init_from(config)
         # Parameters are born on their devices: the whole model never exists in one place. The
         # program runs once, so on CPUs it is compiled without costly optimisation (20 s -> 2 s).
         cheap = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
         placed = jax.tree.map(lambda leaf: leaf.sharding, target)
         init = jax.jit(step_fns.init, out_shardings=placed, compiler_options=cheap)
         state = init(random_key(config.seed, "params"))
-        state = started(config, state, target)
+        state = initialize_state(config, state, target)
         return state, _Start()
     if restored.spec is not None and restored.spec.hash != spec.hash:
         raise VidlatentError(

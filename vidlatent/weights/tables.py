@@ -1,4 +1,4 @@
-"""Weights of other shapes and names: importer tables and ways to start from another model.
+"""Weights under other names, and weights of other models that a model can be initialised from.
 
 A new model adds a line to each registry it has something for; nothing else needs to know.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from vidlatent.registry import Registry
 
-__all__ = ["GRAFTS", "TABLES", "graft"]
+__all__ = ["INIT_KINDS", "TABLES", "initialize_from"]
 
 # Rows of ``weights.importer`` by the name of a naming. A model's own naming has the model's name.
 TABLES = Registry("weights table")
@@ -52,28 +52,31 @@ TABLES.register("promag_dit", _COGVIDEOX)
 TABLES.register("pixart", "vidlatent.models.generators.reducio_dit.names:PIXART_TABLE")
 TABLES.register("reducio_dit", "vidlatent.models.generators.reducio_dit.names:REDUCIO_DIT_TABLE")
 
-# ``(source parameters, newly initialised parameters of the target) -> parameters``.
-GRAFTS = Registry("kind of start")
+# Values of ``config.train.init_kind``: how parameters of another model become this model's,
+# ``(source parameters, newly initialised parameters of this model) -> parameters``.
+INIT_KINDS = Registry("train.init_kind")
 _SURGERY = "vidlatent.models.tokenizers.fsvideo.init_from:"
-GRAFTS.register("image", _SURGERY + "video_from_image")
-GRAFTS.register("standard", _SURGERY + "standard_from_base")
-GRAFTS.register("lite", _SURGERY + "lite_from_standard")
+INIT_KINDS.register("image", _SURGERY + "video_from_image")
+INIT_KINDS.register("standard", _SURGERY + "standard_from_base")
+INIT_KINDS.register("lite", _SURGERY + "lite_from_standard")
 _INFLATE = "vidlatent.models.tokenizers.ivvae.init_from:"
-GRAFTS.register("ivvae_image", _INFLATE + "video_from_image")
-GRAFTS.register("ivvae_image_causal", _INFLATE + "causal_from_image")
+INIT_KINDS.register("ivvae_image", _INFLATE + "video_from_image")
+INIT_KINDS.register("ivvae_image_causal", _INFLATE + "causal_from_image")
 _GROWTH = "vidlatent.models.tokenizers.promag.growth:"
-GRAFTS.register("grown", _GROWTH + "grown_from")
-GRAFTS.register("first_frame", _GROWTH + "with_first_frame")
-GRAFTS.register("promag_image", _GROWTH + "inflated_from_image")
+INIT_KINDS.register("grown", _GROWTH + "grown_from")
+INIT_KINDS.register("first_frame", _GROWTH + "with_first_frame")
+INIT_KINDS.register("promag_image", _GROWTH + "inflated_from_image")
 _REDUCIO = "vidlatent.models.tokenizers.reducio.init_from:"
-GRAFTS.register("reducio_image", _REDUCIO + "from_image")
-GRAFTS.register("reducio_image_causal", _REDUCIO + "from_causal_image")
-GRAFTS.register("pixart", "vidlatent.models.generators.reducio_dit.names:from_pixart")
-GRAFTS.register("wan_memory", "vidlatent.models.generators.wan.init_from:wan_memory")
+INIT_KINDS.register("reducio_image", _REDUCIO + "from_image")
+INIT_KINDS.register("reducio_image_causal", _REDUCIO + "from_causal_image")
+INIT_KINDS.register("pixart", "vidlatent.models.generators.reducio_dit.names:from_pixart")
+INIT_KINDS.register("wan_memory", "vidlatent.models.generators.wan.init_from:wan_memory")
 
 
-def graft(kind: str, params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters of one form from another's by ``GRAFTS[kind]``.
+def initialize_from(
+    kind: str, source: Mapping[str, Any], fresh: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Parameters of one model made from those of another, by ``INIT_KINDS[kind]``.
 
     Args:
       kind: ``'image'`` (a video model from an image model), ``'standard'`` (FSAE-Standard from the
@@ -84,10 +87,13 @@ def graft(kind: str, params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dic
         ``'reducio_image'`` or ``'reducio_image_causal'``
         (Reducio-VAE, centred or causal, from Stable Diffusion's image VAE), ``'pixart'``
         (Reducio-DiT from PixArt-alpha), ``'wan_memory'`` (layer memory from Wan2.1).
-      params: the source's parameters.
-      fresh: newly initialised ones of the target.
+      source: parameters of the other model, nested dicts of arrays.
+      fresh: newly initialised parameters of the target; what the source lacks is taken from here.
+
+    Returns:
+      Nested dicts with the structure and shapes of ``fresh``.
 
     Raises:
-      VidlatentError: unknown ``kind``, or weights that do not belong to the form it starts from.
+      VidlatentError: unknown ``kind``, or ``source`` is not the model that this kind starts from.
     """
-    return GRAFTS.get(kind)(params, fresh)
+    return INIT_KINDS.get(kind)(source, fresh)

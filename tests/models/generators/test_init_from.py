@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.generator_nets import build, inputs, parameters
 from tests.helpers.wan_nets import QUICK
 from vidlatent.errors import VidlatentError
-from vidlatent.weights.tables import graft
+from vidlatent.weights.tables import initialize_from
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def run(model, params, given):
 
 def test_all_weights_and_new_routers(start):
     plain, target, given, source, fresh = start
-    params = graft("wan_memory", source, fresh)
+    params = initialize_from("wan_memory", source, fresh)
     for name in source:
         jax.tree.map(np.testing.assert_array_equal, params[name], source[name])
     routers = {name: x for name, x in params.items() if name not in source}
@@ -51,13 +51,13 @@ def test_another_latent_starts_anew(start):
     plain, _, _, source, fresh = start
     wide = {"kernel": jnp.ones((1, 1, 1, 9, 24)), "bias": jnp.zeros(24)}
     head = {"kernel": jnp.ones((24, 4)), "bias": jnp.ones(4)}
-    params = graft("wan_memory", source, {**fresh, "patch_embedding": wide, "head": head})
+    params = initialize_from("wan_memory", source, {**fresh, "patch_embedding": wide, "head": head})
     np.testing.assert_array_equal(params["patch_embedding"]["kernel"], wide["kernel"])
     np.testing.assert_array_equal(params["patch_embedding"]["bias"], wide["bias"])
     np.testing.assert_array_equal(params["head"]["bias"], 1)
     with pytest.raises(VidlatentError, match="time_projection"):
         short = {"kernel": jnp.zeros((24, 12)), "bias": jnp.zeros(12)}
-        graft("wan_memory", {**source, "time_projection": short}, fresh)
+        initialize_from("wan_memory", {**source, "time_projection": short}, fresh)
     with pytest.raises(VidlatentError, match="lack head_modulation"):
         rest = {name: x for name, x in source.items() if name != "head_modulation"}
-        graft("wan_memory", rest, fresh)
+        initialize_from("wan_memory", rest, fresh)

@@ -11,7 +11,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.layers.sincos import sincos_plane
 from vidlatent.models.generators import build_generator
 from vidlatent.models.generators.reducio_dit.names import fields_from_pixart
-from vidlatent.weights.tables import graft
+from vidlatent.weights.tables import initialize_from
 
 PIXART = {"input_size": 32, "patch_size": 2, "in_channels": 4, "hidden_size": 1152, "depth": 28}
 PIXART |= {"num_heads": 16, "caption_channels": 4096, "model_max_length": 120}
@@ -155,7 +155,7 @@ def test_start_from_pixart(reducio):
     fields = {"latent_channels": 4, "patch": (1, 2, 2), "image_dim": 0, "content_channels": 0}
     image = model.clone(**fields)
     source = drawn(jax.tree.map(lambda x: x, parameters(image, *inputs(image))), 3)
-    start = graft("pixart", source, params)
+    start = initialize_from("pixart", source, params)
     for part in ("patch_embedding", "head"):
         part = (part, "linear") if part == "head" else (part,)
         ours, fresh = start, params
@@ -177,9 +177,9 @@ def test_start_from_pixart(reducio):
     np.testing.assert_array_equal(start["head"]["modulation"], source["head"]["modulation"])
     wide = {**source, "time_projection": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}}
     with pytest.raises(VidlatentError, match="time_projection"):
-        graft("pixart", wide, params)
+        initialize_from("pixart", wide, params)
     with pytest.raises(VidlatentError, match="PixArt"):
-        graft("pixart", {"head": {}}, params)
+        initialize_from("pixart", {"head": {}}, params)
 
 
 def test_mistakes_are_named(reducio):

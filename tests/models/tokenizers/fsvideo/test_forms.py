@@ -10,7 +10,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers import build
 from vidlatent.models.tokenizers.fsvideo.init_from import centre_taps
 from vidlatent.train.freeze import frozen_paths, stop_frozen
-from vidlatent.weights.tables import graft
+from vidlatent.weights.tables import initialize_from
 
 FORM = {"cross_stages": (1, 2), "cross_head_dim": 4, "noise_weight": 0.05}
 STANDARD = {**FORM, "decoder_time": "centred"}
@@ -128,15 +128,15 @@ def test_taps_fold_from_causal_to_centred(base, clip):
     assert folded < 0.8 * kept
 
 
-def test_grafts_from_base_to_standard_to_lite(base, standard, lite, clip):
+def test_initialize_from_base_to_standard_to_lite(base, standard, lite, clip):
     condition = Net(base.params, **FORM).condition(clip[0])
-    start = graft("standard", base.params, standard.init())
+    start = initialize_from("standard", base.params, standard.init())
     static = jnp.repeat(clip[1][:, :1], 3, axis=1)
     quiet = Net(start, **{**STANDARD, "noise_weight": 0.0})
     np.testing.assert_allclose(
         quiet.decode(static, condition=condition)[0], base.decode(static)[0], atol=1e-5
     )
-    narrow = graft("lite", start, lite.init())
+    narrow = initialize_from("lite", start, lite.init())
     jax.tree.map(np.testing.assert_array_equal, narrow["encoder"], base.params["encoder"])
     for name, module in narrow["decoder"].items():
         if name.startswith(("up_blocks_0", "up_blocks_1")):
@@ -148,11 +148,11 @@ def test_grafts_from_base_to_standard_to_lite(base, standard, lite, clip):
     assert np.isfinite(restored).all() and np.abs(restored).max() > 1e-3
 
 
-def test_grafts_refuse_weights_of_another_form(base, lite, clip):
+def test_initialize_from_refuses_weights_of_another_form(base, lite, clip):
     with pytest.raises(VidlatentError, match="belong to another form"):
-        graft("lite", base.params, lite.params)
+        initialize_from("lite", base.params, lite.params)
     with pytest.raises(VidlatentError, match="did you mean 'lite'"):
-        graft("light", base.params, lite.params)
+        initialize_from("light", base.params, lite.params)
 
 
 @pytest.mark.parametrize("depths", [(1, 1), (0, 2)])
@@ -171,7 +171,7 @@ def test_image_model_with_a_new_stage_starts_the_video_model(depths):
     )
     fields["block_types"], fields["multiscales"] = ("res", "evit", "evit"), ((), (5,), (5,))
     net = Net(**fields)
-    net.params = graft("image", image.params, randomise(net.shapes))
+    net.params = initialize_from("image", image.params, randomise(net.shapes))
     still = video_of(1)
     seen = [m.run("encoder_values", still) for m in (image, net)]
     np.testing.assert_allclose(seen[1]["stage_1"], seen[0]["stage_1"], atol=1e-5)

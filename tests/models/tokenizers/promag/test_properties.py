@@ -11,7 +11,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers.promag.blocks import Up
 from vidlatent.models.tokenizers.promag.growth import with_first_frame
 from vidlatent.models.tokenizers.promag.model import MAGVIT2
-from vidlatent.weights.tables import graft
+from vidlatent.weights.tables import initialize_from
 
 TOLERANCE = 1e-5
 
@@ -148,7 +148,7 @@ def test_last_slice_inflation():
     still = Net(image=True)
     video = video_of(17)
     model = Net()
-    model.params = graft("promag_image", still.params, model.params)
+    model.params = initialize_from("promag_image", still.params, model.params)
     want, _ = still.moments(video[:, ::4])
     got, _ = model.moments(video)
     np.testing.assert_allclose(got, want, atol=2e-5)
@@ -159,7 +159,7 @@ def test_last_slice_inflation():
 
 def test_inflation_refuses_other_layers():
     with pytest.raises(VidlatentError, match="grow1"):
-        graft("promag_image", Net(image=True).shapes, net(8).shapes)
+        initialize_from("promag_image", Net(image=True).shapes, net(8).shapes)
 
 
 _NEAREST = np.ceil(np.arange(17) / 4).astype(int)

@@ -15,7 +15,7 @@ from vidlatent.models.tokenizers.reducio.coder import Network
 from vidlatent.models.tokenizers.reducio.names import SD_VAE_TABLE
 from vidlatent.weights.files import choose_table
 from vidlatent.weights.importer import export_names, export_params, import_params
-from vidlatent.weights.tables import TABLES, graft
+from vidlatent.weights.tables import TABLES, initialize_from
 
 LEVELS = {"content_multipliers": (1, 1, 2)}
 
@@ -43,7 +43,7 @@ def image_vae(fresh):
 def test_blocks_take_their_counterparts(kind, tap):
     _, fresh = net(**LEVELS)
     image = image_vae(fresh)
-    params = graft(kind, image, fresh)
+    params = initialize_from(kind, image, fresh)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), params, fresh)
     jax.tree.map(np.testing.assert_array_equal, params["encoder"]["frame"], image["encoder"])
     for name, half in (("up_2_block_0", "up_2_block_1_0"), ("up_0_block_1", "up_0_block_2_0")):
@@ -61,7 +61,7 @@ def test_blocks_take_their_counterparts(kind, tap):
 def test_volume_is_the_image_encoder_on_one_frame():
     """Without temporal halving the middle taps are the image's network on every frame."""
     model, fresh = net(**LEVELS, time_factor=1)
-    params = graft("reducio_image", image_vae(fresh), fresh)
+    params = initialize_from("reducio_image", image_vae(fresh), fresh)
     image = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 1, 8, 8, 3)), jnp.float32)
 
     def deepest(params, volume):
@@ -80,9 +80,9 @@ def test_what_does_not_fit():
     image = image_vae(fresh)
     image["encoder"]["conv_in"]["kernel"] = np.zeros((1, 3, 3, 3, 8), np.float32)
     with pytest.raises(VidlatentError, match="no conv_in/kernel of shape"):
-        graft("reducio_image", image, fresh)
+        initialize_from("reducio_image", image, fresh)
     with pytest.raises(VidlatentError, match="lack the encoder"):
-        graft("reducio_image", {"decoder": {}}, fresh)
+        initialize_from("reducio_image", {"decoder": {}}, fresh)
 
 
 def test_image_names():
