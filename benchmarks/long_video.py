@@ -310,7 +310,7 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
       VidlatentError: it is not.
     """
-    from vidlatent.data.latent_set import LatentSource
+    from vidlatent.data.sources.latents import LatentSource
 
     output = options.folder / "latents"
     source = LatentSource(str(output))

@@ -141,7 +141,7 @@ class Source:
     ],
 )
 def test_a_set_that_is_not_right_is_found_out(tmp_path, monkeypatch, firsts, values, message):
-    monkeypatch.setattr("vidlatent.data.latent_set.LatentSource", Source)
+    monkeypatch.setattr("vidlatent.data.sources.latents.LatentSource", Source)
     monkeypatch.setattr(Source, "firsts", firsts)
     monkeypatch.setattr(Source, "values", values)
     with pytest.raises(VidlatentError, match=message):

@@ -7,7 +7,7 @@ import pytest
 from vidlatent.data import make_loader
 from vidlatent.data.bad_clips import BadClips
 from vidlatent.data.index import BadClip
-from vidlatent.data.sources import FolderSource
+from vidlatent.data.sources.folder import FolderSource
 from vidlatent.errors import VidlatentError
 from vidlatent.media.errors import REASONS, ClipError
 

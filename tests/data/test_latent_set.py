@@ -11,7 +11,8 @@ import pytest
 import safetensors
 
 from vidlatent.data import make_index, make_loader
-from vidlatent.data.latent_set import Header, LatentSource, Shard, Window, pack, read_header, unpack
+from vidlatent.data.latent_set import Header, Shard, Window, pack, read_header, unpack
+from vidlatent.data.sources.latents import LatentSource
 from vidlatent.encode.shards import ShardWriter, merge_shards
 from vidlatent.errors import VidlatentError
 from vidlatent.spec import FrameRule, LatentSpec

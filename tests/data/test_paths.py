@@ -8,7 +8,7 @@ import pytest
 from vidlatent.data.loader import make_loader
 from vidlatent.data.options import SyntheticOptions
 from vidlatent.data.renderers.paths import make_path_scene, render_paths
-from vidlatent.data.sources import PathsSource
+from vidlatent.data.sources.synthetic import PathsSource
 from vidlatent.data.stream import window_of
 from vidlatent.errors import VidlatentError
 from vidlatent.media.errors import Limits

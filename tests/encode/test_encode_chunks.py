@@ -11,8 +11,9 @@ from tests.helpers.encode_cases import encode, write_run
 from tests.helpers.tiny_tokenizers import MODELS
 from vidlatent import config as configs
 from vidlatent.codec.codec import load_codec
-from vidlatent.data.latent_set import HEADER, LatentSource, read_header
+from vidlatent.data.latent_set import HEADER, read_header
 from vidlatent.data.renderers.shapes import make_shape_scene, render_shape
+from vidlatent.data.sources.latents import LatentSource
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.inputs import Inputs
 from vidlatent.latents.space import generator_of, latents_of

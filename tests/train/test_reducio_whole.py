@@ -9,7 +9,7 @@ from PIL import Image
 from tests.helpers.encode_cases import write_run
 from tests.helpers.tiny_tokenizers import MODELS
 from vidlatent import config as configs
-from vidlatent.data.latent_set import LatentSource
+from vidlatent.data.sources.latents import LatentSource
 from vidlatent.encode.run import encode_set
 from vidlatent.errors import VidlatentError
 from vidlatent.sample.run import generate_videos

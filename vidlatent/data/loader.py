@@ -29,10 +29,10 @@ from absl import flags
 from vidlatent.data.bad_clips import BadClips
 from vidlatent.data.buckets import Bucket, parse_buckets, weigh
 from vidlatent.data.index import BadClip, Clip, Index, build_index
-from vidlatent.data.latent_set import LatentSource
 from vidlatent.data.memory import Memory, decoded_bytes
 from vidlatent.data.options import DataOptions
 from vidlatent.data.sources import MediaSource, Source, make_source
+from vidlatent.data.sources.latents import LatentSource
 from vidlatent.data.split import TRAIN, VALIDATION, WHOLE, split_groups
 from vidlatent.data.stream import (
     LatentReading,
@@ -171,8 +171,8 @@ def _stream(
         windows = whole_windows(buckets, members, reading, part)
         return validation_stream(reading, buckets, windows, *process)
     # Kept clips have the scale that covers their bucket: a random scale is not among them.
-    keepable = source.keepable and not (part == TRAIN and options.crop == "resized")
-    if keepable and decoded_bytes(clips, buckets, members) <= options.memory_mb * 2**20:
+    cacheable = source.cacheable and not (part == TRAIN and options.crop == "resized")
+    if cacheable and decoded_bytes(clips, buckets, members) <= options.memory_mb * 2**20:
         reading = dataclasses.replace(reading, memory=Memory())
     if part == TRAIN:
         shares = weigh(buckets, members, options.bucket_weights)

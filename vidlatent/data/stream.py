@@ -21,9 +21,9 @@ import numpy as np
 
 from vidlatent.data.buckets import Bucket, assign
 from vidlatent.data.index import Clip
-from vidlatent.data.latent_set import LatentSource
 from vidlatent.data.memory import Memory
 from vidlatent.data.sources import Source
+from vidlatent.data.sources.latents import LatentSource
 from vidlatent.media.decode import window_of
 from vidlatent.media.errors import ClipError, Limits
 from vidlatent.media.transforms import CENTRE, random_box

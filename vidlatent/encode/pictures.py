@@ -12,7 +12,7 @@ from vidlatent.codec.codec import Codec
 from vidlatent.codec.options import Coding
 from vidlatent.codec.preview import FILE as PREVIEW
 from vidlatent.codec.preview import Preview
-from vidlatent.data.latent_set import LatentSource
+from vidlatent.data.sources.latents import LatentSource
 from vidlatent.encode.plan import EncodeOptions
 from vidlatent.media.sheets import contact_sheet, pick_frames
 
