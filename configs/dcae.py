@@ -7,10 +7,14 @@
                            f64c128-mix-1.0, f128c512-in-1.0, f128c512-mix-1.0
 """
 
-from configs import common
-from vidlatent.config import parse_arg
-from vidlatent.errors import VidlatentError
-from vidlatent.registry import did_you_mean
+from vidlatent.config import (
+    check_choice,
+    demo_on_samples,
+    get_defaults,
+    long_run,
+    name_suffix,
+    parse_arg,
+)
 
 # Latent channels and scale. -in and -mix differ in their training images alone.
 _RELEASED = {
@@ -26,12 +30,9 @@ _RELEASED = {
 
 def get_config(arg: str = ""):
     arg = parse_arg(arg, presets=("demo", "paper"), model="f32c32-sana-1.0")
-    if arg.model not in _RELEASED:
-        raise VidlatentError(
-            f"config argument model={arg.model} is unknown: {did_you_mean(arg.model, _RELEASED)}"
-        )
-    usual = common.suffix(arg, model="f32c32-sana-1.0")
-    config = common.get_defaults("dcae", arg.preset + usual)
+    check_choice("model", arg.model, _RELEASED)
+    suffix = name_suffix(arg, model="f32c32-sana-1.0")
+    config = get_defaults("dcae", arg.preset + suffix)
     config.recipe = "dcae"
     config.loss.l1 = 1.0
     _shared(config.model)
@@ -78,7 +79,7 @@ def _paper(config, arg):
     model.remat = True
     # The papers' image sets are not ours to ship; batch size and schedule are common choices.
     config.data.buckets = ((1, 256, 256, 256),)
-    common.long_run(config, steps=200_000, lr=1e-4)
+    long_run(config, steps=200_000, lr=1e-4)
 
 
 def _demo(config, arg):
@@ -91,4 +92,4 @@ def _demo(config, arg):
     model.head_dim = 16
     model.latent_channels = 8
     model.down_type, model.up_type = "conv", "interpolate"
-    common.demo_on_samples(config, bucket=(1, 64, 64, 16), steps=400, lr=3e-3)
+    demo_on_samples(config, bucket=(1, 64, 64, 16), steps=400, lr=3e-3)

@@ -20,10 +20,15 @@
 A stage starts from the workdir of the one before it: ``--config.train.init_from=runs/fsae-paper``.
 """
 
-from configs import common
-from vidlatent.config import parse_arg
-from vidlatent.errors import VidlatentError
-from vidlatent.registry import did_you_mean
+from vidlatent.config import (
+    VidlatentError,
+    check_choice,
+    demo_on_samples,
+    get_defaults,
+    long_run,
+    name_suffix,
+    parse_arg,
+)
 
 _FORMS = ("base", "standard", "lite")
 _STAGES = ("1", "2", "3", "vf", "standard", "lite")
@@ -35,18 +40,15 @@ def get_config(arg: str = ""):
     if arg.stage in _FORMS and arg.form == "base":  # the decoder's finetuning as a stage
         arg.form, arg.stage, arg.finetune = arg.stage, "1", True
     form = arg.preset if arg.preset in _FORMS else arg.form
-    for name, value, known in (("form", form, _FORMS), ("stage", arg.stage, _STAGES)):
-        if value not in known:
-            raise VidlatentError(
-                f"config argument {name}={value} is unknown: {did_you_mean(value, known)}"
-            )
+    check_choice("form", form, _FORMS)
+    check_choice("stage", arg.stage, _STAGES)
     demo = arg.preset == "demo"
     if arg.stage != "1" and (form != "base" or (demo and arg.stage not in ("2", "vf"))):
         raise VidlatentError(f"config argument stage={arg.stage} does not go with this preset.")
     suffix = "" if form in (arg.preset, "base") else f"-{form}"
     suffix += "" if arg.stage == "1" else f"-stage_{arg.stage}"
-    suffix += common.suffix(arg, width=2048)
-    config = common.get_defaults("fsae", arg.preset + suffix)
+    suffix += name_suffix(arg, width=2048)
+    config = get_defaults("fsae", arg.preset + suffix)
     config.recipe = f"fsae {arg.stage if form == 'base' else form}"
     config.loss.l1 = 1.0
     if demo:
@@ -147,12 +149,12 @@ def _mixed_buckets(config, kinds):
 # clipping, EMA, batches and the share of images are not.
 def _stage_1(config):
     _buckets(config, _BUCKETS_256, ((17, 64, 1), (1, 512, 1)))
-    common.long_run(config, steps=200_000, lr=1e-4)
+    long_run(config, steps=200_000, lr=1e-4)
 
 
 def _stage_2(config):
     _buckets(config, _BUCKETS_512, ((61, 8, 2), (17, 16, 1), (1, 128, 1)))
-    common.long_run(config, steps=200_000, lr=5e-5)
+    long_run(config, steps=200_000, lr=5e-5)
     _discriminator(config)
     config.discriminator.warmup_steps = 1000
     config.train.init_recipes = ("fsae 1",)
@@ -160,21 +162,21 @@ def _stage_2(config):
 
 def _stage_3(config):
     _mixed_sizes(config)
-    common.long_run(config, steps=200_000, lr=2e-5)
+    long_run(config, steps=200_000, lr=2e-5)
     config.train.init_recipes = ("fsae 2",)
 
 
 def _stage_vf(config):
     _mixed_buckets(config, ((33, 256, 32, 0.5), (17, 512, 16, 0.5)))
     config.loss.vf = {"weight": 0.5, "network": "dinov2_vitl14"}
-    common.long_run(config, steps=50_000, lr=2e-5)
+    long_run(config, steps=50_000, lr=2e-5)
     _discriminator(config)
     config.train.init_recipes = ("fsae 3",)
 
 
 def _stage_finetune(config):
     _mixed_sizes(config)
-    common.long_run(config, steps=100_000, lr=2e-5)
+    long_run(config, steps=100_000, lr=2e-5)
 
 
 def _mixed_sizes(config):
@@ -243,7 +245,7 @@ def _demo(config):
     model.latent_channels = 16
     model.cross_head_dim = 16
     model.up_form = "subpixel"
-    common.demo_on_samples(config, bucket=(9, 64, 64, 4), steps=400, lr=3e-3)
+    demo_on_samples(config, bucket=(9, 64, 64, 4), steps=400, lr=3e-3)
 
 
 def _demo_with_discriminator(config):

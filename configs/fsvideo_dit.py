@@ -16,10 +16,14 @@ Latents come from ``--mode=encode``: ``--config.data.path=<set>``. A stage start
 of the one before it: ``--config.train.init_from=runs/fsvideo_dit-paper-stage_image``.
 """
 
-from configs import common
-from vidlatent.config import parse_arg
-from vidlatent.errors import VidlatentError
-from vidlatent.registry import did_you_mean
+from vidlatent.config import (
+    area_buckets,
+    check_choice,
+    generator_demo,
+    get_generator_defaults,
+    long_run,
+    parse_arg,
+)
 
 _STAGES = ("image", "video", "target", "sft")
 
@@ -27,10 +31,8 @@ _STAGES = ("image", "video", "target", "sft")
 def get_config(arg: str = ""):
     presets = ("demo", "paper")
     arg = parse_arg(arg, presets, stage="video", first=False, text=False, memory=True)
-    if arg.stage not in _STAGES:
-        hint = did_you_mean(arg.stage, _STAGES)
-        raise VidlatentError(f"config argument stage={arg.stage} is unknown: {hint}")
-    config = common.get_generator_defaults("fsvideo_dit", arg.preset)
+    check_choice("stage", arg.stage, _STAGES)
+    config = get_generator_defaults("fsvideo_dit", arg.preset)
     generator = config.generator
     generator.name = "wan"
     generator.memory = arg.memory  # layer memory (2.3)
@@ -110,20 +112,20 @@ def _paper(config, arg):
 def _stage(config, stage):
     """The stages' sizes and the shares of their steps, 1 : 2 : 2, are stated (2.4.1); numbers of
     steps, rates, batches and the share of pictures are not."""
-    pictures = common.area_buckets(1, 256, 64, batch=512)
-    small = common.area_buckets(121, 256, 64, batch=128)
-    large = common.area_buckets(121, 512, 64, batch=64)
+    pictures = area_buckets(1, 256, 64, batch=512)
+    small = area_buckets(121, 256, 64, batch=128)
+    large = area_buckets(121, 512, 64, batch=64)
     chosen = {"image": pictures, "video": small, "target": large, "sft": large}[stage]
     steps = {"image": 100_000, "video": 200_000, "target": 200_000, "sft": 5000}[stage]
     rate = {"image": 1e-4, "video": 1e-4, "target": 5e-5, "sft": 1e-5}[stage]
     shares = (1.0,) * len(chosen)
     if stage in ("video", "target"):  # 15 % pictures
         side = {"video": 256, "target": 512}[stage]
-        more = common.area_buckets(1, side, 64, batch=512)
+        more = area_buckets(1, side, 64, batch=512)
         shares = (0.85 / len(chosen),) * len(chosen) + (0.15 / len(more),) * len(more)
         chosen = chosen + more
     config.data.buckets, config.data.bucket_weights = chosen, shares
-    common.long_run(config, steps=steps, lr=rate)
+    long_run(config, steps=steps, lr=rate)
     side = {"image": (1, 256, 256), "video": (121, 256, 256)}
     # 720x1280 is no multiple of 64 and the refiner doubles the base's size: 384x640 below 768x1280.
     config.sample.size = side[stage] if stage in side else (121, 384, 640)
@@ -166,5 +168,5 @@ def _demo(config, arg):
     config.sampler.steps = 20
     config.sampler.guidance.scales = (2.5,)
     config.sampler.guidance.drops = ((told,),)
-    common.generator_demo(config)
+    generator_demo(config)
     config.recipe = "fsvideo_dit demo"

@@ -11,9 +11,15 @@
 A stage starts from the workdir of the one before it: ``--config.train.init_from=runs/ivvae-paper``.
 """
 
-from configs import common
-from vidlatent.config import parse_arg
-from vidlatent.errors import VidlatentError
+from vidlatent.config import (
+    VidlatentError,
+    check_choice,
+    demo_on_samples,
+    get_defaults,
+    long_run,
+    name_suffix,
+    parse_arg,
+)
 
 
 def get_config(arg: str = ""):
@@ -24,30 +30,36 @@ def get_config(arg: str = ""):
         raise VidlatentError(
             f"config argument stage={arg.stage}: {arg.preset} has {', '.join(map(str, stages))}."
         )
-    if _form(arg).time == "none":
+    if arg.variant in ("image", "image_plain"):
         raise VidlatentError(f"config argument variant={arg.variant}: image VAEs are stage=1.")
-    suffix = common.suffix(arg, stage=2, variant="ivvae", width=64)
-    config = common.get_defaults("ivvae", arg.preset + suffix)
+    check_choice("variant", arg.variant, _IMAGE_VAE)
+    suffix = name_suffix(arg, stage=2, variant="ivvae", width=64)
+    config = get_defaults("ivvae", arg.preset + suffix)
     config.loss.l1 = 1.0
     config.recipe = _recipe(arg, arg.stage)
     (_demo if arg.preset == "demo" else _paper)(config, arg)
     return config
 
 
-def _form(arg):
-    from vidlatent.models.tokenizers.ivvae.variants import form_of
-
-    return form_of(arg.variant)
+# Image VAE that each variant is inflated from, by the recipe of its training: of one branch of
+# channels with attention after every block ("ivvae 1") or without ("plain"), or of all channels.
+_IMAGE_VAE = {
+    "ivvae": "ivvae 1",
+    "volumes": "ivvae 1",
+    "ktc": "ivvae plain 1",
+    "ktc_causal": "ivvae plain 1",
+    "volumes_plain": "ivvae plain 1",
+    "causal": "ivvae single 1",
+    "gcconv": "ivvae single 1",
+}
+_CAUSAL = ("causal", "ktc_causal")
 
 
 def _recipe(arg, stage):
-    """Variants have recipes of their own, and share the image VAE that they are inflated of."""
-    form = _form(arg)
-    if stage > 1:
-        return f"ivvae {stage}" if arg.variant == "ivvae" else f"ivvae {arg.variant} {stage}"
-    if form.rich:
-        return "ivvae 1"
-    return "ivvae plain 1" if form.branches == 2 else "ivvae single 1"
+    """Variants have recipes of their own, but share the image VAEs."""
+    if stage == 1:
+        return _IMAGE_VAE[arg.variant]
+    return f"ivvae {stage}" if arg.variant == "ivvae" else f"ivvae {arg.variant} {stage}"
 
 
 def _model(config, arg):
@@ -79,7 +91,9 @@ def _paper(config, arg):
     model.blocks = 2
     model.temporal_down = (1, 2)  # time halves after these levels
     model.remat = True
-    _released_scale(model)
+    size = (model.latent_channels, model.width)
+    if arg.variant == "ivvae" and size in _RELEASED:
+        model.latent_scale, model.latent_shift = _RELEASED[size]
     config.codec.groups = 1  # as the released code; at 720p a group is 1.9 GB a layer
     # Sizes, steps and order of the stages are second-hand; frames, batch, optimizer and EMA are
     # not stated.
@@ -92,10 +106,11 @@ def _paper(config, arg):
     config.data.buckets = buckets
     if arg.stage == 1:
         # An ordinary image VAE with the channels of one branch; the video model is inflated of it.
-        model.variant = "image" if _form(arg).rich else "image_plain"
-        model.latent_channels //= _form(arg).branches
+        image = _IMAGE_VAE[arg.variant]
+        model.variant = "image" if image == "ivvae 1" else "image_plain"
+        model.latent_channels //= 1 if image == "ivvae single 1" else 2
         model.temporal_down = ()
-    common.long_run(config, steps=steps, lr=5e-5 if arg.stage == 4 else 1e-4)
+    long_run(config, steps=steps, lr=5e-5 if arg.stage == 4 else 1e-4)
     # Equation 5, whose sums over 256x256 images are means here: all terms divided by 3 * 256^2.
     config.train.sample_latent = True
     config.loss.lpips_vgg = 1.0
@@ -104,7 +119,7 @@ def _paper(config, arg):
         # A stage goes on where the one before it ended, the video model from the image model.
         config.train.init_recipes = (_recipe(arg, arg.stage - 1),)
     if arg.stage == 2:
-        causal = _form(arg).time == "causal"
+        causal = arg.variant in _CAUSAL
         config.train.init_kind = "ivvae_image_causal" if causal else "ivvae_image"
     if arg.stage == 4:
         _discriminator(config)
@@ -122,14 +137,13 @@ def _discriminator(config):
     discriminator.optim.b1, discriminator.optim.b2 = 0.5, 0.9
 
 
-def _released_scale(model):
-    """What the released weights of this size were measured to need."""
-    from vidlatent.models.tokenizers.ivvae.names import RELEASED
-
-    released = RELEASED.get(f"ivvae_z{model.latent_channels}_dim{model.width}")
-    if released and model.variant == "ivvae":
-        model.latent_scale = released["latent_scale"]
-        model.latent_shift = released["latent_shift"]
+# Latent channels and width of the released weights -> scale and shift measured on their latents.
+_RELEASED = {
+    (4, 64): (1.3196, 0.1250),
+    (8, 64): (1.0940, -0.0322),
+    (16, 64): (0.9697, -0.1553),
+    (16, 96): (0.7619, -0.0483),
+}
 
 
 def _demo(config, arg):
@@ -144,7 +158,7 @@ def _demo(config, arg):
     model.temporal_down = (0, 1)
     model.pac_dilations = (0, 1, 3)
     model.up_form = "nearest"  # faster here, at so few channels
-    common.demo_on_samples(config, bucket=(9, 64, 64, 2), steps=300, lr=3e-3)
+    demo_on_samples(config, bucket=(9, 64, 64, 2), steps=300, lr=3e-3)
     if arg.stage == 4:
         config.train.sample_latent = True
         config.loss.kl = {"weight": 3e-6 * 16 / 192, "reduction": "mean"}

@@ -9,10 +9,14 @@
 Latents come from ``--mode=encode``: ``--config.data.path=<set>``.
 """
 
-from configs import common
-from vidlatent.config import parse_arg
-from vidlatent.errors import VidlatentError
-from vidlatent.registry import did_you_mean
+from vidlatent.config import (
+    check_choice,
+    generator_demo,
+    get_generator_defaults,
+    long_run,
+    noise_prediction,
+    parse_arg,
+)
 
 # Classes; steps after which gradients are clipped (Latte's code).
 _DATA = {"ucf101": (101, 100_000), "kinetics400": (400, 100_000), "sky": (0, 20_000)}
@@ -21,10 +25,8 @@ _DATA["faces"] = (0, 20_000)
 
 def get_config(arg: str = ""):
     arg = parse_arg(arg, presets=("demo", "paper"), data="ucf101", z=4)
-    if arg.data not in _DATA:
-        hint = did_you_mean(arg.data, _DATA)
-        raise VidlatentError(f"config argument data={arg.data} is unknown: {hint}")
-    config = common.get_generator_defaults("latte", arg.preset)
+    check_choice("data", arg.data, _DATA)
+    config = get_generator_defaults("latte", arg.preset)
     generator = config.generator
     generator.name = "latte"
     generator.patch = (1, 2, 2)
@@ -32,7 +34,7 @@ def get_config(arg: str = ""):
     generator.images_skip_time = True  # pictures pass the spatial blocks alone
     generator.eps = 1e-6
     generator.residual_dtype = "float32"
-    common.noise_prediction(config)  # Latte's
+    noise_prediction(config)  # Latte's
     {"demo": _demo, "paper": _paper}[arg.preset](config, arg)
     return config
 
@@ -59,7 +61,7 @@ def _paper(config, arg):
     config.sample.size = (17, 256, 256)
     config.sample.fps = 8.0
     # Rate stated; its schedule, decay, clipping and EMA are Latte's, the number of steps is open.
-    common.long_run(config, steps=300_000, lr=1e-4)
+    long_run(config, steps=300_000, lr=1e-4)
     config.optim.warmup_steps = 0
     config.optim.b2 = 0.999
     config.optim.weight_decay = 0.0
@@ -83,5 +85,5 @@ def _demo(config, arg):
     config.sampler.name, config.sampler.steps = "ddim", 25
     config.sampler.spacing = "trailing"
     config.sampler.guidance.scales = (2.5,)
-    common.generator_demo(config)
+    generator_demo(config)
     config.recipe = "latte demo"

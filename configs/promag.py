@@ -19,11 +19,17 @@ autoencoder's there; with ``--config.train.init_kind=promag_image`` a model with
 as that image autoencoder applied to every fourth frame.
 """
 
-from configs import common
-from vidlatent.config import parse_arg
-from vidlatent.errors import VidlatentError
+from vidlatent.config import (
+    VidlatentError,
+    demo_on_samples,
+    get_defaults,
+    long_run,
+    name_suffix,
+    parse_arg,
+)
 
 _STAGES = ("0", "I", "II", "III")
+_STAGE_FPS = (6.0, 12.0, 24.0)  # of the clips at 4x, 8x and 16x
 
 
 def get_config(arg: str = ""):
@@ -48,12 +54,12 @@ def get_config(arg: str = ""):
         )
     stage = "0" if arg.image else _STAGES[1 + arg.grow]
     suffix = "" if stage == "I" else f"-stage_{stage}"
-    suffix += common.suffix(arg, mode="full", k=4, z=16, join="", gan=False)
-    config = common.get_defaults(arg.model, arg.preset + suffix)
+    suffix += name_suffix(arg, mode="full", k=4, z=16, join="", gan=False)
+    config = get_defaults(arg.model, arg.preset + suffix)
     config.loss.l1 = 1.0
     _model(config, arg, extra=direct[arg.k])
     # Each stage sees the frame rate at which its key frames have the spacing of the stage before.
-    config.data.fps = _stage_fps()[max(arg.grow, direct[arg.k])]
+    config.data.fps = _STAGE_FPS[max(arg.grow, direct[arg.k])]
     config.optim.b2 = 0.99
     {"demo": _demo, "paper": _paper, "line": _line, "square": _square}[arg.preset](config, arg)
     _start(config, arg)
@@ -78,12 +84,6 @@ def _read_stage(arg):
         )
     arg.image = arg.stage == "0"
     arg.grow = max(0, _STAGES.index(arg.stage) - 1)
-
-
-def _stage_fps():
-    from vidlatent.models.tokenizers.promag.growth import STAGE_FPS
-
-    return STAGE_FPS
 
 
 def _stage(config, arg, stage):
@@ -139,10 +139,12 @@ def _demo_discriminator(config, arg):
 
 def _start(config, arg):
     """What a stage starts from and leaves alone."""
-    from vidlatent.models.tokenizers.promag.growth import frozen_pattern
-
     join = "none" if arg.image else config.model.first_frame_join
-    config.optim.freeze = frozen_pattern(arg.grow, join)
+    # Trained are the blocks of this growth and the 1x1x1 layers at the latent.
+    frozen = ["image"] if join != "none" else []
+    if arg.grow:
+        frozen += ["encoder", "decoder", *(f"grow{i}" for i in range(1, arg.grow))]
+    config.optim.freeze = f"({'|'.join(frozen)})/" if frozen else ""
     if arg.grow:
         config.train.init_kind = "grown"
     elif join != "none":
@@ -194,7 +196,7 @@ def _paper(config, arg):
     config.data.buckets = ((17, 256, 256, 32),)
     # A directly trained model gets as many steps as all of ProMAG's stages (not stated).
     direct_steps = {4: 300_000, 8: 400_000, 16: 500_000}
-    common.long_run(config, steps=100_000 if arg.grow else direct_steps[arg.k], lr=1e-4)
+    long_run(config, steps=100_000 if arg.grow else direct_steps[arg.k], lr=1e-4)
     # Warm-up, schedule, clipping and EMA are not stated.
     config.optim.warmup_steps = 1000
     config.checkpoint.keep_every = 50_000
@@ -210,7 +212,7 @@ def _demo(config, arg):
     model.temporal_down = (0, 1)
     model.blocks = model.grow_blocks = 1
     model.groups = 8
-    common.demo_on_samples(config, bucket=(17, 48, 48, 1), steps=300, lr=1e-3)
+    demo_on_samples(config, bucket=(17, 48, 48, 1), steps=300, lr=1e-3)
 
 
 def _line(config, arg):

@@ -16,9 +16,14 @@ with ``--config.encode.chunks=(17,4)`` (appendix D). A stage starts from the wor
 before it.
 """
 
-from configs import common
-from vidlatent.config import parse_arg
-from vidlatent.errors import VidlatentError
+from vidlatent.config import (
+    VidlatentError,
+    area_buckets,
+    generator_demo,
+    get_generator_defaults,
+    long_run,
+    parse_arg,
+)
 
 
 def get_config(arg: str = ""):
@@ -31,7 +36,7 @@ def get_config(arg: str = ""):
         )
     if arg.overlap not in (0, 4) or arg.places not in ("latent", "frame"):
         raise VidlatentError("configs/promag_dit.py: overlap is 0 or 4, places latent or frame.")
-    config = common.get_generator_defaults("promag_dit", arg.preset)
+    config = get_generator_defaults("promag_dit", arg.preset)
     generator = config.generator
     generator.name = "promag_dit"
     generator.patch = (1, 2, 2)
@@ -90,7 +95,7 @@ def _paper(config, arg):
 def _stage(config, arg):
     """Steps of the stages and their sizes are stated; batches, rate and the share of pictures are
     not. Figures say 192x360, the videos shown have 192x320, which 8 pixels a latent divide."""
-    pictures = common.area_buckets(1, 256, 32, batch=1024)
+    pictures = area_buckets(1, 256, 32, batch=1024)
     # 4 chunks of 17 frames, each coded by itself, neighbours sharing 4: 20, 12 or 8 latents; in
     # stage 3 as many as make about 40. The paper counts 68 and 340 frames: chunks that share none.
     count, step = 4 if arg.stage < 3 else {4: 8, 8: 13, 16: 20}[arg.k], 17 - arg.overlap
@@ -101,16 +106,16 @@ def _stage(config, arg):
             config.generator.time_places = (1 + 16 // arg.k, step, arg.k)
     if arg.stage == 1:
         config.data.buckets = pictures
-        common.long_run(config, steps=200_000, lr=1e-4)
+        long_run(config, steps=200_000, lr=1e-4)
         config.sample.size = (1, 256, 256)
         return
     if arg.stage == 2:  # 25 % pictures
         config.data.buckets = (*pictures, video)
         config.data.bucket_weights = (0.25 / len(pictures),) * len(pictures) + (0.75,)
-        common.long_run(config, steps=150_000, lr=1e-4)
+        long_run(config, steps=150_000, lr=1e-4)
     else:
         config.data.buckets = (video,)
-        common.long_run(config, steps=10_000, lr=1e-5)
+        long_run(config, steps=10_000, lr=1e-5)
     config.sample.size = video[:3]
     config.train.init_recipes = (f"promag_dit {arg.stage - 1}",)
 
@@ -129,5 +134,5 @@ def _demo(config, arg):
     config.conditions.drop = {"label": 0.1}
     config.sampler.steps = 25
     config.sampler.guidance.scales = (2.5,)
-    common.generator_demo(config)
+    generator_demo(config)
     config.recipe = "promag_dit demo"

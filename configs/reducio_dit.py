@@ -13,9 +13,14 @@ the content frame and its image latents; for stage 3 with ``--config.data.bucket
 stage starts from the workdir of the one before it.
 """
 
-from configs import common
-from vidlatent.config import parse_arg
-from vidlatent.errors import VidlatentError
+from vidlatent.config import (
+    VidlatentError,
+    generator_demo,
+    get_generator_defaults,
+    long_run,
+    noise_prediction,
+    parse_arg,
+)
 
 # Heights and widths of stage 3 (released code); those of tall clips are the same turned round, but
 # for one that the code leaves out.
@@ -34,7 +39,7 @@ def get_config(arg: str = ""):
     arg = parse_arg(arg, presets=("demo", "paper"), stage=1, attention="joint")
     if arg.stage not in (1, 2, 3):
         raise VidlatentError(f"config argument stage={arg.stage}: use 1, 2 or 3.")
-    config = common.get_generator_defaults("reducio_dit", arg.preset)
+    config = get_generator_defaults("reducio_dit", arg.preset)
     generator = config.generator
     generator.name = "reducio_dit"
     generator.latent_channels = 16
@@ -48,7 +53,7 @@ def get_config(arg: str = ""):
     generator.eps = 1e-6
     generator.residual_dtype = "float32"
     # The objective is noise prediction; schedule and learned variance are PixArt's.
-    common.noise_prediction(config)
+    noise_prediction(config)
     # Text and image are dropped independently, each with 0.1 (released code): both are missing in
     # 1 % only, which ``conditions.joint`` can raise.
     # Not stated: PixArt's solver.
@@ -87,7 +92,7 @@ def _paper(config, arg):
         config.data.buckets = tuple((16, *size, batch) for size in _sizes())
         config.data.bucket_rule = "inward"  # released code; its clips are scaled to cover and cut
     # Steps are not stated; rate, decay, clipping, warm-up and EMA are PixArt's.
-    common.long_run(config, steps=100_000, lr=2e-5)
+    long_run(config, steps=100_000, lr=2e-5)
     config.optim.warmup_steps = 1000
     config.optim.b2, config.optim.eps = 0.999, 1e-10
     config.optim.weight_decay, config.optim.clip_norm = 0.03, 0.01
@@ -121,7 +126,7 @@ def _demo(config, arg):
     config.conditions.drop = {"label": 0.1, "content": 0.1}
     config.sampler.guidance.scales = (2.5,)
     config.sampler.guidance.drops = (("label", "content"),)
-    common.generator_demo(config)
+    generator_demo(config)
     config.data.buckets = ((16, 32, 32, 32),)
     config.sample.size = (16, 32, 32)
     config.recipe = "reducio_dit demo"

@@ -8,16 +8,15 @@
 ``demo,discriminator=true``     the demo with the recipe's discriminator, small, from step 100
 """
 
-from configs import common
-from vidlatent.config import parse_arg
+from vidlatent.config import demo_on_samples, get_defaults, long_run, name_suffix, parse_arg
 
 
 def get_config(arg: str = ""):
     arg = parse_arg(
         arg, presets=("demo", "paper"), time=0, space=0, content="middle", discriminator=False
     )
-    suffix = common.suffix(arg, time=0, space=0, content="middle", discriminator=False)
-    config = common.get_defaults("reducio_vae", arg.preset + suffix)
+    suffix = name_suffix(arg, time=0, space=0, content="middle", discriminator=False)
+    config = get_defaults("reducio_vae", arg.preset + suffix)
     config.loss.l1 = 1.0
     config.train.sample_latent = True
     config.recipe = "reducio_vae"
@@ -78,7 +77,7 @@ def _paper(config, arg):
     config.data.buckets = ((16, 256, 256, 32 if model.time_factor == 4 else 24),)
     # Learning rate and batch are the paper's; the released config has 2e-5 and 16. Its decay to a
     # hundredth over a million steps ends where the schedule here does.
-    common.long_run(config, steps=1_000_000, lr=4e-5)
+    long_run(config, steps=1_000_000, lr=4e-5)
     config.optim.warmup_steps = 0
     config.optim.schedule = "linear"
     config.optim.final_lr_share = 0.01
@@ -123,4 +122,4 @@ def _demo(config, arg):
     model.fuse = (-1, 1, -1)
     model.groups = 8
     model.residual_scale = 0.0  # a block starts as its shortcut, which trains faster
-    common.demo_on_samples(config, bucket=(16, 64, 64, 2), steps=300, lr=3e-3)
+    demo_on_samples(config, bucket=(16, 64, 64, 2), steps=300, lr=3e-3)

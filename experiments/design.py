@@ -15,8 +15,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.common import get_defaults
 from vidlatent import config as configs
+from vidlatent.config import get_defaults
 from vidlatent.errors import VidlatentError
 
 __all__ = ["FIXED", "Arm", "Difference", "Experiment", "Run", "Setting"]

@@ -3,14 +3,13 @@
 The tokenizer is one whose workdir ``tests.train.generators.tokenizer_run`` makes.
 """
 
-from configs import fsvideo_dit
-from vidlatent.config import parse_arg
+from vidlatent.config import load_base, parse_arg
 
 
 def get_config(arg: str = ""):
     arg = parse_arg(arg, presets=("videos", "latents"), first=False, text=False)
     flags = (f"{name}={'true' if arg[name] else 'false'}" for name in ("first", "text"))
-    config = fsvideo_dit.get_config(",".join(("demo", *flags)))
+    config = load_base("fsvideo_dit:" + ",".join(("demo", *flags)))
     config.name, config.preset = "tiny_generator", arg.preset
     generator = config.generator
     generator.latent_channels = 4

@@ -1,12 +1,19 @@
 """Configs: presets, overrides, and what a mistake says."""
 
+import ast
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from ml_collections import ConfigDict
 
 from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
+from vidlatent.models.pretrained import NETWORKS
+from vidlatent.models.tokenizers.ivvae.names import RELEASED
+from vidlatent.models.tokenizers.promag.growth import STAGE_FPS, frozen_pattern
 
 
 def test_demo_is_the_default_preset():
@@ -24,9 +31,9 @@ def test_name_alone_finds_the_shipped_config(tmp_path, monkeypatch):
 def test_own_config_file_builds_on_the_shipped_defaults(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from configs import fsae\n"
+        "from vidlatent.config import load_base\n"
         "def get_config(arg=''):\n"
-        "    config = fsae.get_config(arg)\n"
+        "    config = load_base('fsae:' + arg)\n"
         "    config.name = 'mine'\n"
         "    return config\n"
     )
@@ -98,6 +105,60 @@ def test_read_fills_in_keys_that_an_older_run_did_not_have(tmp_path):
     del stored["data"]["prefetch"], stored["mesh"]
     (tmp_path / "config.json").write_text(json.dumps(stored))
     assert configs.read(tmp_path).to_dict() == config.to_dict()
+
+
+def test_pretrained_networks_have_a_key_each():
+    assert set(configs.get_defaults("x", "y").networks) == set(NETWORKS.names())
+
+
+def test_configs_know_the_released_scales_and_the_growth_of_the_models():
+    for name, fields in RELEASED.items():
+        z, width = fields["latent_channels"], fields["width"]
+        model = configs.load(f"ivvae:z{z},width={width}").model
+        assert {key: model[key] for key in fields} == fields, name
+    for grow, fps in enumerate(STAGE_FPS):
+        for join in ("feature", "none"):
+            config = configs.load(f"promag:paper,grow={grow},join={join}")
+            assert config.data.fps == fps
+            assert config.optim.freeze == frozen_pattern(grow, join)
+
+
+def test_shipped_configs_import_the_config_package_alone():
+    for path in configs.shipped_configs().glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert not node.names, f"{path.name} imports {node.names[0].name}"
+            if isinstance(node, ast.ImportFrom):
+                assert node.module == "vidlatent.config", f"{path.name} imports {node.module}"
+
+
+_ORDERS = {
+    "ours first": "config.load('fsae'); import configs.base; from configs import base",
+    "theirs first": "import configs.base; config.load('fsae')",
+    "in a config": "config.load('mine.py'); import configs.base; config.load('fsae')",
+}
+
+
+@pytest.mark.parametrize("order", _ORDERS)
+def test_a_package_of_the_users_may_be_called_configs(tmp_path, order):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "__init__.py").write_text("")
+    (tmp_path / "configs" / "base.py").write_text("STEPS = 7\n")
+    (tmp_path / "mine.py").write_text(
+        "from configs import base\nfrom vidlatent.config import load_base\n\n\n"
+        "def get_config(arg=''):\n    config = load_base('fsae:demo')\n"
+        "    config.train.steps = base.STEPS\n    return config\n"
+    )
+    program = f"from vidlatent import config; {_ORDERS[order]}; assert configs.base.STEPS == 7"
+    root = str(configs.shipped_configs().parent)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(("", root))},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_read_without_a_run(tmp_path):

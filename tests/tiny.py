@@ -1,12 +1,11 @@
 """A config so small that training it to the end takes seconds; ``:workers``, ``:discriminator``."""
 
-from configs import fsae
-from vidlatent.config import parse_arg
+from vidlatent.config import load_base, parse_arg
 
 
 def get_config(arg: str = ""):
     arg = parse_arg(arg, presets=("tiny", "workers", "discriminator"))
-    config = fsae.get_config("demo")
+    config = load_base("fsae:demo")
     config.name, config.preset = "tiny", arg.preset
     model = config.model
     model.encoder_widths = model.decoder_widths = (8, 16, 16)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.common import get_defaults
 from tests.helpers.tiny_tokenizers import QUICK, clip, tokenizer
 from vidlatent.codec import reconstruct as jobs
 from vidlatent.codec.codec import Codec
 from vidlatent.codec.options import Coding
+from vidlatent.config import get_defaults
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels, to_pixels
 from vidlatent.models.tokenizers.chunks import (

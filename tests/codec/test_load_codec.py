@@ -61,8 +61,8 @@ def test_weights_under_a_config(made, tmp_path):
     file = tmp_path / "narrow.py"
     lines = [f"    config.model.{key} = {config.model[key]!r}" for key in ("width", "multipliers")]
     file.write_text(
-        "from configs import ivvae\n\n\ndef get_config(arg=''):\n"
-        "    config = ivvae.get_config(arg)\n" + "\n".join(lines) + "\n    return config\n"
+        "from vidlatent.config import load_base\n\n\ndef get_config(arg=''):\n"
+        "    config = load_base('ivvae:' + arg)\n" + "\n".join(lines) + "\n    return config\n"
     )
     source = tmp_path / "clip.mp4"
     write_video(source, clip(6, 16, 16), 8.0)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.common import get_defaults
 from tests.helpers.tiny_tokenizers import QUICK, clip, tokenizer
+from vidlatent.config import get_defaults
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.protocols import run as protocols_run
 from vidlatent.evaluate.protocols.definitions import PROTOCOLS, Measure, Protocol

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.common import get_defaults
 from tests.helpers.tiny_tokenizers import MODELS, QUICK, tokenizer
 from vidlatent.codec.codec import Codec
 from vidlatent.codec.preview import Preview
+from vidlatent.config import get_defaults
 from vidlatent.convert.run import _write_workdir
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate import tokenizer as evaluate

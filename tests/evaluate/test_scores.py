@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.common import get_defaults
 from tests.evaluate.test_tokenizer import Stub
 from tests.helpers.tiny_tokenizers import QUICK
+from vidlatent.config import get_defaults
 from vidlatent.data.index import Clip
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.scores import make_scores, networks_of

@@ -62,7 +62,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Coding:
-    """The keys of ``config.codec`` (``configs/common.py`` says what they mean).
+    """The keys of ``config.codec`` (``config/defaults/codec.py`` says what they mean).
 
     A key that has no part in what the others choose is refused, and so is a way of cutting that
     the model does not have.

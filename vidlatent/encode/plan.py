@@ -32,7 +32,7 @@ _SHARD_BYTES = 128 << 20  # what a restart has to do again, at most
 
 @dataclasses.dataclass(frozen=True)
 class EncodeOptions:
-    """The keys of ``config.encode`` (``configs/common.py`` says what they mean), checked."""
+    """The keys of ``config.encode`` (``config/defaults/encode.py`` explains them), checked."""
 
     windows: str
     stride: int

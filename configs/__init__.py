@@ -1,1 +1,0 @@
-"""Configs shipped with vidlatent; each file has ``get_config(arg)``."""

@@ -1,0 +1,73 @@
+"""The default value of every config key, and what the key means: one file a section.
+
+A config starts from ``get_defaults`` (a tokenizer's) or ``get_generator_defaults`` and changes what
+differs. Code has no defaults of its own: a key that is not here, and that no config adds to
+``config.model`` or ``config.generator``, does not exist.
+"""
+
+from ml_collections import ConfigDict
+
+from vidlatent.config.defaults.bench import get_bench
+from vidlatent.config.defaults.checkpoint import get_checkpoint
+from vidlatent.config.defaults.codec import get_codec
+from vidlatent.config.defaults.conditions import get_conditions
+from vidlatent.config.defaults.data import get_data
+from vidlatent.config.defaults.diffusion import get_diffusion
+from vidlatent.config.defaults.discriminator import get_discriminator
+from vidlatent.config.defaults.encode import get_encode
+from vidlatent.config.defaults.eval import get_eval
+from vidlatent.config.defaults.kernels import get_kernels
+from vidlatent.config.defaults.loss import get_loss
+from vidlatent.config.defaults.mesh import get_mesh
+from vidlatent.config.defaults.model import get_generator, get_model
+from vidlatent.config.defaults.networks import get_networks
+from vidlatent.config.defaults.optim import get_optim
+from vidlatent.config.defaults.plan import get_plan
+from vidlatent.config.defaults.precision import get_precision
+from vidlatent.config.defaults.sample import get_sample
+from vidlatent.config.defaults.sampler import get_sampler
+from vidlatent.config.defaults.tokenizer import get_tokenizer
+from vidlatent.config.defaults.train import get_train
+
+__all__ = ["get_defaults", "get_generator_defaults"]
+
+
+def get_defaults(name: str, preset: str) -> ConfigDict:
+    """The keys of a tokenizer's config; ``model`` and ``loss`` are still empty."""
+    config = ConfigDict()
+    config.name = name  # system; with the preset it names the default workdir
+    config.preset = preset
+    config.recipe = ""  # training stage, such as "fsae 1"; the next stage asks for it
+    config.seed = 0  # of the initial parameters, the noise and the order of the data
+    config.model = get_model()
+    config.loss = get_loss()
+    config.discriminator = get_discriminator()
+    config.networks = get_networks()
+    config.data = get_data()
+    config.optim = get_optim()
+    config.optim.accumulate = 1  # micro-batches whose gradients are summed into one step
+    config.optim.ema_decay = 0.999  # of the averaged parameters, which are evaluated and served
+    config.precision = get_precision()
+    config.kernels = get_kernels()
+    config.mesh = get_mesh()
+    config.train = get_train()
+    config.checkpoint = get_checkpoint()
+    config.codec = get_codec()
+    config.encode = get_encode()
+    config.eval = get_eval()
+    config.plan = get_plan()
+    config.bench = get_bench()
+    config.generator = get_generator()
+    config.tokenizer = get_tokenizer()
+    config.diffusion = get_diffusion()
+    config.conditions = get_conditions()
+    config.sampler = get_sampler()
+    config.sample = get_sample()
+    return config
+
+
+def get_generator_defaults(name: str, preset: str) -> ConfigDict:
+    """The keys of a generator's config; its best checkpoint is the one with the lowest loss."""
+    config = get_defaults(name, preset)
+    config.checkpoint.best_metric, config.checkpoint.best_mode = "loss", "min"
+    return config

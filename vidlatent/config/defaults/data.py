@@ -1,0 +1,56 @@
+"""``config.data``: where clips come from and how they become batches."""
+
+from ml_collections import ConfigDict
+
+
+def get_data() -> ConfigDict:
+    data = ConfigDict()
+    data.source = "folder"  # folder | samples | tfds | synthetic | latents
+    data.path = ""  # folder of videos and images, the TFDS data_dir, or a latent data set
+    data.tfds_name = ""  # of the TFDS data set
+    data.tfds_field = "video"  # field that holds an encoded video or image
+    data.tfds_label = ""  # field that holds the class
+    data.tfds_caption = ""  # field that holds a caption
+    # Classes of a folder's clips: those in captions.jsonl, or with "folders" the first sub-folder
+    data.labels = ""
+    data.buckets = ()  # ((frames, height, width, global batch size), ...)
+    # Of a clip: nearest aspect ratio | inward: the next one towards the square (Reducio's code)
+    data.bucket_rule = "nearest"
+    # Share of each bucket; empty: every clip length alike, and within it by the number of clips
+    data.bucket_weights = ()
+    data.fps = 0.0  # target frame rate; 0: each file's own
+    # random | centre | resized: a random half or more of the frame, stretched by at most 4/3
+    data.crop = "random"
+    # area: averages when shrinking, bicubic when enlarging | bilinear: antialiased, as torchvision
+    data.resize = "area"
+    data.flip = True  # mirror half of the training clips
+    data.validation_share = 0.1  # of the files, chosen by a hash of their name
+    data.validation_clips = 64  # windows scored, at most, for each clip length
+    data.num_workers = 0  # processes that decode; 0: threads of this process
+    data.read_threads = 2  # of each process
+    data.prefetch = 4  # batches decoded ahead
+    data.memory_mb = 256  # data sets that fit at bucket size are decoded once and kept; 0: never
+    data.decode_timeout_s = 20.0  # longest time for one window
+    data.max_pixels = 4096 * 4096  # of one frame
+    data.bad_clip_budget = 0.05  # share of unreadable clips at which the run stops and lists them
+    data.bad_clip_window = 1000  # number of latest clips which that share is taken of
+    data.index_cache = ""  # file that remembers what was found in the clips; empty: in the workdir
+    data.verify = "auto"  # before the run: header | decode (each clip whole) | auto
+    data.synthetic = get_synthetic()
+    return data
+
+
+def get_synthetic() -> ConfigDict:
+    """Clips drawn by a renderer, for ``data.source=synthetic``."""
+    synthetic = ConfigDict()
+    synthetic.clips = 512
+    synthetic.frames = 33
+    synthetic.height = 96
+    synthetic.width = 96
+    synthetic.shapes = 5  # moving shapes in a scene, at most
+    synthetic.fps = 24.0
+    # scenes: camera and shapes | paths: speeds in pixels a frame | shapes: one with a label
+    synthetic.kind = "scenes"
+    synthetic.speed = 0.25  # of paths, pixels a frame
+    synthetic.turns = 0.0  # of paths, abrupt turns of a shape a frame; 0: smooth
+    return synthetic

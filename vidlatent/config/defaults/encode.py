@@ -1,0 +1,28 @@
+"""``config.encode``: how --mode=encode turns ``config.data`` into a latent data set."""
+
+from ml_collections import ConfigDict
+
+
+def get_encode() -> ConfigDict:
+    encode = ConfigDict()
+    # Windows of each clip, for each number of frames among the buckets: one (the middle) | all
+    encode.windows = "one"
+    encode.stride = 0  # frames from window to window; 0: as many as the longest bucket has
+    encode.dtype = "float16"  # float16 | bfloat16 | float32; the header states the error
+    encode.draws = 0  # draws from the posterior stored of each window; 0: its mean
+    # (frames, overlap_frames) of the chunks that a window is cut into along time, such as (17, 4);
+    # each is coded by itself. Empty: windows are coded whole. A single frame is coded as a picture
+    encode.chunks = ()
+    encode.shards = 0  # files; 0: as many as give about 128 MiB each
+    encode.text = ""  # store encoded captions as this system reads them: wan | reducio | promag
+    encode.text_network = ""  # of config.networks; empty: the system's own
+    encode.tokenizer = ""  # the network's tokenizer.json; "words": hashed words, for stand-ins
+    encode.image = ""  # store tokens of a frame, made by this one of config.networks
+    # Store the latent of the content frame (where there is none, of frame 0), made by: sd_vae
+    encode.content = ""
+    encode.content_draw = True  # a draw from the posterior, as in Reducio's code; False: the mean
+    encode.pictures = 4  # windows decoded into contact_sheet.png; 0: none
+    # Several commands share the shards, each with an index of its own; count 0: as JAX's processes
+    encode.process_index = 0
+    encode.process_count = 0
+    return encode

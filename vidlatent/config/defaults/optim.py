@@ -1,0 +1,24 @@
+"""``config.optim`` and ``config.discriminator.optim``: AdamW and its learning rate."""
+
+from ml_collections import ConfigDict
+
+
+def get_optim() -> ConfigDict:
+    optim = ConfigDict()
+    optim.lr = 1e-4  # peak learning rate
+    optim.schedule = "cosine"  # after the warm-up: cosine | constant | linear (to zero)
+    optim.final_lr_share = 0.0  # share of the peak rate that is left at the last step
+    optim.warmup_steps = 0  # steps of linear growth from zero to the peak
+    # (step, factor) points of a further factor on the rate, with straight lines between them
+    optim.ramp = ()
+    optim.b1 = 0.9  # decay of AdamW's mean of the gradients
+    optim.b2 = 0.95  # decay of AdamW's mean of their squares
+    optim.eps = 1e-8  # added to AdamW's denominator
+    optim.weight_decay = 1e-4  # on kernels only, never on norms and biases
+    optim.clip_norm = 1.0  # largest global norm of the gradients; 0: no clipping
+    optim.clip_after = 0  # number of steps without clipping at the start
+    # (path expression, factor of the rate) pairs; the first whose expression matches counts
+    optim.lr_factors = ()
+    optim.no_decay = ""  # path expression of parameters without weight decay, such as router_
+    optim.freeze = ""  # path expression of parameters that are not trained, such as encoder/
+    return optim

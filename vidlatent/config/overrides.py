@@ -1,0 +1,70 @@
+"""Keys set on the command line, checked against the type of the value that stands there."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vidlatent.errors import VidlatentError
+from vidlatent.registry import did_you_mean
+
+__all__ = ["apply_overrides", "coerce", "to_tuples"]
+
+
+def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
+    """Set ``config.a.b`` from text, checked against the type of the present value."""
+    for dotted, text in overrides.items():
+        *parents, leaf = dotted.split(".")
+        node = config
+        for depth, name in enumerate(parents):
+            node = _child(node, name, ".".join(parents[:depth]))
+            if not isinstance(node, ConfigDict):
+                raise VidlatentError(
+                    f"--config.{dotted}: {name!r} is a value, not a group of keys."
+                )
+        present = _child(node, leaf, ".".join(parents))
+        if isinstance(present, ConfigDict):
+            keys = ", ".join(sorted(present.keys()))
+            raise VidlatentError(f"--config.{dotted} is a group of keys ({keys}): set one of them.")
+        node[leaf] = coerce(f"--config.{dotted}", text, present)
+
+
+def _child(node: ConfigDict, name: str, where: str) -> Any:
+    if name not in node:
+        place = f"config.{where}" if where else "config"
+        raise VidlatentError(f"{place} has no key {name!r}: {did_you_mean(name, node.keys())}")
+    return node[name]
+
+
+def coerce(what: str, text: str, present: Any) -> Any:
+    """``text`` as a value of the type of ``present``; ``what`` names it in the error."""
+    kind = type(present)
+    if kind is str:
+        return text
+    if kind is bool:
+        lowered = text.lower()
+        if lowered in ("true", "false", "1", "0"):
+            return lowered in ("true", "1")
+        raise VidlatentError(f"{what}={text}: expected true or false.")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is tuple and isinstance(value, (list, tuple)):
+        value = to_tuples(value)
+    if type(value) is not kind:
+        raise VidlatentError(
+            f"{what}={text}: expected {kind.__name__} as in {present!r}, "
+            f"got {type(value).__name__}."
+        )
+    return value
+
+
+def to_tuples(value: Any) -> Any:
+    """Lists, and lists in them, as tuples: JSON has lists, configs have tuples."""
+    return tuple(map(to_tuples, value)) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,75 @@
+"""What several configs share: the demos, long runs, and DDPM's noise prediction."""
+
+from ml_collections import ConfigDict
+
+__all__ = ["area_buckets", "demo_on_samples", "generator_demo", "long_run", "noise_prediction"]
+
+
+def demo_on_samples(config: ConfigDict, bucket: tuple, steps: int, lr: float) -> None:
+    """A tokenizer's demo: minutes on the sample clips, with a report every 100 steps."""
+    config.data.source = "samples"
+    config.data.buckets = (bucket,)
+    config.data.validation_clips = 16
+    config.train.steps = steps
+    config.train.log_every = 20
+    config.optim.lr = lr
+    config.optim.warmup_steps = 20
+    config.optim.ema_decay = 0.98
+    config.checkpoint.every = 100
+    config.eval.every = 100
+
+
+def long_run(config: ConfigDict, steps: int, lr: float) -> None:
+    """Presets of published sizes; the papers leave most of these values open."""
+    config.data.num_workers = 8
+    config.train.steps = steps
+    config.train.log_every = 50
+    config.optim.lr = lr
+    config.optim.schedule = "constant"
+    config.optim.warmup_steps = 2000
+    config.checkpoint.every = 2000
+    config.eval.every = 5000
+
+
+def generator_demo(config: ConfigDict) -> None:
+    """A generator's demo: minutes on latents of labelled shapes, 9 frames of 32 x 32."""
+    config.data.source = "latents"
+    config.data.buckets = ((9, 32, 32, 32),)
+    config.data.validation_clips = 96
+    config.train.steps = 1200
+    config.train.log_every = 50
+    config.optim.lr = 1e-3
+    config.optim.warmup_steps = 50
+    config.optim.weight_decay = 0.01
+    config.optim.ema_decay = 0.99
+    config.checkpoint.every = 300
+    config.eval.every = 300
+    config.sample.size = (9, 32, 32)
+    config.sample.fps = 8.0
+    config.sample.batch = 16
+
+
+def noise_prediction(config: ConfigDict) -> None:
+    """DDPM of 1000 steps, betas 1e-4 to 0.02, noise and a learned range of the variance (IDDPM)."""
+    schedule = config.diffusion.schedule
+    schedule.name, schedule.steps = "linear", 1000
+    schedule.start, schedule.end = 1e-4, 0.02
+    schedule.prediction, schedule.variance = "epsilon", "learned_range"
+
+
+def area_buckets(
+    frames: int, side: int, multiple: int, batch: int
+) -> tuple[tuple[int, int, int, int], ...]:
+    """Buckets of about ``side * side`` pixels.
+
+    Sides are multiples of ``multiple``, one at most twice the other; areas are 0.8 to 1.25 times
+    that of the square.
+    """
+    most = 2 * side // multiple
+    sizes = [(h * multiple, w * multiple) for h in range(1, most) for w in range(1, most)]
+    kept = [
+        (height, width)
+        for height, width in sizes
+        if 0.8 <= height * width / side**2 <= 1.25 and 0.5 <= height / width <= 2
+    ]
+    return tuple((frames, height, width, batch) for height, width in kept)
