@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from docs import make_configs
 from vidlatent import config as configs
 from vidlatent.main import split_overrides
 
@@ -110,6 +111,12 @@ def check_job(page: Path, words: list[str]) -> None:
             except configs.VidlatentError as error:
                 reason = error
         raise AssertionError(f"{page.name}: {words}: {reason}")
+
+
+def test_config_keys_are_up_to_date():
+    page = make_configs.make_page()
+    assert page == make_configs.PAGE.read_text(), "run python -m docs.make_configs"
+    assert "|  |" not in page, "a key has no comment beside its default"
 
 
 def test_pages_are_linked():

@@ -36,7 +36,7 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     """The keys of a tokenizer's config; ``model`` and ``loss`` are still empty."""
     config = ConfigDict()
     config.name = name  # system; with the preset it names the default workdir
-    config.preset = preset
+    config.preset = preset  # variant of the system that the config file was asked for
     config.recipe = ""  # training stage, such as "fsae 1"; the next stage asks for it
     config.seed = 0  # of the initial parameters, the noise and the order of the data
     config.model = get_model()

@@ -43,12 +43,12 @@ def get_data() -> ConfigDict:
 def get_synthetic() -> ConfigDict:
     """Clips drawn by a renderer, for ``data.source=synthetic``."""
     synthetic = ConfigDict()
-    synthetic.clips = 512
-    synthetic.frames = 33
-    synthetic.height = 96
-    synthetic.width = 96
+    synthetic.clips = 512  # clips in the set
+    synthetic.frames = 33  # of each clip
+    synthetic.height = 96  # of a frame in pixels
+    synthetic.width = 96  # of a frame in pixels
     synthetic.shapes = 5  # moving shapes in a scene, at most
-    synthetic.fps = 24.0
+    synthetic.fps = 24.0  # frames a second
     # scenes: camera and shapes | paths: speeds in pixels a frame | shapes: one with a label
     synthetic.kind = "scenes"
     synthetic.speed = 0.25  # of paths, pixels a frame

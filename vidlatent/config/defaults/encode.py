@@ -22,7 +22,6 @@ def get_encode() -> ConfigDict:
     encode.content = ""
     encode.content_draw = True  # a draw from the posterior, as in Reducio's code; False: the mean
     encode.pictures = 4  # windows decoded into contact_sheet.png; 0: none
-    # Several commands share the shards, each with an index of its own; count 0: as JAX's processes
-    encode.process_index = 0
-    encode.process_count = 0
+    encode.process_index = 0  # of this command, where several share the shards
+    encode.process_count = 0  # commands that share the shards; 0: as many as JAX's processes
     return encode
