@@ -35,7 +35,7 @@ from vidlatent.errors import VidlatentError  # noqa: E402
 from vidlatent.kernels.dispatch import prefer  # noqa: E402
 from vidlatent.parallel.mesh import make_mesh  # noqa: E402
 from vidlatent.plan.hardware import HARDWARE, parse_topology  # noqa: E402
-from vidlatent.plan.topology import devices_of  # noqa: E402
+from vidlatent.plan.topology import get_devices  # noqa: E402
 from vidlatent.report.tables import markdown_table  # noqa: E402
 
 _SMALLEST = {"v5p": "v5p:1x1x1", "v5e": "v5e:1x1", "v6e": "v6e:1x1"}
@@ -181,7 +181,7 @@ def main() -> None:
     for chip, row in _missing(options, chips, path):
         mesh = make_mesh(
             {"data": 1, "fsdp": 1, "context": 1, "tensor": 1},
-            devices_of(parse_topology(_SMALLEST[chip]))[:1],
+            get_devices(parse_topology(_SMALLEST[chip]))[:1],
         )
         figures = estimate(row, mesh)
         add(path, name_of(chip, row), figures)

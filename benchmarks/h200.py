@@ -37,7 +37,7 @@ from benchmarks.h200_layers import convolutions, elementwise, mixtures
 from benchmarks.h200_networks import decoding, evaluations
 from benchmarks.h200_report import page, predicted, remark, rounded, totals
 from benchmarks.h200_rows import HALF, Row, attentions, ceilings, products
-from vidlatent.bench.device import device_peaks, peak_memory, program_memory, timed
+from vidlatent.bench.device import measure_peaks, read_peak_memory, read_program_memory, time_runs
 from vidlatent.errors import VidlatentError
 from vidlatent.parallel.compilation import keep_compiled
 
@@ -132,14 +132,14 @@ def timed_case(row: Row, runs: int, repeats: int) -> dict[str, Any]:
             program(*case.arguments)
         return program(*case.arguments)
 
-    times = timed(burst, 2, repeats)
+    times = time_runs(burst, 2, repeats)
     out = program(*case.arguments)
     if case.keep is not None:
         case.keep(out)
     found = {
         "seconds": times.median / runs,
         "spread": times.to_json()["spread"],
-        "memory": program_memory(program),
+        "memory": read_program_memory(program),
         "compile": compiled,
     }
     return found | (_error(out, case.reference) if case.reference is not None else {})
@@ -234,7 +234,7 @@ def measure_all(run: Run, wanted: Sequence[str], minutes: float) -> None:
             print(json.dumps(run.result["rows"][-1]), flush=True)
             run.write()
         gc.collect()  # parameters, before the next section makes its own
-        memory, of = peak_memory()
+        memory, of = read_peak_memory()
         run.result["sections"][name] = {
             "seconds": rounded(time.monotonic() - started),
             "most GB so far": rounded(memory / 1e9),
@@ -256,7 +256,7 @@ def begun(options: argparse.Namespace) -> Run:
       VidlatentError: that one was of another size or device.
     """
     output = Path(options.output)
-    peaks = device_peaks(HALF)
+    peaks = measure_peaks(HALF)
     result: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,

@@ -23,7 +23,7 @@ import jax
 from vidlatent.config import load
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.plan.build import build_program
-from vidlatent.plan.costs import compile_program, costs
+from vidlatent.plan.costs import compile_program, read_costs
 from vidlatent.report.tables import markdown_table
 
 __all__ = ["PROGRAMS", "differences", "figures", "other_jax", "stored"]
@@ -68,7 +68,7 @@ def figures(name: str) -> dict[str, float]:
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     program = build_program(config, what, mesh, bucket)
     traced, executable, _ = compile_program(program, mesh)
-    found = costs(program, traced, executable, 1)
+    found = read_costs(program, traced, executable, 1)
     return {
         "flops": found["flops"]["program"],
         "bytes": found["bytes"]["program"],

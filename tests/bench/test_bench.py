@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vidlatent.bench.device import Times, device_peaks, peak_memory, timed
+from vidlatent.bench.device import Times, measure_peaks, read_peak_memory, time_runs
 from vidlatent.bench.run import bench, measure, measure_loop
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.sharding import path_name
-from vidlatent.plan.build import build_program, programs_of
-from vidlatent.plan.costs import trace
+from vidlatent.plan.build import build_program, list_programs
+from vidlatent.plan.costs import trace_program
 from vidlatent.plan.flops import count_flops
 
 HERE = Path(__file__).parent
@@ -27,7 +27,7 @@ EIGHT = {"data.buckets": "((5, 16, 16, 8),)"}  # a batch for eight devices
 
 def test_times_leave_out_the_warmup():
     seen = []
-    times = timed(lambda number: seen.append(number) or jnp.zeros(()), warmup=2, repeats=3)
+    times = time_runs(lambda number: seen.append(number) or jnp.zeros(()), warmup=2, repeats=3)
     assert seen == [0, 1, 2, 3, 4] and len(times.seconds) == 3
     numbers = Times([1.0, 2.0, 3.0, 4.0, 100.0]).to_json()
     assert numbers["median_s"] == 3.0 and numbers["least_s"] == 1.0 and numbers["most_s"] == 100.0
@@ -35,9 +35,9 @@ def test_times_leave_out_the_warmup():
 
 
 def test_this_device_can_multiply_and_copy():
-    peaks = device_peaks(jnp.float32, repeats=2)
+    peaks = measure_peaks(jnp.float32, repeats=2)
     assert 1e8 < peaks["flops"] < 1e16 and 1e7 < peaks["bandwidth"] < 1e14
-    memory, of = peak_memory()
+    memory, of = read_peak_memory()
     assert memory > 2**20 and of in ("device", "process")
 
 
@@ -75,7 +75,7 @@ def test_a_generator_is_measured_by_the_loop_and_by_the_evaluation(tmp_path, cap
     Parameters are as sampling holds them: large kernels in the type of products, or in 8 bits.
     """
     keys = {"plan.tokenizer": MICRO, "sampler.fp8": "true", "precision.compute": "bfloat16"}
-    assert programs_of(load(GENERATOR)) == ("train", "sample", "nfe")
+    assert list_programs(load(GENERATOR)) == ("train", "sample", "nfe")
     found = benched(GENERATOR, tmp_path, **keys, **{"bench.what": "('nfe',)"})["programs"]["nfe"]
     assert found["about"].startswith(
         "one evaluation for 3 clips 3x8x8, latents 3x8x8x4, 2 branches"
@@ -94,7 +94,7 @@ def test_a_generator_is_measured_by_the_loop_and_by_the_evaluation(tmp_path, cap
     islands = ("blocks/modulation", "time_projection/kernel", "router_2/kernel", "head/kernel")
     assert {plain[name] for name in islands} == {jnp.dtype(jnp.float32)}
     once = found["tflop_of_a_device"] * jax.device_count() * 1e12
-    steps = count_flops(trace(loop, mesh).jaxpr) / once
+    steps = count_flops(trace_program(loop, mesh).jaxpr) / once
     assert 4 < steps < 4.4
     lines = capsys.readouterr().out.splitlines()
     assert any("of matmul" in line and "TFLOP/s" in line for line in lines)

@@ -5,7 +5,7 @@ import dataclasses
 from benchmarks.plans import CASES, command
 from benchmarks.plans_page import page
 from vidlatent.config import load
-from vidlatent.plan.build import programs_of
+from vidlatent.plan.build import list_programs
 from vidlatent.plan.hardware import GIB, parse_topology
 
 MEMORY = {
@@ -50,7 +50,7 @@ def test_every_case_is_a_program_of_a_preset():
     for case in CASES:
         config = load(case.config, {key: str(value) for key, value in case.keys.items()})
         devices = parse_topology(case.topology).devices
-        assert config.plan.what in programs_of(config) and config.plan.what != "encode"
+        assert config.plan.what in list_programs(config) and config.plan.what != "encode"
         if config.plan.what != "train":
             continue
         # Every bucket's batch spreads over what the mesh leaves to it.

@@ -157,12 +157,12 @@ def main() -> None:
     """
     from vidlatent.parallel.mesh import make_mesh
     from vidlatent.plan.hardware import parse_topology
-    from vidlatent.plan.topology import devices_of
+    from vidlatent.plan.topology import get_devices
 
     for count, sizes in (*((1, sizes) for sizes in PUBLISHED), (8, PUBLISHED[0])):
         ways = 2 if count == 8 else 1
         axes = {"data": ways, "fsdp": 1, "context": ways, "tensor": ways}
-        mesh = make_mesh(axes, devices_of(parse_topology(f"h200:{count}")))
+        mesh = make_mesh(axes, get_devices(parse_topology(f"h200:{count}")))
         spec = jax.sharding.PartitionSpec("data", "context", "tensor")
         where = jax.sharding.NamedSharding(mesh, spec)
         given = (jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where) for a in shapes(*sizes))

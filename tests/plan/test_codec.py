@@ -10,11 +10,11 @@ import pytest
 from vidlatent.config import load
 from vidlatent.models.load import model_of
 from vidlatent.parallel.mesh import make_mesh
-from vidlatent.plan.codec import decoding
+from vidlatent.plan.codec import build_decode
 from vidlatent.plan.hardware import HARDWARE, parse_topology
 from vidlatent.plan.run import make_plan
-from vidlatent.plan.search import changes
-from vidlatent.plan.topology import devices_of
+from vidlatent.plan.search import propose_changes
+from vidlatent.plan.topology import get_devices
 
 TINY = str(Path(__file__).parent.parent / "tiny.py")
 WINDOWS = {"model.decoder_time": "centred", "codec.window_latents": "2"}
@@ -24,7 +24,7 @@ def planned(what, bucket, **keys):
     keys = {key.replace("__", "."): value for key, value in keys.items()}
     keys |= {"plan.what": what, "plan.bucket": str(bucket)}
     where = parse_topology("cpu:1")
-    return make_plan(load(TINY, keys), where, devices_of(where))
+    return make_plan(load(TINY, keys), where, get_devices(where))
 
 
 @pytest.mark.parametrize("what", ["encode", "decode"])
@@ -49,7 +49,7 @@ def values(program, seed=0):
 
 def test_a_window_is_decoded_with_what_lies_around_it():
     config = load(TINY, WINDOWS)
-    program = decoding(config, one_device(config), (13, 16, 16, 1))
+    program = build_decode(config, one_device(config), (13, 16, 16, 1))
     assert program.frames == 13 and program.carries is None
     assert program.about == "a window of 13 frames and those around it, 4 latents of 16x16"
     params, latent, condition = values(program)
@@ -64,7 +64,7 @@ def test_a_window_is_decoded_with_what_lies_around_it():
 def test_of_tiles_the_outer_stages_of_one_are_planned():
     keys = {"codec.space": "tiles", "codec.tile_pixels": "16"}
     config = load(TINY, WINDOWS | keys)
-    program = decoding(config, one_device(config), (13, 64, 64, 1))
+    program = build_decode(config, one_device(config), (13, 64, 64, 1))
     assert program.about.startswith("outer stages of one of 16 tiles, ")
     assert program.frames == 13 / 16
     video = jax.eval_shape(program.function, *program.arguments)
@@ -85,14 +85,14 @@ def test_frames_that_do_not_fit_are_cut_up(monkeypatch):
 def test_only_what_is_not_named_is_tried():
     one = dict.fromkeys(("data", "fsdp", "context", "tensor"), 1)
     size = (5, 512, 512, 1)
-    sides = [keys["codec.tile_pixels"] for keys in changes(load(TINY), "decode", one, size)]
+    sides = [keys["codec.tile_pixels"] for keys in propose_changes(load(TINY), "decode", one, size)]
     assert sides == [384, 256, 192, 128]
     named = load(TINY, {"codec.space": "whole"})
-    assert list(changes(named, "decode", one, size)) == []
+    assert list(propose_changes(named, "decode", one, size)) == []
     reducio = load("configs/reducio_vae.py")
-    (keys,) = changes(reducio, "encode", one, (16, 512, 512, 1))
+    (keys,) = propose_changes(reducio, "encode", one, (16, 512, 512, 1))
     assert keys == {"codec.space": "tiles"}
-    program = decoding(
+    program = build_decode(
         load("configs/reducio_vae.py", {"codec.space": "tiles"}),
         one_device(reducio),
         (16, 512, 512, 1),

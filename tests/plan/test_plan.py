@@ -18,14 +18,14 @@ from vidlatent.config import load
 from vidlatent.errors import VidlatentError
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.sharding import replicated
-from vidlatent.plan.costs import compile_program, costs, roofline
+from vidlatent.plan.costs import compile_program, compute_roofline, read_costs
 from vidlatent.plan.flops import count_flops
 from vidlatent.plan.hardware import GIB, HARDWARE, parse_topology
 from vidlatent.plan.program import Program
-from vidlatent.plan.report import report
+from vidlatent.plan.report import format_plan
 from vidlatent.plan.run import make_plan
-from vidlatent.plan.search import changed, changes
-from vidlatent.plan.topology import devices_of, has_devices
+from vidlatent.plan.search import override_keys, propose_changes
+from vidlatent.plan.topology import get_devices, has_devices
 from vidlatent.train.program import placed
 
 ROOT = Path(__file__).parent.parent.parent
@@ -37,7 +37,7 @@ GENERATOR = str(ROOT / "tests" / "generator_tiny.py") + ":latents,first=true"
 def planned(topology, config=MICRO, **keys):
     config = load(config, {key.replace("__", "."): str(value) for key, value in keys.items()})
     where = parse_topology(topology)
-    return make_plan(config, where, devices_of(where))
+    return make_plan(config, where, get_devices(where))
 
 
 def test_topologies():
@@ -105,10 +105,10 @@ def test_a_bound_by_each_resource():
         "bytes": {"program": 2765e9 / 2},
         "collectives": [{"sent": 600e9 / 4}],
     }
-    line = roofline(found, HARDWARE["v5p"], 459e12 / 2)
+    line = compute_roofline(found, HARDWARE["v5p"], 459e12 / 2)
     assert (line["compute"], line["memory"], line["interconnect"]) == (1.0, 0.5, 0.25)
     assert line["bound"] == "compute" and line["mfu_at_most"] == 0.5
-    assert roofline(found, HARDWARE["cpu"], 1.0) is None
+    assert compute_roofline(found, HARDWARE["cpu"], 1.0) is None
 
 
 def test_figures_below_zero_are_unknown():
@@ -123,7 +123,7 @@ def test_figures_below_zero_are_unknown():
         as_text=compiled.as_text,
         cost_analysis=lambda: told,
     )
-    found = costs(program, traced, stand_in, 1)
+    found = read_costs(program, traced, stand_in, 1)
     assert found["flops"]["compiler"] is None and found["compiler_seconds"] is None
     assert found["bytes"]["compiler"] == 7.0 and found["parameters"] == 9
 
@@ -131,7 +131,7 @@ def test_figures_below_zero_are_unknown():
 def test_changes_go_from_small_to_large():
     config = load(TINY)
     mesh = {"data": 1, "fsdp": 4, "context": 1, "tensor": 1}
-    found = list(changes(config, "train", mesh, (9, 64, 64, 16)))
+    found = list(propose_changes(config, "train", mesh, (9, 64, 64, 16)))
     assert found[:3] == [
         {"model.remat": True},
         {"model.remat": True, "optim.accumulate": 2},
@@ -141,13 +141,15 @@ def test_changes_go_from_small_to_large():
     assert found[3] == {"model.remat": True, **spread}
     assert found[4] == {"model.remat": True, **spread, "optim.accumulate": 8}
     # A batch of 2 cannot be spread over 4 devices: that comes first, and alone.
-    assert next(changes(config, "train", mesh, (9, 64, 64, 2))) == spread
+    assert next(propose_changes(config, "train", mesh, (9, 64, 64, 2))) == spread
     generator = load(GENERATOR.replace("latents", "videos"), {"generator.stack": "scanned"})
     again = {"generator.remat": True, "generator.stack": "recomputed"}
-    others = list(changes(generator, "train", mesh, (9, 64, 64, 4)))
+    others = list(propose_changes(generator, "train", mesh, (9, 64, 64, 4)))
     assert others[0] == again and {"mesh.tensor", "mesh.context"} <= {k for c in others for k in c}
-    assert [set(c) for c in changes(config, "decode", mesh, (9, 64, 64, 1))] == [set(spread)] * 2
-    assert changed(config, found[0]).model.remat and not config.model.remat
+    assert [set(c) for c in propose_changes(config, "decode", mesh, (9, 64, 64, 1))] == [
+        set(spread)
+    ] * 2
+    assert override_keys(config, found[0]).model.remat and not config.model.remat
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +174,7 @@ def test_a_step_on_eight_devices(on_eight):
 
 
 def test_the_report_names_what_takes_memory(on_eight):
-    text = report(on_eight)
+    text = format_plan(on_eight)
     for part in ("optimizer", "all-reduce", "GB to and from memory", "nothing was run", "It fits"):
         assert part in text
 
@@ -190,7 +192,7 @@ def test_what_does_not_fit_is_made_to_fit_by_the_smallest_change(monkeypatch):
     assert last["fits"] and last["needed"] <= room
     assert set(last["overrides"]) == {"optim.accumulate"}
     assert last["overrides"]["optim.accumulate"] > 2
-    text = report(result)
+    text = format_plan(result)
     assert "smallest change found: --config.optim.accumulate=" in text and "as it is" in text
 
 
@@ -204,7 +206,7 @@ def test_a_batch_that_does_not_spread_gets_more_devices_to_a_clip():
 def test_nothing_helps_a_device_without_memory():
     result = planned("cpu:1", plan__memory_gib=1e-6, plan__tries=0)
     assert [row["fits"] for row in result["attempts"]] == [False]
-    assert "It does not fit" in report(result)
+    assert "It does not fit" in format_plan(result)
 
 
 def test_a_generator_is_planned_without_its_latents():

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Times", "device_peaks", "peak_memory", "program_memory", "timed"]
+__all__ = ["Times", "measure_peaks", "read_peak_memory", "read_program_memory", "time_runs"]
 
 
 class Times:
@@ -41,7 +41,7 @@ class Times:
         }
 
 
-def timed(run: Callable[[int], Any], warmup: int, repeats: int) -> Times:
+def time_runs(run: Callable[[int], Any], warmup: int, repeats: int) -> Times:
     """Time ``run(number)``, whose result is waited for, after ``warmup`` runs that do not count."""
     seconds = []
     for number in range(warmup + max(2, repeats)):
@@ -51,7 +51,7 @@ def timed(run: Callable[[int], Any], warmup: int, repeats: int) -> Times:
     return Times(seconds[warmup:])
 
 
-def device_peaks(dtype: Any, repeats: int = 5) -> dict[str, float]:
+def measure_peaks(dtype: Any, repeats: int = 5) -> dict[str, float]:
     """``flops`` of a square matrix product in ``dtype`` and ``bandwidth`` of a copy, a second.
 
     The best of ``repeats`` runs on one device: what a program can be held against, which data
@@ -66,15 +66,15 @@ def device_peaks(dtype: Any, repeats: int = 5) -> dict[str, float]:
 
     product = jax.jit(lambda x: x @ x)
     copy = jax.jit(lambda x: x + 1)
-    products = timed(lambda _: product(square), 2, repeats)
-    copies = timed(lambda _: copy(row), 2, repeats)
+    products = time_runs(lambda _: product(square), 2, repeats)
+    copies = time_runs(lambda _: copy(row), 2, repeats)
     return {
         "flops": 2 * side**3 / min(products.seconds),
         "bandwidth": 2 * row.nbytes / min(copies.seconds),
     }
 
 
-def peak_memory() -> tuple[int, str]:
+def read_peak_memory() -> tuple[int, str]:
     """Most bytes held so far, and of what: of a device where it keeps count, else of the process.
 
     It is the most since the process began.
@@ -86,7 +86,7 @@ def peak_memory() -> tuple[int, str]:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process"
 
 
-def program_memory(compiled: Any) -> int:
+def read_program_memory(compiled: Any) -> int:
     """Bytes that a compiled program holds at once on a device, as the compiler allocated them.
 
     Arguments, results that do not take an argument's place, temporaries and code.

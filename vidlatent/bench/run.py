@@ -24,17 +24,17 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vidlatent.bench.device import device_peaks, peak_memory, program_memory, timed
+from vidlatent.bench.device import measure_peaks, read_peak_memory, read_program_memory, time_runs
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import compute_dtype
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main
-from vidlatent.plan.build import bucket_of, build_program, programs_of
-from vidlatent.plan.costs import model_flops, trace
+from vidlatent.plan.build import build_program, choose_bucket, list_programs
+from vidlatent.plan.costs import count_model_flops, trace_program
 from vidlatent.plan.hardware import GIB
 from vidlatent.plan.hlo import parse
 from vidlatent.plan.program import Program
-from vidlatent.plan.search import changed
+from vidlatent.plan.search import override_keys
 from vidlatent.report.tables import markdown_table
 from vidlatent.report.writers import read_metrics
 from vidlatent.train.loop import train
@@ -49,10 +49,10 @@ def bench(config: ConfigDict, workdir: Path, output: str) -> int:
 
     The file is ``output``, by default ``<workdir>/bench.json``. Returns the exit status.
     """
-    bucket = bucket_of(config, config.bench.bucket)
+    bucket = choose_bucket(config, config.bench.bucket)
     mesh = mesh_for_batches(config.mesh, [bucket])
     dtype = jnp.dtype(compute_dtype(config))
-    peaks = device_peaks(dtype)
+    peaks = measure_peaks(dtype)
     device = jax.devices()[0]
     result: dict[str, Any] = {
         "config": config.name,
@@ -64,7 +64,7 @@ def bench(config: ConfigDict, workdir: Path, output: str) -> int:
         "peaks": peaks,
         "programs": {},
     }
-    for what in config.bench.what or programs_of(config):
+    for what in config.bench.what or list_programs(config):
         logging.info("measuring %s", what)
         if what == "loop":
             result["loop"] = measure_loop(config)
@@ -89,7 +89,7 @@ def measure(
 
     options = config.bench
     program = build(config)
-    flops = model_flops(config, build, trace(program, mesh), mesh)
+    flops = count_model_flops(config, build, trace_program(program, mesh), mesh)
     with jax.set_mesh(mesh):
         compiled, seconds = _compile_twice(program)
         batches = [_arguments(program, number) for number in range(max(1, options.inputs))]
@@ -103,8 +103,8 @@ def measure(
                 held[argument] = results[result]
             return results
 
-        times = timed(run, options.warmup, options.repeats)
-    memory, of = peak_memory()
+        times = time_runs(run, options.warmup, options.repeats)
+    memory, of = read_peak_memory()
     rate = flops / times.median
     traffic = parse(compiled.as_text()).traffic() / times.median
     return {
@@ -119,7 +119,7 @@ def measure(
         "compile": seconds,
         "peak_memory": memory,
         "peak_memory_of": of,
-        "program_memory": program_memory(compiled),
+        "program_memory": read_program_memory(compiled),
     }
 
 
@@ -211,7 +211,7 @@ def measure_loop(config: ConfigDict) -> dict[str, Any]:
         )
     short = {"train.steps": steps, "eval.every": 0, "checkpoint.every": 0}
     with tempfile.TemporaryDirectory() as folder:
-        train(changed(config, short), Path(folder))
+        train(override_keys(config, short), Path(folder))
         curves = read_metrics(Path(folder) / "metrics.jsonl")
     found = {}
     for name in _OF_LOOP:

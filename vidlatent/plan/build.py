@@ -1,6 +1,7 @@
 """The programs that a config's jobs run, with abstract arguments.
 
-Each is built as its job builds it, but for values: arguments are shapes, dtypes and shardings.
+Each is built by the code that its job uses, so that the plan is about the same program. Only the
+values are missing: arguments are shapes, dtypes and shardings.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from vidlatent.models.pretrained import network_shapes
 from vidlatent.parallel.sharding import batch_sharding, replicated
 from vidlatent.plan import codec as plan_codec
 from vidlatent.plan import generators as plan_generators
-from vidlatent.plan.program import Program, check_batch, sized
+from vidlatent.plan.program import Program, check_batch, format_size
 from vidlatent.registry import did_you_mean
 from vidlatent.train.loss_terms import Objective
 from vidlatent.train.program import abstract_state, jit_train_step, placed
 from vidlatent.train.state import random_key
 from vidlatent.train.tasks.tokenizer import make_step
 
-__all__ = ["PROGRAMS", "bucket_of", "build_program", "programs_of"]
+__all__ = ["PROGRAMS", "build_program", "choose_bucket", "list_programs"]
 
 
-def bucket_of(config: ConfigDict, chosen: Sequence[int]) -> tuple[int, int, int, int]:
-    """``chosen``, or of ``config.data.buckets`` the one with the most pixels a batch."""
+def choose_bucket(config: ConfigDict, chosen: Sequence[int]) -> tuple[int, int, int, int]:
+    """``chosen`` if given, else the bucket of ``config.data.buckets`` with most pixels a batch."""
     if chosen:
         if len(chosen) != 4:
             raise VidlatentError(
@@ -46,40 +47,41 @@ def bucket_of(config: ConfigDict, chosen: Sequence[int]) -> tuple[int, int, int,
 
 
 def build_program(config: ConfigDict, what: str, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
-    """The program of a job, to be traced with ``mesh`` set.
+    """The program of a job. Trace it with ``mesh`` set; do not set it while building.
 
-    It is built without: a topology's devices cannot even make a random key.
+    Building runs small computations such as making a random key, and devices that a topology only
+    describes cannot run any.
 
     Args:
-      config: of the run; ``config.precision.compute`` names a type.
+      config: of the run; ``config.precision.compute`` is a type, not ``auto``.
       what: one of ``PROGRAMS``.
-      mesh: of real devices or of a topology's.
+      mesh: of real devices, or of the devices that a topology describes.
       bucket: frames, height, width, global batch.
 
     Raises:
-      DoesNotFit: the batch does not spread over the mesh.
-      VidlatentError: an unknown program, or a size that the model does not take.
+      DoesNotFit: the mesh cannot divide the batch.
+      VidlatentError: an unknown program, or a size that the model does not accept.
     """
     if what not in PROGRAMS:
         raise VidlatentError(f"no program {what!r} to plan: {did_you_mean(what, PROGRAMS)}")
-    if what not in programs_of(config):
+    if what not in list_programs(config):
         raise VidlatentError(
-            f"{what!r} is no program of {config.name}, a {_kind(config)}: choose one of "
-            f"{', '.join(programs_of(config))}."
+            f"{what!r} is not a program of {config.name}, a {_model_kind(config)}: choose one of "
+            f"{', '.join(list_programs(config))}."
         )
-    return PROGRAMS[what][_kind(config)](config, mesh, bucket)
+    return PROGRAMS[what][_model_kind(config)](config, mesh, bucket)
 
 
-def programs_of(config: ConfigDict) -> tuple[str, ...]:
-    """Names of the programs that a config's model has."""
-    return tuple(name for name, kinds in PROGRAMS.items() if _kind(config) in kinds)
+def list_programs(config: ConfigDict) -> tuple[str, ...]:
+    """Names of the programs that the config's kind of model has."""
+    return tuple(name for name, kinds in PROGRAMS.items() if _model_kind(config) in kinds)
 
 
-def _kind(config: ConfigDict) -> str:
+def _model_kind(config: ConfigDict) -> str:
     return "generator" if config.generator else "tokenizer"
 
 
-def _train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
+def _build_tokenizer_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
     model = model_of(config)
     model.latent_spec.check_video(*bucket[:3])
     *size, batch = bucket
@@ -103,7 +105,7 @@ def _train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
     }
     return Program(
         "train",
-        f"step of a batch of {batch} clips {sized(size)}",
+        f"step of a batch of {batch} clips {format_size(size)}",
         jit_train_step(step, state, mesh),
         (state, placed(arrays, batch_sharding(mesh)), networks),
         parts,
@@ -113,11 +115,11 @@ def _train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
     )
 
 
-# What there is to plan, for each kind of model.
+# Program name -> kind of model -> the function that builds it.
 PROGRAMS = {
-    "train": {"tokenizer": _train, "generator": plan_generators.training},
-    "encode": {"tokenizer": plan_codec.encoding},
-    "decode": {"tokenizer": plan_codec.decoding},
-    "sample": {"generator": plan_generators.sampling},
-    "nfe": {"generator": plan_generators.evaluation},
+    "train": {"tokenizer": _build_tokenizer_train, "generator": plan_generators.build_train},
+    "encode": {"tokenizer": plan_codec.build_encode},
+    "decode": {"tokenizer": plan_codec.build_decode},
+    "sample": {"generator": plan_generators.build_sample},
+    "nfe": {"generator": plan_generators.build_nfe},
 }

@@ -1,4 +1,4 @@
-"""What the codec runs on a clip, as programs: a piece of a stream, a window, or a tile of one."""
+"""The codec's programs with abstract arguments: a piece of a stream, a window, or one tile."""
 
 from __future__ import annotations
 
@@ -18,45 +18,48 @@ from vidlatent.codec.programs import PartSteps, Steps, TiledSteps
 from vidlatent.models.load import abstract_params, model_of, smallest_video
 from vidlatent.models.tokenizers.fsvideo import patches
 from vidlatent.parallel.sharding import ACTIVATION_AXES, replicated, shardings
-from vidlatent.plan.program import Program, sized
+from vidlatent.plan.program import Program, format_size
 from vidlatent.train.program import placed
 from vidlatent.train.state import random_key
 
-__all__ = ["decoding", "encoding"]
+__all__ = ["build_decode", "build_encode"]
 
 
-def encoding(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
-    """Pixels of a clip, or of a later piece of it, to its latent."""
+def build_encode(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
+    """Encode a clip, or a later piece of it where clips are streamed."""
     codec = _Codec(config, mesh, bucket)
     first, later = codec.pieces()
     arguments = (codec.params, codec.pixels(first), None)
     if later:
         _, cache = jax.eval_shape(codec.encode, *arguments)
-        arguments = (codec.params, codec.pixels(later), _spread(mesh, cache))
+        arguments = (codec.params, codec.pixels(later), _shard_height(mesh, cache))
     run = _Run(later or first, bool(later))
     return codec.program("encode", jax.jit(codec.encode, donate_argnums=2), arguments, run)
 
 
-def decoding(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
-    """A latent, or a later piece of it, to pixels; of a decoder that looks ahead, a window."""
+def build_decode(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
+    """Decode a latent, or a later piece of it; for a decoder that looks ahead, a window."""
     codec = _Codec(config, mesh, bucket)
     if codec.windows:
-        return _window(codec)
+        return _build_window(codec)
     first, later = codec.pieces()
     latent = codec.latent(first)
-    arguments = (codec.params, _whole(mesh, latent), codec.condition(first, True), None)
+    arguments = (codec.params, _replicate(mesh, latent), codec.condition(first, True), None)
     if later:
         _, cache = jax.eval_shape(codec.decode, *arguments)
         shape = (1, later // codec.spec.t, *latent.shape[2:])
         piece = jax.ShapeDtypeStruct(shape, latent.dtype)
         seen = codec.condition(later, False)
-        arguments = (codec.params, _whole(mesh, piece), seen, _spread(mesh, cache))
+        arguments = (codec.params, _replicate(mesh, piece), seen, _shard_height(mesh, cache))
     run = _Run(later or first, bool(later))
     return codec.program("decode", jax.jit(codec.decode, donate_argnums=3), arguments, run)
 
 
-def _window(codec: _Codec) -> Program:
-    """The first window of a clip; with tiles the outer stages of one, where the work is."""
+def _build_window(codec: _Codec) -> Program:
+    """Decode the first window of a clip; with tiles, the outer stages of one tile.
+
+    Those are nearly all of the work: the inner stages run once a window at low resolution.
+    """
     model, mesh = codec.model, codec.mesh
     stage = patches.outer_stage(model)
     before, after, inner = patches.window_margins(model)
@@ -76,9 +79,9 @@ def _window(codec: _Codec) -> Program:
             size = (count, *x.shape[2:4])
             return patches.decode_part(model, params, x, stage, size, (0, 0, 0), condition)
 
-        arguments = (codec.params, _whole(mesh, latent), condition)
+        arguments = (codec.params, _replicate(mesh, latent), condition)
         about = f"a window of {made} frames and those around it, {count} latents of"
-        run = _Run(made, words=f"{about} {sized(codec.size[1:])}")
+        run = _Run(made, words=f"{about} {format_size(codec.size[1:])}")
         return codec.program("decode", jax.jit(whole), arguments, run)
 
     x = jax.eval_shape(
@@ -93,9 +96,9 @@ def _window(codec: _Codec) -> Program:
         return patches.decode_part(model, params, x, stage, size, tuple(start), condition)
 
     start = jax.ShapeDtypeStruct((3,), jnp.int32)
-    arguments = (codec.params, _whole(mesh, x), condition, _whole(mesh, start))
+    arguments = (codec.params, _replicate(mesh, x), condition, _replicate(mesh, start))
     number = len(rows[1]) * len(columns[1])
-    pixels = sized(2**stage * side for side in size[1:])
+    pixels = format_size(2**stage * side for side in size[1:])
     about = f"outer stages of one of {number} tiles, {pixels} with margins, of a window of {made}"
     run = _Run(made / number, words=f"{about} frames and those around it, {count} latents")
     return codec.program("decode", jax.jit(tile), arguments, run)
@@ -103,12 +106,12 @@ def _window(codec: _Codec) -> Program:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What one run turns over.
+    """What one call processes.
 
     Attributes:
-      frames: of video, in parts where frames are cut up.
-      streamed: it goes on from a cache.
-      words: for a report; by default made of the sizes.
+      frames: of video; for one of several tiles, its share of them.
+      streamed: it continues from the cache of the piece before.
+      words: line for the report; by default made from the sizes.
     """
 
     frames: float
@@ -126,9 +129,9 @@ class _Codec:
         self.seed = config.seed
         self.plan = Coding.of(config.codec.to_dict()).plan(self.model, mesh.size)
         self.model, self.steps, self.tiles = self.plan.model, self.plan.steps, 1
-        if isinstance(self.steps, AutoSteps):  # whole frames, until they prove too large
+        if isinstance(self.steps, AutoSteps):  # begins with whole frames; tiles are tried later
             self.steps = Steps(self.model)
-        if isinstance(self.steps, TiledSteps):  # they are called one by one
+        if isinstance(self.steps, TiledSteps):  # one program, called once a tile
             self._take_tile(self.steps)
         self.windows = self.plan.time == "windows"
         params = abstract_params(self.model)
@@ -143,7 +146,7 @@ class _Codec:
             self.tiles = -(-height // core) * -(-width // core)
 
     def pieces(self) -> tuple[int, int]:
-        """Frames of a first piece, and of a later one (0 if there is none)."""
+        """Frames of the first piece and of every later one; 0 if there is no later one."""
         rule, frames = self.spec.rule, self.size[0]
         if self.plan.chunks:
             return min(frames, self.plan.chunks[0]), 0
@@ -153,19 +156,19 @@ class _Codec:
 
     def pixels(self, frames: int) -> Any:
         shape = jax.ShapeDtypeStruct((1, frames, *self.size[1:], 3), jnp.uint8)
-        return _whole(self.mesh, shape)
+        return _replicate(self.mesh, shape)
 
     def latent(self, frames: int) -> Any:
         return jax.eval_shape(self.encode, self.params, self.pixels(frames), None)[0]
 
     def condition(self, frames: int, first: bool) -> Any:
-        """What the decoder looks at for a piece of so many frames."""
+        """The condition that the decoder reads for a piece of ``frames`` frames, or None."""
         kind = self.steps.content
         if kind == "none" or (kind == "first" and not first):
             return None
         count = frames // self.spec.rule.step if kind == "clip" else 1
         pixels = jax.ShapeDtypeStruct((count, *self.size[1:], 3), jnp.uint8)
-        return _spread(self.mesh, jax.eval_shape(self.steps.look, self.params, pixels))
+        return _shard_height(self.mesh, jax.eval_shape(self.steps.look, self.params, pixels))
 
     def encode(self, params: Any, pixels: Any, cache: Any) -> Any:
         return self.steps.encode(params, pixels, cache, None, 0)
@@ -174,7 +177,7 @@ class _Codec:
         return self.steps.decode(params, latent, condition, cache)
 
     def program(self, name: str, function: Any, arguments: tuple[Any, ...], run: _Run) -> Program:
-        """Caches are the last argument of what is streamed."""
+        """The program; where clips are streamed, the cache is the last argument."""
         what = "a later piece of a clip" if run.streamed else "a clip"
         if self.tiles > 1:
             what = f"one of {self.tiles} tiles of {what}"
@@ -188,7 +191,7 @@ class _Codec:
             parts["caches"] = arguments[-1]
         return Program(
             name,
-            run.words or f"{what}, {sized((run.frames, *self.size[1:]))}",
+            run.words or f"{what}, {format_size((run.frames, *self.size[1:]))}",
             function,
             arguments,
             parts,
@@ -198,12 +201,12 @@ class _Codec:
         )
 
 
-def _whole(mesh: Mesh, leaf: Any) -> Any:
+def _replicate(mesh: Mesh, leaf: Any) -> Any:
     return placed(leaf, replicated(mesh))
 
 
-def _spread(mesh: Mesh, tree: Any) -> Any:
-    """Activations ``[B, T, H, W, C]`` or ``[B, H, W, C]`` kept between pieces, by height."""
+def _shard_height(mesh: Mesh, tree: Any) -> Any:
+    """Shard cached activations ``[B, T, H, W, C]`` or ``[B, H, W, C]`` by height if it divides."""
     axes = ACTIVATION_AXES["height"]
     ways = math.prod(mesh.shape[axis] for axis in axes)
 

@@ -1,8 +1,8 @@
-"""What a program costs on a device: memory, operations, traffic, and the time they take at best.
+"""What a program costs on a device: memory, operations, memory traffic, and the least time.
 
-Everything is an estimate made without running anything: bytes as the compiler allocated them,
-operations as the program has them, collectives as the compiled text names them. Times are bounds:
-each resource at its peak, and the slowest of them alone.
+Nothing is run. Bytes are those that the compiler allocated, operations are counted in the traced
+program, collectives and traffic in the text of the compiled one. Times are lower bounds: each
+resource works at its peak rate, and the slowest of them decides.
 """
 
 from __future__ import annotations
@@ -24,8 +24,16 @@ from vidlatent.plan.hardware import Hardware
 from vidlatent.plan.hlo import parse
 from vidlatent.plan.program import DoesNotFit, Program
 
-__all__ = ["bytes_on_a_device", "compile_program", "costs", "model_flops", "roofline", "trace"]
+__all__ = [
+    "compile_program",
+    "compute_roofline",
+    "count_device_bytes",
+    "count_model_flops",
+    "read_costs",
+    "trace_program",
+]
 
+# Compile fast, run slowly: for programs that are only looked at.
 _QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -33,14 +41,15 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 def compile_program(
     program: Program, mesh: Mesh, effort: float = 0.0
 ) -> tuple[Any, Any, dict[str, float]]:
-    """``(traced, compiled, seconds)`` of tracing, lowering and compiling for a mesh.
+    """Trace, lower and compile for a mesh; returns ``(traced, compiled, seconds)``.
 
-    For CPUs machine code is made without care: what is read off is settled before.
+    For CPUs the last optimisations are skipped: what is read from the program is decided earlier.
 
     Args:
       program: with abstract arguments.
-      mesh: of real devices or of a topology's.
-      effort: that the compiler spends on the speed of machine code, from -1; 0 is its own.
+      mesh: of real devices, or of the devices that a topology describes.
+      effort: XLA's ``exec_time_optimization_effort``: below 0 (to -1) it spends less time on fast
+        code; 0 is its default.
 
     Raises:
       DoesNotFit: the compiler ran out of the device's memory.
@@ -49,7 +58,7 @@ def compile_program(
     if mesh.devices.flat[0].platform == "cpu":
         options = _QUICK
     begin = time.perf_counter()
-    traced = trace(program, mesh)
+    traced = trace_program(program, mesh)
     at_traced = time.perf_counter()
     try:
         with jax.set_mesh(mesh):
@@ -59,7 +68,7 @@ def compile_program(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFit(_first_lines(str(error)), _asked_for(str(error))) from error
+        raise DoesNotFit(_first_lines(str(error)), _parse_requested_bytes(str(error))) from error
     done = time.perf_counter()
     seconds = {
         "trace": at_traced - begin,
@@ -69,11 +78,11 @@ def compile_program(
     return traced, compiled, seconds
 
 
-def trace(program: Program, mesh: Mesh) -> Any:
-    """The program with its operations, ``jaxpr``, before any compiler.
+def trace_program(program: Program, mesh: Mesh) -> Any:
+    """Trace the program; the result's ``jaxpr`` has its operations before compilation.
 
     Raises:
-      VidlatentError: attention on GPUs is cuDNN's, and it is not installed.
+      VidlatentError: it uses cuDNN's attention, and cuDNN is not installed.
     """
     try:
         with jax.set_mesh(mesh):
@@ -82,7 +91,7 @@ def trace(program: Program, mesh: Mesh) -> Any:
         if "cuDNN not found" not in str(error):
             raise
         raise VidlatentError(
-            "attention on a GPU is cuDNN's, which planning needs too: pip install "
+            "attention on a GPU uses cuDNN, which planning needs too: pip install "
             "nvidia-cudnn-cu12 (no GPU is needed)."
         ) from error
 
@@ -91,8 +100,8 @@ def _first_lines(text: str) -> str:
     return " ".join(text.split("\n\n")[0].split())[:400]
 
 
-def _asked_for(text: str) -> float:
-    """Bytes in a compiler's complaint: ``Used 45.16G of 31.25G hbm`` or ``(320.00G) exceeds``."""
+def _parse_requested_bytes(text: str) -> float:
+    """Bytes in an out-of-memory message: ``Used 45.16G of 31.25G hbm``, ``(320.00G) exceeds``."""
     found = re.search(r"Used ([\d.]+)([KMGT]?)|\(([\d.]+)([KMGT]?)\) exceeds", text)
     if not found:
         return math.nan
@@ -100,7 +109,7 @@ def _asked_for(text: str) -> float:
     return float(number) * _UNITS[unit]
 
 
-def bytes_on_a_device(tree: Any) -> int:
+def count_device_bytes(tree: Any) -> int:
     """Bytes of one device's share of ShapeDtypeStructs with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -108,19 +117,20 @@ def bytes_on_a_device(tree: Any) -> int:
     )
 
 
-def costs(program: Program, traced: Any, compiled: Any, devices: int) -> dict[str, Any]:
+def read_costs(program: Program, traced: Any, compiled: Any, devices: int) -> dict[str, Any]:
     """``memory``, ``flops``, ``bytes`` and ``collectives`` of one device, and ``parameters``.
 
-    The parameters are those of all devices, each counted once. Of ``memory``, ``total`` is what the
-    program holds at once: arguments, results that do not take an argument's place, temporaries
+    ``parameters`` counts those of the whole model once. ``memory["total"]`` is what the program
+    holds at once: arguments, results that do not reuse an argument's buffer, temporaries
     (activations) and code.
     """
     stats = compiled.memory_analysis()
-    parts = {name: bytes_on_a_device(tree) for name, tree in program.parts.items()}
+    parts = {name: count_device_bytes(tree) for name, tree in program.parts.items()}
     memory = {
         "parts": {name: size for name, size in parts.items() if size},
-        # An encoder does not read the decoder's parameters, but they are there.
-        "arguments": max(stats.argument_size_in_bytes, bytes_on_a_device(program.arguments)),
+        # The compiler drops arguments that are not read, such as a decoder's parameters while
+        # encoding, but they take up memory all the same.
+        "arguments": max(stats.argument_size_in_bytes, count_device_bytes(program.arguments)),
         "outputs": stats.output_size_in_bytes,
         "outputs_in_place": stats.alias_size_in_bytes,
         "temporaries": stats.temp_size_in_bytes,
@@ -135,33 +145,35 @@ def costs(program: Program, traced: Any, compiled: Any, devices: int) -> dict[st
         "memory": memory,
         "flops": {
             "program": count_flops(traced.jaxpr) / devices,
-            "compiler": _known(analysis.get("flops")),
+            "compiler": _none_if_unknown(analysis.get("flops")),
         },
-        "bytes": {"program": module.traffic(), "compiler": _known(analysis.get("bytes accessed"))},
+        "bytes": {
+            "program": module.traffic(),
+            "compiler": _none_if_unknown(analysis.get("bytes accessed")),
+        },
         "collectives": [dataclasses.asdict(entry) for entry in module.collectives()],
-        "compiler_seconds": _known(analysis.get("optimal_seconds")),
+        "compiler_seconds": _none_if_unknown(analysis.get("optimal_seconds")),
     }
 
 
-def _known(value: float | None) -> float | None:
-    """None for what the compiler does not know: it then leaves it out or gives less than zero."""
+def _none_if_unknown(value: float | None) -> float | None:
+    """None where the compiler has no figure: it leaves the entry out or makes it negative."""
     return value if value is not None and value >= 0 else None
 
 
-def roofline(
+def compute_roofline(
     found: dict[str, Any], hardware: Hardware, model_flops: float
 ) -> dict[str, Any] | None:
-    """Seconds that a run takes at least, by resource; None for hardware without figures.
+    """Least seconds of a run, by resource; None for hardware without known peak rates.
 
     Args:
-      found: what ``costs`` returned.
-      hardware: a device.
-      model_flops: operations of a device that the result needs, without those done twice to save
-        memory; what ``mfu`` counts.
+      found: what ``read_costs`` returned.
+      hardware: of one device.
+      model_flops: operations of a device without those that remat repeats, for the MFU.
     """
     if not hardware.flops:
         return None
-    # Where the compiler finds more than an even share, some work is done on several devices.
+    # The compiler counts more than an even share where several devices repeat the same work.
     flops = max(found["flops"]["program"], found["flops"]["compiler"] or 0.0)
     seconds = {
         "compute": flops / hardware.flops,
@@ -174,19 +186,20 @@ def roofline(
         "at_least": seconds[bound],
         "bound": bound,
         "one_after_the_other": sum(seconds.values()),
+        # An empty program takes no time: no division by zero.
         "mfu_at_most": model_flops / hardware.flops / max(seconds[bound], 1e-12),
     }
 
 
-def model_flops(
+def count_model_flops(
     config: ConfigDict, build: Callable[[ConfigDict], Program], traced: Any, mesh: Mesh
 ) -> float:
-    """Operations of a device without those that are only repeated to save memory.
+    """Operations of a device without those that remat repeats to save memory.
 
     Args:
       config: of the program.
-      build: makes the program of a config; for one that repeats nothing.
-      traced: the program.
+      build: builds the program of a config; called with a config without remat.
+      traced: the program as it is, used if it has no remat.
       mesh: of the devices that share the work.
     """
     section = config.generator or config.model
@@ -197,4 +210,4 @@ def model_flops(
     plain = config.copy_and_resolve_references()
     with plain.unlocked():
         (plain.generator or plain.model).update(repeats)
-    return count_flops(trace(build(plain), mesh).jaxpr) / mesh.size
+    return count_flops(trace_program(build(plain), mesh).jaxpr) / mesh.size

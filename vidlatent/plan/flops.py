@@ -1,8 +1,8 @@
 """Operations of a traced program: those of its matrix products and convolutions.
 
-Counted in the program as written, before any compiler: a loop counts as often as it runs, kernels
-as what they declare, and products with padding or with the zeros of a dilated input not at all.
-The sum is that of all devices together.
+They are counted before compilation. The body of a loop counts as often as it runs, a Pallas kernel
+as its cost estimate says, and products with padding or with the zeros of a dilated input do not
+count. The sum is over all devices.
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ __all__ = ["count_flops"]
 
 
 def count_flops(jaxpr: Any) -> int:
-    """Multiplications and additions, 2 for a pair, of a (closed) jaxpr.
+    """Multiplications and additions of a (closed) jaxpr; a multiply-add counts as 2.
 
-    Of the branches of a condition the costliest counts; a loop whose length depends on data counts
-    once.
+    Of a ``cond`` the most expensive branch counts; a loop whose length depends on data counts once.
     """
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+    return sum(_count_equation(equation) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation: Any) -> int:
+def _count_equation(equation: Any) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
-        return _of_product(equation)
+        return _count_product(equation)
     if name == "conv_general_dilated":
-        return _of_convolution(equation)
+        return _count_convolution(equation)
     if name == "pallas_call":
         if params["cost_estimate"] is not None:
             return int(params["cost_estimate"].flops)
         return count_flops(params["jaxpr"]) * math.prod(params["grid_mapping"].grid)
-    inner = [count_flops(jaxpr) for jaxpr in _jaxprs(params)]
+    inner = [count_flops(jaxpr) for jaxpr in _inner_jaxprs(params)]
     if not inner:
         return 0
     if name == "cond":
@@ -44,34 +43,35 @@ def _of_equation(equation: Any) -> int:
     if name == "scan":
         return sum(inner) * params["length"]
     if name == "shard_map":
-        # What each device does; the axes that are not manual are split by the compiler later.
+        # The body is one device's share along the manual axes. Other axes are still whole here,
+        # since the compiler splits them later.
         axes = next(value for key, value in params.items() if key.endswith("manual_axes"))
         return sum(inner) * math.prod(params["mesh"].shape[axis] for axis in axes)
     return sum(inner)
 
 
-def _jaxprs(params: dict[str, Any]):
+def _inner_jaxprs(params: dict[str, Any]):
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, (core.Jaxpr, core.ClosedJaxpr)):
                 yield item
 
 
-def _of_product(equation: Any) -> int:
+def _count_product(equation: Any) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
     depth = math.prod(left[axis] for axis in contracted)
     return 2 * depth * math.prod(equation.outvars[0].aval.shape)
 
 
-def _of_convolution(equation: Any) -> int:
+def _count_convolution(equation: Any) -> int:
     params = equation.params
     left, right = (v.aval.shape for v in equation.invars)
     out = equation.outvars[0].aval.shape
     numbers = params["dimension_numbers"]
     products = 1
     for axis, (low, _) in enumerate(params["padding"]):
-        products *= _pairs(
+        products *= _count_pairs(
             left[numbers.lhs_spec[axis + 2]],
             right[numbers.rhs_spec[axis + 2]],
             out[numbers.out_spec[axis + 2]],
@@ -84,10 +84,20 @@ def _of_convolution(equation: Any) -> int:
     return 2 * batch * features * right[numbers.rhs_spec[1]] * products
 
 
-def _pairs(
+def _count_pairs(
     size: int, taps: int, outputs: int, stride: int, low: int, spread: int, reach: int
 ) -> int:
-    """Pairs of an output position and a tap that meet a real input position, along one axis."""
+    """Along one axis, the pairs of output and tap that read an input value, not a zero.
+
+    Args:
+      size: of the input.
+      taps: of the kernel.
+      outputs: size of the output.
+      stride: of the window.
+      low: padding before the input.
+      spread: dilation of the input, above 1 in a transposed convolution.
+      reach: dilation of the kernel.
+    """
     place = np.arange(outputs)[:, None] * stride + np.arange(taps)[None] * reach - low
     real = (place >= 0) & (place <= (size - 1) * spread) & (place % spread == 0)
     return int(real.sum())

@@ -1,4 +1,4 @@
-"""A generator's programs with abstract arguments: training step, sampling loop, one evaluation."""
+"""A generator's programs with abstract arguments: training step, sampling, one network call."""
 
 from __future__ import annotations
 
@@ -24,31 +24,32 @@ from vidlatent.latents.space import (
 from vidlatent.models.generators.fp8_weights import in_fp8
 from vidlatent.models.load import abstract_params, model_of, spec_in_chunks
 from vidlatent.parallel.sharding import batch_sharding, replicated, shardings
-from vidlatent.plan.program import Program, check_batch, sized
+from vidlatent.plan.program import Program, check_batch, format_size
 from vidlatent.sample.sampler import LatentSampler
 from vidlatent.train.program import abstract_state, jit_train_step, placed
 from vidlatent.train.state import random_key
 from vidlatent.train.tasks.generator import make_step
 
-__all__ = ["evaluation", "sampling", "training"]
+__all__ = ["build_nfe", "build_sample", "build_train"]
 
 
-def training(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
-    """The diffusion step on a batch of latents, or of videos where that is what the data holds."""
-    config, model, latents = _assumed(config)
+def build_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
+    """The training step on a batch of latents, or of videos where ``config.data`` holds those."""
+    config, model, latents = _assume_latents(config)
     *size, batch = bucket
     check_batch(config, mesh, batch)
     step = make_step(config, model, latents)
     state = abstract_state(step, config.seed, mesh)
-    known = _arrays(model, latents, tuple(size), batch)
+    known = _batch_shapes(model, latents, tuple(size), batch)
     arrays = placed({name: known[name] for name in step.arrays}, batch_sharding(mesh))
     networks: dict[str, Any] = {}
     if config.data.source != "latents":
         networks["tokenizer"] = abstract_params(model_of(tokenizer_config(config)))
     networks = placed(networks, replicated(mesh))
+    about = f"step of a batch of {batch} clips {format_size(size)}"
     return Program(
         name="train",
-        about=f"step of a batch of {batch} clips {sized(size)}, latents {_grid(latents, size)}",
+        about=f"{about}, latents {format_size(latents.spec.latent_shape(tuple(size)))}",
         function=jit_train_step(step, state, mesh),
         arguments=(state, arrays, networks),
         parts={
@@ -63,19 +64,19 @@ def training(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program
     )
 
 
-def sampling(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
-    """The whole loop from noise to latents, of ``config.sample.size`` unless a bucket is given."""
+def build_sample(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
+    """The loop from noise to latents, at ``config.plan.bucket`` or ``config.sample.size``."""
     job = _Sampling(config, mesh, bucket)
     seeds = jax.ShapeDtypeStruct((job.batch,), jnp.uint32)
     about = f"{job.sampler.nfe} evaluations for {job.about}"
     return job.program("sample", about, job.sampler.run, seeds, job.conditions(job.batch))
 
 
-def evaluation(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
-    """One call of the network in a guided step of that loop.
+def build_nfe(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
+    """One call of the network in a guided step of the sampling loop.
 
-    All branches of guidance are one batch, and keys and values of constant conditions are given,
-    where the sampler does so.
+    As in the sampler, the branches of guidance are one batch (``sampler.guidance.batched``), and
+    keys and values of conditions come from a cache (``sampler.cache_conditions``).
     """
     job = _Sampling(config, mesh, bucket)
     model, branches = job.model, job.sampler.drops
@@ -108,18 +109,18 @@ def evaluation(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Progr
 
 
 class _Sampling:
-    """What the sampling loop and its parts have in common.
+    """What the programs ``sample`` and ``nfe`` have in common.
 
     Attributes:
       model: the generator.
-      sampler: its loop at this size.
-      batch: samples.
-      params: abstract parameters on the mesh, as sampling holds them.
-      about: samples and sizes in words.
+      sampler: the sampling loop at this size.
+      batch: number of videos.
+      params: abstract parameters on the mesh, in the types that sampling holds them in.
+      about: number and size of the videos, for the report.
     """
 
     def __init__(self, config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]):
-        config, self.model, latents = _assumed(config)
+        config, self.model, latents = _assume_latents(config)
         size, self.batch = tuple(config.sample.size) or bucket[:3], config.sample.batch
         if config.plan.bucket:
             *size, self.batch = config.plan.bucket
@@ -132,16 +133,16 @@ class _Sampling:
         params = abstract_at_rest(self.model, self._eight_bits)
         self.params = placed(params, shardings(params, mesh))
         self._whole = replicated(mesh)
-        self.about = f"{self.batch} clips {sized(self._size)}, latents {sized(shape)}"
+        self.about = f"{self.batch} clips {format_size(self._size)}, latents {format_size(shape)}"
 
     def conditions(self, batch: int) -> dict[str, Any]:
-        known = _arrays(self.model, self._latents, self._size, batch)
-        return {name: _condition(name, known) for name in self.model.reads}
+        known = _batch_shapes(self.model, self._latents, self._size, batch)
+        return {name: _condition_shape(name, known) for name in self.model.reads}
 
     def program(self, name: str, about: str, run: Any, *rest: Any) -> Program:
-        """``run(params, *rest)``, all but the parameters on every device."""
+        """The program ``run(params, *rest)``; everything but the parameters is replicated."""
         if self._eight_bits:
-            about += "; large products in 8 bits, rates held against those in more"
+            about += "; large products in fp8 (8 bits), rates compared with the bfloat16 peak"
         model, fp8 = self.model, self._eight_bits
         where = jax.tree.map(lambda leaf: leaf.sharding, self.params)
 
@@ -167,8 +168,12 @@ class _Sampling:
         )
 
 
-def _assumed(config: ConfigDict) -> tuple[ConfigDict, Any, Latents]:
-    """``(config, generator, latents)``; with ``config.plan.tokenizer`` no latents need exist."""
+def _assume_latents(config: ConfigDict) -> tuple[ConfigDict, Any, Latents]:
+    """``(config, generator, latents)``.
+
+    With ``config.plan.tokenizer``, the config of a tokenizer, no latent set need exist: the latents
+    are what that tokenizer would give.
+    """
     model = generator_of(config)
     if config.plan.tokenizer:
         tokenizer = model_of(configs.load(config.plan.tokenizer))
@@ -182,14 +187,10 @@ def _assumed(config: ConfigDict) -> tuple[ConfigDict, Any, Latents]:
     return config, model, latents
 
 
-def _grid(latents: Latents, size: Any) -> str:
-    return sized(latents.spec.latent_shape(tuple(size)))
-
-
-def _arrays(
+def _batch_shapes(
     model: Any, latents: Latents, size: tuple[int, int, int], batch: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a batch of the loader may hold of a generator's conditions."""
+    """Shapes of all arrays that a batch may hold for a generator, by name."""
     t, h, w, c = latents.spec.latent_shape(size)
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "video": ((*size, 3), jnp.uint8),
@@ -213,8 +214,8 @@ def _arrays(
     }
 
 
-def _condition(name: str, known: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
-    """A condition as the sampler is given it."""
+def _condition_shape(name: str, known: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
+    """Shape of a condition in the form in which the sampler reads it."""
     if name == "text":
         return {"states": known["text"], "length": known["text_length"]}
     if name == "content":

@@ -1,13 +1,13 @@
-"""What accelerators can do, as their makers say, and which one a topology's name means.
+"""Peak rates and memory of accelerators from their makers' data sheets, and topology names.
 
 Sources:
 
-* TPUs: the pages v5e, v5p and v6e of Google Cloud's TPU documentation (key specifications). Their
-  interconnect is given for both directions together; here it is one direction of all links of a
-  chip. Memory is what the compiler leaves to a program, as its own out-of-memory messages say
-  (libtpu 0.0.42); the pages say 16, 95 and 32 GB.
-* GPUs: NVIDIA's data sheets of the H100 and H200 SXM: dense bfloat16 (half of the figure with
-  sparsity) and NVLink in one direction, which holds inside a node of 8.
+* TPUs: the pages on v5e, v5p and v6e in Google Cloud's TPU documentation (key specifications). They
+  give the interconnect of a chip for both directions together; ``link`` is one direction. Memory is
+  what the compiler lets a program use, according to its out-of-memory messages (libtpu 0.0.42); the
+  pages say 16, 95 and 32 GB.
+* GPUs: NVIDIA's data sheets of the H100 and H200 SXM. bfloat16 is dense: half of the figure with
+  sparsity. NVLink is one direction, inside a node of 8.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-    """One device; rates are peaks, 0 where there is no figure.
+    """One device. Rates are peaks; 0 where none is published.
 
     Attributes:
       name: as in ``--topology``.
@@ -34,8 +34,8 @@ class Hardware:
       memory: bytes that a program may use.
       flops: dense bfloat16 operations a second.
       bandwidth: bytes a second between the device and its memory.
-      link: bytes a second that the device sends to its neighbours.
-      kinds: ``device_kind`` that JAX gives such devices.
+      link: bytes a second that the device can send to all its neighbours together.
+      kinds: JAX's ``device_kind`` of such devices.
     """
 
     name: str
@@ -62,7 +62,7 @@ HARDWARE = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """So many devices of a kind, in a grid: ``v5p:8x8x4``."""
+    """A grid of devices of one kind, such as ``v5p:8x8x4``."""
 
     hardware: Hardware
     grid: tuple[int, ...]
@@ -75,7 +75,7 @@ class Topology:
         return f"{self.hardware.name}:{'x'.join(map(str, self.grid))}"
 
 
-# Axes of each kind's grid.
+# Number of axes that a grid of this kind may have.
 _AXES = {"v5e": (2,), "v6e": (2,), "v5p": (3,), "cpu": (1,), "h100": (1,), "h200": (1,)}
 
 
@@ -83,7 +83,7 @@ def parse_topology(text: str) -> Topology:
     """``v5p:8x8x4``, ``v6e:16x16``, ``v5e:2x4``, ``h200:8`` or ``cpu:8``.
 
     Raises:
-      VidlatentError: another form, or hardware that is not in the table.
+      VidlatentError: the text has another form, or names hardware that is not in the table.
     """
     name, _, sizes = text.partition(":")
     if name not in HARDWARE:

@@ -1,4 +1,4 @@
-"""What planning and measuring share: a job's program with abstract arguments."""
+"""``Program``: a job's jitted function with abstract arguments, for ``plan`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ml_collections import ConfigDict
 from vidlatent.errors import VidlatentError
 from vidlatent.parallel.sharding import ACTIVATION_AXES
 
-__all__ = ["DoesNotFit", "Program", "check_batch", "sized"]
+__all__ = ["DoesNotFit", "Program", "check_batch", "format_size"]
 
 
 class DoesNotFit(VidlatentError):
-    """A program that a machine has no place for.
+    """The program needs more than the machine has.
 
     Attributes:
-      needed: bytes of a device it asked for; NaN where that is not known.
+      needed: bytes that it needs on a device; NaN where the compiler does not say.
     """
 
     def __init__(self, message: str, needed: float = math.nan):
@@ -30,18 +30,20 @@ class DoesNotFit(VidlatentError):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A jitted function and what it is called with.
+    """A jitted function and the arguments that it is called with.
 
     Attributes:
       name: ``'train'``, ``'sample'``, ``'nfe'``, ``'encode'`` or ``'decode'``.
-      about: what one run of it does, in a few words.
+      about: one line for reports: what a single call does.
       function: jitted; called with the mesh set.
       arguments: pytrees of ShapeDtypeStructs with shardings.
-      parts: names for parts of the arguments, such as the optimizer's moments.
-      initial: for an argument that is not free, what makes it (under ``jit``); by position.
-      carries: ``(result, argument)``: what a run hands to the next, given up by donation; None
-        where runs have nothing to do with each other.
-      frames: video frames that a run turns over, on all devices; a tile's share of them.
+      parts: subtrees of the arguments by name, such as the optimizer state, to report their size.
+      initial: position of an argument -> function (to be jitted) that makes its first value, for
+        arguments that cannot be random, such as parameters.
+      carries: ``(result, argument)`` positions: that result is the argument of the next call, whose
+        buffer is donated, such as the training state. None if calls are independent.
+      frames: video frames that one call processes on all devices; for one of several tiles, its
+        share of them.
     """
 
     name: str
@@ -55,10 +57,10 @@ class Program:
 
 
 def check_batch(config: ConfigDict, mesh: Mesh, batch: int) -> None:
-    """A batch, and each piece of it that is accumulated, is spread evenly over the mesh.
+    """Check that the mesh divides the batch, or each piece of it with gradient accumulation.
 
     Raises:
-      DoesNotFit: it is not.
+      DoesNotFit: it does not.
     """
     ways = math.prod(mesh.shape[axis] for axis in ACTIVATION_AXES["batch"])
     pieces = config.optim.accumulate
@@ -70,6 +72,6 @@ def check_batch(config: ConfigDict, mesh: Mesh, batch: int) -> None:
         )
 
 
-def sized(size: Sequence[int]) -> str:
+def format_size(size: Sequence[int]) -> str:
     """``9x64x64``."""
     return "x".join(map(str, size))

@@ -1,7 +1,8 @@
-"""``--mode=plan``: does a job fit a machine, and what does it cost there, without the machine.
+"""``--mode=plan``: whether a job fits a machine, and what it costs there, without that machine.
 
-The job's program is compiled ahead of time for a topology, and its memory, operations and
-collectives are read off. If it does not fit, changes are tried, the smallest first, until one does.
+The job's program is compiled ahead of time for a topology. Its memory, operations and collectives
+are read from the compiled program. If it does not fit, changes of the config are tried, those that
+cost least speed first, until one fits.
 """
 
 from __future__ import annotations
@@ -18,46 +19,48 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vidlatent.parallel.mesh import make_mesh
-from vidlatent.plan.build import bucket_of, build_program
-from vidlatent.plan.costs import compile_program, costs, model_flops, roofline
+from vidlatent.plan.build import build_program, choose_bucket
+from vidlatent.plan.costs import compile_program, compute_roofline, count_model_flops, read_costs
 from vidlatent.plan.hardware import GIB, Topology, parse_topology
 from vidlatent.plan.program import DoesNotFit
-from vidlatent.plan.report import report
-from vidlatent.plan.search import changed, changes
-from vidlatent.plan.topology import devices_of, has_devices, run_in_child
+from vidlatent.plan.report import format_plan
+from vidlatent.plan.search import override_keys, propose_changes
+from vidlatent.plan.topology import get_devices, has_devices, run_in_child
 
-__all__ = ["attempt", "make_plan", "plan"]
+__all__ = ["compile_and_cost", "make_plan", "plan"]
 
 
 def plan(config: ConfigDict, workdir: Path, topology: str, output: str) -> int:
     """Print what ``config.plan.what`` costs on ``topology``, and write it as JSON.
 
-    Returns the exit status: 0 if it fits, 3 if nothing that was tried does. The file is ``output``,
-    by default ``<workdir>/plan/<program>-<topology>.json``.
+    The file is ``output``, by default ``<workdir>/plan/<program>-<topology>.json``.
+
+    Returns:
+      The exit status: 0 if the program fits, with or without changes, and 3 if it does not.
     """
     where = parse_topology(topology)
     name = f"{config.plan.what}-{str(where).replace(':', '-')}.json"
     target = Path(output or workdir / "plan" / name).resolve()
     if not has_devices(where):
         return run_in_child("plan", config, where, target)
-    result = make_plan(config, where, devices_of(where))
+    result = make_plan(config, where, get_devices(where))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(result, indent=1) + "\n")
-    print(report(result))
+    print(format_plan(result))
     logging.info("wrote %s", target)
     return 0 if any(row["fits"] for row in result["attempts"]) else 3
 
 
 def make_plan(config: ConfigDict, topology: Topology, devices: list[jax.Device]) -> dict[str, Any]:
-    """What ``plan`` writes: the attempts, of which the last one fits unless none did.
+    """The result that ``plan`` writes. The last of its attempts fits, unless none does.
 
     Raises:
-      VidlatentError: the config cannot run at all, on whatever machine.
+      VidlatentError: the config cannot run on any machine.
     """
-    bucket = bucket_of(config, config.plan.bucket)
-    config = _resolved(config, topology)
+    bucket = choose_bucket(config, config.plan.bucket)
+    config = _resolve_compute_type(config, topology)
     limit = config.plan.memory_gib * GIB or topology.hardware.memory
-    first = _tried(config, topology, devices, bucket, {}, limit)
+    first = _try(config, topology, devices, bucket, {}, limit)
     attempts = [first]
     if not first["fits"]:
         attempts += _search(config, topology, devices, bucket, limit, first)
@@ -76,12 +79,12 @@ def make_plan(config: ConfigDict, topology: Topology, devices: list[jax.Device])
     }
 
 
-def _resolved(config: ConfigDict, topology: Topology) -> ConfigDict:
-    """With the compute type that the topology's devices would choose."""
+def _resolve_compute_type(config: ConfigDict, topology: Topology) -> ConfigDict:
+    """Replace ``precision.compute=auto`` by what the topology's devices would choose."""
     if config.precision.compute != "auto":
         return config
     compute = "float32" if topology.hardware.platform == "cpu" else "bfloat16"
-    return changed(config, {"precision.compute": compute})
+    return override_keys(config, {"precision.compute": compute})
 
 
 def _search(
@@ -92,23 +95,26 @@ def _search(
     limit: float,
     first: dict[str, Any],
 ) -> Iterable[dict[str, Any]]:
-    """Attempts at smaller and larger changes, until one fits or ``config.plan.tries`` are over."""
+    """Try changes until one fits, at most ``config.plan.tries`` of them; yields each attempt."""
     tries, latest = 0, first
-    for overrides in changes(config, config.plan.what, first["mesh"], bucket):
+    for overrides in propose_changes(config, config.plan.what, first["mesh"], bucket):
         if tries == config.plan.tries:
             return
-        if _hopeless(latest, overrides, limit):
+        if _is_hopeless(latest, overrides, limit):
             continue
         tries += 1
         logging.info("does not fit; trying %s", overrides)
-        latest = _tried(changed(config, overrides), topology, devices, bucket, overrides, limit)
+        latest = _try(override_keys(config, overrides), topology, devices, bucket, overrides, limit)
         yield latest
         if latest["fits"]:
             return
 
 
-def _hopeless(latest: dict[str, Any], overrides: dict[str, Any], limit: float) -> bool:
-    """Whether more pieces of the batch cannot be enough: temporaries shrink as pieces grow."""
+def _is_hopeless(latest: dict[str, Any], overrides: dict[str, Any], limit: float) -> bool:
+    """Whether cutting the batch into more pieces cannot save enough, judged by the last attempt.
+
+    Only temporaries shrink, in proportion to the pieces; parameters and optimizer state stay.
+    """
     pieces = overrides.get("optim.accumulate", 1)
     before = latest["overrides"].get("optim.accumulate", 1)
     same = {**overrides, "optim.accumulate": 1} == {**latest["overrides"], "optim.accumulate": 1}
@@ -119,7 +125,7 @@ def _hopeless(latest: dict[str, Any], overrides: dict[str, Any], limit: float) -
     return fixed + memory["temporaries"] * before / pieces > limit
 
 
-def _tried(
+def _try(
     config: ConfigDict,
     topology: Topology,
     devices: list[jax.Device],
@@ -127,11 +133,11 @@ def _tried(
     overrides: dict[str, Any],
     limit: float,
 ) -> dict[str, Any]:
-    """One attempt, with why it does not fit."""
+    """One attempt: its costs, whether it fits, and if not, why."""
     mesh = make_mesh(config.mesh, devices)
     row: dict[str, Any] = {"overrides": overrides, "mesh": dict(mesh.shape)}
     try:
-        row |= attempt(config, topology, mesh, bucket)
+        row |= compile_and_cost(config, topology, mesh, bucket)
     except DoesNotFit as error:
         needed = None if math.isnan(error.needed) else error.needed
         return {**row, "fits": False, "why": str(error), "needed": needed}
@@ -142,14 +148,14 @@ def _tried(
     return row
 
 
-def attempt(
+def compile_and_cost(
     config: ConfigDict, topology: Topology, mesh: Mesh, bucket: tuple[int, ...]
 ) -> dict[str, Any]:
     """Compile a config's program for a mesh and read its costs.
 
     Raises:
-      DoesNotFit: the compiler finds no room for it, or the mesh does not take this batch.
-      VidlatentError: the model does not take this size.
+      DoesNotFit: the compiler ran out of memory, or the mesh cannot divide this batch.
+      VidlatentError: the model does not accept videos of this size.
     """
 
     def build(config: ConfigDict):
@@ -157,13 +163,13 @@ def attempt(
 
     program = build(config)
     traced, compiled, seconds = compile_program(program, mesh, config.plan.effort)
-    found = costs(program, traced, compiled, mesh.size)
-    needed = model_flops(config, build, traced, mesh)
+    found = read_costs(program, traced, compiled, mesh.size)
+    needed = count_model_flops(config, build, traced, mesh)
     found["flops"]["model"] = needed
     return {
         "about": program.about,
         **found,
-        "roofline": roofline(found, topology.hardware, needed),
+        "roofline": compute_roofline(found, topology.hardware, needed),
         "frames": program.frames,
         "seconds": seconds,
     }

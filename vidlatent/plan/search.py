@@ -1,4 +1,4 @@
-"""Changes of a config that save memory, the smallest first."""
+"""Changes of a config that save memory, those that cost least speed first."""
 
 from __future__ import annotations
 
@@ -12,70 +12,78 @@ from vidlatent.codec.options import Coding
 from vidlatent.models.load import model_of
 from vidlatent.parallel.sharding import ACTIVATION_AXES
 
-__all__ = ["changed", "changes"]
+__all__ = ["override_keys", "propose_changes"]
 
+# Pieces of a batch, and devices to a clip, that are tried.
 _PIECES = (2, 4, 8, 16, 32, 64)
 _SPLITS = (2, 4, 8, 16)
 
 
-def changed(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-    """A copy with other values of some keys."""
+def override_keys(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    """A copy of the config with some keys changed, ``{"optim.accumulate": 2}``."""
     copy = config.copy_and_resolve_references()
     copy.update_from_flattened_dict(dict(overrides))
     return copy
 
 
-def changes(
+def propose_changes(
     config: ConfigDict, what: str, mesh: Mapping[str, int], bucket: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
-    """Keys to set, from what costs least speed to what costs most; each is to be tried in turn.
+    """Keys to set, those that cost least speed first; each set of keys is to be tried in turn.
 
-    A batch that does not spread over the mesh first gets more devices to a clip. Then blocks are
-    computed again in the backward pass instead of kept, then the batch is taken in pieces, one
-    after another, then still more devices work on a clip. A codec on one device has no batch and no
-    other device, but cuts frames up as it does where it finds little memory.
+    1. If the mesh cannot divide the batch: several devices to a clip.
+    2. Remat: recompute blocks in the backward pass.
+    3. Accumulate gradients over pieces of the batch.
+    4. More devices to a clip, alone and with more pieces.
+
+    Encoding and decoding on one device only cut frames into tiles or strips, as the codec itself
+    does when memory is short.
 
     Args:
-      config: that does not fit.
-      what: the program; only training has a batch to cut and gradients to recompute for.
+      config: of a job that does not fit.
+      what: the program; 2 and 3 are for training alone.
       mesh: sizes of its axes.
       bucket: frames, height, width, global batch.
     """
     if what in ("encode", "decode") and math.prod(mesh.values()) == 1:
-        yield from _cuts(config, bucket)
+        yield from _propose_cuts(config, bucket)
         return
     batch = bucket[3]
     training = what == "train"
     axes = ("context", "tensor") if config.generator else ("context",)
     pieces = config.optim.accumulate
     base: dict[str, Any] = {}
-    if training and batch % (_ways(mesh) * pieces):
-        fitting = (s for s in _spreads(mesh, axes) if batch % (_ways({**mesh, **s}) * pieces) == 0)
+    if training and batch % (_batch_shares(mesh) * pieces):
+        fitting = (
+            s
+            for s in _propose_mesh_sizes(mesh, axes)
+            if batch % (_batch_shares({**mesh, **s}) * pieces) == 0
+        )
         sizes = next(fitting, None)
         if sizes is None:
             return
         mesh = {**mesh, **sizes}
-        base |= _keys(sizes)
+        base |= _mesh_keys(sizes)
         yield dict(base)
-    if training and (again := _recomputing(config)):
+    if training and (again := _remat_keys(config)):
         base |= again
         yield dict(base)
     if training:
         for more in _PIECES:
-            if more > pieces and batch % (_ways(mesh) * more) == 0:
+            if more > pieces and batch % (_batch_shares(mesh) * more) == 0:
                 yield {**base, "optim.accumulate": more}
-    for sizes in _spreads(mesh, axes):
-        ways = _ways({**mesh, **sizes})
+    for sizes in _propose_mesh_sizes(mesh, axes):
+        ways = _batch_shares({**mesh, **sizes})
         if training and batch % (ways * pieces):
             continue
-        yield {**base, **_keys(sizes)}
+        yield {**base, **_mesh_keys(sizes)}
         most = max((p for p in _PIECES if batch % (ways * p) == 0), default=1)
         if training and most > pieces:
-            yield {**base, **_keys(sizes), "optim.accumulate": most}
+            yield {**base, **_mesh_keys(sizes), "optim.accumulate": most}
 
 
-def _cuts(config: ConfigDict, bucket: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Keys of ``config.codec`` that cut such frames up; none where a way is named already."""
+def _propose_cuts(config: ConfigDict, bucket: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Keys of ``config.codec`` that cut frames of this size; none if the config names a way."""
     coding = Coding.of(config.codec.to_dict())
     for way in coding.smaller(model_of(config)) if coding.space == "auto" else ():
         if not way.cuts or way.cuts < max(bucket[1:3]):
@@ -83,21 +91,21 @@ def _cuts(config: ConfigDict, bucket: Sequence[int]) -> Iterator[dict[str, Any]]
             yield {f"codec.{key}": value for key, value in keys.items()}
 
 
-def _ways(mesh: Mapping[str, int]) -> int:
+def _batch_shares(mesh: Mapping[str, int]) -> int:
     return math.prod(mesh[axis] for axis in ACTIVATION_AXES["batch"])
 
 
-def _recomputing(config: ConfigDict) -> dict[str, Any]:
-    """Keys that keep less of each layer for the backward pass."""
+def _remat_keys(config: ConfigDict) -> dict[str, Any]:
+    """Keys that turn on remat where the model has it and it is off."""
     name = "generator" if config.generator else "model"
     section = config[name]
     wanted = {"remat": True, "stack": "recomputed"}
     return {f"{name}.{k}": v for k, v in wanted.items() if k in section and section[k] != v}
 
 
-def _spreads(mesh: Mapping[str, int], axes: tuple[str, ...]) -> Iterator[dict[str, int]]:
-    """Axis sizes with parameters on more devices, then with more devices to a clip."""
-    ways = _ways(mesh)
+def _propose_mesh_sizes(mesh: Mapping[str, int], axes: tuple[str, ...]) -> Iterator[dict[str, int]]:
+    """Mesh sizes: parameters sharded over all devices (FSDP), then several devices to a clip."""
+    ways = _batch_shares(mesh)
     if mesh["data"] > 1:
         yield {"data": 1, "fsdp": ways}
     for axis in axes:
@@ -106,5 +114,5 @@ def _spreads(mesh: Mapping[str, int], axes: tuple[str, ...]) -> Iterator[dict[st
                 yield {"data": 1, "fsdp": ways // split, axis: mesh[axis] * split}
 
 
-def _keys(sizes: Mapping[str, int]) -> dict[str, int]:
+def _mesh_keys(sizes: Mapping[str, int]) -> dict[str, int]:
     return {f"mesh.{axis}": size for axis, size in sizes.items()}

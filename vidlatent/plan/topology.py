@@ -1,4 +1,4 @@
-"""Devices of a topology that need not be there: programs are compiled for them all the same."""
+"""Devices of a topology that need not exist: programs are compiled for them ahead of time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
 from vidlatent.plan.hardware import Topology
 
-__all__ = ["devices_of", "has_devices", "run_in_child"]
+__all__ = ["get_devices", "has_devices", "run_in_child"]
 
-# The TPU compiler is told not to look for a TPU, and that other processes may use it too.
+# Tell libtpu not to look for a TPU, and not to lock itself against other processes.
 _TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -31,7 +31,7 @@ _GPUS_OF_A_NODE = 8
 
 
 def has_devices(topology: Topology) -> bool:
-    """Whether this process can compile for the topology as it was started."""
+    """Whether this process, as it was started, can compile for the topology."""
     if topology.hardware.platform == "cpu":
         return jax.default_backend() == "cpu" and jax.device_count() >= topology.devices
     return jax.config.jax_platforms == "cpu" and (
@@ -39,22 +39,24 @@ def has_devices(topology: Topology) -> bool:
     )
 
 
-def devices_of(topology: Topology) -> list[jax.Device]:
-    """The devices, for ``make_mesh``; to be asked only where ``has_devices``.
+def get_devices(topology: Topology) -> list[jax.Device]:
+    """The topology's devices, for ``make_mesh``. Call it only if ``has_devices`` is true.
 
     Raises:
-      VidlatentError: a compiler is not installed, or knows no such topology.
+      VidlatentError: the compiler is not installed, or does not know the topology.
     """
     platform = topology.hardware.platform
     if platform == "cpu":
         return jax.devices()[: topology.devices]
     try:
         if platform == "tpu":
-            _need(topology, ("libtpu",), "pip install libtpu, of the release that jax[tpu] names")
+            _require_module(
+                topology, ("libtpu",), "pip install libtpu, of the release that jax[tpu] names"
+            )
             os.environ.update({key: os.environ.get(key, value) for key, value in _TPU.items()})
             hosts = {"chips_per_host_bounds": [1, 1, 1]} if topology.devices == 1 else {}
             return topologies.get_topology_desc(str(topology), platform="tpu", **hosts).devices
-        _need(
+        _require_module(
             topology,
             ("jax_cuda12_plugin", "jax_cuda13_plugin"),
             "pip install jax-cuda12-plugin and jax-cuda12-pjrt of jax's own version",
@@ -64,22 +66,21 @@ def devices_of(topology: Topology) -> list[jax.Device]:
             topology.hardware.name,
             platform="cuda",
             topology=f"1x{nodes}x{topology.devices // nodes}",
-            target_config=_gpu_target(topology),
+            target_config=_describe_gpu(topology),
         ).devices
     except (RuntimeError, NotImplementedError) as error:
         raise VidlatentError(f"--topology={topology}: {error}") from error
 
 
-def _need(topology: Topology, modules: tuple[str, ...], remedy: str) -> None:
+def _require_module(topology: Topology, modules: tuple[str, ...], remedy: str) -> None:
     if not any(importlib.util.find_spec(module) for module in modules):
         raise VidlatentError(
-            f"--topology={topology} needs the compiler for it, which needs no such device: "
-            f"{remedy}."
+            f"--topology={topology} needs the compiler for it (but no such device): {remedy}."
         )
 
 
-def _gpu_target(topology: Topology) -> str:
-    """What XLA must know of a Hopper GPU, from its data sheet."""
+def _describe_gpu(topology: Topology) -> str:
+    """XLA's description of a Hopper GPU (a text proto), with figures of its data sheet."""
     hardware = topology.hardware
     return f"""
 platform_name: "CUDA"
@@ -99,21 +100,22 @@ gpu_device_info {{
 
 
 def run_in_child(mode: str, config: ConfigDict, topology: Topology, output: Path) -> int:
-    """The same job in a process that is started for the topology; its exit status."""
+    """Run the mode in a new process that is started for the topology; returns its exit status."""
     if _CHILD in os.environ:
         raise VidlatentError(f"--topology={topology}: JAX does not start for it on this machine.")
     environment = {**os.environ, **_TPU, "JAX_PLATFORMS": "cpu", _CHILD: "1"}
-    if topology.hardware.platform != "cpu":  # what is compiled ahead of time cannot be read back
+    # Programs that were compiled ahead of time cannot be read back from the cache.
+    if topology.hardware.platform != "cpu":
         environment["JAX_ENABLE_COMPILATION_CACHE"] = "0"
     flags = environment.get("XLA_FLAGS", "")
     if topology.hardware.platform == "cpu":
         flags += f" --xla_force_host_platform_device_count={topology.devices}"
     if topology.hardware.platform == "gpu":
         flags += " --xla_gpu_autotune_level=0"
-        environment["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # there is no driver to be too old
+        environment["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # there is no driver to check
         environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     environment["XLA_FLAGS"] = flags.strip()
-    # The package may run from its folder without being installed.
+    # The package may run from a checkout without being installed.
     package = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(
         filter(None, (package, environment.get("PYTHONPATH")))
