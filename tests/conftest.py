@@ -53,13 +53,13 @@ def topology_devices():
     The process environment is as before in the end.
     """
     from vidlatent.plan.hardware import parse_topology
-    from vidlatent.plan.topology import devices_of
+    from vidlatent.plan.topology import get_devices
 
     environment = dict(os.environ)
     cached = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
-    yield lambda topology: devices_of(parse_topology(topology))
+    yield lambda topology: get_devices(parse_topology(topology))
     jax.config.update("jax_enable_compilation_cache", cached)
     compilation_cache.reset_cache()
     os.environ.clear()

@@ -26,7 +26,7 @@ def toys(monkeypatch):
         yield Row("told", bench=lambda repeats: parts, part=("base blocks", "", 40.0))
 
     monkeypatch.setattr(h200, "SECTIONS", {"numbers": (numbers, 1.0), "troubles": (troubles, 1.0)})
-    monkeypatch.setattr(h200, "device_peaks", lambda dtype: PEAKS)
+    monkeypatch.setattr(h200, "measure_peaks", lambda dtype: PEAKS)
 
 
 def run(folder, *arguments):
@@ -122,7 +122,7 @@ def test_totals_are_of_the_fastest_whole_form():
 
 @pytest.mark.slow
 def test_every_row_runs_at_toy_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(h200, "device_peaks", lambda dtype: PEAKS)
+    monkeypatch.setattr(h200, "measure_peaks", lambda dtype: PEAKS)
     check_all(run(tmp_path, "--minutes=60"))
 
 

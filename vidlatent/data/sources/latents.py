@@ -128,8 +128,8 @@ class LatentSource:
 
     def _fit_arrays(
         self, arrays: Mapping[str, np.ndarray], size: tuple[int, int, int]
-    ) -> dict[str, np.ndarray]:
-        found = {}
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         for name, about in self._arrays[size].items():
             if name not in arrays:
                 raise ClipError("corrupt", f"the record has no {name}")
@@ -144,9 +144,9 @@ class LatentSource:
             found[name] = np.array(array) if kept else array.astype(np.float32)
         return found
 
-    def blank(self, size: tuple[int, int, int]) -> dict[str, np.ndarray]:
-        """Zeros in the place of a window."""
-        found: dict[str, np.ndarray] = {}
+    def blank(self, size: tuple[int, int, int]) -> dict[str, Any]:
+        """Zeros in the place of a window; a text's length is a scalar."""
+        found: dict[str, Any] = {}
         for name, about in self._arrays[size].items():
             dtype = about["dtype"] if about["dtype"] in ("uint8", "int32") else "float32"
             found[name] = np.zeros(about["shape"], dtype)
