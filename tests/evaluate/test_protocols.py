@@ -19,7 +19,7 @@ from vidlatent.evaluate.protocols.report import write_outcome
 from vidlatent.evaluate.tokenizer import tokenizer_eval_step
 from vidlatent.media.decode import Limits, read_window
 from vidlatent.media.write import write_video
-from vidlatent.metrics import lpips, resized_clip
+from vidlatent.metrics import lpips, make_metrics, resized_clip
 from vidlatent.metrics.frechet import frechet_distance
 from vidlatent.models.tokenizers.base import Posterior
 from vidlatent.parallel.mesh import make_mesh
@@ -132,7 +132,7 @@ def test_numbers_equal_direct_computation(outcome, folder):
     assert scores["psnr"] == pytest.approx(np.mean([row["psnr"] for row in rows.values()]))
 
     weights = get_defaults("any", "any").networks.to_dict()
-    scored = protocols_run.make_scores(("lpips_tiny", "fvd_videomae_tiny"), weights)
+    scored = make_metrics(("lpips_tiny", "fvd_videomae_tiny"), weights)
     perceptual, mae = (score.network for score in scored)
 
     @functools.partial(jax.jit, compiler_options=QUICK)

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vidlatent.evaluate.latent_statistics import Latents
+from vidlatent.evaluate.latent_statistics import LatentStatistics
 from vidlatent.evaluate.outputs import write_evaluation
 from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
 from vidlatent.metrics import PRESERVATION, gride
@@ -77,7 +77,7 @@ def run(videos, size, gride_clips=0, extras=True):
             Batches(videos, SOURCES, size),
             3,
             spec=SPEC,
-            latents=Latents(SPEC, gride_clips) if extras else None,
+            latents=LatentStatistics(SPEC, gride_clips) if extras else None,
         )
 
 

@@ -15,12 +15,12 @@ from vidlatent.media.sheets import channel_sheet
 from vidlatent.metrics import ChannelMoments, channel_maps, gride
 from vidlatent.spec import LatentSpec
 
-__all__ = ["Latents", "latent_sheet"]
+__all__ = ["LatentStatistics", "latent_sheet"]
 
 _FEWEST_POINTS = 3
 
 
-class Latents:
+class LatentStatistics:
     """Latents of validation clips as they come.
 
     Args:

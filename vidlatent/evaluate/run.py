@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 
 from vidlatent.data.loaders import Loaders
 from vidlatent.evaluate.generator import evaluate_generator
-from vidlatent.evaluate.latent_statistics import Latents
+from vidlatent.evaluate.latent_statistics import LatentStatistics
 from vidlatent.evaluate.outputs import write_evaluation
 from vidlatent.evaluate.protocols.run import evaluate_protocol
-from vidlatent.evaluate.scores import make_scores
 from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
+from vidlatent.metrics import make_metrics
 from vidlatent.models.load import model_of, restored_params
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main
@@ -35,10 +35,9 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
     model = model_of(config)
     mesh = mesh_for_batches(config.mesh, config.data.buckets)
     # Before anything is decoded: missing weights are told at once.
-    networks = config.networks.to_dict()
-    scores = make_scores(
+    metrics = make_metrics(
         config.eval.metrics,
-        networks,
+        config.networks,
         random_networks=config.eval.random_networks,
         is_splits=config.eval.is_splits,
     )
@@ -47,13 +46,13 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
         eval_step = tokenizer_eval_step(model, preservation=config.eval.preservation, latent=True)
         with Loaders(config, model.latent_spec, workdir).validation() as loader:
             result = evaluate(
-                compile_eval_step(eval_step, mesh, restored.state, scores),
+                compile_eval_step(eval_step, mesh, restored.state, metrics),
                 restored.state,
                 loader,
                 config.eval.pictures,
                 spec=model.latent_spec,
-                latents=Latents(model.latent_spec, config.eval.gride_clips),
-                scores=scores,
+                latents=LatentStatistics(model.latent_spec, config.eval.gride_clips),
+                metrics=metrics,
             )
     if is_main():
         folder = Path(output) if output else workdir / "eval" / f"step_{restored.step}"

@@ -4,7 +4,7 @@ Scores compare 8-bit frames: the reconstruction is clipped and rounded as it wou
 to a file. ``psnr`` and ``ssim`` are means over clips of the mean over a clip's frames;
 ``psnr_constant_colour`` is the PSNR of each clip's own mean colour, the best that a decoder without
 any picture could do; ``information_preservation_minus1_to_1`` is one ratio of sums over all clips.
-Padding rows never count, whatever the number of processes. ``scores`` adds measures by name.
+Padding rows never count, whatever the number of processes. ``config.eval.metrics`` adds others.
 """
 
 from __future__ import annotations
@@ -22,11 +22,20 @@ from jax.sharding import Mesh
 
 from vidlatent.data.loader import Loader
 from vidlatent.errors import VidlatentError
-from vidlatent.evaluate.latent_statistics import Latents
-from vidlatent.evaluate.scores import Score, SetScore, networks_of
+from vidlatent.evaluate.latent_statistics import LatentStatistics
 from vidlatent.latents.pixels import from_pixels, to_pixels
 from vidlatent.media.write import STILL_FPS
-from vidlatent.metrics import PRESERVATION, absolute_sums, by_group_position, max_margin, psnr, ssim
+from vidlatent.metrics import (
+    PRESERVATION,
+    Metric,
+    SetMetric,
+    absolute_sums,
+    by_group_position,
+    collect_networks,
+    max_margin,
+    psnr,
+    ssim,
+)
 from vidlatent.metrics.ssim import WINDOW
 from vidlatent.parallel.multihost import is_main, local_rows, to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
@@ -34,7 +43,8 @@ from vidlatent.spec import LatentSpec
 
 __all__ = ["Evaluation", "Picture", "compile_eval_step", "evaluate", "tokenizer_eval_step"]
 
-METRICS = ("psnr", "ssim", "psnr_constant_colour")
+# Computed for every evaluation; ``config.eval.metrics`` adds others.
+ALWAYS = ("psnr", "ssim", "psnr_constant_colour")
 _ABSOLUTE = ("absolute_error", "absolute_pixels")
 
 
@@ -134,20 +144,20 @@ def _ssim(video: jax.Array, reconstruction: jax.Array) -> jax.Array:
 
 
 def compile_eval_step(
-    eval_step: Callable, mesh: Mesh, params: Any, scores: Sequence[Score] = ()
+    eval_step: Callable, mesh: Mesh, params: Any, metrics: Sequence[Metric] = ()
 ) -> Callable:
     """Jit an eval step: measurements come back whole on every process, videos stay spread out.
 
-    ``scores`` are measured on its reconstruction too.
+    ``metrics`` are measured on its reconstruction too.
     """
     placed = jax.tree.map(lambda leaf: leaf.sharding, params)
     rows, whole = batch_sharding(mesh), replicated(mesh)
-    networks = to_global(networks_of(scores), whole)
+    networks = to_global(collect_networks(metrics), whole)
 
     def measured(params, networks, batch):
         out = eval_step(params, batch)
         video = out.pop("reconstruction")
-        more = {score.name: score.measure(networks, batch["video"], video) for score in scores}
+        more = {m.name: m.measure(networks, batch["video"], video) for m in metrics}
         tags = {name: batch[name] for name in ("mask", "clip", "start")}
         return {**out, **more, **tags}, video
 
@@ -187,7 +197,7 @@ class Evaluation:
     positions: dict[str, list[float]]
     pictures: list[Picture]
     group_positions: dict[str, Any] = dataclasses.field(default_factory=dict)
-    latents: Latents | None = None
+    latents: LatentStatistics | None = None
     definitions: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
@@ -198,38 +208,40 @@ def evaluate(
     pictures: int = 0,
     *,
     spec: LatentSpec | None = None,
-    latents: Latents | None = None,
-    scores: Sequence[Score] = (),
+    latents: LatentStatistics | None = None,
+    metrics: Sequence[Metric] = (),
 ) -> Evaluation:
     """Run a compiled eval step over a finite loader; keep ``pictures`` clips spread over it.
 
     ``spec`` says which frames form a group; ``latents`` is shown every latent (of an eval step with
-    ``latent``); ``scores`` are those the eval step was compiled with. Raises if the loader holds no
-    real clip.
+    ``latent``); ``metrics`` are those the eval step was compiled with.
+
+    Raises:
+      VidlatentError: the loader holds no clip.
     """
     shown: list[Picture] = []
     per_batch = -(-pictures // max(1, len(loader)))
     stride = max(1, len(loader) // max(1, pictures))
-    tally = _Tally(loader.index, scores)
+    running = _RunningScores(loader.index, metrics)
     for number, batch in enumerate(loader):
         arrays = {name: batch[name] for name in ("video", "mask", "clip", "start")}
         measured, reconstruction = eval_step(params, arrays)
         measured = jax.device_get(measured)
         if latents is not None:
             latents.add(measured["latent"], measured["mask"], measured["clip"])
-        tally.add(measured, batch["video"].shape[1:4])
+        running.add(measured, batch["video"].shape[1:4])
         if is_main() and len(shown) < pictures and number % stride == 0:
             shown += _pictures(batch, local_rows(reconstruction), loader, measured)[:per_batch]
-    if not tally.clips:
+    if not running.clips:
         raise VidlatentError(
             "no validation clip to score: raise config.data.validation_share or add files."
         )
-    numbers, definitions = tally.results()
-    groups = {} if spec is None else _group_positions(tally.sums, tally.counts, spec)
+    numbers, definitions = running.results()
+    groups = {} if spec is None else _group_positions(running.sums, running.counts, spec)
     return Evaluation(
         numbers,
-        tally.clips,
-        tally.positions(),
+        running.clips,
+        running.positions(),
         shown[:pictures],
         groups,
         latents,
@@ -237,14 +249,14 @@ def evaluate(
     )
 
 
-class _Tally:
+class _RunningScores:
     """Running sums of an evaluation, over the real rows of all processes' batches."""
 
-    def __init__(self, index: Sequence[Any], scores: Sequence[Score]):
+    def __init__(self, index: Sequence[Any], metrics: Sequence[Metric]):
         self._index = index
-        self._of_sets = {score.name: (score, score.tally()) for score in scores if _of_set(score)}
-        self._of_frames = {score.name: score for score in scores if not _of_set(score)}
-        self.names = (*METRICS, *self._of_frames)
+        self._of_sets = {m.name: (m, m.accumulate()) for m in metrics if isinstance(m, SetMetric)}
+        self._of_frames = {m.name: m for m in metrics if not isinstance(m, SetMetric)}
+        self.names = (*ALWAYS, *self._of_frames)
         self.clips: list[dict[str, Any]] = []
         self.sums: dict[str, Any] = {name: defaultdict(float) for name in self.names}
         self.counts: dict[int, int] = defaultdict(int)
@@ -255,8 +267,8 @@ class _Tally:
         real = np.flatnonzero(measured["mask"])
         if _ABSOLUTE[0] in measured:
             self._absolute += [measured[name][real].sum(dtype=np.float64) for name in _ABSOLUTE]
-        for name, (_, tally) in self._of_sets.items():
-            tally.add(measured[name], measured["mask"], measured["clip"], measured["start"])
+        for name, (_, accumulator) in self._of_sets.items():
+            accumulator.add(*(measured[key] for key in (name, "mask", "clip", "start")))
         for row in real:
             per_frame = {n: np.asarray(measured[n][row], np.float64) for n in self.names}
             self.clips.append(
@@ -294,18 +306,14 @@ class _Tally:
         if self._absolute[1]:
             numbers[PRESERVATION] = float(1 - self._absolute[0] / self._absolute[1])
             about[PRESERVATION] = how | {"averaged": "one ratio of sums over all pixels"}
-        for name, (score, tally) in self._of_sets.items():
-            found, counted = tally.result(name)
+        for name, (metric, accumulator) in self._of_sets.items():
+            found, counted = accumulator.result(name)
             numbers |= found
-            pieces = {"clip_frames": [score.cut] if score.cut else lengths}
+            pieces = {"clip_frames": [metric.cut] if metric.cut else lengths}
             pieces["clip_stride"] = pieces["clip_frames"]  # side by side, no frame twice
-            about |= dict.fromkeys(found, {**score.about, **pieces, **counted})
+            about |= dict.fromkeys(found, {**metric.about, **pieces, **counted})
         numbers["clips"] = count
         return numbers, about
-
-
-def _of_set(score: Score) -> bool:
-    return isinstance(score, SetScore)
 
 
 def _group_positions(sums: dict[str, Any], counts: dict[int, int], spec: LatentSpec) -> dict:

@@ -1,14 +1,18 @@
-"""Inception score of a set of clips, from a classifier's probabilities."""
+"""Inception score of a set of clips, from a classifier's probabilities; the metrics ``is_*``."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vidlatent.errors import VidlatentError
+from vidlatent.metrics.base import METRICS, MetricEntry, MetricRequest, SetMetric
+from vidlatent.metrics.pixels import scale_pixels
+from vidlatent.models.pretrained import NETWORKS
 
-__all__ = ["InceptionScore", "inception_score"]
+__all__ = ["InceptionAccumulator", "InceptionScore", "inception_score"]
 
 
 class InceptionScore(NamedTuple):
@@ -23,8 +27,9 @@ class InceptionScore(NamedTuple):
 def inception_score(probabilities: Any, splits: int = 10, seed: int | None = 42) -> InceptionScore:
     """``exp(mean KL(p(y|x) || p(y)))`` of each part, ``p(y)`` being the part's own mean.
 
-    The rows are shuffled by NumPy's legacy generator, as the video scores of StyleGAN-V and after
-    are. The score depends on their order, so several processes bring them into one order first.
+    The rows are shuffled by NumPy's legacy generator, as in the video metrics of StyleGAN-V and of
+    the papers that use its code. The score depends on the order of the rows, so several processes
+    sort theirs first.
 
     Args:
       probabilities: ``[n, K]``, rows summing to 1.
@@ -52,3 +57,81 @@ def inception_score(probabilities: Any, splits: int = 10, seed: int | None = 42)
         terms = np.where(p > 0, p * np.log(np.where(p > 0, p / np.where(q > 0, q, 1), 1)), 0)
         scores.append(np.exp(terms.sum(axis=1).mean()))
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)), len(rows), splits)
+
+
+_FEWEST = 2  # clips in a split: a single one always scores 1
+
+
+class InceptionAccumulator:
+    """Class probabilities of originals and reconstructions, kept until all are there.
+
+    Args:
+      splits: parts of the clips, each scored by itself; at least 1.
+    """
+
+    def __init__(self, splits: int = 10):
+        if splits < 1:
+            raise VidlatentError(
+                f"config.eval.is_splits is {splits}: an inception score needs 1 part or more."
+            )
+        self._splits = splits
+        self._rows: dict[tuple[int, float, int], np.ndarray] = {}
+
+    def add(self, rows: Any, mask: Any, clips: Any, starts: Any) -> None:
+        """Take in ``[2, B, pieces, K]`` of windows that begin at ``starts`` of ``clips``."""
+        rows = np.asarray(rows)
+        for row in np.flatnonzero(mask):
+            for piece in range(rows.shape[2]):
+                key = (int(clips[row]), float(starts[row]), piece)
+                self._rows[key] = rows[:, row, piece]
+
+    def result(self, name: str) -> tuple[dict[str, float], dict[str, Any]]:
+        """The score of the reconstructions, its spread over the splits, and the originals' score.
+
+        With fewer than two clips for each split there is one split; the name says how many.
+
+        Raises:
+          VidlatentError: nothing was added.
+        """
+        if not self._rows:
+            raise VidlatentError(f"{name}: no clip was added.")
+        # The score depends on the order of the rows, and the order in which they arrive depends on
+        # the number of processes, so sort first.
+        rows = np.stack([self._rows[key] for key in sorted(self._rows)])
+        splits = self._splits if len(rows) >= _FEWEST * self._splits else 1
+        originals, restored = (inception_score(rows[:, i], splits) for i in range(2))
+        name = f"{name}_splits{splits}"
+        found = {name: restored.mean, f"{name}_of_originals": originals.mean}
+        about = {"n": len(rows), "splits": splits, "std_over_splits": restored.std}
+        return found, {**about, "std_over_splits_of_originals": originals.std}
+
+
+def _classify(network, clips):
+    return network.apply(network.params, scale_pixels(clips))["probabilities"]
+
+
+def _make(request: MetricRequest) -> SetMetric:
+    network = request.network
+    assert network is not None
+    frames, side = NETWORKS.get(network.name).inputs[0][1:3]
+    accumulate = functools.partial(InceptionAccumulator, request.is_splits)
+    accumulate()  # a wrong number of splits is refused before any clip is decoded
+    return SetMetric(
+        request,
+        f"is_{network.label}",
+        _classify,
+        accumulate,
+        frames,
+        resize=f"bilinear, corners aligned, to {side}x{side}",
+    )
+
+
+for _name, _network in (("is_c3d", "c3d_ucf101"), ("is_c3d_tiny", "c3d_tiny")):
+    METRICS.register(
+        _name,
+        MetricEntry(
+            _make,
+            "inception score of the reconstructions, and of the originals, by C3D (UCF-101)",
+            network=_network,
+        ),
+    )

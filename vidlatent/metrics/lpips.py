@@ -7,14 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vidlatent.metrics.psnr import check_pair
+from vidlatent.metrics.base import METRICS, FrameMetric, MetricEntry, MetricRequest
+from vidlatent.metrics.pixels import check_pair, scale_pixels
 from vidlatent.models.pretrained import Network
 
 __all__ = ["lpips", "lpips_name"]
 
 
 def lpips(network: Network, a: Any, b: Any, *, unit_range: bool = False) -> jax.Array:
-    """LPIPS v0.1 of every frame; its mean over frames and clips is what papers report.
+    """LPIPS v0.1 (Zhang et al. 2018) of every frame; papers report its mean over frames and clips.
 
     One frame of all clips at a time, so that memory does not grow with their length.
 
@@ -29,16 +30,36 @@ def lpips(network: Network, a: Any, b: Any, *, unit_range: bool = False) -> jax.
     """
     check_pair(a, b, "LPIPS")
 
-    def seen(video):
-        x = jnp.asarray(video, jnp.float32)
-        if video.dtype == jnp.uint8:
-            x = x / 127.5 - 1.0
+    def frames_first(video):
+        x = scale_pixels(video)
         return jnp.moveaxis((x + 1.0) / 2.0 if unit_range else x, 1, 0)
 
-    distances = jax.lax.map(lambda pair: network.apply(network.params, *pair), (seen(a), seen(b)))
+    pair = frames_first(a), frames_first(b)
+    distances = jax.lax.map(lambda frames: network.apply(network.params, *frames), pair)
     return distances.T
 
 
 def lpips_name(network: Network, unit_range: bool = False) -> str:
     """Name of the score: the network's label and, where it is not [-1, 1], the range it saw."""
     return network.label + ("_unit_range" if unit_range else "")
+
+
+def _register(name: str, network: str, unit_range: bool = False) -> None:
+    def function(network, video, restored):
+        return lpips(network, video, restored, unit_range=unit_range)
+
+    def make(request: MetricRequest) -> FrameMetric:
+        assert request.network is not None
+        pixels = "[0, 1], not rescaled to the network's [-1, 1]" if unit_range else "[-1, 1]"
+        reported = lpips_name(request.network, unit_range)
+        return FrameMetric(request, reported, function, pixels=pixels)
+
+    entry = MetricEntry(make, "LPIPS v0.1 (perceptual distance)", better="lower", network=network)
+    METRICS.register(name, entry)
+
+
+_register("lpips_vgg", "lpips_vgg")
+_register("lpips_alex", "lpips_alex")
+_register("lpips_tiny", "lpips_tiny")
+# Reducio's evaluation shows the VGG network pixels in [0, 1] and does not rescale them.
+_register("lpips_reducio", "lpips_vgg", unit_range=True)

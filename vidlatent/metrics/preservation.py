@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vidlatent.metrics.psnr import check_pair
+from vidlatent.metrics.pixels import check_pair, scale_pixels
 
 __all__ = ["PRESERVATION", "absolute_sums"]
 
@@ -29,8 +29,6 @@ def absolute_sums(original: Any, reconstruction: Any) -> tuple[jax.Array, jax.Ar
       Two arrays ``[B, T]`` float32.
     """
     check_pair(original, reconstruction, "information preservation")
-    x, y = (jnp.asarray(v, jnp.float32) for v in (original, reconstruction))
-    if original.dtype == jnp.uint8:
-        x, y = x / 127.5 - 1.0, y / 127.5 - 1.0
+    x, y = scale_pixels(original), scale_pixels(reconstruction)
     space = (-3, -2, -1)
     return jnp.abs(x - y).sum(axis=space), jnp.abs(x).sum(axis=space)

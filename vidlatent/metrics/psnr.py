@@ -7,23 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vidlatent.errors import VidlatentError
-from vidlatent.spec import check_shape
+from vidlatent.metrics.pixels import check_pair
 
-__all__ = ["check_pair", "psnr"]
-
-
-def check_pair(a: Any, b: Any, measure: str) -> dict[str, int]:
-    """Sizes of two videos ``[B, T, H, W, C]``; raises unless shapes and dtypes agree."""
-    sizes = check_shape(a, "B T H W C")
-    if a.shape != b.shape or a.dtype != b.dtype:
-        raise VidlatentError(
-            f"{measure} compares two videos of one shape and dtype, "
-            f"not {a.shape} {a.dtype} and {b.shape} {b.dtype}."
-        )
-    if a.dtype != jnp.uint8 and not jnp.issubdtype(a.dtype, jnp.floating):
-        raise VidlatentError(f"{measure} takes uint8 or floating-point pixels, not {a.dtype}.")
-    return sizes
+__all__ = ["psnr"]
 
 
 def psnr(a: Any, b: Any, data_range: float | None = None) -> jax.Array:
@@ -46,6 +32,6 @@ def psnr(a: Any, b: Any, data_range: float | None = None) -> jax.Array:
     check_pair(a, b, "PSNR")
     if data_range is None:
         data_range = 255.0 if a.dtype == jnp.uint8 else 2.0
-    # Relative to the range before squaring, so that half-precision inputs of any range fit.
+    # Divided by the range before squaring, so that squares of any range stay finite.
     apart = (jnp.asarray(a, jnp.float32) - jnp.asarray(b, jnp.float32)) / data_range
     return -10.0 * jnp.log10(jnp.mean(jnp.square(apart), axis=(-3, -2, -1)))

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vidlatent.metrics.psnr import check_pair
+from vidlatent.metrics.base import METRICS, FrameMetric, MetricEntry
+from vidlatent.metrics.pixels import check_pair
 from vidlatent.metrics.ssim import ssim
 
-__all__ = ["REDUCIO", "psnr_reducio", "ssim_reducio"]
+__all__ = ["psnr_reducio", "ssim_reducio"]
 
 
 def psnr_reducio(a: Any, b: Any) -> jax.Array:
@@ -46,10 +47,6 @@ def ssim_reducio(a: Any, b: Any) -> jax.Array:
     return ssim(_pooled(_unit(a), factor), _pooled(_unit(b), factor), data_range=1.0)
 
 
-# By the names under which the scores are reported.
-REDUCIO = {"psnr_reducio_eps1e-8": psnr_reducio, "ssim_reducio_pooled256": ssim_reducio}
-
-
 def _unit(video: Any) -> jax.Array:
     x = jnp.asarray(video, jnp.float32)
     return x / 255.0 if video.dtype == jnp.uint8 else (jnp.clip(x, -1.0, 1.0) + 1.0) / 2.0
@@ -63,3 +60,22 @@ def _pooled(x: jax.Array, factor: int) -> jax.Array:
     x = x[:, :, : rows * factor, : columns * factor]
     x = x.reshape(batch, time, rows, factor, columns, factor, channels)
     return jnp.mean(x, axis=(3, 5))
+
+
+METRICS.register(
+    "psnr_reducio",
+    MetricEntry(
+        lambda request: FrameMetric(request, "psnr_reducio_eps1e-8", psnr_reducio, pixels="[0, 1]"),
+        "PSNR as Reducio's evaluation defines it: 1e-8 is added to the mean squared error",
+        unit="dB",
+    ),
+)
+METRICS.register(
+    "ssim_reducio",
+    MetricEntry(
+        lambda request: FrameMetric(
+            request, "ssim_reducio_pooled256", ssim_reducio, pixels="[0, 1]"
+        ),
+        "SSIM as Reducio's evaluation defines it: frames are averaged down to about 256 pixels",
+    ),
+)

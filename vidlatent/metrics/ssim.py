@@ -11,7 +11,7 @@ import numpy as np
 
 from vidlatent.errors import VidlatentError
 from vidlatent.kernels.dispatch import current_platform
-from vidlatent.metrics.psnr import check_pair
+from vidlatent.metrics.pixels import check_pair
 
 __all__ = ["WINDOW", "ssim"]
 

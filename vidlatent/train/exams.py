@@ -20,8 +20,8 @@ from PIL import Image
 from vidlatent.evaluate.generator_loss import GeneratorScores, compile_loss_step, evaluate_loss
 from vidlatent.evaluate.generator_report import write_generator_report
 from vidlatent.evaluate.outputs import pictures_sheet, write_evaluation
-from vidlatent.evaluate.scores import make_scores
 from vidlatent.evaluate.tokenizer import Evaluation, compile_eval_step, evaluate
+from vidlatent.metrics import make_metrics
 from vidlatent.parallel.multihost import is_main
 from vidlatent.sample.grid import Grid
 from vidlatent.train.tasks.base import Step
@@ -44,14 +44,14 @@ class TokenizerExam:
 
     def __init__(self, run: Any, step_fns: Step, mesh: Mesh, make_validation: Callable[[], Any]):
         self._make_validation = make_validation
-        self._scores = make_scores(
+        self._metrics = make_metrics(
             run.config.eval.training_metrics,
-            run.config.networks.to_dict(),
+            run.config.networks,
             random_networks=run.config.eval.random_networks,
             is_splits=run.config.eval.is_splits,
         )
         self._eval_step = compile_eval_step(
-            step_fns.eval_step, mesh, run.state["ema"], self._scores
+            step_fns.eval_step, mesh, run.state["ema"], self._metrics
         )
 
     def __call__(self, run: Any) -> Evaluation:
@@ -62,7 +62,7 @@ class TokenizerExam:
                 loader,
                 run.config.eval.pictures,
                 spec=run.spec,
-                scores=self._scores,
+                metrics=self._metrics,
             )
 
     def pictures(self, result: Evaluation) -> dict[str, np.ndarray]:

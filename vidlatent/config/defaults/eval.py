@@ -9,7 +9,7 @@ def get_eval() -> ConfigDict:
     score.pictures = 4  # clips shown in contact sheets and side-by-side videos
     score.preservation = True  # score information preservation, pixels in [-1, 1]
     # Scores of --mode=eval beside PSNR and SSIM: lpips_vgg, lpips_alex, fvd_i3d, fvd_videomae,
-    # is_c3d, psnr_reducio, ssim_reducio, lpips_reducio; see vidlatent/evaluate/scores.py
+    # is_c3d, psnr_reducio, ssim_reducio, lpips_reducio; see vidlatent/metrics
     score.metrics = ()
     score.training_metrics = ()  # the same while training, where each costs time
     score.is_splits = 10  # parts of an inception score; with fewer than 2 clips a part, one part

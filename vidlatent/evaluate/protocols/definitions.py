@@ -21,7 +21,7 @@ BUILT_IN = (
     "psnr",
     "ssim",
     PRESERVATION,
-)  # of every evaluation, besides those of ``evaluate.scores``
+)  # of every evaluation, besides those of ``metrics.METRICS``
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Measure:
     """A score and the column of the paper's table that it belongs to.
 
     Attributes:
-      name: 'psnr', 'ssim', information preservation, or a name of ``evaluate.scores``.
+      name: 'psnr', 'ssim', information preservation, or a name of ``metrics.METRICS``.
       heading: of the paper's column; '' where the table has none.
       factor: measurements times this are in the table's unit.
     """

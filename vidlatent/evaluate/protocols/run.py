@@ -18,7 +18,6 @@ from vidlatent.data.loader import Loader, make_index, make_loader
 from vidlatent.data.stream import OneEach
 from vidlatent.evaluate.protocols.definitions import BUILT_IN, PROTOCOLS, Protocol
 from vidlatent.evaluate.protocols.report import Outcome, write_outcome
-from vidlatent.evaluate.scores import make_scores
 from vidlatent.evaluate.tokenizer import (
     Evaluation,
     Picture,
@@ -27,6 +26,7 @@ from vidlatent.evaluate.tokenizer import (
     tokenizer_eval_step,
 )
 from vidlatent.media.write import STILL_FPS
+from vidlatent.metrics import make_metrics
 from vidlatent.models.load import model_of, restored_params
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.multihost import is_main, to_global
@@ -77,9 +77,9 @@ def outcome_of(
     measures = protocol.without(config.eval.leave_out)
     asked = [measure.name for measure in measures if measure.name not in BUILT_IN]
     # Before any clip is opened: missing weights are told at once.
-    scores = make_scores(
+    metrics = make_metrics(
         (*asked, *config.eval.metrics),
-        config.networks.to_dict(),
+        config.networks,
         random_networks=config.eval.random_networks,
         is_splits=config.eval.is_splits,
     )
@@ -91,11 +91,11 @@ def outcome_of(
         chunk=protocol.chunk,
         draw=config.seed if protocol.draw else None,
     )
-    eval_step = compile_eval_step(eval_step, mesh, params, scores)
+    eval_step = compile_eval_step(eval_step, mesh, params, metrics)
     with clips.open(clips.wanted) as loader:
         # Windows of several chunks have no single row of frame groups.
         spec = model.latent_spec if protocol.frames == (protocol.chunk,) else None
-        result = evaluate(eval_step, params, loader, spec=spec, scores=scores)
+        result = evaluate(eval_step, params, loader, spec=spec, metrics=metrics)
         bad = clips.left_out(loader, result)
     chosen = _chosen(result.clips)
     with clips.open({clips.rows[row["clip"]] for row in chosen.values()}) as loader:
@@ -104,7 +104,7 @@ def outcome_of(
         protocol,
         measures,
         result,
-        {name: name for name in BUILT_IN} | {score.asked: score.name for score in scores},
+        {name: name for name in BUILT_IN} | {metric.asked: metric.name for metric in metrics},
         model.latent_spec,
         step,
         clips.where,

@@ -109,7 +109,7 @@ def network_apply(name: str, dtype: Any = jnp.float32) -> Callable[..., Any]:
     which it resizes first (``models.pretrained.dinov2.model.input_size``).
     ``i3d_*``, ``videomae_*``, ``c3d_*``: ``apply(params, video)`` of ``[B, T, H, W, 3]`` gives
     ``features`` and ``logits`` ``[B, ...]``, C3D ``probabilities`` too; the first two want frames
-    of their own size (``metrics.clips``).
+    of their own size (``metrics.fvd``).
     ``t5_*``, ``flan_t5_*``, ``umt5_*``: ``apply(params, tokens, mask) -> [B, N, D]`` states of
     token numbers and their mask ``[B, N]`` (``data.text.rules``).
     ``clip_*``: ``apply(params, images)`` of images ``[N, H, W, 3]`` of any size gives the form

@@ -56,7 +56,7 @@ class VideoMae(nn.Module):
         """``features`` ``[B, width]`` and ``logits`` ``[B, classes]``, float32.
 
         Args:
-          video: ``[B, T, H, W, 3]`` in [-1, 1] at 224x224 already (``metrics.clips``). Two frames
+          video: ``[B, T, H, W, 3]`` in [-1, 1] at 224x224 already (``metrics.fvd``). Two frames
             or more; the last of an odd number is not looked at. The positions were made for 16
             frames and are stretched over others.
 

@@ -1,4 +1,4 @@
-"""Scores by name: right numbers, whatever the batches; names that say what they are."""
+"""Metrics by name: right numbers, whatever the batches; names that say what they are."""
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,21 @@ from tests.helpers.tiny_tokenizers import QUICK
 from vidlatent.config import get_defaults
 from vidlatent.data.index import Clip
 from vidlatent.errors import VidlatentError
-from vidlatent.evaluate.scores import make_scores, networks_of
-from vidlatent.evaluate.tallies import InceptionTally
 from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
 from vidlatent.media.decode import ClipInfo
-from vidlatent.metrics import inception_score, lpips, psnr_reducio, resized_clip
+from vidlatent.metrics import (
+    METRICS,
+    FrameMetric,
+    MetricEntry,
+    collect_networks,
+    inception_score,
+    lpips,
+    make_metrics,
+    psnr_reducio,
+    resized_clip,
+)
 from vidlatent.metrics.frechet import frechet_distance
+from vidlatent.metrics.inception_score import InceptionAccumulator
 from vidlatent.parallel.mesh import make_mesh
 
 WEIGHTS = get_defaults("any", "any").networks.to_dict()
@@ -39,8 +48,8 @@ def videos():
 
 
 @pytest.fixture(scope="module")
-def scores():
-    return make_scores(NAMES, WEIGHTS)
+def metrics():
+    return make_metrics(NAMES, WEIGHTS)
 
 
 class Dealt:
@@ -70,15 +79,15 @@ class Dealt:
 
 
 @pytest.fixture(scope="module")
-def run(videos, scores):
+def run(videos, metrics):
     mesh = make_mesh({"data": 2, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:2])
     params = jax.device_put(jnp.float32(0.9), jax.sharding.NamedSharding(mesh, jax.P()))
     with jax.set_mesh(mesh):
-        step = compile_eval_step(tokenizer_eval_step(Stub()), mesh, params, scores)
+        step = compile_eval_step(tokenizer_eval_step(Stub()), mesh, params, metrics)
 
     def done(processes):
         with jax.set_mesh(mesh):
-            return evaluate(step, params, Dealt(videos, processes), scores=scores)
+            return evaluate(step, params, Dealt(videos, processes), metrics=metrics)
 
     return {processes: done(processes) for processes in (1, 2)}
 
@@ -91,11 +100,11 @@ def test_the_number_of_processes_leaves_no_trace(run):
     assert all(one.scores[name] == two.scores[name] for name in frames), "bit for bit"
 
 
-def test_values_against_direct_computation(run, videos, scores):
+def test_values_against_direct_computation(run, videos, metrics):
     result = run[1]
     restored = videos / np.float32(127.5) - 1
     restored = np.rint(np.clip((restored * np.float32(0.9) + 1) * 127.5, 0, 255)).astype(np.uint8)
-    networks = {score.asked: score.network for score in scores}
+    networks = {score.asked: score.network for score in metrics}
 
     expected = np.asarray(lpips(networks["lpips_tiny"], videos, restored))
     assert result.scores["lpips_tiny_random0"] == pytest.approx(expected.mean(), rel=1e-3)
@@ -143,24 +152,24 @@ def test_inception_rows_are_brought_into_one_order():
     clips, starts = np.arange(20) // 2, np.arange(20) % 2
     results = []
     for order in (np.arange(20), rng.permutation(20)):
-        tally = InceptionTally()
+        tally = InceptionAccumulator()
         tally.add(seen[:, order], np.ones(20), clips[order], starts[order])
         tally.add(seen, np.zeros(20), clips + 50, starts)
         results.append(tally.result("is"))
     assert results[0] == results[1] and "is_splits10" in results[0][0]
     for splits, used in ((4, 4), (11, 1)):  # of 20 windows
-        tally = InceptionTally(splits)
+        tally = InceptionAccumulator(splits)
         tally.add(seen, np.ones(20), clips, starts)
         found, about = tally.result("is")
         assert f"is_splits{used}" in found and about["splits"] == used
         rows = seen[1][np.lexsort((starts, clips)), 0]
         assert found[f"is_splits{used}"] == inception_score(rows, used).mean
     with pytest.raises(VidlatentError, match="config.eval.is_splits is 0"):
-        make_scores(("is_c3d_tiny",), WEIGHTS, is_splits=0)
+        make_metrics(("is_c3d_tiny",), WEIGHTS, is_splits=0)
 
 
 def test_names_and_networks():
-    found = make_scores(
+    found = make_metrics(
         (
             "lpips_vgg",
             "lpips_alex",
@@ -179,7 +188,7 @@ def test_names_and_networks():
         f"{FVD}_cut16",
         "ssim_reducio_pooled256",
     ]
-    assert set(networks_of(found)) == {"lpips_tiny", "videomae_tiny"}
+    assert set(collect_networks(found)) == {"lpips_tiny", "videomae_tiny"}
 
 
 @pytest.mark.parametrize(
@@ -189,16 +198,62 @@ def test_names_and_networks():
         ("fvd_videomae", "config.networks.videomae_g is empty"),
         ("is_c3d", "config.networks.c3d_ucf101 is empty"),
         ("lpips_vg", "did you mean 'lpips_vgg'"),
-        ("fvd_i3d_cut", "unknown score"),
+        ("fvd_i3d_cut", "unknown metric"),
     ],
 )
 def test_what_is_missing_is_said(name, words):
     with pytest.raises(VidlatentError, match=words):
-        make_scores((name,), WEIGHTS)
+        make_metrics((name,), WEIGHTS)
 
 
-def test_clips_too_short_for_their_pieces(scores):
-    score = next(s for s in scores if s.asked == "is_c3d_tiny")
+def test_clips_too_short_for_their_pieces(metrics):
+    score = next(s for s in metrics if s.asked == "is_c3d_tiny")
     video = np.zeros((1, 9, 16, 16, 3), np.uint8)
     with pytest.raises(VidlatentError, match="is_c3d_tiny looks at 16 frames, and clips of 9"):
         score.measure({"c3d_tiny": score.network.params}, video, video)
+
+
+@pytest.fixture
+def own_metrics(monkeypatch):
+    """Two metrics that somebody registers; the table is put back afterwards."""
+    monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
+
+    def brightness(video, restored):
+        return jnp.mean(restored, (2, 3, 4)) - jnp.mean(video, (2, 3, 4))
+
+    def make(request):
+        return FrameMetric(request, f"brightness{request.ending}", brightness, pixels="8 bits")
+
+    about = dict(unit="levels", better="lower")
+    METRICS.register(
+        "brightness", MetricEntry(make, "change of the mean", endings="_v[12]", **about)
+    )
+
+    def make_lpips(request):
+        return FrameMetric(request, f"mine_{request.network.label}", lpips)
+
+    METRICS.register("mine", MetricEntry(make_lpips, "LPIPS again", network="lpips_alex"))
+
+
+def test_a_registered_metric_is_scored_like_our_own(own_metrics, videos):
+    metrics = make_metrics(("brightness", "mine"), WEIGHTS, random_networks=True)
+    mesh = make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:1])
+    params = jax.device_put(jnp.float32(0.9), jax.sharding.NamedSharding(mesh, jax.P()))
+    with jax.set_mesh(mesh):
+        step = compile_eval_step(tokenizer_eval_step(Stub()), mesh, params, metrics)
+        result = evaluate(step, params, Dealt(videos, 1), metrics=metrics)
+    restored = np.float32(videos) / np.float32(127.5) - 1
+    restored = np.rint(np.clip((restored * np.float32(0.9) + 1) * 127.5, 0, 255))
+    expected = restored.mean() - np.float64(videos).mean()
+    assert result.scores["brightness"] == pytest.approx(expected, rel=1e-3)
+    assert result.scores["mine_lpips_tiny_random0"] > 0
+    about = result.definitions["brightness"]
+    said = {name: about[name] for name in ("asked_as", "definition", "unit", "better", "pixels")}
+    assert tuple(said.values()) == ("brightness", "change of the mean", "levels", "lower", "8 bits")
+
+
+def test_endings_of_a_registered_metric(own_metrics):
+    (metric,) = make_metrics(("brightness_v2",), {})
+    assert metric.name == "brightness_v2" and metric.asked == "brightness_v2"
+    with pytest.raises(VidlatentError, match="'brightness_v3': did you mean 'brightness'"):
+        make_metrics(("brightness_v3",), {})
