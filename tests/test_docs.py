@@ -101,7 +101,8 @@ def check_job(page: Path, words: list[str]) -> None:
     if "mode" in flags:
         assert f'"{flags["mode"]}"' in known, f"{page.name}: --mode={flags['mode']}"
     overrides = {key: value for key, value in overrides.items() if "..." not in value}
-    if "config" in flags and "..." not in flags["config"]:
+    own = f"# {flags.get('config')}\n" in page.read_text()  # a file that the page itself gives
+    if "config" in flags and "..." not in flags["config"] and not own:
         configs.load(flags["config"], overrides)
     elif overrides:
         for base in ("fsae", "fsvideo_dit"):  # of a workdir: a tokenizer's or a generator's keys

@@ -4,5 +4,5 @@ from ml_collections import ConfigDict
 
 
 def get_loss() -> ConfigDict:
-    """Term of ``losses.LOSSES`` -> its weight, or a group of ``weight`` and the term's options."""
+    """Term of ``losses.TERMS`` -> its weight, or a group of ``weight`` and the term's options."""
     return ConfigDict()
