@@ -42,6 +42,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file, not with -m
+
 from benchmarks.watch import MIB, process_status
 
 WAYS = ("whole", "stream", "scan", "tile", "shard")

@@ -27,6 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file, not with -m
+
 from benchmarks.discriminator_demos_page import write_page
 from vidlatent import config as configs
 from vidlatent.errors import VidlatentError

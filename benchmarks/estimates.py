@@ -19,6 +19,7 @@ import importlib.metadata
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 
 import jax  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file, not with -m
 
 from benchmarks.estimates_programs import CONTEXT, Row, rows  # noqa: E402
 from vidlatent.errors import VidlatentError  # noqa: E402

@@ -24,6 +24,7 @@ import gc
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file, not with -m
 
 from benchmarks.h200_layers import convolutions, elementwise, mixtures
 from benchmarks.h200_networks import decoding, evaluations

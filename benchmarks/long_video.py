@@ -40,6 +40,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file, not with -m
+
 from benchmarks.watch import read_place, watch
 from vidlatent.errors import VidlatentError
 

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file, not with -m
+
 from experiments.cli import main
 from experiments.design import Arm, Difference, Experiment
 from experiments.proofs import (

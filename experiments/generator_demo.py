@@ -30,6 +30,8 @@ from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file, not with -m
+
 from experiments.cli import prepare
 from vidlatent import config as configs
 from vidlatent.data.loader import make_loader

@@ -21,6 +21,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file, not with -m
+
 from experiments import cli
 from experiments.design import Arm, Difference, Experiment
 from experiments.generator_demo import Demo, prepared

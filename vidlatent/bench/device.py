@@ -1,4 +1,4 @@
-"""What this device does at best, measured, and how to time a program on it."""
+"""Timing programs, and measuring the best rates that this device reaches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Times", "measure_peaks", "read_peak_memory", "read_program_memory", 
 
 
 class Times:
-    """Seconds of repeated runs.
+    """Times of repeated runs.
 
     Attributes:
       seconds: of each run, in order.
@@ -30,7 +30,7 @@ class Times:
         return statistics.median(self.seconds)
 
     def to_json(self) -> dict[str, float | int]:
-        """``median_s``, ``least_s``, ``most_s``, ``spread`` (between quartiles, of the median)."""
+        """``median_s``, ``least_s``, ``most_s``, ``spread`` (interquartile range / median)."""
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return {
             "median_s": self.median,
@@ -42,7 +42,13 @@ class Times:
 
 
 def time_runs(run: Callable[[int], Any], warmup: int, repeats: int) -> Times:
-    """Time ``run(number)``, whose result is waited for, after ``warmup`` runs that do not count."""
+    """Time calls of ``run(number)``, each until its result is ready.
+
+    Args:
+      run: called with 0, 1, 2 and so on.
+      warmup: calls before the ones that are timed.
+      repeats: calls that are timed, at least 2.
+    """
     seconds = []
     for number in range(warmup + max(2, repeats)):
         begin = time.perf_counter()
@@ -52,12 +58,13 @@ def time_runs(run: Callable[[int], Any], warmup: int, repeats: int) -> Times:
 
 
 def measure_peaks(dtype: Any, repeats: int = 5) -> dict[str, float]:
-    """``flops`` of a square matrix product in ``dtype`` and ``bandwidth`` of a copy, a second.
+    """``flops`` of a matrix product in ``dtype`` and ``bandwidth`` of a copy, both a second.
 
-    The best of ``repeats`` runs on one device: what a program can be held against, which data
-    sheets of CPUs do not say.
+    The best of ``repeats`` runs on one device. Programs are compared with these rather than with a
+    data sheet, because those of CPUs do not give such figures.
     """
     cpu = jax.default_backend() == "cpu"
+    # Large enough to reach the device's full rate, small enough to take well under a second.
     side, length = (1024, 2**24) if cpu else (8192, 2**28)
     device = jax.devices()[0]
     key = jax.device_put(jax.random.key(0), device)
@@ -75,21 +82,21 @@ def measure_peaks(dtype: Any, repeats: int = 5) -> dict[str, float]:
 
 
 def read_peak_memory() -> tuple[int, str]:
-    """Most bytes held so far, and of what: of a device where it keeps count, else of the process.
+    """``(bytes, "device" or "process")``: the most memory in use since the process began.
 
-    It is the most since the process began.
+    It is the device's if JAX reports it, else the resident memory of the process.
     """
     stats = jax.devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"], "device"
-    unit = 1 if sys.platform == "darwin" else 2**10
+    unit = 1 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process"
 
 
 def read_program_memory(compiled: Any) -> int:
-    """Bytes that a compiled program holds at once on a device, as the compiler allocated them.
+    """Bytes that the compiler allocates for a program on one device.
 
-    Arguments, results that do not take an argument's place, temporaries and code.
+    Arguments, results that do not reuse an argument's buffer, temporaries and code.
     """
     stats = compiled.memory_analysis()
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes

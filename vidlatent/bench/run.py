@@ -1,9 +1,10 @@
-"""``--mode=bench``: what the programs of a config take on the devices that are here.
+"""``--mode=bench``: time and memory of a config's programs on the devices at hand.
 
-Each runs as its job runs it, with random inputs in turn and results waited for. Shares are those of
-this device's own best matrix product and copy, measured in the same run. A share of the copy above
-one means that much of what is moved stays in caches. Memory of a program is what the compiler gave
-it; beside it stands the most that was held since the process began, by earlier programs too.
+Each program is the one that its job runs, called with random inputs, several of them in turn, and
+timed until its result is ready. Rates are compared with the best matrix product and the best copy
+of this device, measured in the same run. A share of the copy above one means that much of the data
+stays in caches. The memory of a program is what the compiler allocated; the peak beside it is that
+of the whole process so far, earlier programs included.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ _OF_LOOP = ("steps_per_second", "frames_per_second", "data_wait_share")
 
 
 def bench(config: ConfigDict, workdir: Path, output: str) -> int:
-    """Measure ``config.bench.what``; print a table and write JSON.
+    """Measure ``config.bench.what``, print a table and write ``output`` as JSON.
 
-    The file is ``output``, by default ``<workdir>/bench.json``. Returns the exit status.
+    ``output`` is ``<workdir>/bench.json`` by default. Returns the exit status.
     """
     bucket = choose_bucket(config, config.bench.bucket)
     mesh = mesh_for_batches(config.mesh, [bucket])
@@ -74,7 +75,7 @@ def bench(config: ConfigDict, workdir: Path, output: str) -> int:
         target = Path(output) if output else workdir / "bench.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(result, indent=1) + "\n")
-        print(_report(result))
+        print(_format_result(result))
         logging.info("wrote %s", target)
     return 0
 
@@ -82,7 +83,7 @@ def bench(config: ConfigDict, workdir: Path, output: str) -> int:
 def measure(
     config: ConfigDict, what: str, mesh: Mesh, bucket: tuple[int, ...], peaks: dict[str, float]
 ) -> dict[str, Any]:
-    """Times, rates and memory of one program; see ``plan_programs`` for what it is."""
+    """Times, rates and memory of one program of ``plan.build.PROGRAMS``."""
 
     def build(config: ConfigDict) -> Program:
         return build_program(config, what, mesh, bucket)
@@ -92,8 +93,8 @@ def measure(
     flops = count_model_flops(config, build, trace_program(program, mesh), mesh)
     with jax.set_mesh(mesh):
         compiled, seconds = _compile_twice(program)
-        batches = [_arguments(program, number) for number in range(max(1, options.inputs))]
-        held = _initial(program)
+        batches = [_draw_arguments(program, number) for number in range(max(1, options.inputs))]
+        held = _make_initial(program)
 
         def run(number: int) -> Any:
             given = {**batches[number % len(batches)], **held}
@@ -123,8 +124,8 @@ def measure(
     }
 
 
-def _initial(program: Program) -> dict[int, Any]:
-    """Arguments that are made, not drawn, and those handed from run to run; by position."""
+def _make_initial(program: Program) -> dict[int, Any]:
+    """By position: arguments with a first value, and those that a call hands to the next."""
     made = {}
     for place, make in program.initial.items():
         where = jax.tree.map(lambda leaf: leaf.sharding, program.arguments[place])
@@ -134,26 +135,26 @@ def _initial(program: Program) -> dict[int, Any]:
     if program.carries is not None:
         argument = program.carries[1]
         if argument not in made and jax.tree.leaves(program.arguments[argument]):
-            made[argument] = _drawn(program.arguments[argument], 0)
+            made[argument] = _draw_arrays(program.arguments[argument], 0)
     return made
 
 
-def _arguments(program: Program, seed: int) -> dict[int, Any]:
+def _draw_arguments(program: Program, seed: int) -> dict[int, Any]:
     free = set(range(len(program.arguments))) - set(program.initial)
-    return {place: _drawn(program.arguments[place], seed) for place in free}
+    return {place: _draw_arrays(program.arguments[place], seed) for place in free}
 
 
-def _drawn(tree: Any, seed: int) -> Any:
-    """Random arrays: any pixel, standard normal numbers; masks are ones."""
+def _draw_arrays(tree: Any, seed: int) -> Any:
+    """Random arrays: uniform pixels, standard normal numbers; masks are ones."""
     leaves, structure = jax.tree.flatten(tree)
 
     def draw(number: int, leaf: Any) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(seed), number)
         if jnp.issubdtype(leaf.dtype, jnp.integer):
-            # Pixels; classes, lengths and seeds: any small number will do.
+            # uint8 are pixels. Others are classes, lengths or seeds: 0 and 1 are always legal.
             most = 256 if leaf.dtype == jnp.uint8 else 2
             return jax.random.randint(key, leaf.shape, 0, most, jnp.int32).astype(leaf.dtype)
-        if len(leaf.shape) == 1:
+        if len(leaf.shape) == 1:  # masks, and diffusion times
             return jnp.ones(leaf.shape, leaf.dtype)
         return jax.random.normal(key, leaf.shape, leaf.dtype)
 
@@ -164,24 +165,24 @@ def _drawn(tree: Any, seed: int) -> Any:
 
 
 def _compile_twice(program: Program) -> tuple[Any, dict[str, float]]:
-    """The executable, and seconds until it stands without and with the persistent cache."""
-    with tempfile.TemporaryDirectory() as folder, _cache(folder):
-        _, cold = _compiled(program)
-        compilation_cache.reset_cache()  # what it remembers of the folder
+    """The executable, and seconds of compiling it without and with the persistent cache."""
+    with tempfile.TemporaryDirectory() as folder, _use_cache(folder):
+        _, cold = _compile_timed(program)
+        compilation_cache.reset_cache()  # else it remembers that the folder was empty
         jax.clear_caches()
-        compiled, cached = _compiled(program)
+        compiled, cached = _compile_timed(program)
     return compiled, {"cold_s": cold, "cached_s": cached}
 
 
-def _compiled(program: Program) -> tuple[Any, float]:
+def _compile_timed(program: Program) -> tuple[Any, float]:
     begin = time.perf_counter()
     compiled = program.function.lower(*program.arguments).compile()
     return compiled, time.perf_counter() - begin
 
 
 @contextlib.contextmanager
-def _cache(folder: str) -> Iterator[None]:
-    """Keep all compiled programs in ``folder`` meanwhile."""
+def _use_cache(folder: str) -> Iterator[None]:
+    """Keep all compiled programs in ``folder`` within the block."""
     settings = {
         "jax_compilation_cache_dir": folder,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -199,14 +200,14 @@ def _cache(folder: str) -> Iterator[None]:
 
 
 def measure_loop(config: ConfigDict) -> dict[str, Any]:
-    """Speed of the training loop with its data, from its own reports of ``loop_steps`` steps.
+    """Speed of the training loop with its data over ``loop_steps`` steps, from its own log.
 
-    The first report, which holds the compilation of every shape, is left out.
+    The first log entry is left out, because it includes compilation.
     """
     steps, every = config.bench.loop_steps, config.train.log_every
     if steps < 3 * every:
         raise VidlatentError(
-            f"config.bench.loop_steps={steps} gives too few reports: take at least {3 * every}, "
+            f"config.bench.loop_steps={steps} gives too few log entries: set at least {3 * every}, "
             "three times config.train.log_every."
         )
     short = {"train.steps": steps, "eval.every": 0, "checkpoint.every": 0}
@@ -225,30 +226,32 @@ def measure_loop(config: ConfigDict) -> dict[str, Any]:
     return found
 
 
-def _report(result: dict[str, Any]) -> str:
+def _format_result(result: dict[str, Any]) -> str:
     peaks = result["peaks"]
     head = (
         f"{result['config']} ({result['preset']}) on {result['device']}, {result['compute']}, jax "
-        f"{result['jax']}; this device's best: {peaks['flops'] / 1e12:.3g} TFLOP/s in a matrix "
+        f"{result['jax']}; best of this device: {peaks['flops'] / 1e12:.3g} TFLOP/s in a matrix "
         f"product, {peaks['bandwidth'] / 1e9:.3g} GB/s in a copy."
     )
     parts = [head]
     if result["programs"]:
-        parts.append(markdown_table([_row(*item) for item in result["programs"].items()], True))
+        parts.append(
+            markdown_table([_format_row(*item) for item in result["programs"].items()], True)
+        )
     if "loop" in result:
         rows = [
-            {"training loop with its data": name.replace("_", " "), **_rounded(values)}
+            {"training loop with its data": name.replace("_", " "), **_format_numbers(values)}
             for name, values in result["loop"].items()
         ]
         parts.append(markdown_table(rows, True))
     return "\n\n".join(parts)
 
 
-def _rounded(values: dict[str, float]) -> dict[str, str]:
+def _format_numbers(values: dict[str, float]) -> dict[str, str]:
     return {name: f"{value:.4g}" for name, value in values.items()}
 
 
-def _row(name: str, found: dict[str, Any]) -> dict[str, str]:
+def _format_row(name: str, found: dict[str, Any]) -> dict[str, str]:
     return {
         "program": f"{name}: {found['about']}",
         "ms": f"{found['median_s'] * 1e3:.4g}",

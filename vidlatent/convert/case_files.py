@@ -1,6 +1,6 @@
-"""Layouts of the stored cases, one reader a model family.
+"""Readers of reference cases, one for each family of models.
 
-Every hyper-parameter comes from the files. Arrays on file are ``(N, C, [T,] H, W)``, ours
+Every hyper-parameter comes from the files. Their arrays are ``(N, C, [T,] H, W)``, ours
 ``[B, T, H, W, C]``.
 """
 
@@ -36,9 +36,9 @@ class StoredCase:
 
     Attributes:
       fields: of the model.
-      tensors: its weights on file, given the model's parameter shapes.
-      checks: yields ``(name, what the model gives, what is stored)`` for each stored output, given
-        ``run(method, *args, **changed fields)``.
+      tensors: ``parameter shapes -> weights`` by the names of the file.
+      checks: ``run -> (name, output of the model, stored output)`` for each stored output;
+        ``run(method, *args, **fields)`` calls the model, with some of its fields changed.
     """
 
     fields: dict[str, Any]
@@ -48,7 +48,7 @@ class StoredCase:
 
 def read_dcae(folder: Path) -> StoredCase:
     """``config.json`` (constructor arguments), ``weights.safetensors``, ``io.npz``."""
-    case, arrays = _diffusers(folder)
+    case, arrays = _read_diffusers(folder)
 
     def checks(run: Run) -> Checks:
         for name in arrays:
@@ -60,15 +60,15 @@ def read_dcae(folder: Path) -> StoredCase:
                     output = arrays[f"output_{tag}"]
                     yield f"output_{tag}", run("decode", jnp.asarray(latent))[0], output
 
-    return StoredCase(fields_from_diffusers(case["config"]), _weights_of(folder), checks)
+    return StoredCase(fields_from_diffusers(case["config"]), _read_weights(folder), checks)
 
 
 _DECODERS = {"dec_causal": "causal", "dec_noncausal": "centred", "dec_group": "group"}
 
 
 def read_fsae(folder: Path) -> StoredCase:
-    """The same files for a video model."""
-    case, arrays = _diffusers(folder)
+    """The files of ``read_dcae``, for FSVideo's autoencoder."""
+    case, arrays = _read_diffusers(folder)
     fields = fields_from_diffusers(case["config"])
     fields["temporal_down"] = tuple(case["temporal_down_after_stages"])
 
@@ -79,34 +79,36 @@ def read_fsae(folder: Path) -> StoredCase:
                 latent = jnp.asarray(arrays["latent"])
                 yield name, run("decode", latent, decoder_time=time)[0], arrays[name]
 
-    return StoredCase(fields, _weights_of(folder), checks)
+    return StoredCase(fields, _read_weights(folder), checks)
 
 
 def read_ivvae(folder: Path) -> StoredCase:
     """``ivvae.npz`` (weights as ``param/<name>``, inputs, outputs), ``ivvae_stages.json``."""
-    _need(folder, "ivvae.npz", "ivvae_stages.json")
+    _require_files(folder, "ivvae.npz", "ivvae_stages.json")
     case = json.loads((folder / "ivvae_stages.json").read_text())["config"]
     with np.load(folder / "ivvae.npz") as stored:
         arrays = {name: stored[name] for name in stored.files}
     tensors = {
         name.removeprefix("param/"): x for name, x in arrays.items() if name.startswith("param/")
     }
-    arrays = {name: _channel_last(x) for name, x in arrays.items() if not name.startswith("param/")}
+    arrays = {
+        name: _to_channel_last(x) for name, x in arrays.items() if not name.startswith("param/")
+    }
     scale, shift = (np.float32(case[name]) for name in ("scale", "shift"))
 
     def checks(run: Run) -> Checks:
-        posterior, _ = run("encode", _pixels(arrays["video_u8"]))
+        posterior, _ = run("encode", _to_pixels(arrays["video_u8"]))
         yield "latent_mu", posterior.mean, arrays["latent_mu"]
         yield "latent_logvar", posterior.logvar, arrays["latent_logvar"]
         drawn = posterior.draw(jnp.asarray(arrays["eps"]))
         yield "latent", scale * (drawn - shift), arrays["latent"]
         yield "recon", run("decode", arrays["latent"] / scale + shift)[0], arrays["recon"]
 
-    return StoredCase(_ivvae_fields(tensors, case), lambda _: tensors, checks)
+    return StoredCase(_infer_ivvae_fields(tensors, case), lambda _: tensors, checks)
 
 
-def _ivvae_fields(tensors: Arrays, case: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes and the order of modules show in the parameters."""
+def _infer_ivvae_fields(tensors: Arrays, case: Mapping[str, Any]) -> dict[str, Any]:
+    """Widths and the order of modules are seen from names and shapes of the weights."""
 
     def modules(rest: str) -> list[int]:
         found = (re.fullmatch(r"encoder[.]downsamples[.](\d+)[.]" + rest, name) for name in tensors)
@@ -129,7 +131,8 @@ def _ivvae_fields(tensors: Arrays, case: Mapping[str, Any]) -> dict[str, Any]:
 def read_reducio(path: Path) -> StoredCase:
     """One ``.npz`` file: ``meta``, weights ``w/<name>`` as scaled integers, ``io/<name>``.
 
-    Of a tiled case the tiles are no part of it: give a file of a whole network (``vae_*.npz``).
+    It must be a case of a whole network (``vae_*.npz``): files of the tiled decoder have outputs of
+    single tiles only.
     """
     if path.is_dir():
         known = sorted(file.name for file in path.glob("vae_*.npz"))
@@ -137,24 +140,25 @@ def read_reducio(path: Path) -> StoredCase:
             named = f" of {', '.join(known)}" if known else ", vae_<name>.npz"
             raise VidlatentError(f"--verify={path}: name one file{named}.")
         path = path / known[0]
-    _need(path.parent, path.name)
+    _require_files(path.parent, path.name)
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    # Tiled cases have features of single tiles instead.
+    # Cases of the tiled decoder lack some of these.
     missing = {"meta", "io/video_u8", "io/moments", "io/feat2", "io/recon"} - set(arrays)
     if missing:
         raise VidlatentError(
-            f"--verify={path} is no case of a whole network: it lacks {', '.join(sorted(missing))}."
+            f"--verify={path} is not a case of a whole network: it lacks "
+            f"{', '.join(sorted(missing))}."
         )
     meta = json.loads(str(arrays["meta"]))
     io = {
-        name.removeprefix("io/"): _channel_last(x)
+        name.removeprefix("io/"): _to_channel_last(x)
         for name, x in arrays.items()
         if name.startswith("io/") and x.ndim > 3
     }
 
     def checks(run: Run) -> Checks:
-        video = _pixels(io["video_u8"])
+        video = _to_pixels(io["video_u8"])
         yield "moments", run("moments", video), io["moments"]
 
         def decode(model, motion, frame):
@@ -168,10 +172,14 @@ def read_reducio(path: Path) -> StoredCase:
                 yield name, got, io[name][:, 0]
         yield "recon", recon, io["recon"]
 
-    return StoredCase(_reducio_fields(meta), lambda shapes: _reducio(arrays, meta, shapes), checks)
+    return StoredCase(
+        _read_reducio_fields(meta),
+        lambda shapes: _restore_reducio_weights(arrays, meta, shapes),
+        checks,
+    )
 
 
-def _reducio_fields(meta: Mapping[str, Any]) -> dict[str, Any]:
+def _read_reducio_fields(meta: Mapping[str, Any]) -> dict[str, Any]:
     volume, frame = meta["ddconfig"], meta["ddconfig_2d"]
     return {
         "latent_channels": volume["z_channels"],
@@ -179,7 +187,7 @@ def _reducio_fields(meta: Mapping[str, Any]) -> dict[str, Any]:
         "multipliers": tuple(volume["ch_mult"]),
         "blocks": volume["num_res_blocks"],
         "time_factor": 2 ** volume["f_t"],
-        # The 32-fold networks leave it to the number of levels.
+        # The 32-fold networks do not say it; it follows from the number of levels.
         "space_factor": 2 ** (volume["f_s"] if "f_s" in volume else len(volume["ch_mult"]) - 1),
         "frames": volume["temp_res"],
         "fuse": tuple(volume["ch_fuse"]),
@@ -191,8 +199,8 @@ def _reducio_fields(meta: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _reducio(arrays: Arrays, meta: Mapping[str, Any], shapes: Any) -> Arrays:
-    """Integers times powers of two, and the fixed tables that the file leaves out."""
+def _restore_reducio_weights(arrays: Arrays, meta: Mapping[str, Any], shapes: Any) -> Arrays:
+    """Weights from integers and powers of two, and the position tables that the file leaves out."""
     tensors = {}
     for name, x in arrays.items():
         if name.startswith("w/"):
@@ -204,28 +212,28 @@ def _reducio(arrays: Arrays, meta: Mapping[str, Any], shapes: Any) -> Arrays:
     return tensors
 
 
-def _need(folder: Path, *names: str) -> None:
+def _require_files(folder: Path, *names: str) -> None:
     for name in names:
         if not (folder / name).is_file():
-            raise VidlatentError(f"--verify={folder} is no reference case: it lacks {name}.")
+            raise VidlatentError(f"--verify={folder} is not a reference case: it lacks {name}.")
 
 
-def _diffusers(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    _need(folder, "config.json", "io.npz")
+def _read_diffusers(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    _require_files(folder, "config.json", "io.npz")
     with np.load(folder / "io.npz") as stored:
-        arrays = {name: _channel_last(stored[name]) for name in stored.files}
+        arrays = {name: _to_channel_last(stored[name]) for name in stored.files}
     return json.loads((folder / "config.json").read_text()), arrays
 
 
-def _weights_of(folder: Path) -> Callable[[Any], Arrays]:
+def _read_weights(folder: Path) -> Callable[[Any], Arrays]:
     return lambda _: read_tensors(folder / "weights.safetensors")
 
 
-def _channel_last(x: np.ndarray) -> np.ndarray:
+def _to_channel_last(x: np.ndarray) -> np.ndarray:
     """``(N, C, [T,] H, W)`` as ``[B, T, H, W, C]``."""
     x = x[:, :, None] if x.ndim == 4 else x
     return np.moveaxis(x, 1, -1)
 
 
-def _pixels(x: np.ndarray) -> np.ndarray:
+def _to_pixels(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float32) / 127.5 - 1

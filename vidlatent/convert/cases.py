@@ -1,4 +1,4 @@
-"""Stored numeric cases: does a model with these weights give the outputs on file?"""
+"""Reference cases: compare a model's outputs with those that another implementation gave."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from vidlatent.weights.importer import import_params
 
 __all__ = ["CASES", "TOLERANCE", "run_case"]
 
-TOLERANCE = 2e-4  # float32 here and there differ by at most 1e-5 in the stored cases
+TOLERANCE = 2e-4  # float32 of the two implementations differs by at most 1e-5 in known cases
 
-# Model name -> reader: folder or file of a case -> ``case_files.StoredCase``.
+# Model name -> reader of a case's folder or file, which gives a ``case_files.StoredCase``.
 CASES = Registry("kind of reference case")
 CASES.register("dcae", "vidlatent.convert.case_files:read_dcae")
 CASES.register("fsae", "vidlatent.convert.case_files:read_fsae")
@@ -32,13 +32,12 @@ CASES.register("reducio", "vidlatent.convert.case_files:read_reducio")
 def run_case(
     folder: str | Path, family: str, weights: str = "", table: str = "auto"
 ) -> dict[str, float]:
-    """Largest absolute error of each stored output.
+    """Run the model on a case; returns the largest absolute error of each stored output.
 
     Args:
-      folder: a case of a layout that the family's entry in ``CASES`` knows: a folder, or one of
-        several files.
+      folder: the case's folder, or one file of it, as the family's reader in ``CASES`` expects.
       family: model name.
-      weights: weights file to run instead of the case's own.
+      weights: weights file to use instead of the case's own.
       table: naming of the weights file.
 
     Raises:

@@ -1,9 +1,9 @@
-"""Published weights of a frozen network into one ``.safetensors`` file.
+"""Converts published weights of a frozen network into one ``.safetensors`` file.
 
 python -m vidlatent.convert.networks --name=lpips_vgg --from=vgg16-397923af.pth,vgg.pth \\
     --to=lpips_vgg.safetensors
 
-Reads .safetensors and .npz, and .pt, .pth, .bin where torch is installed.
+It reads .safetensors and .npz, and also .pt, .pth and .bin if torch is installed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert, and say how many tensors were written; the exit status is 1 for a mistake."""
+    """Convert, and print the number of tensors; returns 1 after an error of the user, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m vidlatent.convert.networks", description=__doc__
     )

@@ -27,18 +27,20 @@ __all__ = ["convert"]
 
 
 def convert(config: ConfigDict, workdir: Path, **options: Any) -> int:
-    """Read weights, check them against the model of ``config``, write them, run a stored case.
+    """Read weights, check them against the model of ``config``, write them, run a reference case.
 
     Options (flags of the same names):
-      from: weights file, folder of ``.safetensors`` files, or workdir; default the workdir, when
-        it holds a run.
-      to: ``.safetensors`` file, or a folder to become a workdir that ``eval`` and ``reconstruct``
-        take (training starts from it by ``config.train.init_from``). Empty: only check.
-      from_table, to_table: naming of the files (``weights.tables.TABLES``); auto by default.
+      from: weights file, folder of ``.safetensors`` files, or workdir; by default the workdir of
+        ``--workdir`` if it holds a run.
+      to: ``.safetensors`` file, or a folder that becomes a workdir, which ``eval`` and
+        ``reconstruct`` read and training can start from (``config.train.init_from``). Empty: only
+        check the weights.
+      from_table, to_table: naming of the files (``weights.tables.TABLES``); by default it is
+        recognised.
       start: '' when the weights are of this model, else the form that they are turned from
         (``weights.tables.INIT_KINDS``): image, standard, lite.
-      verify: folder of a reference case; its hyper-parameters, with the weights of ``from`` (or
-        its own), must give its stored outputs.
+      verify: folder of a reference case: a model of its hyper-parameters, with the weights of
+        ``from`` (or its own), must give its stored outputs.
       step: checkpoint of a workdir; below 0 the newest.
 
     Returns:

@@ -19,5 +19,5 @@ def cache_folder() -> Path:
 
 
 def keep_compiled() -> None:
-    """Keep compiled programs in ``cache_folder`` from now on; every program of the house does."""
+    """Keep compiled programs in ``cache_folder`` from now on; called by every command."""
     jax.config.update("jax_compilation_cache_dir", str(cache_folder()))

@@ -1,15 +1,15 @@
-"""The only place that builds a mesh.
+"""Meshes; all of them are built here.
 
 Axes, outermost first:
 
-* ``data``: replicas of the parameters, each with its share of the batch (spans slices or hosts);
+* ``data``: the batch, with whole parameters on each device (spans slices or hosts);
 * ``fsdp``: the batch too, with parameters and optimizer state sharded along it;
 * ``context``: image height inside tokenizers, tokens inside transformers;
 * ``tensor``: output channels inside transformers, image height again inside tokenizers.
 
 Axis types are Auto: XLA propagates shardings from the parameters' specs and the activations'
-constraints, which lets it turn a height-sharded convolution into a halo exchange. (JAX's own
-``make_mesh`` defaults to Explicit types, under which such reshapes raise.)
+constraints, so that a convolution sharded by height becomes a halo exchange. (JAX's own
+``make_mesh`` defaults to Explicit types, which do not allow such reshapes.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AXES = ("data", "fsdp", "context", "tensor")
 
 
 def resolve_sizes(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:
-    """Axis sizes in the order of ``AXES``; one of them may be -1, "whatever is left"."""
+    """Axis sizes in the order of ``AXES``; one of them may be -1: all remaining devices."""
     values = [int(sizes[name]) for name in AXES]
     wild = [i for i, value in enumerate(values) if value == -1]
     if len(wild) > 1 or any(value < 1 and value != -1 for value in values):
@@ -44,16 +44,16 @@ def resolve_sizes(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:
         asked = " x ".join(f"{name} {value}" for name, value in zip(AXES, values, strict=True))
         raise VidlatentError(
             f"config.mesh asks for {asked} = {math.prod(values)} devices, but there are {devices}: "
-            "set one axis to -1 to fill up."
+            "set one axis to -1 to use all that remain."
         )
     return tuple(values)
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Mesh over ``devices`` (all of them by default) with axes ``AXES``.
+    """Mesh over ``devices`` (by default all) with axes ``AXES``.
 
-    Devices are laid out so that inner axes lie on near neighbours where the hardware knows its
-    topology; otherwise in the order given.
+    If the topology of the hardware is known, inner axes connect near neighbours; otherwise devices
+    stay in their order.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = resolve_sizes(sizes, len(devices))
@@ -65,19 +65,19 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 
 def mesh_for_batches(sizes: Mapping[str, int], buckets: Sequence[Sequence[int]]) -> Mesh:
-    """Mesh of all devices or, with an axis of -1, of as many as can share every batch.
+    """Mesh of all devices or, if an axis is -1, of as many as divide every batch.
 
-    So a small batch trains on a large host, too: a batch of 4 leaves four of eight chips idle,
-    which is said in the log.
+    So a small batch can be trained on a large host: a batch of 4 uses four of eight chips, with a
+    warning in the log.
 
     Args:
       sizes: ``config.mesh``.
-      buckets: ``config.data.buckets``, each ending with its global batch; what is wrong with them
-        otherwise is the loader's to say.
+      buckets: ``config.data.buckets``, each ending with its global batch. The loader checks them;
+        malformed ones are ignored here.
 
     Raises:
-      VidlatentError: the sizes are wrong, or the rows of a batch cannot be shared equally and no
-        axis may shrink (given sizes, or several processes, each of which needs its devices).
+      VidlatentError: the sizes are wrong, or a batch does not divide among the devices and no axis
+        can shrink, because all sizes are given or because several processes need their devices.
     """
     devices = jax.devices()
     batches = sorted({int(row[3]) for row in buckets if len(row) == 4 and row[3] >= 1})
@@ -105,16 +105,16 @@ def mesh_for_batches(sizes: Mapping[str, int], buckets: Sequence[Sequence[int]])
 
 
 def local_mesh(batches: Sequence[int]) -> Mesh:
-    """Mesh of as many of this process's devices as divide all batches, each with all parameters."""
+    """Mesh of those of this process's devices that divide all batches, with whole parameters."""
     devices = jax.local_devices()
     count = math.gcd(len(devices), *batches)
     return make_mesh({**dict.fromkeys(AXES, 1), "data": count}, devices[:count])
 
 
 def mesh_of_rows(mesh: Mesh) -> Mesh:
-    """The same devices with all of them on one axis, for the height of images.
+    """A mesh of the same devices with all of them on the axis of image height, ``context``.
 
-    For one video at a time, which has no batch for ``data`` and ``fsdp`` to divide.
+    It is for one video at a time, which has no batch for ``data`` and ``fsdp`` to divide.
     """
     if mesh.shape["context"] == mesh.size:
         return mesh

@@ -1,4 +1,4 @@
-"""Several processes as one program: start-up and moving arrays between hosts and devices."""
+"""Several processes as one program: joining them, and arrays between hosts and devices."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def initialize() -> None:
 
 
 def is_main() -> bool:
-    """Whether this process prints and writes files. Saving and evaluating run on all of them."""
+    """Whether this process prints and writes files. All processes save and evaluate together."""
     return jax.process_index() == 0
 
 
 def to_global(tree: Any, sharding: Sharding) -> Any:
-    """Host arrays holding this process's rows -> global arrays with all processes' rows."""
+    """Global arrays of all processes' rows from host arrays with this process's rows."""
     return jax.tree.map(
         lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), tree
     )
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-    """The rows of a batch-sharded array that lie on this process, in order, each once."""
+    """This process's rows of a batch-sharded array, in order; replicated rows appear once."""
     rows = {}
     for shard in array.addressable_shards:
         start = shard.index[0].start or 0

@@ -1,8 +1,8 @@
-"""What a compiled program sends between devices and to and from memory, read from its text.
+"""Collectives and memory traffic of a compiled program, read from its HLO text.
 
-The compiler's own cost analysis counts the body of a loop once; here it counts as often as it
-runs, where the text says so: by ``known_trip_count``, or, as the TPU compiler leaves scans, by a
-counter that is compared with a constant.
+The compiler's own cost analysis counts the body of a loop once. Here it counts as often as it runs
+if the text says how often: by ``known_trip_count`` or, in scans of the TPU compiler, by a counter
+that is compared with a constant.
 """
 
 from __future__ import annotations
@@ -31,23 +31,31 @@ _KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
-# Bytes that a device sends for a value of one byte (the larger of what goes in and comes out), in
-# a group of n devices.
+# Bytes that each of n devices sends for one byte of a collective's value (the larger of input and
+# output), with ring algorithms. For all kinds that are not listed: (n - 1) / n.
 _SENT = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "collective-permute": lambda n: 1.0,
     "collective-broadcast": lambda n: 1.0,
 }
+# Instructions that move no data.
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id "
     "iota opt-barrier".split()
 )
+# Instructions that read only as much of their operand as they return.
 _SLICES = frozenset(("dynamic-slice", "slice", "gather"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """``name = shape opcode(operands), rest``; ``bytes`` are those of ``shape`` in main memory."""
+    """A line of the text: ``name = shape opcode(operands), rest``.
+
+    Attributes:
+      bytes: of the result, those in main memory (HBM).
+      payload: bytes of the result, wherever they lie.
+      root: whether it is the result of its computation.
+    """
 
     name: str
     opcode: str
@@ -59,6 +67,7 @@ class Instruction:
 
     @property
     def called(self) -> list[str]:
+        """Names of the computations that it calls."""
         names = _CALLED.findall(self.rest)
         for branches in _BRANCHES.findall(self.rest):
             names += [name.strip().lstrip("%") for name in branches.split(",")]
@@ -71,10 +80,10 @@ class Collective:
 
     Attributes:
       kind: ``'all-gather'`` and so on.
-      group: devices that take part together.
-      count: how often it runs, on each device.
-      bytes: of the values, the larger of what goes in and comes out, summed over ``count``.
-      sent: bytes that each device sends for them by a ring.
+      group: number of devices that exchange data with each other.
+      count: how often it runs on each device.
+      bytes: of the values (the larger of input and output), summed over ``count``.
+      sent: bytes that each device sends for them with ring algorithms.
     """
 
     kind: str
@@ -96,9 +105,9 @@ class Module:
         self.computations, self.entry = computations, entry
 
     def collectives(self) -> list[Collective]:
-        """By kind and group size, the most sent first."""
+        """One entry for each kind and group size, those that send most first."""
         sums: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0, 0, 0.0])
-        for kind, group, size, times in self._exchanges():
+        for kind, group, size, times in self._walk_collectives():
             sent = _SENT[kind](group) if kind in _SENT else (group - 1) / group
             total = sums[kind, group]
             total[0] += times
@@ -108,31 +117,32 @@ class Module:
         return sorted(found, key=lambda c: -c.sent)
 
     def traffic(self) -> int:
-        """Bytes that instructions read from and write to main memory.
+        """Bytes that instructions read from and write to main memory (HBM).
 
-        Of an array that an instruction only takes slices of, or only writes a slice to, the slice
-        counts. Values that the compiler keeps in a TPU's vector memory count nothing.
+        If an instruction reads or writes only a slice of an array, the slice counts. Values that
+        the compiler keeps in a TPU's vector memory do not count.
         """
         return sum(
-            times * self._moved(self.computations[name], instruction)
-            for name, times in self._runs(fused=False)
+            times * self._count_moved(self.computations[name], instruction)
+            for name, times in self._walk_runs(fused=False)
             for instruction in self.computations[name].values()
         )
 
-    def _exchanges(self) -> Iterator[tuple[str, int, int, int]]:
+    def _walk_collectives(self) -> Iterator[tuple[str, int, int, int]]:
         """``(kind, group, bytes, times)`` of each collective."""
         seen = set()
-        for name, times in self._runs(fused=True):
+        for name, times in self._walk_runs(fused=True):
             computation = self.computations[name]
             if any('"AsyncCollectiveDone"' in i.rest for i in computation.values()):
-                continue  # counted where it starts
+                continue  # counted at its start
             for instruction in computation.values():
                 kind = instruction.opcode.removesuffix("-start")
                 if kind not in _KINDS:
                     continue
-                # The TPU compiler writes one that overlaps with other work down several times.
+                # The TPU compiler lists a collective that overlaps with other work several times,
+                # under one channel.
                 channel = re.search(r"channel_id=(\d+)", instruction.rest)
-                # Those of shard_map and combined ones all go by number 1.
+                # Collectives of shard_map, and combined ones, all have channel 1.
                 own = channel is not None and channel[1] != "1"
                 key = (kind, channel[1]) if own else (kind, name, instruction.name)
                 if key in seen:
@@ -141,17 +151,17 @@ class Module:
                 inputs = sum(
                     computation[o].payload for o in instruction.operands if o in computation
                 )
-                # What a start returns holds its operands too.
+                # The result of a start includes its operands.
                 result = instruction.payload
                 if instruction.opcode.endswith("-start") and result > inputs:
                     result -= inputs
-                # The TPU compiler's reduce-scatter: a fusion around an all-reduce and a slice.
+                # On TPUs a reduce-scatter is a fusion of an all-reduce and a slice.
                 if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                     kind = "reduce-scatter"
-                yield kind, _group(instruction), max(inputs, result), times
+                yield kind, _group_size(instruction), max(inputs, result), times
 
-    def _runs(self, fused: bool) -> Iterator[tuple[str, int]]:
-        """Computations and how often they run; with ``fused`` those inside of fusions too."""
+    def _walk_runs(self, fused: bool) -> Iterator[tuple[str, int]]:
+        """Computations and how often each runs; with ``fused`` also those inside of fusions."""
         pending = [(self.entry, 1)]
         while pending:
             name, times = pending.pop()
@@ -162,11 +172,11 @@ class Module:
                 if not inside and not (fused and opcode == "fusion"):
                     continue
                 loop = opcode == "while"
-                runs = times * (self._trips(name, instruction) if loop else 1)
+                runs = times * (self._count_trips(name, instruction) if loop else 1)
                 pending += [(c, runs) for c in instruction.called if c in self.computations]
 
-    def _trips(self, name: str, loop: Instruction) -> int:
-        """How often the body of a loop in the computation ``name`` runs; 1 where nothing says."""
+    def _count_trips(self, name: str, loop: Instruction) -> int:
+        """Iterations of a loop in the computation ``name``; 1 if the text does not say."""
         if known := _TRIPS.search(loop.rest):
             return int(known[1])
         condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
@@ -186,7 +196,7 @@ class Module:
         first = int(start.operands[0]) if start is not None and start.opcode == "constant" else 0
         return max(0, int(limit.operands[0]) - first)
 
-    def _moved(self, computation: dict[str, Instruction], i: Instruction) -> int:
+    def _count_moved(self, computation: dict[str, Instruction], i: Instruction) -> int:
         inside = i.opcode in ("while", "conditional", "call") or i.opcode.startswith("async")
         if i.opcode in _FREE or i.opcode.endswith("-done") or inside:
             return 0
@@ -195,34 +205,34 @@ class Module:
             return 2 * i.bytes
         if i.opcode == "dynamic-update-slice":
             return 2 * sizes[1]
-        if i.opcode.endswith("-start"):  # its result holds operand and target
+        if i.opcode.endswith("-start"):  # its result includes the operand
             return max(i.bytes, sum(sizes))
         if i.opcode == "fusion" and i.called and i.called[0] in self.computations:
-            return self._of_fusion(self.computations[i.called[0]], i.bytes, sizes)
+            return self._count_fusion(self.computations[i.called[0]], i.bytes, sizes)
         return i.bytes + sum(sizes)
 
-    def _of_fusion(self, body: dict[str, Instruction], result: int, sizes: list[int]) -> int:
+    def _count_fusion(self, body: dict[str, Instruction], result: int, sizes: list[int]) -> int:
         total = 0
         for instruction in body.values():
             if instruction.opcode == "parameter":
                 number = int(instruction.operands[0])
                 whole = sizes[number] if number < len(sizes) else 0
-                total += min(whole, self._read(instruction, body))
+                total += min(whole, self._count_read(instruction, body))
         updates = [x for x in body.values() if x.opcode == "dynamic-update-slice"]
-        for update in updates:  # in place: the result is the array that was given
+        for update in updates:  # in place: only the slice is written
             written = body[update.operands[1]].bytes if update.operands[1] in body else 0
             result += min(0, written - update.bytes)
         return total + max(result, 0)
 
-    def _read(self, value: Instruction, body: dict[str, Instruction]) -> float:
-        """Bytes that a fusion reads of one of its parameters, also through fusions inside it."""
+    def _count_read(self, value: Instruction, body: dict[str, Instruction]) -> float:
+        """Bytes that a fusion reads of one of its parameters, nested fusions included."""
         total = 0.0
         for user in body.values():
             places = [n for n, operand in enumerate(user.operands) if operand == value.name]
             if not places or user.opcode == "parameter":
                 continue
             if user.opcode == "bitcast":
-                total += self._read(user, body)
+                total += self._count_read(user, body)
             elif user.opcode in _SLICES and places == [0]:
                 total += user.payload
             elif user.opcode == "dynamic-update-slice" and places == [0]:
@@ -232,14 +242,14 @@ class Module:
                 parameters = {
                     int(i.operands[0]): i for i in inner.values() if i.opcode == "parameter"
                 }
-                total += sum(self._read(parameters[n], inner) for n in places)
+                total += sum(self._count_read(parameters[n], inner) for n in places)
             else:
                 return math.inf
         return total
 
 
 def parse(text: str) -> Module:
-    """The program in a compiled executable's ``as_text()``."""
+    """Parse the ``as_text()`` of a compiled executable."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -247,37 +257,37 @@ def parse(text: str) -> Module:
             current = computations.setdefault(head[2], {})
             entry = head[2] if head[1] else entry
         elif current is not None and (found := _LINE.match(line)):
-            instruction = _instruction(found[2], found[3], bool(found[1]))
+            instruction = _parse_instruction(found[2], found[3], bool(found[1]))
             if instruction is not None:
                 current[instruction.name] = instruction
     return Module(computations, entry)
 
 
-def _instruction(name: str, text: str, root: bool) -> Instruction | None:
+def _parse_instruction(name: str, text: str, root: bool) -> Instruction | None:
     shape, text = _split_shape(text)
     opcode, parenthesis, rest = text.partition("(")
     if not parenthesis:
         return None
-    arguments, rest = _closing(rest)
+    arguments, rest = _split_at_closing(rest)
     operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
     if opcode in ("parameter", "constant"):
         operands = (arguments.strip(),)
     elif not operands:
         operands = tuple(w.split()[-1] for w in arguments.split(",") if w.strip())
-    return Instruction(name, opcode, *_sizes(shape), operands, rest, root)
+    return Instruction(name, opcode, *_count_bytes(shape), operands, rest, root)
 
 
 def _split_shape(text: str) -> tuple[str, str]:
-    """A result's shape, which may be a tuple's, and what follows it."""
+    """A result's shape, which may be a tuple of shapes, and the text after it."""
     if not text.startswith("("):
         shape, _, rest = text.partition(" ")
         return shape, rest
-    shape, rest = _closing(text[1:])
+    shape, rest = _split_at_closing(text[1:])
     return shape, rest.lstrip()
 
 
-def _closing(text: str) -> tuple[str, str]:
-    """What stands before and after the parenthesis that closes."""
+def _split_at_closing(text: str) -> tuple[str, str]:
+    """The text before and after the closing parenthesis; the opening one is cut off already."""
     depth = 1
     for place in re.finditer(r"[()]", text):
         depth += 1 if place[0] == "(" else -1
@@ -286,8 +296,8 @@ def _closing(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def _sizes(shape: str) -> tuple[int, int]:
-    """Bytes in main memory, and bytes anywhere, of a shape or a tuple's shapes."""
+def _count_bytes(shape: str) -> tuple[int, int]:
+    """``(bytes in main memory, bytes anywhere)`` of a shape or of all shapes of a tuple."""
     main = anywhere = 0
     for kind, sizes, layout in _SHAPE.findall(shape):
         width = re.search(r"(\d+)", kind)
@@ -298,8 +308,8 @@ def _sizes(shape: str) -> tuple[int, int]:
     return main, anywhere
 
 
-def _group(instruction: Instruction) -> int:
-    """Devices that take part together in a collective."""
+def _group_size(instruction: Instruction) -> int:
+    """Number of devices in each group of a collective."""
     if instruction.opcode.startswith("collective-permute"):
         return 2
     rest = instruction.rest
