@@ -1,5 +1,6 @@
 """The pages tell the truth where a program can check it: links, paths, commands, lengths."""
 
+import ast
 import importlib
 import re
 import shlex
@@ -112,6 +113,31 @@ def check_job(page: Path, words: list[str]) -> None:
             except configs.VidlatentError as error:
                 reason = error
         raise AssertionError(f"{page.name}: {words}: {reason}")
+
+
+def texts_of_the_package() -> str:
+    """All texts in the code, with ``...`` where values are filled in."""
+    texts = []
+    for path in (ROOT / "vidlatent").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [p.value if isinstance(p, ast.Constant) else "..." for p in node.values]
+                texts.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_messages_are_those_of_the_code():
+    """What troubleshooting quotes in its left column is what users see."""
+    said = texts_of_the_package()
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    for row in re.findall(r"^\| (.*?) \|", page, re.MULTILINE):
+        for message in re.findall(r"`([^`]+)`", row):
+            if message.startswith("python "):
+                continue
+            pieces = [piece.strip() for piece in message.split("...")]
+            assert all(piece in said for piece in pieces), f"nobody says {message!r}"
 
 
 def test_config_keys_are_up_to_date():
