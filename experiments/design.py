@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vidlatent import config as configs
-from vidlatent.config import get_defaults
+from vidlatent.config import get_defaults, get_generator_defaults, is_generator
 from vidlatent.errors import VidlatentError
 
 __all__ = ["FIXED", "Arm", "Difference", "Experiment", "Run", "Setting"]
@@ -209,9 +209,14 @@ def identity(config: ConfigDict) -> str:
     Of the keys that differ from their defaults, so that a key added later changes nothing.
     """
     copy = ConfigDict(config.to_dict())
-    copy.train.init_from = copy.tokenizer.path = ""
+    copy.train.init_from = ""
+    usual = get_defaults(config.name, config.preset)
+    if is_generator(config):
+        copy.tokenizer.path = ""
+        checkpoint = usual.checkpoint
+        usual = get_generator_defaults(config.name, config.preset)
+        usual.checkpoint = checkpoint  # as when the first results were stored
     if copy.data.source == "latents":
         copy.data.path = ""
-    usual = get_defaults(config.name, config.preset)
     changed = configs.differences(configs.to_json(usual), configs.to_json(copy))
     return hashlib.sha256("\n".join(changed).encode()).hexdigest()[:16]

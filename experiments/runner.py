@@ -21,6 +21,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments.design import Arm, Experiment, Run, Setting, identity, resolve
+from vidlatent.config import is_generator
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.space import abstract_generator, generator_of
 from vidlatent.models.load import abstract_params, model_of
@@ -179,7 +180,7 @@ def _result(experiment, run: Run, config: ConfigDict, workdir: Path, seconds: fl
 
 
 def _parameters(config: ConfigDict) -> dict[str, int]:
-    if config.generator:
+    if is_generator(config):
         shapes = abstract_generator(generator_of(config))
     else:
         shapes = abstract_params(model_of(config))

@@ -11,10 +11,20 @@ import numpy as np
 from vidlatent.checkpoint import digests
 from vidlatent.errors import VidlatentError
 
-__all__ = ["compare_structure", "merge", "nested", "split", "target"]
+__all__ = [
+    "compare_structure",
+    "merge",
+    "name_on_disk",
+    "nested",
+    "split",
+    "target",
+    "with_todays_names",
+]
 
 _ITEMS = ("params", "opt", "ema", "discriminator")
 _REST = "extra"
+# Item -> its name in checkpoints of older versions.
+_FORMER_NAMES = {"discriminator": "critic"}
 
 
 def nested(tree: Any) -> dict[str, Any]:
@@ -42,6 +52,19 @@ def merge(abstract: Mapping[str, Any], items: Mapping[str, Any]) -> dict[str, An
     parts = {name: items.get(name, abstract[name]) for name in abstract if name in _ITEMS}
     parts |= {name: rest.get(name, abstract[name]) for name in abstract if name not in _ITEMS}
     return {name: parts[name] for name in abstract}
+
+
+def with_todays_names(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved arrays by path, where an item of an older version has its name of today."""
+    today = {former: item for item, former in _FORMER_NAMES.items()}
+    parts = ((path.split("/", 1), record) for path, record in saved.items())
+    return {"/".join((today.get(item, item), rest)): record for (item, rest), record in parts}
+
+
+def name_on_disk(item: str, step_folder: Any) -> str:
+    """The name that an item has in a step folder, which an older version may have written."""
+    former = _FORMER_NAMES.get(item)
+    return former if former and (step_folder / former).exists() else item
 
 
 def target(leaf: Any, dtype: str) -> jax.ShapeDtypeStruct:

@@ -531,6 +531,7 @@ class Checkpointer:
             manifest = digests.read_manifest(self.directory / str(step) / digests.ITEM)
             if manifest.step != step:
                 raise ValueError(f"the digests belong to step {manifest.step}")
+            manifest.arrays = trees.with_todays_names(manifest.arrays)
             result: Any = manifest, self._read_meta(step, manifest.meta)
         except (OSError, ValueError, KeyError, TypeError) as error:
             result = _Damaged(f"its digests cannot be read ({type(error).__name__}: {error})")
@@ -544,14 +545,15 @@ class Checkpointer:
         self, step: int, wanted: Mapping[str, Any], manifest: digests.Manifest
     ) -> dict[str, Any]:
         """The items' trees, in the dtypes they were saved in, compared with the digests."""
-        args = {}
+        args, folder = {}, self.directory / str(step)
+        on_disk = {item: trees.name_on_disk(item, folder) for item in wanted}
         for item, tree in wanted.items():
             saved = manifest.item(item)
             targets = [
                 trees.target(leaf, saved[p].dtype) for p, leaf in digests.leaf_paths(tree).items()
             ]
             targets = jax.tree.unflatten(jax.tree.structure(tree), targets)
-            args[item] = ocp.args.StandardRestore(trees.nested(targets))
+            args[on_disk[item]] = ocp.args.StandardRestore(trees.nested(targets))
         reason, read = "", None
         try:
             with _storage_errors():
@@ -560,7 +562,7 @@ class Checkpointer:
             reason = f"its arrays cannot be read ({error})"
         if not _everywhere(read is not None):
             raise _Damaged(reason or "another process cannot read its arrays")
-        flat = digests.leaf_paths({item: read[item] for item in wanted})
+        flat = digests.leaf_paths({item: read[name] for item, name in on_disk.items()})
         bad = self._mismatched(flat, manifest, step)
         if not _everywhere(not bad):
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""

@@ -12,7 +12,7 @@ and returns the config.
 from ml_collections import ConfigDict
 
 from vidlatent.config.arguments import check_choice, name_suffix, parse_arg
-from vidlatent.config.defaults import get_defaults, get_generator_defaults
+from vidlatent.config.defaults import get_defaults, get_generator_defaults, is_generator
 from vidlatent.config.load import load, load_base, shipped_configs
 from vidlatent.config.overrides import apply_overrides
 from vidlatent.config.recipes import (
@@ -37,6 +37,7 @@ __all__ = [
     "generator_demo",
     "get_defaults",
     "get_generator_defaults",
+    "is_generator",
     "load",
     "load_base",
     "long_run",

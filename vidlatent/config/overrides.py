@@ -8,6 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vidlatent.config.defaults import GENERATOR_SECTIONS
+from vidlatent.config.upgrade import renamed_key
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
 
@@ -17,6 +19,8 @@ __all__ = ["apply_overrides", "coerce", "to_tuples"]
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
     """Set ``config.a.b`` from text, checked against the type of the present value."""
     for dotted, text in overrides.items():
+        if (today := renamed_key(dotted)) != dotted:
+            raise VidlatentError(f"config.{dotted} is now called config.{today}: use that name.")
         *parents, leaf = dotted.split(".")
         node = config
         for depth, name in enumerate(parents):
@@ -33,6 +37,8 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
 
 
 def _child(node: ConfigDict, name: str, where: str) -> Any:
+    if name not in node and not where and name in GENERATOR_SECTIONS:
+        raise VidlatentError(f"config.{name} belongs to generators, and this trains a tokenizer.")
     if name not in node:
         place = f"config.{where}" if where else "config"
         raise VidlatentError(f"{place} has no key {name!r}: {did_you_mean(name, node.keys())}")

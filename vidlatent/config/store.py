@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
-from vidlatent.config.defaults import get_defaults
+from vidlatent.config.defaults import GENERATOR_SECTIONS, get_defaults, get_generator_defaults
 from vidlatent.config.overrides import apply_overrides, to_tuples
+from vidlatent.config.upgrade import upgrade
 from vidlatent.errors import VidlatentError
 
 __all__ = ["config_hash", "differences", "read", "to_json", "write"]
@@ -39,10 +41,14 @@ def differences(old: str, new: str) -> list[str]:
 
 
 def write(config: ConfigDict, workdir: Path) -> list[str]:
-    """Write ``config.json`` into the workdir; returns what changed since the one that was there."""
+    """Write ``config.json`` into the workdir.
+
+    Returns what changed since the config that was there. One of an older version is compared under
+    today's names and with today's defaults, so that it differs by choices alone.
+    """
     path = workdir / "config.json"
     text = to_json(config)
-    changed = differences(path.read_text(), text) if path.exists() else []
+    changed = differences(to_json(_stored(workdir)[0]), text) if path.exists() else []
     path.write_text(text + "\n")
     return changed
 
@@ -50,23 +56,58 @@ def write(config: ConfigDict, workdir: Path) -> list[str]:
 def read(workdir: Path, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     """The config that a workdir was trained with, with ``overrides`` applied, locked.
 
-    Keys that did not exist when it was written have their default values.
+    Keys that were renamed since then have their new names (``config/upgrade.py``), and keys that
+    did not exist have their default values. Sections of generators in the config of a tokenizer,
+    which older versions wrote, are left out.
+
+    Raises:
+      VidlatentError: no run, or a config.json that holds no config.
     """
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise VidlatentError(f"--workdir={workdir} holds no run (no config.json): train first.")
-    stored = _with_tuples(json.loads(path.read_text()))
-    defaults = get_defaults(stored["name"], stored["preset"])
-    config = ConfigDict(_merge(defaults.to_dict(), stored))
+    config, left_out = _stored(workdir)
+    for key, value in left_out.items():
+        logging.warning(
+            "config.%s=%r of %s is left out: a tokenizer has no such key.",
+            key,
+            value,
+            workdir / "config.json",
+        )
     config.lock()
     apply_overrides(config, overrides or {})
     return config
 
 
+def _stored(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """``(config, values left out)``: the stored config with today's keys."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise VidlatentError(f"--workdir={workdir} holds no run (no config.json): train first.")
+    try:
+        stored = _with_tuples(upgrade(json.loads(path.read_text())))
+        name, preset = stored["name"], stored["preset"]
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise VidlatentError(
+            f"{path} holds no config of a run ({type(error).__name__}: {error}): copy it from a "
+            "backup, or give --config as when the run was started."
+        ) from error
+    if stored.get("generator"):
+        defaults, left_out = get_generator_defaults(name, preset), {}
+    else:
+        defaults = get_defaults(name, preset)
+        left_out = _take_generator_sections(stored)
+    return ConfigDict(_merge(defaults.to_dict(), stored)), left_out
+
+
+def _take_generator_sections(stored: dict[str, Any]) -> dict[str, Any]:
+    """Remove the sections of generators; returns the keys in them that had been set."""
+    usual = _flatten(get_generator_defaults("", "").to_dict())
+    sections = {name: stored.pop(name) for name in GENERATOR_SECTIONS if name in stored}
+    return {k: v for k, v in _flatten(sections).items() if usual.get(k) != v}
+
+
 def _merge(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
     result = {**defaults, **stored}
     for key, value in defaults.items():
-        if isinstance(value, dict) and key in stored:
+        if isinstance(value, dict) and isinstance(stored.get(key), dict):
             result[key] = _merge(value, stored[key])
     return result
 

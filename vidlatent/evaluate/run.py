@@ -8,6 +8,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from vidlatent.config import is_generator
 from vidlatent.data.loaders import Loaders
 from vidlatent.evaluate.generator import evaluate_generator
 from vidlatent.evaluate.latent_statistics import LatentStatistics
@@ -28,7 +29,7 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
     With ``config.eval.protocol``: on all clips of it, as a paper did. Writes into ``output``
     (default ``<workdir>/eval/step_<n>``, with the protocol's name); returns the exit status.
     """
-    if config.generator:
+    if is_generator(config):
         return evaluate_generator(config, workdir, step, output)
     if config.eval.protocol:
         return evaluate_protocol(config, workdir, step, output)

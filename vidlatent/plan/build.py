@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vidlatent.config import is_generator
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import model_of
 from vidlatent.models.pretrained import network_shapes
@@ -78,7 +79,7 @@ def list_programs(config: ConfigDict) -> tuple[str, ...]:
 
 
 def _model_kind(config: ConfigDict) -> str:
-    return "generator" if config.generator else "tokenizer"
+    return "generator" if is_generator(config) else "tokenizer"
 
 
 def _build_tokenizer_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:

@@ -18,6 +18,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vidlatent.config import is_generator
 from vidlatent.errors import VidlatentError
 from vidlatent.plan.flops import count_flops
 from vidlatent.plan.hardware import Hardware
@@ -202,12 +203,13 @@ def count_model_flops(
       traced: the program as it is, used if it has no remat.
       mesh: of the devices that share the work.
     """
-    section = config.generator or config.model
+    name = "generator" if is_generator(config) else "model"
+    section = config[name]
     keys = {"remat": False, "stack": "scanned"}
     repeats = {key: value for key, value in keys.items() if key in section}
     if all(section[key] == value for key, value in repeats.items()):
         return count_flops(traced.jaxpr) / mesh.size
     plain = config.copy_and_resolve_references()
     with plain.unlocked():
-        (plain.generator or plain.model).update(repeats)
+        plain[name].update(repeats)
     return count_flops(trace_program(build(plain), mesh).jaxpr) / mesh.size

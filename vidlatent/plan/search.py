@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vidlatent.codec.options import Coding
+from vidlatent.config import is_generator
 from vidlatent.models.load import model_of
 from vidlatent.parallel.sharding import ACTIVATION_AXES
 
@@ -50,7 +51,7 @@ def propose_changes(
         return
     batch = bucket[3]
     training = what == "train"
-    axes = ("context", "tensor") if config.generator else ("context",)
+    axes = ("context", "tensor") if is_generator(config) else ("context",)
     pieces = config.optim.accumulate
     base: dict[str, Any] = {}
     if training and batch % (_batch_shares(mesh) * pieces):
@@ -97,7 +98,7 @@ def _batch_shares(mesh: Mapping[str, int]) -> int:
 
 def _remat_keys(config: ConfigDict) -> dict[str, Any]:
     """Keys that turn on remat where the model has it and it is off."""
-    name = "generator" if config.generator else "model"
+    name = "generator" if is_generator(config) else "model"
     section = config[name]
     wanted = {"remat": True, "stack": "recomputed"}
     return {f"{name}.{k}": v for k, v in wanted.items() if k in section and section[k] != v}

@@ -303,7 +303,7 @@ def generate_videos(
       prompt: one text or class; ``prompts``: a file of them; neither: ``config.sample.prompts``.
       input: picture that every video begins with (or whose content it has).
     """
-    if not config.generator:
+    if not configs.is_generator(config):
         raise VidlatentError(
             f"--workdir={workdir} is a tokenizer's: --mode=sample needs a generator's, such as "
             "that of configs/fsvideo_dit.py."

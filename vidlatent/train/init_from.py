@@ -85,7 +85,7 @@ def initialize_state(config: ConfigDict, state: Any, target: Any) -> Any:
         source,
         target["params"],
         lambda: state["params"],
-        family=(config.generator or config.model).name,
+        family=config["generator" if configs.is_generator(config) else "model"].name,
         kind=config.train.init_kind,
         table=config.train.init_table,
     )
@@ -143,7 +143,7 @@ def load_initial_params(
         return load_params(path, abstract, family=family, table=table, step=step)
     if is_workdir(path):
         former = configs.read(Path(path))
-        if former.generator:
+        if configs.is_generator(former):
             shapes = abstract_generator(generator_of(former))
         else:
             shapes = abstract_params(model_of(former))

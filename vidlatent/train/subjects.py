@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from vidlatent.config import is_generator
 from vidlatent.latents.space import check_generator, generator_of, latents_of
 from vidlatent.models.load import model_of
 from vidlatent.spec import LatentSpec
@@ -38,12 +39,12 @@ class Subject(NamedTuple):
 
 
 def subject_of(config: ConfigDict) -> Subject:
-    """The generator of ``config.generator`` if it has a name, else the tokenizer.
+    """The generator or the tokenizer that a config trains.
 
     Raises:
       VidlatentError: model, latents and data do not go together.
     """
-    if config.generator:
+    if is_generator(config):
         latents, model = latents_of(config), generator_of(config)
         check_generator(model, latents)
 

@@ -29,12 +29,21 @@ from vidlatent.config.defaults.sampler import get_sampler
 from vidlatent.config.defaults.tokenizer import get_tokenizer
 from vidlatent.config.defaults.train import get_train
 
-__all__ = ["get_defaults", "get_generator_defaults"]
+__all__ = ["GENERATOR_SECTIONS", "get_defaults", "get_generator_defaults", "is_generator"]
+
+# Sections that only the configs of generators have.
+GENERATOR_SECTIONS = ("generator", "tokenizer", "diffusion", "conditions", "sampler", "sample")
+
+
+def is_generator(config: ConfigDict) -> bool:
+    """Whether a config is that of a generator, not of a tokenizer."""
+    return "generator" in config
 
 
 def get_defaults(name: str, preset: str) -> ConfigDict:
     """The keys of a tokenizer's config; ``model`` and ``loss`` are still empty."""
     config = ConfigDict()
+    config.task = "tokenizer"  # what is trained
     config.name = name  # system; with the preset it names the default workdir
     config.preset = preset  # variant of the system that the config file was asked for
     config.recipe = ""  # training stage, such as "fsae 1"; the next stage asks for it
@@ -57,17 +66,18 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.eval = get_eval()
     config.plan = get_plan()
     config.bench = get_bench()
+    return config
+
+
+def get_generator_defaults(name: str, preset: str) -> ConfigDict:
+    """The keys of a generator's config: those of all configs and ``GENERATOR_SECTIONS``."""
+    config = get_defaults(name, preset)
+    config.task = "generator"
     config.generator = get_generator()
     config.tokenizer = get_tokenizer()
     config.diffusion = get_diffusion()
     config.conditions = get_conditions()
     config.sampler = get_sampler()
     config.sample = get_sample()
-    return config
-
-
-def get_generator_defaults(name: str, preset: str) -> ConfigDict:
-    """The keys of a generator's config; its best checkpoint is the one with the lowest loss."""
-    config = get_defaults(name, preset)
     config.checkpoint.best_metric, config.checkpoint.best_mode = "loss", "min"
     return config
