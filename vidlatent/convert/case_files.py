@@ -147,7 +147,7 @@ def read_reducio(path: Path) -> StoredCase:
     missing = {"meta", "io/video_u8", "io/moments", "io/feat2", "io/recon"} - set(arrays)
     if missing:
         raise VidlatentError(
-            f"--verify={path} is not a case of a whole network: it lacks "
+            f"--verify={path} is no case of a whole network: it lacks "
             f"{', '.join(sorted(missing))}."
         )
     meta = json.loads(str(arrays["meta"]))
@@ -215,7 +215,7 @@ def _restore_reducio_weights(arrays: Arrays, meta: Mapping[str, Any], shapes: An
 def _require_files(folder: Path, *names: str) -> None:
     for name in names:
         if not (folder / name).is_file():
-            raise VidlatentError(f"--verify={folder} is not a reference case: it lacks {name}.")
+            raise VidlatentError(f"--verify={folder} is no reference case: it lacks {name}.")
 
 
 def _read_diffusers(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
