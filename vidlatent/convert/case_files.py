@@ -147,8 +147,7 @@ def read_reducio(path: Path) -> StoredCase:
     missing = {"meta", "io/video_u8", "io/moments", "io/feat2", "io/recon"} - set(arrays)
     if missing:
         raise VidlatentError(
-            f"--verify={path} is no case of a whole network: it lacks "
-            f"{', '.join(sorted(missing))}."
+            f"--verify={path} is no case of a whole network: it lacks {', '.join(sorted(missing))}."
         )
     meta = json.loads(str(arrays["meta"]))
     io = {
