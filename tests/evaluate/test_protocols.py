@@ -13,9 +13,9 @@ from tests.helpers.tiny_tokenizers import QUICK, clip, tokenizer
 from vidlatent.config import get_defaults
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.protocols import run as protocols_run
-from vidlatent.evaluate.protocols.definitions import PROTOCOLS, Measure, Protocol
-from vidlatent.evaluate.protocols.figures import Row
-from vidlatent.evaluate.protocols.report import write_outcome
+from vidlatent.evaluate.protocols.definitions import PROTOCOLS, Protocol, ProtocolMetric
+from vidlatent.evaluate.protocols.paper_tables import PaperRow
+from vidlatent.evaluate.protocols.report import write_protocol_report
 from vidlatent.evaluate.tokenizer import tokenizer_eval_step
 from vidlatent.media.decode import Limits, read_window
 from vidlatent.media.write import write_video
@@ -41,9 +41,13 @@ class Stub:
 
 
 PAPER = (
-    Row("Ours 4x", "Nowhere, 2 clips", {"PSNR": 31.25, "LPIPS": 7.5}, own=True, t=4, channels=3),
-    Row("Ours 8x", "Nowhere, 2 clips", {"PSNR": 29.5, "rFVD": 61.0}, own=True, t=8, channels=3),
-    Row("Theirs", "Nowhere, 2 clips", {"PSNR": 27.75}, note="copied | doubtful"),
+    PaperRow(
+        "Ours 4x", "Nowhere, 2 clips", {"PSNR": 31.25, "LPIPS": 7.5}, own=True, t=4, channels=3
+    ),
+    PaperRow(
+        "Ours 8x", "Nowhere, 2 clips", {"PSNR": 29.5, "rFVD": 61.0}, own=True, t=8, channels=3
+    ),
+    PaperRow("Theirs", "Nowhere, 2 clips", {"PSNR": 27.75}, note="copied | doubtful"),
 )
 TINY = Protocol(
     name="tiny_table",
@@ -52,14 +56,14 @@ TINY = Protocol(
     chunk=5,
     size=(16, 16),
     place=0.0,
-    measures=(
-        Measure("psnr", "PSNR"),
-        Measure("lpips_vgg", "LPIPS", 100.0),
-        Measure("lpips_alex", "LPIPS", 100.0),
-        Measure("fvd_videomae", "rFVD"),
-        Measure("fvd_i3d", "rFVD"),
+    metrics=(
+        ProtocolMetric("psnr", "PSNR"),
+        ProtocolMetric("lpips_vgg", "LPIPS", 100.0),
+        ProtocolMetric("lpips_alex", "LPIPS", 100.0),
+        ProtocolMetric("fvd_videomae", "rFVD"),
+        ProtocolMetric("fvd_i3d", "rFVD"),
     ),
-    figures=PAPER,
+    paper_table=PAPER,
     headline="Ours 8x",
     open=("frames: the first",),
     resize="bilinear",
@@ -94,11 +98,11 @@ def carry_out(config, devices=1):
     mesh = make_mesh(sizes, jax.devices()[:devices])
     params = jax.device_put(jnp.float32(0.8), jax.sharding.NamedSharding(mesh, jax.P()))
     with jax.set_mesh(mesh):
-        return protocols_run.outcome_of(config, Stub(), mesh, lambda: (params, 7))
+        return protocols_run.run_protocol(config, Stub(), mesh, lambda: (params, 7))
 
 
 @pytest.fixture(scope="module")
-def outcome(config):
+def result(config):
     return carry_out(config)
 
 
@@ -118,17 +122,17 @@ def windows(folder):
     return found
 
 
-def test_numbers_equal_direct_computation(outcome, folder):
+def test_numbers_equal_direct_computation(result, folder):
     expected = windows(folder)
-    rows = {row["clip"]: row for row in outcome.result.clips}
-    assert set(rows) == set(expected) and outcome.found == 4
-    assert [bad[:2] for bad in outcome.bad] == [("d.mp4", "too_short")]
+    rows = {row["clip"]: row for row in result.evaluation.clips}
+    assert set(rows) == set(expected) and result.found == 4
+    assert [bad[:2] for bad in result.bad] == [("d.mp4", "too_short")]
     for name, (video, restored) in expected.items():
         error = np.square(np.float64(video) - restored).mean((1, 2, 3))
         found = rows[name]
         assert found["psnr"] == pytest.approx((10 * np.log10(255**2 / error)).mean(), abs=0.02)
         assert found["size"] == f"{len(video)}x16x16" and found["start"] == 0
-    scores = outcome.result.scores
+    scores = result.evaluation.scores
     assert scores["psnr"] == pytest.approx(np.mean([row["psnr"] for row in rows.values()]))
 
     weights = get_defaults("any", "any").networks.to_dict()
@@ -144,35 +148,37 @@ def test_numbers_equal_direct_computation(outcome, folder):
     assert scores["lpips_tiny_random0"] == pytest.approx(np.mean(means), rel=1e-2)
     originals, restored = np.moveaxis(np.stack(features), 1, 0)
     assert scores[FVD] == pytest.approx(frechet_distance(originals, restored), rel=2e-2)
-    about = outcome.result.definitions[FVD]
+    about = result.evaluation.definitions[FVD]
     assert about["n"] == 4 and about["clip_frames"] == about["clip_stride"] == [5, 10]
 
 
-def test_devices_leave_no_trace(outcome, config):
+def test_devices_leave_no_trace(result, config):
     config = config.copy_and_resolve_references()
     config.eval.leave_out = ("fvd_i3d", "fvd_videomae", "lpips_vgg", "lpips_alex")
     other = carry_out(config, devices=4)
-    assert other.result.scores["psnr"] == outcome.result.scores["psnr"]
-    assert {row["clip"] for row in other.result.clips} == {r["clip"] for r in outcome.result.clips}
-    for word, picture in outcome.pictures.items():
+    assert other.evaluation.scores["psnr"] == result.evaluation.scores["psnr"]
+    assert {row["clip"] for row in other.evaluation.clips} == {
+        r["clip"] for r in result.evaluation.clips
+    }
+    for word, picture in result.pictures.items():
         np.testing.assert_array_equal(other.pictures[word].original, picture.original)
         np.testing.assert_array_equal(other.pictures[word].reconstruction, picture.reconstruction)
 
 
-def test_best_median_and_worst(outcome, folder):
-    assert list(outcome.pictures) == ["best", "median", "worst"]
-    ranked = sorted(outcome.result.clips, key=lambda row: -row["psnr"])
+def test_best_median_and_worst(result, folder):
+    assert list(result.pictures) == ["best", "median", "worst"]
+    ranked = sorted(result.evaluation.clips, key=lambda row: -row["psnr"])
     expected = windows(folder)
     for word, place in (("best", 0), ("median", 1), ("worst", 3)):
-        picture, row = outcome.pictures[word], ranked[place]
+        picture, row = result.pictures[word], ranked[place]
         assert picture.label.startswith(row["clip"])
         np.testing.assert_array_equal(picture.original, expected[row["clip"]][0])
         apart = np.abs(np.int32(picture.reconstruction) - expected[row["clip"]][1])
         assert apart.max() <= 1
 
 
-def test_files(outcome, config, tmp_path):
-    write_outcome(outcome, tmp_path, config)
+def test_files(result, config, tmp_path):
+    write_protocol_report(result, tmp_path, config)
     names = {f"{word}.{kind}" for word in ("best", "median", "worst") for kind in ("png", "mp4")}
     assert {path.name for path in tmp_path.iterdir()} == names | {
         "tiny_table.json",
@@ -181,7 +187,7 @@ def test_files(outcome, config, tmp_path):
     }
     assert Image.open(tmp_path / "worst.png").width > 200
     about = json.loads((tmp_path / "tiny_table.json").read_text())
-    assert about["measured"]["scores"] == outcome.result.scores
+    assert about["measured"]["scores"] == result.evaluation.scores
     assert about["measured"]["clips"] == about["measured"]["clips_found"] == 4
     assert about["left_out"]["scores"] == ["fvd_i3d"]
     assert about["protocol"]["not_stated_by_the_paper"] == ["frames: the first"]
@@ -195,7 +201,7 @@ def test_files(outcome, config, tmp_path):
         "paper's column",
         "paper: Ours 4x, Nowhere, 2 clips |",
     ]
-    psnr = outcome.result.scores["psnr"]
+    psnr = result.evaluation.scores["psnr"]
     assert lines[2] == f"| psnr | {psnr:.2f} | PSNR | 31.25 |"
     # Beside what an untrained network says stands nothing of the paper.
     assert lines[3].startswith("| lpips_tiny_random0 x 100 | ") and lines[3].endswith(
@@ -223,7 +229,7 @@ def test_missing_weights_are_told_before_a_clip_is_opened(config, monkeypatch):
 def test_mistakes_are_told(config):
     config = config.copy_and_resolve_references()
     config.eval.leave_out = ("fvd_i3",)
-    with pytest.raises(VidlatentError, match="leave_out: tiny_table has no score.*'fvd_i3d'"):
+    with pytest.raises(VidlatentError, match="leave_out: tiny_table has no metric.*'fvd_i3d'"):
         carry_out(config)
     config.eval.protocol = "fsae_table"
     with pytest.raises(VidlatentError, match="did you mean 'fsae_table2'"):
@@ -235,10 +241,10 @@ def test_mistakes_are_told(config):
 
 def test_some_of_the_clips(config):
     config = config.copy_and_resolve_references()
-    config.eval.leave_out = tuple(m.name for m in TINY.measures if m.name != "psnr")
+    config.eval.leave_out = tuple(m.name for m in TINY.metrics if m.name != "psnr")
     config.eval.clips = 2
     few = carry_out(config)
-    assert [row["clip"] for row in few.result.clips] == ["c.mp4", "a.mp4"][::-1]
+    assert [row["clip"] for row in few.evaluation.clips] == ["c.mp4", "a.mp4"][::-1]
     assert few.found == 4 and list(few.pictures) == ["best", "worst"]
 
 
@@ -246,14 +252,14 @@ def test_some_of_the_clips(config):
 def test_the_papers_protocols_are_whole(name):
     protocol = PROTOCOLS.get(name)
     assert protocol.name == name and all(f % protocol.chunk == 0 for f in protocol.frames)
-    headings = {heading for row in protocol.figures for heading in row.values}
-    assert {m.heading for m in protocol.measures} - {""} <= headings
+    headings = {heading for row in protocol.paper_table for heading in row.values}
+    assert {m.heading for m in protocol.metrics} - {""} <= headings
     assert all(": " in line for line in protocol.open)
     # The only one of the papers that tells its rule, by its code.
     assert protocol.resize == ("bilinear" if name == "reducio_main" else "area")
     other = LatentSpec("x", channels=99, t=1, h=1, w=1, rule=FrameRule(1, 1))
-    assert 1 <= len(protocol.beside(other)) <= 4
-    assert all(row.own for row in protocol.beside(other))
+    assert 1 <= len(protocol.find_comparable(other)) <= 4
+    assert all(row.own for row in protocol.find_comparable(other))
 
 
 class Drawn(Stub):

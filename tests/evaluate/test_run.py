@@ -185,11 +185,11 @@ def small_clips(folder, frames):
 def check_markdown(text, protocol, spec):
     """Measured and printed figures in columns of their own, all of the paper's lines."""
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
-    beside = [f"paper: {row.model}, {row.data}" for row in protocol.beside(spec)]
+    beside = [f"paper: {row.model}, {row.data}" for row in protocol.find_comparable(spec)]
     assert lines[0][1:] == ["measured here (3 clips)", "paper's column", *beside]
     first = next(number for number, line in enumerate(lines) if line[0] == "paper: model")
-    assert len(lines) == first + 2 + len(protocol.figures)
-    for row, line in zip(protocol.figures, lines[first + 2 :], strict=True):
+    assert len(lines) == first + 2 + len(protocol.paper_table)
+    for row, line in zip(protocol.paper_table, lines[first + 2 :], strict=True):
         assert line[:2] == [row.model, row.data]
         assert [cell for cell in line[2:] if cell][: len(row.values)] == [
             f"{value:g}" for value in row.values.values()
@@ -219,12 +219,12 @@ def test_each_protocol_from_a_checkpoint_to_its_files(name, cheaply, tmp_path):
     assert about["left_out"] == {"scores": [], "clips": []}
     # Stand-ins make scores alike, of which one is kept.
     asked = {d["asked_as"] for d in measured["definitions"].values() if "asked_as" in d}
-    wanted = {m.name for m in protocol.measures if m.name not in BUILT_IN}
+    wanted = {m.name for m in protocol.metrics if m.name not in BUILT_IN}
     assert asked <= wanted and {n[:6] for n in asked} == {n[:6] for n in wanted}
     longest = max(f for f in protocol.frames if f <= frames)
     size = "x".join(map(str, (longest, *protocol.size)))
     assert {row["size"] for row in about["by_clip"]} == {size}
-    assert len(about["paper"]["rows"]) == len(protocol.figures)
+    assert len(about["paper"]["rows"]) == len(protocol.paper_table)
 
     model, _ = tokenizer(system, **fields)
     check_markdown((folder / f"{name}.md").read_text(), protocol, model.latent_spec)

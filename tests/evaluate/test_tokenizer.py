@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vidlatent.evaluate.latent_statistics import LatentStatistics
-from vidlatent.evaluate.outputs import write_evaluation
 from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
+from vidlatent.evaluate.tokenizer_report import write_evaluation
 from vidlatent.metrics import PRESERVATION, gride
 from vidlatent.models.tokenizers.base import Posterior
 from vidlatent.parallel.mesh import make_mesh

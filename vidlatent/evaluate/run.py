@@ -1,4 +1,4 @@
-"""The mode ``eval``: from a workdir to scores and pages a person looks at."""
+"""The mode ``eval``: from a workdir to scores, and to a report for people to read."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vidlatent.config import is_generator
 from vidlatent.data.loaders import Loaders
 from vidlatent.evaluate.generator import evaluate_generator
 from vidlatent.evaluate.latent_statistics import LatentStatistics
-from vidlatent.evaluate.outputs import write_evaluation
 from vidlatent.evaluate.protocols.run import evaluate_protocol
 from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
+from vidlatent.evaluate.tokenizer_report import write_evaluation
 from vidlatent.metrics import make_metrics
 from vidlatent.models.load import model_of, restored_params
 from vidlatent.parallel.mesh import mesh_for_batches
@@ -35,7 +35,7 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
         return evaluate_protocol(config, workdir, step, output)
     model = model_of(config)
     mesh = mesh_for_batches(config.mesh, config.data.buckets)
-    # Before anything is decoded: missing weights are told at once.
+    # Before anything is decoded, so that missing weights are reported at once.
     metrics = make_metrics(
         config.eval.metrics,
         config.networks,

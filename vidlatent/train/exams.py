@@ -19,8 +19,8 @@ from PIL import Image
 
 from vidlatent.evaluate.generator_loss import GeneratorScores, compile_loss_step, evaluate_loss
 from vidlatent.evaluate.generator_report import write_generator_report
-from vidlatent.evaluate.outputs import pictures_sheet, write_evaluation
 from vidlatent.evaluate.tokenizer import Evaluation, compile_eval_step, evaluate
+from vidlatent.evaluate.tokenizer_report import pictures_sheet, write_evaluation
 from vidlatent.metrics import make_metrics
 from vidlatent.parallel.multihost import is_main
 from vidlatent.sample.grid import Grid

@@ -1,7 +1,7 @@
-"""The papers' evaluations as data: which frames, at what size, which scores, beside which figures.
+"""The papers' evaluations as data: which frames, at what size, which metrics, which paper's table.
 
-What a paper leaves open is chosen here and listed with every result. Every protocol scores all
-clips of a folder, one window of each.
+A protocol is one paper's procedure. What the paper leaves open is chosen here and listed with every
+result. Every protocol scores all clips of a folder, one window of each.
 """
 
 from __future__ import annotations
@@ -9,29 +9,26 @@ from __future__ import annotations
 import dataclasses
 
 from vidlatent.errors import VidlatentError
-from vidlatent.evaluate.protocols import figures
-from vidlatent.evaluate.protocols.figures import Row
+from vidlatent.evaluate.protocols import paper_tables
+from vidlatent.evaluate.protocols.paper_tables import PaperRow
 from vidlatent.metrics import PRESERVATION
 from vidlatent.registry import Registry, did_you_mean
 from vidlatent.spec import FrameRule, LatentSpec
 
-__all__ = ["PROTOCOLS", "Measure", "Protocol"]
+__all__ = ["PROTOCOLS", "ProtocolMetric", "Protocol"]
 
-BUILT_IN = (
-    "psnr",
-    "ssim",
-    PRESERVATION,
-)  # of every evaluation, besides those of ``metrics.METRICS``
+# Metrics that every evaluation has; all others a protocol names are in ``metrics.METRICS``.
+BUILT_IN = ("psnr", "ssim", PRESERVATION)
 
 
 @dataclasses.dataclass(frozen=True)
-class Measure:
-    """A score and the column of the paper's table that it belongs to.
+class ProtocolMetric:
+    """A metric, and the column of the paper's table that it belongs to.
 
     Attributes:
       name: 'psnr', 'ssim', information preservation, or a name of ``metrics.METRICS``.
-      heading: of the paper's column; '' where the table has none.
-      factor: measurements times this are in the table's unit.
+      heading: of the paper's column; '' if the table has none.
+      factor: our score times this is in the table's unit.
     """
 
     name: str
@@ -47,16 +44,17 @@ class Protocol:
       name: value of ``config.eval.protocol``.
       source: paper and table.
       frames: window lengths; of each clip the longest that it fills is taken.
-      chunk: frames that are coded at a time; windows are whole numbers of chunks.
+      chunk: frames that are encoded and decoded at a time; a window is a whole number of chunks.
       size: height and width; frames are scaled until they cover it and cut in the middle.
-      place: 0: a clip's first frames, 0.5: its middle ones.
+      place: where in a clip the window lies: 0 for its first frames, 0.5 for its middle ones.
       fps: frame rate of the windows; 0: each file's own.
       draw: decode a draw from the posterior, not its mean.
       resize: how frames are brought to their size, as ``config.data.resize``.
-      measures: the scores.
-      figures: the paper's table.
-      headline: model of that table to stand beside a measured one that is none of the paper's.
-      open: what the paper leaves open and what is done here.
+      metrics: what is measured.
+      paper_table: the paper's own numbers.
+      headline: the model whose row of that table is shown next to a model that matches none of its
+        rows.
+      open: what the paper leaves open, and what is done here.
     """
 
     name: str
@@ -65,8 +63,8 @@ class Protocol:
     chunk: int
     size: tuple[int, int]
     place: float
-    measures: tuple[Measure, ...]
-    figures: tuple[Row, ...]
+    metrics: tuple[ProtocolMetric, ...]
+    paper_table: tuple[PaperRow, ...]
     headline: str
     open: tuple[str, ...]
     fps: float = 0.0
@@ -79,7 +77,7 @@ class Protocol:
         return FrameRule(self.chunk, self.chunk)
 
     def check(self, spec: LatentSpec) -> None:
-        """Raise unless a tokenizer takes the protocol's chunks."""
+        """Raise ``VidlatentError`` unless a tokenizer can encode the protocol's chunks."""
         try:
             spec.check_video(self.chunk, *self.size)
         except VidlatentError as error:
@@ -88,30 +86,33 @@ class Protocol:
                 f"frames at {self.size[0]}x{self.size[1]}: {error}"
             ) from error
 
-    def without(self, names: tuple[str, ...]) -> tuple[Measure, ...]:
-        """The measures but those named in ``config.eval.leave_out``.
+    def select_metrics(self, names: tuple[str, ...]) -> tuple[ProtocolMetric, ...]:
+        """The metrics without those named in ``config.eval.leave_out``.
 
         Raises:
-          VidlatentError: a name that is none of them.
+          VidlatentError: a name that is not one of the protocol's metrics.
         """
-        known = [measure.name for measure in self.measures]
+        known = [metric.name for metric in self.metrics]
         for name in names:
             if name not in known:
                 hint = did_you_mean(name, known)
                 raise VidlatentError(
-                    f"config.eval.leave_out: {self.name} has no score {name!r}: {hint}"
+                    f"config.eval.leave_out: {self.name} has no metric {name!r}: {hint}"
                 )
-        return tuple(measure for measure in self.measures if measure.name not in names)
+        return tuple(metric for metric in self.metrics if metric.name not in names)
 
-    def beside(self, spec: LatentSpec) -> list[Row]:
-        """The paper's own models nearest to a measured one: of its latent, else the headline."""
-        own = [row for row in self.figures if row.own]
+    def find_comparable(self, spec: LatentSpec) -> list[PaperRow]:
+        """Rows of the paper's own models to show next to ours: those with a latent like ours, or
+        else the headline model.
+        """
+        own = [row for row in self.paper_table if row.own]
         alike = [row for row in own if (row.t, row.channels) == (spec.t, spec.channels)]
         return alike or [row for row in own if row.model.startswith(self.headline)]
 
 
 PROTOCOLS = Registry("protocol")
 
+# What a protocol's ``open`` says: "what is left open: what is done here".
 _MIDDLE = (
     "clips and frames of each: every clip of the folder, its middle {} consecutive frames at the "
     "file's own rate"
@@ -134,14 +135,14 @@ PROTOCOLS.register(
         chunk=17,
         size=(256, 256),
         place=0.5,
-        measures=(
-            Measure("ssim", "SSIM"),
-            Measure("psnr", "PSNR"),
-            Measure("lpips_vgg", "LPIPS"),
-            Measure("lpips_alex", "LPIPS"),
-            Measure("fvd_i3d", "FVD"),
+        metrics=(
+            ProtocolMetric("ssim", "SSIM"),
+            ProtocolMetric("psnr", "PSNR"),
+            ProtocolMetric("lpips_vgg", "LPIPS"),
+            ProtocolMetric("lpips_alex", "LPIPS"),
+            ProtocolMetric("fvd_i3d", "FVD"),
         ),
-        figures=figures.FSAE_TABLE_2,
+        paper_table=paper_tables.FSAE_TABLE_2,
         headline="FSAE-Standard",
         open=(_MIDDLE.format(17), _RESIZE.format(256), _LPIPS, _ORDER, _I3D),
     ),
@@ -156,14 +157,14 @@ PROTOCOLS.register(
         chunk=17,
         size=(512, 512),
         place=0.5,
-        measures=(
-            Measure("psnr", "PSNR"),
-            Measure("ssim", "SSIM"),
-            Measure("lpips_vgg", "LPIPS"),
-            Measure("lpips_alex", "LPIPS"),
-            Measure(PRESERVATION),
+        metrics=(
+            ProtocolMetric("psnr", "PSNR"),
+            ProtocolMetric("ssim", "SSIM"),
+            ProtocolMetric("lpips_vgg", "LPIPS"),
+            ProtocolMetric("lpips_alex", "LPIPS"),
+            ProtocolMetric(PRESERVATION),
         ),
-        figures=figures.IVVAE_TABLE_S1,
+        paper_table=paper_tables.IVVAE_TABLE_S1,
         headline="IV-VAE z=16",
         open=(
             _MIDDLE.format(17),
@@ -189,14 +190,14 @@ PROTOCOLS.register(
         fps=16.0,
         draw=True,
         resize="bilinear",
-        measures=(
-            Measure("psnr_reducio", "PSNR"),
-            Measure("ssim_reducio", "SSIM"),
-            Measure("lpips_reducio", "LPIPS"),
-            Measure("lpips_vgg", "LPIPS"),
-            Measure("fvd_i3d", "rFVD"),
+        metrics=(
+            ProtocolMetric("psnr_reducio", "PSNR"),
+            ProtocolMetric("ssim_reducio", "SSIM"),
+            ProtocolMetric("lpips_reducio", "LPIPS"),
+            ProtocolMetric("lpips_vgg", "LPIPS"),
+            ProtocolMetric("fvd_i3d", "rFVD"),
         ),
-        figures=figures.REDUCIO_MAIN,
+        paper_table=paper_tables.REDUCIO_MAIN,
         headline="Reducio-VAE",
         open=(
             "frames of each clip: its middle 16 at 16 a second (the released code begins at "
@@ -219,16 +220,16 @@ def _promag(name: str, size: tuple[int, int], resize: str) -> Protocol:
         chunk=17,
         size=size,
         place=0.0,
-        measures=(
-            Measure("psnr", "PSNR"),
-            Measure("lpips_alex", "LPIPS x 100", 100.0),
-            Measure("lpips_vgg", "LPIPS x 100", 100.0),
-            Measure("fvd_i3d", "rFVD"),
-            Measure("fvd_videomae", "rFVD"),
-            Measure("fvd_i3d_cut16", "rFVD"),
-            Measure("fvd_videomae_cut16", "rFVD"),
+        metrics=(
+            ProtocolMetric("psnr", "PSNR"),
+            ProtocolMetric("lpips_alex", "LPIPS x 100", 100.0),
+            ProtocolMetric("lpips_vgg", "LPIPS x 100", 100.0),
+            ProtocolMetric("fvd_i3d", "rFVD"),
+            ProtocolMetric("fvd_videomae", "rFVD"),
+            ProtocolMetric("fvd_i3d_cut16", "rFVD"),
+            ProtocolMetric("fvd_videomae_cut16", "rFVD"),
         ),
-        figures=figures.PROMAG_TABLE_1[f"{size[0]}x{size[1]}"],
+        paper_table=paper_tables.PROMAG_TABLE_1[f"{size[0]}x{size[1]}"],
         headline="ProMAG, 8x, z=16",
         open=(
             "clips: every one of the folder (which 30 sequences of DAVIS is not stated)",

@@ -1,7 +1,7 @@
-"""What a protocol leaves behind: JSON, a Markdown table beside the paper's figures, a page.
+"""The report of a protocol: JSON, a Markdown table next to the paper's numbers, an HTML page.
 
-Columns of measurements are headed "measured here", columns of figures "paper:"; no column holds
-both.
+Columns of our scores are headed "measured here", columns of the paper's numbers "paper:". No column
+mixes the two.
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vidlatent.config import config_hash
-from vidlatent.evaluate.outputs import RESIZED, group_rows
-from vidlatent.evaluate.protocols.definitions import Measure, Protocol
-from vidlatent.evaluate.protocols.figures import Row
+from vidlatent.evaluate.protocols.definitions import Protocol, ProtocolMetric
+from vidlatent.evaluate.protocols.paper_tables import PaperRow
 from vidlatent.evaluate.tokenizer import Evaluation, Picture
+from vidlatent.evaluate.tokenizer_report import (
+    RESIZED,
+    group_rows,
+    position_rows,
+    write_side_by_side,
+)
 from vidlatent.media.sheets import contact_sheet
-from vidlatent.media.write import side_by_side, write_video
 from vidlatent.report.page import write_report
 from vidlatent.report.tables import markdown_table
 from vidlatent.spec import LatentSpec
 
-__all__ = ["Outcome", "write_outcome"]
+__all__ = ["ProtocolResult", "write_protocol_report"]
 
 _CAUTION = (
     "The paper's figures were measured by its authors on the clips named above them; they compare "
@@ -39,24 +43,25 @@ _UNTRAINED = (
 
 
 @dataclasses.dataclass
-class Outcome:
-    """A protocol carried out.
+class ProtocolResult:
+    """What came of a protocol.
 
     Attributes:
-      protocol, measures: what was asked, and the scores that were not left out.
-      result: the evaluation of all clips.
-      names: score as asked for -> name it is reported under.
+      protocol: what was asked for.
+      metrics: those of its metrics that ``config.eval.leave_out`` does not name.
+      evaluation: the scores of all clips.
+      names: metric as asked for -> name its score is reported under.
       spec: latent of the measured model.
       step: of its checkpoint.
       where: folder or source of the clips.
-      found: usable clips there, of which all or an even selection was scored.
+      found: number of usable clips there; all of them, or an even selection, were scored.
       bad: clips left out: path, reason, detail.
-      pictures: word ('best', 'median', 'worst') -> clip, on the main process.
+      pictures: 'best', 'median' and 'worst' -> clip, on the main process.
     """
 
     protocol: Protocol
-    measures: Sequence[Measure]
-    result: Evaluation
+    metrics: Sequence[ProtocolMetric]
+    evaluation: Evaluation
     names: Mapping[str, str]
     spec: LatentSpec
     step: int
@@ -66,40 +71,39 @@ class Outcome:
     pictures: Mapping[str, Picture]
 
 
-def write_outcome(outcome: Outcome, folder: Path, config: ConfigDict) -> None:
+def write_protocol_report(result: ProtocolResult, folder: Path, config: ConfigDict) -> None:
     """Write ``<protocol>.json``, ``<protocol>.md``, ``report.html`` and the pictures.
 
-    Of the best, the median and the worst clip by PSNR: ``<word>.mp4``, original and reconstruction
-    side by side, and ``<word>.png``.
+    The pictures are those of the clips with the best, the median and the worst PSNR: ``<word>.mp4``
+    with original and reconstruction side by side, and ``<word>.png``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = outcome.protocol.name
-    about = _about(outcome, config)
+    name = result.protocol.name
+    about = _to_json(result, config)
     (folder / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
-    (folder / f"{name}.md").write_text(_markdown(outcome, config))
+    (folder / f"{name}.md").write_text(_to_markdown(result, config))
     shown = []
-    for word, picture in outcome.pictures.items():
+    for word, picture in result.pictures.items():
         caption = f"{word.capitalize()} clip by PSNR: {picture.label}"
         rows = [picture.original, picture.reconstruction]
         sheet = contact_sheet(rows, ["original", "reconstruction"])
         (folder / f"{word}.png").write_bytes(sheet)
-        file = folder / f"{word}.mp4"
-        write_video(file, side_by_side(picture.original, picture.reconstruction), picture.fps)
-        shown += [(caption, sheet), (f"{caption}, moving", file.read_bytes())]
+        moving = write_side_by_side(folder / f"{word}.mp4", picture)
+        shown += [(caption, sheet), (f"{caption}, moving", moving)]
     write_report(
         folder / "report.html",
-        title=f"{config.name} ({config.preset}) at step {outcome.step} by {name}",
-        subtitle=f"{outcome.protocol.source}; {_clips(outcome)}. {_cautions(outcome)}",
-        scores=outcome.result.scores,
-        tables=_tables(outcome),
+        title=f"{config.name} ({config.preset}) at step {result.step} by {name}",
+        subtitle=f"{result.protocol.source}; {_count_clips(result)}. {_write_cautions(result)}",
+        scores=result.evaluation.scores,
+        tables=_make_tables(result),
         sheets=shown,
         config=config.to_dict(),
     )
 
 
-def _about(outcome: Outcome, config: ConfigDict) -> dict[str, Any]:
-    protocol, result = outcome.protocol, outcome.result
-    left_out = [m.name for m in protocol.measures if m not in outcome.measures]
+def _to_json(result: ProtocolResult, config: ConfigDict) -> dict[str, Any]:
+    protocol, evaluation = result.protocol, result.evaluation
+    left_out = [m.name for m in protocol.metrics if m not in result.metrics]
     return {
         "protocol": {
             "name": protocol.name,
@@ -118,152 +122,151 @@ def _about(outcome: Outcome, config: ConfigDict) -> dict[str, Any]:
         "measured": {
             "model": config.model.to_dict(),
             "config": config_hash(config),
-            "step": outcome.step,
-            "clips_from": outcome.where,
-            "clips": result.scores["clips"],
-            "clips_found": outcome.found,
-            "scores": result.scores,
-            "definitions": result.definitions,
+            "step": result.step,
+            "clips_from": result.where,
+            "clips": evaluation.scores["clips"],
+            "clips_found": result.found,
+            "scores": evaluation.scores,
+            "definitions": evaluation.definitions,
         },
-        "left_out": {"scores": left_out, "clips": [list(bad) for bad in outcome.bad]},
+        "left_out": {"scores": left_out, "clips": [list(bad) for bad in result.bad]},
         "paper": {
             "source": protocol.source,
             "caution": _CAUTION,
-            "rows": [dataclasses.asdict(row) for row in protocol.figures],
+            "rows": [dataclasses.asdict(row) for row in protocol.paper_table],
         },
-        "by_frame_position": result.positions,
-        **({"by_group_position": result.group_positions} if result.group_positions else {}),
-        "by_clip": result.clips,
+        "by_frame_position": evaluation.positions,
+        **({"by_group_position": evaluation.group_positions} if evaluation.group_positions else {}),
+        "by_clip": evaluation.clips,
     }
 
 
-def _clips(outcome: Outcome) -> str:
-    count = int(outcome.result.scores["clips"])
-    of = f" of {outcome.found}" if count != outcome.found else ""
-    return f"{count}{of} clip{'s' * (outcome.found > 1)} of {outcome.where}"
+def _count_clips(result: ProtocolResult) -> str:
+    count = int(result.evaluation.scores["clips"])
+    of = f" of {result.found}" if count != result.found else ""
+    return f"{count}{of} clip{'s' * (result.found > 1)} of {result.where}"
 
 
-def _cautions(outcome: Outcome) -> str:
-    random = any(map(_untrained, outcome.names.values()))
+def _write_cautions(result: ProtocolResult) -> str:
+    random = any(map(_is_random, result.names.values()))
     return _CAUTION + " " + _UNTRAINED if random else _CAUTION
 
 
-def _untrained(name: str) -> bool:
+def _is_random(name: str) -> bool:
     return "_random" in name
 
 
-def _measured_head(outcome: Outcome) -> str:
-    count = int(outcome.result.scores["clips"])
+def _measured_head(result: ProtocolResult) -> str:
+    count = int(result.evaluation.scores["clips"])
     return f"measured here ({count} clip{'s' * (count > 1)})"
 
 
-def _paper_head(row: Row) -> str:
+def _paper_head(row: PaperRow) -> str:
     return f"paper: {row.model}, {row.data}"
 
 
-def _compared(outcome: Outcome) -> list[dict[str, Any]]:
-    """A row a score: its name, the measurement, and each chosen row of the paper by itself."""
-    beside = outcome.protocol.beside(outcome.spec)
+def _compare(result: ProtocolResult) -> list[dict[str, Any]]:
+    """One row a metric: name, our score, and one column for each comparable row of the paper."""
+    comparable = result.protocol.find_comparable(result.spec)
     lines = []
-    for measure in outcome.measures:
-        # Scores that one stand-in makes alike are measured, and shown, once.
-        if measure.name not in outcome.names:
+    for metric in result.metrics:
+        # Metrics that look through the same small random network are measured, and shown, once.
+        if metric.name not in result.names:
             continue
-        name = outcome.names[measure.name]
-        factor = f" x {measure.factor:g}" if measure.factor != 1 else ""
+        name = result.names[metric.name]
+        factor = f" x {metric.factor:g}" if metric.factor != 1 else ""
         line: dict[str, Any] = {"score": name + factor}
-        line[_measured_head(outcome)] = _digits(outcome.result.scores[name] * measure.factor)
-        line["paper's column"] = measure.heading or None
-        known = measure.heading if not _untrained(name) else ""
-        line |= {_paper_head(row): _printed(row.values.get(known)) for row in beside}
+        line[_measured_head(result)] = _format_score(result.evaluation.scores[name] * metric.factor)
+        line["paper's column"] = metric.heading or None
+        known = metric.heading if not _is_random(name) else ""
+        line |= {_paper_head(row): _format_printed(row.values.get(known)) for row in comparable}
         lines.append(line)
     return lines
 
 
-def _paper_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _make_paper_table(rows: Sequence[PaperRow]) -> list[dict[str, Any]]:
     headings = list(dict.fromkeys(name for row in rows for name in row.values))
     notes = any(row.note for row in rows)
     return [
         {
             "paper: model": row.model,
             "clips": row.data,
-            **{heading: _printed(row.values.get(heading)) for heading in headings},
+            **{heading: _format_printed(row.values.get(heading)) for heading in headings},
             **({"note": row.note or None} if notes else {}),
         }
         for row in rows
     ]
 
 
-def _tables(outcome: Outcome) -> dict[str, list[dict[str, Any]]]:
-    result = outcome.result
-    by_clip = sorted(result.clips, key=lambda row: row["psnr"])
+def _make_tables(result: ProtocolResult) -> dict[str, list[dict[str, Any]]]:
+    evaluation = result.evaluation
+    by_clip = sorted(evaluation.clips, key=lambda row: row["psnr"])
     tables = {
-        "Measured, beside the paper's own figures": _compared(outcome),
-        f"The paper's own table, as printed: {outcome.protocol.source}": _paper_table(
-            outcome.protocol.figures
+        "Measured, beside the paper's own figures": _compare(result),
+        f"The paper's own table, as printed: {result.protocol.source}": _make_paper_table(
+            result.protocol.paper_table
         ),
         "What the paper leaves open, and what was done": [
             dict(zip(("what", "done"), line.split(": ", 1), strict=True))
-            for line in outcome.protocol.open
+            for line in result.protocol.open
         ],
         "How each score is defined": [
-            {"score": name, "definition": _words(about)}
-            for name, about in result.definitions.items()
+            {"score": name, "definition": _join_definition(about)}
+            for name, about in evaluation.definitions.items()
         ],
         "Scores by clip, worst first": by_clip,
-        "Scores by frame position": [
-            {"frame": frame, **{name: values[frame] for name, values in result.positions.items()}}
-            for frame in range(len(result.positions["psnr"]))
-        ],
+        "Scores by frame position": position_rows(evaluation),
     }
-    if result.group_positions:
-        tables["Scores by place in the frame group"] = group_rows(result.group_positions)
-    if outcome.bad:
+    if evaluation.group_positions:
+        tables["Scores by place in the frame group"] = group_rows(evaluation.group_positions)
+    if result.bad:
         tables["Clips left out"] = [
-            dict(zip(("clip", "reason", "detail"), bad, strict=True)) for bad in outcome.bad
+            dict(zip(("clip", "reason", "detail"), bad, strict=True)) for bad in result.bad
         ]
     return tables
 
 
-def _words(about: Mapping[str, Any]) -> str:
-    return "; ".join(f"{key.replace('_', ' ')}: {_plain(value)}" for key, value in about.items())
+def _join_definition(about: Mapping[str, Any]) -> str:
+    return "; ".join(f"{key.replace('_', ' ')}: {_to_text(value)}" for key, value in about.items())
 
 
-def _plain(value: Any) -> str:
+def _to_text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _digits(value: float) -> str:
-    """A measurement with about four digits."""
+def _format_score(value: float) -> str:
+    """A score with about four digits."""
     if not math.isfinite(value):
         return str(value)
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
 
 
-def _printed(value: float | None) -> str | None:
-    """A paper's figure with the digits it has there, but for zeros at its end."""
+def _format_printed(value: float | None) -> str | None:
+    """A paper's number with the digits printed there, except for zeros at the end."""
     return None if value is None else f"{value:g}"
 
 
-def _markdown(outcome: Outcome, config: ConfigDict) -> str:
-    left_out = [m.name for m in outcome.protocol.measures if m not in outcome.measures]
+def _to_markdown(result: ProtocolResult, config: ConfigDict) -> str:
+    left_out = [m.name for m in result.protocol.metrics if m not in result.metrics]
     parts = [
-        f"# {outcome.protocol.name}: {config.name} ({config.preset}) at step {outcome.step}",
-        f"Protocol: {outcome.protocol.source}. Scored: {_clips(outcome)}.",
-        markdown_table(_compared(outcome)),
-        _cautions(outcome),
+        f"# {result.protocol.name}: {config.name} ({config.preset}) at step {result.step}",
+        f"Protocol: {result.protocol.source}. Scored: {_count_clips(result)}.",
+        markdown_table(_compare(result)),
+        _write_cautions(result),
     ]
     if left_out:
         parts.append(f"Left out on request: {', '.join(left_out)}.")
-    if outcome.bad:
-        clips = "; ".join(f"{path} ({reason}: {detail})" for path, reason, detail in outcome.bad)
+    if result.bad:
+        clips = "; ".join(f"{path} ({reason}: {detail})" for path, reason, detail in result.bad)
         parts.append(f"Clips left out: {clips}.")
     parts += [
         "## What the paper leaves open, and what was done",
-        "\n".join(f"- {line}" for line in outcome.protocol.open),
+        "\n".join(f"- {line}" for line in result.protocol.open),
         "## How each score is defined",
-        "\n".join(f"- `{n}`: {_words(a)}" for n, a in outcome.result.definitions.items()),
-        f"## The paper's own table, as printed: {outcome.protocol.source}",
-        markdown_table(_paper_table(outcome.protocol.figures)),
+        "\n".join(
+            f"- `{n}`: {_join_definition(a)}" for n, a in result.evaluation.definitions.items()
+        ),
+        f"## The paper's own table, as printed: {result.protocol.source}",
+        markdown_table(_make_paper_table(result.protocol.paper_table)),
     ]
     return "\n\n".join(parts) + "\n"

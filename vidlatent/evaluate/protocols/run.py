@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from vidlatent.data.loader import Loader, make_index, make_loader
 from vidlatent.data.stream import OneEach
 from vidlatent.evaluate.protocols.definitions import BUILT_IN, PROTOCOLS, Protocol
-from vidlatent.evaluate.protocols.report import Outcome, write_outcome
+from vidlatent.evaluate.protocols.report import ProtocolResult, write_protocol_report
 from vidlatent.evaluate.tokenizer import (
     Evaluation,
     Picture,
@@ -32,7 +32,7 @@ from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.multihost import is_main, to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
 
-__all__ = ["evaluate_protocol", "outcome_of"]
+__all__ = ["evaluate_protocol", "run_protocol"]
 
 
 def evaluate_protocol(config: ConfigDict, workdir: Path, step: int, output: str) -> int:
@@ -52,31 +52,31 @@ def evaluate_protocol(config: ConfigDict, workdir: Path, step: int, output: str)
         return restored.state, restored.step
 
     with jax.set_mesh(mesh):
-        outcome = outcome_of(config, model, mesh, restore)
+        result = run_protocol(config, model, mesh, restore)
     if is_main():
-        name = outcome.protocol.name
-        folder = Path(output) if output else workdir / "eval" / f"step_{outcome.step}_{name}"
-        write_outcome(outcome, folder, config)
-        for score, value in outcome.result.scores.items():
+        name = result.protocol.name
+        folder = Path(output) if output else workdir / "eval" / f"step_{result.step}_{name}"
+        write_protocol_report(result, folder, config)
+        for score, value in result.evaluation.scores.items():
             logging.info("%s %.4g", score, value)
         for file in (f"{name}.json", f"{name}.md", "report.html"):
             logging.info("wrote %s", folder / file)
     return 0
 
 
-def outcome_of(
+def run_protocol(
     config: ConfigDict, model: Any, mesh: Mesh, restore: Callable[[], tuple[Any, int]]
-) -> Outcome:
+) -> ProtocolResult:
     """Carry out ``config.eval.protocol`` with a model, under ``jax.set_mesh(mesh)``.
 
-    ``restore`` gives its parameters, placed on the mesh, and their step; it is called once
-    everything else is known to be in order.
+    ``restore`` gives its parameters, placed on the mesh, and their step. It is called last, when
+    options, weights and clips are known to be in order.
     """
     protocol: Protocol = PROTOCOLS.get(config.eval.protocol)
     protocol.check(model.latent_spec)
-    measures = protocol.without(config.eval.leave_out)
-    asked = [measure.name for measure in measures if measure.name not in BUILT_IN]
-    # Before any clip is opened: missing weights are told at once.
+    chosen = protocol.select_metrics(config.eval.leave_out)
+    asked = [metric.name for metric in chosen if metric.name not in BUILT_IN]
+    # Before any clip is opened, so that missing weights are reported at once.
     metrics = make_metrics(
         (*asked, *config.eval.metrics),
         config.networks,
@@ -93,24 +93,24 @@ def outcome_of(
     )
     eval_step = compile_eval_step(eval_step, mesh, params, metrics)
     with clips.open(clips.wanted) as loader:
-        # Windows of several chunks have no single row of frame groups.
+        # Frame groups start anew in each chunk, so they are told apart only if there is one.
         spec = model.latent_spec if protocol.frames == (protocol.chunk,) else None
-        result = evaluate(eval_step, params, loader, spec=spec, metrics=metrics)
-        bad = clips.left_out(loader, result)
-    chosen = _chosen(result.clips)
-    with clips.open({clips.rows[row["clip"]] for row in chosen.values()}) as loader:
-        pictures = _pictures(eval_step, params, loader, mesh, protocol.fps)
-    return Outcome(
+        evaluation = evaluate(eval_step, params, loader, spec=spec, metrics=metrics)
+        bad = clips.list_bad(loader, evaluation)
+    shown = _choose_shown(evaluation.clips)
+    with clips.open({clips.rows[row["clip"]] for row in shown.values()}) as loader:
+        pictures = _collect_pictures(eval_step, params, loader, mesh, protocol.fps)
+    return ProtocolResult(
         protocol,
-        measures,
-        result,
+        chosen,
+        evaluation,
         {name: name for name in BUILT_IN} | {metric.asked: metric.name for metric in metrics},
         model.latent_spec,
         step,
         clips.where,
         len(clips.rows),
         bad,
-        {word: _labelled(pictures[row["clip"]], row) for word, row in chosen.items()},
+        {word: _label(pictures[row["clip"]], row) for word, row in shown.items()},
     )
 
 
@@ -126,8 +126,9 @@ class _Clips:
     def __init__(self, config: ConfigDict, protocol: Protocol, mesh: Mesh):
         data = config.data.to_dict()
         if data["path"] and data["source"] != "tfds":
-            data["source"] = "folder"  # whatever the model was trained on
-        # A clip for each group of devices that shares one: published sizes fill their memory.
+            data["source"] = "folder"  # a path given for scoring is one of videos
+        # One clip for each set of devices that works on a clip together: at published sizes it
+        # fills their memory.
         batch = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
         data["buckets"] = tuple((frames, *protocol.size, batch) for frames in protocol.frames)
         data["bucket_weights"] = ()
@@ -154,10 +155,10 @@ class _Clips:
         """The loader of some clips, or of all."""
         return self._make(windows=OneEach(self._place, rows))
 
-    def left_out(self, loader: Loader, result: Evaluation) -> list[tuple[str, str, str]]:
+    def list_bad(self, loader: Loader, evaluation: Evaluation) -> list[tuple[str, str, str]]:
         """(path, reason, detail) of the clips that could not be scored, on any process."""
         bad = {bad.path: (bad.path, bad.reason, bad.detail) for bad in loader.report.clips}
-        scored = {row["clip"] for row in result.clips}
+        scored = {row["clip"] for row in evaluation.clips}
         wanted = set(self.wanted)
         for path, row in self.rows.items():
             if row in wanted and path not in scored:
@@ -165,8 +166,8 @@ class _Clips:
         return [bad[path] for path in sorted(bad)]
 
 
-def _chosen(clips: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Word -> row of ``by_clip``: the best, the median and the worst by PSNR, none twice."""
+def _choose_shown(clips: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """'best', 'median' and 'worst' by PSNR -> row of ``by_clip``; no clip twice."""
     ranked = sorted(clips, key=lambda row: (-row["psnr"], row["clip"]))
     last = len(ranked) - 1
     places = {"best": 0, "median": last // 2, "worst": last}
@@ -177,7 +178,7 @@ def _chosen(clips: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {word: ranked[place] for word, place in places.items()}
 
 
-def _pictures(
+def _collect_pictures(
     eval_step: Callable, params: Any, loader: Loader, mesh: Mesh, fps: float
 ) -> dict[str, Picture]:
     """Name -> clip and reconstruction, on every process, of all clips of a small loader."""
@@ -195,6 +196,6 @@ def _pictures(
     return found
 
 
-def _labelled(picture: Picture, row: dict[str, Any]) -> Picture:
+def _label(picture: Picture, row: dict[str, Any]) -> Picture:
     picture.label = f"{row['clip']}, PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}"
     return picture

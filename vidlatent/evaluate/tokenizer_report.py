@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: scores as JSON, a page with pictures, side-by-side videos."""
+"""The report of a tokenizer's evaluation: scores as JSON, an HTML page, side-by-side videos."""
 
 from __future__ import annotations
 
@@ -16,9 +16,16 @@ from vidlatent.media.write import side_by_side, write_video
 from vidlatent.report.curves import run_curves
 from vidlatent.report.page import write_report
 
-__all__ = ["RESIZED", "group_rows", "pictures_sheet", "write_evaluation"]
+__all__ = [
+    "RESIZED",
+    "group_rows",
+    "pictures_sheet",
+    "position_rows",
+    "write_evaluation",
+    "write_side_by_side",
+]
 
-# By ``config.data.resize``.
+# What each ``config.data.resize`` does, in words.
 RESIZED = {
     "area": "scaled to cover the size (area-averaged when smaller, bicubic when larger), cut in "
     "the middle",
@@ -29,15 +36,16 @@ RESIZED = {
 def write_evaluation(
     result: Evaluation, folder: Path, *, config: ConfigDict, step: int, workdir: Path
 ) -> None:
-    """Write ``scores.json``, ``report.html``, ``contact_sheet.png``, side-by-side videos and, if
-    latents were watched, ``latent_channels_<n>.png``.
+    """Write ``scores.json``, ``report.html``, ``contact_sheet.png`` and ``side_by_side_<n>.mp4``.
+
+    If the evaluation looked at latents, also ``latent_channels_<n>.png``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scores = {
         "step": step,
         "config": config_hash(config),
         "model": config.model.to_dict(),
-        "windows": _windows(config),
+        "windows": _describe_windows(config),
         "scores": result.scores,
         "definitions": result.definitions,
         "by_frame_position": result.positions,
@@ -51,22 +59,21 @@ def write_evaluation(
         (folder / "contact_sheet.png").write_bytes(sheet)
         shown.append(("Frames of validation clips, reconstruction under original", sheet))
     for number, picture in enumerate(result.pictures):
-        file = folder / f"side_by_side_{number}.mp4"
-        write_video(file, side_by_side(picture.original, picture.reconstruction), picture.fps)
-        shown.append((f"{picture.label}: original and reconstruction", file.read_bytes()))
-    shown += _latent_sheets(result, folder)
+        moving = write_side_by_side(folder / f"side_by_side_{number}.mp4", picture)
+        shown.append((f"{picture.label}: original and reconstruction", moving))
+    shown += _write_latent_sheets(result, folder)
     write_report(
         folder / "report.html",
         title=f"{config.name} ({config.preset}) at step {step}",
         scores=result.scores,
-        tables=_tables(result, scores),
+        tables=_make_tables(result, scores),
         sheets=shown,
         curves=run_curves(workdir),
         config=config.to_dict(),
     )
 
 
-def _windows(config: ConfigDict) -> dict[str, Any]:
+def _describe_windows(config: ConfigDict) -> dict[str, Any]:
     """Which frames were scored, and how they were brought to their size."""
     return {
         "frames_height_width": [list(bucket[:3]) for bucket in config.data.buckets],
@@ -98,7 +105,7 @@ def _groups_and_latents(result: Evaluation) -> dict[str, Any]:
     return parts
 
 
-def _latent_sheets(result: Evaluation, folder: Path) -> list[tuple[str, bytes]]:
+def _write_latent_sheets(result: Evaluation, folder: Path) -> list[tuple[str, bytes]]:
     sheets = []
     for number, picture in enumerate(result.pictures):
         if picture.latent is None or result.latents is None:
@@ -110,12 +117,8 @@ def _latent_sheets(result: Evaluation, folder: Path) -> list[tuple[str, bytes]]:
     return sheets
 
 
-def _tables(result: Evaluation, scores: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    positions = [
-        {"frame": frame, **{name: values[frame] for name, values in result.positions.items()}}
-        for frame in range(len(result.positions["psnr"]))
-    ]
-    tables = {"Scores by clip": result.clips, "Scores by frame position": positions}
+def _make_tables(result: Evaluation, scores: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    tables = {"Scores by clip": result.clips, "Scores by frame position": position_rows(result)}
     if "by_group_position" in scores:
         tables["Scores by place in the frame group"] = group_rows(scores["by_group_position"])
     if "intrinsic_dimension" in scores:
@@ -128,8 +131,22 @@ def _tables(result: Evaluation, scores: dict[str, Any]) -> dict[str, list[dict[s
     return tables
 
 
+def write_side_by_side(file: Path, picture: Picture) -> bytes:
+    """Write original and reconstruction of a clip, left and right, as an MP4; returns its bytes."""
+    write_video(file, side_by_side(picture.original, picture.reconstruction), picture.fps)
+    return file.read_bytes()
+
+
+def position_rows(result: Evaluation) -> list[dict[str, Any]]:
+    """``Evaluation.positions`` as rows of a table: one a frame, with every metric."""
+    return [
+        {"frame": frame, **{name: values[frame] for name, values in result.positions.items()}}
+        for frame in range(len(result.positions["psnr"]))
+    ]
+
+
 def group_rows(groups: dict[str, Any]) -> list[dict[str, Any]]:
-    """``Evaluation.group_positions`` as rows of a table."""
+    """``Evaluation.group_positions`` as rows of a table: one a place in the frame group."""
     names = ("psnr", "ssim", "n")
     rows = [
         {"place": str(place + 1), **{name: groups[name][place] for name in names}}

@@ -1,6 +1,6 @@
-"""Figures that the papers print, to stand beside measurements. None of them was measured here.
+"""Numbers printed in the papers, shown next to our own measurements. None was measured here.
 
-Units are the tables' own: a protocol says by what factor its measurements are multiplied to fit.
+Units are those of the papers' tables; a protocol says by what factor our scores are multiplied.
 """
 
 from __future__ import annotations
@@ -8,19 +8,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-__all__ = ["FSAE_TABLE_2", "IVVAE_TABLE_S1", "PROMAG_TABLE_1", "REDUCIO_MAIN", "Row"]
+__all__ = ["FSAE_TABLE_2", "IVVAE_TABLE_S1", "PROMAG_TABLE_1", "REDUCIO_MAIN", "PaperRow"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A line of a paper's table.
+class PaperRow:
+    """One row of a paper's table.
 
     Attributes:
-      model: as the paper calls it, with what tells it from its neighbours.
+      model: the paper's name for it, with whatever tells it from neighbouring rows.
       data: the clips it was measured on.
-      values: the table's heading -> figure as printed.
-      own: a model of the paper's authors; shown beside measurements.
-      t, channels: of its latent, to find the nearest relative of a measured model; 0: unknown.
+      values: heading of the table -> number as printed.
+      own: whether it is a model of the paper's authors; only those are shown next to ours.
+      t, channels: temporal compression and channels of its latent, by which the row most like our
+        model is found; 0: unknown.
       note: what is doubtful about it.
     """
 
@@ -33,7 +34,7 @@ class Row:
     note: str = ""
 
 
-def _fsae() -> tuple[Row, ...]:
+def _fsae() -> tuple[PaperRow, ...]:
     names = ("SSIM", "PSNR", "LPIPS", "FVD")
     lines = (
         ("Hunyuan 8x8x4", (0.891, 32.56, 0.047, 73.50), (0.923, 33.99, 0.031, 63.72)),
@@ -54,7 +55,7 @@ def _fsae() -> tuple[Row, ...]:
         own = model.startswith("FSAE")
         for data, values in zip(("Inter-4K, 1000 clips", "WebVid, 1000 clips"), sets, strict=True):
             identity = {"own": True, "t": 4, "channels": 128} if own else {}
-            rows.append(Row(model, data, dict(zip(names, values, strict=True)), **identity))
+            rows.append(PaperRow(model, data, dict(zip(names, values, strict=True)), **identity))
     return tuple(rows)
 
 
@@ -99,7 +100,7 @@ _PROMAG = (
 )
 
 
-def _promag(size: str) -> tuple[Row, ...]:
+def _promag(size: str) -> tuple[PaperRow, ...]:
     rows = []
     for model, k, z, *cells in _PROMAG:
         pair = cells[:2] if size == "512x512" else cells[2:]
@@ -111,7 +112,7 @@ def _promag(size: str) -> tuple[Row, ...]:
                 note = _COPIED if model == "OSP-VAE" else note
                 note = _TWICE if (model, k, z) == ("MagViT-v2", 8, 16) else note
             rows.append(
-                Row(
+                PaperRow(
                     f"{model}, {k or '?'}x, z={z}",
                     f"{data} {size}",
                     dict(zip(("PSNR", "LPIPS x 100", "rFVD"), values, strict=True)),
@@ -128,7 +129,7 @@ PROMAG_TABLE_1 = {size: _promag(size) for size in ("512x512", "360x640")}
 
 _KINETICS = "Kinetics-600, 20K clips"
 IVVAE_TABLE_S1 = tuple(
-    Row(
+    PaperRow(
         model,
         _KINETICS,
         {"PSNR": psnr, "SSIM": ssim, "LPIPS": lpips},
@@ -147,7 +148,7 @@ IVVAE_TABLE_S1 = tuple(
 )
 
 
-def _reducio() -> tuple[Row, ...]:
+def _reducio() -> tuple[PaperRow, ...]:
     lines = (
         ("SD2.1-VAE 1x8x8", 1, 4, 29.23, 0.82, 0.09, 25.96, 21.00),
         ("SDXL-VAE 1x8x8", 1, 4, 30.54, 0.85, 0.08, 19.87, 23.68),
@@ -161,8 +162,8 @@ def _reducio() -> tuple[Row, ...]:
     for model, t, channels, psnr, ssim, lpips, pexels, ucf in lines:
         identity = {"own": model.startswith("Reducio"), "t": t, "channels": channels}
         values = {"PSNR": psnr, "SSIM": ssim, "LPIPS": lpips, "rFVD": pexels}
-        rows.append(Row(model, "Pexels, 1000 clips", values, **identity))
-        rows.append(Row(model, "UCF-101", {"rFVD": ucf}, **identity))
+        rows.append(PaperRow(model, "Pexels, 1000 clips", values, **identity))
+        rows.append(PaperRow(model, "UCF-101", {"rFVD": ucf}, **identity))
     return tuple(rows)
 
 
