@@ -15,7 +15,7 @@ from jax import lax
 
 from vidlatent.kernels.layer_mix import layer_dots, layer_mix
 from vidlatent.layers import attention as token_attention
-from vidlatent.layers.rope import rope_tables
+from vidlatent.layers.positions import rope_tables
 from vidlatent.models.generators.wan.block import WanBlock
 from vidlatent.models.generators.wan.layer_memory import router_weights
 from vidlatent.models.tokenizers.fsvideo.blocks import ResBlock

@@ -16,10 +16,8 @@ from benchmarks.h200_rows import HALF, Case, Row, case, normal, random_key
 from vidlatent.kernels.layer_mix import layer_mix
 from vidlatent.kernels.norms import layer_norm
 from vidlatent.kernels.qk_norm_rope import qk_norm_rope, rotate_halves
-from vidlatent.layers.group_norm import apply_affine, group_affine
-from vidlatent.layers.modulation import modulated
-from vidlatent.layers.norm import ChannelNorm
-from vidlatent.layers.rope import rope_tables, rotate_pairs
+from vidlatent.layers.norms import ChannelNorm, apply_affine, group_affine, modulated
+from vidlatent.layers.positions import rope_tables, rotate_pairs
 from vidlatent.models.generators.wan.layer_memory import mix
 from vidlatent.models.tokenizers.fsvideo.blocks import ResBlock
 

@@ -19,7 +19,7 @@ from benchmarks.h200_rows import HALF, NO_TRITON, Case, Row, normal, random_key
 from vidlatent.bench import run as bench
 from vidlatent.config import load
 from vidlatent.latents.space import abstract_at_rest
-from vidlatent.layers.rope import rope_tables
+from vidlatent.layers.positions import rope_tables
 from vidlatent.models.generators import build_generator
 from vidlatent.models.generators.fp8_weights import in_fp8
 from vidlatent.models.generators.wan.block import WanBlock

@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidlatent.layers.rope import rope_tables
+from vidlatent.layers.positions import rope_tables
 from vidlatent.models.generators.wan.block import WanBlock
 from vidlatent.models.generators.wan.names import WAN_DIFFUSERS_TABLE
 from vidlatent.models.load import abstract_params

@@ -17,7 +17,7 @@ from vidlatent.data.sources.latents import LatentSource
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.inputs import Inputs
 from vidlatent.latents.space import generator_of, latents_of
-from vidlatent.layers.rope import chunk_places
+from vidlatent.layers.positions import chunk_places
 from vidlatent.models.tokenizers.chunks import latent_span
 from vidlatent.parallel.mesh import AXES, make_mesh
 from vidlatent.parallel.sharding import batch_sharding, replicated

@@ -9,7 +9,7 @@ import pytest
 
 from tests.kernels.forms import check, normal
 from vidlatent.kernels.norms import layer_norm
-from vidlatent.layers.group_norm import group_affine
+from vidlatent.layers.norms import group_affine
 from vidlatent.parallel.mesh import make_mesh
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.kernels.forms import STRICT, check, devices, normal
 from vidlatent.errors import VidlatentError
 from vidlatent.kernels.qk_norm_rope import qk_norm_rope, rotate_halves
-from vidlatent.layers.rope import rope_tables, rotate_pairs
+from vidlatent.layers.positions import rope_tables, rotate_pairs
 from vidlatent.weights.importer import TRANSFORMS
 
 

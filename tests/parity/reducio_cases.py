@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vidlatent.layers.positions import interleaved_sincos
 from vidlatent.models.tokenizers.reducio import build_reducio
-from vidlatent.models.tokenizers.reducio.fusion import time_sinusoid
 from vidlatent.models.tokenizers.reducio.names import REDUCIO_TABLE
 from vidlatent.weights.importer import export_names, import_params
 
@@ -53,7 +53,7 @@ def fields_of(meta: dict) -> dict:
 def with_sinusoids(tensors: dict, names: dict) -> dict:
     """The fixed tables, which the cases leave out."""
     tables = {
-        name: time_sinusoid(shape[1], shape[3])
+        name: interleaved_sincos(shape[1], shape[3])[None, :, None]
         for name, shape in names.items()
         if name.endswith("pos_embed")
     }

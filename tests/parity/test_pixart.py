@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from tests.parity.reducio_cases import Case, channels_last
-from vidlatent.layers.modulation import time_features
-from vidlatent.layers.sincos import sincos_plane
+from vidlatent.layers.positions import sincos_plane, time_features
 from vidlatent.models.generators import build_generator
 from vidlatent.models.generators.reducio_dit.names import fields_from_pixart
 from vidlatent.weights.importer import export_params, import_params

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidlatent.layers.group_norm import apply_affine, group_affine
+from vidlatent.layers.norms import apply_affine, group_affine
 from vidlatent.layers.resample import double_frames
 from vidlatent.metrics.frechet import frechet_distance
 from vidlatent.models.load import abstract_params

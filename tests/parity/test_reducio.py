@@ -10,9 +10,10 @@ import pytest
 
 from tests.helpers.divergence import divergence
 from tests.parity.reducio_cases import Case, channels_last, fast_program, pixels
+from vidlatent.layers.positions import interleaved_sincos
 from vidlatent.models.tokenizers.reducio import blocks as parts
 from vidlatent.models.tokenizers.reducio import build_reducio, tiling
-from vidlatent.models.tokenizers.reducio.fusion import Fusion, time_sinusoid
+from vidlatent.models.tokenizers.reducio.fusion import Fusion
 from vidlatent.models.tokenizers.reducio.latent import MotionPosterior
 from vidlatent.models.tokenizers.reducio.names import REDUCIO_TABLE, RELEASED
 from vidlatent.weights.importer import export_names, export_params, import_params
@@ -244,7 +245,8 @@ def test_fusion(single, name, content):
 
 def test_time_sinusoid(single):
     want = single.io["pos_embed"]
-    np.testing.assert_allclose(time_sinusoid(want.shape[1], want.shape[3]), want, atol=1e-6)
+    table = interleaved_sincos(want.shape[1], want.shape[3])[None, :, None]
+    np.testing.assert_allclose(table, want, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.parity.wan_cases import WanCase
-from vidlatent.layers.rope import rope_tables
+from vidlatent.layers.positions import rope_tables
 from vidlatent.weights.importer import export_params, import_params
 from vidlatent.weights.tables import TABLES
 

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from vidlatent.bench.device import measure_peaks, read_peak_memory, read_program_memory, time_runs
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import compute_dtype
+from vidlatent.parallel.compilation import quick_options
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main
 from vidlatent.plan.build import build_program, choose_bucket, list_programs
@@ -129,9 +130,7 @@ def _make_initial(program: Program) -> dict[int, Any]:
     made = {}
     for place, make in program.initial.items():
         where = jax.tree.map(lambda leaf: leaf.sharding, program.arguments[place])
-        # Runs once: on CPUs it is compiled without costly optimisation.
-        cheap = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-        made[place] = jax.jit(make, out_shardings=where, compiler_options=cheap)()
+        made[place] = jax.jit(make, out_shardings=where, compiler_options=quick_options())()
     if program.carries is not None:
         argument = program.carries[1]
         if argument not in made and jax.tree.leaves(program.arguments[argument]):

@@ -13,6 +13,7 @@ import numpy as np
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import abstract_params
 from vidlatent.models.tokenizers import build
+from vidlatent.parallel.compilation import quick_options
 from vidlatent.registry import Registry
 from vidlatent.weights.files import choose_table, read_tensors
 from vidlatent.weights.importer import import_params
@@ -52,10 +53,9 @@ def run_case(
 
     def run(method: Any, *args: Any, **changes: Any) -> Any:
         module = model.clone(**changes)
-        # Each runs once: compiling is what takes time.
-        cheap = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         call = jax.jit(
-            lambda p, *a: module.apply({"params": p}, *a, method=method), compiler_options=cheap
+            lambda p, *a: module.apply({"params": p}, *a, method=method),
+            compiler_options=quick_options(level=0),
         )
         return call(params, *args)
 

@@ -19,6 +19,7 @@ from vidlatent.models.load import (
     open_checkpoints,
     smallest_video,
 )
+from vidlatent.parallel.compilation import quick_options
 from vidlatent.train.init_from import load_initial_params
 from vidlatent.train.state import random_key
 from vidlatent.weights.files import is_workdir, save_params
@@ -79,9 +80,7 @@ def _read(config: ConfigDict, source: str, options: dict[str, Any]) -> Any:
 
     def fresh():
         video = np.zeros(smallest_video(model.latent_spec), np.float32)
-        # Runs once: on CPUs it is compiled without costly optimisation.
-        cheap = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-        init = jax.jit(model.init, compiler_options=cheap)
+        init = jax.jit(model.init, compiler_options=quick_options())
         return init(random_key(config.seed, "params"), video)["params"]
 
     return load_initial_params(

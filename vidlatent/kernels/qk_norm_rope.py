@@ -22,7 +22,7 @@ from vidlatent.kernels.dispatch import Names, choose, needs_manual
 from vidlatent.parallel.sharding import split_axes, ways
 from vidlatent.spec import check_shape
 
-__all__ = ["qk_norm_rope", "rotate_halves"]
+__all__ = ["qk_norm_rope", "rotate", "rotate_halves"]
 
 _AUTO = {"tpu": "pallas", "default": "xla"}
 _LANES = 128
@@ -87,11 +87,18 @@ def _lacks(name: str, dim: int, heads: int) -> str:
     return ""
 
 
+def rotate(
+    a: jax.Array, b: jax.Array, cos: jax.Array, sin: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Points ``(a, b)`` of a plane rotated about the origin; the arrays broadcast."""
+    return a * cos - b * sin, a * sin + b * cos
+
+
 def rotate_halves(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turn channels ``(j, j + d / 2)`` of ``[B, N, K, d]`` by each token's angles, in float32."""
+    """Rotate channels ``(j, j + d / 2)`` of ``[B, N, K, d]`` by each token's angles, in float32."""
     cos, sin = (jnp.asarray(table)[:, None, :] for table in tables)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
+    return jnp.concatenate(rotate(a, b, cos, sin), axis=-1).astype(x.dtype)
 
 
 def _xla(x, scale, tables, heads, eps):

@@ -15,10 +15,9 @@ import jax.numpy as jnp
 from vidlatent.errors import VidlatentError
 from vidlatent.kernels.attention import attention
 from vidlatent.kernels.qk_norm_rope import qk_norm_rope
-from vidlatent.layers.dense import dense
-from vidlatent.layers.modulation import LayerNorm
-from vidlatent.layers.norm import ChannelNorm
-from vidlatent.layers.rope import rotate_pairs
+from vidlatent.layers.dense import Linear
+from vidlatent.layers.norms import ChannelNorm, LayerNorm
+from vidlatent.layers.positions import rotate_pairs
 from vidlatent.parallel.sharding import constrain
 
 __all__ = ["Pair", "TokenAttention"]
@@ -58,14 +57,14 @@ class TokenAttention(nn.Module):
         if self.norm not in _NORMS:
             raise VidlatentError(f"norm of queries and keys {self.norm!r}: use one of {_NORMS}.")
         cut = (self.heads, self.width // self.heads) if self.rotary else self.width
-        self.q, self.k = dense(cut, self.dtype), dense(cut, self.dtype)
-        self.v = dense(self.width, self.dtype)
+        self.q, self.k = Linear(cut, self.dtype), Linear(cut, self.dtype)
+        self.v = Linear(self.width, self.dtype)
         last = {"init": nn.initializers.zeros} if self.zero else {}
-        self.o = dense(self.width, self.dtype, **last)
+        self.o = Linear(self.width, self.dtype, **last)
         if self.norm != "none":
             self.norm_q, self.norm_k = self._norm(), self._norm()
         if self.image:
-            self.k_img, self.v_img = (dense(self.width, self.dtype) for _ in range(2))
+            self.k_img, self.v_img = (Linear(self.width, self.dtype) for _ in range(2))
             self.norm_k_img = self._norm()
 
     def _norm(self) -> nn.Module:

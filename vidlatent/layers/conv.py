@@ -1,4 +1,4 @@
-"""Convolution and pointwise modules. Parameters are float32; ``dtype`` is the compute dtype."""
+"""Convolution over time and space. Parameters are float32; ``dtype`` is the compute dtype."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vidlatent.layers.dense import fan_in
 from vidlatent.layers.temporal import TimeRule, convolve, view_frames
 
-__all__ = ["Conv", "GroupedPointwise", "Pointwise", "fan_in"]
+__all__ = ["Conv"]
 
 Dtype = Any
-fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
 class Conv(nn.Module):
@@ -60,42 +60,3 @@ class Conv(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)
         return y, cache
-
-
-class Pointwise(nn.Module):
-    """A 1x1x1 convolution: the same matrix at every position; kernel ``[I, O]``."""
-
-    features: int
-    use_bias: bool = True
-    dtype: Dtype = jnp.float32
-    kernel_init: Callable[..., jax.Array] = fan_in
-    bias_init: Callable[..., jax.Array] = nn.initializers.zeros
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        y = jnp.einsum("...i,io->...o", x.astype(self.dtype), kernel.astype(self.dtype))
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-            y = y + bias.astype(self.dtype)
-        return y
-
-
-class GroupedPointwise(nn.Module):
-    """A grouped 1x1x1 convolution without bias, as one batched product; kernel ``[G, I, I]``.
-
-    Grouped convolutions are slow in every backend at this shape (32 channels a group).
-    """
-
-    group: int
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        groups = x.shape[-1] // self.group
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
-        kernel = self.param("kernel", init, (groups, self.group, self.group), jnp.float32)
-        parts = x.astype(self.dtype).reshape(*x.shape[:-1], groups, self.group)
-        y = jnp.einsum("...gi,gio->...go", parts, kernel.astype(self.dtype))
-        return y.reshape(x.shape)

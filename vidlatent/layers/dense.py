@@ -1,4 +1,10 @@
-"""Dense layers of transformers as published generators start them."""
+"""Dense layers: of transformers' tokens, and of the positions of a convolutional map.
+
+``Linear`` fetches its whole kernel before the product (parameters are split over devices, tokens
+over batch and sequence) and multiplies float32 exactly. ``Pointwise`` is a convolution by name and
+nature: maps are split by rows, the partitioner places the product, and float32 has the precision
+of the convolutions around it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +21,16 @@ from jax import lax
 from vidlatent.kernels.fp8 import Quantised, fp8_product
 from vidlatent.parallel.sharding import gathered
 
-__all__ = ["ACTIVATIONS", "Linear", "Mlp", "dense"]
+__all__ = [
+    "ACTIVATIONS",
+    "GroupedPointwise",
+    "Kernel",
+    "Linear",
+    "Mlp",
+    "Pointwise",
+    "exact",
+    "fan_in",
+]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(nn.gelu, approximate=False),
@@ -24,22 +39,29 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 Init = Callable[..., jax.Array]
 _xavier = nn.initializers.xavier_uniform()
+fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def exact(dtype: Any) -> lax.Precision:
+    """Full products in float32 (accelerators would shorten them), the fast ones in others."""
+    return lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else lax.Precision.DEFAULT
 
 
 class Linear(nn.Module):
-    """``x W + b``.
+    """``x W + b`` on tokens, as published transformers start it.
 
-    A kernel that comes with a ``kernel_scale`` beside it is in 8 bits (``kernels.fp8``), and the
-    product then runs in 8 bits.
+    A kernel that comes with a ``kernel_scale`` beside it is stored as fp8 (``kernels.fp8``), and
+    the product then runs in fp8.
 
     Attributes:
-      features: width of the result; or its axes, ``(K, d)``, in which kernel and bias are kept.
+      features: width of the result; or its axes, ``(K, d)``, in which kernel and bias are stored.
       init: of the kernel ``[I, O]``.
     """
 
     features: int | tuple[int, ...]
-    init: Init = _xavier
     dtype: Any = jnp.float32
+    init: Init = _xavier
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -48,25 +70,19 @@ class Linear(nn.Module):
         shape = (x.shape[-1], math.prod(axes))
         x = x.astype(self.dtype)
         kernel = self.param("kernel", lambda key: self.init(key, shape).reshape(shape[0], *axes))
-        bias = self.param("bias", nn.initializers.zeros, axes)
-        bias = bias.reshape(-1).astype(self.dtype)
         if self.has_variable("params", "kernel_scale"):
             scale = self.get_variable("params", "kernel_scale")
-            return fp8_product(x, Quantised(kernel.reshape(shape), scale), self.dtype) + bias
-        kernel = kernel.astype(self.dtype)
-        if x.ndim > 2:  # tokens; an embedding of time is smaller than the kernel, and is moved
-            kernel = gathered(kernel, "/".join((*self.path, "kernel")), x.shape[0])
-        # In float32 products are not shortened on accelerators.
-        exact = jnp.dtype(self.dtype) == jnp.float32
-        precision = lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT
-        return jnp.dot(x, kernel.reshape(shape), precision=precision) + bias
-
-
-def dense(
-    features: int | tuple[int, ...], dtype: Any, init: Init = _xavier, **fields: Any
-) -> Linear:
-    """A dense layer as published generators start it."""
-    return Linear(features, init, dtype, **fields)
+            y = fp8_product(x, Quantised(kernel.reshape(shape), scale), self.dtype)
+        else:
+            kernel = kernel.astype(self.dtype)
+            # A time embedding [B, I] is smaller than the kernel, so there XLA moves it instead.
+            if x.ndim > 2:
+                kernel = gathered(kernel, "/".join((*self.path, "kernel")), x.shape[0])
+            y = jnp.dot(x, kernel.reshape(shape), precision=exact(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, axes)
+            y = y + bias.reshape(-1).astype(self.dtype)
+        return y
 
 
 class Mlp(nn.Module):
@@ -88,5 +104,56 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[..., C] -> [..., features]``."""
-        h = ACTIVATIONS[self.activation](dense(self.hidden, self.dtype, self.init, name="fc1")(x))
-        return dense(self.features, self.dtype, self.init, name="fc2")(h)
+        h = ACTIVATIONS[self.activation](Linear(self.hidden, self.dtype, self.init, name="fc1")(x))
+        return Linear(self.features, self.dtype, self.init, name="fc2")(h)
+
+
+class Pointwise(nn.Module):
+    """A 1x1x1 convolution: the same matrix at every position; kernel ``[I, O]``."""
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    kernel_init: Init = fan_in
+    bias_init: Init = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[..., I] -> [..., features]``."""
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        y = jnp.einsum("...i,io->...o", x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class GroupedPointwise(nn.Module):
+    """A grouped 1x1x1 convolution without bias, as one batched product; kernel ``[G, I, I]``.
+
+    Grouped convolutions are slow in every backend at this shape (32 channels a group).
+    """
+
+    group: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``[..., G I] -> [..., G I]``."""
+        groups = x.shape[-1] // self.group
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
+        kernel = self.param("kernel", init, (groups, self.group, self.group), jnp.float32)
+        parts = x.astype(self.dtype).reshape(*x.shape[:-1], groups, self.group)
+        y = jnp.einsum("...gi,gio->...go", parts, kernel.astype(self.dtype))
+        return y.reshape(x.shape)
+
+
+class Kernel(nn.Module):
+    """A bare matrix ``[I, O]`` under its own name, for products that join several of them."""
+
+    shape: tuple[int, int]
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("kernel", fan_in, self.shape, jnp.float32)

@@ -8,9 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from vidlatent.errors import VidlatentError
+from vidlatent.layers.dense import exact
 
 __all__ = ["PatchEmbedding", "from_patches", "patch_grid", "to_patches"]
 
@@ -82,6 +82,4 @@ class PatchEmbedding(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
         x = to_patches(latent, self.patch).astype(self.dtype)
         kernel = kernel.reshape(int(np.prod(shape[:-1])), self.width).astype(self.dtype)
-        exact = jnp.dtype(self.dtype) == jnp.float32
-        precision = lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT
-        return jnp.dot(x, kernel, precision=precision) + bias.astype(self.dtype)
+        return jnp.dot(x, kernel, precision=exact(self.dtype)) + bias.astype(self.dtype)

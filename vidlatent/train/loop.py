@@ -16,6 +16,7 @@ from vidlatent.checkpoint.manager import Checkpointer
 from vidlatent.data.loaders import Loaders
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import open_checkpoints
+from vidlatent.parallel.compilation import quick_options
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main, to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
@@ -97,11 +98,9 @@ def _restore_or_init(
     restored = checkpointer.restore(target)
     if restored is None:
         check_init_from(config)
-        # Parameters are born on their devices: the whole model never exists in one place. The
-        # program runs once, so on CPUs it is compiled without costly optimisation (20 s -> 2 s).
-        cheap = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+        # Parameters are born on their devices: the whole model never exists in one place.
         placed = jax.tree.map(lambda leaf: leaf.sharding, target)
-        init = jax.jit(step_fns.init, out_shardings=placed, compiler_options=cheap)
+        init = jax.jit(step_fns.init, out_shardings=placed, compiler_options=quick_options())
         state = init(random_key(config.seed, "params"))
         state = initialize_state(config, state, target)
         return state, _Start()

@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.wan_nets import QUICK, drawn, start_shapes
 from vidlatent.errors import VidlatentError
-from vidlatent.layers.sincos import sincos, sincos_plane
+from vidlatent.layers.positions import sincos, sincos_plane
 from vidlatent.models.generators import build_generator
 from vidlatent.weights.importer import export_params, import_params
 from vidlatent.weights.tables import TABLES

@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.generator_nets import GRID, array, build, inputs, parameters
 from tests.helpers.wan_nets import QUICK, drawn, start_shapes
 from vidlatent.errors import VidlatentError
-from vidlatent.layers.sincos import sincos_plane
+from vidlatent.layers.positions import sincos_plane
 from vidlatent.models.generators import build_generator
 from vidlatent.models.generators.reducio_dit.names import fields_from_pixart
 from vidlatent.weights.tables import initialize_from

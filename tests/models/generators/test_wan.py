@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.wan_nets import drawn, inputs, net, running, shapes_of
 from vidlatent.errors import VidlatentError
 from vidlatent.layers.patches import from_patches, to_patches
-from vidlatent.layers.rope import axis_sizes, rope_tables, rotate_pairs
+from vidlatent.layers.positions import axis_sizes, rope_tables, rotate_pairs
 from vidlatent.models.generators import build_generator
 from vidlatent.models.generators.conditions import (
     first_frame_given,

@@ -6,9 +6,9 @@ import pytest
 
 from tests.helpers import pretrained_oracle as oracle
 from vidlatent.errors import VidlatentError
+from vidlatent.layers.positions import interleaved_sincos
 from vidlatent.models.pretrained import NETWORKS, network_apply, network_shapes
 from vidlatent.models.pretrained.video.c3d import with_cropped_mean
-from vidlatent.models.pretrained.video.videomae import sinusoids
 from vidlatent.weights.importer import export_names, export_params, import_params
 from vidlatent.weights.tables import TABLES
 
@@ -112,7 +112,7 @@ def test_videomae(frames):
 
 
 def test_sinusoids():
-    table = sinusoids(50, 6)
+    table = interleaved_sincos(50, 6)
     np.testing.assert_allclose(table[7, :2], [np.sin(7), np.cos(7)], rtol=1e-6)
     assert table[7, 5] == np.float32(np.cos(7 / 10000 ** (4 / 6)))
 

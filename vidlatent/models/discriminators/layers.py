@@ -13,8 +13,8 @@ from jax import lax
 
 from vidlatent.errors import VidlatentError
 from vidlatent.kernels.conv3d import conv3d
-from vidlatent.layers.conv import fan_in
-from vidlatent.layers.group_norm import GroupNorm, apply_affine
+from vidlatent.layers.dense import fan_in
+from vidlatent.layers.norms import GroupNorm, apply_affine
 from vidlatent.parallel.sharding import constrain, spreads
 from vidlatent.registry import did_you_mean
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from vidlatent.kernels.norms import layer_norm
 from vidlatent.layers.attention import Pair, TokenAttention
-from vidlatent.layers.dense import Mlp, dense
-from vidlatent.layers.modulation import modulated
+from vidlatent.layers.dense import Linear, Mlp
+from vidlatent.layers.norms import modulated
 from vidlatent.parallel.sharding import constrain
 
 __all__ = ["ModulatedBlock", "ModulatedHead", "small_mlp"]
@@ -59,7 +59,7 @@ class ModulatedBlock(nn.Module):
             table = nn.initializers.normal(self.width**-0.5)
             self.modulation = self.param("modulation", table, (6, self.width), jnp.float32)
         else:
-            self.modulation = dense(6 * self.width, jnp.float32, nn.initializers.zeros)
+            self.modulation = Linear(6 * self.width, jnp.float32, nn.initializers.zeros)
         self.attn = self._attention(self.along)
         if self.cross:
             self.cross_attn = self._attention("space", zero=True)
@@ -145,9 +145,9 @@ class ModulatedHead(nn.Module):
             parts = self.param("modulation", table, (2, width), jnp.float32) + time[:, None]
         else:
             zero = nn.initializers.zeros
-            parts = dense(2 * width, jnp.float32, zero, name="modulation")(nn.silu(time))
+            parts = Linear(2 * width, jnp.float32, zero, name="modulation")(nn.silu(time))
             parts = parts.reshape(-1, 2, width)
         shift, scale = jnp.split(parts, 2, axis=1)
         y = modulated(x, scale, shift, self.eps).astype(self.dtype)
-        linear = dense(self.features, self.dtype, nn.initializers.zeros, name="linear")
+        linear = Linear(self.features, self.dtype, nn.initializers.zeros, name="linear")
         return linear(y).astype(jnp.float32)

@@ -10,15 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["PlainConv", "exact", "max_pool", "same_padding"]
+from vidlatent.layers.dense import exact
+
+__all__ = ["PlainConv", "max_pool", "same_padding"]
 
 Padding = Sequence[tuple[int, int]]
 _he = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
-
-
-def exact(dtype: Any) -> lax.Precision:
-    """Full products in float32 (accelerators would shorten them), the fast ones in others."""
-    return lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else lax.Precision.DEFAULT
 
 
 def same_padding(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vidlatent.parallel.compilation import quick_options
 from vidlatent.registry import Registry
 
 __all__ = [
@@ -139,9 +140,9 @@ def network_shapes(name: str) -> Any:
 
 def random_params(name: str, seed: int = 0) -> Any:
     """Random parameters as NumPy arrays, for tests and smoke runs."""
-    # Runs once: on CPUs it is compiled without costly optimisation.
-    cheap = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    init = jax.jit(functools.partial(_init, NETWORKS.get(name)), compiler_options=cheap)
+    init = jax.jit(
+        functools.partial(_init, NETWORKS.get(name)), compiler_options=quick_options(level=0)
+    )
     return jax.tree.map(np.asarray, init(jax.random.key(seed)))
 
 

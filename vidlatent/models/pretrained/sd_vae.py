@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidlatent.errors import VidlatentError
-from vidlatent.models.pretrained.layers import exact
+from vidlatent.layers.dense import exact
 from vidlatent.models.pretrained.registry import Definition
 from vidlatent.models.tokenizers.base import Posterior
 from vidlatent.models.tokenizers.reducio.blocks import Dense

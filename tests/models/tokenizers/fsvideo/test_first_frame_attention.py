@@ -7,7 +7,7 @@ import pytest
 
 from vidlatent.models.tokenizers.fsvideo.first_frame_attention import (
     FirstFrameAttention,
-    rotate,
+    rotate_plane,
     window_attention,
 )
 from vidlatent.models.tokenizers.fsvideo.noise import NoiseField, normal_map
@@ -60,11 +60,11 @@ def test_crops_of_queries_agree_with_the_whole_wherever_they_start():
 
 def test_rotation_keeps_lengths_and_sees_only_relative_places():
     x = _random(1, 6, 6, 1, 8)
-    turned = rotate(x, (0, 0))
+    turned = rotate_plane(x, (0, 0))
     np.testing.assert_allclose(jnp.sum(turned**2), jnp.sum(x**2), rtol=1e-5)
-    np.testing.assert_allclose(rotate(x[:, 2:, 3:], (2, 3)), turned[:, 2:, 3:], atol=1e-6)
+    np.testing.assert_allclose(rotate_plane(x[:, 2:, 3:], (2, 3)), turned[:, 2:, 3:], atol=1e-6)
     same = jnp.broadcast_to(x[:, :1, :1], x.shape)
-    dots = jnp.einsum("yxd,vud->yxvu", *[rotate(same, (0, 0))[0, :, :, 0]] * 2)
+    dots = jnp.einsum("yxd,vud->yxvu", *[rotate_plane(same, (0, 0))[0, :, :, 0]] * 2)
     np.testing.assert_allclose(dots[1, 1, 3, 2], dots[2, 3, 4, 4], rtol=1e-4)
 
 

@@ -12,10 +12,9 @@ import numpy as np
 
 from vidlatent.errors import VidlatentError
 from vidlatent.layers.embeddings import LabelEmbedding
-from vidlatent.layers.modulation import time_features
 from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
+from vidlatent.layers.positions import sincos, sincos_plane, time_features
 from vidlatent.layers.scan import run_stacked, stacked
-from vidlatent.layers.sincos import sincos, sincos_plane
 from vidlatent.models.build import make_module
 from vidlatent.models.generators.base import GeneratorDefaults
 from vidlatent.models.generators.conditions import Conditions, Drop, label_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vidlatent.models.generators.wan.names import Rows, dense_rows
+from vidlatent.weights.rows import Rows, dense_rows
 
 __all__ = ["LATTE_TABLE"]
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from vidlatent.layers.attention import TokenAttention
-from vidlatent.layers.dense import Mlp, dense
-from vidlatent.layers.modulation import LayerNorm
+from vidlatent.layers.dense import Linear, Mlp
+from vidlatent.layers.norms import LayerNorm
 from vidlatent.parallel.sharding import constrain
 
 __all__ = ["JointBlock"]
@@ -44,7 +44,7 @@ class JointBlock(nn.Module):
     def setup(self) -> None:
         # Modulation is exact under any compute dtype.
         self.modulation1, self.modulation2 = (
-            dense(6 * self.width, jnp.float32, _zeros) for _ in range(2)
+            Linear(6 * self.width, jnp.float32, _zeros) for _ in range(2)
         )
         self.norm1, self.norm2 = (LayerNorm(self.eps, jnp.float32) for _ in range(2))
         self.attn = TokenAttention(

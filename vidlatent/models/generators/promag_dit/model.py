@@ -15,11 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidlatent.errors import VidlatentError
-from vidlatent.layers.dense import Mlp, dense
+from vidlatent.layers.dense import Linear, Mlp
 from vidlatent.layers.embeddings import LabelTokens
-from vidlatent.layers.modulation import LayerNorm, time_features
+from vidlatent.layers.norms import LayerNorm
 from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
-from vidlatent.layers.rope import chunk_places, eighths, fitted_places, rope_tables
+from vidlatent.layers.positions import (
+    chunk_places,
+    eighths,
+    fitted_places,
+    rope_tables,
+    time_features,
+)
 from vidlatent.layers.scan import run_stacked, stacked
 from vidlatent.models.build import make_module
 from vidlatent.models.generators.base import GeneratorDefaults
@@ -113,14 +119,14 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
                 self.label_classes, self.label_tokens, self.width, self.dtype
             )
         else:
-            self.text_embedding = dense(self.width, self.dtype)
+            self.text_embedding = Linear(self.width, self.dtype)
         self.blocks = stacked(self, "blocks", self._first_block, self.depth)
         zeros = nn.initializers.zeros
         self.last_norm = LayerNorm(self.eps, jnp.float32)
-        self.head_modulation = dense(2 * self.width, jnp.float32, zeros)
+        self.head_modulation = Linear(2 * self.width, jnp.float32, zeros)
         self.head_norm = LayerNorm(self.eps, jnp.float32)
         size = int(np.prod(self.patch)) * self.latent_channels
-        self.head = dense(size, self.dtype, zeros)
+        self.head = Linear(size, self.dtype, zeros)
 
     def _block(self) -> JointBlock:
         return JointBlock(

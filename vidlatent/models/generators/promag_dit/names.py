@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vidlatent.errors import VidlatentError
-from vidlatent.models.generators.wan.names import Rows, dense_rows, norm_rows
+from vidlatent.weights.rows import Rows, dense_rows, norm_rows
 
 __all__ = ["COGVIDEOX_DIFFUSERS_TABLE", "fields_from_cogvideox"]
 

@@ -18,11 +18,10 @@ import numpy as np
 from jax import lax
 
 from vidlatent.errors import VidlatentError
-from vidlatent.layers.dense import dense
-from vidlatent.layers.modulation import time_features
+from vidlatent.layers.dense import Linear
 from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
+from vidlatent.layers.positions import sincos, sincos_plane, time_features
 from vidlatent.layers.scan import run_stacked, stacked
-from vidlatent.layers.sincos import sincos, sincos_plane
 from vidlatent.models.build import make_module
 from vidlatent.models.generators.base import GeneratorDefaults
 from vidlatent.models.generators.conditions import Conditions, Drop, batch_of
@@ -140,7 +139,7 @@ class ReducioDiT(GeneratorDefaults, nn.Module):
             )
         self.patch_embedding = PatchEmbedding(self.patch, self.width, self.dtype)
         self.time_embedding = small_mlp(self.width)
-        self.time_projection = dense(6 * self.width, jnp.float32, _small)
+        self.time_projection = Linear(6 * self.width, jnp.float32, _small)
         if self.size_embedding:
             self.extent_embedding = small_mlp(self.width // 3)
             self.ratio_embedding = small_mlp(self.width // 3)

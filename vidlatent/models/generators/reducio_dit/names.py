@@ -9,20 +9,11 @@ import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
 from vidlatent.models.generators.wan.init_from import keep_shapes
-from vidlatent.models.generators.wan.names import Rows, dense_rows, norm_rows
+from vidlatent.weights.rows import Rows, dense_rows, norm_rows, packed_rows
 
 __all__ = ["PIXART_TABLE", "REDUCIO_DIT_TABLE", "fields_from_pixart", "from_pixart"]
 
 _BLOCK, _TO = r"blocks[.](?P<i>\d+)[.]", "blocks/#{i}/"
-
-
-def _packed(source: str, target: str, names: str) -> Rows:
-    """Projections stored as one, in the order of ``names``."""
-    paths = tuple(f"{target}/{name}" for name in names)
-    return (
-        (source + "[.]weight", tuple(path + "/kernel" for path in paths), "dense"),
-        (source + "[.]bias", tuple(path + "/bias" for path in paths), "copy"),
-    )
 
 
 PIXART_TABLE: Rows = (
@@ -39,10 +30,10 @@ PIXART_TABLE: Rows = (
     *dense_rows("ar_embedder[.]mlp[.]0", "ratio_embedding/fc1"),
     *dense_rows("ar_embedder[.]mlp[.]2", "ratio_embedding/fc2"),
     (_BLOCK + "scale_shift_table", _TO + "modulation", "copy"),
-    *_packed(_BLOCK + "attn[.]qkv", _TO + "attn", "qkv"),
+    *packed_rows(_BLOCK + "attn[.]qkv", _TO + "attn", "qkv"),
     *dense_rows(_BLOCK + "attn[.]proj", _TO + "attn/o"),
     *dense_rows(_BLOCK + "cross_attn[.]q_linear", _TO + "cross_attn/q"),
-    *_packed(_BLOCK + "cross_attn[.]kv_linear", _TO + "cross_attn", "kv"),
+    *packed_rows(_BLOCK + "cross_attn[.]kv_linear", _TO + "cross_attn", "kv"),
     *dense_rows(_BLOCK + "cross_attn[.]proj", _TO + "cross_attn/o"),
     *dense_rows(_BLOCK + "mlp[.]fc1", _TO + "mlp/fc1"),
     *dense_rows(_BLOCK + "mlp[.]fc2", _TO + "mlp/fc2"),
@@ -54,7 +45,7 @@ PIXART_TABLE: Rows = (
 # What Reducio-DiT has besides, in names of the same manner.
 REDUCIO_DIT_TABLE: Rows = (
     *PIXART_TABLE,
-    *_packed(_BLOCK + "time_attn[.]qkv", _TO + "time_attn", "qkv"),
+    *packed_rows(_BLOCK + "time_attn[.]qkv", _TO + "time_attn", "qkv"),
     *dense_rows(_BLOCK + "time_attn[.]proj", _TO + "time_attn/o"),
     ("label_embedder[.]tokens[.]weight", "conditions/label_embedding/tokens/embedding", "copy"),
     *norm_rows("image_embedder[.]norm", "conditions/image_norm"),

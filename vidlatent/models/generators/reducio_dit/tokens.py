@@ -12,9 +12,9 @@ from jax import lax
 
 from vidlatent.errors import VidlatentError
 from vidlatent.layers.embeddings import LabelTokens
-from vidlatent.layers.modulation import LayerNorm
+from vidlatent.layers.norms import LayerNorm
 from vidlatent.layers.patches import PatchEmbedding
-from vidlatent.layers.sincos import sincos_plane
+from vidlatent.layers.positions import sincos_plane
 from vidlatent.models.generators.conditions import (
     Conditions,
     Drop,

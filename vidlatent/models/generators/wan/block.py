@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vidlatent.layers.attention import TokenAttention
 from vidlatent.layers.dense import Mlp
-from vidlatent.layers.modulation import LayerNorm, modulated
+from vidlatent.layers.norms import LayerNorm, modulated
 from vidlatent.parallel.sharding import constrain
 
 __all__ = ["WanBlock"]

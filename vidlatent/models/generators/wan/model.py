@@ -12,11 +12,11 @@ import numpy as np
 from jax import lax
 
 from vidlatent.errors import VidlatentError
-from vidlatent.layers.dense import Mlp, dense
+from vidlatent.layers.dense import Linear, Mlp
 from vidlatent.layers.embeddings import LabelTokens
-from vidlatent.layers.modulation import LayerNorm, modulated, time_features
+from vidlatent.layers.norms import LayerNorm, modulated
 from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
-from vidlatent.layers.rope import rope_tables
+from vidlatent.layers.positions import rope_tables, time_features
 from vidlatent.layers.scan import run_stacked, stacked
 from vidlatent.models.build import make_module
 from vidlatent.models.generators.base import GeneratorDefaults
@@ -130,7 +130,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
         self.patch_embedding = PatchEmbedding(self.patch, self.width, self.dtype)
         # Time is exact under any compute dtype.
         self.time_embedding = Mlp(self.width, self.width, "silu", _small)
-        self.time_projection = dense(6 * self.width, jnp.float32)
+        self.time_projection = Linear(6 * self.width, jnp.float32)
         if self.label_classes:
             self.label_embedding = LabelTokens(
                 self.label_classes, self.label_tokens, self.width, self.dtype
@@ -150,7 +150,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
         table = nn.initializers.normal(self.width**-0.5)
         self.head_modulation = self.param("head_modulation", table, (1, 2, self.width))
         size = int(np.prod(self.patch)) * self.latent_channels
-        self.head = dense(size, self.dtype, nn.initializers.zeros)
+        self.head = Linear(size, self.dtype, nn.initializers.zeros)
 
     def _block(self) -> WanBlock:
         return WanBlock(

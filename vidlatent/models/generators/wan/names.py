@@ -10,35 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from vidlatent.errors import VidlatentError
+from vidlatent.weights.rows import Rows, dense_rows, norm_rows
 
 __all__ = [
     "WAN_DIFFUSERS_TABLE",
     "WAN_TABLE",
-    "Rows",
-    "dense_rows",
     "fields_from_diffusers",
     "fields_from_original",
-    "norm_rows",
 ]
-
-Rows = tuple[tuple[str, str | tuple[str, ...], str], ...]
-
-
-def dense_rows(source: str, target: str) -> Rows:
-    """Rows of a linear layer's kernel and bias."""
-    return (
-        (source + "[.]weight", target + "/kernel", "dense"),
-        (source + "[.]bias", target + "/bias", "copy"),
-    )
-
-
-def norm_rows(source: str, target: str) -> Rows:
-    """Rows of a norm's scale and bias."""
-    return (
-        (source + "[.]weight", target + "/scale", "copy"),
-        (source + "[.]bias", target + "/bias", "copy"),
-    )
-
 
 # What rotary positions turn: kept in another order of channels than it was trained in.
 _TURNED = tuple(f"self_attn/{name}" for name in ("q", "k", "norm_q", "norm_k"))

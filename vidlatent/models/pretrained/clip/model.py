@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidlatent.errors import VidlatentError
+from vidlatent.layers.dense import exact
 from vidlatent.models.pretrained.clip.image import look
-from vidlatent.models.pretrained.layers import PlainConv, exact
+from vidlatent.models.pretrained.layers import PlainConv
 from vidlatent.models.pretrained.registry import Definition
 from vidlatent.models.pretrained.vit import ViTBlock, layer_norm
 from vidlatent.registry import did_you_mean

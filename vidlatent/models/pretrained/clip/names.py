@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vidlatent.models.pretrained.dinov2.names import dense, norm
+from vidlatent.weights.rows import dense_rows, norm_rows
 
 __all__ = ["CLIP_OPENCLIP_TABLE", "CLIP_TRANSFORMERS_TABLE", "CLIP_WAN_TABLE"]
 
@@ -15,12 +15,12 @@ CLIP_TRANSFORMERS_TABLE = (
     ("vision_model[.]embeddings[.]patch_embedding[.]weight", "patch_embed/kernel", "conv2d"),
     ("vision_model[.]embeddings[.]position_embedding[.]weight", "pos_embed", "copy"),
     # The misspelling is the published one.
-    *norm("vision_model[.]pre_layrnorm", "norm_pre"),
-    *dense(_LAYER + "self_attn[.](?P<m>q|k|v)_proj", _TO + "attn/{m}"),
-    *dense(_LAYER + "self_attn[.]out_proj", _TO + "attn/o"),
-    *norm(_LAYER + "layer_norm(?P<n>1|2)", _TO + "norm{n}"),
-    *dense(_LAYER + "mlp[.](?P<m>fc1|fc2)", _TO + "mlp/{m}"),
-    *norm("vision_model[.]post_layernorm", "norm_post"),
+    *norm_rows("vision_model[.]pre_layrnorm", "norm_pre"),
+    *dense_rows(_LAYER + "self_attn[.](?P<m>q|k|v)_proj", _TO + "attn/{m}"),
+    *dense_rows(_LAYER + "self_attn[.]out_proj", _TO + "attn/o"),
+    *norm_rows(_LAYER + "layer_norm(?P<n>1|2)", _TO + "norm{n}"),
+    *dense_rows(_LAYER + "mlp[.](?P<m>fc1|fc2)", _TO + "mlp/{m}"),
+    *norm_rows("vision_model[.]post_layernorm", "norm_post"),
     ("visual_projection[.]weight", "projection", "dense"),
 )
 
@@ -29,14 +29,14 @@ CLIP_OPENCLIP_TABLE = (
     ("visual[.]class_embedding", "cls_token", "copy"),
     ("visual[.]conv1[.]weight", "patch_embed/kernel", "conv2d"),
     ("visual[.]positional_embedding", "pos_embed", "copy"),
-    *norm("visual[.]ln_pre", "norm_pre"),
+    *norm_rows("visual[.]ln_pre", "norm_pre"),
     (_BLOCK + "attn[.]in_proj_weight", tuple(f"{end}/kernel" for end in _QKV), "dense"),
     (_BLOCK + "attn[.]in_proj_bias", tuple(f"{end}/bias" for end in _QKV), "copy"),
-    *dense(_BLOCK + "attn[.]out_proj", _TO + "attn/o"),
-    *norm(_BLOCK + "ln_(?P<n>1|2)", _TO + "norm{n}"),
-    *dense(_BLOCK + "mlp[.]c_fc", _TO + "mlp/fc1"),
-    *dense(_BLOCK + "mlp[.]c_proj", _TO + "mlp/fc2"),
-    *norm("visual[.]ln_post", "norm_post"),
+    *dense_rows(_BLOCK + "attn[.]out_proj", _TO + "attn/o"),
+    *norm_rows(_BLOCK + "ln_(?P<n>1|2)", _TO + "norm{n}"),
+    *dense_rows(_BLOCK + "mlp[.]c_fc", _TO + "mlp/fc1"),
+    *dense_rows(_BLOCK + "mlp[.]c_proj", _TO + "mlp/fc2"),
+    *norm_rows("visual[.]ln_post", "norm_post"),
     ("visual[.]proj", "projection", "copy"),
 )
 
@@ -45,12 +45,12 @@ CLIP_WAN_TABLE = (
     ("visual[.]cls_embedding", "cls_token", "copy"),
     ("visual[.]patch_embedding[.]weight", "patch_embed/kernel", "conv2d"),
     ("visual[.]pos_embedding", "pos_embed", "copy"),
-    *norm("visual[.]pre_norm", "norm_pre"),
-    *dense(_WAN + "attn[.]to_qkv", _QKV),
-    *dense(_WAN + "attn[.]proj", _TO + "attn/o"),
-    *norm(_WAN + "norm(?P<n>1|2)", _TO + "norm{n}"),
-    *dense(_WAN + "mlp[.]0", _TO + "mlp/fc1"),
-    *dense(_WAN + "mlp[.]2", _TO + "mlp/fc2"),
-    *norm("visual[.]post_norm", "norm_post"),
+    *norm_rows("visual[.]pre_norm", "norm_pre"),
+    *dense_rows(_WAN + "attn[.]to_qkv", _QKV),
+    *dense_rows(_WAN + "attn[.]proj", _TO + "attn/o"),
+    *norm_rows(_WAN + "norm(?P<n>1|2)", _TO + "norm{n}"),
+    *dense_rows(_WAN + "mlp[.]0", _TO + "mlp/fc1"),
+    *dense_rows(_WAN + "mlp[.]2", _TO + "mlp/fc2"),
+    *norm_rows("visual[.]post_norm", "norm_post"),
     ("visual[.]head", "projection", "copy"),
 )

@@ -2,27 +2,9 @@
 
 from __future__ import annotations
 
+from vidlatent.weights.rows import Rows, dense_rows, norm_rows
+
 __all__ = ["DINOV2_TABLE", "DINOV2_TRANSFORMERS_RELEASED_TABLE", "DINOV2_TRANSFORMERS_TABLE"]
-
-Rows = tuple[tuple[str, str | tuple[str, ...], str], ...]
-
-
-def dense(source: str, target: str | tuple[str, ...]) -> Rows:
-    """Rows of a dense layer; with several targets they lie one after another in the tensor."""
-    ends = [target] if isinstance(target, str) else target
-    kernels, biases = (tuple(f"{end}/{part}" for end in ends) for part in ("kernel", "bias"))
-    if len(ends) == 1:
-        kernels, biases = kernels[0], biases[0]
-    return ((source + "[.]weight", kernels, "dense"), (source + "[.]bias", biases, "copy"))
-
-
-def norm(source: str, target: str) -> Rows:
-    """Rows of a layer norm."""
-    return (
-        (source + "[.]weight", target + "/scale", "copy"),
-        (source + "[.]bias", target + "/bias", "copy"),
-    )
-
 
 _TO = "blocks_{i}/"
 _QKV = (_TO + "attn/q", _TO + "attn/k", _TO + "attn/v")
@@ -38,11 +20,11 @@ def _table(ends: tuple[str, str, str, str], block: str, scales: str, layers: Row
         (table, "pos_embed", "copy"),
         (patches + "[.]weight", "patch_embed/kernel", "conv2d"),
         (patches + "[.]bias", "patch_embed/bias", "copy"),
-        *norm(block + "(?P<n>norm1|norm2)", _TO + "{n}"),
+        *norm_rows(block + "(?P<n>norm1|norm2)", _TO + "{n}"),
         (block + scales, _TO + "scale{n}", "copy"),
-        *dense(block + "mlp[.](?P<m>fc1|fc2)", _TO + "mlp/{m}"),
+        *dense_rows(block + "mlp[.](?P<m>fc1|fc2)", _TO + "mlp/{m}"),
         *layers,
-        *norm(last, "norm"),
+        *norm_rows(last, "norm"),
     )
 
 
@@ -52,10 +34,10 @@ DINOV2_TABLE = _table(
     _BLOCK,
     r"ls(?P<n>1|2)[.]gamma",
     (
-        *dense(_BLOCK + "attn[.]qkv", _QKV),
-        *dense(_BLOCK + "attn[.]proj", _TO + "attn/o"),
-        *dense(_BLOCK + "mlp[.]w12", _GATED),
-        *dense(_BLOCK + "mlp[.]w3", _TO + "mlp/down"),
+        *dense_rows(_BLOCK + "attn[.]qkv", _QKV),
+        *dense_rows(_BLOCK + "attn[.]proj", _TO + "attn/o"),
+        *dense_rows(_BLOCK + "mlp[.]w12", _GATED),
+        *dense_rows(_BLOCK + "mlp[.]w3", _TO + "mlp/down"),
     ),
 )
 
@@ -74,8 +56,8 @@ DINOV2_TRANSFORMERS_TABLE = _table(
     _LAYER,
     _LAMBDA,
     (
-        *dense(_LAYER + "attention[.](?P<m>q|k|v|o)_proj", _TO + "attn/{m}"),
-        *dense(_LAYER + "mlp[.](?P<m>gate|up|down)_proj", _TO + "mlp/{m}"),
+        *dense_rows(_LAYER + "attention[.](?P<m>q|k|v|o)_proj", _TO + "attn/{m}"),
+        *dense_rows(_LAYER + "mlp[.](?P<m>gate|up|down)_proj", _TO + "mlp/{m}"),
     ),
 )
 
@@ -86,11 +68,11 @@ DINOV2_TRANSFORMERS_RELEASED_TABLE = _table(
     _LAYER,
     _LAMBDA,
     (
-        *dense(_SPLIT + "query", _TO + "attn/q"),
-        *dense(_SPLIT + "key", _TO + "attn/k"),
-        *dense(_SPLIT + "value", _TO + "attn/v"),
-        *dense(_LAYER + "attention[.]output[.]dense", _TO + "attn/o"),
-        *dense(_LAYER + "mlp[.]weights_in", _GATED),
-        *dense(_LAYER + "mlp[.]weights_out", _TO + "mlp/down"),
+        *dense_rows(_SPLIT + "query", _TO + "attn/q"),
+        *dense_rows(_SPLIT + "key", _TO + "attn/k"),
+        *dense_rows(_SPLIT + "value", _TO + "attn/v"),
+        *dense_rows(_LAYER + "attention[.]output[.]dense", _TO + "attn/o"),
+        *dense_rows(_LAYER + "mlp[.]weights_in", _GATED),
+        *dense_rows(_LAYER + "mlp[.]weights_out", _TO + "mlp/down"),
     ),
 )

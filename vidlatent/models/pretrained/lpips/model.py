@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
-from vidlatent.models.pretrained.layers import PlainConv, exact, max_pool
+from vidlatent.layers.dense import exact
+from vidlatent.models.pretrained.layers import PlainConv, max_pool
 from vidlatent.models.pretrained.registry import Definition
 from vidlatent.spec import check_shape
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidlatent.errors import VidlatentError
-from vidlatent.layers.norm import ChannelNorm
-from vidlatent.models.pretrained.layers import exact
+from vidlatent.layers.dense import Linear, exact
+from vidlatent.layers.norms import ChannelNorm
 from vidlatent.models.pretrained.registry import Definition
 from vidlatent.models.pretrained.vit import linear
 from vidlatent.spec import check_shape
@@ -163,7 +163,7 @@ class _Block(nn.Module):
         return _dense(h.shape[-1], self.dtype, "wo")(y)
 
 
-def _dense(features: int, dtype: Any, name: str) -> nn.Dense:
+def _dense(features: int, dtype: Any, name: str) -> Linear:
     return linear(features, dtype, name, use_bias=False)
 
 

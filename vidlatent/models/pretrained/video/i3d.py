@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
-from vidlatent.layers.norm import FixedBatchNorm
+from vidlatent.layers.norms import FixedBatchNorm
 from vidlatent.models.pretrained.layers import PlainConv, max_pool, same_padding
 from vidlatent.models.pretrained.registry import Definition
 from vidlatent.spec import check_shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vidlatent.models.pretrained.dinov2.names import Rows, dense, norm
+from vidlatent.weights.rows import Rows, dense_rows, norm_rows
 
 __all__ = ["C3D_CHAINER_TABLE", "C3D_TABLE", "I3D_TABLE", "VIDEOMAE_TABLE"]
 
@@ -44,15 +44,15 @@ _BLOCK, _TO = r"blocks[.](?P<i>\d+)[.]", "blocks_{i}/"
 VIDEOMAE_TABLE = (
     ("patch_embed[.]proj[.]weight", "patch_embed/kernel", "conv3d"),
     ("patch_embed[.]proj[.]bias", "patch_embed/bias", "copy"),
-    *norm(_BLOCK + "(?P<n>norm1|norm2)", _TO + "{n}"),
+    *norm_rows(_BLOCK + "(?P<n>norm1|norm2)", _TO + "{n}"),
     (
         _BLOCK + "attn[.]qkv[.]weight",
         tuple(f"{_TO}attn/{name}/kernel" for name in "qkv"),
         "dense",
     ),
     (_BLOCK + "attn[.](?P<m>q|v)_bias", _TO + "attn/{m}/bias", "copy"),
-    *dense(_BLOCK + "attn[.]proj", _TO + "attn/o"),
-    *dense(_BLOCK + "mlp[.](?P<m>fc1|fc2)", _TO + "mlp/{m}"),
-    *norm("fc_norm", "fc_norm"),
-    *dense("head", "head"),
+    *dense_rows(_BLOCK + "attn[.]proj", _TO + "attn/o"),
+    *dense_rows(_BLOCK + "mlp[.](?P<m>fc1|fc2)", _TO + "mlp/{m}"),
+    *norm_rows("fc_norm", "fc_norm"),
+    *dense_rows("head", "head"),
 )

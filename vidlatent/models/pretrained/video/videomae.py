@@ -15,20 +15,14 @@ import numpy as np
 from jax import lax
 
 from vidlatent.errors import VidlatentError
+from vidlatent.layers.positions import interleaved_sincos
 from vidlatent.models.pretrained.layers import PlainConv
 from vidlatent.models.pretrained.registry import Definition
 from vidlatent.models.pretrained.resize import resize_matrix
 from vidlatent.models.pretrained.vit import ViTBlock, layer_norm, linear
 from vidlatent.spec import check_shape
 
-__all__ = ["GIANT_SSV2", "TINY", "VideoMae", "sinusoids"]
-
-
-@functools.lru_cache(maxsize=4)
-def sinusoids(count: int, width: int) -> np.ndarray:
-    """Fixed positions ``[count, width]`` float32: sine and cosine by turns, base 10000."""
-    angles = np.arange(count)[:, None] / 10000.0 ** (2 * (np.arange(width) // 2) / width)
-    return np.float32(np.where(np.arange(width) % 2, np.cos(angles), np.sin(angles)))
+__all__ = ["GIANT_SSV2", "TINY", "VideoMae"]
 
 
 class VideoMae(nn.Module):
@@ -92,7 +86,8 @@ class VideoMae(nn.Module):
 
     def _positions(self, pairs: int) -> jax.Array:
         """``[pairs, rows, columns, width]``."""
-        table = sinusoids(int(np.prod(self.grid)), self.width).reshape(*self.grid, self.width)
+        table = interleaved_sincos(int(np.prod(self.grid)), self.width)
+        table = table.reshape(*self.grid, self.width)
         if pairs == self.grid[0]:
             return jnp.asarray(table)
         # The released code asks for a tenth of a pair more, which moves the samples a little.

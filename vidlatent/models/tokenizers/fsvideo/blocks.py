@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
-from vidlatent.layers.conv import Conv, Pointwise
-from vidlatent.layers.norm import ChannelNorm, FixedBatchNorm
+from vidlatent.layers.conv import Conv
+from vidlatent.layers.dense import Pointwise
+from vidlatent.layers.norms import ChannelNorm, FixedBatchNorm
 from vidlatent.layers.temporal import TimeRule
 from vidlatent.models.tokenizers.fsvideo.linear_attention import (
     MultiScaleLinearAttention,

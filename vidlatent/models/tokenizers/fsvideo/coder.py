@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
 from vidlatent.layers.conv import Conv
-from vidlatent.layers.norm import ChannelNorm
+from vidlatent.layers.norms import ChannelNorm
 from vidlatent.layers.resample import group_mean, repeat_channels
 from vidlatent.layers.temporal import TimeRule
 from vidlatent.models.tokenizers.fsvideo.blocks import EfficientViTBlock, ResBlock

@@ -13,16 +13,17 @@ from jax import lax
 
 from vidlatent.errors import VidlatentError
 from vidlatent.kernels.attention import attention
-from vidlatent.layers.conv import Pointwise
-from vidlatent.layers.norm import ChannelNorm
+from vidlatent.kernels.qk_norm_rope import rotate
+from vidlatent.layers.dense import Pointwise
+from vidlatent.layers.norms import ChannelNorm
+from vidlatent.layers.positions import frequencies
 from vidlatent.models.tokenizers.fsvideo.linear_attention import relu_linear_attention
 
-__all__ = ["FirstFrameAttention", "rotate", "window_attention"]
+__all__ = ["FirstFrameAttention", "rotate_plane", "window_attention"]
 
 Origin = tuple[Any, Any]
 # Rows of the picture are what a mesh splits here: the partitioner follows the plain form.
 _attend = functools.partial(attention, implementation="xla")
-_ROTARY_BASE = 10_000.0
 
 
 class FirstFrameAttention(nn.Module):
@@ -73,10 +74,10 @@ class FirstFrameAttention(nn.Module):
             f = self._norm("norm_kv")(features)
             cache = {"k": self._heads(f, channels, "to_k"), "v": self._heads(f, channels, "to_v")}
             if self.rotary and self.form == "softmax":
-                cache["k"] = rotate(cache["k"], (0, 0))
+                cache["k"] = rotate_plane(cache["k"], (0, 0))
         q = self._heads(self._norm("norm_q")(x), channels, "to_q")
         if self.form == "softmax":
-            q = rotate(q, origin) if self.rotary else q
+            q = rotate_plane(q, origin) if self.rotary else q
             y = window_attention(q, cache["k"], cache["v"], self.window, origin)
         else:
             k, v = (_tokens(cache[name]) for name in ("k", "v"))
@@ -98,23 +99,22 @@ def _tokens(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1, *x.shape[-2:])
 
 
-def rotate(x: jax.Array, origin: Origin) -> jax.Array:
+def rotate_plane(x: jax.Array, origin: Origin) -> jax.Array:
     """Rotary positions in two dimensions: ``[..., H, W, K, d]``, rows in the first half of d.
 
     ``origin`` is the position of the first row and column in the whole frame, so that a crop is
     turned as the whole is.
     """
     height, width, _, dim = x.shape[-4:]
-    frequencies = _ROTARY_BASE ** (-np.arange(dim // 4) / (dim // 4))
+    turns = frequencies(dim // 2).astype(np.float32)
     halves = []
     for axis, size in enumerate((height, width)):
         places = (origin[axis] + jnp.arange(size)).astype(jnp.float32)
-        angles = places[:, None] * frequencies.astype(np.float32)
+        angles = places[:, None] * turns
         angles = angles[:, None, None] if axis == 0 else angles[None, :, None]
         half = x[..., axis * (dim // 2) : (axis + 1) * (dim // 2)].astype(jnp.float32)
         a, b = jnp.split(half, 2, axis=-1)
-        cos, sin = jnp.cos(angles), jnp.sin(angles)
-        halves += [a * cos - b * sin, a * sin + b * cos]
+        halves += rotate(a, b, jnp.cos(angles), jnp.sin(angles))
     return jnp.concatenate(halves, axis=-1).astype(x.dtype)
 
 

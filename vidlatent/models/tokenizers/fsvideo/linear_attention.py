@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
-from vidlatent.layers.conv import Conv, GroupedPointwise, fan_in
-from vidlatent.layers.norm import ChannelNorm
+from vidlatent.layers.conv import Conv
+from vidlatent.layers.dense import GroupedPointwise, Kernel
+from vidlatent.layers.norms import ChannelNorm
 
 __all__ = ["MultiScaleLinearAttention", "relu_linear_attention"]
 
@@ -68,7 +69,7 @@ class MultiScaleLinearAttention(nn.Module):
             raise VidlatentError(
                 f"attention width {channels} is not a multiple of head_dim {self.head_dim}."
             )
-        thirds = [_Kernel((channels, channels), name=name)() for name in ("to_q", "to_k", "to_v")]
+        thirds = [Kernel((channels, channels), name=name)() for name in ("to_q", "to_k", "to_v")]
         kernel = jnp.concatenate(thirds, axis=1).astype(self.dtype)
         base = jnp.einsum("...i,io->...o", x.astype(self.dtype), kernel)
         sets = [base]
@@ -81,7 +82,7 @@ class MultiScaleLinearAttention(nn.Module):
         heads = heads.reshape(batch * time, height, width, -1, 3, self.head_dim)
         out = relu_linear_attention(heads[..., 0, :], heads[..., 1, :], heads[..., 2, :])
         out = out.astype(self.dtype).reshape(batch, time, height, width, -1)
-        kernel = _Kernel((out.shape[-1], channels), name="to_out")().astype(self.dtype)
+        kernel = Kernel((out.shape[-1], channels), name="to_out")().astype(self.dtype)
         y = jnp.einsum("...i,io->...o", out, kernel)
         norm = ChannelNorm(
             self.norm_eps, self.norm_affine, self.norm_scale, self.dtype, name="norm_out"
@@ -109,13 +110,3 @@ class _LocalMix(nn.Module):
             name="proj_in",
         )
         return GroupedPointwise(self.head_dim, self.dtype, name="proj_out")(conv(x)[0])
-
-
-class _Kernel(nn.Module):
-    """A bare matrix ``[I, O]`` under its own name."""
-
-    shape: tuple[int, int]
-
-    @nn.compact
-    def __call__(self) -> jax.Array:
-        return self.param("kernel", fan_in, self.shape, jnp.float32)

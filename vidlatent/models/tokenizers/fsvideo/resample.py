@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
 from vidlatent.kernels.upconv import EVEN, ODD, fold_taps, interleave, subpixel_conv
-from vidlatent.layers.conv import Conv, fan_in
+from vidlatent.layers.conv import Conv
+from vidlatent.layers.dense import fan_in
 from vidlatent.layers.resample import (
     channel_to_space,
     double_frames,

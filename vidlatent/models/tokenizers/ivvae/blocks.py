@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vidlatent.layers.conv import Conv, Pointwise, fan_in
+from vidlatent.layers.conv import Conv
+from vidlatent.layers.dense import Pointwise, fan_in
 from vidlatent.layers.temporal import TimeRule, convolve, view_frames
 from vidlatent.models.tokenizers.ivvae.frame_attention import frame_attention
 from vidlatent.models.tokenizers.ivvae.variants import Coder, Op

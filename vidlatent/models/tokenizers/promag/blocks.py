@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from vidlatent.errors import VidlatentError
-from vidlatent.layers.conv import Pointwise, fan_in
-from vidlatent.layers.group_norm import Affine, GroupNorm, apply_affine
+from vidlatent.layers.dense import Pointwise, fan_in
+from vidlatent.layers.norms import Affine, GroupNorm, apply_affine
 from vidlatent.layers.resample import double_frames, nearest
 from vidlatent.layers.temporal import TimeRule, convolve, view_frames
 from vidlatent.models.tokenizers.promag.tiling import Tiles, map_tiles

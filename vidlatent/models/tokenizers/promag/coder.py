@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vidlatent.layers.conv import Pointwise
-from vidlatent.layers.group_norm import apply_affine
+from vidlatent.layers.dense import Pointwise
+from vidlatent.layers.norms import apply_affine
 from vidlatent.models.tokenizers.promag.blocks import (
     AdaNorm,
     CausalConv,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
-from vidlatent.layers.conv import fan_in
+from vidlatent.layers.dense import fan_in
 from vidlatent.layers.resample import double_frames
 from vidlatent.models.tokenizers.promag.blocks import AdaNorm, Plan
 from vidlatent.models.tokenizers.promag.coder import Tape

@@ -7,28 +7,20 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vidlatent.errors import VidlatentError
 from vidlatent.kernels.attention import attention
+from vidlatent.layers.positions import interleaved_sincos
 from vidlatent.models.tokenizers.reducio.blocks import (
     Dense,
     into_windows,
     out_of_windows,
 )
 
-__all__ = ["Fusion", "time_sinusoid"]
+__all__ = ["Fusion"]
 
 HEAD_DIM = 64
 LAYER_EPS = 1e-5
-
-
-def time_sinusoid(frames: int, width: int) -> np.ndarray:
-    """``[1, T, 1, D]`` float32: sines at even channels, cosines of the same angle after them."""
-    channels = np.arange(width)
-    angles = np.arange(frames)[:, None] / 10_000.0 ** (2 * (channels // 2) / width)
-    table = np.where(channels % 2 == 0, np.sin(angles), np.cos(angles))
-    return table[None, :, None].astype(np.float32)
 
 
 class Fusion(nn.Module):
@@ -58,7 +50,7 @@ class Fusion(nn.Module):
                 f"the fusion with the content frame is made for {self.frames} frames at this "
                 f"level, not {x.shape[1]}: change config.model.frames."
             )
-        table = self.param("pos_embed", lambda key: jnp.asarray(time_sinusoid(self.frames, width)))
+        table = self.param("pos_embed", self._positions, width)
         # Stored and counted with the weights, but never trained.
         places = jax.lax.stop_gradient(table).reshape(1, self.frames, 1, 1, width)
         x = (x + places).astype(self.dtype)
@@ -71,6 +63,10 @@ class Fusion(nn.Module):
         )
         out = self._attend(q, k, v).astype(self.dtype)
         return x + Dense(width, True, self.scale, self.dtype, name="to_out")(out)
+
+    def _positions(self, key: jax.Array, width: int) -> jax.Array:
+        """``[1, T, 1, D]``: the released files store it among the weights."""
+        return jnp.asarray(interleaved_sincos(self.frames, width)[None, :, None])
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         size, most = q.shape[2:4], self.window[0] * self.window[1]

@@ -1,4 +1,9 @@
-"""Rotary positions in time, rows and columns, over adjacent channel pairs (Wan2.1, CogVideoX)."""
+"""Where tokens are, and when: sines and cosines that are added, and rotary positions.
+
+Two families. Added to tokens, or embedded by a small network: ``sincos`` (DiT, Latte, PixArt),
+``interleaved_sincos`` (the original transformer; VideoMAE, Reducio) and ``time_features`` (the
+diffusion's time). Rotary: ``rope_tables`` and ``rotate_pairs`` (Wan2.1, CogVideoX).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,86 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidlatent.errors import VidlatentError
+from vidlatent.kernels.qk_norm_rope import rotate
 
-__all__ = ["axis_sizes", "chunk_places", "eighths", "fitted_places", "rope_tables", "rotate_pairs"]
+__all__ = [
+    "BASE",
+    "axis_sizes",
+    "chunk_places",
+    "eighths",
+    "fitted_places",
+    "frequencies",
+    "interleaved_sincos",
+    "rope_tables",
+    "rotate_pairs",
+    "sincos",
+    "sincos_plane",
+    "time_features",
+]
+
+# Ratio of the longest wave length to the shortest (Vaswani et al. 2017, 3.5).
+BASE = 10_000.0
+
+
+def frequencies(width: int, base: float = BASE) -> np.ndarray:
+    """``base ** (-2 k / width)`` float64 for the ``width // 2`` pairs ``k`` of channels."""
+    half = width // 2
+    return base ** (-np.arange(half, dtype=np.float64) / half)
+
+
+def time_features(time: jax.Array, size: int, base: float = BASE) -> jax.Array:
+    """``[cos(t f), sin(t f)]``, ``f_j = base ** (-2 j / size)``: ``[B] -> [B, size]`` float32."""
+    angles = time.astype(jnp.float32)[:, None] * frequencies(size, base).astype(np.float32)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def sincos(places: np.ndarray, width: int, base: float = BASE) -> np.ndarray:
+    """``[sin(p w_k), cos(p w_k)]``, ``w_k = base ** (-2 k / width)``: ``[n] -> [n, width]``.
+
+    Worked out in float64; float32.
+    """
+    if width % 2:
+        raise VidlatentError(
+            f"positions of {width} channels: sines and cosines need an even width."
+        )
+    angles = np.asarray(places, np.float64)[:, None] * frequencies(width, base)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
+
+
+def sincos_plane(
+    rows: int, columns: int, width: int, span: float | None = None, scale: float = 1.0
+) -> np.ndarray:
+    """Positions of a grid ``[rows * columns, width]``: columns in the first half of the channels.
+
+    Args:
+      rows, columns: tokens; numbered with columns fastest.
+      width: channels, a multiple of 4.
+      span: coordinates run from 0 to below ``span`` on both axes, whatever the number of tokens;
+        None: they are the tokens' numbers.
+      scale: coordinates are divided by it.
+    """
+    if width % 4:
+        raise VidlatentError(f"positions of {width} channels in a plane: use a multiple of 4.")
+
+    def along(size):
+        step = 1.0 if span is None else span / size
+        return sincos(np.arange(size) * step / scale, width // 2)
+
+    shape = (rows, columns, width // 2)
+    x = np.broadcast_to(along(columns)[None], shape)
+    y = np.broadcast_to(along(rows)[:, None], shape)
+    return np.concatenate([x, y], axis=-1).reshape(rows * columns, width)
+
+
+def interleaved_sincos(count: int, width: int) -> np.ndarray:
+    """Positions ``[count, width]`` float32: sines at even channels, cosines after them.
+
+    The table of the original transformer (Vaswani et al. 2017, 3.5), as VideoMAE and Reducio have
+    it; pairs of neighbouring channels share a frequency.
+    """
+    channels = np.arange(width)
+    angles = np.arange(count)[:, None] / BASE ** (2 * (channels // 2) / width)
+    return np.where(channels % 2 == 0, np.sin(angles), np.cos(angles)).astype(np.float32)
 
 
 def axis_sizes(head_dim: int) -> tuple[int, int, int]:
@@ -70,7 +153,7 @@ def chunk_places(count: int, latents: int, step: int, group: int) -> np.ndarray:
 def rope_tables(
     grid: tuple[int, int, int],
     head_dim: int,
-    base: float = 10_000.0,
+    base: float = BASE,
     sizes: tuple[int, int, int] | None = None,
     places: Sequence[np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -90,8 +173,7 @@ def rope_tables(
     angles = []
     places = [np.arange(size, dtype=np.float64) for size in grid] if places is None else places
     for axis, size in enumerate(axis_sizes(head_dim) if sizes is None else sizes):
-        turns = base ** (-np.arange(0, size, 2, dtype=np.float64) / size)
-        along = np.asarray(places[axis], np.float64)[:, None] * turns
+        along = np.asarray(places[axis], np.float64)[:, None] * frequencies(size, base)
         shape = [1, 1, 1, size // 2]
         shape[axis] = grid[axis]
         angles.append(np.broadcast_to(along.reshape(shape), (*grid, size // 2)))
@@ -100,9 +182,11 @@ def rope_tables(
 
 
 def rotate_pairs(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turn channels ``(2i, 2i+1)`` of ``[B, N, K, d]`` by the angles of each token, in float32."""
+    """Rotate channels ``(2i, 2i+1)`` of ``[B, N, K, d]`` by the angles of each token, in float32.
+
+    ``tables`` are cosines and sines ``[N, d / 2]``, from ``rope_tables``.
+    """
     cos, sin = (jnp.asarray(table)[:, None, :] for table in tables)
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    a, b = pairs[..., 0], pairs[..., 1]
-    turned = jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=-1)
-    return turned.reshape(x.shape).astype(x.dtype)
+    rotated = jnp.stack(rotate(pairs[..., 0], pairs[..., 1], cos, sin), axis=-1)
+    return rotated.reshape(x.shape).astype(x.dtype)
