@@ -16,7 +16,7 @@ from benchmarks.h200_rows import HALF, Case, Row, case, normal, random_key
 from vidlatent.kernels.layer_mix import layer_mix
 from vidlatent.kernels.norms import layer_norm
 from vidlatent.kernels.qk_norm_rope import qk_norm_rope, rotate_halves
-from vidlatent.layers.norms import ChannelNorm, apply_affine, group_affine, modulated
+from vidlatent.layers.norms import ChannelNorm, apply_affine, group_affine, modulate
 from vidlatent.layers.positions import rope_tables, rotate_pairs
 from vidlatent.models.generators.wan.layer_memory import mix
 from vidlatent.models.tokenizers.fsvideo.blocks import ResBlock
@@ -78,7 +78,7 @@ def _residual(barrier: bool, x, h, gate, scale, shift):
     total = x.astype(jnp.float32) + gate * h.astype(jnp.float32)
     total = total.astype(x.dtype)
     total = lax.optimization_barrier(total) if barrier else total
-    return total, modulated(total, scale, shift).astype(x.dtype)
+    return total, modulate(total, scale, shift).astype(x.dtype)
 
 
 def _by_head(x: jax.Array, scale: jax.Array, heads: int) -> jax.Array:

@@ -21,7 +21,7 @@ from vidlatent.config import load
 from vidlatent.latents.space import abstract_at_rest
 from vidlatent.layers.positions import rope_tables
 from vidlatent.models.generators import build_generator
-from vidlatent.models.generators.fp8_weights import in_fp8
+from vidlatent.models.generators.fp8_weights import cast_to_fp8
 from vidlatent.models.generators.wan.block import WanBlock
 from vidlatent.parallel.mesh import make_mesh
 
@@ -133,7 +133,7 @@ class _Networks:
 
     @functools.cached_property
     def eighth(self) -> Any:
-        return jax.jit(in_fp8)(self.params)
+        return jax.jit(cast_to_fp8)(self.params)
 
     def _apart(self, products: str) -> list[Any]:
         """Every layer's parameters in arrays of their own; only the last kind asked for is held."""

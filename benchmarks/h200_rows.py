@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from benchmarks.h200_report import BANDWIDTH, FLOPS
 from vidlatent.kernels.attention import attention
-from vidlatent.kernels.fp8 import fp8_product, quantised
+from vidlatent.kernels.fp8 import fp8_product, quantise_fp8
 
 HALF = jnp.bfloat16
 NO_TRITON = {"xla_gpu_enable_triton_gemm": False}
@@ -136,7 +136,7 @@ def products(scale: int) -> Iterator[Row]:
 
                 def eighth(m=m, k=k, n=n):
                     x, kernel = normal(m, k), normal(k, n, seed=1)
-                    rounded = jax.jit(quantised)(kernel)
+                    rounded = jax.jit(quantise_fp8)(kernel)
                     reference = functools.partial(exact, jnp.dot, x, kernel)
                     return Case(lambda x, w: fp8_product(x, w, HALF), (x, rounded), reference)
 

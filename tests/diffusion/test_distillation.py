@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from vidlatent.diffusion.distillation import fake_score_loss, halved, score_identity
+from vidlatent.diffusion.distillation import fake_score_loss, halve_steps, score_identity_loss
 from vidlatent.diffusion.flow import interpolate, sample_sigma
 from vidlatent.errors import VidlatentError
 
@@ -19,11 +19,13 @@ SIGMA = jnp.asarray([0.1, 0.4, 0.8, 1.0])
 
 def test_two_steps_in_one():
     """J61: a constant velocity is its own target; any other one's step ends where two do."""
-    constant = halved(lambda z, sigma: EPS, X, (SIGMA, SIGMA / 2, 0.0))
+    constant = halve_steps(lambda z, sigma: EPS, X, (SIGMA, SIGMA / 2, 0.0))
     np.testing.assert_allclose(constant.target, EPS, atol=1e-6)
-    found = halved(lambda z, sigma: jnp.sin(z) * sigma[:, None, None], X, (0.9, 0.7, 0.45))
+    found = halve_steps(lambda z, sigma: jnp.sin(z) * sigma[:, None, None], X, (0.9, 0.7, 0.45))
     np.testing.assert_allclose(X + (0.45 - 0.9) * found.target, found.end, atol=1e-6)
-    slope = jax.grad(lambda x: halved(lambda z, sigma: z * z, x, (0.9, 0.7, 0.0)).target.sum())(X)
+    slope = jax.grad(
+        lambda x: halve_steps(lambda z, sigma: z * z, x, (0.9, 0.7, 0.0)).target.sum()
+    )(X)
     assert (slope == 0).all()
 
 
@@ -35,7 +37,7 @@ def test_agreement_costs_nothing(weighting):
         return jnp.tanh(z) * 2
 
     def loss(x):
-        return score_identity(network, network, x, EPS, SIGMA, 1.0, weighting).loss.sum()
+        return score_identity_loss(network, network, x, EPS, SIGMA, 1.0, weighting).loss.sum()
 
     value, grad = jax.value_and_grad(loss)(X)
     assert value == 0
@@ -44,7 +46,7 @@ def test_agreement_costs_nothing(weighting):
 
 def test_unknown_weighting():
     with pytest.raises(VidlatentError, match="'inverse_eror': did you mean 'inverse_error'"):
-        score_identity(None, None, X, EPS, SIGMA, weighting="inverse_eror")
+        score_identity_loss(None, None, X, EPS, SIGMA, weighting="inverse_eror")
 
 
 def test_fake_score_is_flow_matching_on_samples():
@@ -74,7 +76,7 @@ def test_a_gaussian_is_distilled():
         fake = functools.partial(_velocity, *jax.lax.stop_gradient((params["b"], params["a"])))
         teacher = functools.partial(_velocity, 0.0, 1.0)
         x = params["a"] * n + params["b"]
-        return score_identity(teacher, fake, x, eps, sigma, alpha).loss.mean()
+        return score_identity_loss(teacher, fake, x, eps, sigma, alpha).loss.mean()
 
     @jax.jit
     @jax.vmap

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from vidlatent.diffusion import Flow, make_sampler, sample
-from vidlatent.diffusion.caching import CacheRule, cached
+from vidlatent.diffusion.caching import CacheRule, cache_denoiser
 from vidlatent.diffusion.guidance import (
     combine,
+    count_evaluations,
     drop_masks,
-    dropped,
-    evaluations,
     guidance_scales,
-    guided,
-    rescaled,
+    guide,
+    replace_dropped,
+    rescale_guidance,
 )
 from vidlatent.errors import VidlatentError
 
@@ -38,11 +38,11 @@ def test_scales_0_and_1():
     x, t, (negative, positive, _) = inputs()
     for scale, condition in ((0.0, negative), (1.0, positive)):
         scales = guidance_scales(LEVELS, scale)
-        got = guided(network, [negative, positive], scales)(x, t, 1)
+        got = guide(network, [negative, positive], scales)(x, t, 1)
         np.testing.assert_allclose(got, network(x, t, 1, condition), atol=1e-7)
     calls = []
     counted = lambda *a: calls.append(1) or network(*a)  # noqa: E731
-    guided(counted, [negative, positive], guidance_scales(LEVELS, 1.0))(x, t, 1)
+    guide(counted, [negative, positive], guidance_scales(LEVELS, 1.0))(x, t, 1)
     assert len(calls) == 1
 
 
@@ -52,14 +52,14 @@ def test_batched_is_one_after_another():
     for count, scale in ((2, 5.0), (3, (1.5, 7.0))):
         scales = guidance_scales(LEVELS, scale)
         one, two = (
-            guided(network, conditions[:count], scales, batched=b)(x, t, 2) for b in (True, False)
+            guide(network, conditions[:count], scales, batched=b)(x, t, 2) for b in (True, False)
         )
         np.testing.assert_allclose(one, two, atol=1e-6)
     outputs = [network(x, t, 2, c) for c in conditions]
     want = outputs[0] + 1.5 * (outputs[1] - outputs[0]) + 7.0 * (outputs[2] - outputs[1])
     np.testing.assert_allclose(one, want, rtol=1e-5, atol=1e-6)
     with pytest.raises(VidlatentError, match="3 conditions"):
-        guided(network, conditions, guidance_scales(LEVELS, 5.0))
+        guide(network, conditions, guidance_scales(LEVELS, 5.0))
 
 
 def test_interval():
@@ -68,10 +68,10 @@ def test_interval():
     assert scales[:, 0].tolist() == [1.0, 5.0, 5.0, 1.0]
     assert guidance_scales(LEVELS, 5.0, (0.51, 0.79))[:, 0].tolist() == [1.0] * 4
     assert guidance_scales(LEVELS, 5.0, (0.0, 1.0))[:, 0].tolist() == [5.0] * 4
-    assert evaluations(scales) == 6
+    assert count_evaluations(scales) == 6
     x, t, (negative, positive, _) = inputs()
-    partly = jax.jit(guided(network, [negative, positive], scales))
-    full = guided(network, [negative, positive], guidance_scales(LEVELS, 5.0))
+    partly = jax.jit(guide(network, [negative, positive], scales))
+    full = guide(network, [negative, positive], guidance_scales(LEVELS, 5.0))
     for index in range(4):
         alone = network(x, t, index, positive)
         want = alone if index in (0, 3) else full(x, t, index)
@@ -85,8 +85,8 @@ def test_evaluations_of_the_pipeline():
     base = make_sampler(Flow(), {"name": "unipc", "steps": 30, "shift": 5.0})
     refiner = make_sampler(Flow(), {"name": "euler", "steps": 8})
     counts = [
-        evaluations(guidance_scales(base.levels, 5.0)),
-        evaluations(guidance_scales(refiner.levels, 1.0)),
+        count_evaluations(guidance_scales(base.levels, 5.0)),
+        count_evaluations(guidance_scales(refiner.levels, 1.0)),
     ]
     assert counts == [60, 8] and (base.nfe, refiner.nfe) == (30, 8)
 
@@ -95,9 +95,9 @@ def test_rescale_and_channels():
     x, t, conditions = inputs()
     negative, positive = (network(x, t, 0, c) for c in conditions[:2])
     strong = combine([negative, positive], [7.0])
-    full = rescaled(strong, positive, 1.0)
+    full = rescale_guidance(strong, positive, 1.0)
     np.testing.assert_allclose(full.std(axis=(1, 2)), positive.std(axis=(1, 2)), rtol=1e-5)
-    np.testing.assert_array_equal(rescaled(strong, positive, 0.0), strong)
+    np.testing.assert_array_equal(rescale_guidance(strong, positive, 0.0), strong)
     np.testing.assert_allclose(
         combine([negative, positive], [7.0], rescale=0.7), 0.7 * full + 0.3 * strong, rtol=1e-5
     )
@@ -119,7 +119,7 @@ def test_dropping():
     again = drop_masks(jax.random.key(0), 20000, dict(reversed(rates.items())), joint=0.05)
     np.testing.assert_array_equal(again["text"], masks["text"])
     condition = {"a": jnp.ones((2, 3)), "b": jnp.ones((2, 1, 4))}
-    got = dropped(jnp.array([True, False]), condition, {"a": jnp.zeros(3), "b": 0.0})
+    got = replace_dropped(jnp.array([True, False]), condition, {"a": jnp.zeros(3), "b": 0.0})
     np.testing.assert_array_equal(got["a"], [[0] * 3, [1] * 3])
     np.testing.assert_array_equal(got["b"][:, 0, 0], [0, 1])
     with pytest.raises(VidlatentError, match="text"):
@@ -133,7 +133,7 @@ def velocity(x, t, index):
 def run_cached(rule, signal, steps=8):
     plan = make_sampler(Flow(), {"name": "unipc", "steps": steps})
     x = inputs()[0]
-    denoise, state = cached(velocity, signal, rule, x)
+    denoise, state = cache_denoiser(velocity, signal, rule, x)
     plain = jax.jit(lambda x: sample(plan, velocity, x).x)(x)
     with_cache = jax.jit(lambda x: sample(plan, denoise, x, state=state))(x)
     return plain, with_cache

@@ -16,7 +16,7 @@ def test_deviation():
     sigma = np.array([0.01, 0.2, 0.5, 0.8, 0.999])[:, None, None, None, None]
     z = (1 - sigma) * z0 + sigma * eps
     hat = z - sigma * v_hat
-    got = refiner.deviated(z0, eps, v_hat, sigma)
+    got = refiner.add_velocity_error(z0, eps, v_hat, sigma)
     np.testing.assert_allclose(got, (hat - z0) / sigma + z0, atol=1e-10)
     np.testing.assert_allclose(got, hat + (eps - (v_hat + hat)), atol=1e-10)
     error = np.sqrt(np.square(got - z0).mean())
@@ -35,33 +35,33 @@ def test_trust():
     rng = np.random.default_rng(1)
     first = jnp.asarray(rng.standard_normal((2, 1, 3, 4, 5)), jnp.float32)
     apart = jnp.asarray(rng.standard_normal(first.shape), jnp.float32)
-    values = [refiner.confidence(first, first + s * apart) for s in (0.0, 0.3, 1.0, 50.0)]
+    values = [refiner.estimate_confidence(first, first + s * apart) for s in (0.0, 0.3, 1.0, 50.0)]
     np.testing.assert_allclose(values[0], 0.8)
     for near, far in zip(values, values[1:], strict=False):
         assert (far < near).all() and (far >= 0.2).all()
-    rising = refiner.confidence(first, first + apart, mode="error")
+    rising = refiner.estimate_confidence(first, first + apart, mode="error")
     np.testing.assert_allclose(rising + values[2], 1.0, atol=1e-6)
-    flat = refiner.confidence(first, first + apart, spatial=False)
+    flat = refiner.estimate_confidence(first, first + apart, spatial=False)
     assert flat.shape == (2, 1, 3, 4, 1) and (flat == flat[:, :, :1, :1]).all()
-    mask = refiner.condition_mask(values[2], 7)
+    mask = refiner.make_condition_mask(values[2], 7)
     assert mask.shape == (2, 7, 3, 4, 4) and (mask[:, 0] == 1).all()
     np.testing.assert_array_equal(mask[:, 5], values[2][:, 0].repeat(4, -1))
     with pytest.raises(VidlatentError, match="confidence"):
-        refiner.confidence(first, first, mode="confidense")
+        refiner.estimate_confidence(first, first, mode="confidense")
 
 
 def test_mask_of_given_frames():
     """J38: the first of 121 frames."""
     given = jnp.zeros((2, 121)).at[:, 0].set(1)
-    mask = refiner.given_frames_mask(given, 3, 5)
+    mask = refiner.make_given_mask(given, 3, 5)
     assert mask.shape == (2, 31, 3, 5, 4)
     assert (mask[:, 0] == 1).all() and mask[0].sum() == 4 * 3 * 5
-    one = refiner.given_frames_mask(given.at[:, 117:].set(1), 3, 5, channels=1)
+    one = refiner.make_given_mask(given.at[:, 117:].set(1), 3, 5, channels=1)
     assert one.shape == (2, 31, 3, 5, 1) and one[0].sum() == 2 * 3 * 5
-    half = refiner.given_frames_mask(given.at[:, 118].set(1), 1, 1)
+    half = refiner.make_given_mask(given.at[:, 118].set(1), 1, 1)
     assert half[0, -1, 0, 0].tolist() == [0, 1, 0, 0]
     with pytest.raises(VidlatentError, match="120 frames"):
-        refiner.given_frames_mask(given[:, :120], 3, 5)
+        refiner.make_given_mask(given[:, :120], 3, 5)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def orders():
 
     @jax.jit
     def draw(rate, odds):
-        return jax.vmap(lambda k: refiner.shuffle_order(k, 10, rate, odds))(keys)
+        return jax.vmap(lambda k: refiner.draw_frame_order(k, 10, rate, odds))(keys)
 
     def kind(rate, *odds):
         return np.asarray(draw(rate, jnp.asarray(odds)))
@@ -120,8 +120,8 @@ def test_short_clips():
 
     @jax.jit
     def draw(key):
-        orders = [refiner.shuffle_order(key, n, rate=1.0) for n in sizes]
-        return orders, [refiner.real_frames(key, n, rate=1.0) for n in sizes]
+        orders = [refiner.draw_frame_order(key, n, rate=1.0) for n in sizes]
+        return orders, [refiner.draw_real_frames(key, n, rate=1.0) for n in sizes]
 
     for frames, order, real in zip(sizes, *draw(jax.random.key(3)), strict=True):
         assert sorted(order.tolist()) == list(range(frames)) and order[0] == 0
@@ -131,7 +131,7 @@ def test_short_clips():
 def test_real_frames_and_dropout():
     """J54, J55: 1 exactly where the truth is shown; dropped together but for the first frame."""
     keys = jax.random.split(jax.random.key(1), 4000)
-    draws = jax.jit(jax.vmap(lambda k: refiner.real_frames(k, 9)))(keys)
+    draws = jax.jit(jax.vmap(lambda k: refiner.draw_real_frames(k, 9)))(keys)
     counts = np.asarray(draws.sum(1))
     assert not draws[:, 0].any() and set(counts) == {0, 1, 2}
     assert abs((counts > 0).mean() - 0.2) < 0.02

@@ -7,11 +7,11 @@ import pytest
 
 from vidlatent.diffusion import (
     Flow,
+    draw_starting_noise,
     make_sampler,
     make_schedule,
     sample,
     sampler_options,
-    starting_noise,
 )
 from vidlatent.diffusion.grids import flow_grid, make_grid
 from vidlatent.diffusion.multistep import dpmpp_2m, unipc
@@ -213,10 +213,10 @@ def test_keys_of_samples():
     """With a key for each sample, a sample does not depend on its batch; bf16 in, float32 out."""
     plan = make_sampler(Flow(), {"name": "fresh", "steps": 3})
     keys = jax.vmap(jax.random.key)(jnp.array([5, 6, 7]))
-    x = starting_noise(keys, (3, 4, 2))
+    x = draw_starting_noise(keys, (3, 4, 2))
     run = jax.jit(lambda x, keys: sample(plan, toy(jnp), x.astype(jnp.bfloat16), keys).x)
     three, last = run(x, keys), run(x[2:], keys[2:])
-    np.testing.assert_array_equal(x[2:], starting_noise(keys[2:], (1, 4, 2)))
+    np.testing.assert_array_equal(x[2:], draw_starting_noise(keys[2:], (1, 4, 2)))
     np.testing.assert_allclose(three[2:], last, atol=1e-6)
     assert three.dtype == jnp.float32
     with pytest.raises(VidlatentError, match="key"):

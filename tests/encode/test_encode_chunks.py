@@ -21,7 +21,7 @@ from vidlatent.layers.positions import chunk_places
 from vidlatent.models.tokenizers.chunks import latent_span
 from vidlatent.parallel.mesh import AXES, make_mesh
 from vidlatent.parallel.sharding import batch_sharding, replicated
-from vidlatent.sample.grid import codec_of
+from vidlatent.sample.grid import load_tokenizer_codec
 from vidlatent.sample.run import Generator
 from vidlatent.train import loop
 from vidlatent.train.subjects import subject_of
@@ -90,7 +90,7 @@ def frames_of(window):
 def test_a_set_of_chunks_is_what_the_codec_makes(places):
     source = LatentSource(str(places / "set"))
     assert source.header.spec.chunks == CHUNKS and source.header.source["chunks"] == [*CHUNKS]
-    codec = codec_of(config_of(places), latents_of(config_of(places)))
+    codec = load_tokenizer_codec(config_of(places), latents_of(config_of(places)))
     assert codec.time == "chunks" and load_codec(places / "run").time == "stream"
     seen = {}
     for window in source.windows:

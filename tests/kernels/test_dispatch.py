@@ -114,4 +114,4 @@ def test_threads_follow_the_config(configured):
 
     configured(attention="splash")
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(dispatch.wanted, "attention", "auto").result() == ("splash",)
+        assert pool.submit(dispatch.list_wanted, "attention", "auto").result() == ("splash",)

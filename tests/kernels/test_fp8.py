@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from tests.kernels.forms import normal
-from vidlatent.kernels.fp8 import DTYPE, fp8_product, quantised
+from vidlatent.kernels.fp8 import DTYPE, fp8_product, quantise_fp8
 
 
 def test_rounding_is_relative_to_the_largest_value():
     x = 1e-4 * normal(0, 64, 32)
-    found = quantised(x)
+    found = quantise_fp8(x)
     assert found.value.dtype == DTYPE and found.scale.shape == ()
     back = np.asarray(found.value, np.float32) * np.asarray(found.scale)
     # Three bits of mantissa: half a step is 1/16; below 2^-6 of the range steps are equal.
@@ -24,10 +24,10 @@ def test_rounding_is_relative_to_the_largest_value():
 
 def test_stacked_matrices_have_scales_of_their_own():
     x = normal(0, 3, 8, 4) * np.array([1e-3, 1.0, 1e3], np.float32)[:, None, None]
-    stacked = quantised(x, (1, 2))
+    stacked = quantise_fp8(x, (1, 2))
     assert stacked.scale.shape == (3,)
     for i in range(3):
-        np.testing.assert_allclose(stacked.scale[i], quantised(x[i]).scale, rtol=1e-6)
+        np.testing.assert_allclose(stacked.scale[i], quantise_fp8(x[i]).scale, rtol=1e-6)
     back = np.asarray(stacked.value, np.float32) * np.asarray(stacked.scale)[:, None, None]
     errors = np.linalg.norm(back - x, axis=(1, 2)) / np.linalg.norm(x, axis=(1, 2))
     assert (errors < 0.04).all()
@@ -36,7 +36,7 @@ def test_stacked_matrices_have_scales_of_their_own():
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
 def test_products_err_by_a_few_percent_whatever_the_range(scale):
     x, w = scale * normal(0, 2, 40, 256), 0.02 * normal(1, 256, 64)
-    got = np.asarray(fp8_product(jnp.asarray(x), quantised(w), jnp.float32))
+    got = np.asarray(fp8_product(jnp.asarray(x), quantise_fp8(w), jnp.float32))
     error = np.linalg.norm(got - x @ w) / np.linalg.norm(x @ w)
     # Two roundings of a relative error uniform within 1/16: 1/16 / sqrt(3) * sqrt(2), at most.
     assert 0.005 < error < 0.052
@@ -46,7 +46,7 @@ def test_scales_are_not_rounded_on_the_way():
     """450 / 448 lies between two numbers of bfloat16: rounded late, each would add 0.33 %."""
     x, w = (np.clip(normal(i, *shape), -3, 3) for i, shape in enumerate(((96, 256), (256, 64))))
     x, w = (450 / np.abs(a).max() * a for a in (x, w))
-    kernel = quantised(w)
+    kernel = quantise_fp8(w)
     assert (kernel.scale.astype(jnp.bfloat16) == kernel.scale).all()
     options = {"xla_allow_excess_precision": False}  # which hides it on CPUs
     product = jax.jit(fp8_product, static_argnums=2, compiler_options=options)
@@ -57,4 +57,4 @@ def test_scales_are_not_rounded_on_the_way():
 
 def test_zeros_stay_zeros():
     x = jnp.zeros((2, 8))
-    assert not np.asarray(fp8_product(x, quantised(jnp.zeros((8, 4))), jnp.bfloat16)).any()
+    assert not np.asarray(fp8_product(x, quantise_fp8(jnp.zeros((8, 4))), jnp.bfloat16)).any()

@@ -10,7 +10,7 @@ import pytest
 from tests.kernels.forms import STRICT, check, devices, normal
 from vidlatent.kernels.layer_mix import layer_dots, layer_mix
 from vidlatent.models.generators.wan import layer_memory
-from vidlatent.models.generators.wan.layer_memory import Stack, padded_routers
+from vidlatent.models.generators.wan.layer_memory import Stack, pad_routers
 
 FIRST, END, DEPTH = 1, 3, 4
 
@@ -107,7 +107,7 @@ def test_a_stack_through_the_kernels(kind, monkeypatch):
     def run(kind, params, x, shared):
         if kind == "unrolled":
             return stack.unrolled(params, routers, x, shared)[0]
-        return getattr(stack, kind)(params, padded_routers(routers, width), x, shared)
+        return getattr(stack, kind)(params, pad_routers(routers, width), x, shared)
 
     for name in ("layer_mix", "layer_dots"):
         kernel = functools.partial(

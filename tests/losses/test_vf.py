@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from vidlatent.errors import VidlatentError
-from vidlatent.losses.vf import cosine_distance, pool_frames, relation_distance, unit, video_vf
+from vidlatent.losses.vf import cosine_distance, normalise, pool_frames, relation_distance, video_vf
 
 
 def tokens(seed, shape=(2, 37, 5)):
-    return unit(jax.random.normal(jax.random.key(seed), shape))
+    return normalise(jax.random.normal(jax.random.key(seed), shape))
 
 
 Z, F = tokens(0), tokens(1, (2, 37, 9))

@@ -25,7 +25,7 @@ def test_score_identity(losses_family):
         assert len(runs) > 1
 
         def loss(x, alpha, weighting):
-            found = distillation.score_identity(teacher, fake, x, eps, sigma, alpha, weighting)
+            found = distillation.score_identity_loss(teacher, fake, x, eps, sigma, alpha, weighting)
             return found.loss.mean(), found
 
         grad = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=2)
@@ -42,7 +42,7 @@ def test_progressive_target(losses_family):
     with jax.enable_x64(True), losses_family("pd") as case:
         z, first = jnp.asarray(case["z_start"]), case["v_first"]
         velocities = iter((first, case["v_second(tanh of z_mid)"]))
-        found = distillation.halved(lambda z, sigma: next(velocities), z, case["sigmas"])
+        found = distillation.halve_steps(lambda z, sigma: next(velocities), z, case["sigmas"])
         np.testing.assert_allclose(found.middle, case["z_mid"], atol=1e-12)
         np.testing.assert_allclose(found.end, case["z_end"], atol=1e-12)
         np.testing.assert_allclose(found.target, case["v_target"], atol=1e-12)
@@ -52,5 +52,5 @@ def test_progressive_target(losses_family):
         def teacher(z, sigma):
             return jnp.where((flow.network_time(sigma) == start).all(), first, jnp.tanh(z))
 
-        again = distillation.halved(teacher, z, case["sigmas"])
+        again = distillation.halve_steps(teacher, z, case["sigmas"])
         np.testing.assert_allclose(again.target, case["v_target"], atol=1e-12)

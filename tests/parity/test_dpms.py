@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidlatent.diffusion import make_sampler, make_schedule, sample
-from vidlatent.diffusion.guidance import guidance_scales, guided
+from vidlatent.diffusion.guidance import guidance_scales, guide
 
 
 def test_trajectory(reference):
@@ -25,6 +25,6 @@ def test_trajectory(reference):
 
     z = jnp.asarray(np.moveaxis(stored["io/z"], 1, -1))
     conditions = [jnp.asarray(stored[f"io/{name}"]) for name in ("uncond", "cond")]
-    denoise = guided(network, conditions, guidance_scales(plan.levels, meta["cfg"]))
+    denoise = guide(network, conditions, guidance_scales(plan.levels, meta["cfg"]))
     got = sample(plan, denoise, z).x
     np.testing.assert_allclose(got, np.moveaxis(stored["io/out"], 1, -1), atol=2e-5)

@@ -35,7 +35,7 @@ def test_confidence(losses_family):
     with losses_family("mask") as case:
         low, high, tau = map(float, case["params_lo_hi_tau"])
         first, up = last(case["z_hi_first"]), last(case["z_up_first"])
-        got = refiner.confidence(first, up, low, high, tau)
+        got = refiner.estimate_confidence(first, up, low, high, tau)
         np.testing.assert_allclose(got, last(case["value"]), rtol=2e-6)
         error = -tau * np.log((np.asarray(got) - low) / (high - low))
         np.testing.assert_allclose(error, last(case["err"]), rtol=1e-5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vidlatent.diffusion import Flow, make_sampler, sample
-from vidlatent.diffusion.samplers import Row, step
+from vidlatent.diffusion.samplers import StepWeights, apply_step
 
 # The shared cases have these runs; another file may have others of the same kinds.
 KINDS = {
@@ -64,7 +64,7 @@ def test_every_run(case):
         x = last(case["x_init"]).astype(np.float64)
         previous, past = x, (np.zeros_like(x),) * plan.history
         for i in range(plan.nfe):
-            row = Row(*(None if w is None else w[i] for w in plan.rows))
+            row = StepWeights(*(None if w is None else w[i] for w in plan.rows))
             noise = last(case[f"{run}.noise"])[i] if plan.random else None
             got = []
 
@@ -72,7 +72,7 @@ def test_every_run(case):
                 got.append(velocity(case, np, x, t, np.float64))
                 return got[0], state
 
-            x, previous, past, _ = step(row, evaluate, x, previous, past, None, noise)
+            x, previous, past, _ = apply_step(row, evaluate, x, previous, past, None, noise)
             note = f"{run} step {i}"
             want = last(case[f"{run}.velocities"])[i]
             np.testing.assert_allclose(got[0], want, atol=4e-6, err_msg=note)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vidlatent.losses.vf import align, pool_frames, video_vf
+from vidlatent.losses.vf import pool_frames, project_to_features, video_vf
 
 
 def channels_last(x):
@@ -20,7 +20,7 @@ def test_video_vf(reference, name):
     kernel = jnp.asarray(case["W"].T)
     pooled = pool_frames(features, latent.shape[1])
     np.testing.assert_allclose(pooled, channels_last(case["f_pooled"]), atol=1e-5)
-    aligned = align(latent, kernel, features.shape[2:4])
+    aligned = project_to_features(latent, kernel, features.shape[2:4])
     np.testing.assert_allclose(aligned, channels_last(case["z_aligned"]), atol=1e-5)
 
     mask = jnp.ones(latent.shape[0])

@@ -8,7 +8,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.latents.inputs import Inputs
 from vidlatent.latents.space import Latents, generator_of
 from vidlatent.parallel.mesh import local_mesh
-from vidlatent.sample.conditions import Texts
+from vidlatent.sample.conditions import TextEncoder
 from vidlatent.spec import FrameRule, LatentSpec
 
 STATES = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -72,7 +72,7 @@ def test_sampling_takes_what_training_took_or_the_negative_text(null, negative, 
     config = config_of(null)
     with config.unlocked():
         config.sampler.guidance.negative = negative
-    texts = Texts(config, 4)
+    texts = TextEncoder(config, 4)
     texts._loaded, texts._mesh = Encoder(), local_mesh([1])
     told = texts(["x", "yy"])
     assert told["text"]["length"].tolist() == [1, 2]

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from vidlatent.errors import VidlatentError
-from vidlatent.sample.outputs import video_name
-from vidlatent.sample.requests import read_prompts, requests_of
+from vidlatent.sample.outputs import name_video
+from vidlatent.sample.requests import make_requests, read_prompts
 
 
 def test_lines_and_objects(tmp_path):
@@ -17,7 +17,7 @@ def test_lines_and_objects(tmp_path):
     rows = [{"prompt": "a cat", "seed": 7}, {"prompt": 3, "image": "cat.png"}]
     objects.write_text("\n".join(map(json.dumps, rows)))
     assert read_prompts(str(objects)) == rows
-    found = requests_of(read_prompts(str(objects)), count=2, seed=40)
+    found = make_requests(read_prompts(str(objects)), count=2, seed=40)
     assert [(r.prompt, r.seed, r.number, r.image) for r in found] == [
         ("a cat", 7, 0, ""),
         ("a cat", 8, 1, ""),
@@ -30,15 +30,15 @@ def test_vbench_folders(tmp_path):
     """A folder and a file of prompts each: ``<dimension>/<prompt>-<k>.mp4``, seeds by file."""
     (tmp_path / "color.txt").write_text("a red car\na blue car\n")
     (tmp_path / "temporal_flickering.txt").write_text("a still lake\n")
-    found = requests_of(read_prompts(str(tmp_path)), count=5, seed=100)
+    found = make_requests(read_prompts(str(tmp_path)), count=5, seed=100)
     still = [r for r in found if r.folder == "temporal_flickering"]
     assert [r.seed for r in found if r.folder == "color"] == list(range(100, 110))
     assert [r.seed for r in still] == list(range(100, 125)) and still[-1].number == 24
     taken = set()
-    names = [video_name(r.prompt, r.number, taken, vbench=True) for r in found[:6]]
+    names = [name_video(r.prompt, r.number, taken, vbench=True) for r in found[:6]]
     assert names == [*(f"a red car-{k}.mp4" for k in range(5)), "a blue car-0.mp4"]
     long = "Word " * 46
-    assert video_name(long, 0, set(), vbench=True) == f"{long}-0.mp4"
+    assert name_video(long, 0, set(), vbench=True) == f"{long}-0.mp4"
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from typing import Any
 
 from vidlatent.diffusion.ddpm import Diffusion
 from vidlatent.diffusion.flow import Flow
-from vidlatent.diffusion.grids import Grid
-from vidlatent.diffusion.samplers import Plan, Result, sample, starting_noise
+from vidlatent.diffusion.grids import NoiseGrid
+from vidlatent.diffusion.samplers import Result, SamplerPlan, draw_starting_noise, sample
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import Registry, did_you_mean
 
@@ -25,14 +25,14 @@ __all__ = [
     "SCHEDULES",
     "Diffusion",
     "Flow",
-    "Grid",
-    "Plan",
+    "NoiseGrid",
     "Result",
+    "SamplerPlan",
+    "draw_starting_noise",
     "make_sampler",
     "make_schedule",
     "sample",
     "sampler_options",
-    "starting_noise",
 ]
 
 SCHEDULES = Registry("noise schedule")
@@ -63,7 +63,7 @@ def make_schedule(config: Mapping[str, Any]) -> Flow | Diffusion:
     return factory(**options)
 
 
-def make_sampler(schedule: Flow | Diffusion, config: Mapping[str, Any]) -> Plan:
+def make_sampler(schedule: Flow | Diffusion, config: Mapping[str, Any]) -> SamplerPlan:
     """The sampler ``config['name']`` with ``config['steps']`` steps on a schedule.
 
     Other entries are options of ``schedule.grid`` (``shift``, ``spacing``, ...) or of the sampler

@@ -18,7 +18,7 @@ from jax import lax
 
 from vidlatent.errors import VidlatentError
 
-__all__ = ["CacheRule", "CacheState", "cached", "cached_call", "empty_cache"]
+__all__ = ["CacheRule", "CacheState", "cache_denoiser", "empty_cache", "evaluate_or_reuse"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def empty_cache(signal: Any, output: Any) -> CacheState:
     return CacheState(signal, output, jnp.zeros((), jnp.float32), zero, zero)
 
 
-def cached_call(
+def evaluate_or_reuse(
     rule: CacheRule,
     state: CacheState,
     signal: jax.Array,
@@ -100,7 +100,7 @@ def cached_call(
     return output, CacheState(signal, output, jnp.where(reuse, change, 0.0), *counts)
 
 
-def cached(
+def cache_denoiser(
     denoise: Callable[..., jax.Array],
     signal: Callable[..., jax.Array],
     rule: CacheRule,
@@ -122,6 +122,8 @@ def cached(
     state = empty_cache(jax.eval_shape(signal, *inputs), jax.eval_shape(denoise, *inputs))
 
     def with_state(x, t, index, state):
-        return cached_call(rule, state, signal(x, t, index), index, lambda: denoise(x, t, index))
+        return evaluate_or_reuse(
+            rule, state, signal(x, t, index), index, lambda: denoise(x, t, index)
+        )
 
     return with_state, state

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidlatent.diffusion.grids import Grid, make_grid
+from vidlatent.diffusion.grids import NoiseGrid, make_grid
 from vidlatent.diffusion.prediction import (
     check_prediction,
     data_weights,
@@ -27,7 +27,7 @@ from vidlatent.registry import did_you_mean
 __all__ = [
     "SPACINGS",
     "Diffusion",
-    "Step",
+    "ReverseStep",
     "cosine",
     "even_times",
     "linear",
@@ -39,7 +39,7 @@ SPACINGS = ("even", "stride", "trailing", "continuous")
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class ReverseStep:
     """What an output says about the step from ``t`` to ``t - 1``; all ``[B, ..., C]``.
 
     Attributes:
@@ -146,7 +146,7 @@ class Diffusion:
         """Mean of ``q(x_{t-1} | x_t, x0)`` (DDPM eq. 7)."""
         return self.at("of_data", t, x) * x0 + self.at("of_x", t, x) * x
 
-    def step(self, x: jax.Array, output: jax.Array, t: jax.Array) -> Step:
+    def step(self, x: jax.Array, output: jax.Array, t: jax.Array) -> ReverseStep:
         """``p(x_{t-1} | x_t)`` from the network's output, which has its variance half if learned.
 
         The learned log-variance lies between the posterior's and beta's (IDDPM eq. 15).
@@ -162,7 +162,7 @@ class Diffusion:
         else:
             name = "log_small" if self.variance == "fixed_small" else "log_fixed_large"
             log_variance = jnp.broadcast_to(self.at(name, t, x), x0.shape)
-        return Step(x0, mean, log_variance)
+        return ReverseStep(x0, mean, log_variance)
 
     def respaced(self, times: np.ndarray) -> Diffusion:
         """The chain over a subset of its steps, rising; the network is told the original ones."""
@@ -170,7 +170,7 @@ class Diffusion:
         told = times if self.times is None else self.times[times]
         return dataclasses.replace(self, alphas_cumprod=self.alphas_cumprod[times], times=told)
 
-    def grid(self, steps: int, spacing: str = "even") -> Grid:
+    def grid(self, steps: int, spacing: str = "even") -> NoiseGrid:
         """Levels of a sampler.
 
         Args:
@@ -199,7 +199,7 @@ class Diffusion:
         sigmas[-1] = 0.0
         return make_grid(chain.times[::-1], alphas, sigmas)
 
-    def _continuous(self, steps: int) -> Grid:
+    def _continuous(self, steps: int) -> NoiseGrid:
         if self.times is not None or self.alphas_cumprod[-1] <= 0:
             raise VidlatentError(
                 "sampler.spacing 'continuous' needs the whole schedule with signal left at its "

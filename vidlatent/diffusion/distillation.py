@@ -23,11 +23,11 @@ from vidlatent.registry import did_you_mean
 
 __all__ = [
     "WEIGHTINGS",
-    "Halved",
+    "HalvedSteps",
     "ScoreIdentity",
     "fake_score_loss",
-    "halved",
-    "score_identity",
+    "halve_steps",
+    "score_identity_loss",
 ]
 
 # ``(x [B, ...], sigma [B]) -> velocity [B, ...]``
@@ -36,7 +36,7 @@ Network = Callable[[jax.Array, jax.Array], jax.Array]
 WEIGHTINGS = ("one_minus_sigma", "inverse_error")
 
 
-class Halved(NamedTuple):
+class HalvedSteps(NamedTuple):
     """Two steps of a teacher, and the velocity that makes one step of them.
 
     Attributes:
@@ -49,7 +49,7 @@ class Halved(NamedTuple):
     target: jax.Array
 
 
-def halved(teacher: Network, z: jax.Array, sigmas: Sequence[Any]) -> Halved:
+def halve_steps(teacher: Network, z: jax.Array, sigmas: Sequence[Any]) -> HalvedSteps:
     """Progressive distillation's target: ``(end - z) / (s2 - s0)`` after two Euler steps.
 
     One Euler step of a student that meets it lands where two of the teacher's do. On a grid of the
@@ -64,7 +64,7 @@ def halved(teacher: Network, z: jax.Array, sigmas: Sequence[Any]) -> Halved:
     middle = z + per_sample(second - first, z) * teacher(z, first)
     end = middle + per_sample(last - second, z) * teacher(middle, second)
     target = (end - z) / per_sample(last - first, z)
-    return Halved(*(lax.stop_gradient(x) for x in (middle, end, target)))
+    return HalvedSteps(*(lax.stop_gradient(x) for x in (middle, end, target)))
 
 
 class ScoreIdentity(NamedTuple):
@@ -80,7 +80,7 @@ class ScoreIdentity(NamedTuple):
     fake: jax.Array
 
 
-def score_identity(
+def score_identity_loss(
     teacher: Network,
     fake: Network,
     x: jax.Array,
@@ -126,7 +126,7 @@ def score_identity(
 def fake_score_loss(fake: Network, x: jax.Array, eps: jax.Array, sigma: jax.Array) -> jax.Array:
     """``|fake(x_sigma) - (eps - x)|^2``: flow matching on the generator's samples, constants here.
 
-    Arguments as of ``score_identity``; a sum over a sample's values, as its counterpart is.
+    Arguments as of ``score_identity_loss``; a sum over a sample's values, as its counterpart is.
     """
     x = lax.stop_gradient(x)
     noisy = interpolate(x, eps, sigma)

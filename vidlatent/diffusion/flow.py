@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vidlatent.diffusion.grids import Grid, flow_grid, shift_for_tokens, shifted
+from vidlatent.diffusion.grids import NoiseGrid, flow_grid, shift_for_tokens, shift_levels
 from vidlatent.diffusion.prediction import per_sample
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
@@ -23,15 +23,12 @@ __all__ = [
     "HUBER_C0",
     "REDUCTIONS",
     "Flow",
-    "eps_from_velocity",
     "fixed_sigmas",
     "interpolate",
     "network_time",
     "sample_sigma",
     "sigma_from_normal",
     "velocity",
-    "velocity_from_eps",
-    "velocity_from_x0",
     "velocity_loss",
     "x0_from_velocity",
 ]
@@ -58,24 +55,6 @@ def x0_from_velocity(z: jax.Array, v: jax.Array, sigma: jax.Array) -> jax.Array:
     return z - per_sample(_wide(sigma), z) * v
 
 
-def eps_from_velocity(z: jax.Array, v: jax.Array, sigma: jax.Array) -> jax.Array:
-    """``z + (1 - sigma) v``."""
-    z, v = _wide(z), _wide(v)
-    return z + (1.0 - per_sample(_wide(sigma), z)) * v
-
-
-def velocity_from_x0(z: jax.Array, x0: jax.Array, sigma: jax.Array) -> jax.Array:
-    """``(z - x0) / sigma``; sigma above 0."""
-    z, x0 = _wide(z), _wide(x0)
-    return (z - x0) / per_sample(_wide(sigma), z)
-
-
-def velocity_from_eps(z: jax.Array, eps: jax.Array, sigma: jax.Array) -> jax.Array:
-    """``(eps - z) / (1 - sigma)``; sigma below 1."""
-    z, eps = _wide(z), _wide(eps)
-    return (eps - z) / (1.0 - per_sample(_wide(sigma), z))
-
-
 def network_time(sigma: jax.Array) -> jax.Array:
     """``1000 sigma``: what the network is told, float32."""
     return 1000.0 * _wide(sigma)
@@ -84,11 +63,11 @@ def network_time(sigma: jax.Array) -> jax.Array:
 def sigma_from_normal(
     z: jax.Array, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
 ) -> jax.Array:
-    """A noise level for each standard normal: ``shifted(sigmoid(mean + std z))``.
+    """A noise level for each standard normal: ``shift_levels(sigmoid(mean + std z))``.
 
     The shift multiplies the odds, so that it is the same as ``log(shift)`` added to the mean.
     """
-    return shifted(jax.nn.sigmoid(mean + std * _wide(z)), shift)
+    return shift_levels(jax.nn.sigmoid(mean + std * _wide(z)), shift)
 
 
 def sample_sigma(
@@ -108,7 +87,7 @@ def fixed_sigmas(count: int, mean: float = 0.0, std: float = 1.0, shift: float =
     """``count`` levels of equal weight under the training density, rising; for evaluation."""
     normal = statistics.NormalDist(mean, std)
     logits = np.array([normal.inv_cdf((k + 0.5) / count) for k in range(count)])
-    return shifted(1.0 / (1.0 + np.exp(-logits)), shift)
+    return shift_levels(1.0 / (1.0 + np.exp(-logits)), shift)
 
 
 def velocity_loss(
@@ -189,7 +168,7 @@ class Flow:
         shift: float | None = None,
         spacing: str = "clean",
         sigmas: tuple[float, ...] | None = None,
-    ) -> Grid:
+    ) -> NoiseGrid:
         """Levels of a sampler; see ``grids.flow_grid``."""
         return flow_grid(steps, self.shift if shift is None else shift, spacing, sigmas)
 

@@ -11,12 +11,19 @@ import numpy as np
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
 
-__all__ = ["FLOW_SPACINGS", "Grid", "flow_grid", "make_grid", "shift_for_tokens", "shifted"]
+__all__ = [
+    "FLOW_SPACINGS",
+    "NoiseGrid",
+    "flow_grid",
+    "make_grid",
+    "shift_for_tokens",
+    "shift_levels",
+]
 
 FLOW_SPACINGS = ("clean", "diffusers_unipc", "wan_unipc", "diffusers_euler")
 
 
-class Grid(NamedTuple):
+class NoiseGrid(NamedTuple):
     """``N`` steps through ``N + 1`` noise levels.
 
     Attributes:
@@ -33,13 +40,13 @@ class Grid(NamedTuple):
         return len(self.times)
 
 
-def make_grid(times: Sequence, alphas: Sequence, sigmas: Sequence) -> Grid:
-    """A checked ``Grid`` in float64.
+def make_grid(times: Sequence, alphas: Sequence, sigmas: Sequence) -> NoiseGrid:
+    """A checked ``NoiseGrid`` in float64.
 
     Raises:
       VidlatentError: lengths that do not fit, or noise levels that do not fall to at least 0.
     """
-    grid = Grid(*(np.asarray(x, np.float64) for x in (times, alphas, sigmas)))
+    grid = NoiseGrid(*(np.asarray(x, np.float64) for x in (times, alphas, sigmas)))
     if grid.steps < 1 or not len(grid.alphas) == len(grid.sigmas) == grid.steps + 1:
         raise VidlatentError(
             f"a sampler needs N >= 1 times and N + 1 noise levels, got {grid.steps} times, "
@@ -53,7 +60,7 @@ def make_grid(times: Sequence, alphas: Sequence, sigmas: Sequence) -> Grid:
     return grid
 
 
-def shifted(level, shift: float):
+def shift_levels(level, shift: float):
     """``a u / (1 + (a - 1) u)``: moves levels in [0, 1] towards noise for ``a > 1``.
 
     0 and 1 stay, and a shift by ``a`` after one by ``b`` is one by ``a b``. The odds
@@ -79,12 +86,12 @@ def flow_grid(
     shift: float = 1.0,
     spacing: str = "clean",
     sigmas: Sequence[float] | None = None,
-) -> Grid:
+) -> NoiseGrid:
     """Levels of the flow-matching path, from pure noise to 0; the network is told ``1000 sigma``.
 
     Args:
       steps: N.
-      shift: ``a`` of ``shifted``.
+      shift: ``a`` of ``shift_levels``.
       spacing: ``'clean'`` (evenly from 1 to 0, then shifted: the one to use) or a grid of public
         code, for parity: ``'diffusers_unipc'``, ``'wan_unipc'`` (both tell whole times) and
         ``'diffusers_euler'``, whose last step only goes from about 0.001 to 0 and which shifts
@@ -106,16 +113,16 @@ def flow_grid(
             raise VidlatentError(
                 f"sampler.sigmas has {len(sigmas)} levels for {steps} steps: give one for each."
             )
-        levels = shifted(np.asarray(sigmas, np.float64), shift)
+        levels = shift_levels(np.asarray(sigmas, np.float64), shift)
     elif spacing == "clean":
-        levels = shifted(1.0 - np.arange(steps) / steps, shift)
+        levels = shift_levels(1.0 - np.arange(steps) / steps, shift)
     elif spacing == "diffusers_unipc":
-        levels = shifted(np.linspace(1.0, 1e-3, steps + 1)[:-1], shift)
+        levels = shift_levels(np.linspace(1.0, 1e-3, steps + 1)[:-1], shift)
         levels[0] = min(levels[0], 1.0 - 1e-6)
     elif spacing == "wan_unipc":
-        levels = shifted(np.linspace(1.0 - 1e-3, 0.0, steps + 1)[:-1], shift)
+        levels = shift_levels(np.linspace(1.0 - 1e-3, 0.0, steps + 1)[:-1], shift)
     else:
-        levels = shifted(np.linspace(1.0, shifted(1e-3, shift), steps), shift)
+        levels = shift_levels(np.linspace(1.0, shift_levels(1e-3, shift), steps), shift)
     times = 1000.0 * levels
     if sigmas is None and spacing in ("diffusers_unipc", "wan_unipc"):
         times = np.trunc(times)

@@ -20,13 +20,13 @@ from vidlatent.errors import VidlatentError
 
 __all__ = [
     "combine",
+    "count_evaluations",
     "drop_masks",
-    "dropped",
-    "evaluations",
     "guidance_scales",
-    "guided",
-    "guided_together",
-    "rescaled",
+    "guide",
+    "guide_batched",
+    "replace_dropped",
+    "rescale_guidance",
 ]
 
 
@@ -53,7 +53,7 @@ def guidance_scales(
     return table
 
 
-def evaluations(scales: np.ndarray, branches: int | None = None) -> int:
+def count_evaluations(scales: np.ndarray, branches: int | None = None) -> int:
     """Evaluations of the network for one sample, with guidance scales ``[N, K]``.
 
     A step that guides evaluates every condition, and one that does not (all scales 1) one.
@@ -62,7 +62,7 @@ def evaluations(scales: np.ndarray, branches: int | None = None) -> int:
     return int(np.where(np.all(scales == 1.0, axis=1), 1, branches).sum())
 
 
-def guided(
+def guide(
     network: Callable[..., jax.Array],
     conditions: Sequence[Any],
     scales: np.ndarray,
@@ -79,7 +79,7 @@ def guided(
       conditions: from the least to the most conditioned, ``K + 1`` pytrees of one structure whose
         leaves have the batch on ``batch_axis``.
       scales: ``[N, K]`` from ``guidance_scales``, on the host.
-      rescale: see ``rescaled``.
+      rescale: see ``rescale_guidance``.
       channels: guide only so many of the output's channels (those that are not the learned
         variance); the others are those of the last condition. None: all.
       batched: all conditions in one evaluation of ``(K + 1) B``, which reads the weights once;
@@ -106,7 +106,7 @@ def guided(
     return _where_guided(scales, every, plain)
 
 
-def guided_together(
+def guide_batched(
     network: Callable[..., jax.Array],
     together: Any,
     positive: Any,
@@ -115,7 +115,7 @@ def guided_together(
     rescale: float = 0.0,
     channels: int | None = None,
 ) -> Callable[..., jax.Array]:
-    """As ``guided`` with all conditions in one evaluation, batched beforehand by the caller.
+    """As ``guide`` with all conditions in one evaluation, batched beforehand by the caller.
 
     For conditions with parts that are constant over the steps and costly to join again in each, or
     whose batch lies on other axes.
@@ -124,7 +124,7 @@ def guided_together(
       network: ``(x [n, ...], t [n], index, condition) -> f``.
       together: conditions of ``(K + 1) B`` samples, the least conditioned ``B`` first.
       positive: those of the last ``B`` alone, for steps that do not guide; None where all do.
-      scales, rescale, channels: as for ``guided``.
+      scales, rescale, channels: as for ``guide``.
     """
     scales = np.asarray(scales, np.float64)
     count = scales.shape[1] + 1
@@ -165,13 +165,13 @@ def combine(
     for k in range(1, len(parts)):
         total = total + scales[k - 1] * (parts[k] - parts[k - 1])
     if rescale:
-        total = rescaled(total, parts[-1], rescale)
+        total = rescale_guidance(total, parts[-1], rescale)
     if channels is None:
         return total
     return jnp.concatenate([total, outputs[-1][..., channels:]], axis=-1)
 
 
-def rescaled(guided: jax.Array, positive: jax.Array, amount: float) -> jax.Array:
+def rescale_guidance(guided: jax.Array, positive: jax.Array, amount: float) -> jax.Array:
     """Guidance without its growth in contrast (Lin et al. 2023, eqs. 15-16).
 
     A share ``amount`` of each sample is scaled to the standard deviation of ``positive``.
@@ -206,7 +206,7 @@ def drop_masks(
     }
 
 
-def dropped(mask: jax.Array, condition: Any, null: Any) -> Any:
+def replace_dropped(mask: jax.Array, condition: Any, null: Any) -> Any:
     """``condition`` with ``null`` in the samples of ``mask [B]``.
 
     Args:

@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 
-from vidlatent.diffusion.grids import Grid
-from vidlatent.diffusion.samplers import Plan, data_columns, plan_of
+from vidlatent.diffusion.grids import NoiseGrid
+from vidlatent.diffusion.samplers import SamplerPlan, data_columns, make_plan
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
 
@@ -25,14 +25,14 @@ _LEAST_ALPHA = 1e-6
 
 
 def unipc(
-    grid: Grid,
+    grid: NoiseGrid,
     prediction: str = "velocity",
     order: int = 2,
     solver_type: str = "bh2",
     disable_corrector: tuple[int, ...] = (),
     corrector: bool = True,
     lower_order_final: bool = True,
-) -> Plan:
+) -> SamplerPlan:
     """UniPC on the clean sample; FSVideo takes 30 steps (its solver is not stated, this is Wan's).
 
     Args:
@@ -63,12 +63,12 @@ def unipc(
         predict[i, 0], weights = _step(grid, i, used, solver_type, corrects=False)
         predict[i, 1 : 1 + len(weights)] = weights
     convert = data_columns(grid, prediction)
-    return plan_of(grid, convert, predict, correct=correct if corrector else None)
+    return make_plan(grid, convert, predict, correct=correct if corrector else None)
 
 
 def dpmpp_2m(
-    grid: Grid, prediction: str = "epsilon", lower_order_final: bool | None = None
-) -> Plan:
+    grid: NoiseGrid, prediction: str = "epsilon", lower_order_final: bool | None = None
+) -> SamplerPlan:
     """DPM-Solver++(2M) (Lu et al. 2022, alg. 2), the sampler of PixArt and Reducio-DiT.
 
     Args:
@@ -83,10 +83,10 @@ def dpmpp_2m(
         order = 1 if i == 0 or (lower_order_final and i == steps - 1) else 2
         predict[i, 0], weights = _step(grid, i, order, "bh2", corrects=False)
         predict[i, 1 : 1 + len(weights)] = weights
-    return plan_of(grid, data_columns(grid, prediction), predict)
+    return make_plan(grid, data_columns(grid, prediction), predict)
 
 
-def _step(grid: Grid, s: int, order: int, solver_type: str, corrects: bool):
+def _step(grid: NoiseGrid, s: int, order: int, solver_type: str, corrects: bool):
     """Weights of the step from level ``s`` to ``s + 1``.
 
     Returns:
@@ -135,6 +135,6 @@ def _slopes(points, h, phi, scale, order, corrects):
     return np.linalg.solve(powers[:-1, :-1], rights[:-1])
 
 
-def _log_ratio(grid: Grid) -> np.ndarray:
+def _log_ratio(grid: NoiseGrid) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return np.log(np.maximum(grid.alphas, _LEAST_ALPHA)) - np.log(grid.sigmas)

@@ -18,7 +18,7 @@ from vidlatent.diffusion.flow import (
 )
 from vidlatent.diffusion.vlb import diffusion_loss
 
-__all__ = ["Draw", "draw", "fixed_levels", "noised", "sample_loss"]
+__all__ = ["Draw", "add_noise", "draw", "fixed_levels", "sample_loss"]
 
 
 class Draw(NamedTuple):
@@ -52,10 +52,12 @@ def draw(
     if level is None:
         random = schedule.sample_sigma if isinstance(schedule, Flow) else schedule.sample_times
         level = random(of_level, batch)
-    return noised(schedule, x0, noise, level)
+    return add_noise(schedule, x0, noise, level)
 
 
-def noised(schedule: Flow | Diffusion, x0: jax.Array, noise: jax.Array, level: jax.Array) -> Draw:
+def add_noise(
+    schedule: Flow | Diffusion, x0: jax.Array, noise: jax.Array, level: jax.Array
+) -> Draw:
     """The batch ``x0`` with given noise (of its shape) at given levels ``[B]``."""
     if isinstance(schedule, Flow):
         return Draw(interpolate(x0, noise, level), network_time(level), level, noise)

@@ -17,22 +17,24 @@ from vidlatent.registry import did_you_mean
 
 __all__ = [
     "MASK_MODES",
+    "add_velocity_error",
     "apply_order",
-    "confidence",
-    "condition_mask",
     "deviate",
-    "deviated",
+    "draw_frame_order",
+    "draw_real_frames",
     "drop_frames",
-    "given_frames_mask",
-    "real_frames",
-    "shuffle_order",
+    "estimate_confidence",
+    "make_condition_mask",
+    "make_given_mask",
     "use_real_frames",
 ]
 
 MASK_MODES = ("confidence", "error")
 
 
-def deviated(z0: jax.Array, eps: jax.Array, v_hat: jax.Array, sigma: jax.Array) -> jax.Array:
+def add_velocity_error(
+    z0: jax.Array, eps: jax.Array, v_hat: jax.Array, sigma: jax.Array
+) -> jax.Array:
     """``eps - v_hat``, eq. 13: the clean latent plus the base model's error of velocity.
 
     The paper's form ``z0 + (z0_hat - z0) / sigma`` is the same number and divides by sigma; this
@@ -59,7 +61,7 @@ def deviate(base, z0: jax.Array, eps: jax.Array, sigma: jax.Array) -> dict[str, 
     """
     z = interpolate(z0, eps, sigma)
     v = jax.lax.stop_gradient(base(z, sigma)).astype(z.dtype)
-    tilde = deviated(z0, eps.astype(z.dtype), v, sigma)
+    tilde = add_velocity_error(z0, eps.astype(z.dtype), v, sigma)
     return {
         "z_sigma": z,
         "velocity": v,
@@ -68,7 +70,7 @@ def deviate(base, z0: jax.Array, eps: jax.Array, sigma: jax.Array) -> dict[str, 
     }
 
 
-def confidence(
+def estimate_confidence(
     first: jax.Array,
     upsampled: jax.Array,
     low: float = 0.2,
@@ -102,7 +104,7 @@ def confidence(
     return low + (high - low) * (trust if mode == "confidence" else 1.0 - trust)
 
 
-def condition_mask(value: jax.Array, frames: int, channels: int = 4) -> jax.Array:
+def make_condition_mask(value: jax.Array, frames: int, channels: int = 4) -> jax.Array:
     """The mask's channels: 1 in the first frame, ``value [B, 1, h, w, 1]`` in all others."""
     batch, _, height, width, _ = value.shape
     rest = jnp.broadcast_to(value, (batch, frames - 1, height, width, 1))
@@ -110,7 +112,7 @@ def condition_mask(value: jax.Array, frames: int, channels: int = 4) -> jax.Arra
     return jnp.broadcast_to(mask, (batch, frames, height, width, channels))
 
 
-def given_frames_mask(
+def make_given_mask(
     given: jax.Array, height: int, width: int, step: int = 4, channels: int = 4
 ) -> jax.Array:
     """Wan's mask of given pixel frames on the latent grid, ``[B, t, h, w, channels]``.
@@ -136,7 +138,7 @@ def given_frames_mask(
     return jnp.broadcast_to(mask, (batch, mask.shape[1], height, width, channels))
 
 
-def shuffle_order(
+def draw_frame_order(
     key: jax.Array,
     frames: int,
     rate: float = 0.5,
@@ -167,7 +169,7 @@ def apply_order(latent: jax.Array, order: jax.Array) -> jax.Array:
     return jax.vmap(lambda x, i: x[i])(latent, order)
 
 
-def real_frames(key: jax.Array, frames: int, rate: float = 0.2) -> jax.Array:
+def draw_real_frames(key: jax.Array, frames: int, rate: float = 0.2) -> jax.Array:
     """Which frames of one sample show the truth, ``[frames]`` bool; never frame 0.
 
     With ``rate``, between 1 and a quarter of the frames, uniform. The paper states neither.

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vidlatent.diffusion.grids import Grid
+from vidlatent.diffusion.grids import NoiseGrid
 from vidlatent.diffusion.prediction import data_weights
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
@@ -28,27 +28,27 @@ from vidlatent.registry import did_you_mean
 __all__ = [
     "VARIANCES",
     "Denoise",
-    "Plan",
     "Result",
-    "Row",
+    "SamplerPlan",
+    "StepWeights",
     "ancestral",
+    "apply_step",
     "data_columns",
     "ddim",
+    "draw_starting_noise",
     "euler",
     "fresh",
-    "plan_of",
+    "make_plan",
     "posterior_weights",
     "sample",
-    "starting_noise",
-    "step",
 ]
 
 Denoise = Callable[..., Any]
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 
-class Row(NamedTuple):
-    """The weights of a step; in a ``Plan`` each has a leading axis of ``N`` steps.
+class StepWeights(NamedTuple):
+    """The weights of a step; in a ``SamplerPlan`` each has a leading axis of ``N`` steps.
 
     Attributes:
       time: what the network is told.
@@ -68,7 +68,7 @@ class Row(NamedTuple):
     log_range: Any = None
 
 
-class Plan(NamedTuple):
+class SamplerPlan(NamedTuple):
     """A sampler with its steps: the grid and the weights.
 
     Attributes:
@@ -77,8 +77,8 @@ class Plan(NamedTuple):
       history: earlier m that are kept.
     """
 
-    grid: Grid
-    rows: Row
+    grid: NoiseGrid
+    rows: StepWeights
     history: int = 0
 
     @property
@@ -112,7 +112,7 @@ class Result(NamedTuple):
 
 
 def sample(
-    plan: Plan,
+    plan: SamplerPlan,
     denoise: Denoise,
     x: jax.Array,
     key: jax.Array | None = None,
@@ -157,7 +157,7 @@ def sample(
                 return denoise(x, t, index), None
             return denoise(x, t, index, state)
 
-        new, kept, past, state = step(row, evaluate, x, last, past, state, drawn)
+        new, kept, past, state = apply_step(row, evaluate, x, last, past, state, drawn)
         return (new, kept, past, state), (new if trajectory else None)
 
     rows = jax.tree.map(lambda a: jnp.asarray(a, dtype), plan.rows)
@@ -170,8 +170,8 @@ def sample(
     return Result(end, state, states)
 
 
-def step(
-    row: Row,
+def apply_step(
+    row: StepWeights,
     evaluate: Callable[..., tuple[Any, Any]],
     x: Any,
     last: Any,
@@ -211,22 +211,22 @@ def step(
     return new, last, past, state
 
 
-def starting_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def draw_starting_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal ``[B, ...]`` float32 from one key, or from ``[B]`` keys sample by sample."""
     if key.ndim == 0:
         return jax.random.normal(key, shape, jnp.float32)
     return jax.vmap(lambda k: jax.random.normal(k, shape[1:], jnp.float32))(key)
 
 
-def plan_of(
-    grid: Grid,
+def make_plan(
+    grid: NoiseGrid,
     convert: tuple[Any, Any],
     predict: Any,
     noise: Any = None,
     correct: Any = None,
     log_range: Any = None,
-) -> Plan:
-    """A ``Plan`` from columns of weights.
+) -> SamplerPlan:
+    """A ``SamplerPlan`` from columns of weights.
 
     Args:
       convert: two of ``[N]``.
@@ -237,7 +237,7 @@ def plan_of(
     convert = np.stack([np.broadcast_to(np.float64(c), (steps,)) for c in convert], axis=1)
     predict = np.asarray(predict, np.float64)
     noise = np.zeros(steps) if noise is None else np.asarray(noise, np.float64)
-    rows = Row(grid.times, convert, correct, predict, noise, log_range)
+    rows = StepWeights(grid.times, convert, correct, predict, noise, log_range)
     for weights in rows:
         if weights is not None and not np.all(np.isfinite(weights)):
             raise VidlatentError(
@@ -245,25 +245,25 @@ def plan_of(
                 "says nothing where no signal is left (choose prediction v or x0), and orders "
                 "above 1 end before level 0 (keep lower_order_final)."
             )
-    return Plan(grid, rows, predict.shape[1] - 2)
+    return SamplerPlan(grid, rows, predict.shape[1] - 2)
 
 
-def euler(grid: Grid, prediction: str = "velocity") -> Plan:
+def euler(grid: NoiseGrid, prediction: str = "velocity") -> SamplerPlan:
     """``x + (sigma' - sigma) v``, the sampler of FSVideo's refiner."""
     if prediction != "velocity":
         raise VidlatentError(f"sampler euler needs a velocity, not {prediction!r}: use ddim.")
     ahead = np.diff(grid.sigmas)
-    return plan_of(grid, (0.0, 1.0), np.stack([np.ones_like(ahead), ahead], axis=1))
+    return make_plan(grid, (0.0, 1.0), np.stack([np.ones_like(ahead), ahead], axis=1))
 
 
-def fresh(grid: Grid, prediction: str = "velocity") -> Plan:
+def fresh(grid: NoiseGrid, prediction: str = "velocity") -> SamplerPlan:
     """The clean sample, noised again to the next level: ``alpha' x0 + sigma' noise``."""
     convert = data_columns(grid, prediction)
     predict = np.stack([np.zeros(grid.steps), grid.alphas[1:]], axis=1)
-    return plan_of(grid, convert, predict, grid.sigmas[1:])
+    return make_plan(grid, convert, predict, grid.sigmas[1:])
 
 
-def ddim(grid: Grid, prediction: str = "epsilon", eta: float = 0.0) -> Plan:
+def ddim(grid: NoiseGrid, prediction: str = "epsilon", eta: float = 0.0) -> SamplerPlan:
     """DDIM (Song et al. 2021, eq. 12): ``alpha' x0 + sqrt(sigma'^2 - s^2) eps + s noise``.
 
     ``s = eta`` times the posterior's standard deviation; eta 0 is the Euler step of the flow
@@ -275,10 +275,12 @@ def ddim(grid: Grid, prediction: str = "epsilon", eta: float = 0.0) -> Plan:
     alpha, sigma, alpha_next, sigma_next = _ends(grid)
     kept = np.sqrt(np.maximum(sigma_next**2 - noise**2, 0.0)) / sigma
     predict = np.stack([kept, alpha_next - kept * alpha], axis=1)
-    return plan_of(grid, data_columns(grid, prediction), predict, noise)
+    return make_plan(grid, data_columns(grid, prediction), predict, noise)
 
 
-def ancestral(grid: Grid, prediction: str = "epsilon", variance: str = "fixed_small") -> Plan:
+def ancestral(
+    grid: NoiseGrid, prediction: str = "epsilon", variance: str = "fixed_small"
+) -> SamplerPlan:
     """DDPM's own chain (Ho et al. 2020, alg. 2) over the levels of the grid; no noise at the end.
 
     Args:
@@ -293,13 +295,13 @@ def ancestral(grid: Grid, prediction: str = "epsilon", variance: str = "fixed_sm
     moving = (grid.sigmas[1:] > 0).astype(np.float64)
     if variance != "learned_range":
         deviation = np.sqrt(small if variance == "fixed_small" else large)
-        return plan_of(grid, convert, predict, moving * deviation)
+        return make_plan(grid, convert, predict, moving * deviation)
     # The last step adds nothing; any finite range will do there.
     low, high = (np.log(np.where(moving > 0, value, 1.0)) for value in (small, large))
-    return plan_of(grid, convert, predict, moving, log_range=np.stack([low, high], axis=1))
+    return make_plan(grid, convert, predict, moving, log_range=np.stack([low, high], axis=1))
 
 
-def posterior_weights(grid: Grid) -> tuple[np.ndarray, ...]:
+def posterior_weights(grid: NoiseGrid) -> tuple[np.ndarray, ...]:
     """Of each step: weights of ``x`` and ``x0`` in the posterior's mean, its variance, and beta.
 
     ``q(x' | x, x0)`` for any ``alpha, sigma`` (DDPM eqs. 6-7 where their squares sum to 1).
@@ -312,14 +314,14 @@ def posterior_weights(grid: Grid) -> tuple[np.ndarray, ...]:
     return of_x, of_data, beta * (sigma_next / sigma) ** 2, beta
 
 
-def _ends(grid: Grid):
+def _ends(grid: NoiseGrid):
     return grid.alphas[:-1], grid.sigmas[:-1], grid.alphas[1:], grid.sigmas[1:]
 
 
-def data_columns(grid: Grid, prediction: str) -> tuple[np.ndarray, np.ndarray]:
+def data_columns(grid: NoiseGrid, prediction: str) -> tuple[np.ndarray, np.ndarray]:
     """``[N]`` weights of ``x`` and of the output in the clean sample.
 
-    Infinite where a prediction says nothing; ``plan_of`` refuses those.
+    Infinite where a prediction says nothing; ``make_plan`` refuses those.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         return data_weights(prediction, grid.alphas[:-1], grid.sigmas[:-1])

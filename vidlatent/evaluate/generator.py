@@ -17,7 +17,7 @@ from vidlatent.latents.inputs import Inputs
 from vidlatent.latents.space import Latents, generator_of, latents_of, restored_generator
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main
-from vidlatent.sample.grid import Grid
+from vidlatent.sample.grid import SampleGrid
 
 __all__ = ["evaluate_generator"]
 
@@ -49,7 +49,7 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
         )
         with Loaders(config, known.spec, workdir).validation() as loader:
             result = evaluate_loss(measure, restored.state, loader)
-            sheet = Grid(config, networks, mesh)(restored.state, loader)
+            sheet = SampleGrid(config, networks, mesh)(restored.state, loader)
             memory = None
             if config.eval.layer_memory:
                 given = inputs, model, networks, mesh, restored.state

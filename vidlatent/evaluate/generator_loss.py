@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from vidlatent.data.loader import Loader
 from vidlatent.diffusion import Diffusion, Flow, make_schedule
-from vidlatent.diffusion.objective import fixed_levels, noised, sample_loss
+from vidlatent.diffusion.objective import add_noise, fixed_levels, sample_loss
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.inputs import Inputs, absent
 from vidlatent.parallel.multihost import to_global
@@ -62,7 +62,7 @@ def loss_step(
             noise = jax.vmap(
                 lambda key: jax.random.normal(jax.random.fold_in(key, number), x0.shape[1:])
             )(keys)
-            drawn = noised(schedule, x0, noise, jnp.full(x0.shape[:1], levels[number]))
+            drawn = add_noise(schedule, x0, noise, jnp.full(x0.shape[:1], levels[number]))
             output = model.apply(
                 {"params": params}, drawn.x, drawn.time, conditions, drop=missing, method="denoise"
             )

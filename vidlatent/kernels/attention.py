@@ -24,11 +24,11 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from vidlatent.errors import VidlatentError
-from vidlatent.kernels.dispatch import Form, Names, choose, needs_manual
+from vidlatent.kernels.dispatch import KernelForm, Names, choose, needs_manual
 from vidlatent.parallel.sharding import split_axes, ways
 from vidlatent.spec import check_shape
 
-__all__ = ["attention", "attention_form", "over_queries"]
+__all__ = ["attention", "attention_form", "map_query_blocks"]
 
 _AUTO = {"tpu": "splash", "gpu": "cudnn", "default": "xla"}
 # Attention scores held at once by the plain form, in elements: 256 MiB of float32.
@@ -94,7 +94,7 @@ def attention_form(
     *,
     implementation: Names = "auto",
     platform: str | None = None,
-) -> Form:
+) -> KernelForm:
     """The form that ``attention`` takes for these queries, and why.
 
     Raises:
@@ -156,10 +156,12 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None) -> ja
     blocks = -(-batch * heads * queries * k.shape[1] // _SCORES)
     if blocks <= 1:
         return attend(q)
-    return over_queries(attend, q, blocks)
+    return map_query_blocks(attend, q, blocks)
 
 
-def over_queries(attend: Callable[[jax.Array], jax.Array], q: jax.Array, blocks: int) -> jax.Array:
+def map_query_blocks(
+    attend: Callable[[jax.Array], jax.Array], q: jax.Array, blocks: int
+) -> jax.Array:
     """``attend(q)`` for some of the queries ``[B, N, ...]`` at a time, in about ``blocks`` turns.
 
     A turn takes every so-manieth query. So the axis of the loop is none that a mesh splits, and

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vidlatent.errors import VidlatentError
-from vidlatent.kernels.dispatch import Names, pick, say_once, wanted
+from vidlatent.kernels.dispatch import Names, list_wanted, pick, say_once
 from vidlatent.spec import check_shape
 
 __all__ = ["DENSE_FORMS", "DEPTHWISE_FORMS", "conv3d", "conv_frames"]
@@ -175,7 +175,7 @@ def _chosen(
     """Whether a ``'dense'`` or ``'depthwise'`` kernel's form was named (not where only the other
     kind has that name), and the form."""
     known, other, auto = _KINDS[kind]
-    names = wanted("conv3d", implementation)
+    names = list_wanted("conv3d", implementation)
     own = tuple(name for name in names if name in known or name not in other)
     form = pick(f"conv3d ({kind})", own, known, auto, platform, lacks).name
     if names and not own:

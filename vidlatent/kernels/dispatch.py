@@ -23,16 +23,16 @@ from vidlatent.registry import did_you_mean
 
 __all__ = [
     "FORMS",
-    "Form",
+    "KernelForm",
     "Names",
     "choose",
     "current_platform",
+    "list_wanted",
     "needs_manual",
     "pick",
     "prefer",
     "say_once",
     "use_forms",
-    "wanted",
 ]
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ _PREFERRED: contextvars.ContextVar[Mapping[str, Names]] = contextvars.ContextVar
 _CONFIGURED: dict[str, Names] = {}
 
 
-class Form(NamedTuple):
+class KernelForm(NamedTuple):
     """A form and why it was taken."""
 
     name: str
@@ -112,7 +112,7 @@ def use_forms(settings: Mapping[str, str]) -> None:
     _CONFIGURED.update(settings)
 
 
-def wanted(kind: str, implementation: Names) -> tuple[str, ...]:
+def list_wanted(kind: str, implementation: Names) -> tuple[str, ...]:
     """The forms asked for, in order; none where that is ``'auto'`` and nobody has said more."""
     names = _split(implementation)
     return names or _split(_PREFERRED.get().get(kind, _CONFIGURED.get(kind, "auto")))
@@ -131,7 +131,7 @@ def choose(
     *,
     platform: str | None = None,
     lacks: Callable[[str], str] = lambda name: "",
-) -> Form:
+) -> KernelForm:
     """The form of a kernel to run, and why; what ``'auto'`` takes is logged once.
 
     Args:
@@ -145,7 +145,7 @@ def choose(
     Raises:
       VidlatentError: an unknown form, or none of those named can do it.
     """
-    return pick(kind, wanted(kind, implementation), FORMS[kind], auto, platform, lacks)
+    return pick(kind, list_wanted(kind, implementation), FORMS[kind], auto, platform, lacks)
 
 
 def pick(
@@ -155,8 +155,8 @@ def pick(
     auto: Mapping[str, str],
     platform: str | None = None,
     lacks: Callable[[str], str] = lambda name: "",
-) -> Form:
-    """As ``choose``, of the forms ``known``, where ``wanted`` has been asked."""
+) -> KernelForm:
+    """As ``choose``, of the forms ``known``, where ``list_wanted`` has been asked."""
     for name in names:
         if name not in known:
             hint = did_you_mean(name, ("auto", *known))
@@ -170,7 +170,7 @@ def pick(
             why = "; ".join(reasons) or "asked for"
             if reasons:
                 say_once(f"{kind}: {why}; {name!r} runs instead")
-            return Form(name, why)
+            return KernelForm(name, why)
         reasons.append(f"{name!r} {reason}")
     raise VidlatentError(f"{kind} form {'; '.join(reasons)}: take {known[0]!r} or 'auto'.")
 
@@ -181,15 +181,15 @@ def _automatic(
     auto: Mapping[str, str],
     platform: str,
     lacks: Callable[[str], str],
-) -> Form:
+) -> KernelForm:
     name = auto.get(platform, auto["default"])
     reason = lacks(name)
     if reason:
-        form = Form(plain, f"{name!r} {reason}")
+        form = KernelForm(plain, f"{name!r} {reason}")
     elif platform in auto:
-        form = Form(name, f"the usual form on {platform}")
+        form = KernelForm(name, f"the usual form on {platform}")
     else:
-        form = Form(name, f"no other is made for {platform}")
+        form = KernelForm(name, f"no other is made for {platform}")
     # On CPUs there is little to explain, and a line a kernel would be in every run's log.
     level = logging.DEBUG if platform == "cpu" else logging.INFO
     say_once(f"{kind} on {platform}: {form.name!r}, {form.why}", level)

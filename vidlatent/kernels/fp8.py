@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["DTYPE", "Quantised", "fp8_product", "quantised"]
+__all__ = ["DTYPE", "Fp8Matrix", "fp8_product", "quantise_fp8"]
 
 DTYPE = jnp.float8_e4m3fn
 _LARGEST = float(jnp.finfo(DTYPE).max)
 
 
-class Quantised(NamedTuple):
+class Fp8Matrix(NamedTuple):
     """``value * scale`` is the matrix; ``scale`` float32 with the matrix's leading axes kept.
 
     A scale has the 8 bits of a bfloat16.
@@ -32,7 +32,7 @@ class Quantised(NamedTuple):
     scale: jax.Array
 
 
-def quantised(x: jax.Array, axes: tuple[int, ...] | None = None) -> Quantised:
+def quantise_fp8(x: jax.Array, axes: tuple[int, ...] | None = None) -> Fp8Matrix:
     """Round to 8 bits with one scale over ``axes`` (None: all), such that nothing overflows."""
     h = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(h), axis=axes, keepdims=axes is not None)
@@ -40,17 +40,17 @@ def quantised(x: jax.Array, axes: tuple[int, ...] | None = None) -> Quantised:
     # Not by two casts, which XLA may take out of a program as excess precision.
     scale = lax.reduce_precision(scale, exponent_bits=8, mantissa_bits=7)
     value = jnp.clip(h / scale, -_LARGEST, _LARGEST).astype(DTYPE)
-    return Quantised(value, scale if axes is None else jnp.squeeze(scale, axes))
+    return Fp8Matrix(value, scale if axes is None else jnp.squeeze(scale, axes))
 
 
-def fp8_product(x: jax.Array, kernel: Quantised, dtype: jnp.dtype) -> jax.Array:
+def fp8_product(x: jax.Array, kernel: Fp8Matrix, dtype: jnp.dtype) -> jax.Array:
     """``x @ kernel`` with ``x`` ``[..., I]`` rounded to 8 bits, kernel ``[I, O]``.
 
     Returns:
       ``[..., O]`` in ``dtype``, from sums that the hardware keeps longer than 8 bits. There is no
       gradient to speak of: for sampling only.
     """
-    mine = quantised(lax.stop_gradient(x))
+    mine = quantise_fp8(lax.stop_gradient(x))
     left = mine.value.astype(dtype) * mine.scale.astype(dtype)
     right = kernel.value.astype(dtype) * kernel.scale.astype(dtype)
     return jnp.dot(left, right, preferred_element_type=dtype)

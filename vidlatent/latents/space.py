@@ -18,7 +18,7 @@ from vidlatent import config as configs
 from vidlatent.data.latent_set import read_header
 from vidlatent.errors import VidlatentError
 from vidlatent.models.generators import build_generator
-from vidlatent.models.generators.fp8_weights import in_fp8, is_large
+from vidlatent.models.generators.fp8_weights import cast_to_fp8, is_large
 from vidlatent.models.load import compute_dtype, model_of, restored_onto, spec_in_chunks
 from vidlatent.parallel.multihost import is_main
 from vidlatent.parallel.sharding import path_name
@@ -244,7 +244,7 @@ def abstract_at_rest(model: Any, fp8: bool = False) -> Any:
     float32 (norms, modulations, time, routers) and what is small stays as it was trained.
 
     Args:
-      fp8: as ``in_fp8`` makes them of these (``config.sampler.fp8``).
+      fp8: as ``cast_to_fp8`` makes them of these (``config.sampler.fp8``).
     """
 
     def rest(path, leaf):
@@ -252,7 +252,7 @@ def abstract_at_rest(model: Any, fp8: bool = False) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, dtype)
 
     held = jax.tree_util.tree_map_with_path(rest, abstract_generator(model))
-    return jax.eval_shape(in_fp8, held) if fp8 else held
+    return jax.eval_shape(cast_to_fp8, held) if fp8 else held
 
 
 def restored_generator(config: ConfigDict, workdir: Path, model: Any, mesh: Mesh, step: int) -> Any:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vidlatent.kernels.fp8 import Quantised, fp8_product
+from vidlatent.kernels.fp8 import Fp8Matrix, fp8_product
 from vidlatent.parallel.sharding import gathered
 
 __all__ = [
@@ -72,7 +72,7 @@ class Linear(nn.Module):
         kernel = self.param("kernel", lambda key: self.init(key, shape).reshape(shape[0], *axes))
         if self.has_variable("params", "kernel_scale"):
             scale = self.get_variable("params", "kernel_scale")
-            y = fp8_product(x, Quantised(kernel.reshape(shape), scale), self.dtype)
+            y = fp8_product(x, Fp8Matrix(kernel.reshape(shape), scale), self.dtype)
         else:
             kernel = kernel.astype(self.dtype)
             # A time embedding [B, I] is smaller than the kernel, so there XLA moves it instead.

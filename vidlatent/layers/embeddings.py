@@ -1,6 +1,6 @@
-"""Small trainable conditions: class labels, and texts of hashed words or bytes.
+"""Class labels as a vector or as a few tokens, with a learned one for no class.
 
-Neither needs a download. Both learn what stands for no condition, for classifier-free guidance.
+The latter serves classifier-free guidance (Ho & Salimans 2022).
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vidlatent.errors import VidlatentError
 from vidlatent.spec import check_shape
 
-__all__ = ["LabelEmbedding", "LabelTokens", "TextEmbedding"]
-
-_normal = nn.initializers.normal(0.02)
+__all__ = ["LabelEmbedding", "LabelTokens"]
 
 
 class LabelEmbedding(nn.Module):
@@ -67,48 +64,3 @@ class LabelTokens(nn.Module):
             self.classes, self.count * self.width, 1.0, self.dtype, name="tokens"
         )
         return embedding(labels, drop).reshape(-1, self.count, self.width)
-
-
-class TextEmbedding(nn.Module):
-    """A vector for each token plus one for its place.
-
-    Token 0 is padding. At the first place it is learned and seen like any other token, so a
-    dropped or empty text is one token long and attention always has something to read.
-
-    Attributes:
-      vocab: tokens are below it (``data.text.tokens``: the buckets of words, or 257 for bytes).
-      width: of the vectors.
-      length: longest text in tokens.
-    """
-
-    vocab: int
-    width: int
-    length: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, tokens: jax.Array, mask: jax.Array, drop: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """States ``[B, N, D]``, zero at padding, and their mask ``[B, N]`` int32.
-
-        Args:
-          tokens, mask: ``[B, N]``.
-          drop: ``[B]``, true for texts to leave out.
-
-        Raises:
-          VidlatentError: texts longer than ``length``.
-        """
-        count = check_shape(tokens, "B N")["N"]
-        if count > self.length:
-            raise VidlatentError(
-                f"texts of {count} tokens exceed the embedder's length {self.length}: cut them."
-            )
-        words = self.param("embedding", _normal, (self.vocab, self.width), jnp.float32)
-        places = self.param("places", _normal, (self.length, self.width), jnp.float32)
-        if drop is not None:
-            mask = jnp.where(drop[:, None], 0, mask)
-        tokens = jnp.where(mask > 0, tokens, 0)
-        mask = jnp.int32(mask).at[:, 0].set(1)
-        states = (jnp.take(words, tokens, axis=0) + places[:count]) * mask[..., None]
-        return states.astype(self.dtype), mask

@@ -25,7 +25,7 @@ __all__ = [
     "LayerNorm",
     "apply_affine",
     "group_affine",
-    "modulated",
+    "modulate",
 ]
 
 # Scale and shift, float32, broadcastable to [B, T, H, W, C].
@@ -35,7 +35,7 @@ _KINDS = ("rms", "std_no_shift", "group")
 _AXES = {"hw": (2, 3), "thw": (1, 2, 3)}
 
 
-def modulated(x: jax.Array, scale: jax.Array, shift: jax.Array, eps: float = 1e-6) -> jax.Array:
+def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array, eps: float = 1e-6) -> jax.Array:
     """``layer_norm(x) * (1 + scale) + shift`` float32; scale and shift are ``[B, 1, D]``."""
     return layer_norm(x, eps) * (1 + scale) + shift
 

@@ -19,9 +19,9 @@ from vidlatent.kernels.qk_norm_rope import rotate
 __all__ = [
     "BASE",
     "axis_sizes",
+    "axis_sizes_cogvideox",
     "chunk_places",
-    "eighths",
-    "fitted_places",
+    "fit_places",
     "frequencies",
     "interleaved_sincos",
     "rope_tables",
@@ -107,7 +107,7 @@ def axis_sizes(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * side, side, side
 
 
-def eighths(head_dim: int) -> tuple[int, int, int]:
+def axis_sizes_cogvideox(head_dim: int) -> tuple[int, int, int]:
     """As ``axis_sizes``, in CogVideoX's shares of two, three and three eighths."""
     if head_dim % 16:
         raise VidlatentError(
@@ -117,7 +117,7 @@ def eighths(head_dim: int) -> tuple[int, int, int]:
     return head_dim // 4, 3 * head_dim // 8, 3 * head_dim // 8
 
 
-def fitted_places(
+def fit_places(
     grid: tuple[int, int, int], plane: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Places of a grid whose frame is laid into the middle of ``plane`` (CogVideoX 1.0).

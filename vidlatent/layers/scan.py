@@ -9,12 +9,12 @@ import flax.linen as nn
 import jax
 from jax import lax
 
-__all__ = ["run_stacked", "stacked"]
+__all__ = ["run_stacked", "stack_params"]
 
 Params = Any
 
 
-def stacked(
+def stack_params(
     module: nn.Module, name: str, init: Callable[[jax.Array], Params], depth: int
 ) -> Params:
     """The parameter ``name``: ``depth`` blocks, each drawn for itself by ``init(key)``.

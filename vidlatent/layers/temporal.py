@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from vidlatent.errors import VidlatentError
 from vidlatent.kernels.conv3d import conv3d, conv_frames
 
-__all__ = ["TimeRule", "View", "convolve", "merge_taps", "shifted_frames", "view_frames"]
+__all__ = ["TimeRule", "View", "convolve", "merge_taps", "shift_frames", "view_frames"]
 
 # Either frames with their temporal padding [B, pad + T + pad, H, W, C], or one array per tap (None
 # for a tap that meets zeros alone).
@@ -85,7 +85,7 @@ def _next_frames(x: jax.Array, rule: TimeRule, first: bool) -> jax.Array:
     return jnp.where(ends[None, :, None, None, None], rule.border_after(x), after)
 
 
-def shifted_frames(
+def shift_frames(
     x: jax.Array, cache: jax.Array | None, rule: TimeRule
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array | None]:
     """Left neighbour, frame and right neighbour of every frame, and the new cache.
@@ -136,7 +136,7 @@ def view_frames(
     if rule.kind == "centred":
         ends = rule.border(x[:, :1]), rule.border_after(x[:, -1:])
         return jnp.concatenate([ends[0], x, ends[1]], axis=1), None
-    (left, _, right), cache = shifted_frames(x, cache, rule)
+    (left, _, right), cache = shift_frames(x, cache, rule)
     if rule.group == 1 and not rule.replicates_after:
         right = None
     return (left, x, right), cache

@@ -22,11 +22,11 @@ from vidlatent.models.pretrained import NETWORKS, network_apply, network_shapes
 from vidlatent.models.pretrained.resize import resize
 
 __all__ = [
-    "align",
     "cosine_distance",
+    "normalise",
     "pool_frames",
+    "project_to_features",
     "relation_distance",
-    "unit",
     "vf_term",
     "video_features",
     "video_vf",
@@ -63,7 +63,7 @@ def pool_frames(features: jax.Array, latents: int, first_alone: bool = True) -> 
     return jnp.concatenate([features[:, :alone], rest.mean(axis=2)], axis=1)
 
 
-def align(latent: jax.Array, kernel: jax.Array, grid: tuple[int, int]) -> jax.Array:
+def project_to_features(latent: jax.Array, kernel: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """Latents ``[B, t, h, w, c]`` on the features' grid and channels, ``[B, t, *grid, C]``.
 
     The resize is bilinear with pixel centres at halves. Both maps are linear, so the order is
@@ -76,7 +76,7 @@ def align(latent: jax.Array, kernel: jax.Array, grid: tuple[int, int]) -> jax.Ar
     return jnp.einsum("bthwc,cd->bthwd", resized, kernel, precision=_EXACT)
 
 
-def unit(x: jax.Array) -> jax.Array:
+def normalise(x: jax.Array) -> jax.Array:
     """``x / max(|x|, 1e-12)`` along the last axis, float32."""
     x = x.astype(jnp.float32)
     square = jnp.square(x).sum(axis=-1, keepdims=True)
@@ -175,10 +175,10 @@ def video_vf(
       cosine_margin, distance_margin: m1 and m2.
       rows: of the blocks of eq. 3.
     """
-    aligned = align(latent, kernel, features.shape[2:4])
+    aligned = project_to_features(latent, kernel, features.shape[2:4])
     batch, width = aligned.shape[0], aligned.shape[-1]
-    z = unit(aligned).reshape(batch, -1, width)
-    f = unit(lax.stop_gradient(features)).reshape(batch, -1, width)
+    z = normalise(aligned).reshape(batch, -1, width)
+    f = normalise(lax.stop_gradient(features)).reshape(batch, -1, width)
     near = cosine_distance(z, f, cosine_margin)
     alike = relation_distance(z, f, distance_margin, rows)
     return mean_over_samples(near, mask), mean_over_samples(alike, mask)

@@ -21,7 +21,7 @@ from vidlatent.latents.space import (
     latents_of,
     tokenizer_config,
 )
-from vidlatent.models.generators.fp8_weights import in_fp8
+from vidlatent.models.generators.fp8_weights import cast_to_fp8
 from vidlatent.models.load import abstract_params, model_of, spec_in_chunks
 from vidlatent.parallel.sharding import batch_sharding, replicated, shardings
 from vidlatent.plan.program import Program, check_batch, format_size
@@ -153,7 +153,7 @@ class _Sampling:
             params = model.init(key, noisy, time, nothing, method="denoise")["params"]
             held = abstract_at_rest(model)
             params = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, held)
-            return in_fp8(params) if fp8 else params
+            return cast_to_fp8(params) if fp8 else params
 
         shares = (where, *(self._whole for _ in rest))
         return Program(

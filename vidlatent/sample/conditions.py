@@ -17,7 +17,7 @@ from vidlatent.latents.inputs import null_text_of, text_states
 from vidlatent.models.load import compute_dtype
 from vidlatent.parallel.mesh import local_mesh
 
-__all__ = ["Pictures", "Stills", "Texts"]
+__all__ = ["ContentEncoder", "ImageEncoder", "TextEncoder"]
 
 
 class _Encoder:
@@ -44,7 +44,7 @@ class _Encoder:
         return self._loaded
 
 
-class Texts(_Encoder):
+class TextEncoder(_Encoder):
     """``texts -> {'text': ..., 'null_text': ...}`` as ``denoise`` takes them.
 
     The second is ``config.sampler.guidance.negative``; where that is empty the empty text or
@@ -74,7 +74,7 @@ class Texts(_Encoder):
         return found
 
 
-class Pictures(_Encoder):
+class ImageEncoder(_Encoder):
     """uint8 ``[B, H, W, 3]`` -> semantic tokens ``[B, I, D]``."""
 
     key, kind = "image", ImageTokens
@@ -85,7 +85,7 @@ class Pictures(_Encoder):
             return encoder(pictures)
 
 
-class Stills(Pictures):
+class ContentEncoder(ImageEncoder):
     """uint8 ``[B, H, W, 3]`` -> latents ``[B, H / 8, W / 8, 4]`` of an image autoencoder, means."""
 
     key, kind = "content", ContentLatents

@@ -31,12 +31,12 @@ from vidlatent.parallel.multihost import to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
 from vidlatent.sample.sampler import LatentSampler
 
-__all__ = ["Grid", "codec_of", "content_frames", "one_device"]
+__all__ = ["SampleGrid", "load_tokenizer_codec", "pick_content_frames", "use_one_device"]
 
 _LOOKED_AT = 8  # batches among which the longest clips are chosen
 
 
-class Grid:
+class SampleGrid:
     """``(params, validation loader) -> PNG`` of ``config.sample.grid`` samples; b'' for none.
 
     Clips and seeds are the same at every call. Samples are decoded if the config names the
@@ -117,16 +117,16 @@ class Grid:
         return {"title": title or "sample", **seen}
 
     def _decoded(self, latent: np.ndarray, clip: Mapping[str, Any]) -> np.ndarray:
-        with one_device():
+        with use_one_device():
             if self._codec is None:
-                self._codec = codec_of(self._config, self._latents)
+                self._codec = load_tokenizer_codec(self._config, self._latents)
             content = clip["content"]
             if content is None and clip["video"] is not None:
-                content = content_frames(self._codec, clip["video"])
+                content = pick_content_frames(self._codec, clip["video"])
             return self._codec.decode(latent, content=content)
 
 
-def content_frames(codec: Codec, video: np.ndarray) -> np.ndarray | None:
+def pick_content_frames(codec: Codec, video: np.ndarray) -> np.ndarray | None:
     """The frames of ``video`` ``[T, H, W, 3]`` that the decoder looks at; None for none."""
     model = codec.model
     if not (hasattr(model, "takes_condition") and model.takes_condition):
@@ -136,13 +136,13 @@ def content_frames(codec: Codec, video: np.ndarray) -> np.ndarray | None:
     return video[:1]
 
 
-def one_device() -> Any:
+def use_one_device() -> Any:
     """The first local device alone as the mesh, within ``with``."""
     sizes = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
     return jax.set_mesh(make_mesh(sizes, jax.local_devices()[:1]))
 
 
-def codec_of(config: ConfigDict, latents: Latents) -> Codec:
+def load_tokenizer_codec(config: ConfigDict, latents: Latents) -> Codec:
     """The tokenizer of ``config.tokenizer``.
 
     Raises:

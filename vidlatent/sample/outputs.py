@@ -8,12 +8,12 @@ from ml_collections import ConfigDict
 
 from vidlatent.config import config_hash
 
-__all__ = ["settings", "video_name"]
+__all__ = ["collect_settings", "name_video"]
 
 _LONGEST, _VBENCH_LONGEST = 200, 240  # bytes of a file name, its ending excluded
 
 
-def video_name(prompt: str, number: int, taken: set[str], *, vbench: bool = False) -> str:
+def name_video(prompt: str, number: int, taken: set[str], *, vbench: bool = False) -> str:
     """A file name for video ``number`` of a prompt; adds it to ``taken``.
 
     As VBench's scripts look for it, ``<prompt>-<number>.mp4`` with the prompt as it is (slashes,
@@ -33,7 +33,7 @@ def video_name(prompt: str, number: int, taken: set[str], *, vbench: bool = Fals
     return name
 
 
-def settings(config: ConfigDict, **more: Any) -> dict[str, Any]:
+def collect_settings(config: ConfigDict, **more: Any) -> dict[str, Any]:
     """Everything that decides what was generated, fit for JSON."""
     return {
         "system": config.name,

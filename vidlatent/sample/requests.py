@@ -10,7 +10,7 @@ from pathlib import Path
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
 
-__all__ = ["Request", "class_of", "read_prompts", "requests_of"]
+__all__ = ["Request", "find_class", "make_requests", "read_prompts"]
 
 _KEYS = ("prompt", "seed", "image")
 # Videos of a prompt for each that other prompts get: VBench looks at those alone that hardly move.
@@ -88,7 +88,7 @@ def _parsed(line: str, where: str) -> dict[str, object]:
     return row
 
 
-def class_of(prompt: str, names: Sequence[str], classes: int) -> int:
+def find_class(prompt: str, names: Sequence[str], classes: int) -> int:
     """The class that a prompt names, by name (whatever its case) or by number.
 
     Raises:
@@ -104,7 +104,7 @@ def class_of(prompt: str, names: Sequence[str], classes: int) -> int:
     raise VidlatentError(f"there is no class {prompt!r}: {did_you_mean(prompt, known)}")
 
 
-def requests_of(
+def make_requests(
     rows: Sequence[dict[str, object]],
     *,
     count: int,
@@ -130,7 +130,7 @@ def requests_of(
         first = int(str(row["seed"])) if "seed" in row else seed + place
         label = -1
         if label_names is not None and prompt:
-            label = class_of(prompt, label_names, classes)
+            label = find_class(prompt, label_names, classes)
             prompt = label_names[label] if label < len(label_names) else prompt
         image = str(row["image"]) if "image" in row else ""
         for number in range(videos):

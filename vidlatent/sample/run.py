@@ -29,13 +29,13 @@ from vidlatent.latents.space import Latents, generator_of, restored_generator
 from vidlatent.media.pictures import read_picture
 from vidlatent.media.sheets import contact_sheet, pick_frames
 from vidlatent.media.write import VideoWriter
-from vidlatent.models.generators.fp8_weights import in_fp8
+from vidlatent.models.generators.fp8_weights import cast_to_fp8
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.multihost import is_main
-from vidlatent.sample.conditions import Pictures, Stills, Texts
-from vidlatent.sample.grid import codec_of, one_device
-from vidlatent.sample.outputs import settings, video_name
-from vidlatent.sample.requests import Request, read_prompts, requests_of
+from vidlatent.sample.conditions import ContentEncoder, ImageEncoder, TextEncoder
+from vidlatent.sample.grid import load_tokenizer_codec, use_one_device
+from vidlatent.sample.outputs import collect_settings, name_video
+from vidlatent.sample.requests import Request, make_requests, read_prompts
 from vidlatent.sample.sampler import LatentSampler, latent_psnr
 
 __all__ = ["Generator", "generate_videos"]
@@ -81,14 +81,14 @@ class Generator:
         if config.sampler.fp8:
             self._exact = params  # until the first batch has been compared
             with jax.set_mesh(mesh):
-                self.params = jax.jit(in_fp8)(params)
+                self.params = jax.jit(cast_to_fp8)(params)
         self.codec: Codec | None = None
         if config.tokenizer.path:
-            with one_device():
-                self.codec = codec_of(config, latents)
-        self._semantic, self._stills = Pictures(config), Stills(config)
+            with use_one_device():
+                self.codec = load_tokenizer_codec(config, latents)
+        self._semantic, self._stills = ImageEncoder(config), ContentEncoder(config)
         if "text" in self.model.reads:
-            self._texts = Texts(config, self.model.text_length)
+            self._texts = TextEncoder(config, self.model.text_length)
         self._pictures: dict[str, np.ndarray] = {}
 
     @classmethod
@@ -150,7 +150,7 @@ class Generator:
             raise VidlatentError(
                 "this generator reads texts: give --prompt='...' or --prompts=file.txt."
             )
-        return requests_of(
+        return make_requests(
             rows or [{"prompt": ""}], count=count, seed=seed, label_names=names, classes=classes
         )
 
@@ -226,7 +226,7 @@ class Generator:
 
     def _first(self, picture: np.ndarray) -> np.ndarray:
         padded = self._padded(picture)
-        with one_device():
+        with use_one_device():
             latent = self._tokenizer().encode(padded[None]).latent[:1]
         return np.asarray(self.known.standardised(latent))
 
@@ -278,7 +278,7 @@ class Generator:
             content = np.stack([picture] * (clips if several else 1))
         pieces = codec.decode_stream([latent], self.size[0], self.size[1:], content)
         while True:
-            with one_device():
+            with use_one_device():
                 piece = next(pieces, None)
             if piece is None:
                 return
@@ -337,7 +337,7 @@ def _write_all(generator: Generator, requests: Sequence[Request], folder: Path) 
             continue
         start = time.perf_counter()
         names = taken.setdefault(request.folder, set())
-        name = video_name(request.prompt, request.number, names, vbench=config.sample.vbench)
+        name = name_video(request.prompt, request.number, names, vbench=config.sample.vbench)
         name = str(Path(request.folder, name))
         shown = _write(generator.decode(request, latent), folder / name, fps, picks)
         decoding += time.perf_counter() - start
@@ -348,7 +348,7 @@ def _write_all(generator: Generator, requests: Sequence[Request], folder: Path) 
     if not is_main():
         return 0
     total = time.perf_counter() - began
-    about = settings(
+    about = collect_settings(
         config,
         step=generator.step,
         latents=generator.known.spec.to_json(),

@@ -17,14 +17,14 @@ from absl import logging
 from vidlatent.diffusion import (
     Diffusion,
     Flow,
+    draw_starting_noise,
     make_sampler,
     make_schedule,
     sample,
     sampler_options,
-    starting_noise,
 )
-from vidlatent.diffusion.caching import CacheRule, cached
-from vidlatent.diffusion.guidance import evaluations, guidance_scales, guided, guided_together
+from vidlatent.diffusion.caching import CacheRule, cache_denoiser
+from vidlatent.diffusion.guidance import count_evaluations, guidance_scales, guide, guide_batched
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.inputs import absent
 from vidlatent.parallel.multihost import to_global
@@ -75,7 +75,7 @@ class LatentSampler:
         else:
             self.scales = np.ones((self.plan.nfe, 0))
         self.drops = self._branches()
-        self.nfe = evaluations(self.scales)
+        self.nfe = count_evaluations(self.scales)
         self._compiled: Any = None
 
     def _check_variance(self, schedule: Flow | Diffusion) -> None:
@@ -135,11 +135,11 @@ class LatentSampler:
         """The same as a traceable function of arrays."""
         keys = jax.vmap(jax.random.key)(seeds)
         starts, steps = (jax.vmap(lambda k, n=n: jax.random.fold_in(k, n))(keys) for n in (0, 1))
-        x = starting_noise(starts, (len(seeds), *self.shape))
+        x = draw_starting_noise(starts, (len(seeds), *self.shape))
         denoise, state = self.denoiser(params, conditions, len(seeds)), None
         if self._cache["threshold"]:
             rule = CacheRule(**self._cache, steps=self.plan.nfe)
-            denoise, state = cached(denoise, lambda x, t, index: x, rule, x)
+            denoise, state = cache_denoiser(denoise, lambda x, t, index: x, rule, x)
         return sample(self.plan, denoise, x, steps, state=state).x
 
     def denoiser(self, params: Any, conditions: Mapping[str, Any], batch: int) -> Any:
@@ -163,11 +163,11 @@ class LatentSampler:
         how = {"rescale": self._guidance["rescale"], "channels": channels}
         if len(branches) == 1 or not self._guidance["batched"]:
             branches = [with_cache(branch) for branch in branches]
-            return guided(network, branches, self.scales, batched=False, **how)
+            return guide(network, branches, self.scales, batched=False, **how)
         together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *branches)
         alone = bool(np.any(np.all(self.scales == 1.0, axis=1)))
         positive = with_cache(branches[-1]) if alone else None
-        return guided_together(network, with_cache(together), positive, self.scales, **how)
+        return guide_batched(network, with_cache(together), positive, self.scales, **how)
 
     def _branch(
         self, conditions: Mapping[str, Any], dropped: Sequence[str], batch: int

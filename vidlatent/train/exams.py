@@ -23,7 +23,7 @@ from vidlatent.evaluate.tokenizer import Evaluation, compile_eval_step, evaluate
 from vidlatent.evaluate.tokenizer_report import pictures_sheet, write_evaluation
 from vidlatent.metrics import make_metrics
 from vidlatent.parallel.multihost import is_main
-from vidlatent.sample.grid import Grid
+from vidlatent.sample.grid import SampleGrid
 from vidlatent.train.tasks.base import Step
 
 __all__ = ["Exam", "GeneratorExam", "TokenizerExam"]
@@ -84,7 +84,7 @@ class GeneratorExam:
         self._step = compile_loss_step(
             step_fns.eval_step, step_fns.arrays, networks, mesh, run.state["ema"]
         )
-        self._grid = Grid(run.config, networks, mesh)
+        self._grid = SampleGrid(run.config, networks, mesh)
         self._sheet = b""
 
     def __call__(self, run: Any) -> GeneratorScores:

@@ -9,7 +9,7 @@ from tests.helpers.generator_nets import KINDS, array, build, inputs, parameters
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.space import abstract_at_rest
 from vidlatent.models.generators import GENERATORS
-from vidlatent.models.generators.fp8_weights import in_fp8
+from vidlatent.models.generators.fp8_weights import cast_to_fp8
 from vidlatent.models.generators.wan.model import WanDiT
 from vidlatent.weights.importer import export_params, import_params
 from vidlatent.weights.tables import TABLES
@@ -186,7 +186,7 @@ def test_large_kernels_may_rest_in_the_type_of_products(network):
 
 def test_products_in_eight_bits_err_by_a_few_percent(network):
     model, params, given, run = network
-    eighth = in_fp8(params)
+    eighth = cast_to_fp8(params)
     leaves = jax.tree.leaves(eighth["blocks"])
     large = [leaf for leaf in leaves if leaf.dtype == jnp.float8_e4m3fn]
     scales = [leaf for leaf in leaves if leaf.ndim == 1]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.wan_nets import QUICK, drawn, net, running
-from vidlatent.models.generators.conditions import first_frame_given, padded_text
+from vidlatent.models.generators.conditions import mark_first_frame, pad_text
 
 GRID = (2, 2, 3)
 
@@ -55,8 +55,8 @@ def labels():
 def test_names_are_places_in_the_call(texts):
     model, params, (noisy, time, conditions), run = texts
     assert model.reads == ("text", "image", "first") and not model.learned_variance
-    text = padded_text(conditions["text"]["states"], conditions["text"]["length"], 5)
-    latent = jnp.concatenate([noisy, first_frame_given(conditions["first"], 2, 1)], axis=-1)
+    text = pad_text(conditions["text"]["states"], conditions["text"]["length"], 5)
+    latent = jnp.concatenate([noisy, mark_first_frame(conditions["first"], 2, 1)], axis=-1)
     call = {"latent": latent, "time": time, "text": text, "image": conditions["image"]}
     want = running(model)(params, call)
     found = run(params, noisy, time, conditions)
@@ -94,7 +94,7 @@ def test_what_is_cache_is_not_read_again(texts, labels):
 
 def test_given_frames_in_place_of_the_first(labels):
     _, params, (noisy, time, conditions), run = labels
-    given = first_frame_given(conditions["first"], 2, 1)
+    given = mark_first_frame(conditions["first"], 2, 1)
     rest = {"label": conditions["label"], "image": conditions["image"]}
     found = run(params, noisy, time, {**rest, "given": given})
     np.testing.assert_allclose(found, run(params, noisy, time, conditions), atol=1e-5)

@@ -14,7 +14,7 @@ from vidlatent.models.generators.wan.layer_memory import (
     Stack,
     last_bias,
     mix,
-    padded_routers,
+    pad_routers,
     router_weights,
 )
 
@@ -144,7 +144,7 @@ def test_options_of_the_memory_in_all_forms():
         if form == "unrolled":
             return jnp.sum(jnp.sin(stack.unrolled(params, routers, x, shared)[0]))
         run = getattr(stack, form)
-        return jnp.sum(jnp.sin(run(params, padded_routers(routers, width), x, shared)))
+        return jnp.sum(jnp.sin(run(params, pad_routers(routers, width), x, shared)))
 
     run = jax.jit(jax.value_and_grad(value), static_argnums=1, compiler_options=QUICK)
     tree = params, routers, x, shared
@@ -245,7 +245,7 @@ def test_gradient_by_differences():
         def value(tree):
             params, routers, x, shared = tree
             return jnp.sum(
-                jnp.sin(stack.recomputed(params, padded_routers(routers, width), x, shared))
+                jnp.sin(stack.recomputed(params, pad_routers(routers, width), x, shared))
             )
 
         grads = jax.jit(jax.grad(value))(tree)

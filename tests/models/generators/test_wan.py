@@ -11,9 +11,9 @@ from vidlatent.layers.patches import from_patches, to_patches
 from vidlatent.layers.positions import axis_sizes, rope_tables, rotate_pairs
 from vidlatent.models.generators import build_generator
 from vidlatent.models.generators.conditions import (
-    first_frame_given,
-    frame_mask,
-    padded_text,
+    make_frame_mask,
+    mark_first_frame,
+    pad_text,
 )
 from vidlatent.models.generators.wan.names import fields_from_original
 
@@ -76,13 +76,13 @@ def test_padding_of_the_text_is_attended_to(plain):
     _, params, given, run = plain
     lengths = jnp.array([3, 3])
     noise = given["text"].at[:, 3:].add(5.0)
-    padded = run(params, {**given, "text": padded_text(given["text"], lengths, 5)})
-    again = run(params, {**given, "text": padded_text(noise, lengths, 5)})
+    padded = run(params, {**given, "text": pad_text(given["text"], lengths, 5)})
+    again = run(params, {**given, "text": pad_text(noise, lengths, 5)})
     np.testing.assert_array_equal(padded, again)
     cut = run(params, {**given, "text": given["text"][:, :3]})
     assert np.abs(cut - padded).max() > 1e-3
     with pytest.raises(VidlatentError, match="cut the text"):
-        padded_text(given["text"], lengths, 4)
+        pad_text(given["text"], lengths, 4)
 
 
 def test_leaving_the_image_out_is_silencing_its_values(plain):
@@ -160,18 +160,18 @@ def test_rotary_positions():
 
 
 def test_masks():
-    mask = frame_mask(jnp.zeros(121).at[0].set(1))
+    mask = make_frame_mask(jnp.zeros(121).at[0].set(1))
     assert mask.shape == (31, 4)
     assert np.all(mask[0] == 1) and np.sum(mask) == 4
-    np.testing.assert_array_equal(frame_mask(jnp.arange(5) == 0, 1), [[1], [0]])
-    given = first_frame_given(jnp.ones((2, 1, 6, 10, 3)), 31)
+    np.testing.assert_array_equal(make_frame_mask(jnp.arange(5) == 0, 1), [[1], [0]])
+    given = mark_first_frame(jnp.ones((2, 1, 6, 10, 3)), 31)
     assert given.shape == (2, 31, 6, 10, 7)
     assert np.sum(given[0, ..., :4]) == 4 * 6 * 10
     assert np.all(given[:, 0] == 1) and not np.any(given[:, 1:])
     with pytest.raises(VidlatentError, match=r"1 \+ 4 k"):
-        frame_mask(jnp.ones(4))
+        make_frame_mask(jnp.ones(4))
     with pytest.raises(VidlatentError, match="mask_channels"):
-        frame_mask(jnp.ones(5), 3)
+        make_frame_mask(jnp.ones(5), 3)
 
 
 def test_mistakes_are_named(plain):

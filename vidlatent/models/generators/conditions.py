@@ -14,15 +14,15 @@ from vidlatent.errors import VidlatentError
 __all__ = [
     "Conditions",
     "Drop",
-    "batch_of",
-    "condition",
-    "first_frame_given",
-    "frame_mask",
-    "generator_input",
-    "label_of",
-    "nulled",
-    "padded_text",
-    "text_or_null",
+    "apply_drop",
+    "count_samples",
+    "get_condition",
+    "join_input",
+    "make_frame_mask",
+    "mark_first_frame",
+    "pad_text",
+    "read_labels",
+    "read_text",
 ]
 
 Conditions = Mapping[str, Any]
@@ -32,7 +32,7 @@ Drop = Mapping[str, jax.Array] | None
 _STEP = 4
 
 
-def frame_mask(given: jax.Array, channels: int = _STEP) -> jax.Array:
+def make_frame_mask(given: jax.Array, channels: int = _STEP) -> jax.Array:
     """Which pixel frames are given, by latent frame.
 
     Args:
@@ -57,7 +57,7 @@ def frame_mask(given: jax.Array, channels: int = _STEP) -> jax.Array:
     return mask if channels == _STEP else jnp.mean(mask, axis=-1, keepdims=True)
 
 
-def first_frame_given(frame: jax.Array, frames: int, channels: int = _STEP) -> jax.Array:
+def mark_first_frame(frame: jax.Array, frames: int, channels: int = _STEP) -> jax.Array:
     """Mask and given latent of a video whose first frame is known.
 
     Args:
@@ -69,19 +69,19 @@ def first_frame_given(frame: jax.Array, frames: int, channels: int = _STEP) -> j
       ``[B, frames, h, w, channels + c]``; later frames are zeros.
     """
     known = jnp.zeros((1 + _STEP * (frames - 1),)).at[0].set(1.0)
-    mask = frame_mask(known, channels).astype(frame.dtype)
+    mask = make_frame_mask(known, channels).astype(frame.dtype)
     batch, _, height, width, _ = frame.shape
     mask = jnp.broadcast_to(mask[None, :, None, None], (batch, frames, height, width, channels))
     later = ((0, 0), (0, frames - 1), (0, 0), (0, 0), (0, 0))
     return jnp.concatenate([mask, jnp.pad(frame, later)], axis=-1)
 
 
-def generator_input(noisy: jax.Array, given: jax.Array | None = None) -> jax.Array:
+def join_input(noisy: jax.Array, given: jax.Array | None = None) -> jax.Array:
     """Noisy latent, then mask and given latent, on channels: ``[B, t, h, w, C]``."""
     return noisy if given is None else jnp.concatenate([noisy, given], axis=-1)
 
 
-def padded_text(tokens: jax.Array, lengths: jax.Array, total: int = 512) -> jax.Array:
+def pad_text(tokens: jax.Array, lengths: jax.Array, total: int = 512) -> jax.Array:
     """Encoded text ``[B, S, D]`` as generators expect it: ``[B, total, D]``, zero from its end on.
 
     Raises:
@@ -94,7 +94,7 @@ def padded_text(tokens: jax.Array, lengths: jax.Array, total: int = 512) -> jax.
     return jnp.pad(jnp.where(seen[..., None], tokens, 0), ((0, 0), (0, total - size), (0, 0)))
 
 
-def condition(conditions: Conditions, name: str, reads: Sequence[str]) -> Any:
+def get_condition(conditions: Conditions, name: str, reads: Sequence[str]) -> Any:
     """``conditions[name]``; None there asks for no condition in every sample.
 
     Raises:
@@ -108,19 +108,19 @@ def condition(conditions: Conditions, name: str, reads: Sequence[str]) -> Any:
     return conditions[name]
 
 
-def batch_of(conditions: Conditions, reads: Sequence[str]) -> int:
+def count_samples(conditions: Conditions, reads: Sequence[str]) -> int:
     """Samples of the conditions that are not None.
 
     Raises:
       VidlatentError: one is absent, or all are None.
     """
-    found = jax.tree.leaves([condition(conditions, name, reads) for name in reads])
+    found = jax.tree.leaves([get_condition(conditions, name, reads) for name in reads])
     if not found:
         raise VidlatentError("there is nothing to cache of conditions that are all None.")
     return found[0].shape[0]
 
 
-def nulled(x: jax.Array, null: Any, drop: Drop, name: str) -> jax.Array:
+def apply_drop(x: jax.Array, null: Any, drop: Drop, name: str) -> jax.Array:
     """``x`` ``[B, ...]`` with ``null`` (broadcast) in the samples of ``drop[name]`` ``[B]``."""
     if drop is None or name not in drop:
         return x
@@ -128,15 +128,15 @@ def nulled(x: jax.Array, null: Any, drop: Drop, name: str) -> jax.Array:
     return jnp.where(mask, null, x)
 
 
-def label_of(conditions: Conditions, drop: Drop, reads: Sequence[str], batch: int) -> jax.Array:
+def read_labels(conditions: Conditions, drop: Drop, reads: Sequence[str], batch: int) -> jax.Array:
     """Labels ``[B]`` int32, -1 where there is none or it is dropped."""
-    labels = condition(conditions, "label", reads)
+    labels = get_condition(conditions, "label", reads)
     if labels is None:
         return jnp.full((batch,), -1, jnp.int32)
-    return nulled(jnp.asarray(labels, jnp.int32), -1, drop, "label")
+    return apply_drop(jnp.asarray(labels, jnp.int32), -1, drop, "label")
 
 
-def text_or_null(
+def read_text(
     conditions: Conditions, drop: Drop, reads: Sequence[str], batch: int, width: int
 ) -> tuple[jax.Array, jax.Array]:
     """States ``[B, N, D]`` and lengths ``[B]`` of the texts; the null text where it is dropped.
@@ -144,7 +144,7 @@ def text_or_null(
     The null is ``conditions['null_text']``, ``{'states' [1 or B, M, D], 'length' [1 or B]}`` such
     as the encoded empty text, and without it one token of zeros.
     """
-    text = condition(conditions, "text", reads)
+    text = get_condition(conditions, "text", reads)
     if "null_text" in conditions and conditions["null_text"] is not None:
         null, short = (conditions["null_text"][key] for key in ("states", "length"))
     else:
@@ -157,6 +157,6 @@ def text_or_null(
         return states, length
     total = max(states.shape[1], null.shape[1])
     states, null = (jnp.pad(x, ((0, 0), (0, total - x.shape[1]), (0, 0))) for x in (states, null))
-    return nulled(states, null.astype(states.dtype), drop, "text"), nulled(
+    return apply_drop(states, null.astype(states.dtype), drop, "text"), apply_drop(
         length, short, drop, "text"
     )

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vidlatent.kernels.fp8 import quantised
+from vidlatent.kernels.fp8 import quantise_fp8
 
-__all__ = ["in_fp8", "is_large"]
+__all__ = ["cast_to_fp8", "is_large"]
 
 # Projections of attention and feed-forward layers. First and last layers, embeddings, modulations
 # and routers are small, and what they err by is not averaged out.
@@ -20,7 +20,7 @@ def is_large(path: str) -> bool:
     return _LARGE.search(path) is not None
 
 
-def in_fp8(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def cast_to_fp8(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Parameters with the blocks' large kernels in 8 bits, each layer with a scale of its own.
 
     Beside such a ``kernel`` ``[L, I, ...]`` stands ``kernel_scale`` ``[L]``; ``dense.Linear``
@@ -30,9 +30,9 @@ def in_fp8(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, leaf in params.items():
         path = f"{prefix}/{name}" if prefix else name
         if isinstance(leaf, Mapping):
-            out[name] = in_fp8(leaf, path)
+            out[name] = cast_to_fp8(leaf, path)
         elif is_large(path):
-            out["kernel"], out["kernel_scale"] = quantised(leaf, tuple(range(1, leaf.ndim)))
+            out["kernel"], out["kernel_scale"] = quantise_fp8(leaf, tuple(range(1, leaf.ndim)))
         else:
             out[name] = leaf
     return out

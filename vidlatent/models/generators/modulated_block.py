@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from vidlatent.kernels.norms import layer_norm
 from vidlatent.layers.attention import Pair, TokenAttention
 from vidlatent.layers.dense import Linear, Mlp
-from vidlatent.layers.norms import modulated
+from vidlatent.layers.norms import modulate
 from vidlatent.parallel.sharding import constrain
 
 __all__ = ["ModulatedBlock", "ModulatedHead", "small_mlp"]
@@ -98,13 +98,13 @@ class ModulatedBlock(nn.Module):
             parts = self.modulation(nn.silu(time)).reshape(-1, 6, self.width)
         parts = parts[:, :, None, None]  # over frames and tokens
         shift, scale, gate, shift_ff, scale_ff, gate_ff = jnp.moveaxis(parts, 1, 0)
-        u = modulated(x, scale, shift, self.eps)
+        u = modulate(x, scale, shift, self.eps)
         x = self._added(x, gate * self._attend(self.attn, u, self.along))
         if self.cross:
             tokens = x.reshape(x.shape[0], -1, self.width).astype(self.dtype)
             h = self.cross_attn(self.cross_attn.queries(tokens), context, lengths=lengths)
             x = self._added(x, h.reshape(x.shape))
-        h = self.mlp(modulated(x, scale_ff, shift_ff, self.eps).astype(self.dtype))
+        h = self.mlp(modulate(x, scale_ff, shift_ff, self.eps).astype(self.dtype))
         x = self._added(x, gate_ff * h)
         if self.time_after:
             u = layer_norm(x, self.eps)
@@ -148,6 +148,6 @@ class ModulatedHead(nn.Module):
             parts = Linear(2 * width, jnp.float32, zero, name="modulation")(nn.silu(time))
             parts = parts.reshape(-1, 2, width)
         shift, scale = jnp.split(parts, 2, axis=1)
-        y = modulated(x, scale, shift, self.eps).astype(self.dtype)
+        y = modulate(x, scale, shift, self.eps).astype(self.dtype)
         linear = Linear(self.features, self.dtype, nn.initializers.zeros, name="linear")
         return linear(y).astype(jnp.float32)

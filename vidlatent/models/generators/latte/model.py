@@ -14,10 +14,10 @@ from vidlatent.errors import VidlatentError
 from vidlatent.layers.embeddings import LabelEmbedding
 from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
 from vidlatent.layers.positions import sincos, sincos_plane, time_features
-from vidlatent.layers.scan import run_stacked, stacked
+from vidlatent.layers.scan import run_stacked, stack_params
 from vidlatent.models.build import make_module
 from vidlatent.models.generators.base import GeneratorDefaults
-from vidlatent.models.generators.conditions import Conditions, Drop, label_of
+from vidlatent.models.generators.conditions import Conditions, Drop, read_labels
 from vidlatent.models.generators.modulated_block import (
     ModulatedBlock,
     ModulatedHead,
@@ -79,7 +79,7 @@ class Latte(GeneratorDefaults, nn.Module):
         self.time_embedding = small_mlp(self.width)
         if self.label_classes:
             self.label_embedding = LabelEmbedding(self.label_classes, self.width)
-        self.blocks = stacked(self, "blocks", self._first_block, self.depth)
+        self.blocks = stack_params(self, "blocks", self._first_block, self.depth)
         size = int(np.prod(self.patch)) * self.latent_channels * (1 + self.learned_variance)
         self.head = ModulatedHead(size, eps=self.eps, dtype=self.dtype)
 
@@ -115,7 +115,7 @@ class Latte(GeneratorDefaults, nn.Module):
         grid = patch_grid(noisy.shape[1:4], self.patch)
         embedded = self.time_embedding(time_features(time, self.freq_dim))
         if self.label_classes:
-            labels = label_of(conditions, drop, self.reads, sizes["B"])
+            labels = read_labels(conditions, drop, self.reads, sizes["B"])
             embedded = embedded + self.label_embedding(labels)
         x = self.patch_embedding(noisy).reshape(sizes["B"], grid[0], -1, self.width)
         x = x + sincos_plane(grid[1], grid[2], self.width)

@@ -20,21 +20,21 @@ from vidlatent.layers.embeddings import LabelTokens
 from vidlatent.layers.norms import LayerNorm
 from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
 from vidlatent.layers.positions import (
+    axis_sizes_cogvideox,
     chunk_places,
-    eighths,
-    fitted_places,
+    fit_places,
     rope_tables,
     time_features,
 )
-from vidlatent.layers.scan import run_stacked, stacked
+from vidlatent.layers.scan import run_stacked, stack_params
 from vidlatent.models.build import make_module
 from vidlatent.models.generators.base import GeneratorDefaults
 from vidlatent.models.generators.conditions import (
     Conditions,
     Drop,
-    label_of,
-    padded_text,
-    text_or_null,
+    pad_text,
+    read_labels,
+    read_text,
 )
 from vidlatent.models.generators.promag_dit.block import JointBlock
 from vidlatent.spec import check_shape
@@ -120,7 +120,7 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
             )
         else:
             self.text_embedding = Linear(self.width, self.dtype)
-        self.blocks = stacked(self, "blocks", self._first_block, self.depth)
+        self.blocks = stack_params(self, "blocks", self._first_block, self.depth)
         zeros = nn.initializers.zeros
         self.last_norm = LayerNorm(self.eps, jnp.float32)
         self.head_modulation = Linear(2 * self.width, jnp.float32, zeros)
@@ -149,12 +149,12 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
         places = None
         if self.position_plane:
             high, wide = self.position_plane
-            places = fitted_places(grid, (high, wide))
+            places = fit_places(grid, (high, wide))
         if self.time_places:
             latents, step, group = self.time_places
             rows, columns = (np.arange(n) for n in grid[1:]) if places is None else places[1:]
             places = (chunk_places(grid[0], latents, step, group), rows, columns)
-        return rope_tables(grid, dim, sizes=eighths(dim), places=places)
+        return rope_tables(grid, dim, sizes=axis_sizes_cogvideox(dim), places=places)
 
     def denoise(
         self, noisy: jax.Array, time: jax.Array, conditions: Conditions, drop: Drop = None
@@ -191,12 +191,12 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         """``[B, S, D]``, and how many of them are attended to, at least one; None for all."""
         if self.label_classes:
-            labels = label_of(conditions, drop, self.reads, batch)
+            labels = read_labels(conditions, drop, self.reads, batch)
             return self.label_embedding(labels), None
-        states, lengths = text_or_null(conditions, drop, self.reads, batch, self.text_dim)
+        states, lengths = read_text(conditions, drop, self.reads, batch, self.text_dim)
         sizes = check_shape(states, "B S D", B=batch, D=self.text_dim)
         if self.padding == "hidden":
-            states = padded_text(states, lengths, self.text_length)
+            states = pad_text(states, lengths, self.text_length)
             return self.text_embedding(states), jnp.maximum(lengths, 1)
-        states = padded_text(states, jnp.full((batch,), sizes["S"]), self.text_length)
+        states = pad_text(states, jnp.full((batch,), sizes["S"]), self.text_length)
         return self.text_embedding(states), None

@@ -21,10 +21,10 @@ from vidlatent.errors import VidlatentError
 from vidlatent.layers.dense import Linear
 from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
 from vidlatent.layers.positions import sincos, sincos_plane, time_features
-from vidlatent.layers.scan import run_stacked, stacked
+from vidlatent.layers.scan import run_stacked, stack_params
 from vidlatent.models.build import make_module
 from vidlatent.models.generators.base import GeneratorDefaults
-from vidlatent.models.generators.conditions import Conditions, Drop, batch_of
+from vidlatent.models.generators.conditions import Conditions, Drop, count_samples
 from vidlatent.models.generators.modulated_block import (
     ModulatedBlock,
     ModulatedHead,
@@ -146,7 +146,7 @@ class ReducioDiT(GeneratorDefaults, nn.Module):
         self.conditions = ConditionTokens(
             **{name: getattr(self, name) for name in ConditionTokens.shared()}
         )
-        self.blocks = stacked(self, "blocks", self._first_block, self.depth)
+        self.blocks = stack_params(self, "blocks", self._first_block, self.depth)
         size = int(np.prod(self.patch)) * self.latent_channels * (1 + self.learned_variance)
         self.head = ModulatedHead(size, single=True, eps=self.eps, dtype=self.dtype)
 
@@ -226,7 +226,7 @@ class ReducioDiT(GeneratorDefaults, nn.Module):
         Returns:
           ``pair``: two ``[B, L, S, K, d]``, and ``lengths`` ``[B]``.
         """
-        tokens = self.conditions(conditions, drop, batch_of(conditions, self.reads), None)
+        tokens = self.conditions(conditions, drop, count_samples(conditions, self.reads), None)
         block = self._block()
 
         def one(layer):

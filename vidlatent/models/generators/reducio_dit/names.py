@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
-from vidlatent.models.generators.wan.init_from import keep_shapes
+from vidlatent.models.generators.wan.init_from import take_matching
 from vidlatent.weights.rows import Rows, dense_rows, norm_rows, packed_rows
 
 __all__ = ["PIXART_TABLE", "REDUCIO_DIT_TABLE", "fields_from_pixart", "from_pixart"]
@@ -96,7 +96,7 @@ def from_pixart(params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str
     """
     if "blocks" not in params or "cross_attn" not in params["blocks"]:
         raise VidlatentError("these weights are not PixArt's: they lack blocks with cross_attn.")
-    start = keep_shapes(
+    start = take_matching(
         params,
         fresh,
         anew=(("patch_embedding/", "head/linear/"),),

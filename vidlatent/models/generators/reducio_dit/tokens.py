@@ -18,10 +18,10 @@ from vidlatent.layers.positions import sincos_plane
 from vidlatent.models.generators.conditions import (
     Conditions,
     Drop,
-    condition,
-    label_of,
-    nulled,
-    padded_text,
+    apply_drop,
+    get_condition,
+    pad_text,
+    read_labels,
 )
 from vidlatent.models.generators.modulated_block import small_mlp
 from vidlatent.spec import check_shape
@@ -141,9 +141,9 @@ class ConditionTokens(nn.Module):
     def _text(self, conditions, drop, batch):
         """``[B, S, D]`` and how many of them exist, at least one."""
         if self.label_classes:
-            labels = label_of(conditions, drop, self.reads, batch)
+            labels = read_labels(conditions, drop, self.reads, batch)
             return self.label_embedding(labels), jnp.full((batch,), self.label_tokens, jnp.int32)
-        text = condition(conditions, "text", self.reads)
+        text = get_condition(conditions, "text", self.reads)
         null = self.missing_text
         null = lax.stop_gradient(null) if self.null_text == "fixed" else null
         if text is None:
@@ -151,15 +151,15 @@ class ConditionTokens(nn.Module):
             lengths = jnp.full((batch,), self.text_length, jnp.int32)
         else:
             check_shape(text["states"], "B S D", B=batch, D=self.text_dim)
-            states = padded_text(text["states"], text["length"], self.text_length)
-            states = nulled(states, null, drop, "text")
+            states = pad_text(text["states"], text["length"], self.text_length)
+            states = apply_drop(states, null, drop, "text")
             lengths = jnp.maximum(text["length"], 1).astype(jnp.int32)
             if not self.null_as_long:
-                lengths = nulled(lengths, self.text_length, drop, "text")
+                lengths = apply_drop(lengths, self.text_length, drop, "text")
         return self.text_embedding(states), lengths
 
     def _image(self, conditions, drop, batch):
-        image = condition(conditions, "image", self.reads)
+        image = get_condition(conditions, "image", self.reads)
         null = self.missing_image if self.null_image == "learned" else 0.0
         tokens = image
         if image is None:
@@ -170,7 +170,7 @@ class ConditionTokens(nn.Module):
 
     def _content(self, conditions, drop, batch, plane):
         """``[B, G, n, D]``."""
-        content = condition(conditions, "content", self.reads)
+        content = get_condition(conditions, "content", self.reads)
         null = self.missing_content if self.null_image == "learned" else 0.0
         channels = self.content_channels
         if content is None and plane is None:
@@ -201,4 +201,4 @@ class ConditionTokens(nn.Module):
         null = jnp.asarray(null, tokens.dtype)
         if everywhere:
             return jnp.broadcast_to(null, tokens.shape)
-        return nulled(tokens, null, drop, name)
+        return apply_drop(tokens, null, drop, name)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vidlatent.layers.attention import TokenAttention
 from vidlatent.layers.dense import Mlp
-from vidlatent.layers.norms import LayerNorm, modulated
+from vidlatent.layers.norms import LayerNorm, modulate
 from vidlatent.parallel.sharding import constrain
 
 __all__ = ["WanBlock"]
@@ -60,7 +60,7 @@ class WanBlock(nn.Module):
     def inputs(self, x: jax.Array, time: jax.Array) -> jax.Array:
         """What queries (and a router) read: ``[B, N, D]`` float32; ``time`` is ``[B, 6, D]``."""
         shift, scale, *_ = self._modulation(time)
-        return modulated(x, scale, shift, self.eps)
+        return modulate(x, scale, shift, self.eps)
 
     def context(self, text: jax.Array, image: jax.Array | None = None) -> Context:
         """Keys and values of embedded text and image tokens ``[B, S, D]``.
@@ -110,7 +110,7 @@ class WanBlock(nn.Module):
         x = self._added(x, gate * h)
         h = self.cross_attn(self.cross_attn.queries(self.cross_norm(x)), *context.values())
         x = self._added(x, h)
-        h = self.ffn(modulated(x, scale_ff, shift_ff, self.eps).astype(self.dtype))
+        h = self.ffn(modulate(x, scale_ff, shift_ff, self.eps).astype(self.dtype))
         return self._added(x, gate_ff * h)
 
     def _added(self, x: jax.Array, h: jax.Array) -> jax.Array:

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from vidlatent.errors import VidlatentError
 from vidlatent.parallel.sharding import path_name
 
-__all__ = ["keep_shapes", "wan_memory"]
+__all__ = ["take_matching", "wan_memory"]
 
 Params = Mapping[str, Any]
 
 
-def keep_shapes(
+def take_matching(
     params: Params, fresh: Params, *, anew: Sequence[Sequence[str]], optional: Sequence[str] = ()
 ) -> dict[str, Any]:
     """``fresh`` with the leaves of ``params`` of the same path.
@@ -74,4 +74,4 @@ def wan_memory(params: Params, fresh: Params) -> dict[str, Any]:
       VidlatentError: a weight is absent or has another shape.
     """
     latent = (("patch_embedding/",), ("head/",))
-    return keep_shapes(params, fresh, anew=latent, optional=("router_", "label_embedding/"))
+    return take_matching(params, fresh, anew=latent, optional=("router_", "label_embedding/"))

@@ -29,7 +29,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.kernels.layer_mix import layer_dots, layer_mix
 from vidlatent.parallel.sharding import constrain
 
-__all__ = ["Stack", "last_bias", "mix", "padded_routers", "router_weights"]
+__all__ = ["Stack", "last_bias", "mix", "pad_routers", "router_weights"]
 
 Params = Any
 Shared = Any
@@ -80,7 +80,7 @@ class Stack:
         return x, seen
 
     def scanned(self, params: Params, routers: Params, x: jax.Array, shared: Shared) -> jax.Array:
-        """``X_L`` with routers of ``padded_routers``: ``{'kernel': [L, D, L], 'bias': [L, L]}``."""
+        """``X_L`` with routers of ``pad_routers``: ``{'kernel': [L, D, L], 'bias': [L, L]}``."""
         return self._forward(params, routers, x, shared)[0]
 
     def recomputed(
@@ -239,7 +239,7 @@ def router_weights(
     return weights
 
 
-def padded_routers(routers: Sequence[Mapping[str, jax.Array]], width: int) -> dict[str, jax.Array]:
+def pad_routers(routers: Sequence[Mapping[str, jax.Array]], width: int) -> dict[str, jax.Array]:
     """Routers of all layers, layer 0 too, at one size: ``kernel [L, D, L]``, ``bias [L, L]``.
 
     And ``gate`` ``[L]``, where they have one.

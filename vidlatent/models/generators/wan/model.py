@@ -14,26 +14,26 @@ from jax import lax
 from vidlatent.errors import VidlatentError
 from vidlatent.layers.dense import Linear, Mlp
 from vidlatent.layers.embeddings import LabelTokens
-from vidlatent.layers.norms import LayerNorm, modulated
+from vidlatent.layers.norms import LayerNorm, modulate
 from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
 from vidlatent.layers.positions import rope_tables, time_features
-from vidlatent.layers.scan import run_stacked, stacked
+from vidlatent.layers.scan import run_stacked, stack_params
 from vidlatent.models.build import make_module
 from vidlatent.models.generators.base import GeneratorDefaults
 from vidlatent.models.generators.conditions import (
     Conditions,
     Drop,
-    batch_of,
-    condition,
-    first_frame_given,
-    generator_input,
-    label_of,
-    nulled,
-    padded_text,
-    text_or_null,
+    apply_drop,
+    count_samples,
+    get_condition,
+    join_input,
+    mark_first_frame,
+    pad_text,
+    read_labels,
+    read_text,
 )
 from vidlatent.models.generators.wan.block import Context, WanBlock
-from vidlatent.models.generators.wan.layer_memory import Stack, last_bias, padded_routers
+from vidlatent.models.generators.wan.layer_memory import Stack, last_bias, pad_routers
 from vidlatent.spec import check_shape
 
 __all__ = ["WanDiT", "build_wan"]
@@ -141,7 +141,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
             self.image_norm1 = LayerNorm(1e-5, self.dtype)
             self.image_embedding = Mlp(self.image_dim, self.width, "gelu", dtype=self.dtype)
             self.image_norm2 = LayerNorm(1e-5, self.dtype)
-        self.blocks = stacked(self, "blocks", self._first_block, self.depth)
+        self.blocks = stack_params(self, "blocks", self._first_block, self.depth)
         if self.memory:
             self.routers = [
                 self.param(f"router_{layer}", self._first_router, layer)
@@ -216,7 +216,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
             texts by the null text, image tokens by zeros, first frames by nothing given.
           condition_cache: from ``cache_conditions``, in place of label or text, and image.
         """
-        latent = generator_input(noisy, self._given(noisy, conditions, drop))
+        latent = join_input(noisy, self._given(noisy, conditions, drop))
         if condition_cache is not None:
             context = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), condition_cache)
             return self._velocity(latent, time, None, context)
@@ -228,25 +228,25 @@ class WanDiT(GeneratorDefaults, nn.Module):
         Returns:
           Pairs of ``[B, L, S, K, d]`` by kind; every leaf has the batch first.
         """
-        batch = batch_of(conditions, [name for name in self.reads if name != "first"])
+        batch = count_samples(conditions, [name for name in self.reads if name != "first"])
         context = self._contexts(self._read(conditions, drop, batch))
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), context)
 
     def _read(self, conditions: Conditions, drop: Drop, batch: int) -> dict[str, jax.Array]:
         """Embedded tokens of the conditions that blocks attend to."""
         if self.label_classes:
-            labels = label_of(conditions, drop, self.reads, batch)
+            labels = read_labels(conditions, drop, self.reads, batch)
             tokens = {"text": self.label_embedding(labels)}
         else:
-            states, length = text_or_null(conditions, drop, self.reads, batch, self.text_dim)
+            states, length = read_text(conditions, drop, self.reads, batch, self.text_dim)
             check_shape(states, "B S D", B=batch, D=self.text_dim)
-            states = padded_text(states, length, self.text_length)
+            states = pad_text(states, length, self.text_length)
             tokens = {"text": self.text_embedding(states)}
         if self.image_dim:
-            image = condition(conditions, "image", self.reads)
+            image = get_condition(conditions, "image", self.reads)
             # A softmax over equal tokens is one of them.
             image = jnp.zeros((batch, 1, self.image_dim)) if image is None else image
-            tokens["image"] = self._image_tokens(nulled(image, 0, drop, "image"))
+            tokens["image"] = self._image_tokens(apply_drop(image, 0, drop, "image"))
         return tokens
 
     def _given(self, noisy: jax.Array, conditions: Conditions, drop: Drop) -> jax.Array | None:
@@ -256,12 +256,12 @@ class WanDiT(GeneratorDefaults, nn.Module):
         if "given" in conditions:
             given = conditions["given"]
         else:
-            first = condition(conditions, "first", self.reads)
+            first = get_condition(conditions, "first", self.reads)
             if first is None:
                 return jnp.zeros((*noisy.shape[:-1], self.mask_channels + self.condition_channels))
             check_shape(first, "B one h w c", one=1, c=self.condition_channels)
-            given = first_frame_given(first, noisy.shape[1], self.mask_channels)
-        return nulled(given, 0, drop, "first")
+            given = mark_first_frame(first, noisy.shape[1], self.mask_channels)
+        return apply_drop(given, 0, drop, "first")
 
     def _velocity(
         self,
@@ -270,15 +270,15 @@ class WanDiT(GeneratorDefaults, nn.Module):
         tokens: dict[str, jax.Array] | None,
         context: Context | None,
     ) -> jax.Array:
-        stack, layers, shared, x, ends = self._prepared(latent, time, tokens, context)
+        stack, layers, shared, x, ends = self._prepare(latent, time, tokens, context)
         if not self.memory:
             x = self._plain(stack, layers, x, shared)
         elif self.stack == "unrolled":
             x, _ = stack.unrolled(layers, self.routers, x, shared)
         else:
             run = stack.recomputed if self.stack == "recomputed" else stack.scanned
-            x = run(layers, padded_routers(self.routers, self.width), x, shared)
-        return self._finished(x, *ends)
+            x = run(layers, pad_routers(self.routers, self.width), x, shared)
+        return self._finish(x, *ends)
 
     def values(
         self,
@@ -294,7 +294,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
           block its ``state`` and, with memory, router ``weights`` and ``fused`` mixture.
         """
         tokens = self._tokens(text, image)
-        stack, layers, shared, x, ends = self._prepared(latent, time, tokens, None)
+        stack, layers, shared, x, ends = self._prepare(latent, time, tokens, None)
         found = {**shared, "tokens": x, "temb": ends[0]}
         if self.memory:
             x, found["blocks"] = stack.unrolled(layers, self.routers, x, shared)
@@ -304,7 +304,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
                 own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], layers)
                 x = stack.block(own, x, None, shared)
                 found["blocks"].append({"state": x})
-        return {**found, "output": self._finished(x, *ends)}
+        return {**found, "output": self._finish(x, *ends)}
 
     def memory_weights(
         self,
@@ -323,11 +323,11 @@ class WanDiT(GeneratorDefaults, nn.Module):
         """
         if not self.memory:
             raise VidlatentError("this generator has no layer memory (config.generator.memory).")
-        latent = generator_input(noisy, self._given(noisy, conditions, drop))
+        latent = join_input(noisy, self._given(noisy, conditions, drop))
         tokens = self._read(conditions, drop, noisy.shape[0])
-        stack, layers, shared, x, _ = self._prepared(latent, time, tokens, None)
+        stack, layers, shared, x, _ = self._prepare(latent, time, tokens, None)
         rows = jnp.ones(noisy.shape[0]) if rows is None else rows
-        routers = padded_routers(self.routers, self.width)
+        routers = pad_routers(self.routers, self.width)
         return stack.memory_weights(layers, routers, x, shared, rows)
 
     def _contexts(self, tokens: dict[str, jax.Array]) -> Context:
@@ -357,7 +357,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
     def _image_tokens(self, image: jax.Array) -> jax.Array:
         return self.image_norm2(self.image_embedding(self.image_norm1(image)))
 
-    def _prepared(self, latent, time, tokens, context):
+    def _prepare(self, latent, time, tokens, context):
         """``(stack, layers, shared, X_0, (temb, grid))``."""
         sizes = check_shape(latent, "B T H W C", C=self.in_channels)
         check_shape(time, "B", B=sizes["B"])
@@ -402,8 +402,8 @@ class WanDiT(GeneratorDefaults, nn.Module):
             unroll=unroll,
         )
 
-    def _finished(self, x: jax.Array, temb: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
+    def _finish(self, x: jax.Array, temb: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
         """Head, and tokens back to latents; the head reads the time embedding unprojected."""
         shift, scale = jnp.split(self.head_modulation + temb[:, None], 2, axis=1)
-        y = self.head(modulated(x, scale, shift, self.eps).astype(self.dtype))
+        y = self.head(modulate(x, scale, shift, self.eps).astype(self.dtype))
         return from_patches(y.astype(jnp.float32), grid, self.patch)

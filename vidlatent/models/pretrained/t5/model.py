@@ -21,7 +21,7 @@ from vidlatent.models.pretrained.registry import Definition
 from vidlatent.models.pretrained.vit import linear
 from vidlatent.spec import check_shape
 
-__all__ = ["T5Encoder", "distance_buckets", "zero_padding"]
+__all__ = ["T5Encoder", "distance_buckets"]
 
 
 def distance_buckets(length: int, buckets: int, farthest: int) -> np.ndarray:
@@ -39,11 +39,6 @@ def distance_buckets(length: int, buckets: int, farthest: int) -> np.ndarray:
     steps = ratio / np.float32(math.log(farthest / single)) * np.float32(side - single)
     far = np.minimum(single + steps.astype(np.int64), side - 1)
     return np.where(offset > 0, side, 0) + np.where(distance < single, distance, far)
-
-
-def zero_padding(states: jax.Array, mask: jax.Array) -> jax.Array:
-    """States ``[B, N, D]`` with zeros where ``mask`` ``[B, N]`` is 0: as Wan's DiT wants them."""
-    return jnp.where(mask[..., None] > 0, states, 0).astype(states.dtype)
 
 
 class T5Encoder(nn.Module):
@@ -83,7 +78,7 @@ class T5Encoder(nn.Module):
         Args:
           tokens: integers below ``vocab``.
           mask: ``[B, N]``, 0 for padding, which nothing attends to. The states *at* padding are
-            whatever comes out (``zero_padding``). None: no padding.
+            whatever comes out; generators put zeros there (``conditions.pad_text``). None: no padding.
           all_states: return a list instead: the embeddings, the output of each layer but the last,
             and the last states, which have gone through the final norm.
         """

@@ -21,7 +21,7 @@ from vidlatent.layers.resample import (
     space_to_channel,
     up_shortcut,
 )
-from vidlatent.layers.temporal import TimeRule, convolve, merge_taps, shifted_frames, view_frames
+from vidlatent.layers.temporal import TimeRule, convolve, merge_taps, shift_frames, view_frames
 
 __all__ = ["Down", "Up"]
 
@@ -162,7 +162,7 @@ class Up(nn.Module):
         rule = self._low_rate_rule()
         if rule.padding != "replicate":
             raise VidlatentError("up form 'subpixel' needs time_padding 'replicate'.")
-        (left, centre, right), new = shifted_frames(x, kept, rule)
+        (left, centre, right), new = shift_frames(x, kept, rule)
         if rule.kind == "causal":
             parts = ((ODD, (left, centre)), (EVEN, (left, centre)))
         else:

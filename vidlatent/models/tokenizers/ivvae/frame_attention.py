@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from vidlatent.kernels.attention import over_queries
+from vidlatent.kernels.attention import map_query_blocks
 from vidlatent.parallel.sharding import split_axes, ways
 
 __all__ = ["frame_attention"]
@@ -40,4 +40,4 @@ def frame_attention(q: jax.Array, k: jax.Array, v: jax.Array, block: int = 2048)
     if positions <= block:
         return attend(q)
     own = frames // ways(split_axes("batch", frames))
-    return over_queries(attend, q, -(-positions // max(block // own, _FEWEST)))
+    return map_query_blocks(attend, q, -(-positions // max(block // own, _FEWEST)))
