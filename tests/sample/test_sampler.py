@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.space import abstract_generator, example, generator_of
 from vidlatent.models.generators import build_generator
+from vidlatent.models.generators.base import GeneratorDefaults
 from vidlatent.models.load import abstract_params, model_of
 from vidlatent.sample.sampler import LatentSampler
 
@@ -32,13 +34,17 @@ FLOW = {"name": "flow", "shift": 3.0}
 QUICK = {"xla_backend_optimization_level": 0}
 
 
-def options(steps=3, scales=(4.0,), drops=(("text",),), **keys):
-    sampler = load("fsvideo_dit").sampler.to_dict() | {"steps": steps, "shift": 3.0}
-    guidance = {"scales": scales, "drops": drops}
-    for name in ("interval", "rescale", "batched", "negative"):
-        if name in keys:
-            guidance[name] = keys.pop(name)
-    return {**sampler, **keys, "guidance": sampler["guidance"] | guidance}
+def settings(steps=3, scales=(4.0,), drops=(("text",),), schedule=FLOW, **keys):
+    """A config whose sampler is small; ``keys`` are of ``sampler`` or ``sampler.guidance``."""
+    config = load("fsvideo_dit")
+    with config.unlocked():
+        config.diffusion.schedule = ConfigDict(schedule)
+        config.sampler.update({"steps": steps, "shift": 3.0})
+        config.sampler.guidance.update({"scales": scales, "drops": drops})
+        for name, value in keys.items():
+            section = config.sampler.guidance if name in config.sampler.guidance else config.sampler
+            section[name] = value
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +69,7 @@ def wan():
 
 def drawn(wan, seeds=(1, 2), pick=slice(None), **keys):
     model, params, conditions = wan
-    sampler = LatentSampler(model, FLOW, options(**keys), SHAPE)
+    sampler = LatentSampler(model, settings(**keys), SHAPE)
     conditions = jax.tree.map(lambda x: x[pick], conditions)
     run = jax.jit(sampler.run, compiler_options=QUICK)
     return np.asarray(run(params, jnp.asarray(seeds, jnp.uint32), conditions))
@@ -103,17 +109,16 @@ def test_guidance_only_within_its_interval(wan, usual):
 
 def test_conditions_can_be_missing_in_the_whole_batch(wan):
     model, params, conditions = wan
-    sampler = LatentSampler(model, FLOW, options(), SHAPE)
+    sampler = LatentSampler(model, settings(), SHAPE)
     given = {**conditions, "image": None, "first": None}
     run = jax.jit(sampler.run, compiler_options=QUICK)
     assert np.isfinite(run(params, jnp.asarray([1, 2], jnp.uint32), given)).all()
 
 
-class Counting:
+class Counting(GeneratorDefaults):
     """Counts what it is asked, by samples."""
 
     reads = ("text",)
-    learned_variance = False
     patch = (1, 1, 1)
     count = 0
 
@@ -127,9 +132,7 @@ class Counting:
 
 def count(config, shape, batch=1):
     network = Counting()
-    sampler = LatentSampler(
-        network, config.diffusion.schedule.to_dict(), config.sampler.to_dict(), shape
-    )
+    sampler = LatentSampler(network, config, shape)
     run = jax.jit(lambda seeds: sampler.run({}, seeds, {"text": None}), compiler_options=QUICK)
     run(jnp.zeros(batch, jnp.uint32)).block_until_ready()
     jax.effects_barrier()
@@ -159,18 +162,18 @@ def test_a_step_cache_evaluates_less():
 def test_wrong_settings_are_named(wan):
     model = wan[0]
     with pytest.raises(VidlatentError, match="drops has 1 entries for 2 scales"):
-        LatentSampler(model, FLOW, options(scales=(2.0, 3.0)), SHAPE)
+        LatentSampler(model, settings(scales=(2.0, 3.0)), SHAPE)
     with pytest.raises(VidlatentError, match="drops names 'label'.*text, image, first"):
-        LatentSampler(model, FLOW, options(drops=(("label",),)), SHAPE)
+        LatentSampler(model, settings(drops=(("label",),)), SHAPE)
     learned = {"name": "linear", "variance": "learned_range"}
     with pytest.raises(VidlatentError, match="does not learn a variance"):
-        LatentSampler(model, learned, options(), SHAPE)
-    two = options(scales=(2.0, 3.0), drops=(("text", "image"), ("text",)))
-    assert LatentSampler(model, FLOW, two, SHAPE).nfe == 9
+        LatentSampler(model, settings(schedule=learned), SHAPE)
+    two = settings(scales=(2.0, 3.0), drops=(("text", "image"), ("text",)))
+    assert LatentSampler(model, two, SHAPE).nfe == 9
 
 
 def test_published_sizes_by_shapes_alone():
-    """121 frames of 720x1280 from 31 latents, through the base at full size (FSVideo, J83)."""
+    """121 frames of 720x1280 from 31 latents, through the base at full size."""
     config = load("fsvideo_dit:paper,stage=target")
     tokenizer = model_of(load("fsae:paper"), "float32")
     shape = tokenizer.latent_spec.latent_shape((121, 768, 1280))
@@ -179,9 +182,7 @@ def test_published_sizes_by_shapes_alone():
     params = abstract_generator(model)
     sizes = [leaf.size for leaf in jax.tree.leaves(params)]
     assert sum(sizes) == 16_395_800_448 + 4_194_099
-    sampler = LatentSampler(
-        model, config.diffusion.schedule.to_dict(), config.sampler.to_dict(), shape
-    )
+    sampler = LatentSampler(model, config, shape)
     abstract = jax.ShapeDtypeStruct
     conditions = {
         "text": {
@@ -217,12 +218,7 @@ def test_every_preset_names_a_network_a_schedule_and_a_sampler(preset):
     config = load(preset)
     model = generator_of(config)
     noisy, _, conditions = example(model)
-    sampler = LatentSampler(
-        model,
-        config.diffusion.schedule.to_dict(),
-        config.sampler.to_dict(),
-        noisy.shape[1:],
-    )
+    sampler = LatentSampler(model, config, noisy.shape[1:])
     assert sampler.nfe >= 8 and config.recipe and config.data.buckets
     assert {name for group in config.conditions.drop for name in group.split("+")} <= {*conditions}
     assert len(config.data.bucket_weights) in (0, len(config.data.buckets))

@@ -36,12 +36,9 @@ def run(sizes):
             state = jax.device_put(state, placed)
         measure = compile_loss_step(step.eval_step, step.arrays, {}, mesh, state["params"])
         losses = measure(state["params"], batch)["loss"]
-        sampler = LatentSampler(
-            model,
-            config.diffusion.schedule.to_dict(),
-            config.sampler.to_dict() | {"steps": 3},
-            (2, 4, 4, 4),
-        )
+        with config.unlocked():
+            config.sampler.steps = 3
+        sampler = LatentSampler(model, config, (2, 4, 4, 4))
         conditions = {"label": batch["label"], "first": batch["latent"][:, :1]}
         drawn = sampler(state["params"], range(4), conditions)
     return reports, losses, drawn

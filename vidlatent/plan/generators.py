@@ -126,9 +126,7 @@ class _Sampling:
             *size, self.batch = config.plan.bucket
         self._latents, self._size, self._seed = latents, tuple(size), config.seed
         shape = latents.spec.latent_shape(self._size)
-        self.sampler = LatentSampler(
-            self.model, config.diffusion.schedule.to_dict(), config.sampler.to_dict(), shape
-        )
+        self.sampler = LatentSampler(self.model, config, shape)
         self._eight_bits = config.sampler.fp8
         params = abstract_at_rest(self.model, self._eight_bits)
         self.params = placed(params, shardings(params, mesh))

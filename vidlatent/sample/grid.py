@@ -100,12 +100,7 @@ class SampleGrid:
         ]
         clips = [self._clip(batch, row, word) for row, word in zip(real, words, strict=True)]
         self._given = conditions, clips
-        self._sampler = LatentSampler(
-            self._model,
-            self._config.diffusion.schedule.to_dict(),
-            self._config.sampler.to_dict(),
-            latent.shape[1:],
-        )
+        self._sampler = LatentSampler(self._model, self._config, latent.shape[1:])
 
     def _clip(self, batch: Mapping[str, Any], row: int, title: str) -> dict[str, Any]:
         """What decoding and showing a clip takes; of other processes' clips only the title."""

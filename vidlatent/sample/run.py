@@ -113,8 +113,7 @@ class Generator:
         return cls(config, restored.state, latents, mesh, restored.step)
 
     def _new_sampler(self) -> LatentSampler:
-        schedule = self.config.diffusion.schedule.to_dict()
-        return LatentSampler(self.model, schedule, self.config.sampler.to_dict(), self.shape)
+        return LatentSampler(self.model, self.config, self.shape)
 
     def _size(self) -> tuple[int, int, int]:
         size = tuple(self.config.sample.size) or tuple(self.config.data.buckets[-1][:3])

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from vidlatent.diffusion import (
     Diffusion,
     Flow,
+    SamplerPlan,
     draw_starting_noise,
     make_sampler,
     make_schedule,
@@ -27,10 +29,15 @@ from vidlatent.diffusion.caching import CacheRule, cache_denoiser
 from vidlatent.diffusion.guidance import count_evaluations, guidance_scales, guide, guide_batched
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.inputs import absent
+from vidlatent.models.generators.base import Generator
 from vidlatent.parallel.multihost import to_global
 from vidlatent.parallel.sharding import replicated
 
 __all__ = ["LatentSampler", "latent_psnr"]
+
+
+# Keys of ``config.sampler`` that are about the loop around the solver, not about the solver.
+_OF_THE_LOOP = ("guidance", "cache", "cache_conditions", "fp8")
 
 
 class LatentSampler:
@@ -38,45 +45,41 @@ class LatentSampler:
 
     Args:
       model: the generator.
-      schedule: ``config.diffusion.schedule`` as a dict.
-      sampler: ``config.sampler`` as a dict.
+      config: of its run; read are ``diffusion.schedule`` and ``sampler``.
       shape: latent ``(t, h, w, c)``.
 
     Attributes:
       plan: the solver's steps.
-      scales: guidance at each step and link, ``[N, K]``.
+      scales: guidance scales of each step, ``[N, K]``, one for each pair of neighbouring branches.
+      drops: for each of the ``K + 1`` branches, the conditions that it goes without.
       nfe: evaluations of the network for one sample; a guided step has one for each branch.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        schedule: Mapping[str, Any],
-        sampler: Mapping[str, Any],
-        shape: Sequence[int],
-    ):
-        self.model, self.shape = model, tuple(shape)
-        options = dict(sampler)
-        self._guidance, self._cache = options.pop("guidance"), options.pop("cache")
-        options.pop("fp8")  # the parameters say it
-        self._caches = options.pop("cache_conditions") and model.caches_conditions
-        noise = make_schedule(schedule)
-        self._check_variance(noise)
-        if isinstance(noise, Flow):
-            noise = noise.for_tokens(math.prod(shape[:3]) // math.prod(model.patch))
-        options, unread = sampler_options(noise, options)
-        if unread:
-            keys = ", ".join(f"config.sampler.{name}" for name in unread)
-            logging.warning("%s: not read by sampler %s", keys, options["name"])
-        self.plan = make_sampler(noise, options)
-        scales, interval = self._guidance["scales"], self._guidance["interval"]
-        if scales:
-            self.scales = guidance_scales(self.plan.levels, scales, tuple(interval) or None)
+    def __init__(self, model: Generator, config: ConfigDict, shape: Sequence[int]):
+        self.model, self.shape, self._config = model, tuple(shape), config.sampler
+        schedule = make_schedule(config.diffusion.schedule)
+        self._check_variance(schedule)
+        if isinstance(schedule, Flow):
+            schedule = schedule.for_tokens(math.prod(shape[:3]) // math.prod(model.patch))
+        self.plan = self._make_plan(schedule, config)
+        guidance = config.sampler.guidance
+        if guidance.scales:
+            interval = tuple(guidance.interval) or None
+            self.scales = guidance_scales(self.plan.levels, guidance.scales, interval)
         else:
             self.scales = np.ones((self.plan.nfe, 0))
         self.drops = self._branches()
         self.nfe = count_evaluations(self.scales)
         self._compiled: Any = None
+
+    def _make_plan(self, schedule: Flow | Diffusion, config: ConfigDict) -> SamplerPlan:
+        """The solver ``config.sampler.name`` with ``config.sampler.steps`` steps."""
+        known = {k: v for k, v in config.sampler.items() if k not in _OF_THE_LOOP}
+        options, unread = sampler_options(schedule, known)
+        if unread:
+            keys = ", ".join(f"config.sampler.{name}" for name in unread)
+            logging.warning("%s: not read by sampler %s", keys, config.sampler.name)
+        return make_sampler(schedule, options | {"steps": config.sampler.steps})
 
     def _check_variance(self, schedule: Flow | Diffusion) -> None:
         learned = schedule.variance == "learned_range"
@@ -88,17 +91,17 @@ class LatentSampler:
             )
 
     def _branches(self) -> tuple[tuple[str, ...], ...]:
-        """Conditions that each branch does without, from the least to the most conditioned."""
-        links, drops = self.scales.shape[1], self._guidance["drops"]
+        """Conditions that each branch goes without, from the least to the most conditioned."""
+        scales, drops = self.scales.shape[1], self._config.guidance.drops
         reads = self.model.reads
-        if not links:
+        if not scales:
             return ((),)
-        if not drops and links == 1:
+        if not drops and scales == 1:
             drops = (reads,)
-        if len(drops) != links:
+        if len(drops) != scales:
             raise VidlatentError(
-                f"config.sampler.guidance.drops has {len(drops)} entries for {links} scales: name "
-                "for each the conditions that its less conditioned side does without."
+                f"config.sampler.guidance.drops has {len(drops)} entries for {scales} scales: name "
+                "for each scale the conditions that its less conditioned branch goes without."
             )
         for name in {name for names in drops for name in names}:
             if name not in reads:
@@ -137,13 +140,13 @@ class LatentSampler:
         starts, steps = (jax.vmap(lambda k, n=n: jax.random.fold_in(k, n))(keys) for n in (0, 1))
         x = draw_starting_noise(starts, (len(seeds), *self.shape))
         denoise, state = self.denoiser(params, conditions, len(seeds)), None
-        if self._cache["threshold"]:
-            rule = CacheRule(**self._cache, steps=self.plan.nfe)
+        if self._config.cache.threshold:
+            rule = CacheRule(**self._config.cache, steps=self.plan.nfe)
             denoise, state = cache_denoiser(denoise, lambda x, t, index: x, rule, x)
         return sample(self.plan, denoise, x, steps, state=state).x
 
     def denoiser(self, params: Any, conditions: Mapping[str, Any], batch: int) -> Any:
-        """The guided ``denoise(x [B, ...], t [B], index)`` of ``diffusion.samplers.sample``."""
+        """The guided ``denoise(x [B, ...], t [B], index)`` for ``diffusion.samplers.sample``."""
         branches = [self._branch(conditions, names, batch) for names in self.drops]
         variables = {"params": params}
 
@@ -151,22 +154,24 @@ class LatentSampler:
             del index
             return self.model.apply(variables, x, t, **branch, method="denoise")
 
-        told = any(conditions[name] is not None for name in self.model.reads)
+        given = any(conditions[name] is not None for name in self.model.reads)
+        caches = self._config.cache_conditions and self.model.caches_conditions and given
 
         def with_cache(branch):
-            if not (self._caches and told):
+            if not caches:
                 return branch
             cache = self.model.apply(variables, **branch, method="cache_conditions")
             return {**branch, "condition_cache": cache}
 
         channels = self.shape[-1] if self.model.learned_variance else None
-        how = {"rescale": self._guidance["rescale"], "channels": channels}
-        if len(branches) == 1 or not self._guidance["batched"]:
+        how = {"rescale": self._config.guidance.rescale, "channels": channels}
+        if len(branches) == 1 or not self._config.guidance.batched:
             branches = [with_cache(branch) for branch in branches]
             return guide(network, branches, self.scales, batched=False, **how)
         together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *branches)
-        alone = bool(np.any(np.all(self.scales == 1.0, axis=1)))
-        positive = with_cache(branches[-1]) if alone else None
+        # Outside the guidance interval the most conditioned branch runs alone.
+        some_unguided = bool(np.any(np.all(self.scales == 1.0, axis=1)))
+        positive = with_cache(branches[-1]) if some_unguided else None
         return guide_batched(network, with_cache(together), positive, self.scales, **how)
 
     def _branch(
@@ -188,6 +193,6 @@ class LatentSampler:
 
 
 def latent_psnr(latents: np.ndarray, exact: np.ndarray) -> float:
-    """PSNR of latents against exact ones, in dB of the range of the latter."""
+    """PSNR of ``[B, t, h, w, c]`` latents in dB; the peak is the range of the exact ones."""
     error = np.mean(np.square(latents.astype(np.float64) - exact))
     return float(20 * np.log10(np.ptp(exact)) - 10 * np.log10(max(error, 1e-30)))

@@ -54,6 +54,14 @@ class Generator(Protocol):
     caches_conditions: bool
     memory: bool
 
+    def init(self, rngs: Any, *args: Any, method: Any = None, **kwargs: Any) -> Any:
+        """Linen's: ``{'params': ...}`` of a new model, whose output is 0."""
+        ...
+
+    def apply(self, variables: Any, *args: Any, method: Any = None, **kwargs: Any) -> Any:
+        """Linen's: runs ``method``, such as ``'denoise'``, with ``{'params': ...}``."""
+        ...
+
     @property
     def reads(self) -> tuple[str, ...]: ...
 

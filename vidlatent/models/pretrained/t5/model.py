@@ -77,8 +77,8 @@ class T5Encoder(nn.Module):
 
         Args:
           tokens: integers below ``vocab``.
-          mask: ``[B, N]``, 0 for padding, which nothing attends to. The states *at* padding are
-            whatever comes out; generators put zeros there (``conditions.pad_text``). None: no padding.
+          mask: ``[B, N]``, 0 for padding, which nothing attends to; None: no padding. The states
+            *at* padding are of no use: generators put zeros there (``conditions.pad_text``).
           all_states: return a list instead: the embeddings, the output of each layer but the last,
             and the last states, which have gone through the final norm.
         """
