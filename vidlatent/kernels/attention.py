@@ -1,15 +1,16 @@
 """Softmax attention in the form that each platform runs best.
 
-* ``xla``: plain matrix products, blocks of queries at a time so that memory stays linear; any
-  dtype, any mask, every platform. The reference.
-* ``splash``: JAX's Pallas kernel for TPUs. Lengths are padded to whole blocks here, and padding is
-  hidden by segment numbers.
-* ``cudnn``: cuDNN's fused kernel on GPUs, half precision only. Odd lengths are padded here: its
-  backward pass refuses them.
+* ``xla``: plain matrix products, a block of queries at a time so that memory stays linear in the
+  number of tokens. Any dtype, any mask, every platform; the reference.
+* ``splash``: JAX's Pallas kernel for TPUs. It needs whole blocks, so lengths are padded here and
+  the padding is masked by segment ids.
+* ``cudnn``: cuDNN's fused kernel on GPUs, half precision only. Its backward pass refuses odd
+  lengths, so these are padded here.
 
-The fused forms are opaque to the partitioner, so on a mesh they run inside ``shard_map``: batch and
-heads stay where they are, and tokens that are spread over ``context`` are traded for heads and back
-(Ulysses, Jacobs et al. 2023), or keys and values gathered where the heads do not divide.
+XLA's partitioner cannot split the fused kernels, so on a mesh they run inside ``shard_map``. Batch
+and heads stay sharded. Tokens that are sharded over ``context`` are exchanged for heads by an
+all-to-all and back (DeepSpeed Ulysses, Jacobs et al. 2023); where the heads do not divide, keys and
+values are gathered instead.
 """
 
 from __future__ import annotations
@@ -31,16 +32,19 @@ from vidlatent.spec import check_shape
 __all__ = ["attention", "attention_form", "map_query_blocks"]
 
 _AUTO = {"tpu": "splash", "gpu": "cudnn", "default": "xla"}
-# Attention scores held at once by the plain form, in elements: 256 MiB of float32.
+# Attention scores that the plain form holds at once, in elements: 256 MiB of float32.
 _SCORES = 1 << 26
-# Queries of a turn of the plain form are a multiple of this, which meshes divide.
+# A block of queries of the plain form is a multiple of this, so that meshes divide it.
 _SPLIT = 16
-_LANES = 128
-# Largest blocks of the Pallas kernel that fit its 16 MiB of scratch memory, by a head's width in
-# whole lanes and the bytes of a channel.
+_LANES = 128  # of a TPU's vector register; blocks are whole multiples
+# Largest blocks with which splash fits 16 MiB of vector memory, by the head's width in whole lanes
+# and the bytes of a channel: the TPU compiler refuses larger ones on long sequences
+# (docs/design_notes.md, "Kernels").
 _LARGEST = {(128, 2): 1536, (128, 4): 1536, (256, 2): 1024, (256, 4): 768}
+# Limits within such blocks: queries of a block in the backward pass, which holds more arrays, and
+# keys that one matrix product takes at a time. Chosen so that the programs compile; not tuned.
 _BLOCK_BACKWARD, _BLOCK_COMPUTE = 1024, 640
-# Under this many queries a fused kernel has nothing to save.
+# With fewer queries splash would mostly multiply padding (a block has at least 128).
 _FEW = 128
 
 
@@ -122,7 +126,7 @@ def _lacks(name: str, q: jax.Array, seen: jax.Array | None) -> str:
         here = _capability()
         if here is not None and here < (8, 0):
             return "needs an NVIDIA GPU of compute capability 8.0 or more"
-        # JAX's own checks: it looks at the GPU at hand and allows 128 where there is none.
+        # As JAX itself checks: by the GPU at hand, and with a limit of 128 where there is none.
         widest = 256 if here is not None and here >= (9, 0) else 128
         if dim % 8 or dim > widest:
             wider = "" if widest == 256 else " (256 from compute capability 9.0 on)"
@@ -131,7 +135,7 @@ def _lacks(name: str, q: jax.Array, seen: jax.Array | None) -> str:
 
 
 def _capability() -> tuple[int, int] | None:
-    """Compute capability of the GPU at hand; (0, 0) for one of another maker, None without one."""
+    """Compute capability of the GPU at hand; (0, 0) if it is not NVIDIA's, None without a GPU."""
     if jax.default_backend() != "gpu":
         return None
     device = jax.local_devices()[0]
@@ -142,7 +146,7 @@ def _capability() -> tuple[int, int] | None:
 
 
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None) -> jax.Array:
-    """A block of queries at a time, so that few scores exist at once."""
+    """The plain form: a block of queries at a time, so that few scores exist at once."""
     batch, queries, heads, dim = q.shape
     scale = dim**-0.5
     bias = None if seen is None else jnp.where(seen, 0.0, -jnp.inf)[:, None, None, :]
@@ -162,11 +166,18 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None) -> ja
 def map_query_blocks(
     attend: Callable[[jax.Array], jax.Array], q: jax.Array, blocks: int
 ) -> jax.Array:
-    """``attend(q)`` for some of the queries ``[B, N, ...]`` at a time, in about ``blocks`` turns.
+    """``attend(q)`` on a part of the queries ``[B, N, ...]`` at a time, in about ``blocks`` steps.
 
-    A turn takes every so-manieth query. So the axis of the loop is none that a mesh splits, and
-    each device goes through its own queries; of stretches, all devices would gather and compute
-    each. The backward pass computes a turn again: its scores are the only large thing here.
+    Each iteration takes a strided subset, every ``blocks``-th query. The loop axis is then never
+    the one that a mesh shards, so each device works through its own queries. With contiguous
+    slices XLA would gather every slice, and every device would compute all of them. The backward
+    pass recomputes each iteration, because its scores are the only large array here.
+
+    Args:
+      attend: ``[B, n, ...] -> [B, n, ...]``, independent for each query.
+
+    Returns:
+      ``[B, N, ...]``.
     """
     count = q.shape[1]
     size = -(-count // (blocks * _SPLIT)) * _SPLIT
@@ -179,7 +190,7 @@ def map_query_blocks(
 
 
 def _blocks(length: int, largest: int) -> tuple[int, int]:
-    """Block size and padded length of an axis: least padding first, then large blocks."""
+    """Block size and padded length of an axis: least padding first, then the largest block."""
     fewest = -(-length // largest)
     choices = []
     for count in range(fewest, fewest + 4):
@@ -225,7 +236,7 @@ def _splash(q, k, v, seen, interpret=False):
     if seen is None and total_k == k.shape[1]:
         out = jax.vmap(lambda *one: kernel(*one))(*arrays)
     else:
-        # Queries are in segment 1, as are the keys that exist; padded queries are cut off below.
+        # Queries and real keys are segment 1, padded keys segment 0. Padded queries are cut below.
         there = jnp.ones(k.shape[:2], bool) if seen is None else seen
         there = jnp.pad(there, ((0, 0), (0, total_k - k.shape[1]))).astype(jnp.int32)
         ones = jnp.ones((q.shape[0], total_q), jnp.int32)
@@ -235,7 +246,7 @@ def _splash(q, k, v, seen, interpret=False):
 
 
 def _by_head(x: jax.Array, length: int) -> jax.Array:
-    """``[B, N, K, d] -> [B, K, length, d]``, zeros behind."""
+    """``[B, N, K, d] -> [B, K, length, d]``, padded with zeros at the end."""
     return jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, length - x.shape[1]), (0, 0)))
 
 
@@ -269,7 +280,7 @@ def _spread(local: Any, q: jax.Array, k: jax.Array, v: jax.Array, rows: jax.Arra
     def run(q, k, v, rows):
         if not swap:
             return local(q, k, v, rows)
-        # Every device gets all tokens of some of its heads, and gives them back.
+        # Every device receives all tokens of some of its heads, and hands the results back.
         q, k, v = (lax.all_to_all(a, tokens, 2, 1, tiled=True) for a in (q, k, v))
         return lax.all_to_all(local(q, k, v, rows), tokens, 1, 2, tiled=True)
 

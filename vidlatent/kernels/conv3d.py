@@ -1,4 +1,4 @@
-"""Convolution over time, height and width in several equal forms.
+"""Convolution over time, height and width, in several forms that compute the same.
 
 No single lowering is good everywhere. XLA:CPU runs a 5-D convolution three to four times slower
 than the same sum written as 2-D convolutions, and a depthwise one some thirty times slower than
@@ -33,7 +33,8 @@ _KINDS = {  # forms, those of the other kind, and what 'auto' means
     "dense": (DENSE_FORMS, DEPTHWISE_FORMS, _AUTO_DENSE),
     "depthwise": (DEPTHWISE_FORMS, DENSE_FORMS, _AUTO_DEPTHWISE),
 }
-# XLA:CPU likes taps folded into the channels only while those are few.
+# With fewer channels than this XLA:CPU is faster with the time taps folded into the channels
+# (benchmarks/conv3d.py).
 _FEW_CHANNELS = 16
 
 
@@ -59,11 +60,10 @@ def conv3d(
         2-D convolution per time tap), ``'fold2d'`` (time taps as channels of one 2-D
         convolution); for a depthwise kernel ``'native'``, ``'shifts'`` (a sum of shifted
         products) or ``'rows'`` (the same, with the kernel's gradient summed row by row; no
-        forward-mode derivative; stride 1); or several names, see ``dispatch``. A model has one
-        setting for kernels of both kinds: a name that the other kind alone has does not count,
-        a kernel left without any is at ``'auto'``, and the log says so once. With that exception
-        a form that is named is the one that runs; with a single tap ``'taps'`` and ``'fold2d'``
-        are the same 2-D convolution.
+        forward-mode derivative; stride 1); or several names, see ``dispatch``. One setting serves
+        dense and depthwise kernels alike: a name that only the other kind has is ignored, a
+        kernel left without a name is at ``'auto'``, and the log says so once. With a single tap
+        ``'taps'`` and ``'fold2d'`` are the same 2-D convolution.
       platform: overrides the platform that ``'auto'`` looks at.
 
     Returns:
@@ -97,17 +97,21 @@ def conv_frames(
 ) -> jax.Array:
     """Convolution whose time taps are given one by one.
 
-    ``frames[k]`` ``[B, T, H, W, I]`` holds what tap ``k`` of every output frame sees. Any rule for
-    a frame's neighbours can be written this way (the group-causal one has no padded form).
+    ``frames[k]`` ``[B, T, H, W, I]`` is the input of tap ``k`` for every output frame. Any rule for
+    the neighbours of a frame can be written this way; the group-causal one cannot be written as
+    padding.
 
     Args:
       frames: ``kt`` arrays of one shape.
       kernel: ``[kt, kh, kw, I / groups, O]``.
       strides, padding: along H and W.
       feature_group_count: 1, or the number of channels (depthwise).
-      implementation: as for ``conv3d``. No 5-D convolution sees its taps one by one: ``'native'``
-        stands for ``'fold2d'`` here, which the log says once where it was named.
+      implementation: as for ``conv3d``. A 5-D convolution cannot take its taps one by one, so
+        ``'native'`` means ``'fold2d'`` here, and the log says so once.
       platform: overrides the platform that ``'auto'`` looks at.
+
+    Returns:
+      ``[B, T, H', W', O]``.
     """
     if len(frames) != kernel.shape[0]:
         raise VidlatentError(f"{len(frames)} tap inputs for a kernel of {kernel.shape[0]} taps.")
@@ -172,8 +176,10 @@ def _chosen(
     platform: str | None,
     lacks: Callable[[str], str] = lambda name: "",
 ) -> tuple[bool, str]:
-    """Whether a ``'dense'`` or ``'depthwise'`` kernel's form was named (not where only the other
-    kind has that name), and the form."""
+    """Whether the form of a ``'dense'`` or ``'depthwise'`` kernel was named, and the form.
+
+    A name that only the other kind has does not count.
+    """
     known, other, auto = _KINDS[kind]
     names = list_wanted("conv3d", implementation)
     own = tuple(name for name in names if name in known or name not in other)
@@ -212,10 +218,10 @@ def _plane(x, kernel, strides, padding, groups):
 
 
 def _real_taps(x, kernel, strides, padding):
-    """The sum of the time taps, each over the frames that it meets.
+    """The sum of the time taps, each only over the frames that it meets.
 
-    Zeros before and after the clip would cost as much as frames do: with two of them and 16 frames
-    this takes 0.87 of the time, with 4 frames 0.68.
+    Padding with zero frames would cost as much as real frames do: compared with two of them this
+    takes 0.87 of the time at 16 frames and 0.68 at 4.
     """
     taps, (low, high) = kernel.shape[0], padding[0]
     frames = x.shape[1]

@@ -1,9 +1,9 @@
 """Which form of a kernel runs where.
 
-``implementation=`` of every kernel is ``'auto'``, the name of a form, or several names, the first
-of which that can do it runs. A form that was named and cannot do it raises; ``'auto'`` takes the
-plain form then. What ``'auto'`` stands for is decided, in this order, by ``prefer``, by
-``config.kernels`` (``use_forms``) and by the platform.
+``implementation=`` of every kernel is ``'auto'``, the name of a form, or several names in order of
+preference. The first named form that supports the inputs runs; if none does, that is an error.
+``'auto'`` falls back to the plain form instead. What ``'auto'`` means is decided, in this order, by
+``prefer``, by ``config.kernels`` (``use_forms``) and by the platform.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ Names = str | Sequence[str]
 _PREFERRED: contextvars.ContextVar[Mapping[str, Names]] = contextvars.ContextVar(
     "forms", default=MappingProxyType({})
 )
-# Of the process, for its threads have contexts of their own.
+# A plain global besides: threads that were started earlier do not see a context variable.
 _CONFIGURED: dict[str, Names] = {}
 
 
 class KernelForm(NamedTuple):
-    """A form and why it was taken."""
+    """A form and why it was chosen."""
 
     name: str
     why: str
@@ -76,9 +76,9 @@ def current_platform() -> str:
 
 @contextlib.contextmanager
 def prefer(**forms: Names) -> Iterator[None]:
-    """Named forms in place of ``'auto'`` for whatever is traced inside: ``attention='xla'``.
+    """Sets what ``'auto'`` means for functions traced inside ``with``, such as ``attention='xla'``.
 
-    A function that has been traced before keeps the forms it was traced with.
+    A function that was traced before keeps the forms that it was traced with.
 
     Raises:
       VidlatentError: an unknown kernel.
@@ -93,7 +93,7 @@ def prefer(**forms: Names) -> Iterator[None]:
 
 
 def use_forms(settings: Mapping[str, str]) -> None:
-    """Named forms in place of ``'auto'`` in all of the process from now on: ``config.kernels``.
+    """Sets what ``'auto'`` means in the whole process from now on: ``config.kernels``.
 
     Args:
       settings: ``'auto'``, a form, or several with commas between, by the keys of ``FORMS``.
@@ -113,7 +113,7 @@ def use_forms(settings: Mapping[str, str]) -> None:
 
 
 def list_wanted(kind: str, implementation: Names) -> tuple[str, ...]:
-    """The forms asked for, in order; none where that is ``'auto'`` and nobody has said more."""
+    """The forms asked for, in order of preference; empty where the platform decides."""
     names = _split(implementation)
     return names or _split(_PREFERRED.get().get(kind, _CONFIGURED.get(kind, "auto")))
 
@@ -132,18 +132,18 @@ def choose(
     platform: str | None = None,
     lacks: Callable[[str], str] = lambda name: "",
 ) -> KernelForm:
-    """The form of a kernel to run, and why; what ``'auto'`` takes is logged once.
+    """The form of a kernel to run, and why; what ``'auto'`` chooses is logged once.
 
     Args:
       kind: a key of ``FORMS``.
       implementation: as above.
       auto: the form for each platform, and ``'default'`` for one not listed.
       platform: in place of ``current_platform()``.
-      lacks: why a form cannot (or should not) do it, ``''`` where it can. The first of the
-        kernel's forms can do anything.
+      lacks: of a form's name, why it cannot (or should not) take these inputs; ``''`` if it can.
+        The first of a kernel's forms takes everything.
 
     Raises:
-      VidlatentError: an unknown form, or none of those named can do it.
+      VidlatentError: an unknown form, or none of those named supports the inputs.
     """
     return pick(kind, list_wanted(kind, implementation), FORMS[kind], auto, platform, lacks)
 
@@ -156,7 +156,7 @@ def pick(
     platform: str | None = None,
     lacks: Callable[[str], str] = lambda name: "",
 ) -> KernelForm:
-    """As ``choose``, of the forms ``known``, where ``list_wanted`` has been asked."""
+    """``choose`` among the forms ``known``, given the result of ``list_wanted`` as ``names``."""
     for name in names:
         if name not in known:
             hint = did_you_mean(name, ("auto", *known))
@@ -190,7 +190,7 @@ def _automatic(
         form = KernelForm(name, f"the usual form on {platform}")
     else:
         form = KernelForm(name, f"no other is made for {platform}")
-    # On CPUs there is little to explain, and a line a kernel would be in every run's log.
+    # On CPUs the choice is never a surprise, and one line per kernel would clutter every log.
     level = logging.DEBUG if platform == "cpu" else logging.INFO
     say_once(f"{kind} on {platform}: {form.name!r}, {form.why}", level)
     return form
@@ -198,11 +198,14 @@ def _automatic(
 
 @functools.lru_cache
 def say_once(sentence: str, level: int = logging.INFO) -> None:
-    """Log why a form is taken, once for each reason."""
+    """Log ``sentence``, once in the life of the process."""
     log.log(level, "%s", sentence)
 
 
 def needs_manual() -> bool:
-    """Whether an opaque kernel must be told its share: several devices, and nobody has done it."""
+    """True if a custom kernel must be wrapped in ``shard_map`` here.
+
+    That is on a mesh of several devices, unless the caller is inside a ``shard_map`` already.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.size > 1 and not mesh.manual_axes

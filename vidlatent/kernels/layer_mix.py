@@ -1,13 +1,14 @@
-"""Mixtures over a buffer of layer states of which only some slots exist (FSVideo 2.3.2).
+"""Weighted sums over a buffer of layer states that is only partly filled (FSVideo 2.3.2).
 
-In a scanned stack the number of states is traced, so plain XLA reads all slots of the buffer and
-multiplies most of them by zero. The Pallas forms for TPUs fetch the slots in a range alone.
+In a scanned stack the number of filled slots is traced, so plain XLA reads the whole buffer and
+multiplies most of it by zero. The Pallas forms for TPUs fetch only the slots in a range.
 
 * ``layer_mix``: ``sum_j w[..., j] X_j``, the mixture;
 * ``layer_dots``: ``<X_j, g>`` for every slot, the cotangent of the weights.
 
-Each is the other's derivative, in every form and to any order. The cotangent of the buffer is
-written as a whole; a stack that can gather it otherwise should (``wan.layer_memory``).
+Each is the derivative of the other, in every form and to any order. The cotangent of the buffer is
+written in full, which costs as much as the buffer itself; ``wan.layer_memory`` avoids that by
+collecting it in another way.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ from vidlatent.spec import check_shape
 __all__ = ["layer_dots", "layer_mix"]
 
 _AUTO = {"tpu": "pallas", "default": "xla"}
-_ROWS = 256  # tokens of a block
-_SCRATCH = 48 << 20  # bytes of vector memory a kernel may use
+_ROWS = 256  # tokens of a block: [256, 5120] float32 is 5 MiB of vector memory
+# Bytes of vector memory that the kernel may use, above the compiler's default of 16 MiB: v5p and
+# TPU7x have 64 MiB a core, v5e and v6e 128.
+_SCRATCH = 48 << 20
 Interpret = bool | pltpu.InterpretParams
 
 
 class _Run(NamedTuple):
-    """The form that runs; its derivatives take the same."""
+    """The form that runs; its derivatives use the same one."""
 
     form: str
     interpret: Interpret
@@ -134,7 +137,7 @@ _dots.defvjp(_dots_kept, _dots_backward)
 
 
 def _within(depth: int, limits: jax.Array) -> jax.Array:
-    """Which slots the range holds, ``[L]``."""
+    """Which slots lie in the range, bool ``[L]``."""
     slots = jnp.arange(depth)
     return (slots >= limits[0]) & (slots < limits[1])
 
@@ -150,7 +153,7 @@ def _range(first: Any, end: Any) -> jax.Array:
 
 
 def _spread(local: Any, states: jax.Array, tokens: jax.Array, limits: jax.Array) -> jax.Array:
-    """``local`` on every device's share of samples and tokens, which meet no others."""
+    """``local`` on every device's share of samples and tokens; these do not interact."""
     if not needs_manual():
         return local(states, tokens, limits)
     axes = split_axes("batch", tokens.shape[0]), split_axes("tokens", tokens.shape[1])
@@ -160,14 +163,14 @@ def _spread(local: Any, states: jax.Array, tokens: jax.Array, limits: jax.Array)
 
 
 def _sweep(
-    turn: Callable[..., jax.Array],
+    term: Callable[..., jax.Array],
     states: jax.Array,
     tokens: jax.Array,
     limits: jax.Array,
     channels: int,
     interpret: Interpret,
 ) -> jax.Array:
-    """Sum of ``turn(k, state, token)`` over the slots in the range, for each block of tokens.
+    """Sum of ``term(k, state, token)`` over the slots in the range, for each block of tokens.
 
     ``state`` is ``[rows, D]`` float32, ``token`` ``[rows, C]``; the result has ``channels``.
     """
@@ -183,10 +186,10 @@ def _sweep(
 
         @pl.when((k >= limits[0]) & (k < limits[1]))
         def _():
-            out[0] += turn(k, state[0, 0].astype(jnp.float32), token[0])
+            out[0] += term(k, state[0, 0].astype(jnp.float32), token[0])
 
     def slot(b, i, k, limits):
-        # Outside the range the neighbour inside is named again, which fetches nothing.
+        # Outside the range the nearest slot inside is named again: Pallas skips a repeated fetch.
         return jnp.clip(k, limits[0], limits[1] - 1), b, i, 0
 
     spec = pltpu.PrefetchScalarGridSpec(
@@ -198,8 +201,8 @@ def _sweep(
         ],
         out_specs=pl.BlockSpec((1, rows, channels), _block),
     )
-    # How many slots are fetched is traced. In a scan over the stack ranges grow from one slot to
-    # all: the compiler is told their mean.
+    # The number of slots fetched is traced. Over the scan of a stack it grows from one to all, so
+    # the scheduler is told the mean.
     fetched = batch * count * width * (depth + 1) // 2
     rest = tokens.size * tokens.dtype.itemsize + batch * count * channels * 4
     cost = pl.CostEstimate(
@@ -224,19 +227,19 @@ def _block(b, i, k, limits):
 
 
 def _mix_rows(interpret, states, weights, limits):
-    def turn(k, state, weight):
+    def term(k, state, weight):
         lane = jax.lax.broadcasted_iota(jnp.int32, weight.shape, 1)
         return jnp.sum(jnp.where(lane == k, weight, 0.0), axis=1, keepdims=True) * state
 
-    return _sweep(turn, states, weights, limits, states.shape[-1], interpret)
+    return _sweep(term, states, weights, limits, states.shape[-1], interpret)
 
 
 def _dots_rows(interpret, states, cotangent, limits):
     depth = states.shape[0]
 
-    def turn(k, state, grad):
+    def term(k, state, grad):
         lane = jax.lax.broadcasted_iota(jnp.int32, (state.shape[0], depth), 1)
         dots = jnp.sum(state * grad.astype(jnp.float32), axis=1, keepdims=True)
         return jnp.where(lane == k, dots, 0.0)
 
-    return _sweep(turn, states, cotangent, limits, depth, interpret)
+    return _sweep(term, states, cotangent, limits, depth, interpret)

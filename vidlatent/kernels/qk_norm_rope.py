@@ -1,9 +1,9 @@
-"""Queries and keys: RMS norm over the full width, rotary positions, cut into heads, in one pass.
+"""Queries and keys: RMS norm over the full width, split into heads, rotary positions, in one pass.
 
-XLA:TPU moves such a tensor about twenty times through memory (pairs of neighbouring lanes are the
-worst it can be asked for); the Pallas form reads and writes it once. Channel ``j`` of a head is
-turned together with ``j + d / 2``: weights trained with neighbouring pairs are permuted once, when
-they are read (``halves`` of the importer).
+XLA:TPU passes such a tensor through memory about twenty times, because rotating neighbouring lanes
+is the slowest shuffle that a TPU has. The Pallas form reads and writes the tensor once. It rotates
+channel ``j`` of a head together with ``j + d / 2``; weights that were trained with neighbouring
+pairs are permuted once, when they are imported (layout ``halves``).
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ from vidlatent.spec import check_shape
 __all__ = ["qk_norm_rope", "rotate", "rotate_halves"]
 
 _AUTO = {"tpu": "pallas", "default": "xla"}
-_LANES = 128
-_ROWS, _ROWS_BACKWARD = 128, 64  # tokens of a block
-_SCRATCH = 48 << 20  # bytes of vector memory a kernel may use
+_LANES = 128  # of a TPU's vector register
+# Tokens of a block, forward and backward: [128, 5120] float32 is 2.5 MiB, and the backward pass
+# holds twice as many such arrays.
+_ROWS, _ROWS_BACKWARD = 128, 64
+# Bytes of vector memory that the kernel may use, above the compiler's default of 16 MiB: v5p and
+# TPU7x have 64 MiB a core, v5e and v6e 128.
+_SCRATCH = 48 << 20
 
 
 def qk_norm_rope(
@@ -54,10 +58,11 @@ def qk_norm_rope(
       interpret: run the Pallas form on any platform, slowly, for tests.
 
     Returns:
-      ``[B, N, K, d]`` in the dtype of ``x``, to which the normed tensor is rounded before it turns.
+      ``[B, N, K, d]`` in the dtype of ``x``; the normalised tensor is rounded to it before the
+      rotation, as Wan2.1's code does.
 
     Raises:
-      VidlatentError: the form named cannot do this (``'auto'`` takes the other).
+      VidlatentError: the form named does not support this (``'auto'`` takes the other).
     """
     sizes = check_shape(x, "B N D")
     check_shape(scale, "D", D=sizes["D"])
@@ -151,7 +156,7 @@ def _backward(heads, eps, interpret, kept, cotangent):
 
     def body(x_ref, scale_ref, cos_ref, sin_ref, grad_ref, dx_ref, dscale_ref, turned):
         first = (pl.program_id(0) == 0) & (pl.program_id(1) == 0)
-        # What lies behind the last token is not data.
+        # The last block reaches beyond the last token, and what it reads there is not data.
         place = pl.program_id(1) * rows + lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
         real = place < count
         cos, sin = cos_ref[...], sin_ref[...]
@@ -201,7 +206,7 @@ _fused.defvjp(_forward, _backward)
 
 
 def _doubled(cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Tables for ``t * cos + roll(t, d / 2) * sin``."""
+    """Tables ``[N, d]`` with which the rotation is ``t * cos + roll(t, d / 2) * sin``."""
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
