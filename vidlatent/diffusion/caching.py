@@ -1,9 +1,9 @@
-"""Skipping evaluations of the network at steps where its input hardly moves (as TeaCache does).
+"""Step caching: skip the network where its input hardly changes (TeaCache, Liu et al. 2024).
 
-The change of a cheap signal, such as the first block's modulated input, foretells that of the
-output. Relative changes, mapped by a polynomial, add up over the steps; below a threshold the last
-output is used again. The rule's state is a value in the sampler's loop. It changes results, so it
-is off unless a threshold is set.
+The change of a cheap signal, such as the first block's modulated input, predicts the change of the
+output. The signal's relative changes, mapped by a polynomial, are summed over the steps; while the
+sum stays below a threshold, the last output is used again. The result is approximate, so caching is
+off unless ``config.sampler.cache.threshold`` is set.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class CacheRule:
     """When to use the last output again.
 
     Attributes:
-      threshold: of the summed change; 0 never skips.
-      polynomial: coefficients, highest power first, from a relative change of the signal to one
-        of the output, fitted for each network; the identity by default.
-      max_skips: in a row.
-      steps: N; the first step and the last one are always evaluated.
+      threshold: largest summed change at which to skip; 0 never skips.
+      polynomial: coefficients, highest power first, that map a relative change of the signal to
+        one of the output; fitted for each network, by default the identity.
+      max_skips: most steps to skip in a row.
+      steps: N; the first and the last step are always evaluated.
     """
 
     threshold: float = 0.0
@@ -50,11 +50,11 @@ class CacheState(NamedTuple):
     """State of the rule.
 
     Attributes:
-      signal: of the step before.
+      signal: of the step before, ``[B, ...]``.
       output: of the last evaluation.
-      change: summed since then, float32 scalar.
-      skips: in a row, int32.
-      evaluated: evaluations so far, int32.
+      change: sum of changes since then, float32 scalar.
+      skips: steps skipped since then, int32.
+      evaluated: number of evaluations so far, int32.
     """
 
     signal: jax.Array
@@ -78,10 +78,10 @@ def evaluate_or_reuse(
     index: jax.Array,
     compute: Callable[[], Any],
 ) -> tuple[Any, CacheState]:
-    """``compute()``, or what it gave last time.
+    """``compute()``, or its last result, and the new state.
 
-    ``compute`` may be a whole network or, closer to the published rule, what its blocks add to
-    their input.
+    ``compute`` may be the whole network or, closer to the published rule, the residual that its
+    blocks add to their input.
 
     Args:
       signal: ``[B, ...]``; one decision is taken for the whole batch.
@@ -91,7 +91,7 @@ def evaluate_or_reuse(
     size = jnp.abs(before).mean()
     moved = jnp.abs(now - before).mean() / jnp.maximum(size, 1e-12)
     poly = jnp.asarray(rule.polynomial, jnp.float32)
-    # A fitted polynomial may dip below 0, where nothing is meant by it.
+    # A fitted polynomial may be negative outside the range that it was fitted on.
     change = state.change + jnp.maximum(jnp.polyval(poly, moved), 0.0)
     inner = (index > 0) & (index < rule.steps - 1)
     reuse = inner & (change < rule.threshold) & (state.skips < rule.max_skips)

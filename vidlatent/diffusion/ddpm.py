@@ -1,4 +1,4 @@
-"""DDPM and IDDPM: noise schedules as float64 tables, what the network's output means, the chain.
+"""DDPM and IDDPM: noise schedules as float64 tables, and what the network's output means.
 
 ``x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps`` for ``t = 0 .. S - 1`` (DDPM eq. 4). Tables are
 built on the host; functions on the device gather from them in float32.
@@ -40,7 +40,7 @@ SPACINGS = ("even", "stride", "trailing", "continuous")
 
 @dataclasses.dataclass(frozen=True)
 class ReverseStep:
-    """What an output says about the step from ``t`` to ``t - 1``; all ``[B, ..., C]``.
+    """What the network's output says of the reverse step from ``t`` to ``t - 1``; ``[B, ..., C]``.
 
     Attributes:
       x0: predicted clean sample, not clipped.
@@ -61,7 +61,7 @@ class Diffusion:
       prediction: ``'epsilon'``, ``'x0'`` or ``'v'``.
       variance: ``'fixed_small'``, ``'fixed_large'`` or ``'learned_range'`` (the network then has
         twice the channels).
-      times: what the network is told at each ``t``, ``[S]``; None: ``t`` itself.
+      times: the network's time input at each ``t``, ``[S]``; None: ``t`` itself.
     """
 
     alphas_cumprod: np.ndarray
@@ -100,7 +100,7 @@ class Diffusion:
             "of_data": beta * np.sqrt(before) / (1.0 - abar),
             "of_x": (1.0 - before) * np.sqrt(1.0 - beta) / (1.0 - abar),
             "variance": variance,
-            # The first variance is 0; its logarithm is taken from the second (IDDPM).
+            # The first variance is 0, so its logarithm is replaced by the second's (IDDPM's code).
             "log_small": np.log(np.append(variance[1:2], variance[1:])),
             "log_large": np.log(beta),
             "log_fixed_large": np.log(np.append(variance[1:2], beta[1:])),
@@ -111,7 +111,7 @@ class Diffusion:
         return per_sample(jnp.asarray(self.tables[name], jnp.float32)[t], like)
 
     def network_time(self, t: jax.Array) -> jax.Array:
-        """What the network is told, ``[B]`` float32."""
+        """The network's time input: steps ``t`` ``[B] -> [B]`` float32."""
         t = t if self.times is None else jnp.asarray(self.times)[t]
         return t.astype(jnp.float32)
 
@@ -124,30 +124,30 @@ class Diffusion:
         return ((np.arange(count) + 0.5) * self.steps / count).astype(np.int64)
 
     def noised(self, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-        """``x_t`` (DDPM eq. 4)."""
+        """``x_t`` (DDPM eq. 4): ``[B, ..., C]`` from ``t`` ``[B]``."""
         x0 = x0.astype(jnp.float32)
         return self.at("alpha", t, x0) * x0 + self.at("sigma", t, x0) * noise
 
     def target(self, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-        """What the network should return: noise, the sample, or ``alpha eps - sigma x0``."""
+        """The training target ``[B, ..., C]``: noise, the sample, or ``alpha eps - sigma x0``."""
         x0 = x0.astype(jnp.float32)
         weights = self.at("alpha", t, x0), self.at("sigma", t, x0)
         of_data, of_noise = target_weights(self.prediction, *weights)
         return of_data * x0 + of_noise * noise
 
     def x0(self, x: jax.Array, output: jax.Array, t: jax.Array) -> jax.Array:
-        """The clean sample from the network's output (without its variance half)."""
+        """The clean sample ``[B, ..., C]`` from the network's output without its variance half."""
         x, output = x.astype(jnp.float32), output.astype(jnp.float32)
         weights = self.at("alpha", t, x), self.at("sigma", t, x)
         of_x, of_output = data_weights(self.prediction, *weights)
         return of_x * x + of_output * output
 
     def posterior_mean(self, x0: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-        """Mean of ``q(x_{t-1} | x_t, x0)`` (DDPM eq. 7)."""
+        """Mean of ``q(x_{t-1} | x_t, x0)`` (DDPM eq. 7), ``[B, ..., C]``."""
         return self.at("of_data", t, x) * x0 + self.at("of_x", t, x) * x
 
     def step(self, x: jax.Array, output: jax.Array, t: jax.Array) -> ReverseStep:
-        """``p(x_{t-1} | x_t)`` from the network's output, which has its variance half if learned.
+        """``p(x_{t-1} | x_t)`` from the network's output ``[B, ..., C or 2 C]``.
 
         The learned log-variance lies between the posterior's and beta's (IDDPM eq. 15).
         """
@@ -165,10 +165,10 @@ class Diffusion:
         return ReverseStep(x0, mean, log_variance)
 
     def respaced(self, times: np.ndarray) -> Diffusion:
-        """The chain over a subset of its steps, rising; the network is told the original ones."""
+        """The schedule over a rising subset of its steps; their time inputs stay the same."""
         times = np.asarray(times)
-        told = times if self.times is None else self.times[times]
-        return dataclasses.replace(self, alphas_cumprod=self.alphas_cumprod[times], times=told)
+        inputs = times if self.times is None else self.times[times]
+        return dataclasses.replace(self, alphas_cumprod=self.alphas_cumprod[times], times=inputs)
 
     def grid(self, steps: int, spacing: str = "even") -> NoiseGrid:
         """Levels of a sampler.
@@ -178,7 +178,7 @@ class Diffusion:
           spacing: ``'even'`` (IDDPM: from the last ``t`` to 0, rounded), ``'stride'`` (DDIM: whole
             strides from 0), ``'trailing'`` (strides from the end; for zero terminal SNR) or
             ``'continuous'`` (DPM-Solver: evenly from ``t = 1`` to ``1/S``, where it stops; log
-            alpha is interpolated, and the network is told fractions).
+            alpha is interpolated, and times are fractions).
         """
         if spacing not in SPACINGS:
             hint = did_you_mean(spacing, SPACINGS)
@@ -281,7 +281,7 @@ def cosine(
 def zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
     """The same schedule ending without any signal (Lin et al. 2023, alg. 1).
 
-    ``sqrt(abar)`` is moved to end at 0 and stretched to keep its first value.
+    ``sqrt(abar)`` is shifted so that it ends at 0, and scaled so that it starts where it did.
     """
     root = np.sqrt(alphas_cumprod)
     root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))

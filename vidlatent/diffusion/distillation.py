@@ -1,10 +1,10 @@
-"""What teaches a generator to need fewer steps: targets and losses, not the training itself.
+"""Targets and losses of step distillation: generators that need fewer steps.
 
-FSVideo (section 2.4.3) distils its refiner from guidance, to half the steps (progressive
-distillation: Salimans and Ho 2022) and to eight (adversarial score identity distillation: Zhou et
-al. 2025). Here these are written for flow matching, where networks predict velocities and
-``x0 = x - sigma v``; the paper states no formulas. Arrays are ``[B, ...]``, sigma is ``[B]``, and
-losses are those of each sample, ``[B]``.
+Used by the tasks that train few-step generators. FSVideo (2.4.3) distils its refiner from guidance,
+then to half the steps (progressive distillation, Salimans & Ho 2022) and to eight (adversarial
+score identity distillation, Zhou et al. 2025). The paper states no formulas; here they are written
+for flow matching, where networks predict velocities and ``x0 = x - sigma v``. Arrays are
+``[B, ...]``, sigma is ``[B]``, and losses are per sample, ``[B]``.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ WEIGHTINGS = ("one_minus_sigma", "inverse_error")
 
 
 class HalvedSteps(NamedTuple):
-    """Two steps of a teacher, and the velocity that makes one step of them.
+    """Two steps of a teacher, and the velocity with which one step leads to the same place.
 
     Attributes:
-      middle, end: where the teacher is after its first and its second step.
-      target: what the student is to predict at the start; a constant.
+      middle, end: the teacher's samples after its first and its second step, ``[B, ...]``.
+      target: what the student is to predict at the start, ``[B, ...]``; no gradient flows to it.
     """
 
     middle: jax.Array
@@ -52,8 +52,8 @@ class HalvedSteps(NamedTuple):
 def halve_steps(teacher: Network, z: jax.Array, sigmas: Sequence[Any]) -> HalvedSteps:
     """Progressive distillation's target: ``(end - z) / (s2 - s0)`` after two Euler steps.
 
-    One Euler step of a student that meets it lands where two of the teacher's do. On a grid of the
-    teacher (``flow_grid``), the student's levels are every second one.
+    One Euler step of a student that predicts it ends where two of the teacher's do. The student's
+    noise levels are every second one of the teacher's (``flow_grid``).
 
     Args:
       teacher: frozen.
@@ -68,11 +68,11 @@ def halve_steps(teacher: Network, z: jax.Array, sigmas: Sequence[Any]) -> Halved
 
 
 class ScoreIdentity(NamedTuple):
-    """The generator's loss and what it is made of.
+    """The generator's loss and its parts.
 
     Attributes:
       loss: ``[B]``.
-      teacher, fake: clean samples as the two networks see them behind the same noise.
+      teacher, fake: clean samples that the two networks predict from the same noisy ones.
     """
 
     loss: jax.Array
@@ -92,9 +92,9 @@ def score_identity_loss(
     """Score identity distillation's loss of a generator (Zhou et al. 2024, in flow form).
 
     ``sum w (y - f) ((y - x) - alpha (y - f))`` over a sample's values, where ``y`` and ``f`` are
-    the clean samples that teacher and fake score see in ``x`` noised to ``sigma``. It is 0 where
-    the two agree. Its gradient to ``x`` passes both networks; their parameters are constants, as
-    long as nobody differentiates for them.
+    the clean samples that teacher and fake score predict from ``x`` with noise of level ``sigma``.
+    It is 0 where the two agree. The gradient to ``x`` flows through both networks; differentiate
+    with respect to the generator's parameters only, so that theirs stay constant.
 
     Args:
       teacher: has seen the data.

@@ -1,8 +1,8 @@
 """Flow matching: the straight path, its velocity, noise levels of training, and the loss.
 
-``z_sigma = (1 - sigma) z0 + sigma eps`` and ``v = eps - z0`` (FSVideo eqs. 10-11); sigma is 0 for
-data and 1 for noise, and the network is told ``1000 sigma``. Arrays are ``[B, ..., C]``, sigma is
-``[B]``; everything is float32 unless the inputs are wider.
+``z_sigma = (1 - sigma) z0 + sigma eps`` and ``v = eps - z0`` (FSVideo eqs. 10-11). Sigma is 0 for
+data and 1 for noise; the network's time input is ``1000 sigma``. Arrays are ``[B, ..., C]``, sigma
+is ``[B]``; everything is computed in float32, or in float64 where the inputs are.
 """
 
 from __future__ import annotations
@@ -34,38 +34,44 @@ __all__ = [
 ]
 
 REDUCTIONS = ("sample", "token", "element")
+# Width of the quadratic part of the pseudo-Huber loss, for each root of a value's dimension: the
+# value of improved consistency training (Song & Dhariwal 2023, 3.3), which FSVideo cites.
 HUBER_C0 = 0.00054
 
 
 def interpolate(z0: jax.Array, eps: jax.Array, sigma: jax.Array) -> jax.Array:
-    """``z_sigma = (1 - sigma) z0 + sigma eps`` (eq. 10)."""
+    """``z_sigma = (1 - sigma) z0 + sigma eps`` (eq. 10): ``[B, ...]``, from ``sigma`` ``[B]``."""
     z0, eps = _wide(z0), _wide(eps)
     s = per_sample(_wide(sigma), z0)
     return (1.0 - s) * z0 + s * eps
 
 
 def velocity(z0: jax.Array, eps: jax.Array) -> jax.Array:
-    """``v = eps - z0``, the target: the path's derivative by sigma (eq. 11)."""
+    """``v = eps - z0`` ``[B, ...]``, the target: the path's derivative by sigma (eq. 11)."""
     return _wide(eps) - _wide(z0)
 
 
 def x0_from_velocity(z: jax.Array, v: jax.Array, sigma: jax.Array) -> jax.Array:
-    """``z - sigma v`` (eq. 12)."""
+    """The clean sample ``z - sigma v`` (eq. 12): ``[B, ...]``, from ``sigma`` ``[B]``."""
     z, v = _wide(z), _wide(v)
     return z - per_sample(_wide(sigma), z) * v
 
 
 def network_time(sigma: jax.Array) -> jax.Array:
-    """``1000 sigma``: what the network is told, float32."""
+    """The network's time input ``1000 sigma``: ``[B] -> [B]`` float32.
+
+    The factor is the number of training steps of DDPM: Wan2.1 and others embed time on that scale.
+    """
     return 1000.0 * _wide(sigma)
 
 
 def sigma_from_normal(
     z: jax.Array, mean: float = 0.0, std: float = 1.0, shift: float = 1.0
 ) -> jax.Array:
-    """A noise level for each standard normal: ``shift_levels(sigmoid(mean + std z))``.
+    """A noise level for each standard normal ``z``: ``shift_levels(sigmoid(mean + std z))``.
 
-    The shift multiplies the odds, so that it is the same as ``log(shift)`` added to the mean.
+    The shift multiplies the odds ``sigma / (1 - sigma)``, which is the same as adding
+    ``log(shift)`` to the mean. The result has the shape of ``z``.
     """
     return shift_levels(jax.nn.sigmoid(mean + std * _wide(z)), shift)
 
@@ -78,13 +84,20 @@ def sample_sigma(
     shift: float = 1.0,
     least: float = 1e-4,
 ) -> jax.Array:
-    """Logit-normal noise levels of a training batch, ``[batch]`` in [least, 1], float32."""
+    """Logit-normal noise levels of a training batch, ``[batch]`` in [least, 1], float32.
+
+    Esser et al. 2024 (Stable Diffusion 3), 3.1. ``least`` keeps the level away from 0, where there
+    is nothing to predict.
+    """
     z = jax.random.normal(key, (batch,), jnp.float32)
     return jnp.clip(sigma_from_normal(z, mean, std, shift), least, 1.0)
 
 
 def fixed_sigmas(count: int, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> np.ndarray:
-    """``count`` levels of equal weight under the training density, rising; for evaluation."""
+    """Rising noise levels ``[count]`` that split the training density into equal shares.
+
+    For evaluation: the mean of the loss over them estimates the training loss without its noise.
+    """
     normal = statistics.NormalDist(mean, std)
     logits = np.array([normal.inv_cdf((k + 0.5) / count) for k in range(count)])
     return shift_levels(1.0 / (1.0 + np.exp(-logits)), shift)
@@ -100,8 +113,8 @@ def velocity_loss(
 
     ``sqrt(m + c0^2) - c0`` of the mean square ``m`` over a sample, over the channels of a token or
     of a single element, then averaged over the sample. With the published ``c = c0 sqrt(d)`` for
-    ``d`` values this is ``(sqrt(|r|^2 + c^2) - c) / sqrt(d)``: with small ``c0`` the root mean
-    square, whose gradient has the same length for every sample and noise level.
+    ``d`` values this is ``(sqrt(|r|^2 + c^2) - c) / sqrt(d)``. For small ``c0`` it is the root mean
+    square error, whose gradient has the same length for every sample and noise level.
 
     Args:
       prediction, target: ``[B, ..., C]``.
@@ -118,7 +131,7 @@ def velocity_loss(
         square = square.mean(axis=-1)
     elif reduction == "sample":
         square = square.mean(axis=tuple(range(1, square.ndim)))
-    # The same as sqrt(m + c0^2) - c0 without the difference of near numbers.
+    # sqrt(m + c0^2) - c0, written without subtracting two nearly equal numbers.
     value = square / (jnp.sqrt(square + c0**2) + c0)
     return value.mean(axis=tuple(range(1, value.ndim)))
 
@@ -128,10 +141,11 @@ class Flow:
     """Flow matching as a schedule: noise levels of training and of sampling.
 
     Attributes:
-      shift: of training, and of sampling where the sampler says nothing else.
-      mean, std: of the logit.
-      least: smallest noise level of training.
-      base_tokens: size at which ``shift`` is meant; see ``for_tokens``. 0: the same at every size.
+      shift: of training, and of sampling unless ``config.sampler.shift`` is set.
+      mean, std: of the logit of the noise level in training.
+      least: smallest noise level in training.
+      base_tokens: number of tokens for which ``shift`` holds, see ``for_tokens``; 0: it holds for
+        every size.
     """
 
     shift: float = 1.0
@@ -174,6 +188,6 @@ class Flow:
 
 
 def _wide(x) -> jax.Array:
-    """At least float32: bf16 has no room for small noise levels."""
+    """At least float32: bfloat16 cannot represent small noise levels."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,4 +1,4 @@
-"""Noise levels that a sampler visits, computed on the host in float64."""
+"""The noise levels that a sampler steps through, computed on the host in float64."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class NoiseGrid(NamedTuple):
     """``N`` steps through ``N + 1`` noise levels.
 
     Attributes:
-      times: ``[N]``, what the network is told at each step.
-      alphas, sigmas: ``[N + 1]``, the factors of signal and noise; sigmas fall.
+      times: ``[N]``, the network's time input at each step.
+      alphas, sigmas: ``[N + 1]``, the factors of signal and noise; sigmas are decreasing.
     """
 
     times: np.ndarray
@@ -63,8 +63,11 @@ def make_grid(times: Sequence, alphas: Sequence, sigmas: Sequence) -> NoiseGrid:
 def shift_levels(level, shift: float):
     """``a u / (1 + (a - 1) u)``: moves levels in [0, 1] towards noise for ``a > 1``.
 
-    0 and 1 stay, and a shift by ``a`` after one by ``b`` is one by ``a b``. The odds
-    ``u / (1 - u)`` are multiplied by ``a``.
+    Esser et al. 2024, eq. 23. The odds ``u / (1 - u)`` are multiplied by ``a``; so 0 and 1 stay,
+    and shifts by ``a`` and ``b`` one after the other are one by ``a b``.
+
+    Args:
+      level: a number or an array of any shape; the result has it too.
     """
     return shift * level / (1.0 + (shift - 1.0) * level)
 
@@ -74,9 +77,10 @@ def shift_for_tokens(
 ) -> float:
     """A shift that grows with the root of the number of tokens.
 
-    Noise of a level hides less of a sample the more values it has; signal averaged over ``n``
-    tokens stands out ``sqrt(n)`` times more. The defaults give 5 to a 512x512 clip of 121 frames
-    at FSVideo's compression and 1 to small images. No paper states its training shift.
+    The larger a sample, the less of it noise of a given level hides: the mean over ``n`` tokens has
+    ``sqrt(n)`` times less noise than one token (Esser et al. 2024, 5.3.2). The defaults give 5 for
+    a clip of 121x512x512 at FSVideo's compression and 1 for small images. FSVideo does not state
+    its training shift.
     """
     return max(least, base_shift * math.sqrt(tokens / base_tokens))
 
@@ -87,15 +91,15 @@ def flow_grid(
     spacing: str = "clean",
     sigmas: Sequence[float] | None = None,
 ) -> NoiseGrid:
-    """Levels of the flow-matching path, from pure noise to 0; the network is told ``1000 sigma``.
+    """Levels of the flow-matching path, from pure noise to 0; the time input is ``1000 sigma``.
 
     Args:
       steps: N.
       shift: ``a`` of ``shift_levels``.
-      spacing: ``'clean'`` (evenly from 1 to 0, then shifted: the one to use) or a grid of public
-        code, for parity: ``'diffusers_unipc'``, ``'wan_unipc'`` (both tell whole times) and
-        ``'diffusers_euler'``, whose last step only goes from about 0.001 to 0 and which shifts
-        its least level twice.
+      spacing: ``'clean'`` (evenly from 1 to 0, then shifted: the one to use), or a grid of public
+        code, for parity: ``'diffusers_unipc'`` and ``'wan_unipc'``, which truncate times to whole
+        numbers, and ``'diffusers_euler'``, which shifts its smallest level twice and whose last
+        step goes only from about 0.001 to 0.
       sigmas: the levels before shifting and without the last 0, instead of a spacing.
 
     Raises:

@@ -1,9 +1,10 @@
-"""Classifier-free guidance at sampling, and dropping conditions in training.
+"""Classifier-free guidance in sampling, and dropping conditions in training.
 
-Outputs are combined along a chain of conditions from the least to the most conditioned,
-``f_0 + sum_k g_k (f_k - f_{k-1})``. Two conditions are the usual guidance
-``negative + g (positive - negative)``; three guide two conditions apart, e.g. (null, null),
-(null, image), (text, image).
+The network runs once per branch, from the least to the most conditioned, and the outputs are
+combined as ``f_0 + sum_k g_k (f_k - f_{k-1})``. With two branches that is the usual guidance
+``negative + g (positive - negative)`` (Ho & Salimans 2022). With three, each of two conditions has
+a guidance scale of its own: (null, null), (null, image), (text, image), as in InstructPix2Pix
+(Brooks et al. 2023, 3.2.1).
 """
 
 from __future__ import annotations
@@ -35,13 +36,16 @@ def guidance_scales(
     scale: float | Sequence[float],
     interval: tuple[float, float] | None = None,
 ) -> np.ndarray:
-    """Scales of each step, ``[N, K]`` for ``K`` links of the chain.
+    """Guidance scales of each step, ``[N, K]`` for ``K + 1`` branches.
 
     Args:
       levels: noise level of each step, ``plan.levels``.
-      scale: one for each link.
-      interval: ``(low, high)``: guide only at levels within it, both ends included; elsewhere the
-        scale is 1 and the positive condition is evaluated alone (Kynkaanniemi et al. 2024).
+      scale: one for each pair of neighbouring branches, ``K`` numbers.
+      interval: ``(low, high)``: guide only at levels within it, both ends included. Elsewhere the
+        scale is 1 and only the most conditioned branch runs (Kynkaanniemi et al. 2024).
+
+    Raises:
+      VidlatentError: ``low`` is above ``high``.
     """
     scales = np.atleast_1d(np.asarray(scale, np.float64))
     table = np.broadcast_to(scales, (len(levels), len(scales))).copy()
@@ -56,7 +60,7 @@ def guidance_scales(
 def count_evaluations(scales: np.ndarray, branches: int | None = None) -> int:
     """Evaluations of the network for one sample, with guidance scales ``[N, K]``.
 
-    A step that guides evaluates every condition, and one that does not (all scales 1) one.
+    A guided step evaluates every branch, and a step whose scales are all 1 only the last one.
     """
     branches = scales.shape[1] + 1 if branches is None else branches
     return int(np.where(np.all(scales == 1.0, axis=1), 1, branches).sum())
@@ -72,7 +76,7 @@ def guide(
     batched: bool = True,
     batch_axis: int = 0,
 ) -> Callable[..., jax.Array]:
-    """A ``denoise(x, t, index)`` for ``samplers.sample`` from a network with conditions.
+    """A guided ``denoise(x, t, index)`` for ``samplers.sample``.
 
     Args:
       network: ``(x [B, ...], t [B], index, condition) -> f``.
@@ -82,8 +86,8 @@ def guide(
       rescale: see ``rescale_guidance``.
       channels: guide only so many of the output's channels (those that are not the learned
         variance); the others are those of the last condition. None: all.
-      batched: all conditions in one evaluation of ``(K + 1) B``, which reads the weights once;
-        False: one after another, with less memory.
+      batched: all branches in one evaluation of ``(K + 1) B`` samples, which reads the weights
+        once; False: one after another, which needs less memory.
 
     Raises:
       VidlatentError: the number of conditions does not fit the scales.
@@ -115,15 +119,15 @@ def guide_batched(
     rescale: float = 0.0,
     channels: int | None = None,
 ) -> Callable[..., jax.Array]:
-    """As ``guide`` with all conditions in one evaluation, batched beforehand by the caller.
+    """``guide`` for branches whose conditions the caller has concatenated already.
 
-    For conditions with parts that are constant over the steps and costly to join again in each, or
-    whose batch lies on other axes.
+    ``guide`` would concatenate them again in every step. That is costly for cached keys and values,
+    which are large and the same in all steps.
 
     Args:
       network: ``(x [n, ...], t [n], index, condition) -> f``.
       together: conditions of ``(K + 1) B`` samples, the least conditioned ``B`` first.
-      positive: those of the last ``B`` alone, for steps that do not guide; None where all do.
+      positive: those of the last ``B`` alone, for steps without guidance; None if there are none.
       scales, rescale, channels: as for ``guide``.
     """
     scales = np.asarray(scales, np.float64)
@@ -142,7 +146,7 @@ def guide_batched(
 
 
 def _where_guided(scales: np.ndarray, every: Callable, plain: Callable) -> Callable:
-    """``every`` at the steps that guide, ``plain`` at those whose scales are all 1."""
+    """``every`` at the guided steps, ``plain`` at those whose scales are all 1."""
     guides = ~np.all(scales == 1.0, axis=1)
 
     def either(x, t, index):
@@ -159,7 +163,17 @@ def combine(
     rescale: float = 0.0,
     channels: int | None = None,
 ) -> jax.Array:
-    """``f_0 + sum_k g_k (f_k - f_{k-1})`` over the first ``channels`` channels."""
+    """``f_0 + sum_k g_k (f_k - f_{k-1})`` over the first ``channels`` channels.
+
+    Args:
+      outputs: ``K + 1`` of ``[B, ..., C]``, from the least to the most conditioned.
+      scales: ``g``, ``K`` numbers.
+      rescale: see ``rescale_guidance``.
+      channels: None for all; the rest is taken from the last output.
+
+    Returns:
+      ``[B, ..., C]``.
+    """
     parts = [f if channels is None else f[..., :channels] for f in outputs]
     total = parts[0]
     for k in range(1, len(parts)):
@@ -172,9 +186,12 @@ def combine(
 
 
 def rescale_guidance(guided: jax.Array, positive: jax.Array, amount: float) -> jax.Array:
-    """Guidance without its growth in contrast (Lin et al. 2023, eqs. 15-16).
+    """Undo the rise in contrast that guidance causes (Lin et al. 2023, eqs. 15-16).
 
-    A share ``amount`` of each sample is scaled to the standard deviation of ``positive``.
+    Each sample is scaled towards the standard deviation of ``positive``, fully at ``amount`` 1.
+
+    Args:
+      guided, positive: ``[B, ...]``; the result has this shape.
     """
     axes = tuple(range(1, guided.ndim))
     ratio = positive.std(axis=axes, keepdims=True) / jnp.maximum(
@@ -188,9 +205,10 @@ def drop_masks(
 ) -> dict[str, jax.Array]:
     """Which conditions of which samples are dropped, ``name -> [batch]`` bool.
 
-    Each condition is dropped by itself with its rate and, besides, all of them together with
-    ``joint``: dropped one by one they are rarely missing all at once, which guidance asks for.
-    A name's mask depends on the key and the name's place in sorted order.
+    Each condition is dropped independently at its own rate, and all of them together at the rate
+    ``joint``. Independent drops alone would hardly ever show the network a sample without any
+    condition, which is what guidance evaluates. A mask depends on the key and on the place of its
+    name in sorted order.
 
     Raises:
       VidlatentError: a rate outside [0, 1].
@@ -207,7 +225,7 @@ def drop_masks(
 
 
 def replace_dropped(mask: jax.Array, condition: Any, null: Any) -> Any:
-    """``condition`` with ``null`` in the samples of ``mask [B]``.
+    """``condition`` with ``null`` in the samples where ``mask`` ``[B]`` is true.
 
     Args:
       condition, null: pytrees; a leaf of ``null`` is broadcast to ``[B, ...]``.

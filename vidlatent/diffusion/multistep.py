@@ -1,9 +1,9 @@
 """Multistep exponential integrators on the clean sample: UniPC and DPM-Solver++ 2M.
 
 In ``lambda = ln(alpha / sigma)`` the exact step is ``x' = (sigma'/sigma) x + alpha' int e^{..} m``
-with the clean sample ``m`` (DPM-Solver++ eq. 8); the integral is taken over a polynomial through
-the last few ``m``. UniPC (Zhao et al. 2023) adds a corrector that uses the new ``m`` as well, at
-no further evaluation.
+with the clean sample ``m`` (DPM-Solver++ eq. 8). The solvers integrate a polynomial through the
+last few ``m`` instead. UniPC (Zhao et al. 2023) adds a corrector that also uses the new ``m``,
+without a further evaluation of the network.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vidlatent.registry import did_you_mean
 __all__ = ["SOLVER_TYPES", "dpmpp_2m", "unipc"]
 
 SOLVER_TYPES = ("bh1", "bh2")
-# Pure noise has lambda = -inf; all weights are converged long before alpha is that small.
+# Pure noise has lambda = -inf. The weights have converged long before alpha is this small.
 _LEAST_ALPHA = 1e-6
 
 
@@ -33,14 +33,18 @@ def unipc(
     corrector: bool = True,
     lower_order_final: bool = True,
 ) -> SamplerPlan:
-    """UniPC on the clean sample; FSVideo takes 30 steps (its solver is not stated, this is Wan's).
+    """UniPC on the clean sample (Zhao et al. 2023, alg. 1-4).
+
+    FSVideo takes 30 steps and does not name its solver; this is the default of Wan2.1, on which it
+    builds.
 
     Args:
       order: 1 to 3, of the predictor; the corrector has one more.
       solver_type: ``'bh2'`` (``B(h) = e^{-h} - 1``) or ``'bh1'`` (``B(h) = -h``).
       disable_corrector: steps whose result is not corrected.
       corrector: False leaves the predictors alone.
-      lower_order_final: the last steps fall back to order 1, which level 0 needs.
+      lower_order_final: the last steps fall back to order 1. A grid that ends at level 0 needs it,
+        because lambda is infinite there.
     """
     if order not in (1, 2, 3):
         raise VidlatentError(f"sampler.order of unipc must be 1, 2 or 3, got {order}.")
@@ -73,7 +77,7 @@ def dpmpp_2m(
 
     Args:
       lower_order_final: whether the last step has order 1; None: if there are fewer than 10 steps
-        or the grid ends at level 0, where order 2 has no meaning.
+        (as in the authors' code) or the grid ends at level 0, where order 2 is not defined.
     """
     steps = grid.steps
     if lower_order_final is None:
@@ -107,7 +111,7 @@ def _step(grid: NoiseGrid, s: int, order: int, solver_type: str, corrects: bool)
     if len(slopes) and not np.all(np.isfinite(slopes)):
         of_data[:] = np.nan
     elif len(slopes):
-        # A slope at a point r is (m there - m_s) / r; the new m lies at 1.
+        # The divided difference at a point r is (m(r) - m_s) / r; the new m lies at r = 1.
         parts = -alpha * scale * slopes / np.array(points + [1.0])[: len(slopes)]
         of_data[0] -= parts.sum()
         of_data[1:] += parts[: order - 1]

@@ -1,4 +1,4 @@
-"""One training step's noise and its loss, the same call for flow matching and for DDPM."""
+"""Noise and loss of a training step, by the same calls for flow matching and for DDPM."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Draw(NamedTuple):
 
     Attributes:
       x: noisy samples ``[B, ..., C]`` float32.
-      time: ``[B]`` float32, what the network is told.
+      time: ``[B]`` float32, the network's time input.
       level: ``[B]``, sigma (flow) or the step (DDPM, int32).
       noise: like ``x``.
     """
@@ -44,7 +44,7 @@ def draw(
 
     Args:
       x0: clean samples ``[B, ..., C]``, standardised.
-      level: ``[B]`` instead of random ones, for evaluation (``fixed_levels``).
+      level: ``[B]`` in place of random ones, for evaluation (``fixed_levels``).
     """
     of_level, of_noise = jax.random.split(key)
     noise = jax.random.normal(of_noise, x0.shape, jnp.float32)
@@ -72,14 +72,21 @@ def sample_loss(
     huber_reduction: str = "sample",
     huber_c0: float = HUBER_C0,
 ) -> jax.Array:
-    """Loss of each sample, ``[B]``: pseudo-Huber of the velocity, or the objective of IDDPM."""
+    """Loss of each sample, ``[B]`` float32: pseudo-Huber of the velocity, or IDDPM's objective.
+
+    Args:
+      drawn: from ``draw``.
+      output: the network's, ``[B, ..., C]``, or ``[B, ..., 2 C]`` with a learned variance.
+      x0: clean samples ``[B, ..., C]``.
+      huber_reduction, huber_c0: of ``flow.velocity_loss``.
+    """
     if isinstance(schedule, Flow):
         return velocity_loss(output, velocity(x0, drawn.noise), huber_reduction, huber_c0)
     return diffusion_loss(schedule, output, x0, drawn.noise, drawn.level).loss
 
 
 def fixed_levels(schedule: Flow | Diffusion, count: int) -> jax.Array:
-    """``count`` levels of equal weight in training, rising; for the loss at evaluation."""
+    """Rising levels ``[count]`` of equal weight in training, for the loss in evaluation."""
     if isinstance(schedule, Flow):
         return jnp.asarray(schedule.fixed_sigmas(count), jnp.float32)
     return jnp.asarray(schedule.fixed_times(count), jnp.int32)

@@ -1,4 +1,4 @@
-"""What a network predicts, and how it gives the clean sample.
+"""What a network predicts, and how the clean sample follows from it.
 
 A noisy sample is ``x = alpha x0 + sigma eps``: ``alpha = 1 - sigma`` on the flow-matching path
 (FSVideo eq. 10), ``alpha^2 + sigma^2 = 1`` in DDPM. Everything here is linear in ``x`` and in the
@@ -56,7 +56,7 @@ def target_weights(prediction: str, alpha: Any, sigma: Any) -> tuple[Any, Any]:
 
 
 def per_sample(values: Any, like: Any) -> Any:
-    """``[B]`` (or a scalar) shaped so that it multiplies ``like [B, ...]``."""
+    """``[B]`` reshaped to ``[B, 1, ...]`` to multiply ``like`` ``[B, ...]``; a scalar stays."""
     if values.ndim == 0:
         return values
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))

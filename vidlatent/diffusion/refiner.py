@@ -1,9 +1,10 @@
-"""Conditions of a refiner in training: a flawed low-resolution latent and what is trusted of it.
+"""Training conditions of a refiner: an imperfect low-resolution latent and how far to trust it.
 
-FSVideo's refiner sees the upsampled output of the base model. In training that output is imitated
-by one evaluation of the base model (eqs. 10-13); frames are shuffled, some replaced by the truth,
-and a mask tells how much each can be trusted. Latents are ``[B, t, h, w, c]``, masks
-``[B, t, h, w, 1]``; the first frame is the given image and is never touched.
+Used by the task that trains FSVideo's refiner (2.4.2). In sampling the refiner sees the upsampled
+output of the base model. In training one evaluation of the base model imitates that output
+(eqs. 10-13); frames are shuffled, some are replaced by the ground truth, and a mask says how far
+each can be trusted. Latents are ``[B, t, h, w, c]``, masks ``[B, t, h, w, 1]``. The first frame is
+the given image and is never changed.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def add_velocity_error(
 ) -> jax.Array:
     """``eps - v_hat``, eq. 13: the clean latent plus the base model's error of velocity.
 
-    The paper's form ``z0 + (z0_hat - z0) / sigma`` is the same number and divides by sigma; this
-    one needs neither ``z0`` nor ``sigma``, which stay in the signature for its readers.
+    The paper writes ``z0 + (z0_hat - z0) / sigma``, which is equal but divides by sigma. This form
+    needs neither ``z0`` nor ``sigma``; they stay in the signature so that it reads like eq. 13.
 
     Args:
       z0, eps, v_hat: ``[B, ...]``; sigma: ``[B]``.
@@ -53,8 +54,8 @@ def deviate(base, z0: jax.Array, eps: jax.Array, sigma: jax.Array) -> dict[str, 
     Args:
       base: ``(z [B, ...], sigma [B]) -> velocity``.
       z0: the clean low-resolution latent; eps: noise of its shape.
-      sigma: ``[B]``; draw it as in training of the base and clip it to [0.1, 1]: towards 0 the
-        result is the latent with noise of unit variance.
+      sigma: ``[B]``; draw it as in training the base model and clip it to [0.1, 1]: near 0 the
+        result is nothing but the latent with noise of unit variance.
 
     Returns:
       ``z_sigma``, ``velocity``, ``z0_hat`` (eq. 12) and ``z0_tilde`` (eq. 13).
@@ -79,11 +80,11 @@ def estimate_confidence(
     mode: str = "confidence",
     spatial: bool = True,
 ) -> jax.Array:
-    """How far the upsampler can be trusted, from the one frame where the truth is known.
+    """How far the upsampler can be trusted, from the first frame, where the truth is known.
 
     ``low + (high - low) exp(-e / tau)`` with ``e`` the mean over channels of
-    ``|first - upsampled|``. The paper gives the idea and a range inside (0, 1); formula and
-    values are ours.
+    ``|first - upsampled|``. The paper gives the idea and a range inside (0, 1); the formula and
+    the numbers are this project's.
 
     Args:
       first: ``[B, 1, h, w, c]``, encoding of the high-resolution first frame.
@@ -148,8 +149,8 @@ def draw_frame_order(
     """An order of frames for one sample, ``[frames]`` int32; frame 0 stays.
 
     With ``rate``, by ``odds``: permute a window of adjacent frames, swap two that are not
-    adjacent, or permute all. FSVideo states rate and odds; ``window`` (sizes, uniform) is ours.
-    Short clips do what they have room for; with fewer than 4 frames nothing can be swapped.
+    adjacent, or permute all. FSVideo states rate and odds, and not the sizes of ``window``, which
+    are drawn uniformly. Short clips use smaller windows; with fewer than 4 frames none are swapped.
     """
     keys = jax.random.split(key, 4)
     here = jnp.arange(frames)
@@ -190,7 +191,7 @@ def use_real_frames(
 ) -> tuple[jax.Array, jax.Array]:
     """Condition and mask with the chosen frames replaced by the real latent and by 1.
 
-    To be applied after the shuffle, so that a frame marked 1 is the true one at its time.
+    Apply it after the shuffle, so that a frame marked 1 is the true frame of its time.
 
     Args:
       condition, real: ``[B, t, h, w, c]``; mask: ``[B, t, h, w, m]``; chosen: ``[B, t]`` bool.

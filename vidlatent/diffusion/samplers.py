@@ -1,9 +1,10 @@
-"""Samplers as plans: host-computed weights of every step, run by one ``lax.scan``.
+"""Samplers as plans: the host computes the weights of every step, one ``lax.scan`` runs them.
 
-All solvers here are linear in the states and the network's outputs. A step at ``x`` does
+All solvers here are linear in the states and in the network's outputs, so that a table of weights
+describes any of them and one compiled step serves all. A step at ``x`` does
 
 1. ``f = denoise(x, t, index)``, one evaluation of the network;
-2. ``m = a x + b f``: what the solver stores (the clean sample, or the velocity itself);
+2. ``m = a x + b f``: what the solver stores, the clean sample or the velocity itself;
 3. corrector: ``x <- w . (x, x of the last step, m, m of earlier steps)``;
 4. predictor: ``x <- w . (x, m, m of earlier steps) + s noise``.
 
@@ -51,7 +52,7 @@ class StepWeights(NamedTuple):
     """The weights of a step; in a ``SamplerPlan`` each has a leading axis of ``N`` steps.
 
     Attributes:
-      time: what the network is told.
+      time: the network's time input.
       convert: ``[2]`` of (x, f).
       correct: ``[3 + K]`` of (x, last x, m, earlier m from the newest), or None.
       predict: ``[2 + K]`` of (x, m, earlier m from the newest).
@@ -74,7 +75,7 @@ class SamplerPlan(NamedTuple):
     Attributes:
       grid: times and noise levels.
       rows: weights, float64, leading axis ``N``.
-      history: earlier m that are kept.
+      history: how many earlier m the solver needs.
     """
 
     grid: NoiseGrid
@@ -83,7 +84,7 @@ class SamplerPlan(NamedTuple):
 
     @property
     def nfe(self) -> int:
-        """Evaluations of ``denoise``; each step has one."""
+        """Evaluations of ``denoise``, one per step."""
         return self.grid.steps
 
     @property
@@ -102,8 +103,8 @@ class Result(NamedTuple):
 
     Attributes:
       x: the sample, ``[B, ...]``.
-      state: of a denoiser with state at the end, else None.
-      trajectory: ``[N + 1, B, ...]`` if asked for: the start and what every step hands on.
+      state: the denoiser's last state; None if it has none.
+      trajectory: ``[N + 1, B, ...]`` if asked for: the start and the state after every step.
     """
 
     x: jax.Array
@@ -125,16 +126,16 @@ def sample(
 
     Args:
       plan: from a factory in ``diffusion.SAMPLERS``.
-      denoise: ``(x [B, ...], t [B], index) -> f``: conditions and parameters are in its closure;
-        ``index`` is the step as a traced int32. ``f`` has the shape of ``x`` or twice its last
-        axis; the second half is then the learned variance, which only ``ancestral`` uses. With
+      denoise: ``(x [B, ...], t [B], index) -> f``, with conditions and parameters in its closure
+        and the step as a traced int32 ``index``. ``f`` has the shape of ``x``, or twice its last
+        axis: the second half is then the learned variance, which only ``ancestral`` uses. With
         ``state`` it is ``(x, t, index, state) -> (f, state)``.
-      x: ``[B, ..., C]``, at the first level of the grid: standard normal noise, for all grids here
-        that start at (almost) pure noise.
-      key: of the noise; one key, or ``[B]`` of them, then a sample does not depend on the batch
-        that it is in. None where no step adds noise.
+      x: ``[B, ..., C]``, at the first level of the grid. All grids here start at (almost) pure
+        noise, so this is standard normal noise.
+      key: of the noise that steps add; one key, or ``[B]`` of them, which make a sample independent
+        of the batch that it is in. None for a sampler that adds none.
       noise: ``[N, B, ...]``, the noise itself instead of a key.
-      state: first state of the denoiser, any pytree; None for a denoiser without.
+      state: the denoiser's first state, any pytree; None for a denoiser without one.
       trajectory: return all states.
 
     Raises:
@@ -179,14 +180,16 @@ def apply_step(
     state: Any = None,
     noise: Any = None,
 ) -> tuple[Any, Any, tuple, Any]:
-    """One step of a plan; arithmetic alone, so that NumPy arrays in float64 go through it too.
+    """One step of a plan. It is plain arithmetic, so that tests can run it in NumPy's float64.
 
     Args:
       row: the step's weights.
       evaluate: ``(x, t [B], state) -> (f, state)``.
-      x: the state ``[B, ...]``; ``last``: the corrected state of the step before (None without a
-        corrector); ``past``: earlier m, newest first.
-      noise: standard normal, or None.
+      x: the sample ``[B, ...]``.
+      last: corrected sample of the step before; None without a corrector.
+      past: earlier m, newest first.
+      state: of the denoiser.
+      noise: standard normal ``[B, ...]``, or None.
 
     Returns:
       ``(next x, last, past, state)``.
@@ -226,12 +229,18 @@ def make_plan(
     correct: Any = None,
     log_range: Any = None,
 ) -> SamplerPlan:
-    """A ``SamplerPlan`` from columns of weights.
+    """A ``SamplerPlan`` from columns of weights, see ``StepWeights``.
 
     Args:
+      grid: times and noise levels.
       convert: two of ``[N]``.
-      predict: ``[N, 2 + K]``; ``correct``: ``[N, 3 + K]`` or None; ``log_range``: ``[N, 2]``.
+      predict: ``[N, 2 + K]``.
       noise: ``[N]``, or None for a sampler without noise.
+      correct: ``[N, 3 + K]`` or None.
+      log_range: ``[N, 2]`` or None.
+
+    Raises:
+      VidlatentError: a weight is not finite.
     """
     steps = grid.steps
     convert = np.stack([np.broadcast_to(np.float64(c), (steps,)) for c in convert], axis=1)
@@ -249,7 +258,7 @@ def make_plan(
 
 
 def euler(grid: NoiseGrid, prediction: str = "velocity") -> SamplerPlan:
-    """``x + (sigma' - sigma) v``, the sampler of FSVideo's refiner."""
+    """Euler's method on the flow's ODE, ``x + (sigma' - sigma) v``: FSVideo's refiner (2.4.3)."""
     if prediction != "velocity":
         raise VidlatentError(f"sampler euler needs a velocity, not {prediction!r}: use ddim.")
     ahead = np.diff(grid.sigmas)
@@ -257,7 +266,10 @@ def euler(grid: NoiseGrid, prediction: str = "velocity") -> SamplerPlan:
 
 
 def fresh(grid: NoiseGrid, prediction: str = "velocity") -> SamplerPlan:
-    """The clean sample, noised again to the next level: ``alpha' x0 + sigma' noise``."""
+    """The predicted clean sample with fresh noise of the next level: ``alpha' x0 + sigma' noise``.
+
+    The multistep sampler of consistency models (Song et al. 2023, alg. 1), for few-step students.
+    """
     convert = data_columns(grid, prediction)
     predict = np.stack([np.zeros(grid.steps), grid.alphas[1:]], axis=1)
     return make_plan(grid, convert, predict, grid.sigmas[1:])
@@ -273,19 +285,20 @@ def ddim(grid: NoiseGrid, prediction: str = "epsilon", eta: float = 0.0) -> Samp
         raise VidlatentError(f"sampler.eta must be in [0, 1], got {eta}.")
     noise = eta * np.sqrt(posterior_weights(grid)[2])
     alpha, sigma, alpha_next, sigma_next = _ends(grid)
-    kept = np.sqrt(np.maximum(sigma_next**2 - noise**2, 0.0)) / sigma
-    predict = np.stack([kept, alpha_next - kept * alpha], axis=1)
+    # Weight of x: what of its noise remains. Rounding can make the difference negative at eta 1.
+    of_x = np.sqrt(np.maximum(sigma_next**2 - noise**2, 0.0)) / sigma
+    predict = np.stack([of_x, alpha_next - of_x * alpha], axis=1)
     return make_plan(grid, data_columns(grid, prediction), predict, noise)
 
 
 def ancestral(
     grid: NoiseGrid, prediction: str = "epsilon", variance: str = "fixed_small"
 ) -> SamplerPlan:
-    """DDPM's own chain (Ho et al. 2020, alg. 2) over the levels of the grid; no noise at the end.
+    """Ancestral sampling (DDPM, Ho et al. 2020, alg. 2); the last step adds no noise.
 
     Args:
       variance: ``'fixed_small'`` (the posterior's), ``'fixed_large'`` (the step's beta) or
-        ``'learned_range'`` (between the two as the network says, IDDPM eq. 15).
+        ``'learned_range'`` (the network chooses between the two, IDDPM eq. 15).
     """
     if variance not in VARIANCES:
         raise VidlatentError(f"unknown variance {variance!r}: {did_you_mean(variance, VARIANCES)}")
@@ -296,15 +309,16 @@ def ancestral(
     if variance != "learned_range":
         deviation = np.sqrt(small if variance == "fixed_small" else large)
         return make_plan(grid, convert, predict, moving * deviation)
-    # The last step adds nothing; any finite range will do there.
+    # The last step adds no noise, so any finite range will do there.
     low, high = (np.log(np.where(moving > 0, value, 1.0)) for value in (small, large))
     return make_plan(grid, convert, predict, moving, log_range=np.stack([low, high], axis=1))
 
 
 def posterior_weights(grid: NoiseGrid) -> tuple[np.ndarray, ...]:
-    """Of each step: weights of ``x`` and ``x0`` in the posterior's mean, its variance, and beta.
+    """Of each step ``[N]``: weights of ``x`` and ``x0`` in the posterior's mean, variance, beta.
 
-    ``q(x' | x, x0)`` for any ``alpha, sigma`` (DDPM eqs. 6-7 where their squares sum to 1).
+    The posterior ``q(x' | x, x0)`` for any ``alpha, sigma``; DDPM's eqs. 6-7 are the case in which
+    their squares sum to 1.
     """
     alpha, sigma, alpha_next, sigma_next = _ends(grid)
     ratio = alpha / alpha_next
@@ -319,9 +333,9 @@ def _ends(grid: NoiseGrid):
 
 
 def data_columns(grid: NoiseGrid, prediction: str) -> tuple[np.ndarray, np.ndarray]:
-    """``[N]`` weights of ``x`` and of the output in the clean sample.
+    """``[N]`` weights of ``x`` and of the network's output in the clean sample.
 
-    Infinite where a prediction says nothing; ``make_plan`` refuses those.
+    They are infinite where the prediction does not determine it; ``make_plan`` refuses that.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         return data_weights(prediction, grid.alphas[:-1], grid.sigmas[:-1])

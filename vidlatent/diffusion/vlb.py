@@ -1,6 +1,6 @@
 """IDDPM's objective: squared error of the prediction and the variational bound for its variance.
 
-Values are per sample, ``[B]``, in bits per dimension for the bound.
+Values are per sample, ``[B]``; those of the bound are in bits per dimension.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def diffusion_loss(
 ) -> DiffusionLoss:
     """The hybrid objective (IDDPM eq. 16) of a network's output at ``diffusion.noised(x0, ...)``.
 
-    The bound teaches the variance alone: the mean is a constant in it.
+    The bound trains only the variance: the predicted mean is a constant in it (IDDPM 3.1).
 
     Args:
       output: ``[B, ..., 2C]`` with a learned variance, else ``[B, ..., C]``.
@@ -77,18 +77,22 @@ def vb_term(
 
 
 def gaussian_kl(mean1, log_variance1, mean2, log_variance2) -> jax.Array:
-    """``KL(N(mean1, ..) | N(mean2, ..))`` elementwise, in nats."""
+    """``KL(N(mean1, ..) | N(mean2, ..))`` elementwise, in nats; all arrays ``[B, ..., C]``."""
     apart = log_variance1 - log_variance2
     square = jnp.square(mean1 - mean2) * jnp.exp(-log_variance2)
     return 0.5 * (jnp.expm1(apart) - apart + square)
 
 
 def log_likelihood_of_bins(x: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:
-    """Log-probability of the bin of width 2/255 around ``x``, elementwise; open ends at +-1."""
+    """Log-probability of the bin of width 2/255 around ``x``, elementwise, ``[B, ..., C]``.
+
+    The bins at -1 and 1 reach to infinity (DDPM eq. 13).
+    """
     centred = x - mean
     scale = jnp.exp(-log_std)
     above, below = scale * (centred + 1.0 / 255.0), scale * (centred - 1.0 / 255.0)
-    # On the side where the distribution function is small, its differences are exact.
+    # The difference is taken in the tail where the distribution function is small, so that it does
+    # not cancel against numbers near 1.
     flip = centred > 0
     inside = jnp.where(flip, _cdf(-below) - _cdf(-above), _cdf(above) - _cdf(below))
     probability = jnp.where(x < -0.999, _cdf(above), jnp.where(x > 0.999, _cdf(-below), inside))
@@ -96,7 +100,7 @@ def log_likelihood_of_bins(x: jax.Array, mean: jax.Array, log_std: jax.Array) ->
 
 
 def _cdf(x: jax.Array) -> jax.Array:
-    """The usual tanh approximation of the normal distribution function."""
+    """The tanh approximation of the normal distribution function that GELU and IDDPM's code use."""
     return jax.nn.sigmoid(2.0 * math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))
 
 

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from vidlatent.diffusion.flow import HUBER_C0
 from vidlatent.errors import VidlatentError
 from vidlatent.losses.base import Term, mean_over_samples
 from vidlatent.registry import did_you_mean
@@ -30,12 +31,20 @@ HUBER_REDUCTIONS = ("norm", "scaled_norm", "elementwise")
 
 
 def l1(prediction: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean absolute error over all values of the real samples (the L1 of FSVideo's L_ae)."""
+    """Mean absolute error over all values of the real samples (FSVideo eq. 1).
+
+    Args:
+      prediction, target: ``[B, ...]``.
+      mask: ``[B]``, 0 for padding.
+
+    Returns:
+      float32 scalar.
+    """
     return mean_over_samples(jnp.abs(_difference(prediction, target)), mask)
 
 
 def l2(prediction: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean squared error over all values of the real samples."""
+    """Mean squared error over all values of the real samples; arguments as of ``l1``."""
     return mean_over_samples(jnp.square(_difference(prediction, target)), mask)
 
 
@@ -44,7 +53,7 @@ def pseudo_huber(
     target: jax.Array,
     mask: jax.Array,
     reduction: str = "scaled_norm",
-    c_per_root: float = 0.00054,
+    c_per_root: float = HUBER_C0,
 ) -> jax.Array:
     """Pseudo-Huber distance ``sqrt(|d|^2 + c^2) - c``, averaged over the real samples.
 
@@ -60,17 +69,17 @@ def pseudo_huber(
     if reduction == "elementwise":
         return mean_over_samples(jnp.sqrt(square + c_per_root**2) - c_per_root, mask)
     root = math.sqrt(math.prod(square.shape[1:]))
-    # Mean squares keep the sum in range; the factor sqrt(n) comes back at the end.
+    # A mean of squares stays in range for long clips; 'norm' gets its factor sqrt(n) at the end.
     mean = square.mean(axis=tuple(range(1, square.ndim)))
     value = jnp.sqrt(mean + c_per_root**2) - c_per_root
     return mean_over_samples(value * root if reduction == "norm" else value, mask)
 
 
 def outlier(prediction: jax.Array, mask: jax.Array, radius: float = 3.0) -> jax.Array:
-    """How far pixels lie above ``mean + radius * std`` of their frame and channel, on average.
+    """How far values lie above ``mean + radius * std`` of their frame and channel, on average.
 
-    One-sided: only values that are too bright cost anything (released Reducio-VAE training). The
-    standard deviation is the unbiased one over H and W.
+    One-sided, as in the released Reducio-VAE training: only values that are too bright are
+    penalised. The standard deviation is the unbiased one over H and W.
 
     Args:
       prediction: ``[B, T, H, W, C]``.
@@ -79,7 +88,7 @@ def outlier(prediction: jax.Array, mask: jax.Array, radius: float = 3.0) -> jax.
     count = x.shape[2] * x.shape[3]
     mean = x.mean(axis=(2, 3), keepdims=True)
     variance = jnp.square(x - mean).sum(axis=(2, 3), keepdims=True) / max(count - 1, 1)
-    # The root has no slope at 0, where a frame of one colour would put it.
+    # The root has an infinite slope at 0, the variance of a frame of one colour: NaN in backward.
     positive = variance > 0
     deviation = jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
     return mean_over_samples(jax.nn.relu(x - mean - radius * deviation), mask)
@@ -105,7 +114,7 @@ def l2_term(reduction: str = "mean") -> Term:
     return _pixel_term(l2, "l2", reduction)
 
 
-def pseudo_huber_term(reduction: str = "scaled_norm", c_per_root: float = 0.00054) -> Term:
+def pseudo_huber_term(reduction: str = "scaled_norm", c_per_root: float = HUBER_C0) -> Term:
     """``loss.pseudo_huber``; the options of ``pseudo_huber``."""
     check_choice("pseudo_huber", reduction, HUBER_REDUCTIONS)
 
