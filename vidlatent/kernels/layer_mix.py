@@ -1,4 +1,4 @@
-"""Weighted sums over a buffer of layer states that is only partly filled (FSVideo 2.3.2).
+"""Weighted sums over a buffer of layer states that is only partly filled (FSVideo 2.3.1).
 
 In a scanned stack the number of filled slots is traced, so plain XLA reads the whole buffer and
 multiplies most of it by zero. The Pallas forms for TPUs fetch only the slots in a range.

@@ -1,7 +1,8 @@
 """Multi-head softmax attention over tokens, with the norms of queries and keys that models have.
 
-Queries, and keys with values, are made by methods of their own: keys and values may come from other
-tokens than the queries (layer memory, text, image), and those of a constant context can be kept.
+Queries, and keys with values, are computed by separate methods: keys and values may come from other
+tokens than the queries (layer memory, text, image), and a sampler computes those of its conditions
+only once.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ class TokenAttention(nn.Module):
       heads: attention heads.
       image: have a second set of key and value projections, for image tokens.
       eps: of the norms of queries and keys.
-      norm: RMS over the full ``'width'`` before the cut into heads (Wan2.1), layer norm of each
+      norm: RMS over the full ``'width'`` before the split into heads (Wan2.1), layer norm of each
         ``'head'`` (CogVideoX), or ``'none'`` (DiT, PixArt).
-      rotary: queries and keys are turned by tables in halves of their heads; with ``'width'``
-        alone. Their parameters are kept as ``[..., K, d]`` (``kernels.qk_norm_rope``).
-      zero: start with an output of zero.
-      axes: names of the first two axes, for their layout on a mesh.
+      rotary: queries and keys get rotary positions in the fused form of ``kernels.qk_norm_rope``,
+        with norm ``'width'`` only; their kernels and biases are stored as ``[..., K, d]``.
+      zero: initialise the output projection with zeros.
+      axes: logical names of the first two axes, for their sharding.
     """
 
     width: int
@@ -75,7 +76,7 @@ class TokenAttention(nn.Module):
         return ChannelNorm(self.eps, use_bias=False, dtype=self.dtype)
 
     def _heads(self, x: jax.Array, norm: str = "", tables: Tables | None = None) -> jax.Array:
-        """``[B, N, D] -> [B, N, K, d]``, normalised by the module called ``norm``, and turned."""
+        """``[B, N, D] -> [B, N, K, d]``, normalised by the module ``norm`` and rotated."""
         axes = (*self.axes, "heads", "width")
         if norm and self.rotary:
             scale = getattr(self, norm)().reshape(-1)
@@ -89,7 +90,7 @@ class TokenAttention(nn.Module):
         return constrain(x, axes)
 
     def queries(self, x: jax.Array, tables: Tables | None = None) -> jax.Array:
-        """``[B, N, D] -> [B, N, K, d]``, turned by rotary tables where given."""
+        """``[B, N, D] -> [B, N, K, d]``, rotated by rotary tables if given."""
         return self._heads(self.q(x), "norm_q", tables)
 
     def pair(self, x: jax.Array, tables: Tables | None = None) -> Pair:
@@ -115,7 +116,7 @@ class TokenAttention(nn.Module):
 
 
 class _HeadScale(nn.Module):
-    """The scale of a norm over all heads, kept by heads."""
+    """The scale ``[K, d]`` of a norm over the full width; sharded like the heads."""
 
     shape: tuple[int, int]
 

@@ -36,7 +36,10 @@ _AXES = {"hw": (2, 3), "thw": (1, 2, 3)}
 
 
 def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array, eps: float = 1e-6) -> jax.Array:
-    """``layer_norm(x) * (1 + scale) + shift`` float32; scale and shift are ``[B, 1, D]``."""
+    """``layer_norm(x) * (1 + scale) + shift``: ``[B, N, D]`` float32 (DiT's adaLN).
+
+    Scale and shift are ``[B, 1, D]``.
+    """
     return layer_norm(x, eps) * (1 + scale) + shift
 
 

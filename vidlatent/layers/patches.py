@@ -1,4 +1,4 @@
-"""Latents cut into tokens and put together again; the linear layer that reads a patch."""
+"""Latents to patch tokens and back, and the linear layer that embeds a patch."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def time_features(time: jax.Array, size: int, base: float = BASE) -> jax.Array:
 def sincos(places: np.ndarray, width: int, base: float = BASE) -> np.ndarray:
     """``[sin(p w_k), cos(p w_k)]``, ``w_k = base ** (-2 k / width)``: ``[n] -> [n, width]``.
 
-    Worked out in float64; float32.
+    Computed in float64, returned as float32.
     """
     if width % 2:
         raise VidlatentError(
@@ -97,7 +97,11 @@ def interleaved_sincos(count: int, width: int) -> np.ndarray:
 
 
 def axis_sizes(head_dim: int) -> tuple[int, int, int]:
-    """Channels of a head that time, rows and columns turn: 44, 42, 42 of 128."""
+    """Channels of a head for time, rows and columns: 44, 42 and 42 of 128 (Wan2.1).
+
+    Raises:
+      VidlatentError: the head is too small, or odd.
+    """
     if head_dim < 6 or head_dim % 2:
         raise VidlatentError(
             f"heads of {head_dim} channels cannot hold rotary positions of three axes: "
@@ -108,10 +112,10 @@ def axis_sizes(head_dim: int) -> tuple[int, int, int]:
 
 
 def axis_sizes_cogvideox(head_dim: int) -> tuple[int, int, int]:
-    """As ``axis_sizes``, in CogVideoX's shares of two, three and three eighths."""
+    """As ``axis_sizes``, in CogVideoX's shares of 2/8, 3/8 and 3/8."""
     if head_dim % 16:
         raise VidlatentError(
-            f"heads of {head_dim} channels do not part into eighths of channel pairs: use a "
+            f"heads of {head_dim} channels cannot be split into eighths of channel pairs: use a "
             "multiple of 16."
         )
     return head_dim // 4, 3 * head_dim // 8, 3 * head_dim // 8
@@ -120,11 +124,16 @@ def axis_sizes_cogvideox(head_dim: int) -> tuple[int, int, int]:
 def fit_places(
     grid: tuple[int, int, int], plane: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Places of a grid whose frame is laid into the middle of ``plane`` (CogVideoX 1.0).
+    """Coordinates of a grid that is fitted into the middle of ``plane`` (CogVideoX 1.0).
+
+    Other sizes then reuse the range of positions that the model was trained with.
 
     Args:
       grid: tokens in time, rows and columns.
-      plane: rows and columns that the model was trained with.
+      plane: rows and columns of the training size.
+
+    Returns:
+      Coordinates along time, rows and columns, float64.
     """
     (_, rows, columns), (high, wide) = grid, plane
     if rows / columns > high / wide:
@@ -139,12 +148,16 @@ def fit_places(
 
 
 def chunk_places(count: int, latents: int, step: int, group: int) -> np.ndarray:
-    """Number of the last frame of each of ``count`` latents of clips coded in chunks (ProMAG).
+    """Number of the last frame of each of ``count`` latents, for clips encoded in chunks (ProMAG).
 
     Args:
-      count: latents, of chunks one after the other.
-      latents: of a chunk; the first stands for one frame, each later one for ``group``.
-      step: frames from the beginning of a chunk to that of the next.
+      count: latents, chunk after chunk.
+      latents: latents in a chunk.
+      step: frames from the start of one chunk to the start of the next.
+      group: frames in a latent, except a chunk's first, which stands for one frame.
+
+    Returns:
+      ``[count]`` float64.
     """
     number = np.arange(count, dtype=np.float64)
     return number // latents * step + number % latents * group
@@ -157,18 +170,18 @@ def rope_tables(
     sizes: tuple[int, int, int] | None = None,
     places: Sequence[np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines of all positions of a grid, worked out in float64.
+    """Cosines and sines of all positions of a grid, computed in float64.
 
     Args:
       grid: tokens in time, rows and columns; tokens are numbered with columns fastest.
       head_dim: channels per head.
       base: of the wave lengths.
-      sizes: channels of a head that time, rows and columns turn; None for ``axis_sizes``.
+      sizes: channels of a head for time, rows and columns; None for ``axis_sizes``.
       places: coordinates along each axis; None for the tokens' numbers.
 
     Returns:
-      Two float32 arrays ``[N, head_dim / 2]``; pair ``i`` of an axis of ``n`` channels turns by
-      ``position * base ** (-2 i / n)``.
+      Two float32 arrays ``[N, head_dim / 2]``. Pair ``i`` of an axis with ``n`` channels is rotated
+      by ``position * base ** (-2 i / n)``.
     """
     angles = []
     places = [np.arange(size, dtype=np.float64) for size in grid] if places is None else places

@@ -1,12 +1,12 @@
-"""Halving and doubling of space and time, with shortcuts that have no parameters.
+"""Down- and upsampling by 2 in space and time, with shortcuts that have no parameters.
 
-The shortcut of a down operation moves pixels (and frames) into channels and averages runs of
-consecutive channels; an up operation repeats channels and moves them back (DC-AE; FSVideo
-2.1). ``order`` names the channel sub-index from slowest to fastest: ``'hwt'`` (time fastest) keeps
+The downsampling shortcut moves pixels (and frames) into channels and averages runs of consecutive
+channels; the upsampling shortcut repeats channels and moves them back (DC-AE; FSVideo 2.2.1).
+``order`` names the channel sub-index from slowest to fastest: ``'hwt'`` (time fastest) keeps
 frame 0 and static clips equal to the image model; ``'thw'`` is the order of LTX and DC-AE-V.
 
-A stream's first frame stands alone: going down it is its own pair, going up its first copy is
-dropped, hence 1 + 2m frames <-> 1 + m. Later chunks hold whole pairs only.
+The first frame of a video stands alone: downsampling pairs it with itself, upsampling drops its
+first copy. Hence 1 + 2m frames <-> 1 + m; later chunks of a stream hold whole pairs only.
 """
 
 from __future__ import annotations

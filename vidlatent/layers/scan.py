@@ -1,4 +1,4 @@
-"""Equal blocks with their parameters stacked on the first axis, run by one compiled block."""
+"""Equal blocks with their parameters stacked on the first axis, run by ``lax.scan``."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Params = Any
 def stack_params(
     module: nn.Module, name: str, init: Callable[[jax.Array], Params], depth: int
 ) -> Params:
-    """The parameter ``name``: ``depth`` blocks, each drawn for itself by ``init(key)``.
+    """The parameter ``name``: ``depth`` blocks, each initialised independently by ``init(key)``.
 
-    What is there is taken as it is: blocks may have been quantised since.
+    Existing parameters are returned unchecked, because fp8 has added leaves to them.
     """
     if module.has_variable("params", name):
         return module.get_variable("params", name)
@@ -41,12 +41,13 @@ def run_stacked(
       x: state, a pytree.
       layers: pytree with the layers on the first axis of every leaf.
       remat: keep only the states between layers for the backward pass.
-      unroll: layers compiled one after another.
+      unroll: layers in one iteration of the loop.
     """
 
     def body(x, own):
         return step(x, own), None
 
-    # Inside a loop nothing can be shared with the forward pass, so no barrier is needed.
+    # XLA cannot merge work of a loop's body with that of the forward pass, so the barrier that
+    # keeps recomputation apart is only needed where the loop is unrolled.
     body = jax.checkpoint(body, prevent_cse=unroll > 1) if remat else body
     return lax.scan(body, x, layers, unroll=unroll)[0]

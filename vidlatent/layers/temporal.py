@@ -1,8 +1,8 @@
-"""What a temporal convolution sees around each frame, and what it must remember.
+"""The neighbouring frames of a temporal convolution, and the cache between chunks of a video.
 
-A stream is cut into chunks. The first chunk starts at the true beginning of the video; each later
-one continues from a cache of the last input frames. A cache is an ordinary array, passed in and
-handed back, so that a chunked run is a ``lax.scan`` over chunks.
+A long video is processed in chunks. The first starts at the true beginning; each later one
+continues from a cache of the last input frames. A cache is an ordinary array, an argument and a
+result, so that a chunked run can be a ``lax.scan`` over chunks.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ class TimeRule:
 
     @property
     def replicates_after(self) -> bool:
-        """Whether the frame beyond an end is the end's own."""
+        """Whether padding after the last frame (or group) replicates it; otherwise it is zeros."""
         return (self.future or self.padding) == "replicate"
 
     def border_after(self, frame: jax.Array) -> jax.Array:
-        """The frame beyond an end whose last real frame is ``frame``."""
+        """The padding after the last real frame ``frame``."""
         return frame if self.replicates_after else jnp.zeros_like(frame)
 
 
@@ -105,7 +105,7 @@ def shift_frames(
 def view_frames(
     x: jax.Array, cache: jax.Array | None, rule: TimeRule, taps: int, stride: int = 1
 ) -> tuple[View, jax.Array | None]:
-    """Add to ``x`` what a convolution of ``taps`` taps sees beyond its ends.
+    """``x`` with the frames that a convolution of ``taps`` taps reads beyond its ends.
 
     Args:
       x: ``[B, T, H, W, C]``; with a stride, T = 1 + stride * m at the start of a stream and
@@ -145,7 +145,7 @@ def view_frames(
 def _lone_frame(
     x: jax.Array, rule: TimeRule, taps: int, stride: int
 ) -> tuple[View, jax.Array | None]:
-    """``view_frames`` of an image at the start of a stream: all it meets is itself or zeros."""
+    """``view_frames`` of a single image: its neighbours are copies of itself or zeros."""
     before = x if rule.padding == "replicate" else None
     if rule.kind == "causal":
         keep = taps - stride
@@ -159,11 +159,10 @@ def _lone_frame(
 
 
 def merge_taps(view: View, kernel: jax.Array) -> tuple[View, jax.Array]:
-    """Add up neighbouring taps that see the same frames, and leave out those that see zeros.
+    """Add up neighbouring taps that read the same frames, and drop those that read zeros.
 
-    A third less work in groups of one; for an image that starts a stream, one 2-D convolution in
-    place of three. Call it before anything is done to the view's arrays, since it compares them by
-    identity.
+    That saves a third of the work in groups of one, and makes one 2-D convolution of three for an
+    image. Arrays are compared by identity, so call it before anything is done to them.
     """
     if not isinstance(view, tuple):
         return view, kernel

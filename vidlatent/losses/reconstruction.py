@@ -31,7 +31,7 @@ HUBER_REDUCTIONS = ("norm", "scaled_norm", "elementwise")
 
 
 def l1(prediction: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean absolute error over all values of the real samples (FSVideo eq. 1).
+    """Mean absolute error over all values of the real samples (the L1 of FSVideo 2.2.1).
 
     Args:
       prediction, target: ``[B, ...]``.

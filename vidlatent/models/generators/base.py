@@ -38,7 +38,7 @@ class Generator(Protocol):
         ``image``.
       content_factor, content_channels: rows of the content frame's latent for each row of the
         video's, and its channels, where it reads ``content``.
-      memory: whether it has a layer memory (FSVideo 2.3.2), so that ``memory_weights`` answers.
+      memory: whether it has a layer memory (FSVideo 2.3.1), so that ``memory_weights`` answers.
     """
 
     latent_channels: int

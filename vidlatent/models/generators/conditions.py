@@ -1,5 +1,5 @@
-"""What generators read beside the noisy latent: conditions by name, what stands for a missing one,
-and the given frames of image-to-video generators (Wan2.1; FSVideo 2.3, 2.4.2)."""
+"""What generators read beside the noisy latent: conditions by name, replacements for missing ones,
+and the given frames of image-to-video generators (Wan2.1; FSVideo 2.3.2, 2.4.2)."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ __all__ = [
 Conditions = Mapping[str, Any]
 Drop = Mapping[str, jax.Array] | None
 
-# Pixel frames of a latent frame, the first excepted.
+# Pixel frames in a latent frame, except the first: the temporal compression of Wan2.1 and FSAE.
 _STEP = 4
 
 
 def make_frame_mask(given: jax.Array, channels: int = _STEP) -> jax.Array:
-    """Which pixel frames are given, by latent frame.
+    """A mask of given pixel frames on the grid of latent frames (Wan2.1).
 
     Args:
       given: ``[..., F]``, 1 for a given frame, with ``F = 1 + 4 k``.
-      channels: 4 for a channel per pixel frame (the first counts four times); 1 for their mean.
+      channels: 4 for a channel per pixel frame (the first frame fills all four); 1 for their mean.
 
     Returns:
       ``[..., 1 + k, channels]`` float32.
@@ -82,7 +82,7 @@ def join_input(noisy: jax.Array, given: jax.Array | None = None) -> jax.Array:
 
 
 def pad_text(tokens: jax.Array, lengths: jax.Array, total: int = 512) -> jax.Array:
-    """Encoded text ``[B, S, D]`` as generators expect it: ``[B, total, D]``, zero from its end on.
+    """Encoded text ``[B, S, D]`` padded to ``[B, total, D]``, with zeros beyond each text's end.
 
     Raises:
       VidlatentError: more than ``total`` tokens.
@@ -95,7 +95,7 @@ def pad_text(tokens: jax.Array, lengths: jax.Array, total: int = 512) -> jax.Arr
 
 
 def get_condition(conditions: Conditions, name: str, reads: Sequence[str]) -> Any:
-    """``conditions[name]``; None there asks for no condition in every sample.
+    """``conditions[name]``; None means that no sample has this condition.
 
     Raises:
       VidlatentError: the generator reads ``name`` and it is not there.
@@ -109,7 +109,7 @@ def get_condition(conditions: Conditions, name: str, reads: Sequence[str]) -> An
 
 
 def count_samples(conditions: Conditions, reads: Sequence[str]) -> int:
-    """Samples of the conditions that are not None.
+    """Batch size of the conditions that are not None.
 
     Raises:
       VidlatentError: one is absent, or all are None.
@@ -121,7 +121,7 @@ def count_samples(conditions: Conditions, reads: Sequence[str]) -> int:
 
 
 def apply_drop(x: jax.Array, null: Any, drop: Drop, name: str) -> jax.Array:
-    """``x`` ``[B, ...]`` with ``null`` (broadcast) in the samples of ``drop[name]`` ``[B]``."""
+    """``x`` ``[B, ...]`` with ``null`` (broadcast) where ``drop[name]`` ``[B]`` is true."""
     if drop is None or name not in drop:
         return x
     mask = drop[name].reshape(-1, *[1] * (x.ndim - 1))
@@ -129,7 +129,7 @@ def apply_drop(x: jax.Array, null: Any, drop: Drop, name: str) -> jax.Array:
 
 
 def read_labels(conditions: Conditions, drop: Drop, reads: Sequence[str], batch: int) -> jax.Array:
-    """Labels ``[B]`` int32, -1 where there is none or it is dropped."""
+    """Labels ``[B]`` int32, -1 where a sample has none or it is dropped."""
     labels = get_condition(conditions, "label", reads)
     if labels is None:
         return jnp.full((batch,), -1, jnp.int32)
@@ -139,24 +139,24 @@ def read_labels(conditions: Conditions, drop: Drop, reads: Sequence[str], batch:
 def read_text(
     conditions: Conditions, drop: Drop, reads: Sequence[str], batch: int, width: int
 ) -> tuple[jax.Array, jax.Array]:
-    """States ``[B, N, D]`` and lengths ``[B]`` of the texts; the null text where it is dropped.
+    """States ``[B, N, D]`` and lengths ``[B]`` of the texts; dropped ones are the null text.
 
-    The null is ``conditions['null_text']``, ``{'states' [1 or B, M, D], 'length' [1 or B]}`` such
-    as the encoded empty text, and without it one token of zeros.
+    The null text is ``conditions['null_text']``, ``{'states' [1 or B, M, D], 'length' [1 or B]}``,
+    such as the encoded empty text; without that entry it is one token of zeros.
     """
     text = get_condition(conditions, "text", reads)
     if "null_text" in conditions and conditions["null_text"] is not None:
-        null, short = (conditions["null_text"][key] for key in ("states", "length"))
+        null, null_length = (conditions["null_text"][key] for key in ("states", "length"))
     else:
-        null, short = jnp.zeros((1, 1, width)), jnp.ones((1,), jnp.int32)
+        null, null_length = jnp.zeros((1, 1, width)), jnp.ones((1,), jnp.int32)
     if text is None:
         states = jnp.broadcast_to(null, (batch, *null.shape[1:]))
-        return states, jnp.broadcast_to(short, (batch,))
+        return states, jnp.broadcast_to(null_length, (batch,))
     states, length = text["states"], text["length"]
     if drop is None or "text" not in drop:
         return states, length
     total = max(states.shape[1], null.shape[1])
     states, null = (jnp.pad(x, ((0, 0), (0, total - x.shape[1]), (0, 0))) for x in (states, null))
     return apply_drop(states, null.astype(states.dtype), drop, "text"), apply_drop(
-        length, short, drop, "text"
+        length, null_length, drop, "text"
     )

@@ -1,4 +1,4 @@
-"""Generators whose large products run in 8 bits, for sampling; which products those are."""
+"""Which weights of a generator are stored as fp8 for sampling (``config.sampler.fp8``)."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from vidlatent.kernels.fp8 import quantise_fp8
 
 __all__ = ["cast_to_fp8", "is_large"]
 
-# Projections of attention and feed-forward layers. First and last layers, embeddings, modulations
-# and routers are small, and what they err by is not averaged out.
+# Projections of attention and feed-forward layers: nearly all of the work. First and last layers,
+# embeddings, modulations and routers stay as they are: they are small, and their rounding errors
+# would not average out over many blocks.
 _LARGE = re.compile(r"(^|/)blocks/.*(^|/)(q|k|v|o|k_img|v_img|fc1|fc2)/kernel$")
 
 
 def is_large(path: str) -> bool:
-    """Whether ``blocks/self_attn/q/kernel`` is a large kernel: cast, layers multiply by it."""
+    """Whether a path such as ``blocks/self_attn/q/kernel`` is a kernel that fp8 pays off for."""
     return _LARGE.search(path) is not None
 
 
 def cast_to_fp8(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Parameters with the blocks' large kernels in 8 bits, each layer with a scale of its own.
+    """Parameters with the blocks' large kernels as fp8, with one scale per layer.
 
-    Beside such a ``kernel`` ``[L, I, ...]`` stands ``kernel_scale`` ``[L]``; ``dense.Linear``
-    takes both as they are.
+    Next to such a ``kernel`` ``[L, I, ...]`` stands ``kernel_scale`` ``[L]``; ``dense.Linear``
+    multiplies by both. Other leaves stay as they are.
     """
     out: dict[str, Any] = {}
     for name, leaf in params.items():

@@ -30,8 +30,8 @@ class WanBlock(nn.Module):
       heads: attention heads.
       hidden: width of the feed-forward layer.
       image: attend to image tokens too, in a softmax of their own.
+      normed: mixtures are normalised and modulated already.
       eps: of every norm.
-      normed: mixtures come normalised and modulated already.
       residual_dtype: dtype of the states between sub-layers.
     """
 
@@ -58,14 +58,17 @@ class WanBlock(nn.Module):
         return jnp.split(self.modulation + time, 6, axis=1)
 
     def inputs(self, x: jax.Array, time: jax.Array) -> jax.Array:
-        """What queries (and a router) read: ``[B, N, D]`` float32; ``time`` is ``[B, 6, D]``."""
+        """Normalised and modulated states, ``[B, N, D]`` float32: input of queries and routers.
+
+        ``time`` is ``[B, 6, D]``.
+        """
         shift, scale, *_ = self._modulation(time)
         return modulate(x, scale, shift, self.eps)
 
     def context(self, text: jax.Array, image: jax.Array | None = None) -> Context:
         """Keys and values of embedded text and image tokens ``[B, S, D]``.
 
-        They depend on nothing else, so a sampler makes them once.
+        They do not depend on the noisy latent or the time, so a sampler computes them once.
         """
         pairs = {"text": self.cross_attn.pair(text)}
         if image is not None:

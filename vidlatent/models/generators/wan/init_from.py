@@ -1,4 +1,4 @@
-"""Generators that start from weights of the model they were made from."""
+"""Initialise a generator from the weights of the model that it was derived from."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Params = Mapping[str, Any]
 def take_matching(
     params: Params, fresh: Params, *, anew: Sequence[Sequence[str]], optional: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """``fresh`` with the leaves of ``params`` of the same path.
+    """``fresh`` with every leaf replaced by the one of the same path in ``params``.
 
     Args:
       params: the source's parameters.
       fresh: newly initialised ones of the target.
-      anew: groups of starts of paths; a group stays fresh if any shape in it differs.
-      optional: starts of paths that stay fresh if the source lacks them.
+      anew: groups of path prefixes; a group stays fresh as a whole if any shape in it differs.
+      optional: path prefixes that stay fresh if the source lacks them.
 
     Raises:
       VidlatentError: another leaf is absent from the source or has another shape.
@@ -65,10 +65,10 @@ def take_matching(
 
 
 def wan_memory(params: Params, fresh: Params) -> dict[str, Any]:
-    """FSVideo's transformer from Wan2.1's: all of it, and new routers (FSVideo 2.3.2).
+    """FSVideo's transformer from Wan2.1's: all weights, plus new routers (FSVideo 2.3.1).
 
-    Patch embedding and head start anew where the latent is another. Routers start as
-    ``memory_share`` says: 0.98 leaves the model nearly as it was.
+    Patch embedding and head stay newly initialised if the latents have other channels. Routers
+    start as ``memory_share`` says: with 0.98 the model computes nearly the same as before.
 
     Raises:
       VidlatentError: a weight is absent or has another shape.

@@ -1,17 +1,18 @@
-"""Layer memory: a block's keys and values read a per-token mixture of all earlier states.
+"""Layer memory: a block's keys and values read a mixture of all earlier states, per token.
 
 State ``X_0`` enters the stack and ``X_{l+1} = block_l(X_l, sum_j A_l[..., j] X_j)`` with weights
 ``A_l`` over the sources ``j <= l`` from a softmax of ``U_l W_l + b_l``, where ``U_l`` is what the
-block's queries read (FSVideo 2.3.2, eqs. 6-8). Layers are counted from 0 here; layer 0 has one
+block's queries read (FSVideo 2.3.1, eqs. 6-8). Layers are counted from 0 here; layer 0 has one
 source and no router. Three forms compute the same:
 
-* ``unrolled``: a list of states and routers of their true sizes, the reference;
-* ``scanned``: one compiled layer, a buffer of states in the carry, written in place; its autodiff
-  would keep the buffer of every step, quadratic in depth;
+* ``unrolled``: a list of states, and routers of their true sizes; the reference;
+* ``scanned``: one compiled layer with a buffer of states in the carry, written in place. Autodiff
+  would save the buffer at every layer, which is quadratic in depth;
 * ``recomputed``: ``scanned`` with a backward pass of its own. The final buffer holds the input of
-  every layer, so nothing else is kept. Cotangents are not added into a second buffer: the cotangent
-  ``G_l`` of each layer's mixture is kept beside its weights, and that of a state is gathered once,
-  ``dX_j = sum_{l >= j} A_l[..., j] G_l``, in float32. Memory is linear in depth.
+  every layer, so nothing else is saved. Cotangents of the states are not accumulated in a second
+  buffer either: the backward pass stores the cotangent ``G_l`` of each layer's mixture beside its
+  weights, and sums a state's cotangent once, ``dX_j = sum_{l >= j} A_l[..., j] G_l``, in float32.
+  Memory is linear in depth.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ Params = Any
 Shared = Any
 _STATE = ("batch", "tokens", "channel")
 _BUFFER = ("time", *_STATE)
-_NEVER = -1e30
+_NEVER = -1e30  # a logit with weight 0 that, unlike -inf, has a gradient of 0 and no NaN
 
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """What a stack of equal layers does, as pure functions; ``shared`` is the same for all layers.
+    """A stack of equal layers as pure functions; ``shared`` is the same for all layers.
 
     Attributes:
       inputs: ``(params of a layer, X_l, shared) -> U_l`` float32 ``[B, N, D]``.
       block: ``(params of a layer, X_l, mixture, shared) -> X_{l+1}``.
       normed: mix ``U_j`` in place of ``X_j``, so that the mixture is what keys and values read.
-      stride: of the sources before the last only every such one counts, from ``X_0`` on; an
-        ablation, which saves no memory here.
+      stride: read only every such source, from ``X_0`` on, and always the last; an ablation, which
+        saves no memory here.
     """
 
     inputs: Callable[[Params, jax.Array, Shared], jax.Array]
@@ -94,9 +95,9 @@ class Stack:
     def memory_weights(
         self, params: Params, routers: Params, x: jax.Array, shared: Shared, rows: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """What ``scanned`` weighs its sources by: largest weight and mean over tokens, ``[L, L]``.
+        """Weights of the sources in ``scanned``: largest and mean over tokens, two ``[L, L]``.
 
-        Row ``l`` is of layer ``l``; sources after the ``l``-th have 0. ``rows`` ``[B]`` is 0 for
+        Row ``l`` belongs to layer ``l``; later sources have weight 0. ``rows`` ``[B]`` is 0 for
         samples that do not count, else 1.
         """
         rows = rows.astype(jnp.float32)[:, None, None]
@@ -114,12 +115,12 @@ class Stack:
         return router_weights(self.inputs(own, x, shared), router, layer, self.stride)
 
     def _forward(self, params, routers, x, shared, look=lambda weights: None):
-        """``X_L``, the sources, the layers' inputs where those are others, what ``look`` saw."""
+        """``X_L``, the buffer of sources, layers' inputs if they differ, and what ``look`` gave."""
         depth = routers["bias"].shape[0]
 
         def step(carry, item):
-            # Left to the partitioner, a carry lies as what made it: with a tensor axis split by
-            # channels, so that every layer would gather the whole buffer.
+            # Left alone, the partitioner would shard the carry like the op that produced it, by
+            # channels on a tensor axis, and every layer would gather the whole buffer.
             x, buffer = constrain(carry[0], _STATE), constrain(carry[1], _BUFFER)
             layer, own, router = item
             source = self._source(own, x, shared)
@@ -146,7 +147,7 @@ class Stack:
         def step(carry, item):
             grad, mixtures, spread, to_shared = carry
             layer, own, router, x = item
-            # The layer again, from its input.
+            # Recompute the layer from its input.
             weights, to_weights = jax.vjp(
                 lambda *args: self._weights(*args, layer), own, router, x, shared
             )
@@ -154,7 +155,7 @@ class Stack:
             _, to_block = jax.vjp(self.block, own, x, fused, shared)
             own_grad, x_grad, fused_grad, shared_grad = to_block(grad)
             more = to_weights(layer_dots(buffer, fused_grad, 0, layer + 1))
-            # Layers above have left their mixtures' cotangents.
+            # Higher layers have stored the cotangents of their mixtures already.
             mixtures = lax.dynamic_update_index_in_dim(mixtures, fused_grad, layer, 0)
             spread = lax.dynamic_update_index_in_dim(spread, weights, layer, 0)
             column = jnp.moveaxis(lax.dynamic_index_in_dim(spread, layer, 3, False), 0, -1)
@@ -214,10 +215,10 @@ def router_weights(
     """Softmax over sources of ``x W + b`` in float32: ``[B, N, D] -> [B, N, J]``.
 
     Args:
-      router: ``{'kernel': [D, J], 'bias': [J]}``. Of a ``'gate'`` ``[]`` the softmax has that share
-        and the last source the rest: 0 is a model without memory.
+      router: ``{'kernel': [D, J], 'bias': [J]}``, and perhaps a scalar ``'gate'``: the share of the
+        softmax, while the last source has the rest. At gate 0 there is no memory.
       last: the last source that exists; later ones get weight 0. None for all.
-      stride: sources before the last that are no multiples of it get weight 0.
+      stride: sources other than the last whose number is no multiple of it get weight 0.
     """
     logits = jnp.einsum(
         "bnd,dj->bnj",
@@ -240,9 +241,9 @@ def router_weights(
 
 
 def pad_routers(routers: Sequence[Mapping[str, jax.Array]], width: int) -> dict[str, jax.Array]:
-    """Routers of all layers, layer 0 too, at one size: ``kernel [L, D, L]``, ``bias [L, L]``.
+    """Routers of all layers, including layer 0, padded to one size and stacked for a scan.
 
-    And ``gate`` ``[L]``, where they have one.
+    ``{'kernel': [L, D, L], 'bias': [L, L]}``, and ``'gate'`` ``[L]`` where they have one.
     """
     depth = len(routers) + 1
     kernels, biases = [jnp.zeros((width, depth))], [jnp.zeros((depth,))]
@@ -257,9 +258,9 @@ def pad_routers(routers: Sequence[Mapping[str, jax.Array]], width: int) -> dict[
 
 
 def last_bias(sources: int, share: float) -> float:
-    """Bias that gives the last of ``sources`` the weight ``share`` where the other biases are 0.
+    """Bias that gives the last of ``sources`` the weight ``share`` if the other biases are 0.
 
-    ``share`` 0 stands for no preference (bias 0, uniform weights).
+    ``share`` 0 means uniform weights (bias 0).
     """
     if not 0 <= share < 1:
         raise VidlatentError(

@@ -1,4 +1,4 @@
-"""The Wan2.1 video transformer, and FSVideo's: patches of one latent, layer memory (2.3)."""
+"""Wan2.1's video transformer, and FSVideo's: patches of one latent and a layer memory (2.3.1)."""
 
 from __future__ import annotations
 
@@ -55,26 +55,28 @@ class WanDiT(GeneratorDefaults, nn.Module):
 
     Attributes:
       latent_channels: channels of the noisy latent and of the result.
-      mask_channels: channels that say which frames are given, 0 from text alone.
-      condition_channels: channels of the given latent, 0 from text alone.
+      mask_channels: channels that say which frames are given; 0 for text to video.
+      condition_channels: channels of the given latent; 0 for text to video.
       patch: latents per token in time, rows and columns.
       width, depth, heads, hidden: channels, blocks, attention heads, feed-forward width.
       freq_dim: sinusoids of the time embedding.
       text_dim: width of the text encoder's tokens.
-      text_length: text tokens that are attended to, zeros beyond a text's end among them.
+      text_length: text tokens that are attended to; a shorter text is padded with zeros, and these
+        are attended to as well (Wan2.1).
       label_classes: read a class label in place of text, through ``label_tokens`` learned tokens;
         0 for text.
       image_dim: width of the image encoder's tokens; 0 for no image.
       memory: whether keys and values of self-attention read all earlier states.
-      memory_share: weight of the previous layer at the start, the same for every layer; 0 for equal
-        weights. 0.98 leaves a trained model nearly as it was.
-      memory_norm: ``'post'``: states are mixed, the mixture is normalised and modulated; ``'pre'``:
-        what the queries of each layer read is mixed.
-      memory_stride: of the states before the last, those that count: every such one.
-      router_gate: a number for each layer, 0 at the start, by which memory departs from none.
-      stack: how layers run: ``'recomputed'`` (with memory: own backward pass, linear memory in
-        depth; without: a scan), ``'scanned'`` (autodiff), ``'unrolled'``.
-      remat: recompute a block in the backward pass, in the forms that autodiff handles.
+      memory_share: initial weight of the previous layer, the same for every layer; 0 for equal
+        weights. 0.98 hardly changes a trained model.
+      memory_norm: ``'post'``: states are mixed, then the mixture is normalised and modulated;
+        ``'pre'``: the normalised and modulated states of each layer are mixed.
+      memory_stride: the memory reads every such state, and the last one always.
+      router_gate: blend the memory in by a learned number per layer that starts at 0, no memory.
+      stack: how layers run: ``'recomputed'`` (with layer memory a backward pass of its own, whose
+        activations grow linearly with depth; without it a scan), ``'scanned'`` (a scan and
+        autodiff) or ``'unrolled'``.
+      remat: recompute a block in the backward pass, where autodiff makes it.
       eps: of the norms in blocks and head.
       residual_dtype: dtype of the states between sub-layers; float32 for training.
     """
@@ -128,7 +130,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
                 f"memory_stride {self.memory_stride} 1 or more."
             )
         self.patch_embedding = PatchEmbedding(self.patch, self.width, self.dtype)
-        # Time is exact under any compute dtype.
+        # float32 in any compute dtype: bfloat16 cannot tell neighbouring times of 1000 apart.
         self.time_embedding = Mlp(self.width, self.width, "silu", _small)
         self.time_projection = Linear(6 * self.width, jnp.float32)
         if self.label_classes:
@@ -173,7 +175,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
         return self._block().init(key, token, None, time, tokens, tables)["params"]
 
     def _first_router(self, key: jax.Array, layer: int) -> dict[str, jax.Array]:
-        del key  # a new router sees nothing
+        del key  # kernels start at 0, so that new routers do not depend on the state
         sources = len({*range(0, layer, self.memory_stride), layer - 1})
         bias = jnp.zeros((layer,)).at[-1].set(last_bias(sources, self.memory_share))
         gate = {"gate": jnp.zeros(())} if self.router_gate else {}
@@ -211,7 +213,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
           time: ``[B]``, 1000 times the noise level.
           conditions: those of ``reads`` (a name that maps to None: no condition). ``'first'`` may
             be replaced by ``'given'`` ``[B, t, h, w, mask + condition channels]``, see
-            ``dit.inputs``; ``'null_text'`` is what stands for a dropped text.
+            ``conditions.mark_first_frame``; ``'null_text'`` replaces a dropped text.
           drop: by name, samples ``[B]`` whose condition is replaced: labels by learned tokens,
             texts by the null text, image tokens by zeros, first frames by nothing given.
           condition_cache: from ``cache_conditions``, in place of label or text, and image.
@@ -244,7 +246,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
             tokens = {"text": self.text_embedding(states)}
         if self.image_dim:
             image = get_condition(conditions, "image", self.reads)
-            # A softmax over equal tokens is one of them.
+            # Attention over equal tokens returns one of them, so a single zero token is enough.
             image = jnp.zeros((batch, 1, self.image_dim)) if image is None else image
             tokens["image"] = self._image_tokens(apply_drop(image, 0, drop, "image"))
         return tokens
@@ -287,7 +289,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
         text: jax.Array | None = None,
         image: jax.Array | None = None,
     ) -> dict[str, Any]:
-        """What the forward pass meets on its way, unrolled; arguments as for ``__call__``.
+        """Intermediate values of the forward pass, unrolled; arguments as of ``__call__``.
 
         Returns:
           ``tokens`` (``X_0``), ``time``, ``text``, ``image``, ``output``, and ``blocks``: for each
@@ -403,7 +405,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
         )
 
     def _finish(self, x: jax.Array, temb: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
-        """Head, and tokens back to latents; the head reads the time embedding unprojected."""
+        """Head, and tokens back to latents; ``temb`` is the time embedding before its projection."""
         shift, scale = jnp.split(self.head_modulation + temb[:, None], 2, axis=1)
         y = self.head(modulate(x, scale, shift, self.eps).astype(self.dtype))
         return from_patches(y.astype(jnp.float32), grid, self.patch)
