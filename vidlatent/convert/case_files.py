@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidlatent.errors import VidlatentError
+from vidlatent.layers.positions import interleaved_sincos
 from vidlatent.models.tokenizers.fsvideo.names import fields_from_diffusers
-from vidlatent.models.tokenizers.reducio.fusion import time_sinusoid
 from vidlatent.models.tokenizers.reducio.names import REDUCIO_TABLE
 from vidlatent.weights.files import read_tensors
 from vidlatent.weights.importer import export_names
@@ -207,7 +207,7 @@ def _restore_reducio_weights(arrays: Arrays, meta: Mapping[str, Any], shapes: An
             tensors[key] = np.ldexp(x.astype(np.float32), -meta["weight_exp"][key])
     for name, shape in export_names(shapes, REDUCIO_TABLE).items():
         if name.endswith("pos_embed"):
-            tensors[name] = time_sinusoid(shape[1], shape[3])
+            tensors[name] = interleaved_sincos(shape[1], shape[3])[None, :, None]
     return tensors
 
 

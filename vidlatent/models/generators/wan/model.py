@@ -405,7 +405,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
         )
 
     def _finish(self, x: jax.Array, temb: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
-        """Head, and tokens back to latents; ``temb`` is the time embedding before its projection."""
+        """Head, and tokens back to latents; ``temb`` is the embedding before its projection."""
         shift, scale = jnp.split(self.head_modulation + temb[:, None], 2, axis=1)
         y = self.head(modulate(x, scale, shift, self.eps).astype(self.dtype))
         return from_patches(y.astype(jnp.float32), grid, self.patch)

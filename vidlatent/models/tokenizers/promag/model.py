@@ -51,7 +51,7 @@ class ProMAG(nn.Module):
       temporal_down: levels whose down operation halves the frame count too.
       extra_multipliers: further levels after a halving of time alone: a direct 8x or 16x model.
       blocks: residual blocks per level.
-      groups, norm_eps, norm_kind, norm_axes: see ``layers.group_norm``. ``'thw'`` gives up
+      groups, norm_eps, norm_kind, norm_axes: see ``layers.norms.group_affine``. ``'thw'`` gives up
         causality, and with it streaming.
       time_padding: before the first frame: ``'zeros'`` or ``'replicate'``.
       drop_mode: ``'each'``: every up layer leaves out its first frame (ProMAG's efficient
