@@ -1,1 +1,1 @@
-"""Experiments: arms that are trained by the one loop and compared, each by one command."""
+"""Experiments: each trains its arms with the usual loop and compares them, by one command."""

@@ -4,9 +4,10 @@
     python -m experiments.alignment --size=gpu   64x64 videos, for one GPU
     python -m experiments.alignment --report     table and plot of what has finished
 
-An FSAE goes on from the same weights with and without the Video VF loss (FSVideo, equations 2 to
-4) for as many steps; the dimension is Gride's. A small network with random weights (dinov2_tiny)
-stands in for DINOv2. Design and result: docs/experiments/alignment.md.
+An FSAE is trained further from the same weights, with and without the Video VF loss (FSVideo,
+equations 2 to 4), for the same number of steps. The dimension is Gride's estimate. A small network
+with random weights (dinov2_tiny) stands in for DINOv2. Design and result:
+docs/experiments/alignment.md.
 """
 
 from __future__ import annotations
@@ -28,39 +29,39 @@ from experiments.design import Arm, Difference, Experiment
 from experiments.proofs import (
     GATE_METRIC,
     SIZES,
-    chosen_rows,
-    clips,
-    held_out,
-    over_mean_colour,
+    clip_keys,
+    compute_gate_metric,
+    list_rates,
+    load_held_out,
     plot_arms,
     plot_lists,
-    rates,
+    select_chosen,
 )
 from vidlatent.latents.pixels import from_pixels
 from vidlatent.metrics import gride
 from vidlatent.models.load import abstract_params, model_of
 from vidlatent.weights.files import load_params
 
-__all__ = ["build", "fsae_at", "measure"]
+__all__ = ["build", "fsae_keys", "measure"]
 
 _NOTES = (
-    "The features are those of dinov2_tiny with random weights, a stand-in: what DINOv2's would do "
-    "is not tested.",
-    "A point is a held-out clip's whole latent. A dimension is the geometric mean over Gride's "
-    "scales; with so few points it is too low, more so at large scales.",
-    "The difference of logarithms: 0.05 is 5 %.",
-    "Equal further steps from the same weights; the rates are chosen by PSNR, not by dimension.",
+    "The features are those of dinov2_tiny with random weights, a stand-in: the effect of DINOv2's "
+    "own features is not tested.",
+    "A point is the whole latent of a held-out clip. A dimension is the geometric mean over "
+    "Gride's scales; with so few points it is underestimated, most at large scales.",
+    "A difference of 0.05 between logarithms is 5 %.",
+    "Equal further steps from the same weights; learning rates are chosen by PSNR.",
 )
 
 
-def fsae_at(size: str, scored: int) -> tuple[dict[str, str], int, int]:
-    """Config keys of the small FSAEs, steps of the base, and further steps."""
+def fsae_keys(size: str, scored: int) -> tuple[dict[str, str], int, int]:
+    """``(config keys, steps of the base, further steps)`` of the small FSAEs."""
     base, further, frames = {
         "cpu": (800, 500, 9),
         "gpu": (6000, 3000, 17),
         "smoke": (3, 2, 9),
     }[size]
-    keys = clips(size, frames, 2 if size == "smoke" else 8, scored)
+    keys = clip_keys(size, frames, 2 if size == "smoke" else 8, scored)
     if size == "gpu":
         keys |= {
             "model.encoder_widths": "(32, 64, 128)",
@@ -73,7 +74,7 @@ def fsae_at(size: str, scored: int) -> tuple[dict[str, str], int, int]:
 
 def build(size: str) -> Experiment:
     """The experiment at ``'cpu'``, ``'gpu'`` or ``'smoke'`` size."""
-    keys, base, further = fsae_at(size, scored={"cpu": 512, "gpu": 2000, "smoke": 8}[size])
+    keys, base, further = fsae_keys(size, scored={"cpu": 512, "gpu": 2000, "smoke": 8}[size])
 
     def arm(name: str, stage: str, label: str) -> Arm:
         return Arm(
@@ -82,7 +83,7 @@ def build(size: str) -> Experiment:
             further,
             label,
             keys,
-            rates(size),
+            list_rates(size),
             starts_from="base",
             more_steps=base,
         )
@@ -91,7 +92,7 @@ def build(size: str) -> Experiment:
         name="alignment",
         title=f"Latents aligned to image features, a random stand-in for DINOv2 ({size} size)",
         arms=(
-            Arm("base", "configs/fsae.py:demo", base, "base", keys, rates(size)),
+            Arm("base", "configs/fsae.py:demo", base, "base", keys, list_rates(size)),
             arm("continued", "1", "continued"),
             arm("aligned", "vf", "Video VF, random stand-in"),
         ),
@@ -131,13 +132,13 @@ def measure(config: ConfigDict, workdir: Path, seed: int, scores: Mapping) -> di
         return model.apply({"params": params}, from_pixels(video), method="encode")[0].mode()
 
     points: dict[str, list[np.ndarray]] = {"": [], "_first_frames": [], "_pixels": []}
-    for batch in held_out(config, model.latent_spec.rule, seed):
+    for batch in load_held_out(config, model.latent_spec.rule, seed):
         real = batch["mask"] > 0
         found = np.asarray(latent(params, jnp.asarray(batch["video"])), np.float32)[real]
-        points[""].append(_flat(found))
-        points["_first_frames"].append(_flat(found[:, :1]))
-        points["_pixels"].append(_flat(batch["video"][real].astype(np.float32)))
-    result: dict[str, Any] = over_mean_colour(scores)
+        points[""].append(_flatten(found))
+        points["_first_frames"].append(_flatten(found[:, :1]))
+        points["_pixels"].append(_flatten(batch["video"][real].astype(np.float32)))
+    result: dict[str, Any] = compute_gate_metric(scores)
     for kind, parts in points.items():
         scales = [scale.dimension for scale in gride(np.concatenate(parts))]
         log = float(np.mean(np.log(scales)))
@@ -148,14 +149,14 @@ def measure(config: ConfigDict, workdir: Path, seed: int, scores: Mapping) -> di
     return result
 
 
-def _flat(x: np.ndarray) -> np.ndarray:
+def _flatten(x: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), -1)
 
 
 def draw(figure: Any, summary: Mapping[str, Any]) -> None:
     """Dimension by Gride's scale, of videos and first frames, and PSNR."""
     left, middle, right = figure.subplots(1, 3)
-    rows = chosen_rows(summary)
+    rows = select_chosen(summary)
     scales = [2 ** (k + 1) for k in range(6)]
     plot_lists(left, rows, "dimension_by_scale", scales, "dimension of video latents")
     name = "dimension_first_frames_by_scale"

@@ -20,7 +20,7 @@ __all__ = ["main", "prepare"]
 
 
 def prepare() -> None:
-    """Logging, and compiled programs kept for later processes."""
+    """Set up logging, and the cache of compiled programs for later processes."""
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold("info")
     keep_compiled()
@@ -35,10 +35,10 @@ def main(
     """Run an experiment or report on it; returns the exit status.
 
     Args:
-      build: makes the experiment of a size.
-      sizes: that there are; the first is the default.
+      build: ``size -> Experiment``.
+      sizes: to choose from; the first is the default.
       text: the design in a few lines, shown by ``--help``.
-      argv: words after the program's name; None: the process's.
+      argv: arguments after the program's name; None: those of the process.
     """
     parser = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -46,8 +46,12 @@ def main(
     parser.add_argument("--workdir", help="folder of runs, results and report")
     parser.add_argument("--size", choices=sizes, default=sizes[0])
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the design's")
-    parser.add_argument("--only", nargs="+", default=[], help="arms to run; what they need exists")
-    parser.add_argument("--report", action="store_true", help="table and plot of what there is")
+    parser.add_argument(
+        "--only", nargs="+", default=[], help="arms to run; those they need must have finished"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="only write the table and plot of finished runs"
+    )
     args = parser.parse_args(argv)
     prepare()
     try:

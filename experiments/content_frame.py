@@ -4,8 +4,9 @@
     python -m experiments.content_frame --size=gpu   64x64 videos, for one GPU
     python -m experiments.content_frame --report     table and plot of what has finished
 
-All arms have the same latent; a content frame is kept beside it as it is. One arm has none and a
-latent wider by as many values. Design and result: docs/experiments/content_frame.md.
+All arms have a latent of the same size and keep the content frame as it is beside it, except for
+one: it keeps no frame, and its latent has as many more values instead. Design and result:
+docs/experiments/content_frame.md.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file, not with -m
 
 from experiments.cli import main
-from experiments.design import Arm, Difference, Experiment
+from experiments.design import Arm, Experiment, compare_pairs
 from experiments.proofs import (
     GATE_METRIC,
     SIZES,
     SQUARED,
-    chosen_rows,
-    clips,
-    held_out,
-    over_mean_colour,
+    clip_keys,
+    compute_gate_metric,
+    list_rates,
+    load_held_out,
     plot_arms,
     plot_lists,
-    rates,
+    select_chosen,
 )
 from vidlatent.latents.pixels import from_pixels, to_pixels
 from vidlatent.metrics import psnr
@@ -49,9 +50,10 @@ CHANNELS = 16
 RATES = ("5e-4", "1e-3")
 _TIE_DB = 0.2
 _NOTES = (
-    "Latents are equal but for the last arm; a content frame is kept beside the latent, uncoded. "
-    "Beating 'none' is no compression gain: the last arm keeps as many values without one.",
-    "The random arm is scored with all 16 places equally often, one for each clip in turn.",
+    "All latents but the last arm's have the same size; a content frame is kept beside them, "
+    "uncoded. Beating 'none' is no compression gain: compare with the last arm, which keeps as "
+    "many values in its latent.",
+    "The random arm is scored with each of the 16 places equally often, clip by clip in turn.",
     "Equal steps, never convergence; drawn clips, no discriminator, no perceptual loss.",
 )
 
@@ -59,7 +61,7 @@ _NOTES = (
 def build(size: str) -> Experiment:
     """The experiment at ``'cpu'``, ``'gpu'`` or ``'smoke'`` size."""
     steps, batch, scored = {"cpu": (800, 4, 192), "gpu": (6000, 16, 512), "smoke": (3, 2, 8)}[size]
-    common = {**clips(size, FRAMES, batch, scored), **_model(size)}
+    common = {**clip_keys(size, FRAMES, batch, scored), **_model(size)}
     space = int(common["model.space_factor"])
     # A latent channel has 4 / space^2 values for each pixel of a frame, the content frame 3.
     wide = CHANNELS + 3 * space**2 // 4
@@ -67,7 +69,7 @@ def build(size: str) -> Experiment:
     def arm(name: str, content: str, label: str, channels: int = CHANNELS) -> Arm:
         overrides = {**common, "model.latent_channels": str(channels)}
         config = f"configs/reducio_vae.py:demo,content={content}"
-        return Arm(name, config, steps, label, overrides, rates(size, RATES))
+        return Arm(name, config, steps, label, overrides, list_rates(size, RATES))
 
     return Experiment(
         name="content_frame",
@@ -88,16 +90,10 @@ def build(size: str) -> Experiment:
             "content_values": "content values",
             "values_per_kept_value": "values per kept value",
         },
-        differences=tuple(
-            Difference(first, second, metric, _TIE_DB)
-            for metric in ("psnr", "psnr_other_frames")
-            for first, second in (
-                ("middle", "random"),
-                ("random", "none"),
-                ("middle", "first"),
-                ("random", "first"),
-                ("middle", "none_wide"),
-            )
+        differences=compare_pairs(
+            ("psnr", "psnr_other_frames"),
+            ("middle random", "random none", "middle first", "random first", "middle none_wide"),
+            _TIE_DB,
         ),
         measure=measure,
         draw=draw,
@@ -109,8 +105,8 @@ def build(size: str) -> Experiment:
 
 
 def _model(size: str) -> dict[str, str]:
-    # The mean's latent: no rate to weigh against. Residual branches start closed, which starts
-    # short runs quicker.
+    # Decode the posterior's mean, since no KL term limits the latent here. Residual branches that
+    # start at zero learn faster in short runs.
     fields = {
         **SQUARED,
         "train.sample_latent": "False",
@@ -131,19 +127,20 @@ def _model(size: str) -> dict[str, str]:
 
 
 def measure(config: ConfigDict, workdir: Path, seed: int, scores: Mapping) -> dict[str, Any]:
-    """Scores with the content frame where the arm has it, by frame and by distance from it.
+    """PSNR by frame, and by distance from the content frame where the arm has one.
 
-    They replace the loop's own, which shows the random arm the same few places in every batch.
+    It replaces the score of the training loop, in which the random arm gets the same few places in
+    every batch.
     """
     model = model_of(config)
     params = load_params(str(workdir), abstract_params(model), family=config.model.name)
-    batches = list(held_out(config, model.latent_spec.rule, seed))
-    found, places = _scored(model, params, batches, config.model.content)
+    batches = list(load_held_out(config, model.latent_spec.rule, seed))
+    found, places = _score_frames(model, params, batches, config.model.content)
     distance = np.abs(np.arange(FRAMES) - places[:, None])
     keeps = model.takes_condition
-    latent, content = _kept_values(config, model)
+    latent, content = _count_kept_values(config, model)
     result = {
-        **over_mean_colour(scores),
+        **compute_gate_metric(scores),
         "psnr": float(found.mean()),
         "psnr_by_frame": found.mean(axis=0).tolist(),
         "psnr_frame_0": float(found[:, 0].mean()),
@@ -159,13 +156,15 @@ def measure(config: ConfigDict, workdir: Path, seed: int, scores: Mapping) -> di
             float(found[distance == far].mean()) for far in range(farthest + 1)
         ]
     if config.model.content == "random":
-        middle, _ = _scored(model, params, batches, "middle")
+        middle, _ = _score_frames(model, params, batches, "middle")
         result["psnr_shown_middle"] = float(middle.mean())
     return result
 
 
-def _scored(model: Any, params: Any, batches: list, content: str) -> tuple[np.ndarray, np.ndarray]:
-    """PSNR ``[clips, frames]`` and each clip's content frame; 'random': every place in turn."""
+def _score_frames(
+    model: Any, params: Any, batches: list, content: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """PSNR ``[clips, frames]``, and each clip's content frame; 'random': all places in turn."""
 
     @jax.jit
     def scored(params, video, places):
@@ -198,8 +197,8 @@ def _frame_values(config: ConfigDict) -> int:
     return 3 * height * width
 
 
-def _kept_values(config: ConfigDict, model: Any) -> tuple[int, int]:
-    """Numbers of a clip's latent and of its content frame."""
+def _count_kept_values(config: ConfigDict, model: Any) -> tuple[int, int]:
+    """How many values a clip's latent and its content frame have."""
     spec = model.latent_spec
     frame = _frame_values(config)
     latent = FRAMES // spec.t * frame // 3 // (spec.h * spec.w) * spec.channels
@@ -209,7 +208,7 @@ def _kept_values(config: ConfigDict, model: Any) -> tuple[int, int]:
 def draw(figure: Any, summary: Mapping[str, Any]) -> None:
     """PSNR of each arm, by frame, and by distance from the content frame."""
     left, middle, right = figure.subplots(1, 3)
-    rows = chosen_rows(summary)
+    rows = select_chosen(summary)
     plot_arms(left, rows, "psnr", "PSNR, dB")
     plot_lists(middle, rows, "psnr_by_frame", range(FRAMES), "by frame of the clip")
     plot_lists(right, rows, "psnr_by_distance", range(FRAMES), "by distance from the content frame")

@@ -20,35 +20,35 @@ from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file, not with -m
 
-from experiments.alignment import fsae_at
+from experiments.alignment import fsae_keys
 from experiments.cli import main
-from experiments.design import Arm, Difference, Experiment, Setting
+from experiments.design import Arm, Experiment, Setting, compare_pairs
 from experiments.proofs import (
     GATE_METRIC,
     SIZES,
-    chosen_rows,
-    over_mean_colour,
+    compute_gate_metric,
+    list_rates,
     plot_arms,
     plot_lists,
-    rates,
+    select_chosen,
 )
 
 __all__ = ["build", "measure"]
 
 _TIE_DB = 0.2
 _NOTES = (
-    "Standard and Lite decode with features of the true frame 0, which are kept beside the latent; "
-    "the causal decoder and the arm without them have the latent alone.",
-    "'Continued' trains the decoder alone, as all arms do; Lite, which comes after Standard, is to "
-    "be compared with 'continued, twice the steps'.",
-    "Noise is the same in every evaluation.",
+    "Standard and Lite decode with features of the true frame 0, which is kept beside the latent; "
+    "the causal decoder and the arm without these features have only the latent.",
+    "All arms train only the decoder, 'continued' too. Lite is trained after Standard, so compare "
+    "it with 'continued, twice the steps'.",
+    "Decoders that add noise get the same noise in every evaluation.",
     "Equal further steps, never convergence; drawn clips, no discriminator.",
 )
 
 
 def build(size: str) -> Experiment:
     """The experiment at ``'cpu'``, ``'gpu'`` or ``'smoke'`` size."""
-    keys, base, further = fsae_at(size, scored={"cpu": 192, "gpu": 512, "smoke": 8}[size])
+    keys, base, further = fsae_keys(size, scored={"cpu": 192, "gpu": 512, "smoke": 8}[size])
 
     def arm(name: str, config: str, label: str, start: str = "base", **more: str) -> Arm:
         return Arm(
@@ -57,7 +57,7 @@ def build(size: str) -> Experiment:
             further,
             label,
             {**keys, "optim.freeze": "encoder/", **more},
-            rates(size),
+            list_rates(size),
             starts_from=start,
             more_steps=base + (further if start != "base" else 0),
         )
@@ -67,9 +67,9 @@ def build(size: str) -> Experiment:
     continued = arm("continued", "demo", "base continued")
     return Experiment(
         name="decoder_finetune",
-        title=f"Finetuned decoders of an FSAE ({size} size)",
+        title=f"Fine-tuned decoders of an FSAE ({size} size)",
         arms=(
-            Arm("base", "configs/fsae.py:demo", base, "base", keys, rates(size)),
+            Arm("base", "configs/fsae.py:demo", base, "base", keys, list_rates(size)),
             continued,
             arm("standard", standard, "Standard"),
             arm("centred", standard, "Standard, only looking both ways", **plain),
@@ -91,16 +91,13 @@ def build(size: str) -> Experiment:
             "psnr_frame_0": "frame 0",
             "psnr_without_frame_0": "without frame 0",
         },
-        differences=tuple(
-            Difference(first, second, metric, _TIE_DB)
-            for metric in ("psnr", "psnr_without_frame_0")
-            for first, second in (
-                ("standard", "continued"),
-                ("centred", "continued"),
-                ("standard", "centred"),
-                ("lite", "continued_longer"),
-                ("lite", "standard"),
-            )
+        differences=compare_pairs(
+            ("psnr", "psnr_without_frame_0"),
+            (
+                *("standard continued", "centred continued", "standard centred"),
+                *("lite continued_longer", "lite standard"),
+            ),
+            _TIE_DB,
         ),
         measure=measure,
         draw=draw,
@@ -112,15 +109,15 @@ def build(size: str) -> Experiment:
 
 
 def measure(config: ConfigDict, workdir: Path, seed: int, scores: Mapping) -> dict[str, Any]:
-    """The gate's metric; the rest is in the loop's scores."""
+    """Only the gate's metric: everything else is among the scores of the training loop."""
     del config, workdir, seed
-    return over_mean_colour(scores)
+    return compute_gate_metric(scores)
 
 
 def draw(figure: Any, summary: Mapping[str, Any]) -> None:
     """PSNR of each arm, and by frame."""
     left, right = figure.subplots(1, 2)
-    rows = chosen_rows(summary)
+    rows = select_chosen(summary)
     plot_arms(left, rows, "psnr_without_frame_0", "PSNR without frame 0, dB")
     plot_lists(right, rows, "psnr_by_frame", range(64), "PSNR by frame, dB")
     right.set_xlabel("frame of the clip")

@@ -1,7 +1,6 @@
-"""What an experiment is: arms, seeds, settings to choose from, and what is measured.
+"""An experiment as data: arms, seeds, settings to choose from, and what is measured.
 
-An experiment is fixed before its first run. It is data: ``runner`` carries it out, ``report`` makes
-its table and plot.
+It is fixed before its first run. ``runner`` runs it, ``report`` makes its table and plot.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from vidlatent import config as configs
 from vidlatent.config import get_defaults, get_generator_defaults, is_generator
 from vidlatent.errors import VidlatentError
 
-__all__ = ["FIXED", "Arm", "Difference", "Experiment", "Run", "Setting"]
+__all__ = ["FIXED", "Arm", "Difference", "Experiment", "Run", "Setting", "compare_pairs"]
 
 Setting = Mapping[str, str]  # config key -> text, as on the command line
 FIXED: Setting = {}
@@ -30,16 +29,16 @@ class Arm:
     """One kind of run.
 
     Attributes:
-      name: short and unique; a folder is called so.
+      name: short and unique; its folder has this name.
       config: file and argument, such as ``configs/promag.py:line,k=16``.
-      steps: at which the run ends, counted from its own start.
-      label: what the table says; empty: the name.
-      overrides: keys of the config that differ.
-      settings: what is tried; the one with the best mean over the seeds counts.
-      follows: an arm whose chosen setting this one takes, instead of ``settings``.
-      starts_from: an arm whose weights, at the same seed, this one starts from.
-      continues: an arm whose runs, at its chosen setting, go on to more steps.
-      more_steps: what the arms before it cost, for the account of all steps.
+      steps: of its runs, without those of the arm it starts from.
+      label: its name in the table; empty: ``name``.
+      overrides: config keys of all its runs.
+      settings: config keys to choose from: the setting with the best mean over the seeds is chosen.
+      follows: an arm whose chosen setting this one uses, instead of ``settings``.
+      starts_from: an arm whose weights, at the same seed, this one is initialised from.
+      continues: an arm whose runs, at its chosen setting, this one continues to more steps.
+      more_steps: steps of the arms that it builds on, for the column of all steps.
     """
 
     name: str
@@ -55,23 +54,30 @@ class Arm:
 
     @property
     def leader(self) -> str:
-        """The arm that decides this one's setting; empty: itself."""
+        """The arm whose setting this one uses; empty: it chooses its own."""
         return self.continues or self.follows
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """``first - second`` of a metric, taken seed by seed.
+    """``first - second`` of a metric, seed by seed.
 
     Attributes:
-      least: what the mean must exceed, in size, to count: with every seed on one side the first is
-        then ``'higher'`` or ``'lower'``, else it is a ``'tie'``. None: nothing is concluded.
+      least: the verdict is ``'higher'`` or ``'lower'`` if all seeds agree in sign and the mean is
+        larger than this in size, else ``'tie'``. None: no verdict.
     """
 
     first: str
     second: str
     metric: str = "psnr"
     least: float | None = None
+
+
+def compare_pairs(
+    metrics: Sequence[str], pairs: Sequence[str], least: float | None = None
+) -> tuple[Difference, ...]:
+    """Differences of every pair, ``"first second"``, in every metric."""
+    return tuple(Difference(*pair.split(), metric, least) for metric in metrics for pair in pairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +90,7 @@ class Run:
 
     @property
     def place(self) -> str:
-        """``arm/setting``, fit for a path."""
+        """``arm/setting``, as a path."""
         setting = ",".join(f"{key}={text}" for key, text in sorted(self.setting.items()))
         return f"{self.arm.name}/{setting or 'fixed'}"
 
@@ -98,23 +104,24 @@ Measure = Callable[[ConfigDict, Path, int, Mapping[str, Any]], Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A design.
+    """The design of an experiment.
 
     Attributes:
-      name: names the default workdir.
-      title: heads the table.
+      name: also of the default workdir.
+      title: of the table.
       arms: in the order in which they run; an arm comes after those it needs.
       seeds: of parameters, data and data order.
-      metric: decides between settings; larger is better.
-      columns: metrics of the table, with their headings.
+      metric: that settings are chosen by; larger is better.
+      columns: metrics in the table -> their headings.
       differences: pairs of arms to compare.
-      measure: further metrics of a finished run.
+      measure: gives further metrics of a finished run.
       draw: ``(figure, summary) -> None``, fills a matplotlib figure; None: bars of ``metric``.
-      notes: printed under the table, whatever it shows.
-      gate: ``(arm, least mean of metric)``: below it the experiment says so and says nothing else.
-      gate_metric: that the gate looks at; empty: ``metric``.
+      notes: printed under the table.
+      gate: ``(arm, least mean)``: if the arm is worse, nothing was learned, and the table says only
+        that.
+      gate_metric: metric of the gate; empty: ``metric``.
       decimals: of metrics that are not shown with two.
-      tried_metrics: further metrics listed for every setting that was tried.
+      tried_metrics: further metrics in the list of all settings that were tried.
     """
 
     name: str
@@ -156,11 +163,11 @@ class Experiment:
         raise VidlatentError(f"there is no arm {name!r}: take one of {known}.")
 
     def settings_of(self, arm: Arm) -> tuple[Setting, ...]:
-        """What the arm, or the one that decides for it, tries."""
+        """The settings that the arm, or the one whose setting it uses, chooses from."""
         return self.settings_of(self.arm(arm.leader)) if arm.leader else arm.settings
 
     def runs(self, chosen: Mapping[str, Setting]) -> list[Run]:
-        """Every run; an arm that follows another has runs once that one's setting is chosen."""
+        """All runs; those of an arm that follows another only once that one's setting is chosen."""
         return [
             Run(arm, setting, seed)
             for arm in self.arms
@@ -168,20 +175,20 @@ class Experiment:
         ]
 
     def tried(self, arm: Arm, chosen: Mapping[str, Setting]) -> tuple[Setting, ...]:
-        """Settings at which the arm runs, as far as is known."""
+        """Settings at which the arm runs; none while the arm it follows has not chosen."""
         if not arm.leader:
             return arm.settings
         leader = self.decider(arm).name
         return (chosen[leader],) if leader in chosen else ()
 
     def decider(self, arm: Arm) -> Arm:
-        """The arm whose sweep settles this one's setting: itself, or the first it goes back to."""
+        """The arm that chooses this one's setting: itself, or the one at the start of the chain."""
         while arm.leader:
             arm = self.arm(arm.leader)
         return arm
 
     def origin(self, arm: Arm) -> Arm:
-        """The arm in whose workdir the runs are kept."""
+        """The arm whose workdirs hold this one's runs: that of the first of continued arms."""
         while arm.continues:
             arm = self.arm(arm.continues)
         return arm
@@ -203,10 +210,10 @@ def resolve(run: Run, init_from: str) -> ConfigDict:
     return config
 
 
-def identity(config: ConfigDict) -> str:
-    """Hash of what a run does, wherever it lies on the disc.
+def hash_design(config: ConfigDict) -> str:
+    """Hash of a run's config without paths, to recognise results of another design.
 
-    Of the keys that differ from their defaults, so that a key added later changes nothing.
+    Only keys that differ from their defaults count, so that a key added later changes nothing.
     """
     copy = ConfigDict(config.to_dict())
     copy.train.init_from = ""

@@ -1,16 +1,16 @@
-"""Tokenizer, latents, generator and a test of its obedience; one command, minutes on two cores.
+"""Trains a tokenizer and a generator, and measures whether videos match their labels.
 
     python -m experiments.generator_demo                     FSVideo's DiT with layer memory
     python -m experiments.generator_demo --system=latte      or reducio_dit, promag_dit
     python -m experiments.generator_demo --steps=200 --tokenizer_steps=100 --samples=1
 
-Clips show one coloured shape that moves one way; their class says all of it, "red square moving
-left". A small tokenizer learns the clips, a small diffusion transformer its latents by class, and
-the videos that it makes for each class are measured with the renderer's own geometry: how often
-do colour, shape and direction follow? (Reducio-DiT is given a frame, which shows the
-first two.) ``<workdir>/report.html`` shows the answer, ``result.json``
-and ``table.md`` hold it. ``--config.a.b=value`` sets keys of the generator's config. Stopped, the
-same command goes on.
+It takes minutes on two cores. Clips show one coloured shape that moves in one direction, and their
+class says so, "red square moving left". A small tokenizer is trained on the clips, and a small
+diffusion transformer on its latents with the class as condition. Then colour, shape and direction
+are read from videos that it generates, and compared with the class that was asked for.
+(Reducio-DiT is also given a frame, which shows the first two.) The result is in ``report.html``,
+``result.json`` and ``table.md`` in the workdir. ``--config.a.b=value`` sets keys of the generator's
+config. After an interruption the same command resumes.
 """
 
 from __future__ import annotations
@@ -51,17 +51,18 @@ from vidlatent.errors import VidlatentError
 from vidlatent.main import split_overrides
 from vidlatent.media.sheets import contact_sheet
 from vidlatent.report.page import write_report
+from vidlatent.report.tables import markdown_table
 from vidlatent.sample.run import Generator
 from vidlatent.train.loop import train
 
-__all__ = ["Demo", "main", "obedience", "prepared"]
+__all__ = ["Demo", "main", "measure_label_accuracy", "prepare_latents"]
 
 ASPECTS = ("colour", "shape", "direction")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A system's tokenizer: its config, its training, and what differs from its own demo."""
+    """A system's tokenizer: its config, its training, and config keys that replace its demo's."""
 
     config: str
     steps: int = 800
@@ -69,9 +70,9 @@ class Tokenizer:
     keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-# Flat shapes on a plain ground are soon found by residual branches that start open. Most of the
-# absolute error's gradient is about the ground: it only finishes the edges. Convolutions take half
-# the time of attention here.
+# Flat shapes on a plain ground are learned soonest if residual branches start at full scale. Most
+# of the gradient of the absolute error comes from the ground, so it gets little weight.
+# Convolutions take half as long as attention here.
 _FSAE = {
     "model.block_types": "('res', 'res', 'res')",
     "model.norm_scale_init": "1.0",
@@ -89,14 +90,14 @@ _SHEET = 16  # classes on the contact sheet
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Settings.
+    """Settings of the demo.
 
     Attributes:
       system: config of the generator.
-      workdir: folder of everything.
-      tokenizer_steps, steps: of the two trainings.
-      clips: rendered, and encoded once.
-      samples: videos of each class.
+      workdir: folder of everything that is written.
+      tokenizer_steps, steps: of training the tokenizer and the generator.
+      clips: number of rendered clips.
+      samples: generated videos of each class.
       overrides: keys of the generator's config.
     """
 
@@ -120,8 +121,10 @@ class Demo:
         return configs.load(self.system, keys | dict(self.overrides))
 
     def tokenizer_config(self) -> ConfigDict:
-        """A small tokenizer of the system's kind on rendered shapes, of as many latent channels and
-        as large clips as the generator wants."""
+        """A small tokenizer of the system's kind for rendered shapes.
+
+        Latent channels and clip size are those that the generator's config asks for.
+        """
         wanted, kind = self.generator_config(), TOKENIZERS[self.system]
         frames, height, width, _ = wanted.data.buckets[-1]
         keys = {
@@ -147,18 +150,18 @@ class Demo:
         }
         config = configs.load(kind.config, keys)
         with config.unlocked():
-            # Absolute error alone finds the plain ground first and stays there for long: shapes
+            # With absolute error alone training long shows the plain ground only, since shapes
             # are few pixels.
             config.loss.l2 = 4.0
         return config
 
 
-def prepared(demo: Demo, seconds: dict[str, float]) -> int:
-    """The tokenizer and its latents, as far as they are not there; returns the exit status."""
+def prepare_latents(demo: Demo, seconds: dict[str, float]) -> int:
+    """Train the tokenizer and encode its latents unless done already; returns the exit status."""
     tokenizer, folder = demo.tokenizer_config(), demo.workdir / "tokenizer"
     latents = demo.workdir / "latents"
     scored = folder / "eval" / f"step_{demo.tokenizer_steps}" / "scores.json"
-    return _stage("tokenizer", scored, lambda: train(tokenizer, folder), seconds) or _stage(
+    return _run_stage("tokenizer", scored, lambda: train(tokenizer, folder), seconds) or _run_stage(
         "latents",
         latents / "header.json",
         lambda: encode_set(tokenizer, folder, -1, str(latents)),
@@ -166,9 +169,11 @@ def prepared(demo: Demo, seconds: dict[str, float]) -> int:
     )
 
 
-def _stage(name: str, finished: Path, stage: Callable[[], int], seconds: dict[str, float]) -> int:
+def _run_stage(
+    name: str, finished: Path, stage: Callable[[], int], seconds: dict[str, float]
+) -> int:
     if finished.is_file():
-        logging.info("%s: done before", name)
+        logging.info("%s: done already", name)
         return 0
     logging.info("%s: begins", name)
     began = time.perf_counter()
@@ -178,30 +183,30 @@ def _stage(name: str, finished: Path, stage: Callable[[], int], seconds: dict[st
 
 
 def run(demo: Demo) -> int:
-    """All stages that are not done yet; returns the exit status."""
+    """Run all stages that are not done yet; returns the exit status."""
     seconds: dict[str, float] = {}
-    if status := prepared(demo, seconds):
+    if status := prepare_latents(demo, seconds):
         return status
     workdir, config = demo.workdir / "generator", demo.generator_config()
     scored = workdir / "eval" / f"step_{demo.steps}" / "scores.json"
-    if status := _stage("generator", scored, lambda: train(config, workdir), seconds):
+    if status := _run_stage("generator", scored, lambda: train(config, workdir), seconds):
         return status
     logging.info("%d videos of each class", demo.samples)
     began = time.perf_counter()
     generator = Generator.of(config, workdir, -1)
-    rows = [{"prompt": label, **_given(demo, generator, label)} for label in LABELS]
+    rows = [{"prompt": label, **_make_content_frame(demo, generator, label)} for label in LABELS]
     requests = generator.requests_for(rows, demo.samples, config.sample.seed)
     made = [
         (request.prompt, np.concatenate(list(generator.decode(request, latent))))
         for request, latent in generator.latents(requests)
     ]
     seconds["samples"] = round(time.perf_counter() - began, 1)
-    _report(demo, generator, made, _references(demo, generator), seconds)
+    _report(demo, generator, made, _make_references(demo, generator), seconds)
     return 0
 
 
-def _given(demo: Demo, generator: Generator, label: str) -> dict[str, str]:
-    """A content frame where the generator reads one: of an unseen clip of the class."""
+def _make_content_frame(demo: Demo, generator: Generator, label: str) -> dict[str, str]:
+    """``{"image": path}`` of an unseen clip of the class, for generators with a content frame."""
     if "content" not in generator.model.reads:
         return {}
     frames, height, width = generator.size
@@ -215,8 +220,8 @@ def _given(demo: Demo, generator: Generator, label: str) -> dict[str, str]:
     return {"image": str(path)}
 
 
-def _references(demo: Demo, generator: Generator) -> dict[str, list[tuple[str, np.ndarray]]]:
-    """Held-out clips and what the tokenizer makes of them: no generator can be read better."""
+def _make_references(demo: Demo, generator: Generator) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """Held-out clips, and their reconstructions: the best that a generator can reach."""
     data = demo.tokenizer_config().data.to_dict()
     rule, seed = generator.known.spec.rule, demo.tokenizer_config().seed
     real, restored = [], []
@@ -230,15 +235,15 @@ def _references(demo: Demo, generator: Generator) -> dict[str, list[tuple[str, n
     return {"rendered clips": real, "through the tokenizer": restored}
 
 
-def obedience(videos: Sequence[tuple[str, np.ndarray]]) -> dict[str, Any]:
+def measure_label_accuracy(videos: Sequence[tuple[str, np.ndarray]]) -> dict[str, Any]:
     """How often videos show what their labels say.
 
     Args:
       videos: (label, uint8 ``[T, H, W, 3]``).
 
     Returns:
-      ``n``; for each aspect and ``all`` the share that follows and its standard error; ``rows``,
-      one a video with what was read.
+      ``n``; for each aspect and ``all``, the share of videos that match the label and its standard
+      error; ``rows``, one for each video, with what was read from it.
     """
     rows = []
     for label, video in videos:
@@ -255,8 +260,8 @@ def obedience(videos: Sequence[tuple[str, np.ndarray]]) -> dict[str, Any]:
     return found
 
 
-def chance() -> dict[str, float]:
-    """Shares of a generator that never listens but draws readable clips."""
+def chance_shares() -> dict[str, float]:
+    """Shares of a generator that draws readable clips of random classes."""
     sizes = dict(zip(ASPECTS, (len(COLOURS), len(SHAPES), len(DIRECTIONS)), strict=True))
     return {
         **{name: 1 / size for name, size in sizes.items()},
@@ -272,12 +277,12 @@ def _rows(kinds: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             for name in names
         }
         yield {"videos": kind, "n": found["n"], **cells}
-    yield {"videos": "by chance", "n": "", **{n: f"{v:.1%}" for n, v in chance().items()}}
+    yield {"videos": "by chance", "n": "", **{n: f"{v:.1%}" for n, v in chance_shares().items()}}
 
 
 def _report(demo, generator, made, references, seconds) -> None:
-    found = {"generated": obedience(made)}
-    found |= {name: obedience(videos) for name, videos in references.items()}
+    found = {"generated": measure_label_accuracy(made)}
+    found |= {name: measure_label_accuracy(videos) for name, videos in references.items()}
     table = list(_rows(found))
     folder = demo.workdir
     result = {
@@ -290,34 +295,32 @@ def _report(demo, generator, made, references, seconds) -> None:
         "nfe": generator.sampler.nfe,
         "seconds": seconds,
         "follows": found,
-        "chance": chance(),
+        "chance": chance_shares(),
     }
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    lines = ["| " + " | ".join(table[0]) + " |", "|---" * len(table[0]) + "|"]
-    lines += ["| " + " | ".join(str(cell) for cell in row.values()) + " |" for row in table]
-    (folder / "table.md").write_text("\n".join(lines) + "\n")
-    sheet = _sheet(made, found["generated"]["rows"])
+    (folder / "table.md").write_text(markdown_table(table) + "\n")
+    sheet = _draw_sheet(made, found["generated"]["rows"])
     (folder / "contact_sheet.png").write_bytes(sheet)
-    scores = {f"{name} follows": found["generated"][name]["share"] for name in (*ASPECTS, "all")}
+    scores = {f"{name} matches": found["generated"][name]["share"] for name in (*ASPECTS, "all")}
     by_class = [
         {"asked": row["label"], **{f"{n} read": row["read"][n] or "?" for n in ASPECTS}}
         for row in found["generated"]["rows"]
     ]
     write_report(
         folder / "report.html",
-        title=f"{demo.system}: do videos follow their labels?",
-        subtitle="Read with the renderer's own geometry; a single run.",
+        title=f"{demo.system}: do videos match their labels?",
+        subtitle="Colour, shape and direction are read by the renderer's geometry; a single run.",
         scores={**scores, "videos": len(made)},
-        tables={"Shares that follow": table, "Each video": by_class},
-        sheets=[("Generated videos, and what was read in them", sheet)],
+        tables={"Shares of videos that match": table, "Each video": by_class},
+        sheets=[("Generated videos, and what was read from them", sheet)],
         config=generator.config.to_dict(),
     )
     print((folder / "table.md").read_text())
     print(f"look at {folder / 'report.html'} and {folder / 'contact_sheet.png'}")
 
 
-def _sheet(made: Sequence[tuple[str, np.ndarray]], rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """One video each of classes spread over all."""
+def _draw_sheet(made: Sequence[tuple[str, np.ndarray]], rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """A contact sheet with one video each of up to 16 classes."""
     first = {label: number for number, (label, _) in reversed(list(enumerate(made)))}
     numbers = sorted(first.values())
     numbers = numbers[:: max(1, len(numbers) // _SHEET)][:_SHEET]

@@ -1,12 +1,12 @@
-"""Do group causal convolutions treat the frames of a group more alike than causal ones?
+"""Is quality within a group of frames more even with group causal than with causal convolutions?
 
     python -m experiments.group_causal              one CPU core
     python -m experiments.group_causal --size=gpu   64x64 videos, for one GPU
     python -m experiments.group_causal --report     table and plot of what has finished
 
-IV-VAE's inflated baseline with causal and with group causal convolutions, which have the same
-parameters, and the same pair with key frames apart from motion (IV-VAE, table 5). Design and
-result: docs/experiments/group_causal.md.
+IV-VAE's inflated baseline is trained with causal and with group causal convolutions, which have the
+same parameters; so is the model with separate branches for key frames and motion (IV-VAE, table 5).
+Design and result: docs/experiments/group_causal.md.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from experiments.proofs import (
     GATE_METRIC,
     SIZES,
     SQUARED,
-    chosen_rows,
-    clips,
-    over_mean_colour,
+    clip_keys,
+    compute_gate_metric,
+    list_rates,
     plot_arms,
     plot_lists,
-    rates,
+    select_chosen,
 )
 
 __all__ = ["build", "measure"]
@@ -44,7 +44,8 @@ _NOTES = (
     "Place 1 of a group is its first frame; frame 0 of a clip belongs to no group.",
     "Causal and group causal models of a pair have the same parameters; the pair with two branches "
     "has about four fifths of the other's parameters, as published.",
-    "The largest of four noisy means minus the smallest is above zero for a flat profile, too.",
+    "A margin (best place minus worst) is above zero even if all places are equally good, since "
+    "the four means are noisy.",
     "Equal steps from random weights, never convergence; drawn clips, no discriminator.",
 )
 
@@ -56,7 +57,7 @@ def build(size: str) -> Experiment:
         "gpu": (6000, 8, 512, 36, 24),
         "smoke": (3, 2, 8, 6, 4),
     }[size]
-    common = {**clips(size, FRAMES, batch, scored), **SQUARED}
+    common = {**clip_keys(size, FRAMES, batch, scored), **SQUARED}
     if size == "gpu":
         common |= {
             "model.multipliers": "(1, 2, 4, 4)",
@@ -72,7 +73,7 @@ def build(size: str) -> Experiment:
             steps,
             label,
             overrides,
-            rates(size, RATES),
+            list_rates(size, RATES),
         )
 
     return Experiment(
@@ -112,11 +113,11 @@ def build(size: str) -> Experiment:
 
 
 def measure(config: ConfigDict, workdir: Path, seed: int, scores: Mapping) -> dict[str, Any]:
-    """What the loop's scores say of the places in a group."""
+    """Scores by place in a group, from those of the training loop."""
     del config, workdir, seed
     groups = scores["by_group_position"]
     return {
-        **over_mean_colour(scores),
+        **compute_gate_metric(scores),
         **{f"ssim_place_{place}": value for place, value in enumerate(groups["ssim"], 1)},
         "ssim_by_place": groups["ssim"],
         "psnr_by_place": groups["psnr"],
@@ -129,7 +130,7 @@ def measure(config: ConfigDict, workdir: Path, seed: int, scores: Mapping) -> di
 def draw(figure: Any, summary: Mapping[str, Any]) -> None:
     """The margins, and SSIM and PSNR at each place of a group."""
     left, middle, right = figure.subplots(1, 3)
-    rows = chosen_rows(summary)
+    rows = select_chosen(summary)
     plot_arms(left, rows, "ssim_max_margin", "SSIM, best minus worst place")
     places = range(1, GROUP + 1)
     plot_lists(middle, rows, "ssim_by_place", places, "SSIM by place in the group")

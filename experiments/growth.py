@@ -4,9 +4,10 @@
     python -m experiments.growth --size=gpu          64x64 videos, for one GPU
     python -m experiments.growth --report            table and plot of what has finished
 
-A 4x ProMAG is grown to 8x and 16x (ProMAG 3.2), fully or plainly (without key frames and adaptive
-norm), and compared with models of 8x and 16x trained directly for as many steps as all stages
-together, twice and four times as many. Design and result: docs/experiments/growth.md.
+A 4x ProMAG is grown to 8x and 16x (ProMAG 3.2), as published or plainly (without key frames and
+adaptive norm). It is compared with 8x and 16x models that are trained directly, for as many steps
+as all its stages together and for twice and four times as many. Design and result:
+docs/experiments/growth.md.
 """
 
 from __future__ import annotations
@@ -36,14 +37,15 @@ __all__ = ["build"]
 
 RATES = ("3e-4", "6e-4", "1e-3", "2e-3")
 FRAMES = 17  # of a training clip
-_CHUNKS = 4  # of the clips on which compressions meet: 68 frames
+_CHUNKS = 4  # clips of 68 frames: 17 of them for a 4x model, 4 chunks of 17 for a 16x model
 _NOTES = (
     "Equal steps, never convergence: a direct arm may catch up with more.",
-    "The base saw 6 frames a second, so longer windows; direct arms saw 24 (8x: 12) alone.",
-    "A grown 16x encoder runs on 31 frames for 17: about 1.8 times the base encoder's cost. Growth "
-    "steps train the added blocks alone.",
-    "Steps in all count the stages before; the sweeps, equal for base and direct arms, do not "
-    "count.",
+    "The base was trained at 6 frames a second, so on longer windows; direct arms only at 24 (8x: "
+    "12).",
+    "A grown 16x encoder runs on 31 frames for 17: about 1.8 times the base encoder's cost. Stages "
+    "of growth train only the added blocks.",
+    "'Steps in all' include the stages before, but not the search for a learning rate, which is "
+    "the same for base and direct arms.",
 )
 
 
@@ -73,7 +75,7 @@ def build(size: str) -> Experiment:
         arms=(
             *_grown(preset, base, grow, rates, small),
             *_direct(preset, base, grow, rates, small, shares),
-            *_own_rates(preset, base, grow, rates, small),
+            *_grown_at_own_rates(preset, base, grow, rates, small),
         ),
         seeds=(0,) if size == "smoke" else (0, 1, 2),
         columns={
@@ -119,8 +121,8 @@ def _grown(preset: str, base: int, grow: int, rates, small) -> list[Arm]:
     ]
 
 
-def _own_rates(preset: str, base: int, grow: int, rates, small) -> list[Arm]:
-    """Growth with a sweep of its own, from the same base. Not part of the first design."""
+def _grown_at_own_rates(preset: str, base: int, grow: int, rates, small) -> list[Arm]:
+    """Growth with its own search for a learning rate, from the same base; added later."""
 
     def stage(*names):
         return _stage(preset, base, grow, small, *names, settings=rates)
@@ -133,7 +135,7 @@ def _own_rates(preset: str, base: int, grow: int, rates, small) -> list[Arm]:
 
 
 def _direct(preset: str, base: int, grow: int, rates, small, shares: int) -> list[Arm]:
-    """Direct arms at 1, 2 and 4 times the steps; 16x, which matters more, comes first."""
+    """Direct arms at 1, 2 and 4 times the steps; 16x runs first because it matters more."""
     arms: dict[tuple[int, int], Arm] = {}
     for k, stages in ((16, 2), (8, 1)):
         steps = base + stages * grow
@@ -178,7 +180,7 @@ _DIFFERENCES = (
 
 
 def measure(config: ConfigDict, workdir: Path, seed: int, scores: Mapping) -> dict[str, float]:
-    """Controls: 4x on every 4th frame against 16x on the same frames; keys and interpolation."""
+    """Controls: a 4x model on every 4th frame against 16x models; interpolation between keys."""
     del scores
     model = model_of(config)
     if model.latent_spec.t not in (4, 16):
@@ -190,7 +192,7 @@ def measure(config: ConfigDict, workdir: Path, seed: int, scores: Mapping) -> di
         return model.apply({"params": params}, from_pixels(video))[0]
 
     def same_frames(video):
-        """The base codes frames 0, 4, 8, ... as one clip; a 16x model codes four clips."""
+        """PSNR of frames 0, 4, 8, ...: 4x codes them as one clip, 16x codes four whole clips."""
         if model.latent_spec.t == 4:
             found = coded(params, video[:, ::4])
         else:
@@ -198,24 +200,24 @@ def measure(config: ConfigDict, workdir: Path, seed: int, scores: Mapping) -> di
             found = coded(params, clips).reshape(video.shape)[:, ::4]
         return psnr(video[:, ::4], to_pixels(found), data_range=255.0)
 
-    result = {"psnr_same_frames": _mean(same_frames, config, seed, _CHUNKS * FRAMES)}
+    result = {"psnr_same_frames": _average_score(same_frames, config, seed, _CHUNKS * FRAMES)}
     if model.latent_spec.t == 4:
 
         def interpolated(keys, video):
-            return psnr(video, to_pixels(_fill(keys)), data_range=255.0)
+            return psnr(video, to_pixels(_interpolate(keys)), data_range=255.0)
 
-        result["psnr_interpolated"] = _mean(
+        result["psnr_interpolated"] = _average_score(
             lambda video: interpolated(coded(params, video[:, ::4]), video), config, seed, FRAMES
         )
         between = np.arange(FRAMES) % 4 > 0  # the keys themselves are exact here
-        result["psnr_interpolated_true_keys"] = _mean(
+        result["psnr_interpolated_true_keys"] = _average_score(
             lambda video: interpolated(from_pixels(video[:, ::4]), video)[:, between],
             *(config, seed, FRAMES),
         )
     return result
 
 
-def _fill(keys: jax.Array) -> jax.Array:
+def _interpolate(keys: jax.Array) -> jax.Array:
     """``[B, 1 + n, ...]`` -> ``[B, 1 + 4n, ...]`` by linear interpolation in time."""
     steps = jnp.arange(4, dtype=keys.dtype).reshape(1, 1, 4, 1, 1, 1) / 4
     between = keys[:, :-1, None] * (1 - steps) + keys[:, 1:, None] * steps
@@ -223,7 +225,7 @@ def _fill(keys: jax.Array) -> jax.Array:
     return jnp.concatenate([between, keys[:, -1:]], axis=1)
 
 
-def _mean(score, config: ConfigDict, seed: int, frames: int) -> float:
+def _average_score(score, config: ConfigDict, seed: int, frames: int) -> float:
     """Mean of ``score(video) -> [B, T]`` over held-out clips at 24 frames a second."""
     data = config.data.to_dict()
     data["buckets"] = tuple((frames, *bucket[1:]) for bucket in data["buckets"])

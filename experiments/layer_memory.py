@@ -1,13 +1,13 @@
-"""Does layer memory help a diffusion transformer that is trained from scratch?
+"""Does layer memory lower the loss of a diffusion transformer that is trained from scratch?
 
     python -m experiments.layer_memory               one CPU core, an hour
     python -m experiments.layer_memory --size=gpu    a wider and deeper one, for one GPU
     python -m experiments.layer_memory --report      table and plot of what has finished
 
-FSVideo's transformer with and without layer memory (2.3; figure 7 of the paper compares the
-training losses), everything else equal: the same latents of labelled shapes, in the same order, as
-many steps, and the same learning rates tried for both. What counts is the loss at fixed noise
-levels on held-out clips. The tokenizer and its latents are made first, once for all runs.
+FSVideo's transformer is trained with and without layer memory (section 2.3; figure 7 compares
+training losses). All else is equal: the same latents of labelled shapes in the same order, the same
+number of steps, and the same learning rates to choose from. The arms are compared by their loss at
+fixed noise levels on held-out clips. The tokenizer is trained and the clips encoded once, first.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file
 
 from experiments import cli
 from experiments.design import Arm, Difference, Experiment
-from experiments.generator_demo import Demo, prepared
-from experiments.proofs import SIZES, chosen_rows, plot_arms, plot_lists
+from experiments.generator_demo import Demo, prepare_latents
+from experiments.proofs import SIZES, plot_arms, plot_lists, select_chosen
 from vidlatent.errors import VidlatentError
 
 __all__ = ["build", "main", "measure"]
@@ -34,9 +34,9 @@ __all__ = ["build", "main", "measure"]
 _NOTES = (
     "The loss is the training loss (pseudo-Huber of the velocity) at eight fixed noise levels on "
     "held-out clips, with the same noise for every run; smaller is better.",
-    "Rates are chosen for each arm by its mean loss over the seeds; all tried ones are listed.",
+    "Each arm has the learning rate with the least mean loss over the seeds; all are listed.",
     "The memory's routers train at ten times the rate and without weight decay. They add a few "
-    "parameters and operations, which the other arm is not given in another form.",
+    "parameters and operations; the other arm gets nothing in their place.",
 )
 # Per size: steps, rates, further keys of both arms.
 _STEPS = {"cpu": 800, "gpu": 8000, "smoke": 2}
@@ -73,8 +73,8 @@ _KEYS: dict[str, dict[str, str]] = {
 }
 
 
-def demo_of(size: str, folder: Path) -> Demo:
-    """What makes the tokenizer and the latents of all runs."""
+def make_demo(size: str, folder: Path) -> Demo:
+    """The demo whose tokenizer and latents all runs use."""
     steps = {"cpu": 2400, "gpu": 4000, "smoke": 2}[size]
     clips = {"cpu": 4096, "gpu": 16_384, "smoke": 96}[size]
     return Demo("fsvideo_dit", folder / "data", steps, 0, clips, 0, {})
@@ -84,7 +84,7 @@ def build(size: str, folder: Path) -> Experiment:
     """The experiment at ``'cpu'``, ``'gpu'`` or ``'smoke'`` size.
 
     Args:
-      folder: that the tokenizer and the latents lie in.
+      folder: of the tokenizer and the latents.
     """
     keys = {
         "data.path": str(folder / "data" / "latents"),
@@ -127,7 +127,7 @@ def build(size: str, folder: Path) -> Experiment:
 
 
 def measure(config: ConfigDict, workdir: Path, seed: int, scores: Mapping) -> dict[str, Any]:
-    """The loss as what is to be large, its logarithm, and at each noise level."""
+    """Minus the loss (larger is better), its logarithm, and the loss at each noise level."""
     del config, workdir, seed
     loss = scores["scores"]["loss"]
     by_level = [row["loss"] for row in scores["by_level"]]
@@ -137,7 +137,7 @@ def measure(config: ConfigDict, workdir: Path, seed: int, scores: Mapping) -> di
 def draw(figure: Any, summary: Mapping[str, Any]) -> None:
     """Loss of both arms, and by noise level."""
     left, right = figure.subplots(1, 2)
-    rows = chosen_rows(summary)
+    rows = select_chosen(summary)
     plot_arms(left, rows, "loss", "validation loss")
     plot_lists(right, rows, "loss_by_level", range(8), "by noise level, from clean to noise")
     right.set_yscale("log")
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not known.report and not known.help:
         cli.prepare()
         try:
-            if status := prepared(demo_of(known.size, folder), {}):
+            if status := prepare_latents(make_demo(known.size, folder), {}):
                 return status
         except VidlatentError as error:
             print(f"error: {error}", file=sys.stderr)

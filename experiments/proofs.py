@@ -1,7 +1,7 @@
-"""What the small proofs share: drawn clips, the rates that are tried, curves with error bars.
+"""What small experiments share: rendered clips, learning rates to try, curves with error bars.
 
-The proofs are ``content_frame``, ``group_causal``, ``alignment`` and ``decoder_finetune``. All arms
-of one see the same clips in the same order and try the same learning rates.
+They are ``content_frame``, ``group_causal``, ``alignment`` and ``decoder_finetune``. All arms of an
+experiment see the same clips in the same order and choose from the same learning rates.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ __all__ = [
     "GATE_METRIC",
     "SIZES",
     "SQUARED",
-    "chosen_rows",
-    "clips",
-    "held_out",
-    "over_mean_colour",
+    "select_chosen",
+    "clip_keys",
+    "load_held_out",
+    "compute_gate_metric",
     "plot_arms",
     "plot_lists",
-    "rates",
+    "list_rates",
 ]
 
 SIZES = ("cpu", "gpu", "smoke")
 GATE_METRIC = "psnr_over_mean_colour"
-# Nets that start from nothing stay at the mean colour for long under absolute error alone.
+# With absolute error alone, networks trained from scratch long predict the mean colour only.
 SQUARED = {"loss.l1": "0.1", "loss.l2": "4.0"}
 _SIDES = {"cpu": 24, "gpu": 64, "smoke": 16}
 _CLIPS = {"cpu": 2400, "gpu": 20_000, "smoke": 40}
 _RATES = {"cpu": ("1e-3", "3e-3"), "gpu": ("3e-4", "1e-3"), "smoke": ("1e-3",)}
 
 
-def rates(size: str, cpu: Sequence[str] = ()) -> tuple[Setting, ...]:
-    """Learning rates that every tuned arm tries; ``cpu``: at that size, instead of the usual."""
+def list_rates(size: str, cpu: Sequence[str] = ()) -> tuple[Setting, ...]:
+    """Learning rates that an arm chooses from; ``cpu`` replaces the usual ones at that size."""
     chosen = cpu if cpu and size == "cpu" else _RATES[size]
     return tuple({"optim.lr": rate} for rate in chosen)
 
 
-def clips(size: str, frames: int, batch: int, scored: int) -> dict[str, str]:
-    """Config keys of the data and of the schedule, which no arm may change.
+def clip_keys(size: str, frames: int, batch: int, scored: int) -> dict[str, str]:
+    """Config keys of the data and of the schedule, which are the same for all arms.
 
-    Square clips computed analytically, as long as a training window, so that each is seen whole.
+    Clips are rendered, square, and as long as a training window, so that each is seen whole.
 
     Args:
       size: ``'cpu'``, ``'gpu'`` or ``'smoke'``.
@@ -67,12 +67,12 @@ def clips(size: str, frames: int, batch: int, scored: int) -> dict[str, str]:
         "data.synthetic.speed": "0.4",
         "data.synthetic.turns": "0.08",
         "data.buckets": f"(({frames}, {side}, {side}, {batch}),)",
-        # Somewhat more than are scored: the hash of a clip's name decides.
+        # A little more than are scored, since the split by hashed names is only about this share.
         "data.validation_share": f"{1.3 * scored / number:.4f}",
         "data.validation_clips": str(scored),
         "data.read_threads": "1",
         "data.num_workers": "8" if size == "gpu" else "0",
-        # To zero at the run's end: scores of single runs differ less so.
+        # Falls to zero at the end of the run, which makes scores vary less between seeds.
         "optim.schedule": "cosine",
         "optim.warmup_steps": "1" if size == "smoke" else "30",
         "optim.ema_decay": "0.999" if size == "gpu" else "0.99",
@@ -86,13 +86,13 @@ def clips(size: str, frames: int, batch: int, scored: int) -> dict[str, str]:
     }
 
 
-def over_mean_colour(scored: Mapping[str, Any]) -> dict[str, float]:
-    """The gate's metric: PSNR beyond that of each clip's mean colour, dB."""
+def compute_gate_metric(scored: Mapping[str, Any]) -> dict[str, float]:
+    """``{GATE_METRIC: dB}``: PSNR minus that of each clip's mean colour."""
     scores = scored["scores"]
     return {GATE_METRIC: scores["psnr"] - scores["psnr_constant_colour"]}
 
 
-def held_out(config: ConfigDict, rule: FrameRule, seed: int) -> Iterator[dict[str, Any]]:
+def load_held_out(config: ConfigDict, rule: FrameRule, seed: int) -> Iterator[dict[str, Any]]:
     """The batches that a run was scored on; rows with ``mask`` 0 are padding."""
     data = config.data.to_dict()
     with make_loader(data, split="validation", rule=rule, seed=seed) as loader:
@@ -100,7 +100,7 @@ def held_out(config: ConfigDict, rule: FrameRule, seed: int) -> Iterator[dict[st
 
 
 def plot_arms(axes: Any, rows: Sequence[Mapping[str, Any]], metric: str, heading: str) -> None:
-    """Mean and standard deviation of one number of each arm, and each seed's."""
+    """Plot a metric of each arm: mean, standard deviation and the value of each seed."""
     rows = [row for row in rows if metric in row["metrics"]]
     for place, row in enumerate(rows):
         value = row["metrics"][metric]
@@ -114,7 +114,7 @@ def plot_arms(axes: Any, rows: Sequence[Mapping[str, Any]], metric: str, heading
 def plot_lists(
     axes: Any, rows: Sequence[Mapping[str, Any]], metric: str, xs: Sequence[Any], title: str
 ) -> None:
-    """A curve with error bars for each arm, of a metric that is a list; ``xs`` name its places."""
+    """Plot a metric that is a list, one curve with error bars for each arm, against ``xs``."""
     for row in rows:
         if metric not in row["metrics"]:
             continue
@@ -127,6 +127,6 @@ def plot_lists(
         axes.legend(fontsize=8)
 
 
-def chosen_rows(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The arms at their chosen settings."""
+def select_chosen(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The rows of a summary in which an arm has its chosen setting."""
     return [row for row in summary["arms"] if row["chosen"]]

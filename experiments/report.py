@@ -1,4 +1,4 @@
-"""Table and plot of whatever has finished, and what is missing."""
+"""Table and plot of the runs that have finished, and a list of those that have not."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Any
 
 from experiments.design import Arm, Difference, Experiment, Run, Setting
 from experiments.runner import Results, choose
+from vidlatent.report.tables import markdown_table
 
 __all__ = ["summarise", "write_table_and_plot"]
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and sample standard deviation (0 of a single value, with n to say so)."""
+def mean_and_sd(values: Sequence[float]) -> dict[str, Any]:
+    """``mean``, sample standard deviation ``sd`` (0 if ``n`` is 1), ``n`` and ``values``."""
     sd = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": statistics.fmean(values), "sd": sd, "n": len(values), "values": list(values)}
 
 
 def summarise(experiment: Experiment, results: Results) -> dict[str, Any]:
-    """Everything the table and the plot show."""
+    """Everything that the table and the plot show, as written to ``table.json``."""
     chosen = choose(experiment, results)
     rows, missing = [], []
     for arm in experiment.arms:
@@ -64,9 +65,9 @@ def _row(experiment, arm: Arm, setting: Setting, done: Mapping[int, Any], best: 
         values = [result["metrics"][name] for result in done.values()]
         if isinstance(value, (int, float)):
             if all(map(math.isfinite, values)):
-                metrics[name] = spread(values)
+                metrics[name] = mean_and_sd(values)
         else:
-            metrics[name] = [spread(each) for each in zip(*values, strict=True)]
+            metrics[name] = [mean_and_sd(each) for each in zip(*values, strict=True)]
     return {
         "arm": arm.name,
         "label": arm.label or arm.name,
@@ -77,7 +78,7 @@ def _row(experiment, arm: Arm, setting: Setting, done: Mapping[int, Any], best: 
         "steps": arm.steps,
         "steps_in_all": arm.steps + arm.more_steps,
         "metrics": metrics,
-        "seconds": spread([result["seconds"] for result in done.values()]),
+        "seconds": mean_and_sd([result["seconds"] for result in done.values()]),
         **{name: first[name] for name in ("parameters", "clips_seen", "machine")},
     }
 
@@ -93,15 +94,15 @@ def _difference(experiment, first: Mapping, second: Mapping, asked: Difference) 
     result = {"first": first["label"], "second": second["label"], "metric": metric, "seeds": seeds}
     if not seeds:
         return {**result, "n": 0}
-    result |= spread([a[s] - b[s] for s in seeds])
+    result |= mean_and_sd([a[s] - b[s] for s in seeds])
     if asked.least is not None:
         enough = len(seeds) == len(experiment.seeds) > 1
-        result["verdict"] = _verdict(result["values"], asked.least) if enough else "too few seeds"
+        result["verdict"] = _judge(result["values"], asked.least) if enough else "too few seeds"
     return result
 
 
-def _verdict(values: Sequence[float], least: float) -> str:
-    """``'higher'`` or ``'lower'`` if all seeds agree and the mean is beyond ``least``."""
+def _judge(values: Sequence[float], least: float) -> str:
+    """``'higher'`` or ``'lower'`` if seeds agree and the mean exceeds ``least``, else ``'tie'``."""
     agree = all(value > 0 for value in values) or all(value < 0 for value in values)
     mean = statistics.fmean(values)
     if not agree or abs(mean) <= least:
@@ -131,13 +132,8 @@ def _cell(value: Mapping[str, Any] | None, decimals: int = 2) -> str:
     return f"{mean} ± {value['sd']:.{decimals}f}" if value["n"] > 1 and decimals else mean
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
-
-
 def to_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
-    """The summary as text: the chosen settings, differences, everything tried, what is missing."""
+    """The summary as Markdown: chosen settings, differences, all settings, missing runs."""
     columns = experiment.columns
     lines = [f"# {experiment.title}", ""]
     if "gate" in summary:
@@ -150,20 +146,22 @@ def to_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
         ]
     lines += ["Mean ± standard deviation over the seeds, at the best setting of those tried.", ""]
     rows = [
-        [
-            row["label"],
-            _setting_text(row["setting"]),
-            f"{row['steps']:,}",
-            f"{row['steps_in_all']:,}",
-            f"{row['parameters']['trained']:,}",
-            str(len(row["seeds"])),
-            *(_cell(row["metrics"].get(name), _decimals(experiment, name)) for name in columns),
-        ]
+        {
+            "arm": row["label"],
+            "setting": _setting_text(row["setting"]),
+            "steps": f"{row['steps']:,}",
+            "steps in all": f"{row['steps_in_all']:,}",
+            "parameters trained": f"{row['parameters']['trained']:,}",
+            "seeds": len(row["seeds"]),
+            **{
+                title: _cell(row["metrics"].get(name), _decimals(experiment, name))
+                for name, title in columns.items()
+            },
+        }
         for row in summary["arms"]
         if row["chosen"]
     ]
-    heads = ["arm", "setting", "steps", "steps in all", "parameters trained", "seeds"]
-    lines += _table([*heads, *columns.values()], rows)
+    lines += [markdown_table(rows), ""]
     lines += _differences(experiment, summary)
     lines += _tried(experiment, summary)
     lines += [f"* {note}" for note in experiment.notes]
@@ -181,48 +179,47 @@ def _differences(experiment: Experiment, summary: Mapping[str, Any]) -> list[str
     found = [d for d in summary["differences"] if d["n"]]
     if not found:
         return []
-    heads = ["difference", "metric", "mean ± sd", "each seed"]
     judged = any("verdict" in d for d in found)
     failed = "gate" in summary and not summary["gate"]["passed"]
     rows = []
     for d in found:
         decimals = _decimals(experiment, d["metric"])
-        row = [
-            f"{d['first']} − {d['second']}",
-            experiment.columns.get(d["metric"], d["metric"]),
-            _cell(d, decimals),
-            ", ".join(f"{value:+.{decimals}f}" for value in d["values"]),
-        ]
+        row = {
+            "difference": f"{d['first']} − {d['second']}",
+            "metric": experiment.columns.get(d["metric"], d["metric"]),
+            "mean ± sd": _cell(d, decimals),
+            "each seed": ", ".join(f"{value:+.{decimals}f}" for value in d["values"]),
+        }
         if judged:
-            row.append("gate failed" if failed else d.get("verdict", ""))
+            row["verdict"] = "gate failed" if failed else d.get("verdict", "")
         rows.append(row)
-    lines = _table([*heads, "verdict"] if judged else heads, rows)
-    return ["Differences, seed by seed:", "", *lines]
+    return ["Differences, seed by seed:", "", markdown_table(rows), ""]
 
 
 def _tried(experiment: Experiment, summary: Mapping[str, Any]) -> list[str]:
-    """Every setting of the arms that tried several."""
+    """Every setting of the arms that chose among several."""
     swept = {arm.name for arm in experiment.arms if not arm.leader and len(arm.settings) > 1}
     metric, more = experiment.metric, experiment.tried_metrics
     decimals = _decimals(experiment, metric)
     rows = [
-        [
-            row["label"],
-            _setting_text(row["setting"]),
-            f"{row['steps']:,}",
-            _cell(row["metrics"][metric], decimals),
-            ", ".join(f"{v:.{decimals}f}" for v in row["metrics"][metric]["values"]),
-            *(_cell(row["metrics"].get(name), _decimals(experiment, name)) for name in more),
-            "yes" if row["chosen"] else "",
-        ]
+        {
+            "arm": row["label"],
+            "setting": _setting_text(row["setting"]),
+            "steps": f"{row['steps']:,}",
+            experiment.columns.get(metric, metric): _cell(row["metrics"][metric], decimals),
+            "each seed": ", ".join(f"{v:.{decimals}f}" for v in row["metrics"][metric]["values"]),
+            **{
+                experiment.columns.get(name, name): _cell(
+                    row["metrics"].get(name), _decimals(experiment, name)
+                )
+                for name in more
+            },
+            "chosen": "yes" if row["chosen"] else "",
+        }
         for row in summary["arms"]
         if row["arm"] in swept
     ]
-    if not rows:
-        return []
-    names = [experiment.columns.get(name, name) for name in (metric, *more)]
-    heads = ["arm", "setting", "steps", names[0], "each seed", *names[1:], "chosen"]
-    return ["Every setting tried:", "", *_table(heads, rows)]
+    return ["Every setting tried:", "", markdown_table(rows), ""] if rows else []
 
 
 def _plot(experiment: Experiment, summary: Mapping[str, Any], path: Path) -> None:
@@ -232,12 +229,12 @@ def _plot(experiment: Experiment, summary: Mapping[str, Any], path: Path) -> Non
     from matplotlib import pyplot
 
     figure = pyplot.figure(figsize=(11, 4.5), layout="constrained")
-    (experiment.draw or _bars(experiment))(figure, summary)
+    (experiment.draw or _make_bars(experiment))(figure, summary)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
-def _bars(experiment: Experiment):
+def _make_bars(experiment: Experiment):
     def draw(figure: Any, summary: Mapping[str, Any]) -> None:
         axes = figure.subplots()
         rows = [row for row in summary["arms"] if row["chosen"]] or summary["arms"]

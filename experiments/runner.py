@@ -1,7 +1,7 @@
-"""Carries an experiment out: each run is the training loop, one after another in one process.
+"""Runs an experiment: the training loop for one run after another, in one process.
 
-A finished run leaves ``results/<arm>/<setting>/seed_<n>.json`` and is never run again; one that was
-stopped goes on from its last checkpoint, bit by bit as if it had not been.
+A finished run leaves ``results/<arm>/<setting>/seed_<n>.json`` and is not run again. One that was
+interrupted resumes from its last checkpoint, with the same result bit for bit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from experiments.design import Arm, Experiment, Run, Setting, identity, resolve
+from experiments.design import Arm, Experiment, Run, Setting, hash_design, resolve
 from vidlatent.config import is_generator
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.space import abstract_generator, generator_of
@@ -33,7 +33,7 @@ __all__ = ["Results", "choose", "run_all"]
 
 
 class Results:
-    """What has been measured, by run."""
+    """Results of finished runs, one JSON file each."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -51,11 +51,11 @@ class Results:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
         part.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(part, file)  # never half a file
+        os.replace(part, file)  # a reader never sees half a file
 
 
 def choose(experiment: Experiment, results: Results) -> dict[str, Setting]:
-    """Arm -> its setting, for the arms whose every run has finished."""
+    """``{arm: best setting}`` for the arms all of whose runs have finished."""
     chosen: dict[str, Setting] = {}
     for arm in experiment.arms:
         if arm.leader:
@@ -70,18 +70,18 @@ def choose(experiment: Experiment, results: Results) -> dict[str, Setting]:
     return chosen
 
 
-def workdir_of(experiment: Experiment, folder: Path, run: Run) -> Path:
-    """Where the loop works; arms that continue one another share it."""
+def find_workdir(experiment: Experiment, folder: Path, run: Run) -> Path:
+    """Workdir of a run; an arm that continues another uses the same one."""
     kept = Run(experiment.origin(run.arm), run.setting, run.seed)
     return folder / "runs" / kept.place / f"seed_{run.seed}"
 
 
 def run_all(experiment: Experiment, folder: Path, only: Sequence[str] = ()) -> int:
-    """Run what has not finished; returns the loop's exit status of the last run, 0 if all is done.
+    """Run what has not finished; returns the exit status of the last run, 0 if all is done.
 
     Args:
       folder: of results and workdirs.
-      only: names of arms; empty: all.
+      only: names of arms to run; empty: all.
 
     Raises:
       VidlatentError: an arm needs another that has not finished, or a result comes from another
@@ -103,25 +103,26 @@ def run_all(experiment: Experiment, folder: Path, only: Sequence[str] = ()) -> i
             )
         for setting in settings:
             for seed in experiment.seeds:
-                status = _one(experiment, folder, results, Run(arm, setting, seed), chosen, clock)
+                run = Run(arm, setting, seed)
+                status = _run_one(experiment, folder, results, run, chosen, clock)
                 if status:
                     return status
     return 0
 
 
-def _one(experiment, folder, results, run: Run, chosen, clock: _Clock) -> int:
-    start = _start(experiment, folder, results, run, chosen)
+def _run_one(experiment, folder, results, run: Run, chosen, clock: _Clock) -> int:
+    start = _find_start(experiment, folder, results, run, chosen)
     config = resolve(run, start)
     known = results.read(run)
     if known is not None:
-        if known["identity"] != identity(config):
+        if known["identity"] != hash_design(config):
             raise VidlatentError(
                 f"the result of {run} in {results.folder} comes from another design: "
                 "use another --workdir."
             )
         return 0
     logging.info("%s: %s", clock.say(), run)
-    workdir = workdir_of(experiment, folder, run)
+    workdir = find_workdir(experiment, folder, run)
     began = time.perf_counter()
     status = train(config, workdir)
     if status:
@@ -131,8 +132,8 @@ def _one(experiment, folder, results, run: Run, chosen, clock: _Clock) -> int:
     return 0
 
 
-def _start(experiment, folder, results, run: Run, chosen) -> str:
-    """The workdir that a run starts from, or ''; checks that what it needs is there."""
+def _find_start(experiment, folder, results, run: Run, chosen) -> str:
+    """The workdir that a run starts from, or ''; raises if an arm that it needs is missing."""
     for name in (run.arm.starts_from, run.arm.continues):
         if not name:
             continue
@@ -144,16 +145,16 @@ def _start(experiment, folder, results, run: Run, chosen) -> str:
         if results.read(before) is None:
             raise VidlatentError(f"{run} needs {before}, which has not finished: run that first.")
         if name == run.arm.starts_from:
-            return str(workdir_of(experiment, folder, before))
+            return str(find_workdir(experiment, folder, before))
     origin = experiment.origin(run.arm)
     if origin is not run.arm and origin.starts_from:
-        return _start(experiment, folder, results, Run(origin, run.setting, run.seed), chosen)
+        return _find_start(experiment, folder, results, Run(origin, run.setting, run.seed), chosen)
     return ""
 
 
 def _result(experiment, run: Run, config: ConfigDict, workdir: Path, seconds: float) -> dict:
     scored = json.loads((workdir / "eval" / f"step_{run.arm.steps}" / "scores.json").read_text())
-    metrics = {k: v for k, v in scored["scores"].items() if math.isfinite(v)}  # NaN: not defined
+    metrics = {k: v for k, v in scored["scores"].items() if math.isfinite(v)}  # NaN: undefined
     if "by_frame_position" in scored:  # of tokenizers
         by_frame = scored["by_frame_position"]["psnr"]
         metrics |= {
@@ -169,17 +170,17 @@ def _result(experiment, run: Run, config: ConfigDict, workdir: Path, seconds: fl
         "setting": dict(run.setting),
         "seed": run.seed,
         "steps": run.arm.steps,
-        "identity": identity(config),
+        "identity": hash_design(config),
         "metrics": metrics,
         "clips_seen": run.arm.steps * sum(bucket[3] for bucket in config.data.buckets),
-        "parameters": _parameters(config),
+        "parameters": _count_parameters(config),
         "seconds": round(seconds, 1),
         "steps_per_second": statistics.median(rates) if rates else None,
-        "machine": _machine(),
+        "machine": _describe_machine(),
     }
 
 
-def _parameters(config: ConfigDict) -> dict[str, int]:
+def _count_parameters(config: ConfigDict) -> dict[str, int]:
     if is_generator(config):
         shapes = abstract_generator(generator_of(config))
     else:
@@ -191,7 +192,7 @@ def _parameters(config: ConfigDict) -> dict[str, int]:
     return {"all": sum(sizes), "trained": trained}
 
 
-def _machine() -> dict[str, str]:
+def _describe_machine() -> dict[str, str]:
     device = jax.devices()[0]
     return {
         "device": f"{jax.device_count()} x {device.device_kind}",
@@ -201,7 +202,7 @@ def _machine() -> dict[str, str]:
 
 
 class _Clock:
-    """How much is left, in steps and, after the first run, in time."""
+    """Steps that are left and, after the first run, the time that they will take."""
 
     def __init__(self, experiment: Experiment, results: Results, only: Sequence[str]):
         chosen = choose(experiment, results)

@@ -4,9 +4,9 @@
     python -m experiments.stages configs/promag.py:mode=plain configs/promag.py:grow=1,mode=plain
     python -m experiments.stages --config.train.steps=100 --workdir=runs/short
 
-Configs in their order; ``--config.a.b=value`` holds for all of them. Every stage keeps its own
-checkpoints, curves and pictures in ``<workdir>/<n>_<latent>``; ``stages.md`` and ``stages.png``
-show them together. Stopped, the same command goes on.
+The configs are trained in the order given; ``--config.a.b=value`` applies to all of them. Every
+stage keeps its checkpoints, curves and pictures in ``<workdir>/<n>_<latent>``; ``stages.md`` and
+``stages.png`` show them together. After an interruption the same command resumes.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
 from vidlatent.main import split_overrides
 from vidlatent.models.load import model_of
+from vidlatent.report.tables import markdown_table
 from vidlatent.train.loop import train
 
 __all__ = ["main", "run_stages"]
@@ -38,11 +39,11 @@ GROWTH = ("configs/promag.py", "configs/promag.py:grow=1", "configs/promag.py:gr
 
 
 def run_stages(specs: Sequence[str], overrides: Mapping[str, str], workdir: Path) -> int:
-    """Train stage after stage; returns the loop's exit status of the last one.
+    """Train one stage after another; returns the exit status of the last one.
 
     Args:
-      specs: configs, ``path[:argument]``, the first one's start being its own business.
-      overrides: config keys for every stage.
+      specs: configs, ``path[:argument]``; the first one starts from its own ``train.init_from``.
+      overrides: config keys of every stage.
       workdir: folder of all stages.
     """
     before, rows, sheets = "", [], []
@@ -65,26 +66,27 @@ def run_stages(specs: Sequence[str], overrides: Mapping[str, str], workdir: Path
     return 0
 
 
-def _row(number: int, spec: str, config: ConfigDict, scored: Mapping[str, Any]) -> list[str]:
+def _row(number: int, spec: str, config: ConfigDict, scored: Mapping[str, Any]) -> dict[str, str]:
     latent = model_of(config).latent_spec
     fps = f"{config.data.fps:g}" if config.data.fps else "own"
-    return [
-        str(number),
-        f"`{spec}`",
-        f"{latent.t}x{latent.h}x{latent.w}, {latent.channels} channels",
-        f"{latent.compression:.0f}",
-        fps,
-        str(config.train.steps),
-        *(f"{scored['scores'][name]:.2f}" for name in ("psnr", "ssim", "psnr_constant_colour")),
-    ]
+    scores = {
+        "PSNR, dB": "psnr",
+        "SSIM": "ssim",
+        "PSNR of each clip's mean colour, dB": "psnr_constant_colour",
+    }
+    return {
+        "stage": str(number),
+        "config": f"`{spec}`",
+        "latent": f"{latent.t}x{latent.h}x{latent.w}, {latent.channels} channels",
+        "compression": f"{latent.compression:.0f}",
+        "frames/s": fps,
+        "steps": str(config.train.steps),
+        **{title: f"{scored['scores'][name]:.2f}" for title, name in scores.items()},
+    }
 
 
-def _write(workdir: Path, rows: Sequence[Sequence[str]], sheets: Sequence[bytes]) -> None:
-    heads = ["stage", "config", "latent", "compression", "frames/s", "steps", "PSNR, dB", "SSIM"]
-    heads.append("PSNR of each clip's mean colour, dB")
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    (workdir / "stages.md").write_text("\n".join(lines) + "\n")
+def _write(workdir: Path, rows: Sequence[Mapping[str, str]], sheets: Sequence[bytes]) -> None:
+    (workdir / "stages.md").write_text(markdown_table(rows) + "\n")
     if sheets:
         pictures = [Image.open(io.BytesIO(sheet)).convert("RGB") for sheet in sheets]
         size = max(p.width for p in pictures), sum(p.height for p in pictures)

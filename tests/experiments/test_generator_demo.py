@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import generator_demo, layer_memory
-from experiments.generator_demo import TOKENIZERS, Demo, chance, obedience
+from experiments.generator_demo import TOKENIZERS, Demo, chance_shares, measure_label_accuracy
 from vidlatent import config as configs
 from vidlatent.data.renderers.shapes import LABELS, make_shape_scene, render_shape
 from vidlatent.latents.space import generator_of
@@ -21,14 +21,14 @@ def clips(count=24):
 
 def test_obedience_counts_what_is_read():
     real = clips()
-    assert obedience(real)["all"] == {"share": 1.0, "standard_error": 0.0}
-    mirrored = obedience([(label, video[:, :, ::-1]) for label, video in real])
+    assert measure_label_accuracy(real)["all"] == {"share": 1.0, "standard_error": 0.0}
+    mirrored = measure_label_accuracy([(label, video[:, :, ::-1]) for label, video in real])
     assert mirrored["colour"]["share"] == mirrored["shape"]["share"] == 1.0
     sideways = np.mean([label.endswith(("left", "right")) for label, _ in real])
     assert mirrored["direction"]["share"] == pytest.approx(1 - sideways)
-    dark = obedience([(label, np.zeros_like(video)) for label, video in real])
+    dark = measure_label_accuracy([(label, np.zeros_like(video)) for label, video in real])
     assert dark["all"]["share"] == 0 and dark["rows"][0]["read"]["colour"] == ""
-    assert chance()["all"] == pytest.approx(1 / len(LABELS))
+    assert chance_shares()["all"] == pytest.approx(1 / len(LABELS))
 
 
 def test_shapes_are_told_apart_through_a_blur_of_a_radius_s_third_and_noise():
@@ -40,7 +40,7 @@ def test_shapes_are_told_apart_through_a_blur_of_a_radius_s_third_and_noise():
             video = (np.roll(video, 1, axis) + np.roll(video, -1, axis)) / 4 + video / 2
         rough = video + rng.normal(0, 10, video.shape)
         blurred.append((label, np.uint8(np.clip(rough, 0, 255))))
-    assert obedience(blurred)["all"]["share"] == 1
+    assert measure_label_accuracy(blurred)["all"]["share"] == 1
 
 
 @pytest.mark.parametrize("system", sorted(TOKENIZERS))

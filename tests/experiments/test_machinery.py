@@ -63,7 +63,7 @@ _counted = {}  # parameters by model: shapes cost more than all the rest
 
 @pytest.fixture
 def loop(monkeypatch):
-    count = runner._parameters
+    count = runner._count_parameters
 
     def counted(config):
         key = str(config.model), config.optim.freeze
@@ -71,7 +71,7 @@ def loop(monkeypatch):
             _counted[key] = count(config)
         return _counted[key]
 
-    monkeypatch.setattr(runner, "_parameters", counted)
+    monkeypatch.setattr(runner, "_count_parameters", counted)
     monkeypatch.setattr(runner, "train", stand_in := Loop())
     return stand_in
 

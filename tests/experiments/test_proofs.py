@@ -82,7 +82,7 @@ def test_the_wide_latent_keeps_as_many_values(size):
     kept = {}
     for arm in design.arms:
         config = config_of(arm)
-        kept[arm.name] = content_frame._kept_values(config, model_of(config))
+        kept[arm.name] = content_frame._count_kept_values(config, model_of(config))
     assert sum(kept["none_wide"]) == sum(kept["middle"]) and kept["none_wide"][1] == 0
     assert kept["middle"] == kept["first"] == kept["random"]
     assert kept["none"] == (kept["middle"][0], 0)
@@ -125,11 +125,11 @@ def test_the_random_content_frame_is_scored_everywhere():
     masks = np.ones((5, 8), np.float32)
     masks[-1, 4:] = 0
     batches = [{"video": v, "mask": m} for v, m in zip(video, masks, strict=True)]
-    found, places = content_frame._scored(Copy(), {}, batches, "random")
+    found, places = content_frame._score_frames(Copy(), {}, batches, "random")
     assert found.shape == (36, 16)
     assert places.tolist() == [i % 16 for i in range(36)]
     assert (found.argmax(axis=1) == places).all(), "the frame that is shown is the best one"
-    found, places = content_frame._scored(Copy(), {}, batches, "middle")
+    found, places = content_frame._score_frames(Copy(), {}, batches, "middle")
     assert set(places) == {7} and (found.argmax(axis=1) == 7).all()
 
 
@@ -142,7 +142,7 @@ def test_the_dimension_of_a_plane(monkeypatch):
     monkeypatch.setattr(alignment, "model_of", lambda config: Copy())
     monkeypatch.setattr(alignment, "abstract_params", lambda model: {})
     monkeypatch.setattr(alignment, "load_params", lambda *args, **kinds: {})
-    monkeypatch.setattr(alignment, "held_out", lambda config, rule, seed: iter(batches))
+    monkeypatch.setattr(alignment, "load_held_out", lambda config, rule, seed: iter(batches))
     config = configs.load("configs/fsae.py")
     scores = {"scores": {"psnr": 20.0, "psnr_constant_colour": 15.0}}
     found = alignment.measure(config, "", 0, scores)

@@ -8,7 +8,7 @@ import pytest
 from experiments import growth, stages
 from experiments.design import Run
 from experiments.report import write_table_and_plot
-from experiments.runner import run_all, workdir_of
+from experiments.runner import find_workdir, run_all
 from vidlatent import config as configs
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -30,7 +30,7 @@ def test_growth_at_smoke_size(tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 5000
     # The longer arm went on where the shorter one had ended.
     arm = design.arm("direct_16x_2_times")
-    workdir = workdir_of(design, tmp_path, Run(arm, design.settings_of(arm)[0], 0))
+    workdir = find_workdir(design, tmp_path, Run(arm, design.settings_of(arm)[0], 0))
     assert configs.read(workdir).train.steps == arm.steps
     assert {p.name for p in (workdir / "eval").iterdir()} == {"step_8", "step_16"}
 
