@@ -91,6 +91,18 @@ def test_size_and_manners(path):
             assert not (node.func.id == "getattr" and names_config), "getattr(config, ...)"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_library_code_logs_through_absl(path):
+    """One logger: ``from absl import logging``. What a mode prints as its result is ``print``ed.
+
+    The standard library's module is imported as ``std_logging``, to quieten other packages.
+    """
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [(alias.name, alias.asname) for alias in node.names]
+            assert ("logging", None) not in names, "use: from absl import logging"
+
+
 def test_meshes_are_built_in_one_place():
     for path in SOURCES:
         if path != PACKAGE / "parallel" / "mesh.py":

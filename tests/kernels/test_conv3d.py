@@ -149,7 +149,7 @@ def test_one_setting_for_a_model_of_both_kinds_is_said(caplog):
     x, kernel = _arrays(DEPTHWISE[0])
     dense = _arrays(DENSE[0])
     frames = [dense[0][:, k : k + 3] for k in range(3)]
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         for _ in range(2):
             conv3d(x, kernel, feature_group_count=6, implementation="fold2d")
             with prefer(conv3d="rows"):

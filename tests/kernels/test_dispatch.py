@@ -75,7 +75,7 @@ def test_a_wrong_form_is_one_sentence_and_changes_nothing(text, says, configured
 @pytest.mark.parametrize("names", [("cudnn", "xla"), ["cudnn", "xla"], "cudnn, xla"])
 def test_of_several_forms_the_first_that_can_runs(names, caplog, configured):
     half = QUERIES.astype(jnp.bfloat16)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         for _ in range(2):
             found = attention_form(QUERIES, implementation=names)
             assert found == ("xla", "'cudnn' does not know float32")
@@ -95,7 +95,7 @@ def test_auto_explains_itself_once_for_every_kernel(caplog, configured):
     def lacks(name):
         return "needs whole heads" if name == "pallas" else ""
 
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         for _ in range(2):
             assert choose("layer_mix", "auto", auto, platform="tpu").name == "pallas"
             assert choose("layer_mix", "auto", auto, platform="gpu").name == "xla"

@@ -10,18 +10,17 @@ all that need not enlarge it.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
+
+from absl import logging
 
 from vidlatent.data.index import Clip
 from vidlatent.errors import VidlatentError
 from vidlatent.spec import FrameRule
 
 __all__ = ["Bucket", "assign", "parse_buckets", "weigh"]
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +180,7 @@ def weigh(
             )
     for bucket, rows in zip(buckets, members, strict=True):
         if not rows:
-            log.warning(
+            logging.warning(
                 "no clip has the aspect ratio, or is of the size, of bucket %s: it is left out",
                 bucket,
             )

@@ -5,19 +5,18 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import json
-import logging
 import os
 import time
 from collections.abc import Sequence
 from typing import Any
+
+from absl import logging
 
 from vidlatent.data.sources import Entry, Source
 from vidlatent.media.decode import ClipInfo
 from vidlatent.media.errors import ClipError, Limits
 
 __all__ = ["BadClip", "Clip", "Index", "build_index"]
-
-log = logging.getLogger(__name__)
 
 _FORMAT = 1
 _THREADS = 8  # probing waits for discs more than for cores
@@ -113,7 +112,7 @@ def build_index(source: Source, limits: Limits, verify: str = "auto", cache: str
     ]
     labels = source.labels() or tuple(sorted({clip.label for clip in clips} - {""}))
     bad = [found for found in findings if isinstance(found, BadClip)]
-    log.info(
+    logging.info(
         "%s: %d clips, %d unusable, looked at in %.1f s",
         *(source.where, len(clips), len(bad), time.monotonic() - began),
     )
@@ -164,7 +163,7 @@ def _read_cache(path: str, where: str, limits: Limits) -> dict[str, Any]:
             content = json.load(file)
         rows = content.pop("clips")
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        log.warning("the index %s cannot be read (%s): clips are probed again", path, error)
+        logging.warning("the index %s cannot be read (%s): clips are probed again", path, error)
         return {}
     return rows if content == _head(where, limits) else {}
 
@@ -193,4 +192,4 @@ def _write_cache(path, where, limits, entries, findings, known, verified) -> Non
             json.dump({**_head(where, limits), "clips": rows}, file)
         os.replace(part, path)
     except OSError as error:
-        log.warning("the index cannot be kept in %s: %s", path, error)
+        logging.warning("the index cannot be kept in %s: %s", path, error)

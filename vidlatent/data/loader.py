@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from vidlatent.data.bad_clips import BadClips
 from vidlatent.data.buckets import Bucket, parse_buckets, weigh
@@ -49,8 +48,6 @@ from vidlatent.media.decoders import Decoders
 from vidlatent.spec import FrameRule, LatentSpec
 
 __all__ = ["Loader", "make_index", "make_loader"]
-
-log = logging.getLogger(__name__)
 
 # Options that change speed or tolerance, never the content of a batch.
 _NOT_IN_FINGERPRINT = frozenset(
@@ -125,7 +122,7 @@ def make_loader(
     report, clips = _usable(index, source, buckets, options)
     # Both parts see the same account: one of them says it aloud.
     if report.counts and split == TRAIN:
-        log.warning("%s", report.table())
+        logging.warning("%s", report.table())
     parts = split_groups({clip.group: clip.part for clip in clips}, options.validation_share)
     kept = tuple(clip for clip in clips if split in (parts[clip.group], WHOLE))
     if not kept:
@@ -211,7 +208,7 @@ def _none_kept(report: BadClips, split: str) -> None:
     """One cannot train on nothing, but validate, if need be, not at all."""
     if split == TRAIN:
         raise report.none_left(" for training")
-    log.warning(
+    logging.warning(
         "%s has nothing to validate on: it takes two files and data.validation_share > 0",
         report.where,
     )
@@ -328,7 +325,7 @@ class Loader:
         self.wait_s += time.monotonic() - began
         self._step += 1
         for bad in self.report.record(len(batch["mask"]), batch["skipped"]):
-            log.warning("clip left out: %s: %s: %s", bad.path, bad.reason, bad.detail)
+            logging.warning("clip left out: %s: %s: %s", bad.path, bad.reason, bad.detail)
         if self._split == TRAIN and not batch["mask"].all():
             raise self.report.none_left(" left after many draws")
         self.report.check()
@@ -382,7 +379,7 @@ class Loader:
     def check_state(self, saved: Mapping[str, Any]) -> None:
         """Warn when a checkpoint was written with other data; the number of workers may differ."""
         if saved["fingerprint"] != self.fingerprint:
-            log.warning(
+            logging.warning(
                 "the data has changed since the checkpoint (clips, buckets, frame rate, crop or "
                 "seed): training goes on at step %d, but not with the batches it would have seen",
                 self._step,

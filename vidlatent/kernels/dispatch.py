@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
+from absl import logging
 
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
@@ -34,8 +34,6 @@ __all__ = [
     "say_once",
     "use_forms",
 ]
-
-log = logging.getLogger(__name__)
 
 # Forms of each kernel; the keys of config.kernels.
 FORMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -199,7 +197,7 @@ def _automatic(
 @functools.lru_cache
 def say_once(sentence: str, level: int = logging.INFO) -> None:
     """Log ``sentence``, once in the life of the process."""
-    log.log(level, "%s", sentence)
+    logging.log(level, "%s", sentence)
 
 
 def needs_manual() -> bool:
