@@ -107,12 +107,19 @@ def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
-def table(rows: list[tuple[str, Any, str]]) -> str:
+def table(rows: list[tuple[str, str, str]]) -> str:
     lines = ["| key | default | meaning |", "|---|---|---|"]
-    for key, value, meaning in rows:
-        shown = "(group)" if isinstance(value, ConfigDict) else f"`{value!r}`"
-        lines.append(f"| `{key}` | {shown} | {markdown(meaning)} |")
+    lines += [f"| `{key}` | {value} | {markdown(meaning)} |" for key, value, meaning in rows]
     return "\n".join(lines)
+
+
+def shown(key: str, tokenizer: ConfigDict, generator: ConfigDict) -> str:
+    """A default value; both where generators have another one."""
+    values = [dict(leaves(config)).get(key, ...) for config in (tokenizer, generator)]
+    texts = ["(group)" if isinstance(v, ConfigDict) else f"`{v!r}`" for v in values if v is not ...]
+    if len(texts) == 2 and texts[0] != texts[1]:
+        return f"{texts[0]}, of generators {texts[1]}"
+    return texts[0]
 
 
 def markdown(text: str) -> str:
@@ -128,16 +135,17 @@ def paragraphs(text: str) -> str:
 
 def make_page() -> str:
     """The text of docs/configs.md."""
-    tokenizers = get_defaults("", "")
-    config = get_generator_defaults("", "")
-    sections = {**tokenizers, **config}
+    tokenizer, generator = get_defaults("", ""), get_generator_defaults("", "")
+    both = ConfigDict({**generator, **tokenizer})
     root = dict(root_meanings())
-    parts = [HEAD]
-    rows = [(k, v, root.get(k, "")) for k, v in sections.items() if not isinstance(v, ConfigDict)]
-    parts.append("## The run\n\n" + table(rows))
-    for name, group in sections.items():
-        if isinstance(group, ConfigDict):
-            parts.append(section_page(name, group, root))
+    names = [key for key in root if key in both]
+    rows = [(key, shown(key, tokenizer, generator), root[key]) for key in names]
+    parts = [HEAD, "## The run\n\n" + table(rows)]
+    parts += [
+        section_page(name, group, root, tokenizer, generator)
+        for name, group in sorted(both.items())
+        if isinstance(group, ConfigDict)
+    ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -154,7 +162,13 @@ def root_meanings() -> Iterator[tuple[str, str]]:
                         yield key, meaning
 
 
-def section_page(name: str, group: ConfigDict, root: dict[str, str]) -> str:
+def section_page(
+    name: str,
+    group: ConfigDict,
+    root: dict[str, str],
+    tokenizer: ConfigDict,
+    generator: ConfigDict,
+) -> str:
     file = FOLDER / f"{name}.py"
     if not file.is_file():  # two sections that systems fill share a file
         file = FOLDER / "model.py"
@@ -167,8 +181,10 @@ def section_page(name: str, group: ConfigDict, root: dict[str, str]) -> str:
     for key in sorted(values, key=order.index):
         meaning = root.get(f"{name}.{key}") or known.get(key) or ""
         meaning = meaning or (source_of(key) if name == "networks" else "")
-        rows.append((f"{name}.{key}", values[key], meaning))
+        rows.append((f"{name}.{key}", shown(f"{name}.{key}", tokenizer, generator), meaning))
     text = f"## {name}\n\n{paragraphs(about)}"
+    if name not in tokenizer:
+        text += "\n\nIn configs of generators only."
     if "optim" in group:
         changed = [f"`{k}={v!r}`" for k, v in leaves(group.optim) if v != get_optim()[k]]
         text += f"\n\n`{name}.optim` has the keys of [optim](#optim)"

@@ -13,10 +13,10 @@ def get_train() -> ConfigDict:
     train.init_table = "auto"  # naming of the weights file
     train.init_recipes = ()  # recipes that the initial workdir may have; empty: any
     train.sample_latent = False  # decode a draw from the posterior, not its mean
-    # Clips whose frames have more than patch_above pixels decode a random patch of patch_cells
-    # latent cells a side (a cell is 8x8 pixels in the published FSAE)
-    train.patch_cells = 0  # 0: always whole frames
-    train.patch_above = 0
+    # Side of the random patch that large frames decode, in latent cells (8x8 pixels each in the
+    # published FSAE); 0: always whole frames
+    train.patch_cells = 0
+    train.patch_above = 0  # pixels of a frame above which it counts as large
     train.patch_latents = 0  # latent frames of a patch, counted from the first; 0: all
     train.patch_encoder = False  # whether the gradients of a patch go on into the encoder
     train.log_every = 10  # steps between lines of the log
