@@ -117,13 +117,13 @@ class Arm:
         import jax
 
         from vidlatent.codec.codec import Codec
-        from vidlatent.codec.options import Coding
+        from vidlatent.codec.options import CodecOptions
         from vidlatent.parallel.mesh import AXES, make_mesh
 
         self.way, self.skipped = way, ""
         spec = model.latent_spec
         keys = {**keys, **coding_of(case, way, frames, spec.rule)}
-        if hasattr(model, "streams") and not model.streams:  # windows take the place of pieces
+        if not model.streams:  # windows take the place of pieces
             if way == "scan":
                 self.skipped = "a decoder that looks ahead has windows, not pieces"
             keys["window_latents"] = -(-frames // spec.t) if way == "whole" else 4
@@ -134,7 +134,7 @@ class Arm:
                 self.skipped = "one device"
             mesh = make_mesh(dict(zip(AXES, (1, 1, -1, 1), strict=True)))
         if not self.skipped:
-            self.codec = Codec(model, params, Coding.of(keys), mesh)
+            self.codec = Codec(model, params, CodecOptions.of(**keys), mesh)
 
     def jobs(self, video: Any, coded: Any) -> dict[str, Callable[[], Any]]:
         return {
@@ -236,21 +236,20 @@ def roofline(
     import jax
     import jax.numpy as jnp
 
-    from vidlatent.codec.programs import Steps
     from vidlatent.plan.flops import count_flops
     from vidlatent.plan.hardware import HARDWARE
 
-    spec, steps = model.latent_spec, Steps(model)
+    spec, coder = model.latent_spec, model.frame_coder()
     frames, height, width = clip
     height, width = height + -height % spec.h, width + -width % spec.w
     shape = spec.latent_shape((spec.rule.ceil(frames), height, width))
     latent = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     condition = None
-    if steps.content != "none":
-        count = max(1, frames // spec.rule.step) if steps.content == "clip" else 1
-        seen = jax.ShapeDtypeStruct((count, height, width, 3), jnp.uint8)
-        condition = jax.eval_shape(steps.pieces["look"], params, seen)
-    program = jax.make_jaxpr(steps.pieces["decode"])(params, latent, None, condition)
+    if model.condition_kind != "none":
+        count = max(1, frames // spec.rule.step) if model.condition_kind == "content" else 1
+        seen = jax.ShapeDtypeStruct((count, height, width, 3), jnp.float32)
+        condition = jax.eval_shape(coder.condition, params, seen)
+    program = jax.make_jaxpr(coder.decode)(params, latent, condition)
     flops = count_flops(program)
     kind = jax.devices()[0].device_kind
     peaks = [entry.flops for entry in HARDWARE.values() if kind in entry.kinds and entry.flops]

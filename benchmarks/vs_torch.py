@@ -126,9 +126,9 @@ class Tokenizer:
     def inputs(self, size: tuple[int, ...], rng: np.random.Generator) -> Arrays:
         """Arrays by name; ``content`` is what our decoder looks at, where it does."""
         video = jnp.asarray(rng.uniform(-1, 1, (*size, 3)), jnp.float32)
-        if not hasattr(self.model, "content_frame"):
+        if self.model.condition_kind != "content":
             return {"video": video}
-        content = self.model.apply({}, video[None], method="content_frame")
+        content = self.model.apply({}, video[None], method="content_frames")
         return {"video": video, "content": content}
 
     def encode(self, params: Any, arrays: Arrays) -> Arrays:

@@ -137,7 +137,7 @@ def measure(config: ConfigDict, workdir: Path, seed: int, scores: Mapping) -> di
     batches = list(load_held_out(config, model.latent_spec.rule, seed))
     found, places = _score_frames(model, params, batches, config.model.content)
     distance = np.abs(np.arange(FRAMES) - places[:, None])
-    keeps = model.takes_condition
+    keeps = model.condition_kind != "none"
     latent, content = _count_kept_values(config, model)
     result = {
         **compute_gate_metric(scores),
@@ -170,7 +170,7 @@ def _score_frames(
     def scored(params, video, places):
         pixels = from_pixels(video)
         condition = None
-        if model.takes_condition:
+        if model.condition_kind != "none":
             condition = jax.vmap(lambda clip, place: clip[place])(pixels, places)
         variables = {"params": params}
         latent = model.apply(variables, pixels, method="encode")[0].mode()
@@ -202,7 +202,7 @@ def _count_kept_values(config: ConfigDict, model: Any) -> tuple[int, int]:
     spec = model.latent_spec
     frame = _frame_values(config)
     latent = FRAMES // spec.t * frame // 3 // (spec.h * spec.w) * spec.channels
-    return latent, frame if model.takes_condition else 0
+    return latent, 0 if model.condition_kind == "none" else frame
 
 
 def draw(figure: Any, summary: Mapping[str, Any]) -> None:

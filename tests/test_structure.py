@@ -103,6 +103,50 @@ def test_library_code_logs_through_absl(path):
             assert ("logging", None) not in names, "use: from absl import logging"
 
 
+def classes_of(folder: Path) -> set[str]:
+    """Names of the classes that the packages in ``folder`` define."""
+    files = [path for path in folder.rglob("*.py") if path.parent != folder]
+    trees = [ast.parse(path.read_text()) for path in files]
+    return {n.name for tree in trees for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
+
+
+def asked(node: ast.AST) -> str:
+    """The name of what ``isinstance`` or ``hasattr`` is asked of: of ``self.model``, ``model``."""
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def test_models_are_asked_by_their_protocol():
+    """What a model can do is said by ``tokenizers.base`` and ``generators.base``, not by its class.
+
+    Outside their own package nothing tells tokenizers or generators apart by class, or by whether
+    they have some attribute.
+    """
+    kinds = ("tokenizers", "generators")
+    own = {kind: classes_of(PACKAGE / "models" / kind) for kind in kinds}
+    for path in SOURCES:
+        parts = path.relative_to(PACKAGE).parts
+        foreign = set().union(*(own[kind] for kind in kinds if parts[:2] != ("models", kind)))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+                continue
+            if node.func.id == "hasattr":
+                assert asked(node.args[0]) not in ("model", "module", "tokenizer", "generator"), (
+                    f"{path}:{node.lineno}"
+                )
+            if node.func.id == "isinstance":
+                names = {asked(n) for n in ast.walk(node.args[1])}
+                assert not names & foreign, f"{path}:{node.lineno}: {names & foreign}"
+
+
+def test_tokenizers_are_known_to_their_registry_alone():
+    """Nothing but models, and what reads files of one system, imports one tokenizer's package."""
+    for path in SOURCES:
+        if room(path) not in ("models", "weights", "convert"):
+            for module in imported_modules(ast.parse(path.read_text())):
+                parts = module.split(".")
+                assert len(parts) < 5 or parts[1:3] != ["models", "tokenizers"], f"{path}: {module}"
+
+
 def test_meshes_are_built_in_one_place():
     for path in SOURCES:
         if path != PACKAGE / "parallel" / "mesh.py":

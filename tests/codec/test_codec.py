@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vidlatent.codec.codec import Codec
-from vidlatent.codec.options import Coding
+from vidlatent.codec.options import CodecOptions
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels, to_pixels
@@ -36,7 +36,7 @@ def codec_of(tokenizer):
 
     def codec(groups):
         if groups not in made:
-            made[groups] = Codec(*tokenizer, Coding(groups=groups))
+            made[groups] = Codec(*tokenizer, CodecOptions.of(groups=groups))
         return made[groups]
 
     return codec

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.chunks import join_chunks
 from tests.helpers.tiny_tokenizers import QUICK, clip, tokenizer
 from vidlatent.codec import reconstruct as jobs
 from vidlatent.codec.codec import Codec
-from vidlatent.codec.options import Coding
+from vidlatent.codec.options import CodecOptions, plan_codec
 from vidlatent.config import get_defaults
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels, to_pixels
@@ -18,7 +19,6 @@ from vidlatent.models.tokenizers.chunks import (
     chunk_frames,
     fade,
     fade_in,
-    join_chunks,
     plan_chunks,
     stream_chunks,
 )
@@ -53,7 +53,7 @@ def test_fading_one_by_one_is_joining(overlap):
 
 @functools.cache
 def thw(**coding):
-    return Codec(*tokenizer("promag_thw"), Coding(chunk_frames=5, **coding))
+    return Codec(*tokenizer("promag_thw"), CodecOptions.of(chunk_frames=5, **coding))
 
 
 @pytest.mark.parametrize("frames", [1, 4, 12])
@@ -82,10 +82,10 @@ def test_chunks_by_index_arithmetic(frames):
 @pytest.mark.parametrize(("overlap", "jump"), [(0, 40), (4, 8)])
 def test_fading_lowers_the_seams(overlap, jump):
     """Chunks of one brightness each: a jump at each border becomes a ramp of equal small steps."""
-    codec = Codec(*tokenizer("promag"), Coding(time="chunks", overlap_frames=overlap))
+    codec = Codec(*tokenizer("promag"), CodecOptions.of(time="chunks", overlap_frames=overlap))
     levels = iter([100, 140] * 3)
     flat = lambda *_: (jnp.full((1, 17, 2, 2, 3), next(levels) / 127.5 - 1), None)  # noqa: E731
-    codec._steps.decode = flat
+    codec._programs.decode = flat
     video = codec.decode(np.zeros((9 * 4, 1, 1, 4), np.float32)).astype(int)
     # As many frames as a generator's latents come to (ProMAG, appendix D).
     assert len(video) == {0: 68, 4: 56}[overlap]
@@ -113,13 +113,13 @@ def test_a_codec_asks_for_the_same_chunks():
 
 def test_reducio_clips_may_fade_too():
     model, params = tokenizer("reducio")
-    codec = Codec(model, params, Coding(time="chunks", chunk_frames=4, overlap_frames=2))
+    codec = Codec(model, params, CodecOptions.of(time="chunks", chunk_frames=4, overlap_frames=2))
     video = clip(9)
     coded = codec.encode(video)
     np.testing.assert_array_equal(coded.content, video[[1, 3, 5, 7]])
     decoded = codec.decode(coded)
     assert decoded.shape == video.shape
-    plain = Codec(model, params, Coding(groups=1))
+    plain = Codec(model, params, CodecOptions.of(groups=1))
     first = plain.decode(plain.encode(video[:4]))
     np.testing.assert_array_equal(decoded[:2], first[:2])
 
@@ -130,14 +130,15 @@ def test_layer_tiles_equal_the_whole(name):
     latent = jax.random.normal(jax.random.key(1), (1, 2, 6, 5, 4))
     decode = {}
     for space, positions in (("whole", 0), ("layers", 4), ("layers_literal", 6)):
-        codec = Codec(model, params, Coding(space=space, layer_positions=positions))
-        decode[space], _ = codec._steps.decode(params, latent, None, None)
+        codec = Codec(model, params, CodecOptions.of(space=space, layer_positions=positions))
+        decode[space], _ = codec._programs.decode(params, latent, None, None)
     np.testing.assert_allclose(decode["layers"], decode["whole"], atol=1e-5)
     # Behind a dead zone of half a kernel the paper's wording is exact too; a plain ramp is not.
     np.testing.assert_allclose(decode["layers_literal"], decode["whole"], atol=1e-5)
     keys = {"layer_positions": 6, "layer_overlap_positions": 2, "layer_dead_positions": 0}
-    plain = Codec(model, params, Coding(space="layers_literal", **keys))
-    assert np.abs(plain._steps.decode(params, latent, None, None)[0] - decode["whole"]).max() > 0.01
+    plain = Codec(model, params, CodecOptions.of(space="layers_literal", **keys))
+    other, _ = plain._programs.decode(params, latent, None, None)
+    assert np.abs(other - decode["whole"]).max() > 0.01
 
 
 @pytest.mark.parametrize("way", ["tiles", "tiles_published"])
@@ -148,10 +149,10 @@ def test_reducio_tiles(way, monkeypatch):
 
     monkeypatch.setattr(tiling, "_compiled", functools.cache(compiled))
     model, params = tokenizer("reducio")
-    codec = Codec(model, params, Coding(space=way, tile_pixels=8, tile_overlap_pixels=4))
+    codec = Codec(model, params, CodecOptions.of(space=way, tile_pixels=8, tile_overlap_pixels=4))
     video = clip(4, 15, 7)
     coded = codec.encode(video)
-    cut = tiling.Tiles(8, 0.5)
+    cut = tiling.FrameTiles(8, 0.5)
     pixels = from_pixels(np.pad(video, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")[None])
     prefix = "even" if way == "tiles" else "published"
     encode, condition, decode = (
@@ -207,17 +208,19 @@ def test_reducio_tiles(way, monkeypatch):
 )
 def test_what_cannot_be_met_is_refused(name, keys, says):
     with pytest.raises(VidlatentError, match=says):
-        Coding.of(keys).plan(tokenizer(name)[0])
+        plan_codec(CodecOptions.of(**keys), tokenizer(name)[0])
 
 
 def test_unknown_key_and_defaults():
     with pytest.raises(VidlatentError, match="did you mean 'overlap_frames'"):
-        Coding.of({"overlap_frame": 4})
-    assert Coding.of(get_defaults("any", "demo").codec.to_dict()) == Coding()
+        CodecOptions.of(overlap_frame=4)
+    assert CodecOptions.of(**get_defaults("any", "demo").codec) == CodecOptions.of()
 
 
 def test_defaults_are_the_papers():
-    assert Coding(time="chunks").plan(tokenizer("promag")[0]).chunks == (17, 4)
-    assert Coding(time="chunks").plan(tokenizer("reducio", frames=16)[0]).chunks == (16, 4)
-    tiles = Coding(space="tiles").plan(tokenizer("reducio")[0]).steps.tiles
+    chunked = CodecOptions.of(time="chunks")
+    assert plan_codec(chunked, tokenizer("promag")[0]).chunks == (17, 4)
+    assert plan_codec(chunked, tokenizer("reducio", frames=16)[0]).chunks == (16, 4)
+    tiled = plan_codec(CodecOptions.of(space="tiles"), tokenizer("reducio")[0])
+    tiles = tiled.programs.coder.tiles
     assert (tiles.core, tiles.read) == (256, 320)

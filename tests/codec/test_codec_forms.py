@@ -6,7 +6,7 @@ import pytest
 
 from vidlatent import config as configs
 from vidlatent.codec.codec import Codec
-from vidlatent.codec.options import Coding
+from vidlatent.codec.options import CodecOptions
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import abstract_params, model_of
 
@@ -23,7 +23,7 @@ def codec(request):
     rng = np.random.default_rng(0)
     shapes = abstract_params(model)
     params = jax.tree.map(lambda x: (0.2 * rng.normal(size=x.shape)).astype(x.dtype), shapes)
-    return Codec(model, params, Coding(groups=1, window_latents=3))
+    return Codec(model, params, CodecOptions.of(groups=1, window_latents=3))
 
 
 def test_streams_equal_the_whole(codec):

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.tiny_tokenizers import clip, tokenizer
 from vidlatent.codec.codec import Codec
 from vidlatent.codec.coded import Coded
-from vidlatent.codec.options import Coding
+from vidlatent.codec.options import CodecOptions
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -22,7 +22,7 @@ def alike(one, two):
 
 @functools.cache
 def codec(name, **keys):
-    return Codec(*tokenizer(name), Coding(**keys))
+    return Codec(*tokenizer(name), CodecOptions.of(**keys))
 
 
 def check_scan(name, frames):
@@ -60,7 +60,9 @@ def test_several_pieces_of_every_tokenizer(name, frames):
 def test_parts_scan_too():
     model, params = tokenizer("fsae")
     keys = {"groups": 1, "space": "tiles", "tile_pixels": 16}
-    one, scan = (Codec(model, params, Coding(**keys, scan_groups=count)) for count in (1, 2))
+    one, scan = (
+        Codec(model, params, CodecOptions.of(**keys, scan_groups=count)) for count in (1, 2)
+    )
     video = clip(13, 45, 20)
     coded = one.encode(video)
     np.testing.assert_allclose(scan.encode(video).latent, coded.latent, atol=1e-6)
@@ -102,7 +104,7 @@ def test_a_thousand_frames(name):
     assert max(sizes) <= (80 if short.time == "windows" else 5 * step + 1)
     assert max(held[2:-1]) == min(held[2:-1])
 
-    whole = Codec(*tokenizer(name), Coding(**keys_of(name, 130), space="whole"))
+    whole = Codec(*tokenizer(name), CodecOptions.of(**keys_of(name, 130), space="whole"))
     start = np.stack(list(frames(121)))
     again = whole.encode(start)
     np.testing.assert_allclose(short.encode(start).latent, again.latent, atol=2e-5)

@@ -8,11 +8,11 @@ import pytest
 from tests.helpers.tiny_tokenizers import clip, tokenizer
 from vidlatent.codec import auto as space
 from vidlatent.codec import memory
-from vidlatent.codec import options as coding
 from vidlatent.codec.codec import Codec
-from vidlatent.codec.options import Coding
+from vidlatent.codec.options import CodecOptions, plan_codec
 from vidlatent.errors import VidlatentError
-from vidlatent.models.tokenizers.fsvideo.tiling import grid_of
+from vidlatent.models.tokenizers.fsvideo import tiling
+from vidlatent.models.tokenizers.fsvideo.tiling import ExactTiles, grid_of
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -42,21 +42,21 @@ def test_tiles_cover_the_whole():
 def test_tiles_of_a_stream_equal_the_whole(name):
     """Four pieces, whose caches pass from piece to piece for every tile by itself."""
     model, params = tokenizer(name, noise_weight=0.05, noise_stages=(0, 1))
-    whole = Codec(model, params, Coding(groups=1, space="whole"))
-    tiled = Codec(model, params, Coding(groups=1, space="tiles", tile_pixels=16))
+    whole = Codec(model, params, CodecOptions.of(groups=1, space="whole"))
+    tiled = Codec(model, params, CodecOptions.of(groups=1, space="tiles", tile_pixels=16))
     video = clip(10, *SIZE)
     expected, got = whole.encode(video), tiled.encode(video)
     np.testing.assert_allclose(got.latent, expected.latent, atol=1e-5)
     cache, other, condition = None, None, None
-    if whole._steps.content == "first":
+    if whole._programs.condition_kind == "first":
         frame = whole._pad(video[:1])
-        condition = whole._steps.look(params, frame)
-        again = tiled._steps.look(params, frame)
+        condition = whole._programs.condition(params, frame)
+        again = tiled._programs.condition(params, frame)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), again, condition)
     for begin, end in ((0, 1), (1, 2), (2, 4)):
         latent = jnp.asarray(expected.latent[None, begin:end])
-        one, cache = whole._steps.decode(params, latent, condition, cache)
-        two, other = tiled._steps.decode(params, latent, condition, other)
+        one, cache = whole._programs.decode(params, latent, condition, cache)
+        two, other = tiled._programs.decode(params, latent, condition, other)
         np.testing.assert_allclose(two, one, atol=1e-5)
     rows, columns = tiled.tile_borders(*SIZE)
     assert rows == (16, 32, 40) and columns == (16, 24)
@@ -66,7 +66,7 @@ def test_tiles_of_a_stream_equal_the_whole(name):
 def test_tiles_of_windows_equal_the_whole():
     model, params = tokenizer("fsae_standard")
     whole, tiled = (
-        Codec(model, params, Coding(window_latents=3, **keys))
+        Codec(model, params, CodecOptions.of(window_latents=3, **keys))
         for keys in ({"space": "whole"}, {"space": "tiles", "tile_pixels": 16})
     )
     coded = whole.encode(clip(10, *SIZE))
@@ -77,11 +77,11 @@ def test_tiles_of_windows_equal_the_whole():
 def test_strips_equal_the_whole():
     model, params = tokenizer("ivvae")
     codecs = [
-        Codec(model, params, Coding(groups=1, **keys))
+        Codec(model, params, CodecOptions.of(groups=1, **keys))
         for keys in ({"space": "whole"}, {"space": "strips", "strip_mb": 0.02})
     ]
     latent = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 24, 4, 4)), jnp.float32)
-    one, two = (codec._steps.decode(params, latent, None, None)[0] for codec in codecs)
+    one, two = (codec._programs.decode(params, latent, None, None)[0] for codec in codecs)
     np.testing.assert_allclose(two, one, atol=1e-5)
     assert codecs[1].model.strips_anywhere
 
@@ -89,11 +89,11 @@ def test_strips_equal_the_whole():
 class TestAuto:
     def choose(self, name, gigabytes, kind="decode", shape=(9, 256, 256), **keys):
         model, params = tokenizer(name)
-        steps = Coding(memory_gb=gigabytes, **keys).plan(model).steps
-        return steps._choose(kind, params, shape)
+        programs = plan_codec(CodecOptions.of(memory_gb=gigabytes, **keys), model).programs
+        return programs._choose(kind, params, shape)
 
     def test_what_fits_is_whole(self, said):
-        assert type(self.choose("fsae", 10.0)) is space.Steps
+        assert type(self.choose("fsae", 10.0).coder) is not ExactTiles
         assert "whole frames for decoding of 9 frames of 256x256, which certainly fit" in said[0]
 
     @pytest.mark.parametrize(
@@ -108,10 +108,10 @@ class TestAuto:
         """With memory for a little less than whole frames take by the estimate."""
         model, params = tokenizer(name)
         shape = (9, 512, 512) if name != "reducio" else (4, 1280, 1280)
-        whole = space.bytes_needed(space.Steps(model), "decode", params, shape)
+        whole = space.bytes_needed(model.frame_coder(), "decode", params, shape)
         room = whole / space._SHARE / 2**30
-        steps = self.choose(name, 0.8 * room, shape=shape)
-        assert steps.model != model or type(steps) is not space.Steps
+        programs = self.choose(name, 0.8 * room, shape=shape)
+        assert programs.model != model or type(programs.coder) is not type(model.frame_coder())
         assert words in said[0] and "whole frames would need" in said[0]
         assert "that config.codec.memory_gb allows" in said[0]
         with pytest.raises(VidlatentError, match="lower config.codec.groups"):
@@ -119,18 +119,20 @@ class TestAuto:
 
     def test_nothing_known_is_whole(self, said, monkeypatch):
         monkeypatch.setattr(space, "memory_at_hand", lambda gigabytes: (None, ""))
-        assert type(self.choose("fsae", 0.0)) is space.Steps
+        assert type(self.choose("fsae", 0.0).coder) is not ExactTiles
         assert "nothing says how much memory" in said[0]
 
     @pytest.mark.slow
     def test_a_stream_keeps_to_its_choice(self, monkeypatch, said):
         """What is chosen tile by tile codes like whole frames, piece after piece."""
-        monkeypatch.setattr(coding, "_TILES", (32,))
+        monkeypatch.setattr(tiling, "_SIDES", (32,))
         model, params = tokenizer("fsae")
         video = clip(10, 140, 132)
-        room = 0.9 * space.bytes_needed(space.Steps(model), "decode", params, (5, 140, 132))
-        free = Codec(model, params, Coding(groups=1, space="whole"))
-        tight = Codec(model, params, Coding(groups=1, memory_gb=room / space._SHARE / 2**30))
+        room = 0.9 * space.bytes_needed(model.frame_coder(), "decode", params, (5, 140, 132))
+        free = Codec(model, params, CodecOptions.of(groups=1, space="whole"))
+        tight = Codec(
+            model, params, CodecOptions.of(groups=1, memory_gb=room / space._SHARE / 2**30)
+        )
         coded = free.encode(video)
         np.testing.assert_allclose(tight.encode(video).latent, coded.latent, atol=1e-5)
         apart = free.decode(coded).astype(int) - tight.decode(coded)
@@ -169,16 +171,16 @@ def test_estimates_are_of_the_size_that_the_compiler_finds(name, kind):
     fsae = {"encoder_widths": (16, 32, 32), "decoder_widths": (16, 32, 32)}
     model, params = tokenizer(name, **widths.get(name, fsae))
     shape = (4 if name == "reducio" else 5, 64, 96)
-    steps = space.Steps(model)
-    estimate = space.bytes_needed(steps, kind, jax.tree.map(jnp.asarray, params), shape)
+    coder = model.frame_coder()
+    estimate = space.bytes_needed(coder, kind, jax.tree.map(jnp.asarray, params), shape)
     spec = model.latent_spec
     x = jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32)
     if kind == "encode":
-        lowered = jax.jit(steps.pieces[kind]).lower(params, x, None)
+        lowered = jax.jit(coder.encode).lower(params, x)
     else:
         latent = jax.ShapeDtypeStruct((1, *spec.latent_shape(shape)), jnp.float32)
-        condition = space._condition(steps, params, x)
-        lowered = jax.jit(steps.pieces[kind]).lower(params, latent, None, condition)
+        condition = space._condition(coder, params, x)
+        lowered = jax.jit(coder.decode).lower(params, latent, condition)
     memory_used = lowered.compile().memory_analysis()
     allocated = memory_used.temp_size_in_bytes + memory_used.output_size_in_bytes
     print(name, kind, estimate / allocated)

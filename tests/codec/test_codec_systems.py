@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.tiny_tokenizers import MODELS, QUICK, clip, tokenizer
 from vidlatent.codec.codec import Codec
 from vidlatent.codec.coded import Coded, Sizes
-from vidlatent.codec.options import Coding
+from vidlatent.codec.options import CodecOptions
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels, to_pixels
 
@@ -38,7 +38,7 @@ def whole(name, video):
 
 
 def check(name, frames):
-    codec = Codec(*tokenizer(name), Coding(groups=1, window_latents=3))
+    codec = Codec(*tokenizer(name), CodecOptions.of(groups=1, window_latents=3))
     video = clip(frames)
     latent, restored = whole(name, video)
     coded = codec.encode(video)
@@ -69,7 +69,7 @@ def test_every_tokenizer_at_every_length(name, frames):
 class TestReducio:
     @pytest.fixture
     def codec(self):
-        return Codec(*tokenizer("reducio"), Coding(groups=1))
+        return Codec(*tokenizer("reducio"), CodecOptions.of(groups=1))
 
     def test_content_frames_travel_beside_the_latent(self, codec, tmp_path):
         video = clip(6)
@@ -107,7 +107,7 @@ class TestReducio:
 def test_a_draw_does_not_depend_on_the_pieces():
     model, params = tokenizer("ivvae")
     video = clip(10)
-    small, large = (Codec(model, params, Coding(groups=groups)) for groups in (1, 3))
+    small, large = (Codec(model, params, CodecOptions.of(groups=groups)) for groups in (1, 3))
     drawn = small.encode(video, sample=5).latent
     np.testing.assert_allclose(drawn, large.encode(video, sample=5).latent, atol=1e-5)
     assert np.abs(drawn - small.encode(video).latent).max() > 0.1

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.helpers.chunks import latent_span
 from tests.helpers.encode_cases import encode, write_run
 from tests.helpers.tiny_tokenizers import MODELS
 from vidlatent import config as configs
@@ -18,7 +19,6 @@ from vidlatent.errors import VidlatentError
 from vidlatent.latents.inputs import Inputs
 from vidlatent.latents.space import generator_of, latents_of
 from vidlatent.layers.positions import chunk_places
-from vidlatent.models.tokenizers.chunks import latent_span
 from vidlatent.parallel.mesh import AXES, make_mesh
 from vidlatent.parallel.sharding import batch_sharding, replicated
 from vidlatent.sample.grid import load_tokenizer_codec

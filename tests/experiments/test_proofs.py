@@ -111,7 +111,7 @@ class Copy:
     """A tokenizer that shows its content frame all the time; its latent is two plane numbers."""
 
     latent_spec = types.SimpleNamespace(rule=FrameRule(16, 16))
-    takes_condition = True
+    condition_kind = "content"
 
     def apply(self, variables, x, *, method, condition=None):
         if method == "encode":

@@ -85,3 +85,14 @@ def randomise(shapes):
 def video_of(frames, seed=0):
     shape = (1, frames, SIZE, SIZE, 3)
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, shape), jnp.float32)
+
+
+def frame0_features(model, video):
+    """A bound FSAE's encoder features of frame 0, one ``[B, H / 2^i, W / 2^i, C_i]`` per stage."""
+    seen = model.encoder_values(video)
+    return tuple(seen[f"stage_{i}"][:, 0] for i in range(len(model.encoder_widths)))
+
+
+def decoder_values(model, latent):
+    """A bound FSAE's intermediate values of decoding, by name."""
+    return model.decoder(latent)[2]

@@ -12,8 +12,8 @@ from tests.helpers.tiny_tokenizers import FSAE, PROMAG
 from tests.helpers.tiny_tokenizers import MODELS as TOKENIZERS
 from vidlatent.codec import programs as compiled_steps
 from vidlatent.codec.codec import Codec
-from vidlatent.codec.options import Coding
-from vidlatent.codec.programs import Steps
+from vidlatent.codec.options import CodecOptions
+from vidlatent.codec.programs import CodecPrograms
 from vidlatent.models.load import abstract_params
 from vidlatent.models.tokenizers import build
 from vidlatent.parallel.mesh import AXES, make_mesh, mesh_of_rows
@@ -53,7 +53,7 @@ def collectives(text):
 
 def lowered(kind, model, mesh, rows, columns):
     """The coding of a piece in the middle of a stream (the second), lowered for ``mesh``."""
-    steps = Steps(model)
+    programs = CodecPrograms(model.frame_coder())
     spec = model.latent_spec
     params = abstract_params(model)
     with jax.set_mesh(mesh), uneven_rows():
@@ -64,11 +64,11 @@ def lowered(kind, model, mesh, rows, columns):
         )
         if kind == "decode":
             shape = (1, 1, rows, columns, spec.channels)
-            run, x, rest = steps._decode, jax.ShapeDtypeStruct(shape, jnp.float32), ()
+            run, x, rest = programs._decode, jax.ShapeDtypeStruct(shape, jnp.float32), ()
             first = (params, x, None, None)
         else:
             sides = (rows * spec.h, columns * spec.w)
-            run, rest = steps._encode, (None, 0)
+            run, rest = programs._encode, (None, 0)
             x = jax.ShapeDtypeStruct((1, spec.t, *sides, 3), jnp.uint8)
             first = (params, jax.ShapeDtypeStruct((1, 1, *sides, 3), jnp.uint8), None, *rest)
         _, cache = jax.eval_shape(run, *first)
@@ -116,7 +116,7 @@ def test_eight_devices_equal_one(name, mesh, monkeypatch):
     monkeypatch.setattr(compiled_steps, "_compiled", quick)
     model = build(TOKENIZERS[name])
     params = draw(model)
-    coding = Coding(groups=1, space="whole")
+    coding = CodecOptions.of(groups=1, space="whole")
     one, eight = Codec(model, params, coding), Codec(model, params, coding, mesh)
     video = np.random.default_rng(1).integers(0, 256, (9, 41, 10, 3)).astype(np.uint8)
     coded, other = one.encode(video), eight.encode(video)

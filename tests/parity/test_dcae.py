@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.helpers.nets import decoder_values
 from vidlatent import config as configs
 from vidlatent.models.tokenizers import build
 from vidlatent.weights.importer import export_names, export_params, import_params
@@ -34,7 +35,7 @@ def test_every_block(dcae_case):
     tag = names[0].rpartition("_")[2]
     seen = {
         "enc": dcae_case.run("encoder_values", dcae_case.array(f"input_{tag}")),
-        "dec": dcae_case.run("decoder_values", dcae_case.array(f"latent_{tag}")),
+        "dec": dcae_case.run(decoder_values, dcae_case.array(f"latent_{tag}")),
     }
     for name in names:
         side, _, rest = name.partition("_")

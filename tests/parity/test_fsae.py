@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.helpers.nets import decoder_values, frame0_features
 from vidlatent import config as configs
 from vidlatent.models.tokenizers import build
 from vidlatent.weights.importer import export_names
@@ -20,7 +21,7 @@ def test_latent(fsae_case):
 
 
 def test_features_of_frame_0(fsae_case):
-    features = fsae_case.run("frame0_features", fsae_case.array("video"))
+    features = fsae_case.run(frame0_features, fsae_case.array("video"))
     for stage, feature in enumerate(features):
         want = fsae_case.array(f"enc_stage_{stage}_frame0")[:, 0]
         np.testing.assert_allclose(feature, want, atol=TOLERANCE)
@@ -37,7 +38,7 @@ def test_decoder(fsae_case, name, form):
 
 
 def test_decoder_stages(fsae_case):
-    seen = fsae_case.run("decoder_values", fsae_case.array("latent"))
+    seen = fsae_case.run(decoder_values, fsae_case.array("latent"))
     prefix = "dec_causal_after_stage"
     for name in (name for name in fsae_case.arrays if name.startswith(prefix)):
         value = seen[f"block_{name.removeprefix(prefix)}"]

@@ -206,7 +206,7 @@ def ops(reference):
 
 
 def coder_of(width, **fields):
-    return build({"name": "ivvae", "latent_channels": 2, "width": width, **fields}).coder
+    return build({"name": "ivvae", "latent_channels": 2, "width": width, **fields}).layer_config
 
 
 @pytest.mark.parametrize("group", [4, 2])

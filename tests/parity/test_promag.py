@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.chunks import key_frames, latent_span
 from vidlatent.layers.norms import apply_affine, group_affine
 from vidlatent.layers.resample import double_frames
 from vidlatent.metrics.frechet import frechet_distance
 from vidlatent.models.load import abstract_params
 from vidlatent.models.tokenizers import build
-from vidlatent.models.tokenizers.chunks import fade, key_frames, latent_span, plan_chunks
+from vidlatent.models.tokenizers.chunks import fade, plan_chunks
 from vidlatent.models.tokenizers.promag.blocks import CausalConv
 from vidlatent.models.tokenizers.promag.tiling import spans
 

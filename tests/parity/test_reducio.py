@@ -41,7 +41,7 @@ def check_network(case):
     """Moments, content features and video, from one program."""
 
     def all_of(model, video, frame, motion):
-        features = model.features(frame)
+        features = model.condition_from_frames(frame)
         return model.moments(video), features, model.decode(motion, condition=features)[0]
 
     motion = channels_last(case.io["motion"])
@@ -57,13 +57,15 @@ def check_network(case):
 def test_network(reference, name):
     case = Case(reference("reducio", f"{name}.npz")).load()
     check_latent(case, check_network(case))
-    np.testing.assert_array_equal(case.frame, case.run("content_frame", case.video))
+    np.testing.assert_array_equal(case.frame, case.run("content_frames", case.video))
 
 
 @pytest.fixture(scope="module")
 def tiled(reference):
     case = Case(reference("reducio", "tiling.npz")).load()
-    case.tiles = tiling.Tiles(case.meta["tile_sample_min_size"], case.meta["tile_overlap_factor"])
+    case.tiles = tiling.FrameTiles(
+        case.meta["tile_sample_min_size"], case.meta["tile_overlap_factor"]
+    )
     return case
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,116 +14,118 @@ import numpy as np
 from absl import logging
 
 from vidlatent.codec.memory import memory_at_hand, peak_bytes, tree_bytes
-from vidlatent.codec.programs import Steps, TiledSteps
+from vidlatent.codec.programs import CodecPrograms
 from vidlatent.errors import VidlatentError
-from vidlatent.models.tokenizers.fsvideo.patches import decoder_reach, outer_stage
+from vidlatent.models.tokenizers.cutting import Borders, FrameCoder
 
-__all__ = ["AutoSteps", "Way", "bytes_needed"]
+__all__ = ["AutoPrograms", "Candidate", "bytes_needed"]
 
-# Of the memory at hand, what a choice may fill: the estimate is a model, and others live here too.
+# Fraction of the free memory that a choice may fill; the rest is headroom for errors of the
+# estimate and for other processes.
 _SHARE = 0.7
-# What compilers were seen to take beyond the model of ``peak_bytes``, at most.
+# Compilers were seen to take up to this much more than ``peak_bytes`` says
+# (tests/codec/test_codec_space.py compares).
 _EXTRA = 1.25
 # More arrays of full size than any of the models ever holds at a time.
 _ARRAYS = 32
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
-    """One way of cutting frames up.
+class Candidate:
+    """One way of cutting frames that may be chosen.
 
     Attributes:
-      words: what it is called in the log.
-      make: the steps, made only when the way is considered.
-      cuts: side in pixels from which on it cuts anything.
-      keys: of ``config.codec`` that ask for it.
+      words: what the log calls it.
+      make: the functions that code this way, made only when the candidate is considered.
+      cuts: frames of at most so many pixels a side are not cut by it.
     """
 
     words: str
-    make: Callable[[], Steps]
+    make: Callable[[], FrameCoder]
     cuts: int = 0
-    keys: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Held:
-    """A cache, and the steps that made it and can go on from it."""
+    """A cache, and the programs that made it and can go on from it."""
 
-    steps: Steps
+    programs: CodecPrograms
     cache: Any
 
 
-class AutoSteps:
-    """Steps that are chosen for each size of frames when it first comes up.
+class AutoPrograms:
+    """Programs that are chosen for each size of frames when it first comes up.
+
+    The methods are those of ``CodecPrograms``.
 
     Args:
-      ways: from whole frames to the smallest parts.
-      gigabytes: of memory to count on; 0: what is at hand when a choice is made.
+      candidates: from whole frames to the smallest parts.
+      gigabytes: of memory to count on; 0: what is free when a choice is made.
       devices: over which rows are spread.
-
-    Attributes:
-      content, model: as of ``Steps``.
     """
 
-    def __init__(self, ways: Sequence[Way], gigabytes: float = 0.0, devices: int = 1):
-        self._ways, self._gigabytes, self._devices = ways, gigabytes, devices
-        self._made: dict[int, Steps] = {0: ways[0].make()}
-        self._chosen: dict[tuple[Any, ...], Steps] = {}
-        self.model, self.content = self._made[0].model, self._made[0].content
-        self._decoding: dict[tuple[int, int], Steps] = {}
+    def __init__(self, candidates: Sequence[Candidate], gigabytes: float = 0.0, devices: int = 1):
+        self._candidates, self._gigabytes, self._devices = candidates, gigabytes, devices
+        self.whole = CodecPrograms(candidates[0].make())
+        self.model = self.whole.model
+        self._made: dict[int, CodecPrograms] = {0: self.whole}
+        self._chosen: dict[tuple[Any, ...], CodecPrograms] = {}
+        self._decoding: dict[tuple[int, int], CodecPrograms] = {}
 
-    def frames_seen(self, pixels: np.ndarray, first: bool) -> np.ndarray | None:
-        return self._made[0].frames_seen(pixels, first)
+    @property
+    def condition_kind(self) -> str:
+        return self.model.condition_kind
+
+    def content_frames(self, pixels: np.ndarray, first: bool) -> np.ndarray | None:
+        return self.whole.content_frames(pixels, first)
 
     def encode(self, params, pixels, cache, key, start):
-        steps, cache = self._for("encode", params, pixels.shape[1:4], cache)
-        latent, cache = steps.encode(params, pixels, cache, key, start)
-        return latent, _held(steps, cache)
+        programs, cache = self._for("encode", params, pixels.shape[1:4], cache)
+        latent, cache = programs.encode(params, pixels, cache, key, start)
+        return latent, _held(programs, cache)
 
     def encode_run(self, params, pixels, cache, key, start):
-        steps, cache = self._for("encode", params, pixels.shape[2:5], cache)
-        latent, cache = steps.encode_run(params, pixels, cache, key, start)
-        return latent, _held(steps, cache)
+        programs, cache = self._for("encode", params, pixels.shape[2:5], cache)
+        latent, cache = programs.encode_run(params, pixels, cache, key, start)
+        return latent, _held(programs, cache)
 
-    def look(self, params, frames):
+    def condition(self, params, frames):
         clips, height, width = frames.shape[:3]
-        if self.content == "clip":  # the decoder's: tiles look at their own part
+        if self.condition_kind == "content":  # made tile by tile, as the decoder will read it
             shape = (clips * self.model.latent_spec.rule.step, height, width)
-            return self._for("decode", params, shape, None)[0].look(params, frames)
-        return self._for("encode", params, (1, height, width), None)[0].look(params, frames)
+            return self._for("decode", params, shape, None)[0].condition(params, frames)
+        return self._for("encode", params, (1, height, width), None)[0].condition(params, frames)
 
     def decode(self, params, latent, condition, cache):
-        steps, cache = self._for("decode", params, self._pixels(latent.shape[1:4]), cache)
-        video, cache = steps.decode(params, latent, condition, cache)
-        return video, _held(steps, cache)
+        programs, cache = self._for("decode", params, self._pixels(latent.shape[1:4]), cache)
+        video, cache = programs.decode(params, latent, condition, cache)
+        return video, _held(programs, cache)
 
     def decode_run(self, params, latents, frames, cache):
-        steps, cache = self._for("decode", params, self._pixels(latents.shape[2:5]), cache)
-        video, cache = steps.decode_run(params, latents, frames, cache)
-        return video, _held(steps, cache)
+        programs, cache = self._for("decode", params, self._pixels(latents.shape[2:5]), cache)
+        video, cache = programs.decode_run(params, latents, frames, cache)
+        return video, _held(programs, cache)
 
-    def windows(self, params, latents, core, condition):
+    def decode_windows(self, params, latents, size, condition):
         head = next(latents := iter(latents))
-        stage = outer_stage(self.model)
-        reach = decoder_reach(self.model, stage)
-        around = -(-(reach.left + reach.right) // self.model.latent_spec.t)
-        shape = self._pixels((core + around, *head.shape[1:3]))
-        steps = self._for("decode", params, shape, None)[0]
-        return steps.windows(params, itertools.chain([head], latents), core, condition)
+        shape = self._pixels((self.whole.coder.window_latents(size), *head.shape[1:3]))
+        programs = self._for("decode", params, shape, None)[0]
+        return programs.decode_windows(params, itertools.chain([head], latents), size, condition)
 
-    def borders(self, height: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        steps = self._decoding.get((height, width), self._made[0])
-        return steps.borders(height, width)
+    def borders(self, height: int, width: int) -> Borders:
+        return self._decoding.get((height, width), self.whole).borders(height, width)
 
     def _pixels(self, latent: Sequence[int]) -> tuple[int, int, int]:
         """Frames, height and width of a latent ``(t, h, w)``, at most."""
         spec = self.model.latent_spec
         return latent[0] * spec.t, latent[1] * spec.h, latent[2] * spec.w
 
-    def _for(self, kind: str, params: Any, shape: Sequence[int], cache: Any) -> tuple[Steps, Any]:
-        """The steps for a piece of ``shape`` (frames, height, width), and their cache."""
+    def _for(
+        self, kind: str, params: Any, shape: Sequence[int], cache: Any
+    ) -> tuple[CodecPrograms, Any]:
+        """The programs for a piece of ``shape`` (frames, height, width), and their cache."""
         if isinstance(cache, _Held):
-            return cache.steps, cache.cache
+            return cache.programs, cache.cache
         key = (kind, *shape)
         if key not in self._chosen:
             self._chosen[key] = self._choose(kind, params, tuple(shape))
@@ -131,12 +133,12 @@ class AutoSteps:
             self._decoding[key[2:]] = self._chosen[key]
         return self._chosen[key], None
 
-    def _choose(self, kind: str, params: Any, shape: tuple[int, int, int]) -> Steps:
+    def _choose(self, kind: str, params: Any, shape: tuple[int, int, int]) -> CodecPrograms:
         at_hand, whose = memory_at_hand(self._gigabytes)
         what = "{} of {} frames of {}x{}".format(f"{kind[:-1]}ing", *shape)
         if at_hand is None:
             logging.info("codec.space: whole frames, since nothing says how much memory there is.")
-            return self._made[0]
+            return self.whole
         room = _SHARE * at_hand
         bound = _most(params, shape) / self._devices
         if bound <= room:
@@ -144,18 +146,18 @@ class AutoSteps:
                 f"codec.space: whole frames for {what}, which certainly fit: less than "
                 f"{_gb(bound)} of the {_gb(at_hand)} {whose}."
             )
-            return self._made[0]
-        tried: list[tuple[float, str, Steps]] = []
-        for number, way in enumerate(self._ways):
-            if number and way.cuts >= max(shape[1:]):
+            return self.whole
+        tried: list[tuple[float, str, CodecPrograms]] = []
+        for number, candidate in enumerate(self._candidates):
+            if number and candidate.cuts >= max(shape[1:]):
                 continue
-            steps = self._made.get(number) or way.make()
-            self._made[number] = steps
-            need = bytes_needed(steps, kind, params, shape) / self._devices
-            tried.append((need, way.words, steps))
+            programs = self._made.get(number) or CodecPrograms(candidate.make())
+            self._made[number] = programs
+            need = bytes_needed(programs.coder, kind, params, shape) / self._devices
+            tried.append((need, candidate.words, programs))
             if need <= room:
                 break
-        need, words, steps = min(tried, key=lambda found: found[0]) if need > room else tried[-1]
+        need, words, programs = min(tried, key=lambda found: found[0]) if need > room else tried[-1]
         others = ", ".join(f"{w} would need {_gb(n)}" for n, w, _ in tried if w != words)
         about = f"{_gb(need)} of the {_gb(at_hand)} {whose}{others and f' ({others})'}"
         if need > at_hand:
@@ -165,34 +167,33 @@ class AutoSteps:
             )
         tight = "" if need <= room else ", which is tight"
         logging.info(f"codec.space: {words} for {what}, which need about {about}{tight}.")
-        return steps
+        return programs
 
 
-def bytes_needed(steps: Steps, kind: str, params: Any, shape: tuple[int, int, int]) -> int:
+def bytes_needed(coder: FrameCoder, kind: str, params: Any, shape: tuple[int, int, int]) -> int:
     """Memory for one piece, by ``peak_bytes``: for results, caches and intermediates.
 
     Parameters count only if they are not on the device yet.
 
     Args:
+      coder: the functions that code the piece.
       kind: ``'encode'`` or ``'decode'``.
+      params: the tokenizer's parameters.
       shape: frames, height and width of the piece.
     """
     frames, height, width = shape
-    spec = steps.model.latent_spec
-    tiles = isinstance(steps, TiledSteps) and steps.cuts(height, width)
+    spec = coder.model.latent_spec
     video = frames * height * width * 3 * 4
-    if tiles:
-        side = steps.tiles.read
-        height, width = min(height, side), min(width, side)
+    if tiles := coder.separate_tiles(height, width):
+        height, width = tiles[1]
     pixels = jax.ShapeDtypeStruct((1, frames, height, width, 3), jnp.float32)
     if kind == "encode":
-        program = jax.make_jaxpr(steps.pieces[kind])(params, _legal(pixels, spec), None)
+        program = jax.make_jaxpr(coder.encode)(params, _legal(pixels, spec))
     else:
         slots = -(-frames // spec.t)
         latent = (1, slots, height // spec.h, width // spec.w, spec.channels)
         latent = jax.ShapeDtypeStruct(latent, jnp.float32)
-        condition = _condition(steps, params, pixels)
-        program = jax.make_jaxpr(steps.pieces[kind])(params, latent, None, condition)
+        program = jax.make_jaxpr(coder.decode)(params, latent, _condition(coder, params, pixels))
     need = int(_EXTRA * peak_bytes(program)) + video
     if any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params)):
         need += tree_bytes(params)
@@ -205,13 +206,14 @@ def _legal(pixels: Any, spec: Any) -> Any:
     return jax.ShapeDtypeStruct((1, frames, *pixels.shape[2:]), pixels.dtype)
 
 
-def _condition(steps: Steps, params: Any, pixels: Any) -> Any:
-    if steps.content == "none":
+def _condition(coder: FrameCoder, params: Any, pixels: Any) -> Any:
+    kind = coder.model.condition_kind
+    if kind == "none":
         return None
-    spec = steps.model.latent_spec
-    count = max(pixels.shape[1] // spec.rule.step, 1) if steps.content == "clip" else 1
-    frames = jax.ShapeDtypeStruct((count, *pixels.shape[2:]), jnp.uint8)
-    return jax.eval_shape(steps.pieces["look"], params, frames)
+    spec = coder.model.latent_spec
+    count = max(pixels.shape[1] // spec.rule.step, 1) if kind == "content" else 1
+    frames = jax.ShapeDtypeStruct((count, *pixels.shape[2:]), jnp.float32)
+    return jax.eval_shape(coder.condition, params, frames)
 
 
 def _most(params: Any, shape: tuple[int, int, int]) -> float:
@@ -220,8 +222,8 @@ def _most(params: Any, shape: tuple[int, int, int]) -> float:
     return _ARRAYS * 4.0 * math.prod(shape) * width + tree_bytes(params)
 
 
-def _held(steps: Steps, cache: Any) -> Any:
-    return None if cache is None else _Held(steps, cache)
+def _held(programs: CodecPrograms, cache: Any) -> Any:
+    return None if cache is None else _Held(programs, cache)
 
 
 def _gb(size: float) -> str:

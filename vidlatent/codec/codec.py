@@ -25,11 +25,12 @@ from jax.sharding import Mesh
 
 from vidlatent import config as configs
 from vidlatent.codec.coded import Coded, Reader
-from vidlatent.codec.options import Coding
+from vidlatent.codec.options import CodecOptions, plan_codec
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import to_pixels
 from vidlatent.media.decode import iter_frames
 from vidlatent.models.load import abstract_params, model_of, open_checkpoints
+from vidlatent.models.tokenizers.base import Tokenizer
 from vidlatent.models.tokenizers.chunks import fade_in, stream_chunks
 from vidlatent.parallel.mesh import mesh_of_rows
 from vidlatent.parallel.sharding import shardings, uneven_rows
@@ -46,9 +47,9 @@ class Codec:
     """A tokenizer with its parameters, working on uint8 frames.
 
     Args:
-      model: tokenizer module (``encode`` and ``decode`` with caches).
+      model: the tokenizer.
       params: its parameters, a nested dict.
-      coding: how long and large videos are cut.
+      options: how long and large videos are cut; None: the defaults of ``config.codec``.
       mesh: devices over which frames are spread by height, all of them whatever their axes are
         called; None: one device.
 
@@ -58,17 +59,23 @@ class Codec:
     """
 
     def __init__(
-        self, model: Any, params: Any, coding: Coding | None = None, mesh: Mesh | None = None
+        self,
+        model: Tokenizer,
+        params: Any,
+        options: CodecOptions | None = None,
+        mesh: Mesh | None = None,
     ):
         self._mesh = None if mesh is None else mesh_of_rows(mesh)
-        self._plan = (coding or Coding()).plan(model, 1 if mesh is None else mesh.size)
-        self.model = self._plan.model
+        self._plan = plan_codec(
+            options or CodecOptions.of(), model, 1 if mesh is None else mesh.size
+        )
+        self._programs = self._plan.programs
+        self.model = self._programs.model
         self.params = params
         if self._mesh is not None:
             self.params = jax.device_put(params, shardings(params, self._mesh))
         self.spec: LatentSpec = model.latent_spec
         self.time = self._plan.time
-        self._steps = self._plan.steps
         rule = self.spec.rule
         self._per_group = rule.step // self.spec.t  # latent frames
         # One latent frame stands for the frames before the first group, if there are any.
@@ -81,13 +88,13 @@ class Codec:
         cls,
         workdir: str | Path,
         step: int | None = None,
-        coding: Coding | None = None,
+        options: CodecOptions | None = None,
         mesh: Mesh | None = None,
         dtype: Any = None,
     ) -> Codec:
         """The tokenizer trained in ``workdir``: its EMA at ``step`` (default: newest sound one).
 
-        ``coding`` defaults to the workdir's ``config.codec``, ``dtype`` (what is computed in) to
+        ``options`` defaults to the workdir's ``config.codec``, ``dtype`` (what is computed in) to
         its ``config.precision.compute``.
         """
         workdir = Path(workdir)
@@ -99,7 +106,7 @@ class Codec:
             restored = checkpointer.restore_params(placed, step=step)
         finally:
             checkpointer.close()
-        return cls(model, restored.state, coding or Coding.of(config.codec.to_dict()), mesh)
+        return cls(model, restored.state, options or CodecOptions.of(**config.codec), mesh)
 
     def encode(self, video: Video, sample: int | None = None) -> Coded:
         """A video of any length and size -> its latent, and the frames kept beside it.
@@ -141,13 +148,13 @@ class Codec:
             with self._devices():
                 pixels = self._pad(padded)
                 if len(pieces) == 1:
-                    encode, pixels = self._steps.encode, pixels[None]
+                    encode, pixels = self._programs.encode, pixels[None]
                 else:
-                    encode = self._steps.encode_run
+                    encode = self._programs.encode_run
                     pixels = pixels.reshape(len(pieces), 1, length, *pixels.shape[1:])
                 latent, cache = encode(self.params, pixels, cache, key, start)
-            content = self._steps.frames_seen(padded, first)
-            if content is not None and self._steps.content == "clip":
+            content = self._programs.content_frames(padded, first)
+            if content is not None and self._programs.condition_kind == "content":
                 content = content[: kept // self._per_group]
             cache = None if self._plan.chunks else cache
             yield Coded(
@@ -223,7 +230,7 @@ class Codec:
         """Rows and columns at which tiles meet in frames of this size, once one is decoded."""
         spec = self.spec
         sides = height + -height % spec.h, width + -width % spec.w
-        rows, columns = self._steps.borders(*sides)
+        rows, columns = self._programs.borders(*sides)
         return tuple(y for y in rows if y < height), tuple(x for x in columns if x < width)
 
     def _cut(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[list[np.ndarray], int, int]]:
@@ -288,16 +295,16 @@ class Codec:
         count, wanted = len(piece), self._plan.groups * self._per_group
         # Later pieces keep one shape: nothing looks ahead, so what fills the last one is cut
         # off. Clips of their own are not filled up, which would cost as much as real ones.
-        if not first and self._steps.content != "clip":
+        if not first and self._programs.condition_kind != "content":
             piece = piece + [piece[-1]] * (wanted - count)
-        if self._steps.content == "clip" and count % self._per_group:
+        if self._programs.condition_kind == "content" and count % self._per_group:
             raise VidlatentError(
                 f"{count} latent frames are no clips of {self._per_group}: pass whole ones."
             )
         with self._devices():
             condition = self._condition(source, count, first)
             latent = jnp.asarray(np.stack(piece))[None]
-            return self._steps.decode(self.params, latent, condition, cache)
+            return self._programs.decode(self.params, latent, condition, cache)
 
     def _decode_run(
         self, source: Reader, pieces: list[np.ndarray], cache: Any
@@ -305,11 +312,11 @@ class Codec:
         """``scan_groups`` pieces at once, none of them the first."""
         count, content = self._plan.scan_groups, None
         latents = np.stack(pieces).reshape(count, 1, -1, *pieces[0].shape)
-        if self._steps.content == "clip":
+        if self._programs.condition_kind == "content":
             content = self._pad(source.content(len(pieces) // self._per_group))
             content = content.reshape(count, -1, *content.shape[1:])
         with self._devices():
-            return self._steps.decode_run(self.params, latents, content, cache)
+            return self._programs.decode_run(self.params, latents, content, cache)
 
     def _windowed(self, source: Reader) -> Iterator[np.ndarray]:
         """Decode with what lies around each window."""
@@ -321,7 +328,7 @@ class Codec:
             condition = self._condition(source, 1, True)
             latents = (jnp.asarray(slot)[None] for slot in itertools.chain([head], slots))
             core = self._plan.window_latents
-            windows = self._steps.windows(self.params, latents, core, condition)
+            windows = self._programs.decode_windows(self.params, latents, core, condition)
         while True:
             with self._devices():
                 video = next(windows, None)
@@ -345,7 +352,7 @@ class Codec:
             with self._devices():
                 condition = self._condition(source, len(piece), True)
                 latent = jnp.asarray(np.stack(piece))[None]
-                video, _ = self._steps.decode(self.params, latent, condition, None)
+                video, _ = self._programs.decode(self.params, latent, condition, None)
             last = piece[0]
             if picture:
                 yield self._pixels(video, piece[0])
@@ -357,10 +364,12 @@ class Codec:
 
     def _condition(self, source: Reader, count: int, first: bool) -> Any:
         """What the decoder looks at for the next ``count`` latent frames."""
-        if self._steps.content == "none" or (self._steps.content == "first" and not first):
+        if self._programs.condition_kind == "none" or (
+            self._programs.condition_kind == "first" and not first
+        ):
             return None
-        clips = count // self._per_group if self._steps.content == "clip" else 1
-        return self._steps.look(self.params, self._pad(source.content(clips)))
+        clips = count // self._per_group if self._programs.condition_kind == "content" else 1
+        return self._programs.condition(self.params, self._pad(source.content(clips)))
 
     def _pixels(self, video: jax.Array, latent: np.ndarray) -> np.ndarray:
         """uint8 ``[T, H, W, 3]`` on the host, without rows that only fill up a mesh."""
@@ -418,7 +427,7 @@ def load_codec(
     weights: str | Path = "",
     table: str = "auto",
     step: int | None = None,
-    **coding: Any,
+    **options: Any,
 ) -> Codec:
     """A tokenizer ready to code videos.
 
@@ -430,7 +439,7 @@ def load_codec(
       weights: file or run that the parameters come from.
       table: naming of the file (``weights.tables.TABLES``).
       step: checkpoint of a run; None for the newest sound one.
-      coding: keys of ``config.codec``, such as ``time='chunks', overlap_frames=4``.
+      options: keys of ``config.codec``, such as ``time='chunks', overlap_frames=4``.
 
     Raises:
       VidlatentError: there is no such run or config, the weights do not fit, or the tokenizer
@@ -438,8 +447,8 @@ def load_codec(
     """
     path = Path(path_or_name)
     if is_workdir(path) and not weights:
-        keys = {**configs.read(path).codec.to_dict(), **coding}
-        return Codec.from_workdir(path, step, Coding.of(keys), mesh, dtype)
+        keys = {**configs.read(path).codec, **options}
+        return Codec.from_workdir(path, step, CodecOptions.of(**keys), mesh, dtype)
     config = configs.load(str(path_or_name))
     if not weights:
         raise VidlatentError(
@@ -452,4 +461,4 @@ def load_codec(
         weights, _placed(model, mesh), family=config.model.name, table=table, step=step
     )
     params = jax.tree.map(jnp.asarray, params) if mesh is None else params
-    return Codec(model, params, Coding.of({**config.codec.to_dict(), **coding}), mesh)
+    return Codec(model, params, CodecOptions.of(**{**config.codec, **options}), mesh)

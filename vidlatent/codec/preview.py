@@ -17,7 +17,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vidlatent.codec.codec import Codec
-from vidlatent.codec.options import Coding
+from vidlatent.codec.options import CodecOptions
 from vidlatent.data.loaders import Loaders
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels
@@ -168,7 +168,7 @@ def fit_preview(config: ConfigDict, workdir: Path, step: int) -> int:
     Writes ``<workdir>/preview.npz`` and ``preview.png``, with validation clips over their previews;
     returns the exit status.
     """
-    codec = Codec.from_workdir(workdir, None if step < 0 else step, Coding())
+    codec = Codec.from_workdir(workdir, None if step < 0 else step, CodecOptions.of())
     spec, loaders = codec.spec, Loaders(config, codec.spec, workdir)
 
     @jax.jit

@@ -1,8 +1,9 @@
-"""The compiled parts of a codec: pixels to latent, content frames to condition, latent to video.
+"""A tokenizer's operations compiled for a codec: on a batch of one, from and to uint8 pixels.
 
-Each kind of ``Steps`` computes the same operations in its own way of cutting a frame up. On a mesh
-the rows of every map are spread over all devices, also where they do not divide: results and caches
-are padded to heights that do, since those of a compiled program must.
+How frames are cut is the business of the tokenizer's ``FrameCoder``; here its functions become
+programs, and runs of pieces become one program with a loop. On a mesh the rows of every map are
+spread over all devices, also where they do not divide: results and caches are padded to heights
+that do, since those of a compiled program must.
 """
 
 from __future__ import annotations
@@ -19,50 +20,40 @@ from jax import lax
 
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels, to_pixels
-from vidlatent.models.tokenizers.fsvideo import tiling as tiled
-from vidlatent.models.tokenizers.fsvideo.patches import (
-    decode_windows,
-    encode_tiled,
-    encoder_end,
-)
-from vidlatent.models.tokenizers.reducio import tiling
+from vidlatent.models.tokenizers.cutting import Borders, FrameCoder
 from vidlatent.parallel.sharding import pad_rows
 
-__all__ = ["PartSteps", "Steps", "TiledSteps"]
-
-Borders = tuple[tuple[int, ...], tuple[int, ...]]
+__all__ = ["CodecPrograms"]
 
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     return jax.jit(function, **options)
 
 
-class Steps:
-    """A model's three operations on a batch of one, frames whole.
+class CodecPrograms:
+    """The compiled operations of one way of cutting frames.
+
+    Frames that their way cuts into tiles of a program each (``FrameCoder.separate_tiles``) run the
+    same functions without a program around them.
 
     Attributes:
-      content: which frames the decoder looks at: ``'none'``, ``'first'`` (of the stream) or
-        ``'clip'`` (one of each clip).
-      pieces: the functions behind the compiled ones, for a look at the program: ``'encode'``
-        ``(params, video, cache) -> (posterior, cache)``, ``'look'`` ``(params, frames) ->
-        condition``, ``'decode'`` ``(params, latent, cache, condition) -> (video, cache)``.
+      coder: the functions that are compiled.
+      model: the tokenizer behind them, its layers tiled if that is the way.
     """
 
-    def __init__(self, model: Any, encode: Any = None, decode: Any = None):
-        self.model = model
-        self.content = "none"
-        if hasattr(model, "takes_condition") and model.takes_condition:
-            self.content = "clip" if hasattr(model, "content_frame") else "first"
-        encode = encode or functools.partial(_encode, model)
-        decode = decode or functools.partial(_decode, model)
-        look = functools.partial(_look, model, self.content)
-        self.pieces = {"encode": encode, "look": look, "decode": decode}
+    def __init__(self, coder: FrameCoder):
+        self.coder, self.model = coder, coder.model
         # A piece's caches are of no use once the next piece's exist: their memory is handed on.
-        self._encode = _compiled(functools.partial(_encoded, encode), donate_argnums=2)
-        self._look = _compiled(look)
-        self._decode = _compiled(functools.partial(_decoded, decode), donate_argnums=3)
-        self._encode_run = _compiled(functools.partial(_encode_run, encode), donate_argnums=2)
-        self._decode_run = _compiled(functools.partial(_decode_run, decode, look), donate_argnums=3)
+        self._encode = _compiled(functools.partial(_encode, coder), donate_argnums=2)
+        self._condition = _compiled(functools.partial(_condition, coder))
+        self._decode = _compiled(functools.partial(_decode, coder), donate_argnums=3)
+        self._encode_run = _compiled(functools.partial(_encode_run, coder), donate_argnums=2)
+        self._decode_run = _compiled(functools.partial(_decode_run, coder), donate_argnums=3)
+
+    @property
+    def condition_kind(self) -> str:
+        """``'none'``, ``'first'`` or ``'content'``, see ``Tokenizer.condition_kind``."""
+        return self.model.condition_kind
 
     def encode(
         self, params: Any, pixels: Any, cache: Any, key: Any, start: int
@@ -73,23 +64,37 @@ class Steps:
         on the key and on the place of each latent frame in the stream (``start`` and on) alone, so
         that it is the same however the stream is cut.
         """
+        if self.coder.separate_tiles(*pixels.shape[2:4]):
+            return _encode(self.coder, params, jnp.asarray(pixels), cache, key, start)
         return self._encode(params, pixels, cache, key, start)
 
     def encode_run(
         self, params: Any, pixels: Any, cache: Any, key: Any, start: int
     ) -> tuple[jax.Array, Any]:
         """Pieces uint8 ``[n, 1, T, H, W, 3]``, one after the other -> ``[1, n * t, h, w, c]``."""
-        return self._encode_run(params, pixels, cache, key, start)
+        if not self.coder.separate_tiles(*pixels.shape[3:5]):
+            return self._encode_run(params, pixels, cache, key, start)
+        latents = []
+        for piece in pixels:
+            latent, cache = self.encode(params, piece, cache, key, start)
+            latents.append(latent)
+            start += latent.shape[1]
+        return jnp.concatenate(latents, axis=1), cache
 
-    def frames_seen(self, pixels: np.ndarray, first: bool) -> np.ndarray | None:
-        """The content frames ``[n, H, W, 3]`` of a piece ``[T, H, W, 3]``, None for none."""
-        if self.content == "clip":
-            return np.asarray(self.model.apply({}, pixels[None], method="content_frame"))
-        return pixels[:1] if first and self.content == "first" else None
+    def content_frames(self, pixels: np.ndarray, first: bool) -> np.ndarray | None:
+        """The frames ``[n, H, W, 3]`` of a piece ``[T, H, W, 3]`` that the decoder reads.
 
-    def look(self, params: Any, frames: np.ndarray) -> Any:
-        """What the decoder needs of content frames, uint8 ``[n, H, W, 3]``."""
-        return self._look(params, frames)
+        None where it reads none, or (``'first'``) none of a later piece.
+        """
+        if self.condition_kind == "none" or (self.condition_kind == "first" and not first):
+            return None
+        return np.asarray(self.model.apply({}, pixels[None], method="content_frames"))
+
+    def condition(self, params: Any, frames: np.ndarray) -> Any:
+        """What the decoder takes of content frames, uint8 ``[n, H, W, 3]``."""
+        if self.coder.separate_tiles(*frames.shape[1:3]):
+            return _condition(self.coder, params, jnp.asarray(frames))
+        return self._condition(params, frames)
 
     def decode(
         self, params: Any, latent: jax.Array, condition: Any, cache: Any
@@ -98,6 +103,8 @@ class Steps:
 
         On a mesh H may have rows of padding at its end.
         """
+        if self.coder.separate_tiles(*self._sides(latent.shape[2:4])):
+            return _decode(self.coder, params, latent, condition, cache)
         return self._decode(params, latent, condition, cache)
 
     def decode_run(
@@ -106,122 +113,34 @@ class Steps:
         """Pieces ``[n, 1, t, h, w, c]``, one after the other -> uint8 ``[1, n * T, H, W, 3]``.
 
         Args:
+          params: the tokenizer's parameters.
+          latents: the pieces, none of them the first of a stream.
           frames: each piece's content frames, uint8 ``[n, clips, H, W, 3]``, where the decoder
-            looks at one of each clip.
+            reads one of each clip.
+          cache: of the piece before.
         """
-        return self._decode_run(params, latents, frames, cache)
+        if not self.coder.separate_tiles(*self._sides(latents.shape[3:5])):
+            return self._decode_run(params, latents, frames, cache)
+        videos = []
+        for number, latent in enumerate(latents):
+            condition = None if frames is None else self.condition(params, frames[number])
+            video, cache = self.decode(params, jnp.asarray(latent), condition, cache)
+            videos.append(to_pixels(video))
+        return jnp.concatenate(videos, axis=1), cache
 
-    def windows(
-        self, params: Any, latents: Iterable[jax.Array], core: int, condition: Any
+    def decode_windows(
+        self, params: Any, latents: Iterable[jax.Array], size: int, condition: Any
     ) -> Iterator[jax.Array]:
-        """``decode_windows`` of FSAE's decoders that look ahead."""
-        return decode_windows(self.model, params, latents, core, condition)
+        """As ``FrameCoder.decode_windows``."""
+        return self.coder.decode_windows(params, latents, size, condition)
 
     def borders(self, height: int, width: int) -> Borders:
         """Rows and columns of a decoded frame at which one tile gives way to another."""
-        return (), ()
+        return self.coder.borders(height, width)
 
-
-class PartSteps(Steps):
-    """FSAE's operations with the outer stages tile by tile, exactly (``fsvideo.tiling``).
-
-    Args:
-      core: side of a tile in pixels, without its margin.
-    """
-
-    def __init__(self, model: Any, core: int):
-        self._cells = tiled.margins(model)  # raises where there is nothing to cut
-        for cell, _ in self._cells:
-            if core < cell or core % cell:
-                side = max(cell for cell, _ in self._cells)
-                raise VidlatentError(
-                    f"config.codec.tile_pixels={core}: tiles of {model.latent_spec.name} consist "
-                    f"of cells of {side} pixels; use a multiple of that."
-                )
-        super().__init__(
-            model,
-            functools.partial(tiled.encode_piece, model, core),
-            functools.partial(tiled.decode_piece, model, core),
-        )
-        self.core = core
-
-    def look(self, params, frames):
-        if self.content == "none" or min(self.model.cross_stages) < encoder_end(self.model):
-            return super().look(params, frames)
-        cells = self.core // self._cells[1][0]
-        return encode_tiled(self.model, params, from_pixels(jnp.asarray(frames))[None], cells)[1]
-
-    def windows(self, params, latents, core, condition):
-        cells = self.core // self._cells[0][0]
-        return decode_windows(self.model, params, latents, core, condition, cells)
-
-    def borders(self, height, width):
-        cell, margin = self._cells[0]
-        whole = (height // cell, width // cell)
-        grid = tiled.grid_of(whole, self.core // cell, margin // cell)
-        return tuple(
-            tuple(sorted({int(begin) * cell for begin in grid.wanted[:, axis]} - {0}))
-            for axis in (0, 1)
-        )
-
-
-class TiledSteps(Steps):
-    """Reducio's operations on frames larger than a tile (see ``models.tokenizers.reducio.tiling``).
-
-    Attributes:
-      tiles: their sizes.
-      published: as in the released code, which tiles only frames that are too high; else evenly.
-    """
-
-    def __init__(self, model: Any, tiles: tiling.Tiles, published: bool):
-        super().__init__(model)
-        self.tiles, self.published = tiles, published
-
-    def cuts(self, height: int, width: int) -> bool:
-        """Whether frames of this size are cut."""
-        return tiling.needed(height, width, self.tiles, height_only=self.published)
-
-    def encode(self, params, pixels, cache, key, start):
-        if not self.cuts(*pixels.shape[2:4]):
-            return super().encode(params, pixels, cache, key, start)
-        run = tiling.published_encode if self.published else tiling.even_encode
-        posterior = run(self.model, params, from_pixels(jnp.asarray(pixels)), self.tiles)
-        return _latent(posterior, key, start), None
-
-    def look(self, params, frames):
-        if not self.cuts(*frames.shape[1:3]):
-            return super().look(params, frames)
-        run = tiling.published_condition if self.published else tiling.even_condition
-        return run(self.model, params, from_pixels(jnp.asarray(frames)), self.tiles)
-
-    def decode(self, params, latent, condition, cache):
+    def _sides(self, latent: tuple[int, int]) -> tuple[int, int]:
         spec = self.model.latent_spec
-        if not self.cuts(latent.shape[2] * spec.h, latent.shape[3] * spec.w):
-            return super().decode(params, latent, condition, cache)
-        run = tiling.published_decode if self.published else tiling.even_decode
-        return run(self.model, params, latent, condition, self.tiles), None
-
-    # Tiles are a loop of calls: so are pieces of them.
-
-    def encode_run(self, params, pixels, cache, key, start):
-        latents = []
-        for piece in pixels:
-            latents.append(self.encode(params, piece, None, key, start)[0])
-            start += latents[-1].shape[1]
-        return jnp.concatenate(latents, axis=1), None
-
-    def decode_run(self, params, latents, frames, cache):
-        videos = []
-        for number, latent in enumerate(latents):
-            condition = None if frames is None else self.look(params, frames[number])
-            video, _ = self.decode(params, jnp.asarray(latent), condition, None)
-            videos.append(to_pixels(video))
-        return jnp.concatenate(videos, axis=1), None
-
-    def borders(self, height, width):
-        if not self.cuts(height, width):
-            return (), ()
-        return tiling.borders(height, width, self.tiles, self.published)
+        return latent[0] * spec.h, latent[1] * spec.w
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,19 +178,15 @@ def _take(cache: Any) -> Any:
     return jax.tree.unflatten(structure, cut)
 
 
-def _encode(model, params, video, cache):
-    return model.apply({"params": params}, video, cache=cache, method="encode")
-
-
-def _encoded(encode, params, pixels, cache, key, start):
-    posterior, cache = encode(params, from_pixels(pixels), _take(cache))
+def _encode(coder, params, pixels, cache, key, start):
+    posterior, cache = coder.encode(params, from_pixels(pixels), _take(cache))
     return _latent(posterior, key, start), _lay(cache)
 
 
-def _encode_run(encode, params, pixels, cache, key, start):
+def _encode_run(coder, params, pixels, cache, key, start):
     def one(carry, piece):
         start, cache = carry
-        posterior, cache = encode(params, from_pixels(piece), cache)
+        posterior, cache = coder.encode(params, from_pixels(piece), cache)
         latent = _latent(posterior, key, start)
         return (start + latent.shape[1], cache), latent
 
@@ -293,29 +208,20 @@ def _latent(posterior: Any, key: jax.Array | None, start: Any) -> jax.Array:
     return posterior.draw(jax.vmap(noise)(start + jnp.arange(length))[None])
 
 
-def _look(model, content, params, frames):
-    pixels = from_pixels(frames)
-    if content == "clip":
-        return model.apply({"params": params}, pixels, method="features")
-    return model.apply({"params": params}, pixels[None], method="condition")
+def _condition(coder, params, frames):
+    return coder.condition(params, from_pixels(frames))
 
 
-def _decode(model, params, latent, cache, condition):
-    return model.apply(
-        {"params": params}, latent, condition=condition, cache=cache, method="decode"
-    )
-
-
-def _decoded(decode, params, latent, condition, cache):
-    video, cache = decode(params, latent, _take(cache), condition)
+def _decode(coder, params, latent, condition, cache):
+    video, cache = coder.decode(params, latent, condition, _take(cache))
     return pad_rows(video), _lay(cache)
 
 
-def _decode_run(decode, look, params, latents, frames, cache):
+def _decode_run(coder, params, latents, frames, cache):
     def one(cache, piece):
         latent, seen = piece
-        condition = None if seen is None else look(params, seen)
-        video, cache = decode(params, latent, cache, condition)
+        condition = None if seen is None else _condition(coder, params, seen)
+        video, cache = coder.decode(params, latent, condition, cache)
         return cache, to_pixels(video)
 
     cache, videos = lax.scan(one, _take(cache), (latents, frames))

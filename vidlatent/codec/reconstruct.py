@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from vidlatent.codec.codec import Codec
 from vidlatent.codec.coded import Sizes
-from vidlatent.codec.options import Coding
+from vidlatent.codec.options import CodecOptions
 from vidlatent.errors import VidlatentError
 from vidlatent.media.decode import iter_frames
 from vidlatent.media.sheets import contact_sheet
@@ -46,7 +46,7 @@ def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, 
         raise VidlatentError("--mode=reconstruct needs --input=my.mp4 and --output=restored.mp4.")
     if Path(input).resolve() == Path(output).resolve():
         raise VidlatentError(f"--output={output} would overwrite the input: choose another name.")
-    coding = Coding.of(config.codec.to_dict())
+    coding = CodecOptions.of(**config.codec)
     codec = Codec.from_workdir(workdir, None if step < 0 else step, coding)
     info, frames = iter_frames(input)
     target = Path(output)

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vidlatent.codec.programs import Steps
 from vidlatent.data.text.rules import RULES
 from vidlatent.data.text.tokens import load_tokenizer, word_tokens
 from vidlatent.encode.plan import EncodeOptions
@@ -28,8 +27,8 @@ from vidlatent.parallel.sharding import batch_sharding, replicated
 from vidlatent.registry import did_you_mean
 
 __all__ = [
-    "Encoder",
     "ImageTokens",
+    "LatentEncoder",
     "TextStates",
     "path_of",
     "window_key",
@@ -54,7 +53,7 @@ def window_key(seed: int, name: jax.Array, number: int) -> jax.Array:
     return key
 
 
-class Encoder:
+class LatentEncoder:
     """Videos to latents.
 
     Args:
@@ -77,7 +76,6 @@ class Encoder:
         chunks: tuple[int, int] | None = None,
     ):
         self.model, self._params = model, params
-        self._steps = Steps(model)
         self._rows = batch_sharding(mesh)
         placed = jax.tree.map(lambda leaf: leaf.sharding, params)
         self._encode: Callable = jax.jit(
@@ -92,13 +90,10 @@ class Encoder:
         return self._encode(self._params, *arrays)
 
     def content(self, video: np.ndarray) -> np.ndarray | None:
-        """Frames ``[n, H, W, 3]`` of a window ``[T, H, W, 3]`` that the decoder will look at."""
-        return self._steps.frames_seen(video, True)
-
-    @property
-    def content_kind(self) -> str:
-        """``'none'``, ``'first'`` or ``'clip'``, see ``Steps``."""
-        return self._steps.content
+        """Frames ``[n, H, W, 3]`` of a window ``[T, H, W, 3]`` that the decoder will read."""
+        if self.model.condition_kind == "none":
+            return None
+        return np.asarray(self.model.apply({}, video[None], method="content_frames"))
 
 
 def _encode(model, draws, seed, chunks, params, video, names):

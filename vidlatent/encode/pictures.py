@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from vidlatent.codec.codec import Codec
-from vidlatent.codec.options import Coding
+from vidlatent.codec.options import CodecOptions
 from vidlatent.codec.preview import FILE as PREVIEW
 from vidlatent.codec.preview import Preview
 from vidlatent.data.sources.latents import LatentSource
@@ -33,7 +33,7 @@ def draw_pictures(
     spec = source.header.spec
     quick = spec.chunks is None and (workdir / PREVIEW).is_file()
     preview = Preview.load(workdir / PREVIEW, spec) if quick else None
-    coding = Coding().for_latents(spec)
+    coding = CodecOptions.of().for_latents(spec)
     codec = None if preview else Codec(model, jax.tree.map(np.asarray, params), coding)
     rows, labels = [], []
     for number in pick_frames(len(source.windows), options.pictures):

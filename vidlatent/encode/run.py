@@ -28,7 +28,7 @@ from vidlatent.data.loaders import check_buckets
 from vidlatent.data.split import WHOLE
 from vidlatent.data.stream import Listed
 from vidlatent.encode.content import ContentLatents
-from vidlatent.encode.encoders import Encoder, ImageTokens, TextStates
+from vidlatent.encode.encoders import ImageTokens, LatentEncoder, TextStates
 from vidlatent.encode.pictures import draw_pictures
 from vidlatent.encode.plan import EncodeOptions, Plan, digest_of, plan_windows, settle, shard_count
 from vidlatent.encode.shards import ShardWriter, finished_shard, merge_shards, stored_as
@@ -95,7 +95,7 @@ class _Job:
         self.params = restored.state
         # The checkpoint's own word: reading the config again adds the defaults of today.
         self._trained_with = restored.config_hash
-        self.encoder = Encoder(
+        self.encoder = LatentEncoder(
             self.model,
             self.params,
             self.mesh,
@@ -250,7 +250,7 @@ class _Job:
 
     def _looked_at(self, videos: np.ndarray) -> np.ndarray:
         """The frame of each window that an image encoder sees: the content frame, or frame 0."""
-        if self.encoder.content_kind != "clip":
+        if self.encoder.model.condition_kind != "content":
             return videos[:, 0]
         return np.stack([self.encoder.content(video)[0] for video in videos])
 

@@ -130,8 +130,7 @@ def _drawn(
         return jax.random.normal(mine, posterior.mean.shape[1:], posterior.mean.dtype)
 
     latent = posterior.draw(jax.vmap(noise)(batch["clip"], batch["start"]))
-    seen = hasattr(model, "takes_condition") and model.takes_condition
-    condition = model.apply({"params": params}, pixels, method="condition") if seen else None
+    condition = model.apply({"params": params}, pixels, method="condition")
     video, _ = model.apply({"params": params}, latent, condition=condition, method="decode")
     return video, posterior
 

@@ -146,12 +146,12 @@ class Inputs:
         if not self._from_videos:
             return batch["content"][:, 0]
         model = self._tokenizer
-        if model is None or not hasattr(model, "content_frame"):
+        if model is None or model.condition_kind != "content":
             raise VidlatentError(
                 f"this generator reads a content frame, and {self._latents.spec.name} has none: "
                 "use a tokenizer with one, such as configs/reducio_vae.py."
             )
-        return model.apply({}, batch["video"], method="content_frame").reshape(
+        return model.apply({}, batch["video"], method="content_frames").reshape(
             batch["video"].shape[0], *batch["video"].shape[2:]
         )
 

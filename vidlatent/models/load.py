@@ -65,7 +65,7 @@ def spec_in_chunks(model: Any, chunks: Sequence[int], key: str) -> LatentSpec:
       VidlatentError: also where its decoder looks at frames, which belong to whole clips.
     """
     spec = model.latent_spec.in_chunks(chunks, key)
-    if spec.chunks is not None and hasattr(model, "takes_condition") and model.takes_condition:
+    if spec.chunks is not None and model.condition_kind != "none":
         raise VidlatentError(
             f"{key}={tuple(chunks)}: the decoder of {spec.name} looks at frames of the whole clip; "
             f"set {key}=()."

@@ -12,11 +12,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from vidlatent.codec.auto import AutoSteps
-from vidlatent.codec.options import Coding
-from vidlatent.codec.programs import PartSteps, Steps, TiledSteps
+from vidlatent.codec.auto import AutoPrograms
+from vidlatent.codec.options import CodecOptions, plan_codec
 from vidlatent.models.load import abstract_params, model_of, smallest_video
-from vidlatent.models.tokenizers.fsvideo import patches
 from vidlatent.parallel.sharding import ACTIVATION_AXES, replicated, shardings
 from vidlatent.plan.program import Program, format_size
 from vidlatent.train.program import placed
@@ -60,48 +58,18 @@ def _build_window(codec: _Codec) -> Program:
 
     Those are nearly all of the work: the inner stages run once a window at low resolution.
     """
-    model, mesh = codec.model, codec.mesh
-    stage = patches.outer_stage(model)
-    before, after, inner = patches.window_margins(model)
-    latent = codec.latent(codec.size[0])
-    total = latent.shape[1]
-    new = min(codec.plan.window_latents, total)
-    count = min(total, before + new + after)
-    new = total if new + after >= total else new
-    read = min(total, count + inner.left + inner.right)
-    latent = jax.ShapeDtypeStruct((1, read, *latent.shape[2:]), latent.dtype)
-    condition = codec.condition(codec.size[0], True)
-    made = codec.spec.t * new - (codec.spec.t - 1)
-    if not isinstance(codec.steps, PartSteps):
-
-        def whole(params, latent, condition):
-            x = patches.decode_inner(model, params, latent, stage, condition)
-            size = (count, *x.shape[2:4])
-            return patches.decode_part(model, params, x, stage, size, (0, 0, 0), condition)
-
-        arguments = (codec.params, _replicate(mesh, latent), condition)
-        about = f"a window of {made} frames and those around it, {count} latents of"
-        run = _Run(made, words=f"{about} {format_size(codec.size[1:])}")
-        return codec.program("decode", jax.jit(whole), arguments, run)
-
-    x = jax.eval_shape(
-        lambda *args: patches.decode_inner(model, *args[:2], stage, args[2]),
-        *(codec.params, latent, condition),
-    )
-    core = codec.steps.core // 2**stage
-    rows, columns = patches.decoder_tiles(model, x.shape[2:4], core)
-    size = (count, rows[0], columns[0])
-
-    def tile(params, x, condition, start):
-        return patches.decode_part(model, params, x, stage, size, tuple(start), condition)
-
-    start = jax.ShapeDtypeStruct((3,), jnp.int32)
-    arguments = (codec.params, _replicate(mesh, x), condition, _replicate(mesh, start))
-    number = len(rows[1]) * len(columns[1])
-    pixels = format_size(2**stage * side for side in size[1:])
-    about = f"outer stages of one of {number} tiles, {pixels} with margins, of a window of {made}"
-    run = _Run(made / number, words=f"{about} frames and those around it, {count} latents")
-    return codec.program("decode", jax.jit(tile), arguments, run)
+    frames = codec.size[0]
+    condition = codec.condition(frames, True)
+    latent, size = codec.latent(frames), codec.plan.window_latents
+    window = codec.programs.coder.window_program(codec.params, latent, size, condition)
+    arguments = (codec.params, *(_place_missing(codec.mesh, leaf) for leaf in window.arguments))
+    about = f"a window of {window.frames} frames and those around it, {window.latents} latents"
+    words = f"{about} of {format_size(window.size)}"
+    if window.tiles > 1:
+        pixels = f"{format_size(window.size)} with margins"
+        words = f"outer stages of one of {window.tiles} tiles, {pixels}, of {about}"
+    run = _Run(window.frames / window.tiles, words=words)
+    return codec.program("decode", jax.jit(window.function), arguments, run)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,27 +91,22 @@ class _Codec:
     """The codec's operations on one clip, with abstract arguments."""
 
     def __init__(self, config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]):
-        self.model = model_of(config)
-        self.spec, self.mesh, self.size = self.model.latent_spec, mesh, bucket[:3]
+        model = model_of(config)
+        self.spec, self.mesh, self.size = model.latent_spec, mesh, bucket[:3]
         self.spec.check_video(*self.size)
         self.seed = config.seed
-        self.plan = Coding.of(config.codec.to_dict()).plan(self.model, mesh.size)
-        self.model, self.steps, self.tiles = self.plan.model, self.plan.steps, 1
-        if isinstance(self.steps, AutoSteps):  # begins with whole frames; tiles are tried later
-            self.steps = Steps(self.model)
-        if isinstance(self.steps, TiledSteps):  # one program, called once a tile
-            self._take_tile(self.steps)
+        self.plan = plan_codec(CodecOptions.of(**config.codec), model, mesh.size)
+        self.programs, self.tiles = self.plan.programs, 1
+        if isinstance(self.programs, AutoPrograms):  # begins with whole frames; tiles come later
+            self.programs = self.programs.whole
+        self.model = self.programs.model
+        frames, *sides = self.size
+        if tiles := self.programs.coder.separate_tiles(*sides):  # one program, called once a tile
+            self.tiles, sides = tiles
+            self.size = (frames, *sides)
         self.windows = self.plan.time == "windows"
         params = abstract_params(self.model)
         self.params = placed(params, shardings(params, mesh))
-
-    def _take_tile(self, steps: TiledSteps) -> None:
-        frames, height, width = self.size
-        self.steps = Steps(self.model)
-        if steps.cuts(height, width):
-            core, read = steps.tiles.core, steps.tiles.read
-            self.size = (frames, min(height, read), min(width, read))
-            self.tiles = -(-height // core) * -(-width // core)
 
     def pieces(self) -> tuple[int, int]:
         """Frames of the first piece and of every later one; 0 if there is no later one."""
@@ -163,18 +126,20 @@ class _Codec:
 
     def condition(self, frames: int, first: bool) -> Any:
         """The condition that the decoder reads for a piece of ``frames`` frames, or None."""
-        kind = self.steps.content
+        kind = self.model.condition_kind
         if kind == "none" or (kind == "first" and not first):
             return None
-        count = frames // self.spec.rule.step if kind == "clip" else 1
+        count = frames // self.spec.rule.step if kind == "content" else 1
         pixels = jax.ShapeDtypeStruct((count, *self.size[1:], 3), jnp.uint8)
-        return _shard_height(self.mesh, jax.eval_shape(self.steps.look, self.params, pixels))
+        return _shard_height(
+            self.mesh, jax.eval_shape(self.programs.condition, self.params, pixels)
+        )
 
     def encode(self, params: Any, pixels: Any, cache: Any) -> Any:
-        return self.steps.encode(params, pixels, cache, None, 0)
+        return self.programs.encode(params, pixels, cache, None, 0)
 
     def decode(self, params: Any, latent: Any, condition: Any, cache: Any) -> Any:
-        return self.steps.decode(params, latent, condition, cache)
+        return self.programs.decode(params, latent, condition, cache)
 
     def program(self, name: str, function: Any, arguments: tuple[Any, ...], run: _Run) -> Program:
         """The program; where clips are streamed, the cache is the last argument."""
@@ -203,6 +168,11 @@ class _Codec:
 
 def _replicate(mesh: Mesh, leaf: Any) -> Any:
     return placed(leaf, replicated(mesh))
+
+
+def _place_missing(mesh: Mesh, tree: Any) -> Any:
+    """Replicate the leaves that have no sharding yet."""
+    return jax.tree.map(lambda leaf: leaf if leaf.sharding else _replicate(mesh, leaf), tree)
 
 
 def _shard_height(mesh: Mesh, tree: Any) -> Any:

@@ -8,7 +8,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vidlatent.codec.options import Coding
 from vidlatent.config import is_generator
 from vidlatent.models.load import model_of
 from vidlatent.parallel.sharding import ACTIVATION_AXES
@@ -85,11 +84,13 @@ def propose_changes(
 
 def _propose_cuts(config: ConfigDict, bucket: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Keys of ``config.codec`` that cut frames of this size; none if the config names a way."""
-    coding = Coding.of(config.codec.to_dict())
-    for way in coding.smaller(model_of(config)) if coding.space == "auto" else ():
-        if not way.cuts or way.cuts < max(bucket[1:3]):
-            keys = {**way.keys, **({"memory_gb": 0.0} if coding.memory_gb else {})}
-            yield {f"codec.{key}": value for key, value in keys.items()}
+    if config.codec.space != "auto":
+        return
+    for way in model_of(config).ways_in_space():
+        for size in way.sizes:
+            if not size.cuts or size.cuts < max(bucket[1:3]):
+                keys = {**size.keys, **({"memory_gb": 0.0} if config.codec.memory_gb else {})}
+                yield {f"codec.{key}": value for key, value in keys.items()}
 
 
 def _batch_shares(mesh: Mapping[str, int]) -> int:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vidlatent.codec.codec import Codec
-from vidlatent.codec.options import Coding
+from vidlatent.codec.options import CodecOptions
 from vidlatent.data.loader import Loader
 from vidlatent.encode.plan import digest_of
 from vidlatent.errors import VidlatentError
@@ -123,12 +123,9 @@ class SampleGrid:
 
 def pick_content_frames(codec: Codec, video: np.ndarray) -> np.ndarray | None:
     """The frames of ``video`` ``[T, H, W, 3]`` that the decoder looks at; None for none."""
-    model = codec.model
-    if not (hasattr(model, "takes_condition") and model.takes_condition):
+    if codec.model.condition_kind == "none":
         return None
-    if hasattr(model, "content_frame"):
-        return np.asarray(model.apply({}, video[None], method="content_frame"))
-    return video[:1]
+    return np.asarray(codec.model.apply({}, video[None], method="content_frames"))
 
 
 def use_one_device() -> Any:
@@ -146,8 +143,8 @@ def load_tokenizer_codec(config: ConfigDict, latents: Latents) -> Codec:
     path, step = config.tokenizer.path, config.tokenizer.step
     own = tokenizer_config(config)
     check_made_by(latents, own, path)
-    coding = Coding.of(own.codec.to_dict()).for_latents(latents.spec)
-    codec = Codec.from_workdir(path, None if step < 0 else step, coding)
+    options = CodecOptions.of(**own.codec).for_latents(latents.spec)
+    codec = Codec.from_workdir(path, None if step < 0 else step, options)
     if latents.weights and latents.weights != digest_of(codec.params):
         raise VidlatentError(
             f"the latents were made by other weights than those of config.tokenizer.path={path} "

@@ -245,7 +245,7 @@ class Generator:
     def check(self, requests: Sequence[Request]) -> None:
         """Raise what drawing or decoding would refuse or leave unread, before anything is drawn."""
         model, reads = self._tokenizer().model, self.model.reads
-        looks = hasattr(model, "takes_condition") and model.takes_condition
+        looks = model.condition_kind != "none"
         told = looks or bool({"first", "image", "content"} & {*reads})
         for request in requests:
             if request.prompt and not {"label", "text"} & {*reads}:
@@ -273,7 +273,7 @@ class Generator:
         content = None
         if picture is not None:
             clips = -(-self.size[0] // self.known.spec.rule.first)
-            several = hasattr(codec.model, "content_frame")
+            several = codec.model.condition_kind == "content"
             content = np.stack([picture] * (clips if several else 1))
         pieces = codec.decode_stream([latent], self.size[0], self.size[1:], content)
         while True:

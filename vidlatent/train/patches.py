@@ -10,8 +10,7 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from vidlatent.errors import VidlatentError
-from vidlatent.models.tokenizers.fsvideo.model import Autoencoder
-from vidlatent.models.tokenizers.fsvideo.patches import decode_patch, outer_stage
+from vidlatent.models.tokenizers.base import Tokenizer
 
 __all__ = ["make_view"]
 
@@ -19,7 +18,7 @@ __all__ = ["make_view"]
 View = Callable[[Any, jax.Array, dict, jax.Array], tuple[Any, jax.Array]]
 
 
-def make_view(config: ConfigDict, model: Any) -> View:
+def make_view(config: ConfigDict, model: Tokenizer) -> View:
     """The view of ``config.train.patch_*``: whole clips, or patches of frames above a size.
 
     Raises:
@@ -33,7 +32,7 @@ def make_view(config: ConfigDict, model: Any) -> View:
             "config.loss.vf compares whole clips with their latents: set config.train.patch_cells "
             "to 0, or leave vf out."
         )
-    if not isinstance(model, Autoencoder):
+    if not model.patch_cell:
         raise VidlatentError(
             f"config.train.patch_cells is {cells}, but only fsae and dcae decode patches: set it "
             "to 0."
@@ -56,21 +55,21 @@ def _whole(model: Any) -> View:
     return view
 
 
-def _patch(model: Autoencoder, cells: int, latents: int, encoder: bool) -> View:
+def _patch(model: Tokenizer, cells: int, latents: int, encoder: bool) -> View:
     """A crop of the outer decoder stages at a random place, compared where it is exact.
 
     The gradient reaches the inner stages through the crop, and the encoder if ``encoder``. In time
     a crop holds the first ``latents`` latent frames (0: all): one that starts later would have next
     to no exact frame, because a causal decoder looks back further than clips are long.
     """
-    scale = 2 ** outer_stage(model)
+    scale = model.patch_cell
 
     def view(params, video, rngs, key):
         def run(method):
             return model.apply({"params": params}, video, rngs=rngs, method=method)
 
         posterior = run("encode")[0]
-        condition = run("condition") if model.takes_condition else None
+        condition = run("condition")
         if not encoder:
             posterior, condition = lax.stop_gradient((posterior, condition))
         sides = [side // scale for side in video.shape[2:4]]
@@ -79,8 +78,7 @@ def _patch(model: Autoencoder, cells: int, latents: int, encoder: bool) -> View:
             jax.random.randint(k, (), 0, side - wanted + 1)
             for k, side, wanted in zip(jax.random.split(key), sides, size, strict=True)
         )
-        region = decode_patch(
-            model,
+        region = model.decode_patch(
             params,
             posterior.mode(),
             start,

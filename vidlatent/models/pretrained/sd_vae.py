@@ -21,7 +21,7 @@ from vidlatent.models.pretrained.registry import Definition
 from vidlatent.models.tokenizers.base import Posterior
 from vidlatent.models.tokenizers.reducio.blocks import Dense
 from vidlatent.models.tokenizers.reducio.coder import Network
-from vidlatent.models.tokenizers.reducio.variants import Coder, resampled
+from vidlatent.models.tokenizers.reducio.variants import ReducioConfig, resampled
 from vidlatent.spec import check_shape
 
 __all__ = ["SdEncoder", "fields_from_diffusers"]
@@ -50,11 +50,11 @@ class SdEncoder(nn.Module):
         return 2 ** (len(self.widths) - 1)
 
     def setup(self) -> None:
-        self.encoder = _Moments(self._coder(), 2 * self.latent_channels)
+        self.encoder = _Moments(self._layer_config(), 2 * self.latent_channels)
 
-    def _coder(self) -> Coder:
+    def _layer_config(self) -> ReducioConfig:
         levels = len(self.widths)
-        return Coder(
+        return ReducioConfig(
             widths=self.widths,
             blocks=self.blocks,
             steps=resampled(levels, 0, levels - 1),
@@ -99,12 +99,12 @@ class SdEncoder(nn.Module):
 class _Moments(nn.Module):
     """The encoder and the 1x1 convolution behind it, under one name as in the weights' tables."""
 
-    coder: Coder
+    config: ReducioConfig
     moments: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        network = Network(self.coder, self.moments)
+        network = Network(self.config, self.moments)
         nn.share_scope(self, network)
         return Dense(self.moments, name="quant")(network(x)[0])
 

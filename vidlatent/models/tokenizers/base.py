@@ -1,19 +1,37 @@
-"""What tokenizers have in common: the posterior that encoding returns, checks of a clip's size."""
+"""What a tokenizer is: the protocol that every mode asks, and a base class with its defaults.
+
+A tokenizer is a Linen module that is registered in ``models.tokenizers.MODELS``. It subclasses
+``TokenizerModule`` and writes ``latent_spec``, ``encode`` and ``decode``; that is enough to train,
+score, serve and plan it: videos are then coded whole or in chunks. What else it can do it says by
+the other members of ``Tokenizer``.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
+from vidlatent.models.tokenizers.cutting import FrameCoder, SpaceWay, TimeWay
 from vidlatent.spec import LatentSpec, check_shape
 
-__all__ = ["LOGVAR_RANGE", "Posterior", "check_clip", "latent_of"]
+__all__ = [
+    "LOGVAR_RANGE",
+    "Patch",
+    "Posterior",
+    "Tokenizer",
+    "TokenizerModule",
+    "check_clip",
+    "latent_of",
+    "refuse_condition",
+]
 
 LOGVAR_RANGE = (-30.0, 20.0)  # beyond it exp() loses its meaning in float32
+
+ConditionKind = Literal["none", "first", "content"]
 
 
 class Posterior(NamedTuple):
@@ -46,6 +64,210 @@ class Posterior(NamedTuple):
         return self.mean
 
 
+class Patch(NamedTuple):
+    """A part of a decoded video that equals the same part of the whole.
+
+    Attributes:
+      video: ``[B, T, H, W, 3]``, from frame 0 on.
+      top, left: pixel position of its corner in the whole frame; may be traced.
+    """
+
+    video: jax.Array
+    top: Any
+    left: Any
+
+
+class Tokenizer(Protocol):
+    """What codec, training, evaluation, latents, sampling and plan ask of a tokenizer.
+
+    Parameters are found by ``init`` and used by ``apply``, as of any Linen module. Methods marked
+    "without parameters" can be called as ``model.apply({}, ..., method=...)``.
+    """
+
+    @property
+    def latent_spec(self) -> LatentSpec:
+        """The latent's identity: name, channels, compression factors, legal clip lengths."""
+        ...
+
+    @property
+    def streams(self) -> bool:
+        """Whether ``encode`` and ``decode`` can continue from a cache, exactly."""
+        ...
+
+    @property
+    def condition_kind(self) -> ConditionKind:
+        """What the decoder reads beside the latent.
+
+        ``'none"'``: nothing. ``'first'``: the first frame of the video. ``'content'``: one frame of
+        each clip of ``latent_spec.rule.step`` frames.
+        """
+        ...
+
+    def init(self, rngs: Any, video: jax.Array) -> Any:
+        """Random parameters ``{'params': ...}``; they do not depend on the video's size."""
+        ...
+
+    def apply(self, variables: Any, *args: Any, method: Any = None, **kwargs: Any) -> Any:
+        """``method`` (default: ``__call__``) of the module with these parameters."""
+        ...
+
+    def __call__(self, video: jax.Array) -> tuple[jax.Array, Posterior]:
+        """Reconstruction ``[B, T, H, W, 3]`` float32 and the posterior.
+
+        Training calls this. With a rng stream ``latent`` a draw from the posterior is decoded,
+        else its mean.
+        """
+        ...
+
+    def encode(self, video: jax.Array, *, cache: Any = None) -> tuple[Posterior, Any]:
+        """Compress a clip, or the next piece of a stream.
+
+        Args:
+          video: ``[B, T, H, W, 3]`` in [-1, 1]. T follows ``latent_spec.rule`` at the start of a
+            stream; later pieces have a multiple of ``latent_spec.rule.step`` frames.
+          cache: what the previous piece's call returned; None at the start.
+
+        Returns:
+          ``Posterior`` of ``[B, t, h, w, c]`` float32, and the cache that continues the stream
+          (None or empty where nothing is remembered).
+
+        Raises:
+          VidlatentError: a size that does not fit, naming the nearest legal ones.
+        """
+        ...
+
+    def decode(
+        self, latent: jax.Array, *, condition: Any = None, cache: Any = None
+    ) -> tuple[jax.Array, Any]:
+        """Restore a clip, or the next piece of a stream.
+
+        Args:
+          latent: ``[B, t, h, w, c]``, as ``encode`` gives it (not scaled for a generator).
+          condition: what ``condition`` or ``condition_from_frames`` made; None where
+            ``condition_kind`` is ``'none'``, and for later pieces where it is ``'first'``.
+          cache: what the previous piece's call returned; None at the start.
+
+        Returns:
+          Video ``[B, T, H, W, 3]`` float32 (not clipped), and the cache.
+        """
+        ...
+
+    def content_frames(self, video: jax.Array) -> jax.Array:
+        """The frames of ``[B, T, H, W, 3]`` that the decoder reads, ``[B * n, H, W, 3]``.
+
+        Without parameters; of any type, since a codec keeps these frames as uint8. ``n`` is 1, or
+        the number of clips for ``'content'``.
+        """
+        ...
+
+    def condition_from_frames(self, frames: jax.Array) -> Any:
+        """What ``decode`` takes as ``condition``, from content frames in [-1, 1]."""
+        ...
+
+    def condition(self, video: jax.Array) -> Any:
+        """What ``decode`` takes as ``condition``, from a whole video; None if it takes nothing."""
+        ...
+
+    def ways_in_time(self) -> tuple[TimeWay, ...]:
+        """In which ways a long video can be cut, the best first (``config.codec.time``)."""
+        ...
+
+    def ways_in_space(self) -> tuple[SpaceWay, ...]:
+        """In which ways large frames can be cut, besides not at all (``config.codec.space``)."""
+        ...
+
+    def frame_coder(self) -> FrameCoder:
+        """The functions that code whole frames."""
+        ...
+
+    @property
+    def patch_cell(self) -> int:
+        """Pixels of a cell, the unit in which ``decode_patch`` counts; 0: it cannot be used."""
+        ...
+
+    def decode_patch(
+        self,
+        params: Any,
+        latent: jax.Array,
+        start: tuple[Any, Any],
+        size: tuple[int, int],
+        *,
+        frames: int | None = None,
+        condition: Any = None,
+        rngs: Any = None,
+    ) -> Patch:
+        """Decode a crop exactly, to train on sizes whose whole decoding does not fit.
+
+        Args:
+          params: the tokenizer's parameters, without ``apply`` around the call.
+          latent: ``[B, t, h, w, c]``, whole.
+          start: first row and column of the crop in cells; may be traced.
+          size: rows and columns of cells.
+          frames: latent frames to decode, from the first on; None for all.
+          condition: as of ``decode``.
+          rngs: random streams, such as ``{'noise': key}``.
+
+        Returns:
+          The part of the crop that equals decoding the whole latent.
+        """
+        ...
+
+
+class TokenizerModule(nn.Module):
+    """Base of tokenizers: what ``Tokenizer`` asks for, with defaults for all that can have one.
+
+    A subclass gives ``latent_spec``, ``encode`` and ``decode``. By default it does not continue
+    from caches, its decoder reads nothing but the latent, and frames are not cut.
+    """
+
+    @property
+    def streams(self) -> bool:
+        return False
+
+    @property
+    def condition_kind(self) -> ConditionKind:
+        return "none"
+
+    def __call__(self, video: jax.Array) -> tuple[jax.Array, Posterior]:
+        """Reconstruction ``[B, T, H, W, 3]`` float32 and the posterior, see ``Tokenizer``."""
+        posterior, _ = self.encode(video)
+        condition = self.condition(video)
+        return self.decode(latent_of(self, posterior), condition=condition)[0], posterior
+
+    def condition(self, video: jax.Array) -> Any:
+        """The decoder's condition from ``[B, T, H, W, 3]`` in [-1, 1]; None if it takes none."""
+        if self.condition_kind == "none":
+            return None
+        return self.condition_from_frames(self.content_frames(video))
+
+    def content_frames(self, video: jax.Array) -> jax.Array:
+        """First frames ``[B, H, W, 3]``; a tokenizer of kind ``'content'`` says which ones."""
+        if self.condition_kind == "none":
+            raise VidlatentError(f"the decoder of {self.latent_spec.name} reads no frame.")
+        return video[:, 0]
+
+    def condition_from_frames(self, frames: jax.Array) -> Any:
+        """Content frames as they are, for a decoder that reads pixels."""
+        return frames
+
+    @nn.nowrap
+    def ways_in_time(self) -> tuple[TimeWay, ...]:
+        chunks = TimeWay("chunks", exact=False)
+        return (TimeWay("stream", exact=True), chunks) if self.streams else (chunks,)
+
+    @nn.nowrap
+    def ways_in_space(self) -> tuple[SpaceWay, ...]:
+        return ()
+
+    @nn.nowrap
+    def frame_coder(self) -> FrameCoder:
+        return FrameCoder(self)
+
+    @property
+    def patch_cell(self) -> int:
+        return 0
+
+
 def check_clip(spec: LatentSpec, video: jax.Array, first: bool) -> None:
     """Raise unless ``video`` ``[B, T, H, W, 3]`` starts (``first``) or continues a stream."""
     size = check_shape(video, "B T H W C", C=3)
@@ -65,3 +287,9 @@ def latent_of(module: nn.Module, posterior: Posterior) -> jax.Array:
     if module.has_rng("latent"):
         return posterior.sample(module.make_rng("latent"))
     return posterior.mode()
+
+
+def refuse_condition(condition: Any) -> None:
+    """Raise if a decoder that reads nothing but the latent is given a condition."""
+    if condition is not None:
+        raise VidlatentError("this decoder takes no condition: pass condition=None.")

@@ -24,9 +24,6 @@ __all__ = [
     "encode_chunks",
     "fade",
     "fade_in",
-    "join_chunks",
-    "key_frames",
-    "latent_span",
     "over_chunks",
     "plan_chunks",
     "stream_chunks",
@@ -114,22 +111,8 @@ def chunk_frames(video: jax.Array, plan: ChunkPlan) -> jax.Array:
     return video[:, np.minimum(index, plan.frames - 1)]
 
 
-def join_chunks(chunks: jax.Array, plan: ChunkPlan) -> jax.Array:
-    """``[B, n, chunk, H, W, C] -> [B, T, H, W, C]``: fade, then cut the padding off."""
-    size = check_shape(chunks, "B n t H W C", n=len(plan.starts), t=plan.chunk)
-    if size["n"] == 1:
-        return chunks[:, 0, : plan.frames]
-    shared, step = plan.overlap, plan.chunk - plan.overlap
-    weight = jnp.asarray(fade(shared), chunks.dtype)[:, None, None, None]
-    starts = chunks[:, 1:, :shared] * weight + chunks[:, :-1, step:] * (1 - weight)
-    starts = jnp.concatenate([chunks[:, :1, :shared], starts], axis=1)
-    body = jnp.concatenate([starts, chunks[:, :, shared:step]], axis=2)
-    body = body.reshape(size["B"], -1, *body.shape[3:])
-    return jnp.concatenate([body, chunks[:, -1, step:]], axis=1)[:, : plan.frames]
-
-
 def fade_in(chunk: jax.Array, tail: jax.Array | None, overlap: int) -> tuple[jax.Array, jax.Array]:
-    """``join_chunks`` one chunk at a time.
+    """Join decoded chunks one at a time, each faded into the one before.
 
     Args:
       chunk: ``[B, T, H, W, C]`` of at least twice ``overlap`` frames.
@@ -173,13 +156,3 @@ def encode_chunks(
     plan = plan_chunks(video.shape[1], overlap=chunks[1], chunk=chunks[0])
     coded = over_chunks(encode, chunk_frames(video, plan))
     return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), coded)
-
-
-def latent_span(index: int, factor: int) -> tuple[int, int]:
-    """First and last frame that latent frame ``index`` of a chunk stands for."""
-    return (0, 0) if index == 0 else (factor * (index - 1) + 1, factor * index)
-
-
-def key_frames(frames: int, factor: int) -> list[int]:
-    """Frames whose 4x latents a model of compression ``factor`` starts from (8: every 2nd)."""
-    return list(range(0, frames, factor // 4))

@@ -9,7 +9,7 @@ import pytest
 
 from vidlatent.models.load import abstract_params
 from vidlatent.models.tokenizers import build
-from vidlatent.models.tokenizers.ivvae.strips import Strips, plan_strips, run_strips
+from vidlatent.models.tokenizers.ivvae.tiling import Strips, plan_strips, run_strips
 from vidlatent.parallel.mesh import make_mesh
 
 FIELDS = {

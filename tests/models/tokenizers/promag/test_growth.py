@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.chunks import key_frames
 from tests.helpers.nets import fast_jit
 from tests.helpers.promag_nets import Net, net, video_of, without_residual
 from vidlatent.errors import VidlatentError
-from vidlatent.models.tokenizers.chunks import key_frames
 from vidlatent.models.tokenizers.promag.growth import (
     STAGE_FPS,
     frozen_pattern,

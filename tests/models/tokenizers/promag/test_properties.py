@@ -95,7 +95,7 @@ def test_streams(fields):
 
 
 def test_up_layer_repeats_frames():
-    plan = net().model.plan
+    plan = net().model.layer_config
     up = Up(plan, (2, 1, 1))
     x = jnp.arange(5.0)[None, :, None, None, None] + jnp.ones((1, 5, 2, 2, 4)) * jnp.arange(4.0)
     kernel = np.zeros((3, 3, 3, 4, 8), np.float32)

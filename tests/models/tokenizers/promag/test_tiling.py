@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers.chunks import join_chunks
 from tests.helpers.nets import fast_jit
 from tests.helpers.promag_nets import CONFIG, Net
 from vidlatent.errors import VidlatentError
@@ -15,20 +16,19 @@ from vidlatent.models.tokenizers import build
 from vidlatent.models.tokenizers.chunks import (
     chunk_frames,
     fade,
-    join_chunks,
     over_chunks,
     plan_chunks,
 )
 from vidlatent.models.tokenizers.promag.blocks import CausalConv
 from vidlatent.models.tokenizers.promag.tiling import (
-    Tiles,
+    LayerTiles,
     blend_weights,
-    latent_tiles,
+    map_tiles,
     spans,
 )
 
 SMALL = {"multipliers": (1, 2), "temporal_down": (0,)}
-PLAN = build({**CONFIG, **SMALL}).plan
+PLAN = build({**CONFIG, **SMALL}).layer_config
 
 
 @functools.cache
@@ -58,18 +58,18 @@ def conv_error(tiles, cache=False):
 
 @pytest.mark.parametrize(("size", "overlap"), [(8, 0), (6, 4), (16, 3)])
 def test_halo_tiles_equal_the_whole(size, overlap):
-    assert conv_error(Tiles(size, overlap)) < 1e-5
+    assert conv_error(LayerTiles(size, overlap)) < 1e-5
 
 
 def test_halo_tiles_stream():
-    assert conv_error(Tiles(8), cache=True) < 1e-5
+    assert conv_error(LayerTiles(8), cache=True) < 1e-5
 
 
 def test_literal_tiles_are_exact_only_behind_a_dead_zone():
-    assert conv_error(Tiles(8, 2, "literal", 1)) < 1e-5
-    assert conv_error(Tiles(8, 4, "literal", 1)) < 1e-5
-    assert conv_error(Tiles(8, 1, "literal", 1)) > 1e-2
-    plain = [conv_error(Tiles(8, overlap, "literal")) for overlap in (1, 4)]
+    assert conv_error(LayerTiles(8, 2, "literal", 1)) < 1e-5
+    assert conv_error(LayerTiles(8, 4, "literal", 1)) < 1e-5
+    assert conv_error(LayerTiles(8, 1, "literal", 1)) > 1e-2
+    plain = [conv_error(LayerTiles(8, overlap, "literal")) for overlap in (1, 4)]
     assert plain[0] > plain[1] > 1e-2
 
 
@@ -84,8 +84,9 @@ def test_whole_decoder(fields):
     if "grow" in fields:
 
         def by_tiles(model, latent):
-            tiles = Tiles(5, 2)
-            return latent_tiles(lambda z: model.decode(z)[0], latent, tiles, model.latent_spec.h)
+            tiles = LayerTiles(5, 2)
+            decode = lambda cuts, inside, pad: model.decode(cuts[0])[0]  # noqa: E731
+            return map_tiles(decode, (latent,), tiles, 0, model.latent_spec.h)
 
         pieces = some.apply(by_tiles, latent)
         assert pieces.shape == whole.shape and np.abs(pieces - whole).max() > 1e-2
@@ -113,9 +114,9 @@ def test_halo_tiles_in_double_precision(size, overlap):
     with jax.enable_x64(True):
         whole, error = double_conv()
         assert whole.dtype == jnp.float64
-        assert error(Tiles(size, overlap)) < 1e-12
+        assert error(LayerTiles(size, overlap)) < 1e-12
         if overlap >= 2:
-            assert error(Tiles(size, overlap, "literal", 1)) < 1e-12
+            assert error(LayerTiles(size, overlap, "literal", 1)) < 1e-12
 
 
 @pytest.mark.slow
@@ -159,7 +160,7 @@ def test_weights_sum_to_one_and_ramp():
 def test_refusals():
     for given in ({"mode": "round"}, {"overlap": 8}, {"dead_zone": -1}):
         with pytest.raises(VidlatentError):
-            Tiles(8, **given)
+            LayerTiles(8, **given)
     for frames, overlap in ((0, 4), (17, 9)):
         with pytest.raises(VidlatentError):
             plan_chunks(frames, overlap)

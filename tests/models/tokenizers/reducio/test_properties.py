@@ -19,7 +19,7 @@ from vidlatent.models.tokenizers.reducio import tiling
 from vidlatent.models.tokenizers.reducio.blocks import Convolution
 from vidlatent.models.tokenizers.reducio.latent import MotionPosterior, normalise
 from vidlatent.models.tokenizers.reducio.names import REDUCIO_TABLE
-from vidlatent.models.tokenizers.reducio.tiling import Tiles
+from vidlatent.models.tokenizers.reducio.tiling import FrameTiles
 from vidlatent.models.tokenizers.reducio.variants import resampled
 from vidlatent.parallel.sharding import PARAM_RULES
 from vidlatent.weights.importer import export_params, flatten, import_params
@@ -99,16 +99,16 @@ def test_content_frame():
     for content, place in (("middle", 1), ("first", 0)):
         model, params = net(content=content)
         np.testing.assert_array_equal(
-            model.apply({"params": params}, video, method="content_frame"), clips[:, place]
+            model.apply({"params": params}, video, method="content_frames"), clips[:, place]
         )
     assert build({**TINY, "frames": 16}).frames == 16 and (16 - 1) // 2 == 7
     model, params = net(content="random")
-    again = [model.apply({"params": params}, video, method="content_frame") for _ in range(2)]
+    again = [model.apply({"params": params}, video, method="content_frames") for _ in range(2)]
     np.testing.assert_array_equal(*again)
     drawn = set()
     for seed in range(8):
         rngs = {"content": jax.random.key(seed)}
-        frames = model.apply({"params": params}, video, method="content_frame", rngs=rngs)
+        frames = model.apply({"params": params}, video, method="content_frames", rngs=rngs)
         for clip, frame in zip(clips, np.asarray(frames), strict=True):
             drawn.add(int(np.abs(clip - frame).sum((1, 2, 3)).argmin()))
     assert len(drawn) > 2
@@ -129,7 +129,7 @@ def test_condition_as_pixels_or_features():
 
 def test_plain_video_autoencoder():
     model, params = net(content="none")
-    assert not model.takes_condition and "frame" not in params["encoder"]
+    assert model.condition_kind == "none" and "frame" not in params["encoder"]
     assert not any("fuse" in name for name in params["decoder"])
     latent = jnp.zeros((1, 2, 2, 2, 3))
     with pytest.raises(VidlatentError, match="takes no condition"):
@@ -239,9 +239,9 @@ def test_wrong_fields(fields, says):
 
 
 class TestTiles:
-    """Tiles of 16 pixels every 8, on latents of factor 4."""
+    """FrameTiles of 16 pixels every 8, on latents of factor 4."""
 
-    tiles = Tiles(8, 1.0)
+    tiles = FrameTiles(8, 1.0)
 
     def parts(self, way, video):
         model, params = net()
@@ -284,7 +284,7 @@ class TestTiles:
 
     def test_shares_sum_to_one(self):
         for size in range(20, 300, 4):
-            starts = tiling._starts(size, Tiles(64, 0.25))
+            starts = tiling._starts(size, FrameTiles(64, 0.25))
             shares = tiling._shares(starts, min(80, size), size)
             total = np.zeros(size)
             for start, share in shares.items():
@@ -294,12 +294,12 @@ class TestTiles:
             assert all(b - a <= 64 for a, b in zip(starts, starts[1:], strict=False))
 
     def test_when_and_how(self):
-        tiles = Tiles()
+        tiles = FrameTiles()
         assert (tiles.read, tiles.latent(32).read, tiles.blend_of(80)) == (320, 10, 16)
         assert tiling.needed(256, 512, tiles) and not tiling.needed(256, 512, tiles, True)
         assert not tiling.needed(320, 320, tiles)
         with pytest.raises(VidlatentError, match="do not fall on the latent's grid"):
-            Tiles(48).latent(32)
+            FrameTiles(48).latent(32)
         grid = [[None]]
         with pytest.raises(VidlatentError, match="1x1 tiles, the latent has 2x2"):
             tiling.even_decode(*net(), jnp.zeros((1, 2, 6, 6, 3)), grid, self.tiles)

@@ -5,7 +5,7 @@ Stage ``i`` works at ``H / 2^i``. Parameter paths follow the published checkpoin
 first (``j = 0``, so the innermost stage counts from 0 and the others from 1).
 
 Either side can be run in two parts, split after a stage: the inner stages attend over the whole
-frame, the outer ones are convolutions alone and may be given a crop (see ``patches``).
+frame, the outer ones are convolutions alone and may be given a crop (see ``reach``).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from vidlatent.models.tokenizers.fsvideo.noise import NoiseField
 from vidlatent.models.tokenizers.fsvideo.resample import Down, Up
 from vidlatent.parallel.sharding import constrain
 
-__all__ = ["Coder", "Decoder", "Encoder"]
+__all__ = ["FSAEConfig", "FSAEDecoder", "FSAEEncoder"]
 
 _AXES = ("batch", "time", "height", "width", "channel")
 
 
 @dataclasses.dataclass(frozen=True)
-class Coder:
-    """One side's hyper-parameters; the fields are documented in ``autoencoder.Autoencoder``."""
+class FSAEConfig:
+    """One side's hyper-parameters; the fields are documented in ``model.Autoencoder``."""
 
     widths: tuple[int, ...]
     depths: tuple[int, ...]
@@ -164,10 +164,10 @@ class _Tape:
         return constrain(x, _AXES)
 
 
-class Encoder(nn.Module):
+class FSAEEncoder(nn.Module):
     """Video to latent mean."""
 
-    coder: Coder
+    config: FSAEConfig
     latent_channels: int
 
     @nn.compact
@@ -189,7 +189,7 @@ class Encoder(nn.Module):
           begin: go on after this block instead of starting from pixels.
           end: stop after this block and return its output instead of the latent.
         """
-        c = self.coder
+        c = self.config
         step, seen = _Tape(cache), {}
         last = len(c.widths) - 1
         if begin is None:
@@ -214,10 +214,10 @@ class Encoder(nn.Module):
         return latent + group_mean(x, self.latent_channels), step.cache, seen
 
 
-class Decoder(nn.Module):
+class FSAEDecoder(nn.Module):
     """Latent to video."""
 
-    coder: Coder
+    config: FSAEConfig
     out_channels: int = 3
 
     @nn.compact
@@ -243,7 +243,7 @@ class Decoder(nn.Module):
           end: stop after this block and return its output instead of the video.
           origin: row and column of ``x`` in the whole map, when it is a crop.
         """
-        c = self.coder
+        c = self.config
         step, seen = _Tape(cache), {}
         last = len(c.widths) - 1
         if begin is None:
@@ -274,8 +274,8 @@ class Decoder(nn.Module):
         return x.astype(jnp.float32), step.cache, seen
 
     def _noise_at(self, stage, noise, origin):
-        if noise is None or stage not in self.coder.noise_stages:
+        if noise is None or stage not in self.config.noise_stages:
             return ()
-        if self.coder.block_types[stage] != "res":
+        if self.config.block_types[stage] != "res":
             return ()
         return (NoiseField(noise.keys, *origin),)

@@ -11,15 +11,25 @@ import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
 from vidlatent.models.build import make_module
-from vidlatent.models.tokenizers.base import Posterior, check_clip
-from vidlatent.models.tokenizers.fsvideo.coder import Coder, Decoder, Encoder
+from vidlatent.models.tokenizers.base import (
+    Patch,
+    Posterior,
+    TokenizerModule,
+    check_clip,
+    refuse_condition,
+)
+from vidlatent.models.tokenizers.cutting import FrameCoder, SpaceWay, TimeWay
+from vidlatent.models.tokenizers.fsvideo import patches, tiling
+from vidlatent.models.tokenizers.fsvideo.coder import FSAEConfig, FSAEDecoder, FSAEEncoder
 from vidlatent.models.tokenizers.fsvideo.noise import NoiseField
+from vidlatent.models.tokenizers.fsvideo.reach import outer_stage
+from vidlatent.models.tokenizers.fsvideo.windows import WindowedFrames
 from vidlatent.spec import FrameRule, LatentSpec, check_shape
 
 __all__ = ["Autoencoder", "build_dcae", "build_fsae"]
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(TokenizerModule):
     """DC-AE and FSAE: residual stages joined by down and up operations with free shortcuts.
 
     With ``temporal_kernel`` 1 every frame is an image (DC-AE). With 3 and ``temporal_down`` (0, 1)
@@ -121,8 +131,8 @@ class Autoencoder(nn.Module):
             "dtype": self.dtype,
             "up_form": self.up_form,
         }
-        self.encoder = Encoder(
-            Coder(
+        self.encoder = FSAEEncoder(
+            FSAEConfig(
                 widths=self.encoder_widths,
                 depths=self.encoder_depths,
                 block_types=self.block_types,
@@ -133,8 +143,8 @@ class Autoencoder(nn.Module):
             ),
             self.latent_channels,
         )
-        self.decoder = Decoder(
-            Coder(
+        self.decoder = FSAEDecoder(
+            FSAEConfig(
                 widths=self.decoder_widths,
                 depths=self.decoder_depths,
                 block_types=self.decoder_block_types or self.block_types,
@@ -218,23 +228,15 @@ class Autoencoder(nn.Module):
         return self.decoder_time != "centred" or self.temporal_kernel == 1
 
     @property
-    def takes_condition(self) -> bool:
-        """Whether ``decode`` needs the features of frame 0, see ``condition``."""
-        return bool(self.cross_stages)
+    def condition_kind(self) -> str:
+        """``'first'`` for decoders that attend to features of frame 0, see ``cross_stages``."""
+        return "first" if self.cross_stages else "none"
 
     def encode(self, video: jax.Array, *, cache: Any = None) -> tuple[Posterior, Any]:
-        """Compress a clip, or the next chunk of one.
+        """``[B, T, H, W, 3]`` -> posterior without variance ``[B, t, h, w, c]``, and the cache.
 
-        Args:
-          video: ``[B, T, H, W, 3]`` in [-1, 1]. At the start T = 1 + 4k, later T = 4k (FSAE).
-          cache: what the previous chunk's call returned; None at the start of a stream.
-
-        Returns:
-          ``Posterior`` with mean ``[B, t, h, w, c]`` (t = 1 + k, later k) and no variance; the
-          cache that continues the stream.
-
-        Raises:
-          VidlatentError: illegal size, naming the nearest legal ones.
+        T = 1 + 4n and t = 1 + n at the start of a stream (FSAE), later T = 4n and t = n. Errors as
+        of ``Tokenizer.encode``.
         """
         check_clip(self.latent_spec, video, cache is None)
         mean, cache, _ = self.encoder(video, cache)
@@ -247,17 +249,9 @@ class Autoencoder(nn.Module):
         condition: tuple[jax.Array, ...] | None = None,
         cache: Any = None,
     ) -> tuple[jax.Array, Any]:
-        """Restore a clip from ``[B, t, h, w, c]``, or the next chunk of one.
+        """``[B, t, h, w, c]`` -> video ``[B, T, H, W, 3]`` float32, and the cache.
 
-        Args:
-          latent: unscaled latent.
-          condition: what ``condition`` made of frame 0, for a form with first-frame attention; a
-            later chunk needs none, since the cache holds what was made of it.
-          cache: what the previous call returned; None at the start of a stream.
-
-        Returns:
-          Video ``[B, T, H, W, 3]`` float32 (not clipped), T = 4t - 3 at the start, 4t later; the
-          cache.
+        ``condition`` is needed at the start of a stream only: the cache holds what was made of it.
         """
         check_shape(latent, "B t h w c", c=self.latent_channels)
         features = self._features(condition, cache)
@@ -272,41 +266,33 @@ class Autoencoder(nn.Module):
         return video, cache
 
     def __call__(self, video: jax.Array) -> tuple[jax.Array, Posterior]:
-        """Reconstruction ``[B, T, H, W, 3]`` float32 and the posterior."""
+        """As ``Tokenizer.__call__``; the clip is encoded once, frame 0's features included."""
         check_clip(self.latent_spec, video, True)
         mean, _, seen = self.encoder(video)
-        condition = self._condition(seen) if self.takes_condition else None
+        condition = self._condition(seen) if self.cross_stages else None
         return self.decode(mean, condition=condition)[0], Posterior(mean)
 
-    def condition(self, video: jax.Array) -> tuple[jax.Array, ...]:
-        """Features of frame 0 for a decoder with first-frame attention.
-
-        Args:
-          video: ``[B, T, H, W, 3]`` in [-1, 1]; only frame 0 is looked at, so it may be an image.
+    def condition_from_frames(self, frames: jax.Array) -> tuple[jax.Array, ...]:
+        """Features of frame 0 ``[B, H, W, 3]`` for a decoder with first-frame attention.
 
         Returns:
           One ``[B, H / 2^i, W / 2^i, C_i]`` for each of ``cross_stages``.
         """
-        if not self.takes_condition:
-            raise VidlatentError(
-                "this decoder takes no condition: config.model.cross_stages is ()."
-            )
-        return self._condition(self.encoder_values(video[:, :1]))
+        return self._condition(self.encoder_values(frames[:, None]))
 
     def _condition(self, seen: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
         return tuple(seen[f"stage_{stage}"][:, 0] for stage in self.cross_stages)
 
     def _features(self, condition: Any, cache: Any) -> dict[int, jax.Array] | None:
-        if not self.takes_condition:
-            if condition is not None:
-                raise VidlatentError("this decoder takes no condition: pass condition=None.")
+        if not self.cross_stages:
+            refuse_condition(condition)
             return None
         if cache is not None:
             return None
         if condition is None or len(condition) != len(self.cross_stages):
             raise VidlatentError(
                 f"this decoder attends to frame 0 at stages {self.cross_stages}: pass "
-                "condition=model.condition(first frame)."
+                "condition=model.condition(video)."
             )
         return dict(zip(self.cross_stages, condition, strict=True))
 
@@ -317,28 +303,44 @@ class Autoencoder(nn.Module):
             return NoiseField(jax.random.split(self.make_rng("noise"), batch))
         return NoiseField(jax.random.key(0)[None])
 
-    def encode_outer(self, video: jax.Array, stage: int) -> tuple[jax.Array, jax.Array]:
-        """Output of encoder block ``stage`` and its features of frame 0; ``video`` may be a crop.
+    # The halves of encoder and decoder. The outer stages look at a neighbourhood only, so they may
+    # be given a crop; the inner ones attend over the whole frame.
+
+    def encode_outer(
+        self, video: jax.Array, stage: int, cache: Any = None
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        """Encoder blocks up to ``stage``; ``video`` ``[B, T, H, W, 3]`` may be a crop.
 
         Returns:
-          ``[B, t, H / 2^(i+1), W / 2^(i+1), C_(i+1)]`` and ``[B, H / 2^i, W / 2^i, C_i]``.
+          Output of block i = ``stage`` ``[B, t', H / 2^(i+1), W / 2^(i+1), C]``, its features of
+          frame 0 ``[B, 1, H / 2^i, W / 2^i, C_i]``, and the cache of these blocks.
         """
-        x, _, seen = self.encoder(video, end=stage)
-        return x, seen[f"stage_{stage}"][:, 0]
+        x, cache, seen = self.encoder(video, cache, end=stage)
+        return x, seen[f"stage_{stage}"][:, :1], cache
 
-    def encode_inner(self, x: jax.Array, stage: int) -> tuple[jax.Array, dict[int, jax.Array]]:
-        """Latent mean from ``encode_outer``'s whole output, and later stages' frame-0 features."""
-        mean, _, seen = self.encoder(x, begin=stage)
+    def encode_inner(
+        self, x: jax.Array, stage: int, cache: Any = None
+    ) -> tuple[jax.Array, dict[int, jax.Array], Any]:
+        """The encoder after block ``stage``, from ``encode_outer``'s whole output.
+
+        Returns:
+          Latent mean ``[B, t, h, w, c]``, later stages' features of frame 0 ``[B, 1, h', w', C]``
+          by stage, and the cache.
+        """
+        mean, cache, seen = self.encoder(x, cache, begin=stage)
         later = range(stage + 1, len(self.encoder_widths))
-        return mean, {i: seen[f"stage_{i}"][:, 0] for i in later}
+        return mean, {i: seen[f"stage_{i}"][:, :1] for i in later}, cache
 
     def decode_inner(
-        self, latent: jax.Array, stage: int, condition: tuple[jax.Array, ...] | None = None
-    ) -> jax.Array:
-        """Output of decoder block ``stage`` ``[B, t', h', w', C]``: all before the outer stages."""
-        features = self._features(condition, None)
-        noise = self._noise(latent.shape[0])
-        return self.decoder(latent, features=features, noise=noise, end=stage)[0]
+        self,
+        latent: jax.Array,
+        stage: int,
+        condition: tuple[jax.Array, ...] | None = None,
+        cache: Any = None,
+    ) -> tuple[jax.Array, Any]:
+        """The decoder down to block ``stage``: ``[B, t, h, w, c] -> [B, t', h', w', C]``, cache."""
+        features, noise = self._features(condition, cache), self._noise(latent.shape[0])
+        return self.decoder(latent, cache, features=features, noise=noise, end=stage)[:2]
 
     def decode_outer(
         self,
@@ -346,36 +348,45 @@ class Autoencoder(nn.Module):
         stage: int,
         condition: tuple[jax.Array, ...] | None = None,
         origin: tuple[Any, Any] = (0, 0),
-    ) -> jax.Array:
-        """Video from ``decode_inner``'s output or a crop of it that starts at ``origin``.
+        cache: Any = None,
+    ) -> tuple[jax.Array, Any]:
+        """Video from ``decode_inner``'s output, or from a crop of it that starts at ``origin``.
 
         Attention to frame 0 and noise are those of the whole frame; convolutions see zeros beyond
-        the crop (``patches`` says how far that reaches).
+        the crop (``reach`` says how far that matters).
         """
-        features = self._features(condition, None)
-        noise = self._noise(x.shape[0])
-        return self.decoder(x, features=features, noise=noise, begin=stage, origin=origin)[0]
-
-    def frame0_features(self, video: jax.Array) -> tuple[jax.Array, ...]:
-        """Encoder features of frame 0 per stage, before each down operation.
-
-        Causality makes them the same whether the clip is one image or longer.
-
-        Returns:
-          One ``[B, H / 2^i, W / 2^i, C_i]`` per stage.
-        """
-        seen = self.encoder_values(video)
-        return tuple(seen[f"stage_{i}"][:, 0] for i in range(len(self.encoder_widths)))
+        features, noise = self._features(condition, cache), self._noise(x.shape[0])
+        return self.decoder(x, cache, features=features, noise=noise, begin=stage, origin=origin)[
+            :2
+        ]
 
     def encoder_values(self, video: jax.Array) -> dict[str, jax.Array]:
-        """The encoder's intermediate values by name, see ``coder.Encoder``."""
+        """The encoder's intermediate values by name, see ``coder.FSAEEncoder``."""
         check_clip(self.latent_spec, video, True)
         return self.encoder(video)[2]
 
-    def decoder_values(self, latent: jax.Array, condition: Any = None) -> dict[str, jax.Array]:
-        """The decoder's intermediate values by name, see ``coder.Decoder``."""
-        noise = self._noise(latent.shape[0])
-        return self.decoder(latent, features=self._features(condition, None), noise=noise)[2]
+    @nn.nowrap
+    def ways_in_time(self) -> tuple[TimeWay, ...]:
+        """Windows have the result of the whole clip too, whatever the decoder looks at."""
+        ways = (TimeWay("windows", exact=True), TimeWay("chunks", exact=False))
+        return (TimeWay("stream", exact=True), *ways) if self.streams else ways
+
+    @nn.nowrap
+    def ways_in_space(self) -> tuple[SpaceWay, ...]:
+        return tiling.ways_in_space(self)
+
+    @nn.nowrap
+    def frame_coder(self) -> FrameCoder:
+        return WindowedFrames(self)
+
+    @property
+    def patch_cell(self) -> int:
+        """Pixels of a cell: a position of the inner stages' output."""
+        return 2 ** outer_stage(self)
+
+    @nn.nowrap
+    def decode_patch(self, params, latent, start, size, **options) -> Patch:
+        return patches.decode_patch(self, params, latent, start, size, **options)
 
 
 def build_fsae(fields: Mapping[str, Any], dtype: Any) -> Autoencoder:

@@ -19,7 +19,7 @@ from vidlatent.layers.conv import Conv
 from vidlatent.layers.dense import Pointwise, fan_in
 from vidlatent.layers.temporal import TimeRule, convolve, view_frames
 from vidlatent.models.tokenizers.ivvae.frame_attention import frame_attention
-from vidlatent.models.tokenizers.ivvae.variants import Coder, Op
+from vidlatent.models.tokenizers.ivvae.variants import IVVAEConfig, Op
 
 __all__ = ["BranchAttention", "ResBlock", "SplitNorm", "ParallelDilated", "conv3", "pointwise"]
 
@@ -141,7 +141,7 @@ _HALVES = ("conv_2d", "conv_3d")
 
 
 def conv3(
-    c: Coder,
+    c: IVVAEConfig,
     features: int,
     level: int,
     name: str,
@@ -161,38 +161,38 @@ def conv3(
         "kernel_init": kernel_init,
         "name": name,
     }
-    if c.form.branches == 2 and not plane:
-        volume = c.form.key == "volume"
+    if c.variant.branches == 2 and not plane:
+        volume = c.variant.key == "volume"
         return PairedConv(features, c.rule(level), volume, **common)
-    taps = 1 if plane or c.form.time == "none" else 3
-    return Conv(features * c.form.branches, (taps, 3, 3), time=c.rule(level), **common)
+    taps = 1 if plane or c.variant.time == "none" else 3
+    return Conv(features * c.variant.branches, (taps, 3, 3), time=c.rule(level), **common)
 
 
-def pointwise(c: Coder, features: int, name: str, plane: bool = False, dtype: Any = None):
+def pointwise(c: IVVAEConfig, features: int, name: str, plane: bool = False, dtype: Any = None):
     """The family's 1x1 convolution, ``features`` per branch."""
     dtype = dtype or c.dtype
-    if c.form.branches == 2 and not plane:
+    if c.variant.branches == 2 and not plane:
         return PairedPointwise(features, dtype, name=name)
-    return Pointwise(features * c.form.branches, True, dtype, name=name)
+    return Pointwise(features * c.variant.branches, True, dtype, name=name)
 
 
 class ResBlock(nn.Module):
     """Norm, SiLU, convolution, twice; plus the input (through a 1x1 if the width changes)."""
 
-    coder: Coder
+    config: IVVAEConfig
     op: Op
 
     @nn.compact
     def __call__(self, x: jax.Array, cache: Any = None) -> tuple[jax.Array, Any]:
         """``[B, T, H, W, C] -> [B, T, H, W, C']``; the cache holds one entry a convolution."""
-        c, op, new = self.coder, self.op, {}
+        c, op, new = self.config, self.op, {}
         h = x
         for at, init in ((0, fan_in), (3, _ending(c.residual_scale))):
-            h = nn.silu(SplitNorm(c.form.branches, c.dtype, name=f"residual_{at}")(h))
+            h = nn.silu(SplitNorm(c.variant.branches, c.dtype, name=f"residual_{at}")(h))
             name = f"residual_{2 * at or 2}"
             conv = conv3(c, op.features, op.level, name, plane=op.plane, kernel_init=init)
             h, new[name] = conv(h, None if cache is None else cache[name])
-        if x.shape[-1] != op.features * c.form.branches:
+        if x.shape[-1] != op.features * c.variant.branches:
             x = pointwise(c, op.features, "shortcut", op.plane)(x)
         return x + h, new
 
@@ -227,14 +227,14 @@ class FrameAttention(nn.Module):
 class BranchAttention(nn.Module):
     """Attention inside each frame, for each branch by itself (dual attention)."""
 
-    coder: Coder
+    config: IVVAEConfig
 
     @nn.compact
     def __call__(self, x: jax.Array, cache: Any = None) -> tuple[jax.Array, Any]:
         """``[B, T, H, W, C]``, same shape out; remembers nothing."""
         del cache
-        c = self.coder
-        if c.form.branches == 1:
+        c = self.config
+        if c.variant.branches == 1:
             return FrameAttention(c.dtype, c.residual_scale, name="attention")(x), {}
         halves = zip(("Attention_2d", "Attention_3d"), jnp.split(x, 2, axis=-1), strict=True)
         parts = [

@@ -18,16 +18,16 @@ from vidlatent.models.tokenizers.ivvae.blocks import (
     pointwise,
 )
 from vidlatent.models.tokenizers.ivvae.resample import Down, Up
-from vidlatent.models.tokenizers.ivvae.strips import plan_strips, run_strips
+from vidlatent.models.tokenizers.ivvae.tiling import plan_strips, run_strips
 from vidlatent.models.tokenizers.ivvae.variants import (
-    Coder,
+    IVVAEConfig,
     Op,
     decoder_ops,
     encoder_ops,
 )
 from vidlatent.parallel.sharding import constrain
 
-__all__ = ["Decoder", "Encoder"]
+__all__ = ["IVVAEDecoder", "IVVAEEncoder"]
 
 _AXES = ("batch", "time", "height", "width", "channel")
 _KINDS = {"res": ResBlock, "down": Down, "up": Up}
@@ -51,7 +51,7 @@ class Step(NamedTuple):
         return {"res": 2, "up": 2}.get(self.op.kind, 1)
 
 
-def _steps(c: Coder, ops: list[Op], part: str) -> list[Step]:
+def _steps(c: IVVAEConfig, ops: list[Op], part: str) -> list[Step]:
     steps = []
     for i, op in enumerate(ops):
         kind = BranchAttention if op.kind == "attn" else _KINDS[op.kind]
@@ -78,17 +78,17 @@ class _Tape:
         self.seen[name] = x = constrain(x, _AXES)
         return x
 
-    def run(self, c: Coder, steps: list[Step], x: jax.Array) -> jax.Array:
+    def run(self, c: IVVAEConfig, steps: list[Step], x: jax.Array) -> jax.Array:
         """All steps, a level at a time."""
         for level, group in itertools.groupby(steps, key=lambda step: step.level):
             x = self._level(c, level, list(group), x)
         return x
 
-    def middle(self, c: Coder, x: jax.Array) -> jax.Array:
+    def middle(self, c: IVVAEConfig, x: jax.Array) -> jax.Array:
         ops = [c.op(kind, c.last, c.widths[-1]) for kind in ("res", "attn", "res")]
         return self.run(c, _steps(c, ops, "middle"), x)
 
-    def _level(self, c: Coder, level: int, steps: list[Step], x: jax.Array) -> jax.Array:
+    def _level(self, c: IVVAEConfig, level: int, steps: list[Step], x: jax.Array) -> jax.Array:
         """One level and its resampling: in strips of rows where whole arrays would be too large.
 
         Then only what the last step returns is noted.
@@ -101,7 +101,7 @@ class _Tape:
             if up and steps[0].op.time:
                 frames = 2 * frames - (self._old is None)
             pixels = batch * frames * height * width * (4 if up else 1)
-            size = pixels * c.widths[level] * c.form.branches * jnp.dtype(c.dtype).itemsize
+            size = pixels * c.widths[level] * c.variant.branches * jnp.dtype(c.dtype).itemsize
             reach = -(-sum(step.reach for step in steps) // 2)
             strips = plan_strips(rows, reach, size, c.row_limit, c.strips_anywhere)
         if strips is None:
@@ -131,57 +131,59 @@ def _apply(module, params, *args):
     return module.clone(parent=None).apply({"params": params[module.name]}, *args)
 
 
-class Encoder(nn.Module):
+class IVVAEEncoder(nn.Module):
     """Video to moments, ``[mean, logvar]`` of each branch in turn."""
 
-    coder: Coder
+    config: IVVAEConfig
 
     @nn.compact
     def __call__(
         self, video: jax.Array, cache: Any = None
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         """``[B, T, H, W, 3] -> [B, t, h, w, 2z]`` float32, cache, values by module name."""
-        c = self.coder
+        c = self.config
         tape = _Tape(self, cache)
         first = Step(conv3(c, c.widths[0], 0, "conv1"), c.op("conv", 0, c.widths[0]))
         x = tape.run(c, [first, *_steps(c, encoder_ops(c), "downsamples")], video)
         x = tape.middle(c, x)
-        x = nn.silu(SplitNorm(c.form.branches, c.dtype, name="head_0")(x))
+        x = nn.silu(SplitNorm(c.variant.branches, c.dtype, name="head_0")(x))
         moments = 2 * c.latent_channels
-        if c.form.rich:
-            pac = ParallelDilated(moments, c.form.branches, c.pac_dilations, c.dtype, name="head_2")
+        if c.variant.rich:
+            pac = ParallelDilated(
+                moments, c.variant.branches, c.pac_dilations, c.dtype, name="head_2"
+            )
             x = pac(x)
         else:
-            share = moments // c.form.branches
-            plane = c.form.branches == 2
+            share = moments // c.variant.branches
+            plane = c.variant.branches == 2
             x = tape(x, conv3(c, share, c.last, "head_2", plane=plane))
         tape.seen["head"] = x
         # The latent is stored: its last product is float32.
-        x = pointwise(c, moments // c.form.branches, "quant", dtype=jnp.float32)(x)
+        x = pointwise(c, moments // c.variant.branches, "quant", dtype=jnp.float32)(x)
         return x, tape.cache, tape.seen
 
 
-class Decoder(nn.Module):
+class IVVAEDecoder(nn.Module):
     """Latent to one image per branch and frame."""
 
-    coder: Coder
+    config: IVVAEConfig
 
     @nn.compact
     def __call__(
         self, latent: jax.Array, cache: Any = None
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         """``[B, t, h, w, z] -> [B, T, H, W, 3 * branches]`` float32, cache, values by name."""
-        c = self.coder
+        c = self.config
         tape = _Tape(self, cache)
-        share = c.latent_channels // c.form.branches
+        share = c.latent_channels // c.variant.branches
         x = pointwise(c, share, "post_quant", dtype=jnp.float32)(latent)
-        plane = c.form.branches == 2
+        plane = c.variant.branches == 2
         x = tape(x, conv3(c, c.widths[-1], c.last, "conv1", plane=plane))
         x = tape.middle(c, x)
         last = Step(
             conv3(c, 3, 0, "head_2", dtype=jnp.float32),
             c.op("conv", 0, 3),
-            SplitNorm(c.form.branches, c.dtype, name="head_0"),
+            SplitNorm(c.variant.branches, c.dtype, name="head_0"),
         )
         x = tape.run(c, [*_steps(c, decoder_ops(c), "upsamples"), last], x)
         return x.astype(jnp.float32), tape.cache, tape.seen

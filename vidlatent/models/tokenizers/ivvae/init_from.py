@@ -21,7 +21,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers.ivvae.model import IVVAE
 from vidlatent.models.tokenizers.ivvae.variants import (
     VARIANTS,
-    Form,
+    Variant,
     decoder_ops,
     encoder_ops,
 )
@@ -61,17 +61,17 @@ def inflate(
     Raises:
       VidlatentError: the two models do not correspond.
     """
-    source, target = image.coder, video.coder
-    if source.form.time != "none":
+    source, target = image.layer_config, video.layer_config
+    if source.variant.time != "none":
         raise VidlatentError(f"variant {image.variant!r} is not an image VAE to inflate from.")
     if keep not in (0, 1):
         raise VidlatentError(f"keep={keep}: a pair has frames 0 and 1.")
-    share = video.latent_channels // target.form.branches
+    share = video.latent_channels // target.variant.branches
     same = (
         source.widths == target.widths
         and source.blocks == target.blocks
         and source.latent_channels == share
-        and (target.form.rich or not source.form.rich)
+        and (target.variant.rich or not source.variant.rich)
     )
     if not same:
         raise VidlatentError(
@@ -81,8 +81,8 @@ def inflate(
         )
     names = {}
     for part, ops in (("downsamples", encoder_ops), ("upsamples", decoder_ops)):
-        names |= _counterparts(part, ops(source), ops(target), source.form.rich)
-    return _Inflation(image_params, target, names, source.form.rich, keep).walk(template, ())
+        names |= _counterparts(part, ops(source), ops(target), source.variant.rich)
+    return _Inflation(image_params, target, names, source.variant.rich, keep).walk(template, ())
 
 
 def video_from_image(params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,13 +110,13 @@ def model_of_params(params: Mapping[str, Any], time: str = "group") -> IVVAE:
     if branches == 1 and encoder["conv1"]["kernel"].shape[0] == 1:
         time = "none"
     key = "volume" if "conv_3d_key" in encoder["conv1"] else "plane"
-    form = Form(branches, key, time, "PAC_conv" in head)
-    variant = next((name for name, known in VARIANTS.items() if known == form), None)
+    kind = Variant(branches, key, time, "PAC_conv" in head)
+    variant = next((name for name, known in VARIANTS.items() if known == kind), None)
     if variant is None:
-        raise VidlatentError(f"these parameters belong to no known variant ({form}).")
+        raise VidlatentError(f"these parameters belong to no known variant ({kind}).")
     quant = encoder["quant"]
     fields: dict[str, Any] = {}
-    if form.rich:
+    if kind.rich:
         reaches = (key.removeprefix("PAC_") for key in head)
         fields["pac_dilations"] = tuple(sorted(int(reach) for reach in reaches if reach.isdigit()))
     return IVVAE(
@@ -147,9 +147,15 @@ class _Inflation:
     """One walk over the video model's parameter tree."""
 
     def __init__(self, params, coder, names, rich, keep):
-        self.params, self.coder, self.names, self.rich, self.keep = params, coder, names, rich, keep
+        self.params, self.config, self.names, self.rich, self.keep = (
+            params,
+            coder,
+            names,
+            rich,
+            keep,
+        )
         # The present frame's tap.
-        self.tap = -1 if coder.form.time == "causal" else 1
+        self.tap = -1 if coder.variant.time == "causal" else 1
 
     def walk(self, tree: Any, path: tuple[str, ...]) -> Any:
         if isinstance(tree, Mapping):
@@ -168,7 +174,7 @@ class _Inflation:
             return jnp.zeros_like(free) if "proj" in rest else free
         if "time_conv" in rest:
             return self._temporal(side, free)
-        if module == "head_2" and side == "encoder" and self.coder.form.rich and not self.rich:
+        if module == "head_2" and side == "encoder" and self.config.variant.rich and not self.rich:
             return self._output(rest[0], kind, free)
         half = next((_HALF[name] for name in rest if name in _HALF), None)
         copied = any(name in _COPIED for name in rest)
@@ -176,7 +182,7 @@ class _Inflation:
         value = self._find((side, module, *rest, kind))
         if half is not None:
             return value if kind == "bias" else self._half_kernel(value, free, half)
-        if copied or self.coder.form.branches == 1 or "attention" in rest:
+        if copied or self.config.variant.branches == 1 or "attention" in rest:
             return self._taps(value, free)
         return jnp.tile(value, 2) if kind != "kernel" else _block_diagonal(value)
 
@@ -209,7 +215,7 @@ class _Inflation:
         width = free.shape[-2]
         if side == "encoder":
             # The causal window begins with the frame before the pair; the baseline keeps frame 0.
-            tap = 1 if self.coder.form.branches == 1 else self.keep
+            tap = 1 if self.config.variant.branches == 1 else self.keep
             return jnp.zeros_like(free).at[tap, 0, 0].set(jnp.eye(width))
         twice = jnp.tile(jnp.eye(width), (1, 2))
         return twice if free.ndim == 2 else jnp.zeros_like(free).at[-1, 0, 0].set(twice)
@@ -219,9 +225,9 @@ class _Inflation:
         if view == "PAC_conv":
             if kind == "bias":
                 return jnp.zeros_like(free)
-            count = len(self.coder.pac_dilations)
+            count = len(self.config.pac_dilations)
             size = free.shape[-1] // 2
-            pick = jnp.zeros((count, size, size)).at[self.coder.pac_dilations.index(1)]
+            pick = jnp.zeros((count, size, size)).at[self.config.pac_dilations.index(1)]
             return _block_diagonal(pick.set(jnp.eye(size)).reshape(count * size, size))
         if view != "PAC_1":
             return free

@@ -11,23 +11,29 @@ import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
 from vidlatent.models.build import make_module
-from vidlatent.models.tokenizers.base import Posterior, check_clip, latent_of
-from vidlatent.models.tokenizers.ivvae.coder import Decoder, Encoder
-from vidlatent.models.tokenizers.ivvae.strips import LIMIT
-from vidlatent.models.tokenizers.ivvae.variants import Coder, form_of
+from vidlatent.models.tokenizers.base import (
+    Posterior,
+    TokenizerModule,
+    check_clip,
+    refuse_condition,
+)
+from vidlatent.models.tokenizers.cutting import SpaceWay
+from vidlatent.models.tokenizers.ivvae import tiling
+from vidlatent.models.tokenizers.ivvae.coder import IVVAEDecoder, IVVAEEncoder
+from vidlatent.models.tokenizers.ivvae.variants import IVVAEConfig, find_variant
 from vidlatent.spec import FrameRule, LatentSpec, check_shape
 
 __all__ = ["IVVAE", "build_ivvae"]
 
 
-class IVVAE(nn.Module):
+class IVVAE(TokenizerModule):
     """IV-VAE: 4x8x8 compression in two branches, group causal (IV-VAE 3; released network).
 
     Frame 0 stands alone, then come groups of four frames; nothing looks beyond its own group. Half
     of the latent's channels describe each group's first frame, half its motion.
 
     Attributes:
-      variant: ``'ivvae'`` or an ablation or baseline, see ``form.VARIANTS``: ``'ktc'``,
+      variant: ``'ivvae'`` or an ablation or baseline, see ``variants.VARIANTS``: ``'ktc'``,
         ``'ktc_causal'`` (without the extra attention and PAC), ``'volumes'``, ``'volumes_plain'``
         (3-D convolutions in both halves), ``'causal'`` (the inflated VAE, Wan's layout),
         ``'gcconv'`` (the same with group causal convolutions), ``'image'``, ``'image_plain'``
@@ -60,7 +66,7 @@ class IVVAE(nn.Module):
     residual_scale: float = 1.0
     up_form: str = "subpixel"
     remat: bool = False
-    row_limit: int = LIMIT
+    row_limit: int = tiling.LIMIT
     strips_anywhere: bool = False
     conv_impl: str = "auto"
     latent_scale: float = 1.0
@@ -68,31 +74,31 @@ class IVVAE(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self):
-        coder = self.coder
-        self.encoder = Encoder(coder)
-        self.decoder = Decoder(coder)
+        config = self.layer_config
+        self.encoder = IVVAEEncoder(config)
+        self.decoder = IVVAEDecoder(config)
 
     @property
-    def coder(self) -> Coder:
+    def layer_config(self) -> IVVAEConfig:
         """The checked hyper-parameters that encoder and decoder share."""
-        form = form_of(self.variant)
+        variant = find_variant(self.variant)
         levels = len(self.multipliers)
         if levels < 2 or any(not 0 <= i < levels - 1 for i in self.temporal_down):
             raise VidlatentError(
                 f"config.model.temporal_down {self.temporal_down} must name levels below the last "
                 f"of the {levels} that multipliers gives."
             )
-        if form.time == "none" and self.temporal_down:
+        if variant.time == "none" and self.temporal_down:
             raise VidlatentError(
                 f"config.model.temporal_down of the image variant {self.variant!r} must be empty."
             )
-        if self.latent_channels % form.branches:
+        if self.latent_channels % variant.branches:
             raise VidlatentError(
                 f"config.model.latent_channels {self.latent_channels} is odd: variant "
                 f"{self.variant!r} gives half of them to each branch."
             )
-        return Coder(
-            form=form,
+        return IVVAEConfig(
+            variant=variant,
             latent_channels=self.latent_channels,
             widths=tuple(self.width * m for m in self.multipliers),
             blocks=self.blocks,
@@ -123,19 +129,16 @@ class IVVAE(nn.Module):
             shift=self.latent_shift,
         )
 
+    @property
+    def streams(self) -> bool:
+        """Always: nothing looks beyond its own group of frames."""
+        return True
+
     def encode(self, video: jax.Array, *, cache: Any = None) -> tuple[Posterior, Any]:
-        """Compress a clip, or the next groups of one.
+        """``[B, T, H, W, 3]`` -> mean and logvar ``[B, t, h, w, z]``, and the cache.
 
-        Args:
-          video: ``[B, T, H, W, 3]`` in [-1, 1]. At the start T = 1 + 4k, later T = 4k.
-          cache: what the previous call returned; None at the start of a stream.
-
-        Returns:
-          ``Posterior``, mean and logvar ``[B, t, h, w, z]`` float32 (channels of the key branch
-          first), t = 1 + k, later k; the cache that continues the stream.
-
-        Raises:
-          VidlatentError: a size that would leave frames or pixels out, naming the nearest legal.
+        Channels of the key branch come first. T = 1 + 4n and t = 1 + n at the start of a stream,
+        later T = 4n and t = n. Errors as of ``Tokenizer.encode``.
         """
         check_clip(self.latent_spec, video, cache is None)
         moments, cache, _ = self.encoder(video, cache)
@@ -144,40 +147,24 @@ class IVVAE(nn.Module):
     def decode(
         self, latent: jax.Array, *, condition: Any = None, cache: Any = None
     ) -> tuple[jax.Array, Any]:
-        """Restore a clip from ``[B, t, h, w, z]``, or the next groups of one.
-
-        Args:
-          latent: unscaled latent.
-          condition: must be None.
-          cache: what the previous call returned; None at the start of a stream.
-
-        Returns:
-          Video ``[B, T, H, W, 3]`` float32 (not clipped), T = 4t - 3 at the start, 4t later; the
-          cache.
-        """
+        """``[B, t, h, w, z]`` -> video ``[B, T, H, W, 3]`` float32, and the cache."""
         check_shape(latent, "B t h w c", c=self.latent_channels)
-        if condition is not None:
-            raise VidlatentError("this decoder takes no condition: pass condition=None.")
+        refuse_condition(condition)
         images, new, _ = self.decoder(latent, cache)
         return self._select(images, cache is None), new
-
-    def __call__(self, video: jax.Array) -> tuple[jax.Array, Posterior]:
-        """Reconstruction ``[B, T, H, W, 3]`` float32 of the ``latent_of`` it, and the posterior."""
-        posterior, _ = self.encode(video)
-        return self.decode(latent_of(self, posterior))[0], posterior
 
     def encoder_values(self, video: jax.Array) -> dict[str, jax.Array]:
         """The encoder's intermediate values by module name."""
         check_clip(self.latent_spec, video, True)
         return self.encoder(video)[2]
 
-    def decoder_values(self, latent: jax.Array) -> dict[str, jax.Array]:
-        """The decoder's intermediate values by module name."""
-        return self.decoder(latent)[2]
+    @nn.nowrap
+    def ways_in_space(self) -> tuple[SpaceWay, ...]:
+        return tiling.ways_in_space(self)
 
     def _posterior(self, moments: jax.Array) -> Posterior:
         """``[mean, logvar]`` of each branch -> all means, all log-variances."""
-        branches = self.coder.form.branches
+        branches = self.layer_config.variant.branches
         parts = moments.reshape(*moments.shape[:-1], branches, 2, -1)
         mean, logvar = (
             parts[..., i, :].reshape(*moments.shape[:-1], self.latent_channels) for i in (0, 1)
@@ -186,7 +173,7 @@ class IVVAE(nn.Module):
 
     def _select(self, images: jax.Array, first: bool) -> jax.Array:
         """Frame 0 and the first frame of each group from half A, the others from half B."""
-        if self.coder.form.branches == 1:
+        if self.layer_config.variant.branches == 1:
             return images
         place = jnp.arange(images.shape[1]) - (1 if first else 0)
         key = (place < 0) | (place % self.latent_spec.t == 0)

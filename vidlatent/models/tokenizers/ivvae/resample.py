@@ -18,7 +18,7 @@ from vidlatent.kernels.conv3d import conv3d
 from vidlatent.kernels.upconv import interleave, subpixel_conv
 from vidlatent.layers.resample import double_frames, nearest
 from vidlatent.models.tokenizers.ivvae.blocks import Weights
-from vidlatent.models.tokenizers.ivvae.variants import Coder, Op
+from vidlatent.models.tokenizers.ivvae.variants import IVVAEConfig, Op
 
 __all__ = ["Down", "Up"]
 
@@ -29,15 +29,15 @@ _NAMES = {1: ("resample",), 2: ("resample_2d", "resample_3d")}
 class Down(nn.Module):
     """Halve H and W, then T where ``op.time``: 1 + 2m frames -> 1 + m at the start, 2m -> m."""
 
-    coder: Coder
+    config: IVVAEConfig
     op: Op
 
     @nn.compact
     def __call__(self, x: jax.Array, cache: Any = None) -> tuple[jax.Array, Any]:
         """``[B, T, H, W, C] -> [B, T', H/2, W/2, C]`` and the cache."""
-        c, width = self.coder, self.op.features
+        c, width = self.config, self.op.features
         parts = []
-        for name, half in zip(_NAMES[c.form.branches], _halves(x, c), strict=True):
+        for name, half in zip(_NAMES[c.variant.branches], _halves(x, c), strict=True):
             kernel, bias = Weights((1, 3, 3, width, width), c.dtype, name=name)()
             # Zeros to the right and below only: output i is centred on input 2i + 1.
             pad = ((0, 0), (0, 1), (0, 1))
@@ -45,7 +45,7 @@ class Down(nn.Module):
             parts.append(y + bias)
         if not self.op.time:
             return jnp.concatenate(parts, axis=-1), {}
-        if c.form.branches == 1:
+        if c.variant.branches == 1:
             return self._causal(parts[0], cache)
         kernel, bias = Weights((2, 1, 1, width, width), c.dtype, name="time_conv")()
         lead = 1 if cache is None else 0
@@ -71,15 +71,15 @@ class Down(nn.Module):
 class Up(nn.Module):
     """Double T where ``op.time``, then H and W, to half the channels."""
 
-    coder: Coder
+    config: IVVAEConfig
     op: Op
 
     @nn.compact
     def __call__(self, x: jax.Array, cache: Any = None) -> tuple[jax.Array, Any]:
         """``[B, T, H, W, C] -> [B, T', 2H, 2W, C/2]`` and the cache."""
-        c, x, new = self.coder, x.astype(self.coder.dtype), {}
+        c, x, new = self.config, x.astype(self.config.dtype), {}
         parts = _halves(x, c)
-        if self.op.time and c.form.branches == 1:
+        if self.op.time and c.variant.branches == 1:
             parts, new = self._causal(x, cache)
         elif self.op.time:
             width = parts[1].shape[-1]
@@ -89,7 +89,7 @@ class Up(nn.Module):
             b = jnp.concatenate([parts[1][:, :lead], _split_frames(pairs)], axis=1)
             parts = [double_frames(parts[0], cache is None), b]
         outputs = []
-        for name, half in zip(_NAMES[c.form.branches], parts, strict=True):
+        for name, half in zip(_NAMES[c.variant.branches], parts, strict=True):
             shape = (1, 3, 3, half.shape[-1], self.op.features)
             kernel, bias = Weights(shape, c.dtype, name=name)()
             outputs.append(self._double_space(half, kernel) + bias)
@@ -108,7 +108,7 @@ class Up(nn.Module):
         return [y], {"last": window[:, -2:]}
 
     def _double_space(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        c = self.coder
+        c = self.config
 
         def conv(part, pad):
             return conv3d(x, part, (1, 1, 1), ((0, 0), *pad), implementation=c.implementation)
@@ -121,8 +121,8 @@ class Up(nn.Module):
         return conv(kernel, _PAD)
 
 
-def _halves(x: jax.Array, c: Coder) -> list[jax.Array]:
-    return jnp.split(x, c.form.branches, axis=-1)
+def _halves(x: jax.Array, c: IVVAEConfig) -> list[jax.Array]:
+    return jnp.split(x, c.variant.branches, axis=-1)
 
 
 def _split_frames(x: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """Hyper-parameters of the IV-VAE family and the order of its modules (IV-VAE, figure 2).
 
-The published model, its ablations and its baselines differ in four choices, a ``Form``. Everything
-else (widths, the order of blocks, resampling) is the same, so they are one family.
+The published model, its ablations and its baselines differ in four choices, a ``Variant``.
+Everything else (widths, the order of blocks, resampling) is the same, so they are one family.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from vidlatent.errors import VidlatentError
 from vidlatent.layers.temporal import TimeRule
 from vidlatent.registry import did_you_mean
 
-__all__ = ["VARIANTS", "Coder", "Form", "Op", "decoder_ops", "encoder_ops", "form_of"]
+__all__ = ["VARIANTS", "IVVAEConfig", "Op", "Variant", "decoder_ops", "encoder_ops", "find_variant"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class Variant:
     """What distinguishes the members of the family.
 
     Attributes:
@@ -36,21 +36,21 @@ class Form:
     rich: bool = True
 
 
-VARIANTS: dict[str, Form] = {
-    "ivvae": Form(),
-    "ktc": Form(rich=False),
-    "ktc_causal": Form(rich=False, time="causal"),
-    "volumes": Form(key="volume"),
-    "volumes_plain": Form(key="volume", rich=False),
-    "causal": Form(branches=1, rich=False, time="causal"),
-    "gcconv": Form(branches=1, rich=False),
-    "image": Form(branches=1, time="none"),
-    "image_plain": Form(branches=1, time="none", rich=False),
+VARIANTS: dict[str, Variant] = {
+    "ivvae": Variant(),
+    "ktc": Variant(rich=False),
+    "ktc_causal": Variant(rich=False, time="causal"),
+    "volumes": Variant(key="volume"),
+    "volumes_plain": Variant(key="volume", rich=False),
+    "causal": Variant(branches=1, rich=False, time="causal"),
+    "gcconv": Variant(branches=1, rich=False),
+    "image": Variant(branches=1, time="none"),
+    "image_plain": Variant(branches=1, time="none", rich=False),
 }
 
 
-def form_of(variant: str) -> Form:
-    """The form of a variant's name; raises ``VidlatentError`` naming the nearest one."""
+def find_variant(variant: str) -> Variant:
+    """A variant by its name; raises ``VidlatentError`` naming the nearest one."""
     if variant not in VARIANTS:
         hint = did_you_mean(variant, VARIANTS)
         raise VidlatentError(f"config.model.variant {variant!r} is unknown: {hint}")
@@ -79,10 +79,10 @@ class Op:
 
 
 @dataclasses.dataclass(frozen=True)
-class Coder:
-    """Fields documented in ``autoencoder.IVVAE``."""
+class IVVAEConfig:
+    """Fields documented in ``model.IVVAE``."""
 
-    form: Form
+    variant: Variant
     latent_channels: int
     widths: tuple[int, ...]
     blocks: int
@@ -106,33 +106,33 @@ class Coder:
 
     def rule(self, level: int) -> TimeRule:
         """Temporal neighbourhood of the 3x3x3 convolutions at ``level``."""
-        if self.form.time == "causal":
+        if self.variant.time == "causal":
             return TimeRule("causal", padding="zeros")
         return TimeRule("group", self.group(level), "replicate", "zeros")
 
     def plane(self, level: int) -> bool:
-        return self.form.branches == 2 and level == self.last
+        return self.variant.branches == 2 and level == self.last
 
     def op(self, kind: str, level: int, features: int, **fields: Any) -> Op:
         return Op(kind, level, features, self.group(level), self.plane(level), **fields)
 
 
-def _level(c: Coder, level: int, blocks: int) -> list[Op]:
+def _level(c: IVVAEConfig, level: int, blocks: int) -> list[Op]:
     """The residual blocks of a level, with attention at the lowest resolution."""
     width = c.widths[level]
     ops = []
     for _ in range(blocks):
         ops.append(c.op("res", level, width))
-        if level == c.last and c.form.rich:
+        if level == c.last and c.variant.rich:
             ops.append(c.op("attn", level, width))
     return ops
 
 
-def encoder_ops(c: Coder) -> list[Op]:
+def encoder_ops(c: IVVAEConfig) -> list[Op]:
     """Contents of ``encoder.downsamples``, in order."""
     ops = []
     for level, width in enumerate(c.widths):
-        if level == c.last and c.form.rich:
+        if level == c.last and c.variant.rich:
             ops.append(c.op("attn", level, width))
         ops += _level(c, level, c.blocks)
         if level < c.last:
@@ -140,7 +140,7 @@ def encoder_ops(c: Coder) -> list[Op]:
     return ops
 
 
-def decoder_ops(c: Coder) -> list[Op]:
+def decoder_ops(c: IVVAEConfig) -> list[Op]:
     """Contents of ``decoder.upsamples``: one block more a level; up operations halve the width."""
     ops = []
     for level in range(c.last, -1, -1):

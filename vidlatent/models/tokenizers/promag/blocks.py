@@ -21,12 +21,12 @@ from vidlatent.layers.dense import Pointwise, fan_in
 from vidlatent.layers.norms import Affine, GroupNorm, apply_affine
 from vidlatent.layers.resample import double_frames, nearest
 from vidlatent.layers.temporal import TimeRule, convolve, view_frames
-from vidlatent.models.tokenizers.promag.tiling import Tiles, map_tiles
+from vidlatent.models.tokenizers.promag.tiling import LayerTiles, map_tiles
 
 __all__ = [
     "AdaNorm",
     "CausalConv",
-    "Plan",
+    "ProMAGConfig",
     "ResBlock",
     "Stride",
     "Up",
@@ -39,7 +39,7 @@ Stride = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class ProMAGConfig:
     """Hyper-parameters shared by the layers; fields documented in ``autoencoder.ProMAG``.
 
     Attributes:
@@ -66,7 +66,7 @@ class Plan:
     implementation: str
     dtype: Any
     rows: int = 3
-    tiles: Tiles | None = None
+    tiles: LayerTiles | None = None
 
     @property
     def rule(self) -> TimeRule:
@@ -78,9 +78,11 @@ class Plan:
         return math.prod(stride[0] for stride in self.strides)
 
 
-def norm_of(plan: Plan, name: str, affine: bool = True) -> GroupNorm:
+def norm_of(config: ProMAGConfig, name: str, affine: bool = True) -> GroupNorm:
     """The family's norm."""
-    return GroupNorm(plan.groups, plan.norm_eps, plan.norm_kind, plan.norm_axes, affine, name=name)
+    return GroupNorm(
+        config.groups, config.norm_eps, config.norm_kind, config.norm_axes, affine, name=name
+    )
 
 
 def repeated(copies: int) -> Callable[..., jax.Array]:
@@ -101,10 +103,10 @@ class CausalConv(nn.Module):
       strides: ``(st, sh, sw)``.
       up: ``(rt, rh, rw)``: blocks of output channels that become frames, rows and columns.
       drop: with ``up`` in time, leave out the first frame of a stream.
-      tiled: follow ``plan.tiles``.
+      tiled: follow ``config.tiles``.
     """
 
-    plan: Plan
+    config: ProMAGConfig
     features: int
     strides: Stride = (1, 1, 1)
     up: Stride = (1, 1, 1)
@@ -126,7 +128,7 @@ class CausalConv(nn.Module):
           affine: coefficients of the norm before; SiLU follows it.
           first: the stream starts here.
         """
-        p = self.plan
+        p = self.config
         dtype = self.dtype or p.dtype
         copies = math.prod(self.up)
         shape = (p.taps, p.rows, 3, x.shape[-1], self.features * copies)
@@ -170,14 +172,14 @@ class CausalConv(nn.Module):
 class ResBlock(nn.Module):
     """Norm, SiLU, convolution, twice; plus the input (through a 1x1x1 if the width changes)."""
 
-    plan: Plan
+    config: ProMAGConfig
     features: int
     tiled: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, cache: Any = None) -> tuple[jax.Array, Any]:
         """``[B, T, H, W, C] -> [B, T, H, W, features]`` and the cache."""
-        p, new, h = self.plan, {}, x
+        p, new, h = self.config, {}, x
         for i in (1, 2):
             conv = CausalConv(p, self.features, use_bias=False, tiled=self.tiled, name=f"conv{i}")
             affine = norm_of(p, f"norm{i}")(h)
@@ -196,7 +198,7 @@ class Up(nn.Module):
     decoder.
     """
 
-    plan: Plan
+    config: ProMAGConfig
     factors: Stride
     tiled: bool = False
 
@@ -204,10 +206,10 @@ class Up(nn.Module):
     def __call__(self, x: jax.Array, cache: Any = None) -> tuple[jax.Array, Any]:
         """``[B, T, H, W, C] -> [B, T', H', W', C]`` and the cache."""
         conv = CausalConv(
-            self.plan,
+            self.config,
             x.shape[-1],
             up=self.factors,
-            drop=self.plan.drop_mode == "each",
+            drop=self.config.drop_mode == "each",
             tiled=self.tiled,
             kernel_init=repeated(math.prod(self.factors)),
             name="conv",
@@ -228,7 +230,7 @@ class AdaNorm(nn.Module):
       scale: size of the initial kernel, relative to the usual.
     """
 
-    plan: Plan
+    config: ProMAGConfig
     mode: str = "position"
     pool: str = "frame"
     scale: float = 1.0
@@ -244,7 +246,7 @@ class AdaNorm(nn.Module):
           condition: ``[B, t, h, w, D]``.
           expand: repeats a map of the condition's grid (or ``[B, t, 1, 1, C]``) to that of ``x``.
         """
-        p, channels = self.plan, x.shape[-1]
+        p, channels = self.config, x.shape[-1]
         init = nn.initializers.variance_scaling(self.scale**2, "fan_in", "truncated_normal")
         scale, shift = norm_of(p, "norm", affine=False)(x)
         h = apply_affine(x, (scale, shift), p.dtype)

@@ -14,7 +14,7 @@ from vidlatent.layers.norms import apply_affine
 from vidlatent.models.tokenizers.promag.blocks import (
     AdaNorm,
     CausalConv,
-    Plan,
+    ProMAGConfig,
     ResBlock,
     Stride,
     Up,
@@ -23,7 +23,7 @@ from vidlatent.models.tokenizers.promag.blocks import (
 )
 from vidlatent.parallel.sharding import constrain
 
-__all__ = ["Bottleneck", "Decoder", "Encoder", "FirstFrame", "Tape"]
+__all__ = ["Bottleneck", "FirstFrame", "ProMAGDecoder", "ProMAGEncoder", "Tape"]
 
 _AXES = ("batch", "time", "height", "width", "channel")
 
@@ -31,8 +31,8 @@ _AXES = ("batch", "time", "height", "width", "channel")
 class Tape:
     """Applies named modules in turn and threads their caches."""
 
-    def __init__(self, plan: Plan, cache: Any, tiled: bool = False):
-        self.plan, self.tiled = plan, tiled
+    def __init__(self, config: ProMAGConfig, cache: Any, tiled: bool = False):
+        self.config, self.tiled = config, tiled
         self.first = cache is None
         self._old = cache
         self.cache: dict[str, Any] = {}
@@ -45,31 +45,31 @@ class Tape:
 
     def blocks(self, x: jax.Array, features: int, name: str) -> jax.Array:
         """A run of residual blocks."""
-        kind = nn.remat(ResBlock, prevent_cse=True) if self.plan.remat else ResBlock
-        for i in range(self.plan.blocks):
-            x = self(kind(self.plan, features, self.tiled, name=f"{name}_{i}"), x)
+        kind = nn.remat(ResBlock, prevent_cse=True) if self.config.remat else ResBlock
+        for i in range(self.config.blocks):
+            x = self(kind(self.config, features, self.tiled, name=f"{name}_{i}"), x)
         return x
 
     def down(self, x: jax.Array, strides: Stride, name: str, init: Any = None) -> jax.Array:
         """A strided convolution of unchanged width."""
         given = {} if init is None else {"kernel_init": init}
-        conv = CausalConv(self.plan, x.shape[-1], strides, name=name, **given)
+        conv = CausalConv(self.config, x.shape[-1], strides, name=name, **given)
         return self(conv, x, None, self.first)
 
     def up(self, x: jax.Array, factors: Stride, name: str) -> jax.Array:
-        kind = nn.remat(Up, prevent_cse=True) if self.plan.remat else Up
-        return self(kind(self.plan, factors, self.tiled, name=name), x)
+        kind = nn.remat(Up, prevent_cse=True) if self.config.remat else Up
+        return self(kind(self.config, factors, self.tiled, name=name), x)
 
 
-class Encoder(nn.Module):
+class ProMAGEncoder(nn.Module):
     """Video to features: levels of residual blocks, each but the last left by a strided conv."""
 
-    plan: Plan
+    config: ProMAGConfig
 
     @nn.compact
     def __call__(self, video: jax.Array, cache: Any = None) -> tuple[jax.Array, Any]:
         """``[B, T, H, W, 3] -> [B, t, h, w, C]`` (normalised and activated) and the cache."""
-        p = self.plan
+        p = self.config
         tape = Tape(p, cache)
         x = tape(CausalConv(p, p.widths[0], name="conv_in"), video, None, tape.first)
         for level, width in enumerate(p.widths):
@@ -81,10 +81,10 @@ class Encoder(nn.Module):
         return nn.silu(apply_affine(x, norm_of(p, "norm_out")(x), p.dtype)), tape.cache
 
 
-class Decoder(nn.Module):
+class ProMAGDecoder(nn.Module):
     """Features (or, with the 3x3x3 stem, the latent) to video."""
 
-    plan: Plan
+    config: ProMAGConfig
 
     @nn.compact
     def __call__(
@@ -97,7 +97,7 @@ class Decoder(nn.Module):
           latent: ``[B, t, h, w, z]`` for the adaptive norms, on the grid of ``x``.
           cache: of the previous chunk.
         """
-        p = self.plan
+        p = self.config
         tape = Tape(p, cache, tiled=True)
         if p.stem == "conv3":
             x = tape(CausalConv(p, p.widths[-1], tiled=True, name="stem"), x, None, tape.first)
@@ -121,7 +121,7 @@ class Decoder(nn.Module):
 
     def _expand(self, factors: tuple[Stride, ...], first: bool, x: jax.Array) -> jax.Array:
         for one in factors:
-            x = resample_latent(x, one, first, self.plan.drop_mode == "each")
+            x = resample_latent(x, one, first, self.config.drop_mode == "each")
         return x
 
 
@@ -165,12 +165,12 @@ class FirstFrame(nn.Module):
       posterior: it has its own 1x1 layer.
     """
 
-    plan: Plan
+    config: ProMAGConfig
     latent_channels: int
     posterior: bool
 
     def setup(self):
-        self.encoder = Encoder(self.plan)
+        self.encoder = ProMAGEncoder(self.config)
         if self.posterior:
             self.bottleneck = Bottleneck(self.latent_channels, 0, 0.0)
 

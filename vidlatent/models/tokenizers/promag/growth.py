@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from vidlatent.errors import VidlatentError
 from vidlatent.layers.dense import fan_in
 from vidlatent.layers.resample import double_frames
-from vidlatent.models.tokenizers.promag.blocks import AdaNorm, Plan
+from vidlatent.models.tokenizers.promag.blocks import AdaNorm, ProMAGConfig
 from vidlatent.models.tokenizers.promag.coder import Tape
 
 __all__ = [
@@ -45,16 +45,16 @@ def subsample(video: jax.Array, stride: int, first: bool = True) -> jax.Array:
 
 
 class _Encode(nn.Module):
-    plan: Plan
+    config: ProMAGConfig
     ada_mode: str
     zero: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, key: jax.Array | None, cache: Any) -> tuple[jax.Array, Any]:
-        tape = Tape(self.plan, cache)
+        tape = Tape(self.config, cache)
         if key is not None and self.ada_mode != "none":
             # A small kernel: the key latents have little say at first.
-            ada = AdaNorm(self.plan, self.ada_mode, "frame", 0.1, name="ada")
+            ada = AdaNorm(self.config, self.ada_mode, "frame", 0.1, name="ada")
             x = ada(x, key, lambda a: double_frames(a, tape.first))
         x = tape.blocks(x, x.shape[-1], "block")
         x = tape.down(x, _STEP, "down", nn.initializers.zeros if self.zero else fan_in)
@@ -62,11 +62,11 @@ class _Encode(nn.Module):
 
 
 class _Decode(nn.Module):
-    plan: Plan
+    config: ProMAGConfig
 
     @nn.compact
     def __call__(self, x: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        tape = Tape(self.plan, cache, tiled=True)
+        tape = Tape(self.config, cache, tiled=True)
         x = tape.blocks(x, x.shape[-1], "block")
         return tape.up(x, _STEP, "up"), tape.cache
 
@@ -75,19 +75,19 @@ class Growth(nn.Module):
     """The blocks that one doubling adds.
 
     Attributes:
-      plan: the family's, with the number of added blocks.
+      config: the family's, with the number of added blocks.
       ada_mode: ``'position'``, ``'pooled'`` or ``'none'``: what the added encoder block is told of
         the key latents.
       zero: start with a residual of zero, so that the grown latents are the key frames'.
     """
 
-    plan: Plan
+    config: ProMAGConfig
     ada_mode: str
     zero: bool
 
     def setup(self):
-        self.encoder = _Encode(self.plan, self.ada_mode, self.zero)
-        self.decoder = _Decode(self.plan)
+        self.encoder = _Encode(self.config, self.ada_mode, self.zero)
+        self.decoder = _Decode(self.config)
 
     def encode(
         self, x: jax.Array, key: jax.Array | None, cache: Any = None

@@ -13,16 +13,23 @@ from jax import lax
 
 from vidlatent.errors import VidlatentError
 from vidlatent.models.build import make_module
-from vidlatent.models.tokenizers.base import Posterior, check_clip, latent_of
-from vidlatent.models.tokenizers.promag.blocks import Plan, check_choice, resample_latent
+from vidlatent.models.tokenizers.base import (
+    LOGVAR_RANGE,
+    Posterior,
+    TokenizerModule,
+    check_clip,
+    refuse_condition,
+)
+from vidlatent.models.tokenizers.cutting import SpaceWay
+from vidlatent.models.tokenizers.promag import tiling
+from vidlatent.models.tokenizers.promag.blocks import ProMAGConfig, check_choice, resample_latent
 from vidlatent.models.tokenizers.promag.coder import (
     Bottleneck,
-    Decoder,
-    Encoder,
     FirstFrame,
+    ProMAGDecoder,
+    ProMAGEncoder,
 )
 from vidlatent.models.tokenizers.promag.growth import Growth, subsample
-from vidlatent.models.tokenizers.promag.tiling import Tiles
 from vidlatent.spec import FrameRule, LatentSpec, check_shape
 
 __all__ = ["MAGVIT2", "ProMAG", "build_magvit2", "build_promag"]
@@ -37,7 +44,7 @@ MAGVIT2 = {
 }
 
 
-class ProMAG(nn.Module):
+class ProMAG(TokenizerModule):
     """Causal tokenizer, 4x8x8, grown to 8x8x8 and 16x8x8 (ProMAG 3).
 
     Defaults are ProMAG's; where the paper is silent, the recommended reading. MAGVIT-v2's decoder
@@ -72,7 +79,7 @@ class ProMAG(nn.Module):
       logvar_init: bias of the log-variance at the start of training.
       tile_size: side of the tiles of the decoder's convolutions, in positions of each layer's map;
         0: no tiles.
-      tile_overlap, tile_mode, tile_dead_zone: see ``tiling.Tiles``.
+      tile_overlap, tile_mode, tile_dead_zone: see ``tiling.LayerTiles``.
       remat: recompute each block in the backward pass.
       conv_impl: form of ``kernels.conv3d``.
       latent_scale, latent_shift: recorded in the latent spec.
@@ -116,16 +123,16 @@ class ProMAG(nn.Module):
 
     def setup(self):
         self._check_fields()
-        plan = self.plan
-        self.encoder = Encoder(plan)
-        self.decoder = Decoder(plan)
-        width = plan.widths[-1] if self.stem == "post1x1" else 0
+        config = self.layer_config
+        self.encoder = ProMAGEncoder(config)
+        self.decoder = ProMAGDecoder(config)
+        width = config.widths[-1] if self.stem == "post1x1" else 0
         self.bottleneck = Bottleneck(self.latent_channels, width, self.logvar_init)
         if self._join != "none":
-            still = self.clone(image=True, parent=None).plan
+            still = self.clone(image=True, parent=None).layer_config
             posterior = self._join == "latent"
             self.first = FirstFrame(still, self.latent_channels, posterior, name="image")
-        added = dataclasses.replace(plan, blocks=self.grow_blocks)
+        added = dataclasses.replace(config, blocks=self.grow_blocks)
         ada = self.ada_mode if self.grow_mode == "full" else "none"
         self.growths = [
             Growth(added, ada, self.zero_init_residual, name=f"grow{i + 1}")
@@ -160,7 +167,7 @@ class ProMAG(nn.Module):
         return "none" if self.image else self.first_frame_join
 
     @property
-    def plan(self) -> Plan:
+    def layer_config(self) -> ProMAGConfig:
         """The hyper-parameters that the layers share."""
         levels = len(self.multipliers) - 1
         down = () if self.image else self.temporal_down
@@ -169,8 +176,10 @@ class ProMAG(nn.Module):
         extra = () if self.image else self.extra_multipliers
         tiles = None
         if self.tile_size:
-            tiles = Tiles(self.tile_size, self.tile_overlap, self.tile_mode, self.tile_dead_zone)
-        return Plan(
+            tiles = tiling.LayerTiles(
+                self.tile_size, self.tile_overlap, self.tile_mode, self.tile_dead_zone
+            )
+        return ProMAGConfig(
             widths=tuple(self.width * m for m in (*self.multipliers, *extra)),
             strides=(*strides, *((2, 1, 1) for _ in extra)),
             blocks=self.blocks,
@@ -193,7 +202,7 @@ class ProMAG(nn.Module):
     @property
     def latent_spec(self) -> LatentSpec:
         """The latent's identity: channels, factors, legal clip lengths, scale and shift."""
-        time = self.plan.factor * 2**self.grow
+        time = self.layer_config.factor * 2**self.grow
         space = 2 ** (len(self.multipliers) - 1)
         return LatentSpec(
             name=f"{self.family}-{'image' if self.image else f'{time}x'}",
@@ -212,20 +221,11 @@ class ProMAG(nn.Module):
         return self.norm_axes == "hw" and self.decoder_ada != "pooled"
 
     def encode(self, video: jax.Array, *, cache: Any = None) -> tuple[Posterior, Any]:
-        """Compress a clip, or the next frames of one.
+        """``[B, T, H, W, 3]`` -> mean and logvar ``[B, t, h, w, z]``, and the cache.
 
-        Args:
-          video: ``[B, T, H, W, 3]`` in [-1, 1]. At the start T = 1 + kN, later T = kN, for a
-            temporal compression k.
-          cache: what the previous call returned; None at the start of a stream.
-
-        Returns:
-          ``Posterior``, mean and logvar ``[B, t, h, w, z]`` float32, t = 1 + N, later N; the cache
-          that continues the stream.
-
-        Raises:
-          VidlatentError: a size that does not fit, naming the nearest legal one, or a norm over
-            time, which needs the whole clip (``chunks`` codes long videos).
+        With a temporal compression k, T = 1 + kn and t = 1 + n at the start of a stream, later
+        T = kn and t = n. A norm with statistics over time (``norm_axes`` 'thw') needs the whole
+        clip and refuses a cache. Errors as of ``Tokenizer.encode``.
         """
         first = cache is None
         check_clip(self.latent_spec, video, first)
@@ -239,7 +239,7 @@ class ProMAG(nn.Module):
         if image is not None and self._join == "latent":
             moments = jnp.concatenate([image, moments[:, 1:]], axis=1)
         mean, logvar = jnp.split(moments, 2, axis=-1)
-        return Posterior(mean, jnp.clip(logvar, -30.0, 20.0)), new if streams else {}
+        return Posterior(mean, jnp.clip(logvar, *LOGVAR_RANGE)), new if streams else {}
 
     def _features(self, video: jax.Array, cache: Any, image: jax.Array | None):
         """Features of all frames; each subsampling of the video is coded once (ProMAG, app. A)."""
@@ -271,20 +271,9 @@ class ProMAG(nn.Module):
     def decode(
         self, latent: jax.Array, *, condition: Any = None, cache: Any = None
     ) -> tuple[jax.Array, Any]:
-        """Restore a clip from ``[B, t, h, w, z]``, or the next frames of one.
-
-        Args:
-          latent: unscaled latent.
-          condition: must be None.
-          cache: what the previous call returned; None at the start of a stream.
-
-        Returns:
-          Video ``[B, T, H, W, 3]`` float32 (not clipped), T = kt - k + 1 at the start, kt later;
-          the cache.
-        """
+        """``[B, t, h, w, z]`` -> video ``[B, T, H, W, 3]`` float32, and the cache."""
         check_shape(latent, "B t h w c", c=self.latent_channels)
-        if condition is not None:
-            raise VidlatentError("this decoder takes no condition: pass condition=None.")
+        refuse_condition(condition)
         first, new = cache is None, {}
         self._check_stream(first, self.streams)
         x = self.bottleneck.post(latent).astype(self.dtype)
@@ -294,16 +283,16 @@ class ProMAG(nn.Module):
         x, new["decoder"] = self.decoder(x, latent, None if first else cache["decoder"])
         return x, new if self.streams else {}
 
-    def __call__(self, video: jax.Array) -> tuple[jax.Array, Posterior]:
-        """Reconstruction ``[B, T, H, W, 3]`` float32 of the ``latent_of`` it, and the posterior."""
-        posterior, _ = self.encode(video)
-        return self.decode(latent_of(self, posterior))[0], posterior
+    @nn.nowrap
+    def ways_in_space(self) -> tuple[SpaceWay, ...]:
+        return tiling.ways_in_space(self)
 
     def _check_stream(self, first: bool, streams: bool) -> None:
         if not first and not streams:
             raise VidlatentError(
                 "statistics over time need the whole clip: code long videos in chunks "
-                "(models/promag/chunks.py), or train with norm_axes 'hw' and no pooled decoder_ada."
+                "(config.codec.time='chunks'), or train with norm_axes 'hw' and no pooled "
+                "decoder_ada."
             )
 
 

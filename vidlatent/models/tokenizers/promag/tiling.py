@@ -15,8 +15,9 @@ keep the statistics of the whole map. Two ways to cut:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,76 @@ import numpy as np
 from jax import lax
 
 from vidlatent.errors import VidlatentError
+from vidlatent.models.tokenizers.cutting import CutSize, FrameCoder, SpaceWay
 
-__all__ = ["Tiles", "blend_weights", "latent_tiles", "map_tiles", "spans"]
+if TYPE_CHECKING:
+    from vidlatent.models.tokenizers.promag.model import ProMAG
+
+__all__ = ["LayerTiles", "blend_weights", "map_tiles", "spans", "ways_in_space"]
+
+# Sides of tiles in positions of each layer's map that 'auto' tries, and what is used unasked.
+_POSITIONS = (256, 128, 64, 32)
+_DEFAULT_POSITIONS = 64
+
+
+def ways_in_space(model: ProMAG) -> tuple[SpaceWay, ...]:
+    """Tiled convolutions, for ``Tokenizer.ways_in_space``."""
+    if model.line:  # one pixel high: nothing to cut
+        return ()
+    sizes = tuple(
+        CutSize(
+            f"convolutions in tiles of {side} positions (the same result)",
+            {"space": "layers", "layer_positions": side},
+            cuts=side,
+        )
+        for side in _POSITIONS
+    )
+    keys = ("layer_positions", "layer_overlap_positions", "layer_dead_positions")
+    return (
+        SpaceWay(
+            "layers",
+            True,
+            keys,
+            functools.partial(_make_halo_tiles, model),
+            sizes,
+            remark=", which keeps the norms of whole frames",
+        ),
+        # Exact only behind a dead zone, see above.
+        SpaceWay("layers_literal", False, keys, functools.partial(_make_literal_tiles, model)),
+    )
+
+
+def _make_halo_tiles(model: ProMAG, codec: Any) -> FrameCoder:
+    if codec.layer_dead_positions >= 0:
+        raise VidlatentError(
+            f"config.codec.layer_dead_positions={codec.layer_dead_positions} does nothing while "
+            "space is 'layers', exact without it: leave it out, or change that."
+        )
+    return _tile_layers(model, codec, "halo", overlap=0, dead=0)
+
+
+def _make_literal_tiles(model: ProMAG, codec: Any) -> FrameCoder:
+    dead = 1 if codec.layer_dead_positions < 0 else codec.layer_dead_positions
+    return _tile_layers(model, codec, "literal", overlap=4, dead=dead)
+
+
+def _tile_layers(model: ProMAG, codec: Any, mode: str, overlap: int, dead: int) -> FrameCoder:
+    """The model with its convolutions tiled; ``overlap`` is used where the config names none."""
+    if codec.layer_overlap_positions >= 0:
+        overlap = codec.layer_overlap_positions
+    model = model.clone(
+        parent=None,
+        tile_size=codec.layer_positions or _DEFAULT_POSITIONS,
+        tile_overlap=overlap,
+        tile_mode=mode,
+        tile_dead_zone=dead,
+    )
+    _ = model.layer_config  # raises where a tile is smaller than the overlap
+    return FrameCoder(model)
 
 
 @dataclasses.dataclass(frozen=True)
-class Tiles:
+class LayerTiles:
     """How a map is cut.
 
     Attributes:
@@ -94,7 +159,7 @@ def blend_weights(length: int, tile: int, overlap: int, dead_zone: int = 0) -> n
 def map_tiles(
     function: Callable[[Sequence[jax.Array], jax.Array, int], jax.Array],
     arrays: Sequence[jax.Array],
-    tiles: Tiles,
+    tiles: LayerTiles,
     reach: int = 0,
     factor: int = 1,
 ) -> jax.Array:
@@ -151,7 +216,7 @@ def map_tiles(
     return lax.fori_loop(0, len(lines[0]) * len(lines[1]), add, jnp.zeros(shape, like.dtype))
 
 
-def _line_weights(length: int, tiles: Tiles, factor: int, dtype: Any) -> jax.Array:
+def _line_weights(length: int, tiles: LayerTiles, factor: int, dtype: Any) -> jax.Array:
     weights = blend_weights(length, tiles.size, tiles.overlap, tiles.dead_zone)
     return jnp.asarray(np.repeat(weights, factor, axis=1), dtype)
 
@@ -163,20 +228,3 @@ def _run(start: jax.Array, length: int) -> jax.Array:
 def _cut(array: jax.Array, at: Sequence[jax.Array], size: Sequence[int]) -> jax.Array:
     shape = (*array.shape[:2], *size, array.shape[-1])
     return lax.dynamic_slice(array, (0, 0, *at, 0), shape)
-
-
-def latent_tiles(
-    decode: Callable[[jax.Array], jax.Array], latent: jax.Array, tiles: Tiles, factor: int
-) -> jax.Array:
-    """Decode tiles of the latent one by one and blend the pictures.
-
-    For comparison: each tile has norm statistics of its own, so the result differs from decoding
-    the whole latent and shows seams.
-
-    Args:
-      decode: ``[B, t, h, w, z] -> [B, T, h * factor, w * factor, 3]``.
-      latent: ``[B, t, h, w, z]``.
-      tiles: size and overlap in latent positions.
-      factor: spatial compression.
-    """
-    return map_tiles(lambda cuts, inside, pad: decode(cuts[0]), (latent,), tiles, 0, factor)

@@ -18,7 +18,7 @@ from vidlatent.kernels.attention import attention
 from vidlatent.kernels.conv3d import conv3d
 from vidlatent.kernels.upconv import subpixel_conv
 from vidlatent.layers.resample import nearest
-from vidlatent.models.tokenizers.reducio.variants import Coder
+from vidlatent.models.tokenizers.reducio.variants import ReducioConfig
 
 __all__ = ["Convolution", "Dense", "Down", "ResBlock", "SelfAttention", "Up", "group_norm"]
 
@@ -26,7 +26,7 @@ GROUP_EPS = 1e-6
 _SPACE = ((1, 1), (1, 1))
 
 
-def group_norm(c: Coder, name: str) -> nn.GroupNorm:
+def group_norm(c: ReducioConfig, name: str) -> nn.GroupNorm:
     """Group norm over channels of a group, all frames and all positions together."""
     return nn.GroupNorm(
         c.groups, epsilon=GROUP_EPS, dtype=c.dtype, use_fast_variance=False, name=name
@@ -86,7 +86,7 @@ class Convolution(nn.Module):
         time instead.
     """
 
-    coder: Coder
+    config: ReducioConfig
     features: int
     kernel: tuple[int, int, int]
     strides: tuple[int, int, int] = (1, 1, 1)
@@ -95,7 +95,7 @@ class Convolution(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[B, T, H, W, I] -> [B, T', H', W', features]``."""
-        c = self.coder
+        c = self.config
         weights = Weights((*self.kernel, x.shape[-1], self.features), True, self.scale, c.dtype)
         nn.share_scope(self, weights)
         kernel, bias = weights()
@@ -112,7 +112,7 @@ def _padding(taps: int, stride: int) -> tuple[int, int]:
     return (1, 1) if stride == 1 else (0, 1)
 
 
-def taps(c: Coder) -> tuple[int, int, int]:
+def taps(c: ReducioConfig) -> tuple[int, int, int]:
     """Kernel of the network's ordinary convolutions."""
     return (3 if c.volume else 1, 3, 3)
 
@@ -120,13 +120,13 @@ def taps(c: Coder) -> tuple[int, int, int]:
 class ResBlock(nn.Module):
     """Norm, swish, convolution, twice; plus the input (through a 1x1 where the width changes)."""
 
-    coder: Coder
+    config: ReducioConfig
     features: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[B, T, H, W, C] -> [B, T, H, W, features]``."""
-        c = self.coder
+        c = self.config
         h = Convolution(c, self.features, taps(c), name="conv1")(nn.silu(group_norm(c, "norm1")(x)))
         h = nn.silu(group_norm(c, "norm2")(h))
         h = Convolution(c, self.features, taps(c), scale=c.residual_scale, name="conv2")(h)
@@ -138,7 +138,7 @@ class ResBlock(nn.Module):
 class Down(nn.Module):
     """Halve time, space or both by one strided convolution without change of width."""
 
-    coder: Coder
+    config: ReducioConfig
     time: bool
     space: bool
 
@@ -146,7 +146,7 @@ class Down(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = tuple(3 if halved else 1 for halved in (self.time, self.space, self.space))
         strides = tuple(2 if halved else 1 for halved in (self.time, self.space, self.space))
-        conv = Convolution(self.coder, x.shape[-1], kernel, strides)
+        conv = Convolution(self.config, x.shape[-1], kernel, strides)
         nn.share_scope(self, conv)
         return conv(x)
 
@@ -154,13 +154,13 @@ class Down(nn.Module):
 class Up(nn.Module):
     """Repeat along time, space or both, then a 3x3x3 convolution without change of width."""
 
-    coder: Coder
+    config: ReducioConfig
     time: bool
     space: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        c = self.coder
+        c = self.config
         weights = Weights((3, 3, 3, x.shape[-1], x.shape[-1]), dtype=c.dtype)
         nn.share_scope(self, weights)
         kernel, bias = weights()
@@ -191,12 +191,12 @@ class SelfAttention(nn.Module):
     keys and values are the biases and take part, as in the released code.
     """
 
-    coder: Coder
+    config: ReducioConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[B, T, H, W, C]``, same shape out."""
-        c = self.coder
+        c = self.config
         channels = x.shape[-1]
         if channels % c.heads:
             raise VidlatentError(

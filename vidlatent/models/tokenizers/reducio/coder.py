@@ -16,15 +16,15 @@ from vidlatent.models.tokenizers.reducio.blocks import (
     taps,
 )
 from vidlatent.models.tokenizers.reducio.fusion import Fusion
-from vidlatent.models.tokenizers.reducio.variants import Coder
+from vidlatent.models.tokenizers.reducio.variants import ReducioConfig
 from vidlatent.parallel.sharding import constrain
 
-__all__ = ["Decoder", "Encoder", "Network"]
+__all__ = ["Network", "ReducioDecoder", "ReducioEncoder"]
 
 _AXES = ("batch", "time", "height", "width", "channel")
 
 
-def _block(c: Coder, features: int, name: str):
+def _block(c: ReducioConfig, features: int, name: str):
     kind = nn.remat(ResBlock, prevent_cse=True) if c.remat else ResBlock
     block = kind(c, features, name=name)
     return lambda x: constrain(block(x), _AXES)
@@ -37,7 +37,7 @@ class Network(nn.Module):
       outputs: channels of the last convolution; 0: none.
     """
 
-    coder: Coder
+    config: ReducioConfig
     outputs: int = 0
 
     @nn.compact
@@ -47,7 +47,7 @@ class Network(nn.Module):
         The features are those before each level's down operation, then those right after the
         middle attention (one more than levels).
         """
-        c = self.coder
+        c = self.config
         features = []
         x = Convolution(c, c.widths[0], taps(c), name="conv_in")(x)
         for level, width in enumerate(c.widths):
@@ -65,7 +65,7 @@ class Network(nn.Module):
         return x, tuple(features)
 
 
-class Encoder(nn.Module):
+class ReducioEncoder(nn.Module):
     """The two encoders: moments of the motion latent, features of the content frame.
 
     Attributes:
@@ -73,8 +73,8 @@ class Encoder(nn.Module):
       latent_channels: of the latent; moments have twice as many.
     """
 
-    video: Coder
-    content: Coder | None
+    video: ReducioConfig
+    content: ReducioConfig | None
     latent_channels: int
 
     def setup(self):
@@ -97,11 +97,11 @@ class Encoder(nn.Module):
         return self.frame(frame[:, None])
 
 
-class Decoder(nn.Module):
+class ReducioDecoder(nn.Module):
     """Motion latent and content features to video.
 
     Attributes:
-      coder: widths, pixels first; the deepest level runs first.
+      config: widths, pixels first; the deepest level runs first.
       latent_channels: c.
       frames: of the video, by level.
       fuse: per level, index into the content features, or -1.
@@ -109,7 +109,7 @@ class Decoder(nn.Module):
       window: side of fusion windows.
     """
 
-    coder: Coder
+    config: ReducioConfig
     latent_channels: int
     frames: tuple[int, ...]
     fuse: tuple[int, ...]
@@ -119,7 +119,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, latent: jax.Array, content: dict[int, jax.Array]) -> jax.Array:
         """``[B, t, h, w, c]`` and features by index -> ``[B, T, H, W, 3]`` float32."""
-        c = self.coder
+        c = self.config
         x = Dense(self.latent_channels, name="post_quant")(latent)
         x = Convolution(c, c.widths[-1], taps(c), name="conv_in")(x)
         x = _block(c, c.widths[-1], "mid_block_1")(x)
@@ -140,7 +140,7 @@ class Decoder(nn.Module):
         return Convolution(c, 3, taps(c), name="conv_out")(x).astype("float32")
 
     def _fusion(self, level: int, name: str) -> Fusion:
-        c = self.coder
+        c = self.config
         kind = nn.remat(Fusion, prevent_cse=True) if c.remat else Fusion
         window = (self.window, self.window)
         return kind(self.frames[level], window, c.residual_scale, c.dtype, name=name)

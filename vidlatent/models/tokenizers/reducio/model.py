@@ -11,10 +11,12 @@ import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
 from vidlatent.models.build import make_module
-from vidlatent.models.tokenizers.base import check_clip, latent_of
-from vidlatent.models.tokenizers.reducio.coder import Decoder, Encoder
+from vidlatent.models.tokenizers.base import TokenizerModule, check_clip, refuse_condition
+from vidlatent.models.tokenizers.cutting import SpaceWay
+from vidlatent.models.tokenizers.reducio import tiling
+from vidlatent.models.tokenizers.reducio.coder import ReducioDecoder, ReducioEncoder
 from vidlatent.models.tokenizers.reducio.latent import MotionPosterior, normalise
-from vidlatent.models.tokenizers.reducio.variants import Coder, resampled
+from vidlatent.models.tokenizers.reducio.variants import ReducioConfig, resampled
 from vidlatent.registry import did_you_mean
 from vidlatent.spec import FrameRule, LatentSpec, check_shape
 
@@ -24,7 +26,7 @@ CONTENT = ("middle", "first", "random", "none")
 Features = tuple[jax.Array, ...]
 
 
-class ReducioVAE(nn.Module):
+class ReducioVAE(TokenizerModule):
     """Reducio-VAE: a clip of fixed length as one content frame and a tiny motion latent.
 
     The video encoder compresses 4x32x32 (or 2x32x32); the decoder attends to features of one frame
@@ -87,7 +89,7 @@ class ReducioVAE(nn.Module):
 
     def setup(self):
         self._check_fields()
-        video = self._coder(self.width, self.multipliers, self.blocks, self._steps())
+        video = self._layer_config(self.width, self.multipliers, self.blocks, self._steps())
         fuse, middle = self.fuse, self.fuse_middle
         content = None
         if self.content == "none":
@@ -95,10 +97,10 @@ class ReducioVAE(nn.Module):
         else:
             steps = resampled(len(self.content_multipliers), 0, len(self.content_multipliers) - 1)
             shape = (self.content_width, self.content_multipliers, self.content_blocks)
-            content = self._coder(*shape, steps, volume=False)
-        self.encoder = Encoder(video, content, self.latent_channels)
+            content = self._layer_config(*shape, steps, volume=False)
+        self.encoder = ReducioEncoder(video, content, self.latent_channels)
         halved = [sum(time for time, _ in self._steps()[:i]) for i in range(len(self.multipliers))]
-        self.decoder = Decoder(
+        self.decoder = ReducioDecoder(
             video,
             self.latent_channels,
             tuple(self.frames >> times for times in halved),
@@ -107,8 +109,8 @@ class ReducioVAE(nn.Module):
             self.fuse_window,
         )
 
-    def _coder(self, width, multipliers, blocks, steps, volume=True) -> Coder:
-        return Coder(
+    def _layer_config(self, width, multipliers, blocks, steps, volume=True) -> ReducioConfig:
+        return ReducioConfig(
             widths=tuple(width * m for m in multipliers),
             blocks=blocks,
             steps=steps,
@@ -186,9 +188,9 @@ class ReducioVAE(nn.Module):
         return self.frames // self.time_factor
 
     @property
-    def takes_condition(self) -> bool:
-        """Whether ``decode`` needs the content frame."""
-        return self.content != "none"
+    def condition_kind(self) -> str:
+        """``'content'``: one frame of each clip, unless the field ``content`` is 'none'."""
+        return "none" if self.content == "none" else "content"
 
     @property
     def streams(self) -> bool:
@@ -196,18 +198,11 @@ class ReducioVAE(nn.Module):
         return True
 
     def encode(self, video: jax.Array, *, cache: Any = None) -> tuple[MotionPosterior, Any]:
-        """Compress a row of clips, each by itself.
+        """``[B, T, H, W, 3]`` -> the posterior of a row of clips, each by itself, and None.
 
-        Args:
-          video: ``[B, T, H, W, 3]`` in [-1, 1], T a multiple of ``frames``.
-          cache: None; clips share nothing.
-
-        Returns:
-          The posterior, whose ``draw``, ``sample`` and ``mode`` give the normalised latent
-          ``[B, t, h, w, c]``; None for the cache.
-
-        Raises:
-          VidlatentError: illegal size, naming the nearest legal ones.
+        T is a multiple of ``frames``. The posterior's ``draw``, ``sample`` and ``mode`` give the
+        normalised latent ``[B, t, h, w, c]``; ``cache`` is None, since clips share nothing. Errors
+        as of ``Tokenizer.encode``.
         """
         return MotionPosterior.of_moments(self.moments(video, cache), self.latent_frames), None
 
@@ -220,16 +215,13 @@ class ReducioVAE(nn.Module):
     def decode(
         self, latent: jax.Array, *, condition: Any = None, cache: Any = None
     ) -> tuple[jax.Array, Any]:
-        """Restore a row of clips from the normalised latent ``[B, t, h, w, c]``.
+        """Normalised latent ``[B, t, h, w, c]`` -> video ``[B, T, H, W, 3]`` float32, and None.
 
         Args:
-          latent: t a multiple of a clip's latent frames.
+          latent: of a row of clips: t is a multiple of a clip's latent frames.
           condition: each clip's content frame ``[B, H, W, 3]`` or ``[B, clips, H, W, 3]`` in
-            [-1, 1], or what ``condition`` or ``features`` made of it.
+            [-1, 1], or what ``condition`` or ``condition_from_frames`` made of it.
           cache: None; clips share nothing.
-
-        Returns:
-          Video ``[B, T, H, W, 3]`` float32 (not clipped); None for the cache.
         """
         _no_cache(cache)
         size = check_shape(latent, "B t h w c", c=self.latent_channels)
@@ -244,18 +236,7 @@ class ReducioVAE(nn.Module):
         features = self._features_of(condition, clips.shape[0])
         return _joined(self.decoder(clips, features), size["B"]), None
 
-    def __call__(self, video: jax.Array) -> tuple[jax.Array, MotionPosterior]:
-        """Reconstruction ``[B, T, H, W, 3]`` float32 and the posterior.
-
-        With a rng stream ``latent`` the latent is a sample, as the released code has it in training
-        and in evaluation; without one it is that of the mean.
-        """
-        posterior, _ = self.encode(video)
-        latent = latent_of(self, posterior)
-        condition = self.condition(video) if self.takes_condition else None
-        return self.decode(latent, condition=condition)[0], posterior
-
-    def content_frame(self, video: jax.Array) -> jax.Array:
+    def content_frames(self, video: jax.Array) -> jax.Array:
         """The frame of each clip that the decoder will see: ``[B * clips, H, W, 3]``."""
         clips = self._clips(video, self.frames)
         if self.content == "random":
@@ -266,26 +247,22 @@ class ReducioVAE(nn.Module):
             raise VidlatentError("this decoder takes no condition: config.model.content is 'none'.")
         return clips[:, 0 if self.content == "first" else (self.frames - 1) // 2]
 
-    def condition(self, video: jax.Array) -> Features:
-        """The decoder's condition from the whole video ``[B, T, H, W, 3]``."""
-        return self.features(self.content_frame(video))
-
-    def features(self, frame: jax.Array) -> Features:
-        """The condition from content frames ``[B * clips, H, W, 3]`` in [-1, 1].
+    def condition_from_frames(self, frames: jax.Array) -> Features:
+        """Features of content frames ``[B * clips, H, W, 3]`` in [-1, 1].
 
         Returns:
           One ``[B * clips, H', W', C]`` for each level that the decoder attends to, in
           ``feature_levels``.
         """
-        check_shape(frame, "B H W C", C=3)
-        pyramid = self.encoder.features(frame)
+        check_shape(frames, "B H W C", C=3)
+        pyramid = self.encoder.features(frames)
         return tuple(pyramid[i] for i in self.feature_levels)
 
     @property
     def feature_levels(self) -> tuple[int, ...]:
         """Indices into the content features that the decoder uses; -1 is the middle's."""
         used = {i for i in self.fuse if i >= 0} | ({-1} if self.fuse_middle else set())
-        return tuple(sorted(used, key=lambda i: (i < 0, i))) if self.takes_condition else ()
+        return () if self.content == "none" else tuple(sorted(used, key=lambda i: (i < 0, i)))
 
     def encoder_values(self, video: jax.Array) -> tuple[jax.Array, Features]:
         """Output of the video encoder before the last 1x1, and its features by level."""
@@ -296,15 +273,18 @@ class ReducioVAE(nn.Module):
         y, features = self.encoder.pyramid(frame)
         return y[:, 0], tuple(x[:, 0] for x in features)
 
+    @nn.nowrap
+    def ways_in_space(self) -> tuple[SpaceWay, ...]:
+        return tiling.ways_in_space(self)
+
     @staticmethod
     def _clips(x: jax.Array, length: int) -> jax.Array:
         """``[B, n * length, ...] -> [B * n, length, ...]``."""
         return x.reshape(-1, length, *x.shape[2:])
 
     def _features_of(self, condition: Any, clips: int) -> dict[int, jax.Array]:
-        if not self.takes_condition:
-            if condition is not None:
-                raise VidlatentError("this decoder takes no condition: pass condition=None.")
+        if self.content == "none":
+            refuse_condition(condition)
             return {}
         if condition is None:
             raise VidlatentError(
@@ -312,7 +292,7 @@ class ReducioVAE(nn.Module):
                 "condition=model.condition(video)."
             )
         if not isinstance(condition, (tuple, list)):
-            condition = self.features(condition.reshape(-1, *condition.shape[-3:]))
+            condition = self.condition_from_frames(condition.reshape(-1, *condition.shape[-3:]))
         if len(condition) != len(self.feature_levels) or condition[0].shape[0] != clips:
             raise VidlatentError(
                 f"the condition has {len(condition)} maps for {condition[0].shape[0]} clips; "

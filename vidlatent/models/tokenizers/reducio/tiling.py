@@ -19,17 +19,22 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vidlatent.errors import VidlatentError
+from vidlatent.models.tokenizers.cutting import CutSize, FrameCoder, SpaceWay
 from vidlatent.models.tokenizers.reducio.latent import MotionPosterior
 
+if TYPE_CHECKING:
+    from vidlatent.models.tokenizers.reducio.model import ReducioVAE
+
 __all__ = [
-    "Tiles",
+    "FrameTiles",
+    "SeparateTiles",
     "borders",
     "even_condition",
     "even_decode",
@@ -38,16 +43,50 @@ __all__ = [
     "published_condition",
     "published_decode",
     "published_encode",
+    "ways_in_space",
 ]
 
+# Distance of the tiles in the released code, whose tiles read a quarter more.
+_CORE = 256
+
+
+def ways_in_space(model: ReducioVAE) -> tuple[SpaceWay, ...]:
+    """Tiles in both manners, for ``Tokenizer.ways_in_space``."""
+    keys = ("tile_pixels", "tile_overlap_pixels")
+    even, published = (
+        functools.partial(_make_tiles, model, published=published) for published in (False, True)
+    )
+    sizes = ()
+    if _CORE % (4 * model.latent_spec.h) == 0:  # else these tiles miss the latent's grid
+        words = "tiles of 320 pixels (each with norms of its own: not the result of whole frames)"
+        sizes = (CutSize(words, {"space": "tiles"}, cuts=FrameTiles(_CORE).read),)
+    return (
+        SpaceWay("tiles", False, keys, even, sizes),
+        SpaceWay("tiles_published", False, keys, published),
+    )
+
+
+def _make_tiles(model: ReducioVAE, codec: Any, published: bool) -> SeparateTiles:
+    """Tiles as ``config.codec`` asks for them."""
+    core = codec.tile_pixels or _CORE
+    beyond = core // 4 if codec.tile_overlap_pixels < 0 else codec.tile_overlap_pixels
+    if not 0 <= beyond <= core:
+        raise VidlatentError(
+            f"config.codec.tile_overlap_pixels={beyond}: use 0 to tile_pixels, {core}."
+        )
+    tiles = FrameTiles(core, Fraction(beyond, core))
+    tiles.latent(model.latent_spec.h)  # raises where they miss the latent's grid
+    return SeparateTiles(model, tiles, published)
+
+
 # One condition for each tile, rows of tiles first.
-Grid = list[list[Any]]
+TileConditions = list[list[Any]]
 # Of a decoder that looks at no content frame: None.
-Conditions = Grid | None
+Conditions = TileConditions | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Tiles:
+class FrameTiles:
     """Sizes in pixels.
 
     Attributes:
@@ -68,9 +107,9 @@ class Tiles:
         """Nominal blend of a map whose tiles are ``read`` long."""
         return int(read / (1 + self.overlap) * self.overlap)
 
-    def latent(self, factor: int) -> Tiles:
+    def latent(self, factor: int) -> FrameTiles:
         """The same tiles on the latent."""
-        small = Tiles(self.core // factor, self.overlap)
+        small = FrameTiles(self.core // factor, self.overlap)
         if (small.core * factor, small.read * factor) != (self.core, self.read):
             raise VidlatentError(
                 f"tiles of {self.core} and {self.read} pixels do not fall on the latent's grid of "
@@ -79,13 +118,13 @@ class Tiles:
         return small
 
 
-def needed(height: int, width: int, tiles: Tiles, height_only: bool = False) -> bool:
+def needed(height: int, width: int, tiles: FrameTiles, height_only: bool = False) -> bool:
     """Whether a frame exceeds one tile; ``height_only`` tests what the released code does."""
     return (height if height_only else max(height, width)) > tiles.read
 
 
 def borders(
-    height: int, width: int, tiles: Tiles, published: bool
+    height: int, width: int, tiles: FrameTiles, published: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Rows and columns at which one more tile begins to count, or one ceases to."""
     lines = []
@@ -105,10 +144,55 @@ def _compiled(model: Any, method: str) -> Callable[..., Any]:
     return jax.jit(call)
 
 
+class SeparateTiles(FrameCoder):
+    """Reducio's operations on frames larger than a tile, a call for each tile.
+
+    Attributes:
+      tiles: their sizes.
+      published: as in the released code, which tiles only frames that are too high; else evenly.
+    """
+
+    def __init__(self, model: ReducioVAE, tiles: FrameTiles, published: bool):
+        super().__init__(model)
+        self.tiles, self.published = tiles, published
+
+    def separate_tiles(self, height, width):
+        if not needed(height, width, self.tiles, height_only=self.published):
+            return None
+        core, read = self.tiles.core, self.tiles.read
+        return -(-height // core) * -(-width // core), (min(height, read), min(width, read))
+
+    def encode(self, params, video, cache=None):
+        if not self.separate_tiles(*video.shape[2:4]):
+            return super().encode(params, video, cache)
+        run = published_encode if self.published else even_encode
+        return run(self.model, params, video, self.tiles), None
+
+    def condition(self, params, frames):
+        if not self.separate_tiles(*frames.shape[1:3]):
+            return super().condition(params, frames)
+        run = published_condition if self.published else even_condition
+        return run(self.model, params, frames, self.tiles)
+
+    def decode(self, params, latent, condition=None, cache=None):
+        spec = self.model.latent_spec
+        if not self.separate_tiles(latent.shape[2] * spec.h, latent.shape[3] * spec.w):
+            return super().decode(params, latent, condition, cache)
+        run = published_decode if self.published else even_decode
+        return run(self.model, params, latent, condition, self.tiles), None
+
+    def borders(self, height, width):
+        if not self.separate_tiles(height, width):
+            return (), ()
+        return borders(height, width, self.tiles, self.published)
+
+
 # The released way.
 
 
-def published_encode(model: Any, params: Any, video: jax.Array, tiles: Tiles) -> MotionPosterior:
+def published_encode(
+    model: Any, params: Any, video: jax.Array, tiles: FrameTiles
+) -> MotionPosterior:
     """Posterior of the whole frame from blended and cropped moments of the tiles.
 
     Args:
@@ -124,13 +208,15 @@ def published_encode(model: Any, params: Any, video: jax.Array, tiles: Tiles) ->
     return MotionPosterior.of_moments(moments, model.latent_frames)
 
 
-def published_condition(model: Any, params: Any, frame: jax.Array, tiles: Tiles) -> Grid:
+def published_condition(
+    model: Any, params: Any, frame: jax.Array, tiles: FrameTiles
+) -> TileConditions:
     """Per tile its content features, blended level by level with its neighbours', not cropped.
 
     Args:
       frame: content frames ``[B * clips, H, W, 3]``.
     """
-    run = _compiled(model, "features")
+    run = _compiled(model, "condition_from_frames")
     grid = [
         [run(params, frame[:, y, x]) for x in _spans(frame.shape[2], tiles)]
         for y in _spans(frame.shape[1], tiles)
@@ -139,7 +225,7 @@ def published_condition(model: Any, params: Any, frame: jax.Array, tiles: Tiles)
 
 
 def published_decode(
-    model: Any, params: Any, latent: jax.Array, conditions: Conditions, tiles: Tiles
+    model: Any, params: Any, latent: jax.Array, conditions: Conditions, tiles: FrameTiles
 ) -> jax.Array:
     """Video ``[B, T, H, W, 3]`` from the latent and one condition per tile."""
     small = tiles.latent(model.latent_spec.h)
@@ -156,7 +242,7 @@ def published_decode(
     return _joined(grid, tiles)
 
 
-def _check_grid(conditions: Conditions, rows: int, columns: int) -> Grid:
+def _check_grid(conditions: Conditions, rows: int, columns: int) -> TileConditions:
     if conditions is None:
         return [[None] * columns] * rows
     found = (len(conditions), len(conditions[0]) if conditions else 0)
@@ -168,20 +254,20 @@ def _check_grid(conditions: Conditions, rows: int, columns: int) -> Grid:
     return conditions
 
 
-def _spans(size: int, tiles: Tiles) -> list[slice]:
+def _spans(size: int, tiles: FrameTiles) -> list[slice]:
     return [slice(start, min(start + tiles.read, size)) for start in range(0, size, tiles.core)]
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _joined(grid: Sequence[Sequence[jax.Array]], tiles: Tiles) -> jax.Array:
-    """Tiles ``[B, T, H, W, C]`` blended and cropped into the whole."""
+def _joined(grid: Sequence[Sequence[jax.Array]], tiles: FrameTiles) -> jax.Array:
+    """FrameTiles ``[B, T, H, W, C]`` blended and cropped into the whole."""
     blend = int(tiles.core * tiles.overlap)
     return _cropped(_blended(grid, lambda _: blend, 2), tiles.core, 2)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _blended_features(grid: Grid, tiles: Tiles) -> Grid:
-    """Tiles of feature maps ``[B, H, W, C]``, blended map by map."""
+def _blended_features(grid: TileConditions, tiles: FrameTiles) -> TileConditions:
+    """FrameTiles of feature maps ``[B, H, W, C]``, blended map by map."""
     levels = [
         _blended([[maps[k] for maps in row] for row in grid], tiles.blend_of, 1)
         for k in range(len(grid[0][0]))
@@ -192,7 +278,9 @@ def _blended_features(grid: Grid, tiles: Tiles) -> Grid:
     ]
 
 
-def _blended(grid: Grid, extent: Callable[[int], int], axis: int) -> list[list[jax.Array]]:
+def _blended(
+    grid: TileConditions, extent: Callable[[int], int], axis: int
+) -> list[list[jax.Array]]:
     """Blend each tile with the one above, then with the one to its left, in raster order.
 
     Neighbours take part as they are after their own blending.
@@ -241,28 +329,28 @@ def _cropped(grid: Sequence[Sequence[jax.Array]], core: int, axis: int) -> jax.A
 # The mended way.
 
 
-def even_encode(model: Any, params: Any, video: jax.Array, tiles: Tiles) -> MotionPosterior:
+def even_encode(model: Any, params: Any, video: jax.Array, tiles: FrameTiles) -> MotionPosterior:
     """Posterior of the whole frame from evenly spread tiles; ``video`` ``[B, T, H, W, 3]``."""
-    plan = _Plan(video.shape[2:4], tiles, model.latent_spec.h)
+    plan = _Placement(video.shape[2:4], tiles, model.latent_spec.h)
     run = _compiled(model, "moments")
     grid = [[run(params, video[:, :, y, x]) for x in plan.columns] for y in plan.rows]
     moments = _averaged(grid, *plan.placed(1, plan.factor))
     return MotionPosterior.of_moments(moments, model.latent_frames)
 
 
-def even_condition(model: Any, params: Any, frame: jax.Array, tiles: Tiles) -> Grid:
+def even_condition(model: Any, params: Any, frame: jax.Array, tiles: FrameTiles) -> TileConditions:
     """Per tile the content features of its own pixels; ``frame`` ``[B * clips, H, W, 3]``."""
-    plan = _Plan(frame.shape[1:3], tiles, model.latent_spec.h)
-    run = _compiled(model, "features")
+    plan = _Placement(frame.shape[1:3], tiles, model.latent_spec.h)
+    run = _compiled(model, "condition_from_frames")
     return [[run(params, frame[:, y, x]) for x in plan.columns] for y in plan.rows]
 
 
 def even_decode(
-    model: Any, params: Any, latent: jax.Array, conditions: Conditions, tiles: Tiles
+    model: Any, params: Any, latent: jax.Array, conditions: Conditions, tiles: FrameTiles
 ) -> jax.Array:
     """Video ``[B, T, H, W, 3]`` from the latent and one condition per tile."""
     factor = model.latent_spec.h
-    plan = _Plan(latent.shape[2:4], tiles.latent(factor), 1)
+    plan = _Placement(latent.shape[2:4], tiles.latent(factor), 1)
     conditions = _check_grid(conditions, len(plan.rows), len(plan.columns))
     run = _compiled(model, "decode")
     grid = [
@@ -275,13 +363,13 @@ def even_decode(
     return _averaged(grid, *plan.placed(factor, 1))
 
 
-class _Plan:
+class _Placement:
     """Where the tiles of a frame lie: ``rows`` and ``columns`` are slices of it.
 
     Starts are multiples of ``factor``, and the same on pixels and on the latent.
     """
 
-    def __init__(self, size: tuple[int, int], tiles: Tiles, factor: int):
+    def __init__(self, size: tuple[int, int], tiles: FrameTiles, factor: int):
         self.factor, self.size = factor, tuple(size)
         small = tiles.latent(factor)
         self.rows, self.columns = (
@@ -301,7 +389,7 @@ class _Plan:
         return tuple(side * times // over for side in self.size), rows, columns
 
 
-def _starts(size: int, tiles: Tiles) -> list[int]:
+def _starts(size: int, tiles: FrameTiles) -> list[int]:
     """As few tiles of the read size as overlap by the nominal blend, spread evenly."""
     if size <= tiles.read:
         return [0]

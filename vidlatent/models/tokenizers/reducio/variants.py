@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-__all__ = ["Coder", "resampled"]
+__all__ = ["ReducioConfig", "resampled"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Coder:
+class ReducioConfig:
     """One of the three networks: video encoder, content encoder, decoder.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""A run of row-local layers computed in strips of rows, exactly, so that no whole level exists.
+"""IV-VAE's way of cutting frames: runs of layers in strips of rows, exactly.
 
 At 720p one array of a group of frames takes 1.9 GB at full resolution, and a residual block holds
 half a dozen at a time. A strip is a window of rows that reaches beyond the rows it is wanted for by
@@ -10,20 +10,43 @@ approximated; the rows of the reach are computed twice.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from vidlatent.kernels.dispatch import current_platform
+from vidlatent.models.tokenizers.cutting import CutSize, FrameCoder, SpaceWay
 
-__all__ = ["LIMIT", "Strips", "plan_strips", "run_strips"]
+if TYPE_CHECKING:
+    from vidlatent.models.tokenizers.ivvae.model import IVVAE
+
+__all__ = ["LIMIT", "Strips", "plan_strips", "run_strips", "ways_in_space"]
 
 LIMIT = 3 * 2**27  # bytes of the largest array of a level above which CPUs compute it in strips
 
 Layers = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
+
+
+def ways_in_space(model: IVVAE) -> tuple[SpaceWay, ...]:
+    """Strips, for ``Tokenizer.ways_in_space``; 'auto' halves their size five times."""
+    sizes = tuple(
+        CutSize(
+            f"strips of rows of {limit / 2**20:g} MiB (the same result)",
+            {"space": "strips", "strip_mb": limit / 2**20},
+        )
+        for limit in (LIMIT >> shift for shift in range(6))
+    )
+    make = functools.partial(_make_strips, model)
+    return (SpaceWay("strips", True, ("strip_mb",), make, sizes),)
+
+
+def _make_strips(model: IVVAE, codec: Any) -> FrameCoder:
+    limit = int(codec.strip_mb * 2**20) or LIMIT
+    return FrameCoder(model.clone(parent=None, row_limit=limit, strips_anywhere=True))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,147 @@
+"""Where FSAE can be cut, and how far a cut spoils what is computed from a part (FSVideo 2.2).
+
+The inner stages attend over the whole frame, and cost little; the outer ones are convolutions with
+norms of a position's own channels, so a crop decodes correctly except near its cut sides. Nothing
+is spoilt at the true border of the frame: the zeros that convolutions see there are those that they
+see in the whole frame.
+
+A *cell* is one position of the inner stages' output: 8x8 pixels in the published model, where cut
+sides spoil 50 pixels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from vidlatent.errors import VidlatentError
+
+if TYPE_CHECKING:
+    from vidlatent.models.tokenizers.fsvideo.model import Autoencoder
+
+__all__ = [
+    "Reach",
+    "decoder_reach",
+    "encoder_end",
+    "encoder_reach",
+    "has_outer_stages",
+    "outer_stage",
+    "tile_margins",
+    "window_margins",
+]
+
+
+class Reach(NamedTuple):
+    """How far a cut spoils what is computed from a part.
+
+    Attributes:
+      space: pixels (of the end result) from a cut side.
+      left, right: frames from a cut start or end. The first cell frame of a part that does not
+        start the clip counts as a clip's first frame, i.e. for one frame only.
+    """
+
+    space: int
+    left: int
+    right: int
+
+
+def outer_stage(model: Autoencoder) -> int:
+    """The stage after which (going out) there is no attention: 3 in the published model."""
+    kinds = model.decoder_block_types or model.block_types
+    stage = next((i for i, kind in enumerate(kinds) if kind == "evit"), len(kinds) - 1)
+    if stage == 0:
+        raise VidlatentError("this model attends at full resolution: it has no stages to cut.")
+    return stage
+
+
+def has_outer_stages(model: Autoencoder) -> bool:
+    """Whether both sides have stages without attention, which every way of cutting needs."""
+    try:
+        return outer_stage(model) > 0 and encoder_end(model) >= 0
+    except VidlatentError:
+        return False
+
+
+def decoder_reach(model: Autoencoder, begin: int | None = None, end: int = -1) -> Reach:
+    """Reach of a cut of block ``begin``'s output (None: of the latent) into block ``end``'s.
+
+    ``end`` -1 is the video. A block of k convolutions makes ``2 m + k`` of a reach of m.
+    """
+    kinds = model.decoder_block_types or model.block_types
+    last = len(kinds) - 1
+    space, left, right = (0, 0, 0) if begin is not None else (1, 1, 1)
+    early, late = {"causal": (2, 0), "centred": (1, 1), "group": (1, 0)}[model.decoder_time]
+    if model.temporal_kernel == 1:
+        early = late = 0
+    if begin is None:
+        left, right = early, late
+    for stage in range(last if begin is None else begin - 1, max(end, 0) - 1, -1):
+        depth = model.decoder_depths[stage]
+        convs = depth * (2 if kinds[stage] == "res" else 1)
+        if stage < last:
+            shuffled = model.up_type == "shuffle"
+            # A shuffling operation convolves before it doubles.
+            space = 2 * (space + 1) if shuffled else 2 * space + 1
+            if stage in model.temporal_down:
+                left = 2 * (left + early * shuffled) - (left > 0)
+                right = 2 * (right + late * shuffled)
+            convs_in_time = convs + (not (shuffled and stage in model.temporal_down))
+        else:
+            convs_in_time = convs
+        space += convs
+        left, right = left + early * convs_in_time, right + late * convs_in_time
+    if end < 0 and model.decoder_depths[0]:
+        space, left, right = space + 1, left + early, right + late
+    return Reach(space, left, right)
+
+
+def encoder_end(model: Autoencoder) -> int:
+    """The last encoder block before any attention."""
+    kinds = model.block_types
+    end = next((i for i, kind in enumerate(kinds) if kind == "evit"), len(kinds) - 1) - 1
+    if end < 0:
+        raise VidlatentError("this model attends at full resolution: it has no stages to cut.")
+    return end
+
+
+def encoder_reach(model: Autoencoder, end: int) -> int:
+    """Pixels of a cut side that the output of encoder block ``end`` depends on wrongly."""
+    reach, scale = 1, 1
+    if model.encoder_depths[0] == 0:
+        scale = 2
+    for stage in range(end + 1):
+        depth = model.encoder_depths[stage]
+        if depth:
+            reach += scale * (2 * depth + 1)
+            scale *= 2
+    return reach
+
+
+def tile_margins(model: Autoencoder) -> tuple[tuple[int, int], tuple[int, int]]:
+    """``(cell side, margin)`` in pixels of the decoder's tiles and of the encoder's.
+
+    The margin is what cut sides spoil, up to whole cells.
+
+    Raises:
+      VidlatentError: the model attends at full resolution.
+    """
+    stage, end = outer_stage(model), encoder_end(model)
+    pairs = (
+        (2**stage, decoder_reach(model, stage).space),
+        (2 ** (end + 1), encoder_reach(model, end)),
+    )
+    return tuple((cell, -(-reach // cell) * cell) for cell, reach in pairs)
+
+
+def window_margins(model: Autoencoder) -> tuple[int, int, Reach]:
+    """Latent frames before and after a window that its video needs, and how far inner stages look.
+
+    Raises:
+      VidlatentError: time is doubled in the inner stages, too.
+    """
+    stage = outer_stage(model)
+    if any(i >= stage for i in model.temporal_down):
+        raise VidlatentError("windows need all temporal down operations in the outer stages.")
+    step = model.latent_spec.t
+    outer = decoder_reach(model, stage)
+    before = -(-(outer.left + step - 1) // step)
+    return before, -(-outer.right // step), decoder_reach(model, None, stage)
