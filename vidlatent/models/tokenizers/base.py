@@ -98,7 +98,7 @@ class Tokenizer(Protocol):
     def condition_kind(self) -> ConditionKind:
         """What the decoder reads beside the latent.
 
-        ``'none"'``: nothing. ``'first'``: the first frame of the video. ``'content'``: one frame of
+        ``'none'``: nothing. ``'first'``: the first frame of the video. ``'content'``: one frame of
         each clip of ``latent_spec.rule.step`` frames.
         """
         ...
@@ -266,6 +266,11 @@ class TokenizerModule(nn.Module):
     @property
     def patch_cell(self) -> int:
         return 0
+
+    @nn.nowrap
+    def decode_patch(self, params, latent, start, size, **options) -> Patch:
+        """Refused; a tokenizer that can do it says so by ``patch_cell``."""
+        raise VidlatentError(f"{self.latent_spec.name} cannot decode patches exactly.")
 
 
 def check_clip(spec: LatentSpec, video: jax.Array, first: bool) -> None:
