@@ -70,7 +70,7 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def check_every_source(faults_of):
-    """All faults of all files at once, in one pass: a test for each file takes ten times as long."""
+    """All faults of all files at once, in one pass: a test for each takes ten times as long."""
     found = [f"{path.relative_to(ROOT)}: {fault}" for path in SOURCES for fault in faults_of(path)]
     assert not found, "\n".join(found)
 

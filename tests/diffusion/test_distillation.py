@@ -18,7 +18,7 @@ SIGMA = jnp.asarray([0.1, 0.4, 0.8, 1.0])
 
 
 def test_two_steps_in_one():
-    """J61: a constant velocity is its own target; any other one's step ends where two do."""
+    """A constant velocity is its own target; any other one's step ends where its two steps end."""
     constant = halve_steps(lambda z, sigma: EPS, X, (SIGMA, SIGMA / 2, 0.0))
     np.testing.assert_allclose(constant.target, EPS, atol=1e-6)
     found = halve_steps(lambda z, sigma: jnp.sin(z) * sigma[:, None, None], X, (0.9, 0.7, 0.45))
@@ -31,7 +31,7 @@ def test_two_steps_in_one():
 
 @pytest.mark.parametrize("weighting", ["one_minus_sigma", "inverse_error"])
 def test_agreement_costs_nothing(weighting):
-    """J64, for alpha 1: the value is 0 and so is its gradient, to rounding."""
+    """Score identity distillation of equal networks, alpha 1: value and gradient are 0."""
 
     def network(z, sigma):
         return jnp.tanh(z) * 2
@@ -66,7 +66,7 @@ def _velocity(mean, std, z, sigma):
 
 
 def test_a_gaussian_is_distilled():
-    """J65: teacher of N(0, 1), generator ``a n + b`` with the exact score of its samples."""
+    """Teacher of N(0, 1), generator ``a n + b`` with the exact score of its samples: it becomes n."""
     optimizer = optax.adam(5e-3, b1=0.0, b2=0.999)
 
     def loss(params, key, alpha):

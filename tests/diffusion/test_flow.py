@@ -15,7 +15,7 @@ from vidlatent.losses import pseudo_huber
 
 
 def test_density_of_noise_levels():
-    """J30: the median, and Kolmogorov-Smirnov on the logits without the shift."""
+    """Logit-normal: the median, and a Kolmogorov-Smirnov test on the logits without the shift."""
     mean, std, shift = 0.3, 1.2, 5.0
     sigma = np.asarray(flow.sample_sigma(jax.random.key(0), 20000, mean, std, shift), np.float64)
     normal = statistics.NormalDist(mean, std)
@@ -34,7 +34,7 @@ def test_density_of_noise_levels():
 
 
 def test_shift():
-    """J31."""
+    """A shift keeps 0, 1 and the order; by 1 it changes nothing; two are one by their product."""
     u = np.linspace(0, 1, 101)
     for a, b in ((3.0, 5.0), (0.5, 7.0)):
         s = shift_levels(u, a)
@@ -52,7 +52,8 @@ def test_shift():
 
 
 def test_pseudo_huber():
-    """J32, in the three reductions; two of them are those of the loss on pixels."""
+    """0 at 0, even, quadratic near it and linear far away, with a gradient of at most 1, in the
+    three reductions; two of them are those of the loss on pixels."""
     rng = np.random.default_rng(0)
     r = rng.standard_normal((3, 2, 4, 5)).astype(np.float32)
     zero = np.zeros_like(r)
@@ -131,7 +132,7 @@ def test_conversions():
 
 
 def test_grid():
-    """J62: half the steps visit every second level."""
+    """Half the steps visit every second level."""
     fine, coarse = flow_grid(16, 5.0), flow_grid(8, 5.0)
     np.testing.assert_allclose(fine.sigmas[::2], coarse.sigmas, atol=1e-12)
     assert fine.sigmas[0] == 1 and fine.sigmas[-1] == 0

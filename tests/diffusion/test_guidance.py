@@ -34,7 +34,8 @@ def inputs(seed=0):
 
 
 def test_scales_0_and_1():
-    """J34, exactly; where no step guides, the negative condition is not even looked at."""
+    """Scale 1 is the conditional velocity and 0 the unconditional one, exactly; where no step
+    guides, the negative condition is not even looked at."""
     x, t, (negative, positive, _) = inputs()
     for scale, condition in ((0.0, negative), (1.0, positive)):
         scales = guidance_scales(LEVELS, scale)
@@ -47,7 +48,7 @@ def test_scales_0_and_1():
 
 
 def test_batched_is_one_after_another():
-    """J82, for two and for three conditions."""
+    """One batched call equals a call for each condition, for two and for three conditions."""
     x, t, conditions = inputs()
     for count, scale in ((2, 5.0), (3, (1.5, 7.0))):
         scales = guidance_scales(LEVELS, scale)
@@ -81,7 +82,7 @@ def test_interval():
 
 
 def test_evaluations_of_the_pipeline():
-    """J80: 30 guided steps and 8 without guidance."""
+    """30 guided steps cost 60 evaluations, 8 without guidance cost 8."""
     base = make_sampler(Flow(), {"name": "unipc", "steps": 30, "shift": 5.0})
     refiner = make_sampler(Flow(), {"name": "euler", "steps": 8})
     counts = [

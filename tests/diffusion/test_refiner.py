@@ -10,7 +10,8 @@ from vidlatent.errors import VidlatentError
 
 
 def test_deviation():
-    """J50, J51: three forms of eq. 13, an exact base model, and the size of the error."""
+    """Three forms of eq. 13 agree, an exact base model gives the datum itself, and the error of the
+    result is as large as that of the velocity (root mean square)."""
     rng = np.random.default_rng(0)
     z0, eps, v_hat = rng.standard_normal((3, 5, 2, 3, 3, 4))
     sigma = np.array([0.01, 0.2, 0.5, 0.8, 0.999])[:, None, None, None, None]
@@ -31,7 +32,7 @@ def test_deviation():
 
 
 def test_trust():
-    """J52."""
+    """Confidence is 0.2 to 0.8, falls as the estimate moves away, and is 1 for frame 0."""
     rng = np.random.default_rng(1)
     first = jnp.asarray(rng.standard_normal((2, 1, 3, 4, 5)), jnp.float32)
     apart = jnp.asarray(rng.standard_normal(first.shape), jnp.float32)
@@ -51,7 +52,7 @@ def test_trust():
 
 
 def test_mask_of_given_frames():
-    """J38: the first of 121 frames."""
+    """The first of 121 frames: ones in all four channels of latent frame 0, and nowhere else."""
     given = jnp.zeros((2, 121)).at[:, 0].set(1)
     mask = refiner.make_given_mask(given, 3, 5)
     assert mask.shape == (2, 31, 3, 5, 4)
@@ -80,7 +81,7 @@ def orders():
 
 
 def test_shuffle_keeps_frames(orders):
-    """J53: frame 0 stays and no frame is lost; what each kind does."""
+    """Frame 0 stays and no frame is lost; what each kind does."""
     for drawn in orders:
         assert (drawn[:, 0] == 0).all()
         np.testing.assert_array_equal(np.sort(drawn, axis=1), np.tile(np.arange(10), (10000, 1)))
@@ -97,7 +98,7 @@ def test_shuffle_keeps_frames(orders):
 
 
 def test_shuffle_rates(orders):
-    """J53: half are shuffled, 6:3:1, within 3 sigma."""
+    """Half of the clips are shuffled, the three kinds 6:3:1, within 3 sigma."""
     *kinds, mixed = orders
     places = np.arange(10)
 
@@ -129,7 +130,8 @@ def test_short_clips():
 
 
 def test_real_frames_and_dropout():
-    """J54, J55: 1 exactly where the truth is shown; dropped together but for the first frame."""
+    """The mask is 1 exactly where real frames are shown; condition and mask are dropped together,
+    but for the first frame."""
     keys = jax.random.split(jax.random.key(1), 4000)
     draws = jax.jit(jax.vmap(lambda k: refiner.draw_real_frames(k, 9)))(keys)
     counts = np.asarray(draws.sum(1))

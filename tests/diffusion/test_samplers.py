@@ -58,7 +58,7 @@ def start(batch=3, width=4, seed=0):
 @pytest.mark.parametrize("config", FLOW, ids=str)
 @pytest.mark.parametrize("steps", [1, 8])
 def test_exact_velocity_of_one_datum(config, steps, loop):
-    """J33, J37: every sampler returns the datum, in one step and in eight, without a NaN."""
+    """Every sampler returns the datum, in one step and in eight, without a NaN at sigma 0."""
     plan = make_sampler(Flow(shift=3.0), {"steps": steps, **config})
     assert plan.grid.sigmas[-1] == 0 and plan.nfe == steps
     datum, x = start(seed=1), start()
@@ -131,7 +131,8 @@ def ends_of(config, velocity, counts, loop, x):
 
 
 def test_order_on_a_gaussian(loop):
-    """J35: the exact end point is known."""
+    """Twice the steps halve the error of a first-order sampler and quarter that of a second-order
+    one; data N(1.5, 0.6^2), for which the exact end point is known."""
     x, counts = start(), (32, 64, 128)
     for config, low, high in [
         ({"name": "euler"}, 1.9, 2.1),
@@ -181,7 +182,7 @@ def toy(xp):
     "config", [{"name": "unipc", "order": 3}, {"name": "ancestral", "learned": True}], ids=str
 )
 def test_scan_is_the_loop(config, loop):
-    """J84: in float32 under jit, with history, noise and a learned variance; and twice the same."""
+    """In float32 under jit, with history, noise and a learned variance; and twice the same."""
     config = dict(config)
     rng = np.random.default_rng(3)
     if config.pop("learned", False):

@@ -1,4 +1,4 @@
-"""Operations of one evaluation of FSVideo's transformer at full size, against the formula (J85)."""
+"""Operations of one evaluation of FSVideo's transformer at full size, against the formula."""
 
 import jax
 import jax.numpy as jnp

@@ -136,7 +136,7 @@ def test_patches_and_back(patch):
 
 def test_rotary_positions():
     assert axis_sizes(128) == (44, 42, 42)
-    # J4: channel pair i of an axis of n channels turns by place * 10000^(-2 i / n).
+    # Channel pair i of an axis of n channels turns by place * 10000^(-2 i / n).
     tables, places = rope_tables((2, 3, 4), 128), np.indices((2, 3, 4)).reshape(3, -1)
     angles = [
         place[:, None] * 10_000.0 ** (-2 * np.arange(size // 2) / size)
