@@ -66,7 +66,7 @@ def _velocity(mean, std, z, sigma):
 
 
 def test_a_gaussian_is_distilled():
-    """Teacher of N(0, 1), generator ``a n + b`` with the exact score of its samples: it becomes n."""
+    """Teacher N(0, 1), generator ``a n + b``, exact score of its samples: a -> 1 and b -> 0."""
     optimizer = optax.adam(5e-3, b1=0.0, b2=0.999)
 
     def loss(params, key, alpha):
