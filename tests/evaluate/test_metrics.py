@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.evaluate.test_tokenizer import Stub
+from tests.helpers.stub_tokenizer import Stub
 from tests.helpers.tiny_tokenizers import QUICK
 from vidlatent.config import get_defaults
 from vidlatent.data.index import Clip

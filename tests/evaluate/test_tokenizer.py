@@ -10,25 +10,12 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from tests.helpers.stub_tokenizer import SPEC, Stub
 from vidlatent.evaluate.latent_statistics import LatentStatistics
 from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
 from vidlatent.evaluate.tokenizer_report import write_evaluation
 from vidlatent.metrics import PRESERVATION, gride
-from vidlatent.models.tokenizers.base import Posterior
 from vidlatent.parallel.mesh import make_mesh
-from vidlatent.spec import FrameRule, LatentSpec
-
-SPEC = LatentSpec("stub", channels=3, t=4, h=4, w=4, rule=FrameRule(1, 4))
-
-
-class Stub:
-    """Dims the video; the latent is the mean colour of cells of a group's first frame."""
-
-    def apply(self, variables, video):
-        b, _, h, w, c = video.shape
-        keys = jnp.concatenate([video[:, :1], video[:, 1::4]], axis=1)
-        cells = keys.reshape(b, -1, h // 4, 4, w // 4, 4, c).mean((3, 5))
-        return video * variables["params"], Posterior(cells)
 
 
 class Batches:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.train.test_generator_step import batch_of, config_of, facts
+from tests.helpers.generator_steps import batch_of, config_of, facts
 from vidlatent.evaluate.generator_loss import compile_loss_step
 from vidlatent.latents.space import generator_of
 from vidlatent.parallel.mesh import AXES, make_mesh

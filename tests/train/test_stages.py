@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.recipes import DEMOS, PAPER
-from tests.train.test_resume import digest, train
+from tests.helpers.training_runs import digest, train
 from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import abstract_params, model_of, open_checkpoints

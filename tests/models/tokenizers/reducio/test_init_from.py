@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.nets import fast_jit
-from tests.models.tokenizers.reducio.test_properties import net
+from tests.helpers.reducio_nets import net
 from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers.reducio.coder import Network
 from vidlatent.models.tokenizers.reducio.names import SD_VAE_TABLE

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.helpers.divergence import divergence
-from tests.helpers.nets import fast_jit, randomise
+from tests.helpers.nets import fast_jit
+from tests.helpers.reducio_nets import net
 from tests.helpers.tiny_tokenizers import REDUCIO as TINY
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
@@ -23,12 +24,6 @@ from vidlatent.models.tokenizers.reducio.tiling import FrameTiles
 from vidlatent.models.tokenizers.reducio.variants import resampled
 from vidlatent.parallel.sharding import PARAM_RULES
 from vidlatent.weights.importer import export_params, flatten, import_params
-
-
-@functools.cache
-def net(**fields):
-    model = build({**TINY, **fields})
-    return model, randomise(abstract_params(model))
 
 
 @functools.cache
