@@ -7,7 +7,7 @@ from vidlatent.config import load
 from vidlatent.data.buckets import Bucket, assign, parse_buckets, weigh
 from vidlatent.data.index import Clip
 from vidlatent.errors import VidlatentError
-from vidlatent.media.decode import ClipInfo
+from vidlatent.media.probe import ClipInfo
 from vidlatent.media.transforms import Box, place, random_box
 from vidlatent.spec import FrameRule
 

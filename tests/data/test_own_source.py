@@ -15,7 +15,7 @@ _MODULE = '''
 import numpy as np
 
 from vidlatent.data.sources import SOURCES, Entry
-from vidlatent.media.decode import ClipInfo
+from vidlatent.media.probe import ClipInfo
 
 
 class GreySource:

@@ -310,7 +310,7 @@ def test_shards_are_few_and_never_empty():
 def test_windows_at_another_rate(whole):
     from vidlatent.data.buckets import Bucket
     from vidlatent.data.index import Clip
-    from vidlatent.media.decode import ClipInfo
+    from vidlatent.media.probe import ClipInfo
 
     clips = [Clip(ClipInfo("a", 49, 24.0, 16, 16, 2.0, False), "a")]
     bucket = [Bucket(5, 16, 16, 1)]

@@ -11,7 +11,7 @@ from vidlatent.config import get_defaults
 from vidlatent.data.index import Clip
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
-from vidlatent.media.decode import ClipInfo
+from vidlatent.media.probe import ClipInfo
 from vidlatent.metrics import (
     METRICS,
     FrameMetric,

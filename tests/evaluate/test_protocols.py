@@ -17,7 +17,8 @@ from vidlatent.evaluate.protocols.definitions import PROTOCOLS, Protocol, Protoc
 from vidlatent.evaluate.protocols.paper_tables import PaperRow
 from vidlatent.evaluate.protocols.report import write_protocol_report
 from vidlatent.evaluate.tokenizer import tokenizer_eval_step
-from vidlatent.media.decode import Limits, read_window
+from vidlatent.media.decode import read_window
+from vidlatent.media.errors import Limits
 from vidlatent.media.write import write_video
 from vidlatent.metrics import lpips, make_metrics, resized_clip
 from vidlatent.metrics.frechet import frechet_distance

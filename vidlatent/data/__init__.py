@@ -1,10 +1,11 @@
 """Clips from disk to uint8 host batches.
 
-``make_loader`` is the door; ``loader.py`` explains batches and resuming, ``options.py`` the fields
-of ``config.data``, ``decode.py`` how time maps to frames, ``errors.py`` why clips are left out.
+Start at ``make_loader``. ``loader.py`` explains batches and resuming, ``options.py`` the fields of
+``config.data``, ``sources/`` where clips come from and how to add a source of your own,
+``media/decode.py`` how time maps to frames, ``media/errors.py`` why clips are left out.
 
-Importing this package loads neither JAX nor Grain: decoding processes start quickly. (Grain itself
-imports the jax module for its tree functions; no process of the loader touches a device.)
+Importing this package loads neither JAX nor Grain, so that decoding processes start quickly. (Grain
+imports the jax module for its tree functions, but no process of the loader uses a device.)
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ _WHERE = {
     "BadClips": "vidlatent.data.bad_clips",
     "DataOptions": "vidlatent.data.options",
     "ClipError": "vidlatent.media.errors",
-    "ClipInfo": "vidlatent.media.decode",
+    "ClipInfo": "vidlatent.media.probe",
     "Limits": "vidlatent.media.errors",
     "REASONS": "vidlatent.media.errors",
     "iter_frames": "vidlatent.media.decode",
-    "probe": "vidlatent.media.decode",
+    "probe": "vidlatent.media.probe",
     "read_window": "vidlatent.media.decode",
 }
 

@@ -13,8 +13,8 @@ from typing import Any
 from absl import logging
 
 from vidlatent.data.sources import Entry, Source
-from vidlatent.media.decode import ClipInfo
 from vidlatent.media.errors import ClipError, Limits
+from vidlatent.media.probe import ClipInfo
 
 __all__ = ["BadClip", "Clip", "Index", "build_index"]
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from vidlatent.media import decode
-from vidlatent.media.decode import ClipInfo
+from vidlatent.media import decode, probe
 from vidlatent.media.decoders import Decoders
 from vidlatent.media.errors import Limits
 from vidlatent.media.pictures import AREA
+from vidlatent.media.probe import ClipInfo
 from vidlatent.media.transforms import Crop
 from vidlatent.registry import Registry
 
@@ -144,10 +144,10 @@ class MediaSource(abc.ABC):
         """Path or bytes of an entry."""
 
     def probe(self, name: str, limits: Limits) -> ClipInfo:
-        return dataclasses.replace(decode.probe(self.media(name), limits), path=name)
+        return dataclasses.replace(probe.probe(self.media(name), limits), path=name)
 
     def verify(self, name: str, limits: Limits) -> None:
-        decode.verify(self.media(name), limits)
+        probe.verify(self.media(name), limits)
 
     def labels(self) -> tuple[str, ...]:
         return ()

@@ -16,8 +16,8 @@ from vidlatent.data.latent_set import Shard, Window, read_header, unpack
 from vidlatent.data.options import DataOptions
 from vidlatent.data.sources.base import Entry
 from vidlatent.errors import VidlatentError
-from vidlatent.media.decode import ClipInfo
 from vidlatent.media.errors import ClipError, Limits
+from vidlatent.media.probe import ClipInfo
 
 __all__ = ["LatentSource", "make"]
 

@@ -11,8 +11,8 @@ from vidlatent.data.options import DataOptions, SyntheticOptions
 from vidlatent.data.renderers import paths, scenes, shapes
 from vidlatent.data.sources.base import Entry
 from vidlatent.errors import VidlatentError
-from vidlatent.media.decode import ClipInfo
 from vidlatent.media.errors import Limits
+from vidlatent.media.probe import ClipInfo
 from vidlatent.media.transforms import CENTRE, place
 
 __all__ = ["PathsSource", "ShapesSource", "SyntheticSource", "make"]

@@ -11,6 +11,7 @@ from vidlatent.data.options import DataOptions
 from vidlatent.data.sources import make_source
 from vidlatent.errors import VidlatentError
 from vidlatent.media import decode
+from vidlatent.media.probe import probe
 from vidlatent.media.transforms import place
 
 
@@ -44,7 +45,7 @@ def test_bilinear_with_antialiasing_to_rounding(clip, size):
     found = decode.read_window(clip, 0, 3, size=size, resize="bilinear")
     assert np.abs(found - wanted).max() <= 1.01  # two passes, each rounded
     kept = decode.read_all(clip, size, resize="bilinear")
-    info = decode.probe(clip)
+    info = probe(clip)
     again = decode.window_of(info, kept, 0.0, 3, 0.0, size, (0.5, 0.5))
     np.testing.assert_array_equal(again, found)
     if size == (20, 40):

@@ -4,6 +4,7 @@ import os
 import pickle
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +12,7 @@ from PIL import Image
 from vidlatent.media import decode
 from vidlatent.media.decoders import Decoders
 from vidlatent.media.errors import ClipError, Deadline, Limits
+from vidlatent.media.probe import probe, verify
 
 SIZE = (32, 40)
 
@@ -51,13 +53,13 @@ def test_windows_equal_a_sequential_decode(clips, name):
 @pytest.mark.parametrize("name", FORMATS)
 def test_reading_on_shows_the_same_frames(clips, name, monkeypatch):
     """Windows in order, apart, overlapping and backwards; at the file's rate and another."""
-    path, info, opened = clips[name], decode.probe(clips[name]), []
+    path, info, opened = clips[name], probe(clips[name]), []
     firsts = (*range(0, 36, 4), 2, 4, 8, 11, 30, 31, 32, 0)
     wanted = [(first / info.fps, 4, 0.0, SIZE) for first in firsts]
     wanted += [(first / info.fps, 3, 0.4 * info.fps, SIZE) for first in (0, 8, 16, 24)]
     alone = [decode.read_window(path, *window) for window in wanted]
-    open_file = decode.av.open
-    monkeypatch.setattr(decode.av, "open", lambda *a, **k: opened.append(a) or open_file(*a, **k))
+    open_file = av.open
+    monkeypatch.setattr(av, "open", lambda *a, **k: opened.append(a) or open_file(*a, **k))
     before, decoders = len(os.listdir("/proc/self/fd")), Decoders(2)
     for number, (window, video) in enumerate(zip(wanted, alone, strict=True)):
         np.testing.assert_array_equal(decode.read_window(path, *window, decoders=decoders), video)
@@ -88,7 +90,7 @@ def test_reading_on_into_damage_is_as_bad_as_reading_it_alone(tools, tmp_path):
 @pytest.mark.parametrize("fps, step", [(12.5, 2), (5.0, 5), (50.0, 0.5)])
 def test_target_rates_show_the_frame_on_display(clips, fps, step):
     whole = np.stack(list(decode.iter_frames(clips["default.mp4"])[1]))
-    info = decode.probe(clips["default.mp4"])
+    info = probe(clips["default.mp4"])
     assert info.frames_at(fps) == int(39 / step) + 1
     assert info.starts(5, fps) == 40 - int(np.ceil(4 * step))
     for first in (0, 3, info.starts(5, fps) - 1):
@@ -102,7 +104,7 @@ def test_variable_frame_rate_keeps_true_time(tools, tmp_path):
     whole = np.stack(list(decode.iter_frames(path)[1]))
     assert len(whole) == 40
     kept = decode.read_all(path, (48, 64))
-    info = decode.probe(path)
+    info = probe(path)
     for start in (0.0, 0.35, 1.0):
         window = decode.read_window(path, start, 9, 20.0)
         instants = 1000 * (start + np.arange(9) / 20)
@@ -115,7 +117,7 @@ def test_variable_frame_rate_keeps_true_time(tools, tmp_path):
 def test_bytes_read_like_the_file(clips):
     with open(clips["default.mp4"], "rb") as file:
         content = file.read()
-    assert decode.probe(content).frames == 40
+    assert probe(content).frames == 40
     np.testing.assert_array_equal(
         decode.read_window(content, 0.4, 5), decode.read_window(clips["default.mp4"], 0.4, 5)
     )
@@ -140,18 +142,18 @@ def test_phone_rotation_and_pixel_aspect(tools, tmp_path):
     one, minus, zero = (bytes.fromhex(text) for text in ("00010000", "ffff0000", "00000000"))
     content[at : at + 20] = zero + one + zero + minus + zero  # a quarter turn clockwise
     turned = bytes(content)
-    info = decode.probe(turned)
+    info = probe(turned)
     assert (info.height, info.width) == (64, 48)
     np.testing.assert_array_equal(decode.read_window(turned, 0, 1)[0], np.rot90(upright, -1))
     wide = tools.write_clip(tmp_path / "w.mp4", sample_aspect_ratio=Fraction(2, 1))
-    assert (decode.probe(wide).height, decode.probe(wide).width) == (48, 128)
+    assert (probe(wide).height, probe(wide).width) == (48, 128)
     assert decode.read_window(wide, 0, 1).shape == (1, 48, 128, 3)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tiff"])
 def test_pictures_are_one_frame_videos(tools, tmp_path, suffix):
     path = tools.write_picture(tmp_path / f"p.{suffix}")
-    info = decode.probe(path)
+    info = probe(path)
     assert (info.frames, info.is_image, info.height, info.width) == (1, True, 48, 64)
     assert (info.starts(1, 0.0), info.starts(5, 0.0), info.starts(5, 8.0)) == (1, 0, 0)
     video = decode.read_window(path, 0, 1, size=SIZE)
@@ -163,14 +165,14 @@ def test_photo_orientation(tools, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tools.write_picture(tmp_path / "p.png", exif=exif)
-    assert (decode.probe(path).height, decode.probe(path).width) == (64, 48)
+    assert (probe(path).height, probe(path).width) == (64, 48)
     assert decode.read_window(path, 0, 1).shape == (1, 64, 48, 3)
 
 
 def test_gif_plays(tmp_path):
     frames = [Image.new("RGB", (32, 32), (40 * i, 0, 255 - 40 * i)) for i in range(6)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=100)
-    info = decode.probe(str(tmp_path / "a.gif"))
+    info = probe(str(tmp_path / "a.gif"))
     assert (info.frames, info.fps, info.is_image) == (6, 10.0, False)
     video = decode.read_window(str(tmp_path / "a.gif"), 0.1, 5)
     assert np.all(np.diff(video[:, 0, 0, 0].astype(int)) > 20)
@@ -186,29 +188,29 @@ def test_reasons(tools, tmp_path, clips):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("no video\n" * 50)
     os.symlink(tmp_path / "nowhere", tmp_path / "link.mp4")
-    assert reason_of(decode.probe, str(tmp_path / "empty.mp4")) == "empty"
-    assert reason_of(decode.probe, b"") == "empty"
-    assert reason_of(decode.probe, str(tmp_path / "text.mp4")) == "unreadable"
-    assert reason_of(decode.probe, str(tmp_path)) == "unreadable"
-    assert reason_of(decode.probe, str(tmp_path / "link.mp4")) == "missing"
-    assert reason_of(decode.probe, tools.write_sound(tmp_path / "sound.mp4")) == "no_video"
+    assert reason_of(probe, str(tmp_path / "empty.mp4")) == "empty"
+    assert reason_of(probe, b"") == "empty"
+    assert reason_of(probe, str(tmp_path / "text.mp4")) == "unreadable"
+    assert reason_of(probe, str(tmp_path)) == "unreadable"
+    assert reason_of(probe, str(tmp_path / "link.mp4")) == "missing"
+    assert reason_of(probe, tools.write_sound(tmp_path / "sound.mp4")) == "no_video"
     small = Limits(max_pixels=48 * 64 - 1)
     picture = tools.write_picture(tmp_path / "p.png")
     for path in (clips["default.mp4"], picture):
-        assert reason_of(decode.probe, path, small) == "too_large"
+        assert reason_of(probe, path, small) == "too_large"
     tools.cut(picture)
-    assert reason_of(decode.probe, picture) == "truncated"
+    assert reason_of(probe, picture) == "truncated"
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_damage_in_the_middle(tools, tmp_path, suffix):
     path = tools.write_clip(tmp_path / f"cut.{suffix}", tools.noise(), gop_size=5)
-    decode.verify(path)
+    verify(path)
     tools.cut(path)
-    assert reason_of(decode.probe, path) == "truncated"
+    assert reason_of(probe, path) == "truncated"
     path = tools.write_clip(tmp_path / f"hit.{suffix}", tools.noise(), gop_size=5)
     tools.damage(path)
-    assert reason_of(decode.verify, path) == "corrupt"
+    assert reason_of(verify, path) == "corrupt"
     assert decode.read_window(path, 0, 5).shape == (5, 48, 64, 3)
 
 
@@ -220,7 +222,7 @@ def test_a_window_past_the_end_is_named(clips):
 def test_time_limit_is_asked_in_the_decoding_loop(clips, monkeypatch):
     now = iter(range(1000))
     monkeypatch.setattr("vidlatent.media.errors.time.monotonic", lambda: next(now))
-    for call in (decode.probe, decode.verify):
+    for call in (probe, verify):
         assert reason_of(call, clips["default.mp4"], Limits(timeout_s=5)) == "slow"
     window = (clips["default.mp4"], 0.0, 30, 0.0, None, (0.5, 0.5), Limits(timeout_s=5))
     assert reason_of(decode.read_window, *window) == "slow"
@@ -228,8 +230,8 @@ def test_time_limit_is_asked_in_the_decoding_loop(clips, monkeypatch):
 
 
 def test_an_unreadable_file_is_named(clips, monkeypatch):
-    monkeypatch.setattr(decode.os, "access", lambda *_: False)
-    assert reason_of(decode.probe, clips["default.mp4"]) == "permission"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert reason_of(probe, clips["default.mp4"]) == "permission"
 
 
 def test_files_are_always_closed(tools, clips, tmp_path):
@@ -239,5 +241,5 @@ def test_files_are_always_closed(tools, clips, tmp_path):
     for _ in range(20):
         decode.read_window(clips["default.mp4"], 0.5, 5)
         next(decode.iter_frames(clips["default.mp4"])[1])
-        assert reason_of(decode.verify, hurt) == "corrupt"
+        assert reason_of(verify, hurt) == "corrupt"
     assert len(os.listdir("/proc/self/fd")) <= before

@@ -1,0 +1,3 @@
+"""Fixtures of this folder."""
+
+from tests.helpers.clips import tools  # noqa: F401
