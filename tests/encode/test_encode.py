@@ -21,7 +21,7 @@ from vidlatent.data import make_loader
 from vidlatent.data.latent_set import read_header
 from vidlatent.data.renderers.shapes import LABELS, make_shape_scene, render_shape
 from vidlatent.data.sources.latents import LatentSource
-from vidlatent.encode.plan import plan_windows, shard_count
+from vidlatent.encode.plan import choose_shard_count, plan_windows
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels
 from vidlatent.models.load import model_of
@@ -301,10 +301,10 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(run, tmp_path, c
 
 
 def test_shards_are_few_and_never_empty():
-    assert shard_count(0, 100, 1 << 20, 1) == 1
-    assert shard_count(0, 1000, 1 << 20, 1) == 8
-    assert shard_count(0, 100, 1, 4) == 4
-    assert shard_count(9, 5, 1, 1) == 5
+    assert choose_shard_count(0, 100, 1 << 20, 1) == 1
+    assert choose_shard_count(0, 1000, 1 << 20, 1) == 8
+    assert choose_shard_count(0, 100, 1, 4) == 4
+    assert choose_shard_count(9, 5, 1, 1) == 5
 
 
 def test_windows_at_another_rate(whole):

@@ -126,7 +126,7 @@ class Header:
         """Raise ``VidlatentError`` unless the latents are those of ``spec``.
 
         ``weights``, if given, is the digest of a tokenizer's parameters
-        (``encode.plan.digest_of``) that must have made them.
+        (``encode.plan.hash_params``) that must have made them.
         """
         if self.spec.hash != spec.hash:
             raise VidlatentError(

@@ -1,4 +1,4 @@
-"""Latents of content frames by an image autoencoder: what Reducio-DiT is told of a frame."""
+"""Latents of content frames by an image autoencoder: a condition of Reducio-DiT."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vidlatent.encode.encoders import path_of, window_key, window_names
+from vidlatent.encode.encoders import find_weights, make_window_key, make_window_names
 from vidlatent.encode.plan import EncodeOptions
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels
@@ -19,25 +19,25 @@ from vidlatent.parallel.sharding import replicated
 
 __all__ = ["ContentLatents"]
 
-_DRAW = 0  # number of the draw; those of the windows' own latents count from 1
+_DRAW = 0  # number of this draw in its random key; the window's own latents count from 1
 
 
 class ContentLatents:
-    """Frames to latents of the image autoencoder ``config.encode.content``, not scaled.
+    """Frames -> unscaled latents of the image autoencoder ``config.encode.content``.
 
     Args:
-      options: also ``content_draw``: a draw from the posterior, as Reducio's code stores it, in
-        place of its mean.
+      options: with ``content_draw`` latents are draws from the posterior, as Reducio's code stores
+        them, else its mean.
       networks: ``config.networks``.
       mesh: where it runs.
       dtype: that it computes in.
-      seed: of the draws, which depend on it, the clip's name and the window's first frame alone.
+      seed: of the draws. A draw depends only on it, the clip's name and the window's first frame.
 
     Attributes:
-      label: what it is, for people.
+      label: describes the network in the set's header.
 
     Raises:
-      VidlatentError: an unknown network, one that is no image autoencoder, or no weights.
+      VidlatentError: the network is unknown or no image autoencoder, or has no weights.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ContentLatents:
         seed: int = 0,
     ):
         name = options.content
-        path = path_of(networks, name)
+        path = find_weights(networks, name)
         if not hasattr(NETWORKS.get(name).module(), "posterior"):
             raise VidlatentError(
                 f"config.encode.content={name!r} is no image autoencoder: use 'sd_vae'."
@@ -67,7 +67,7 @@ class ContentLatents:
         def draw(params, frames, names):
             pixels = from_pixels(frames)
             shape = jax.eval_shape(network.apply, params, pixels).shape[1:]
-            keys = jax.vmap(lambda name: window_key(seed, name, _DRAW))(names)
+            keys = jax.vmap(lambda name: make_window_key(seed, name, _DRAW))(names)
             noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
             return network.apply(params, pixels, noise)
 
@@ -79,11 +79,11 @@ class ContentLatents:
         """uint8 ``[B, H, W, 3]`` -> float32 ``[B, H / 8, W / 8, 4]``.
 
         Args:
-          clips, firsts: name of each frame's clip and first frame of its window, for draws; none:
-            means.
+          clips, firsts: for draws, the name of each frame's clip and the first frame of its window;
+            without them the result is the mean.
         """
         frames = self._put(frames)
         if not (self._draws and clips):
             return np.asarray(self._mean(self._params, frames), np.float32)
-        names = self._put(window_names(clips, firsts))
+        names = self._put(make_window_names(clips, firsts))
         return np.asarray(self._draw(self._params, frames, names), np.float32)

@@ -1,6 +1,6 @@
-"""What ``--mode=encode`` computes of a batch: latents, and the states that texts and pictures get.
+"""Networks of ``--mode=encode``: videos to latents, captions and frames to their encoders' states.
 
-Everything runs on this process's own devices: processes share the work, not the arrays.
+They run on this process's own devices. Processes divide the shards; no array spans processes.
 """
 
 from __future__ import annotations
@@ -30,23 +30,29 @@ __all__ = [
     "ImageTokens",
     "LatentEncoder",
     "TextStates",
-    "path_of",
-    "window_key",
-    "window_names",
+    "find_weights",
+    "make_window_key",
+    "make_window_names",
 ]
 
-WORDS = "words"  # a tokenizer that needs no file
-_KEPT_BYTES = 256 << 20  # of texts' states, for captions that come again
+WORDS = "words"  # name of a tokenizer that needs no file
+_KEPT_BYTES = 256 << 20  # cache of text states, for captions that occur again
 
 
-def window_names(clips: Sequence[str], firsts: Sequence[int]) -> np.ndarray:
-    """uint32 ``[B, 2]`` that tell windows apart: of a clip's name, and the first frame."""
+def make_window_names(clips: Sequence[str], firsts: Sequence[int]) -> np.ndarray:
+    """uint32 ``[B, 2]``: hash of each clip's name, and the window's first frame."""
     names = [(zlib.crc32(clip.encode()), first) for clip, first in zip(clips, firsts, strict=True)]
     return np.array(names, np.uint32)
 
 
-def window_key(seed: int, name: jax.Array, number: int) -> jax.Array:
-    """Random key of draw ``number`` of the window ``name`` ``[2]``, whatever it is batched with."""
+def make_window_key(seed: int, name: jax.Array, number: int) -> jax.Array:
+    """Random key of draw ``number`` of a window; it does not depend on the rest of the batch.
+
+    Args:
+      seed: of the set.
+      name: ``[2]``, a row of ``make_window_names``.
+      number: of the draw.
+    """
     key = jax.random.key(seed)
     for part in (name[0], name[1], number):
         key = jax.random.fold_in(key, part)
@@ -54,16 +60,16 @@ def window_key(seed: int, name: jax.Array, number: int) -> jax.Array:
 
 
 class LatentEncoder:
-    """Videos to latents.
+    """Videos -> latents.
 
     Args:
       model: the tokenizer.
       params: its parameters, on ``mesh``.
-      mesh: spreads the batch.
-      draws: from the posterior, of each window; 0: its mean instead.
-      seed: of the draws. The noise depends on it, the clip's name, the window's first frame and
-        the draw's number alone.
-      chunks: ``(frames, overlap_frames)`` that windows are coded in; None: they are coded whole.
+      mesh: its devices divide the batch.
+      draws: number of draws from the posterior of each window; 0: the mean.
+      seed: of the draws. The noise of a draw depends only on it, the clip's name, the window's
+        first frame and the number of the draw.
+      chunks: ``(frames, overlap_frames)`` if windows are encoded in chunks; None: as a whole.
     """
 
     def __init__(
@@ -85,12 +91,12 @@ class LatentEncoder:
         )
 
     def __call__(self, video: np.ndarray, clips: Sequence[str], firsts: Sequence[int]) -> jax.Array:
-        """uint8 ``[B, T, H, W, 3]`` -> float32 ``[B, n, t, h, w, c]`` of n draws, or 1 mean."""
-        arrays = jax.device_put((video, window_names(clips, firsts)), self._rows)
+        """uint8 ``[B, T, H, W, 3]`` -> float32 ``[B, n, t, h, w, c]``: n draws, or 1 mean."""
+        arrays = jax.device_put((video, make_window_names(clips, firsts)), self._rows)
         return self._encode(self._params, *arrays)
 
     def content(self, video: np.ndarray) -> np.ndarray | None:
-        """Frames ``[n, H, W, 3]`` of a window ``[T, H, W, 3]`` that the decoder will read."""
+        """Frames ``[n, H, W, 3]`` of a window ``[T, H, W, 3]`` that its decoder reads, or None."""
         if self.model.condition_kind == "none":
             return None
         return np.asarray(self.model.apply({}, video[None], method="content_frames"))
@@ -110,7 +116,7 @@ def _encode(model, draws, seed, chunks, params, video, names):
         )
 
     def noise(name, number):
-        key = window_key(seed, name, number)
+        key = make_window_key(seed, name, number)
         return jax.random.normal(key, posterior.mean.shape[1:], posterior.mean.dtype)
 
     def draw(number):
@@ -121,22 +127,22 @@ def _encode(model, draws, seed, chunks, params, video, names):
 
 
 class TextStates:
-    """Captions to states of a text encoder.
+    """Captions -> states of a text encoder.
 
     Args:
-      options: ``text`` names the system of ``text.rules.RULES`` whose generator is to read them,
-        ``text_network`` another network than that system's, ``tokenizer`` its ``tokenizer.json``,
-        or ``'words'``, numbers by hash, for stand-ins.
+      options: ``text`` names the system of ``text.rules.RULES`` whose generator reads the states;
+        ``text_network`` replaces that system's network; ``tokenizer`` is the path of a
+        ``tokenizer.json``, or ``'words'``, which hashes words, for networks with random weights.
       networks: ``config.networks``.
       mesh: where it runs.
       dtype: that it computes in.
 
     Attributes:
-      length: tokens at most.
-      label: what it is, for people.
+      length: most tokens of a text.
+      label: describes the network in the set's header.
 
     Raises:
-      VidlatentError: unknown names; no weights or no tokenizer.
+      VidlatentError: a name is unknown, or weights or tokenizer are missing.
     """
 
     def __init__(self, options: EncodeOptions, networks: Mapping[str, str], mesh: Mesh, dtype: Any):
@@ -145,7 +151,7 @@ class TextStates:
             raise VidlatentError(f"config.encode.text={options.text!r} is no text rule: {hint}")
         rule = RULES[options.text]
         name = options.text_network or rule.network
-        network = load_network(name, path_of(networks, name), dtype)
+        network = load_network(name, find_weights(networks, name), dtype)
         self.length = rule.length
         if options.tokenizer == WORDS:
             vocabulary = NETWORKS.get(name).module(dtype=dtype).vocab
@@ -160,10 +166,10 @@ class TextStates:
         self._width = 0
 
     def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
-        """Float32 states ``[n, D]`` of each caption's ``n`` tokens; none of an empty caption."""
+        """Float32 states ``[n, D]`` of each caption's ``n`` tokens; an empty caption has n = 0."""
         new = sorted({caption for caption in captions if caption not in self._known})
         if new:
-            # One shape, so one compilation, however many are new.
+            # Padded to one shape, so that it is compiled once, however many are new.
             texts = new + [""] * (len(captions) - len(new))
             tokens, mask = jax.device_put(self._tokens(texts), self._whole)
             states = np.asarray(self._apply(self._params, tokens, mask), np.float32)
@@ -176,17 +182,17 @@ class TextStates:
         return [self._known[caption] for caption in captions]
 
     def empty(self) -> np.ndarray:
-        """Float32 states ``[n, D]`` of the empty text: of its end mark, where there is one."""
+        """Float32 states ``[n, D]`` of the empty text: those of its end token, if it has one."""
         tokens, mask = jax.device_put(self._tokens([""]), self._whole)
         states = np.asarray(self._apply(self._params, tokens, mask), np.float32)
         return states[0, : int(np.asarray(mask).sum())].copy()
 
 
 class ImageTokens:
-    """Frames to tokens of an image encoder, ``config.encode.image``; see ``TextStates``."""
+    """Frames -> tokens of the image encoder ``config.encode.image``; see ``TextStates``."""
 
     def __init__(self, options: EncodeOptions, networks: Mapping[str, str], mesh: Mesh, dtype: Any):
-        network = load_network(options.image, path_of(networks, options.image), dtype)
+        network = load_network(options.image, find_weights(networks, options.image), dtype)
         self.label = network.label
         self._whole = replicated(mesh)
         self._params = jax.device_put(network.params, self._whole)
@@ -196,14 +202,18 @@ class ImageTokens:
         )
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """uint8 ``[B, H, W, 3]`` -> float32 ``[B, I, D]`` (grids of tokens become lists)."""
+        """uint8 ``[B, H, W, 3]`` -> float32 ``[B, I, D]``; grids of tokens are flattened."""
         frames = jax.device_put(frames, self._whole)
         tokens = np.asarray(self._apply(self._params, frames), np.float32)
         return tokens.reshape(len(tokens), -1, tokens.shape[-1])
 
 
-def path_of(networks: Mapping[str, str], name: str) -> str:
-    """Weights of a network of ``config.networks``; ``VidlatentError`` for an unknown name."""
+def find_weights(networks: Mapping[str, str], name: str) -> str:
+    """Path of a network's weights in ``config.networks``.
+
+    Raises:
+      VidlatentError: the name is unknown.
+    """
     if name not in networks:
         raise VidlatentError(f"no network is called {name!r}: {did_you_mean(name, networks)}")
     return networks[name]

@@ -1,4 +1,4 @@
-"""A look at a latent data set: a few windows decoded again."""
+"""A contact sheet of a latent data set: a few windows, decoded."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SHEET = "contact_sheet.png"
 def draw_pictures(
     folder: Path, model: Any, params: Any, workdir: Path, options: EncodeOptions
 ) -> Path:
-    """Write ``contact_sheet.png`` of windows spread over the set beside its header.
+    """Write ``contact_sheet.png`` beside the header, with windows evenly spaced over the set.
 
-    They are decoded by the workdir's preview map where there is one, which knows windows that were
-    coded whole; else by the tokenizer itself.
+    They are decoded by the workdir's preview map if it has one and windows are coded whole, as the
+    map needs; else by the tokenizer.
     """
     source = LatentSource(str(folder))
     spec = source.header.spec

@@ -1,7 +1,7 @@
-"""What ``--mode=encode`` is going to write: which windows, in which shards, made by what.
+"""What ``--mode=encode`` is going to write: which windows, in which shards, encoded by what.
 
-The plan is a pure function of the clips, the tokenizer and ``config.encode``. It is kept in the
-folder of the set, so that a run that goes on there writes the same set or refuses.
+The plan is a pure function of the clips, the tokenizer and ``config.encode``. It is stored in the
+folder of the set, so that a run that resumes there writes the same set, or refuses.
 """
 
 from __future__ import annotations
@@ -23,11 +23,18 @@ from vidlatent.data.latent_set import FORMAT, HEADER, PLAN, Window, read_json
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
 
-__all__ = ["EncodeOptions", "Plan", "digest_of", "plan_windows", "settle", "write_json"]
+__all__ = [
+    "EncodeOptions",
+    "Plan",
+    "hash_params",
+    "plan_windows",
+    "write_or_check_plan",
+    "write_json",
+]
 
 WINDOWS = ("one", "all")
 DTYPES = ("float16", "bfloat16", "float32")
-_SHARD_BYTES = 128 << 20  # what a restart has to do again, at most
+_SHARD_BYTES = 128 << 20  # a run that is resumed repeats at most one shard a process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +62,7 @@ class EncodeOptions:
         """From ``config.encode.to_dict()``.
 
         Raises:
-          VidlatentError: a value that means nothing, naming the key.
+          VidlatentError: a value is illegal; the message names its key.
         """
         options = cls(**keys)
         for key, known in (("windows", WINDOWS), ("dtype", DTYPES)):
@@ -74,11 +81,11 @@ class EncodeOptions:
         return options
 
     def process(self, index: int, count: int) -> tuple[int, int]:
-        """(index, count) of this process, of JAX's unless the config says otherwise."""
+        """``(index, count)`` of this process: as the config says, else JAX's own, given here."""
         return (self.process_index, self.process_count) if self.process_count else (index, count)
 
 
-# Of a window: number of its bucket, row of its clip, source frame that it begins at.
+# A window: number of its bucket, row of its clip, first frame in the source.
 Place = tuple[int, int, int]
 
 
@@ -90,11 +97,16 @@ def plan_windows(
     stride: int,
     rule: str = "nearest",
 ) -> list[Place]:
-    """Every window of the set, bucket after bucket.
+    """All windows of the set, one bucket after another.
 
-    ``'one'``: the middle of each clip; ``'all'``: one every ``stride`` frames (of the windows'
-    rate; 0: as long as the longest bucket) from the beginning on. Each clip counts once for every
-    number of frames among the buckets; ``rule`` is ``config.data.bucket_rule``.
+    Args:
+      clips: of the index.
+      buckets: sizes of windows. A clip goes into one bucket of each length.
+      fps: rate of the windows; 0: that of each clip.
+      windows: ``'one'``: the middle of each clip; ``'all'``: one every ``stride`` frames from the
+        beginning on.
+      stride: frames at the rate of the windows; 0: the length of the longest bucket.
+      rule: ``config.data.bucket_rule``.
     """
     stride = stride or max(bucket.frames for bucket in buckets)
     places: list[Place] = []
@@ -114,7 +126,7 @@ def plan_windows(
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The windows of a set and how they are dealt out to shards: evenly, in their order."""
+    """The windows of a set, divided evenly among its shards in their order."""
 
     clips: Sequence[Clip]
     buckets: Sequence[Bucket]
@@ -133,7 +145,7 @@ class Plan:
         return self.places[number * total // self.shards : (number + 1) * total // self.shards]
 
     def groups(self, number: int) -> list[tuple[int, list[tuple[int, int]]]]:
-        """The same bucket by bucket: its number and (row, first frame) of the windows."""
+        """The windows of a shard, ``(number of a bucket, [(row, first frame), ...])`` in order."""
         groups: list[tuple[int, list[tuple[int, int]]]] = []
         for bucket, row, first in self.shard(number):
             if not groups or groups[-1][0] != bucket:
@@ -158,15 +170,15 @@ class Plan:
         )
 
     def digest(self) -> str:
-        """Hex SHA-256 of all windows and what is said of them."""
+        """Hex SHA-256 of all windows with their labels, captions and so on."""
         total = hashlib.sha256()
         for place in self.places:
             total.update(json.dumps(dataclasses.asdict(self.window(*place))).encode())
         return total.hexdigest()
 
 
-def digest_of(params: Any) -> str:
-    """Hex SHA-256 of parameters: names, dtypes, shapes and values."""
+def hash_params(params: Any) -> str:
+    """Hex SHA-256 of parameters: their names, dtypes, shapes and values."""
     total = hashlib.sha256()
 
     def add(tree: Mapping[str, Any], name: str) -> None:
@@ -182,25 +194,26 @@ def digest_of(params: Any) -> str:
     return total.hexdigest()
 
 
-def shard_count(asked: int, windows: int, window_bytes: int, processes: int) -> int:
-    """As many as asked for, else enough to keep each small and every process busy."""
+def choose_shard_count(asked: int, windows: int, window_bytes: int, processes: int) -> int:
+    """Number of shards: ``asked``, or enough that shards are small and every process has some."""
     wanted = asked or max(processes, -(-windows * window_bytes // _SHARD_BYTES))
     return max(1, min(wanted, windows))
 
 
-def settle(folder: Path, made_of: Mapping[str, Any], shards: int, asked: int) -> int:
-    """Write the plan into the folder of the set, or go on with the one that is there.
+def write_or_check_plan(folder: Path, made_of: Mapping[str, Any], shards: int, asked: int) -> int:
+    """Write the plan into the folder of the set, or check that the stored one is the same.
 
     Args:
-      made_of: what decides the content, by name.
-      shards: how many a new set gets.
-      asked: how many the user asked for; 0: any number will do.
+      folder: of the set.
+      made_of: everything that the content depends on, by name.
+      shards: of a new set.
+      asked: number of shards that the user asked for; 0: any.
 
     Returns:
       The number of shards of the set.
 
     Raises:
-      VidlatentError: another set was begun there.
+      VidlatentError: the folder holds another set.
     """
     file, made_of = folder / PLAN, json.loads(json.dumps(made_of))
     if not file.is_file():
@@ -223,7 +236,7 @@ def settle(folder: Path, made_of: Mapping[str, Any], shards: int, asked: int) ->
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write an object; a crash midway leaves the file as it was."""
+    """Write a JSON object; a crash midway leaves the file as it was."""
     part = file.with_name(f"{file.name}.{os.getpid()}.partial")
     part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(part, file)

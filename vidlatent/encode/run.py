@@ -1,8 +1,8 @@
 """``--mode=encode``: a folder, TFDS set or renderer -> a latent data set (``data.latent_set``).
 
-Windows are dealt out to shards once and for all, and shard ``k`` belongs to process ``k`` modulo
-their number. A shard that is not whole is written again from its beginning, with the same bytes; so
-a run that was killed at any time, run again, leaves every window in the set exactly once.
+The plan fixes which windows a shard holds, and process ``k % processes`` writes shard ``k``. An
+unfinished shard is written again from its beginning, with the same bytes. So after a run that was
+killed at any time, running it again gives a set that holds every window exactly once.
 """
 
 from __future__ import annotations
@@ -30,8 +30,15 @@ from vidlatent.data.stream import Listed
 from vidlatent.encode.content import ContentLatents
 from vidlatent.encode.encoders import ImageTokens, LatentEncoder, TextStates
 from vidlatent.encode.pictures import draw_pictures
-from vidlatent.encode.plan import EncodeOptions, Plan, digest_of, plan_windows, settle, shard_count
-from vidlatent.encode.shards import ShardWriter, finished_shard, merge_shards, stored_as
+from vidlatent.encode.plan import (
+    EncodeOptions,
+    Plan,
+    choose_shard_count,
+    hash_params,
+    plan_windows,
+    write_or_check_plan,
+)
+from vidlatent.encode.shards import ShardWriter, merge_shards, read_finished_shard, round_to_dtype
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import model_of, restored_params, spec_in_chunks
 from vidlatent.parallel.mesh import local_mesh
@@ -44,14 +51,14 @@ def encode_set(config: ConfigDict, workdir: Path, step: int, output: str) -> int
 
     Args:
       step: checkpoint of the tokenizer; below 0 the newest sound one.
-      output: folder of the set; one that was begun there is gone on with.
+      output: folder of the set; an unfinished set there is resumed.
 
     Returns:
       The exit status.
 
     Raises:
-      VidlatentError: nothing to encode, a set made of something else in ``output``, missing
-        weights, too many bad clips, a full disk.
+      VidlatentError: there is nothing to encode, ``output`` holds another set, weights are
+        missing, too many clips are bad, or the disk is full.
     """
     if not output:
         raise VidlatentError("--mode=encode needs --output=<folder of the latent data set>.")
@@ -66,7 +73,7 @@ def encode_set(config: ConfigDict, workdir: Path, step: int, output: str) -> int
 
 
 class _Job:
-    """One process's part of the work."""
+    """This process's part of the work."""
 
     def __init__(self, config: ConfigDict, workdir: Path, step: int, folder: Path):
         self.config, self.workdir, self.folder = config, workdir, folder
@@ -79,7 +86,7 @@ class _Job:
         self._asked_step = step
 
     def prepare(self) -> None:
-        """Open everything, cheap things that can be missing first, and settle the plan."""
+        """Load networks and weights, index the clips, and write or check the plan."""
         networks, dtype = self.config.networks.to_dict(), self.model.dtype
         self._text = self._image = self._still = None
         if self.options.text:
@@ -91,9 +98,9 @@ class _Job:
         restored = restored_params(
             self.config, self.workdir, self.model, self.mesh, self._asked_step
         )
-        self.step, self.weights = restored.step, digest_of(restored.state)
+        self.step, self.weights = restored.step, hash_params(restored.state)
         self.params = restored.state
-        # The checkpoint's own word: reading the config again adds the defaults of today.
+        # As stored in the checkpoint: reading the config again would add today's defaults.
         self._trained_with = restored.config_hash
         self.encoder = LatentEncoder(
             self.model,
@@ -108,10 +115,10 @@ class _Job:
         self._index = make_index(self._data, seed=self.config.seed)
         with self._loader(None) as loader:
             self._indexed = [dataclasses.astuple(bad) for bad in loader.report.clips]
-            self.plan = self._planned(loader.index)
+            self.plan = self._make_plan(loader.index)
 
     def _video_options(self) -> dict[str, Any]:
-        """``config.data`` for windows that are what their clips are called."""
+        """``config.data`` without flips and random crops: windows as they are in their clips."""
         data = self.config.data.to_dict() | {"flip": False, "crop": "centre"}
         if data["source"] == "folder" and not data["index_cache"]:
             data["index_cache"] = str(self.folder / "clips.json")
@@ -127,7 +134,7 @@ class _Job:
             windows=windows,
         )
 
-    def _planned(self, clips: list[Any]) -> Plan:
+    def _make_plan(self, clips: list[Any]) -> Plan:
         options, fps = self.options, self._data["fps"]
         buckets = parse_buckets(self._data["buckets"], self.spec.lengths, 1)
         rule = self._data["bucket_rule"]
@@ -136,31 +143,31 @@ class _Job:
             raise VidlatentError(
                 f"no clip of {self._index.where} fills a bucket of config.data.buckets."
             )
-        largest = max(_bytes_of(self.spec, bucket, options) for bucket in buckets)
-        shards = shard_count(options.shards, len(places), largest, self.process[1])
+        largest = max(_estimate_bytes(self.spec, bucket, options) for bucket in buckets)
+        shards = choose_shard_count(options.shards, len(places), largest, self.process[1])
         plan = Plan(clips, buckets, places, fps, shards)
         made_of = {
             "tokenizer": self.spec.hash,
             "weights": self.weights,
-            "config.data": self._content(),
+            "config.data": self._pixel_settings(),
             "windows": [len(places), plan.digest()],
             "config.encode.dtype": options.dtype,
             "config.encode.draws": [options.draws, self.config.seed if options.draws else 0],
             "config.encode.text": self._text.label if self._text else "",
             "config.encode.image": self._image.label if self._image else "",
         }
-        if self._still:  # sets that were begun before it was there go on
+        if self._still:  # only then, so that sets that were begun before the key existed resume
             draws = self.options.content_draw
             made_of["config.encode.content"] = [
                 self._still.label,
                 self.config.seed if draws else 0,
             ]
         asked = min(options.shards, len(places))
-        shards = settle(self.folder, made_of, shards, asked)
+        shards = write_or_check_plan(self.folder, made_of, shards, asked)
         return dataclasses.replace(plan, shards=shards)
 
-    def _content(self) -> dict[str, Any]:
-        """What of ``config.data`` decides the pixels of a clip of a given name."""
+    def _pixel_settings(self) -> dict[str, Any]:
+        """The keys of ``config.data`` that decide the pixels of a clip with a given name."""
         data = self._data
         if data["source"] == "synthetic":
             return {"synthetic": data["synthetic"], "seed": self.config.seed}
@@ -170,16 +177,16 @@ class _Job:
         """Write the shards of this process that are not there yet."""
         index, count = self.process
         mine = list(range(index, self.plan.shards, count))
-        todo = [k for k in mine if finished_shard(self._path(k)) is None]
+        todo = [k for k in mine if read_finished_shard(self._path(k)) is None]
         total = sum(len(self.plan.shard(k)) for k in mine)
         done = total - sum(len(self.plan.shard(k)) for k in todo)
         if done:
-            logging.info("%d of %d windows are there already", done, total)
+            logging.info("%d of %d windows are encoded already", done, total)
         if not todo:
             return
         groups = [group for k in todo for group in self.plan.groups(k)]
         with self._loader(Listed(groups)) as loader, _Progress(total, done) as progress:
-            encoded = _one_behind(self._encoded(loader, groups))
+            encoded = _delay_by_one(self._encode(loader, groups))
             for k in todo:
                 with ShardWriter(self._path(k), self.spec.channels) as writer:
                     self._write(writer, len(self.plan.shard(k)), encoded, progress)
@@ -189,8 +196,8 @@ class _Job:
     def _path(self, shard: int) -> Path:
         return self.folder / self.plan.files()[shard]
 
-    def _encoded(self, loader: Loader, groups: list) -> Iterator[tuple[dict, list, Any]]:
-        """``(batch, its windows, latents that are being computed)``, group after group."""
+    def _encode(self, loader: Loader, groups: list) -> Iterator[tuple[dict, list, Any]]:
+        """``(batch, its windows, latents)``, group after group; latents are still computing."""
         batches = iter(loader)
         for number, places in groups:
             size = self.plan.buckets[number].batch
@@ -198,7 +205,7 @@ class _Job:
                 some = places[begin : begin + size]
                 batch = next(batches)
                 windows = [self.plan.window(number, row, first) for row, first in some]
-                # What fills the last batch up is encoded and forgotten.
+                # The last batch is padded; latents of the padding are not stored.
                 padding = size - len(some)
                 clips = [window.clip for window in windows] + [""] * padding
                 firsts = [window.first for window in windows] + [0] * padding
@@ -207,20 +214,20 @@ class _Job:
     def _write(
         self, writer: ShardWriter, left: int, encoded: Iterator, progress: _Progress
     ) -> None:
-        """The next ``left`` windows into a shard."""
+        """Write the next ``left`` windows into a shard."""
         while left:
             batch, windows, latents = next(encoded)
             writer.bad(batch["skipped"])
-            self._add(writer, batch, windows, np.asarray(latents))
+            self._write_batch(writer, batch, windows, np.asarray(latents))
             left -= len(windows)
             progress.advance(len(windows))
 
-    def _add(
+    def _write_batch(
         self, writer: ShardWriter, batch: dict, windows: list[Window], latents: np.ndarray
     ) -> None:
         options, videos = self.options, batch["video"]
         texts = self._text([window.caption for window in windows]) if self._text else None
-        seen = self._looked_at(videos) if self._image or self._still else None
+        seen = self._image_encoder_frames(videos) if self._image or self._still else None
         images = self._image(seen) if self._image else None
         stills = self._content_latents(seen, windows) if self._still else None
         for i, window in enumerate(windows):
@@ -231,15 +238,17 @@ class _Job:
             if content is not None:
                 common["content"] = np.ascontiguousarray(content)
             if texts is not None:
-                common["text"] = stored_as(texts[i], options.dtype, f"the text of {window.clip}")
+                common["text"] = round_to_dtype(
+                    texts[i], options.dtype, f"the text of {window.clip}"
+                )
             if images is not None:
                 what = f"the picture of {window.clip}"
-                common["image"] = stored_as(images[i], options.dtype, what)
+                common["image"] = round_to_dtype(images[i], options.dtype, what)
             if stills is not None:
                 what = f"the content frame's latent of {window.clip}"
-                common["content_latent"] = stored_as(stills[i], options.dtype, what)
+                common["content_latent"] = round_to_dtype(stills[i], options.dtype, what)
             for number, latent in enumerate(latents[i], 1):
-                stored = stored_as(latent, options.dtype, f"the latent of {window.clip}")
+                stored = round_to_dtype(latent, options.dtype, f"the latent of {window.clip}")
                 drawn = dataclasses.replace(window, draw=number if options.draws else 0)
                 writer.add(drawn, {"latent": stored, **common}, latent)
 
@@ -248,16 +257,16 @@ class _Job:
         clips = [window.clip for window in windows] + [""] * padding
         return self._still(frames, clips, [window.first for window in windows] + [0] * padding)
 
-    def _looked_at(self, videos: np.ndarray) -> np.ndarray:
-        """The frame of each window that an image encoder sees: the content frame, or frame 0."""
+    def _image_encoder_frames(self, videos: np.ndarray) -> np.ndarray:
+        """The frame of each window for the image encoder: its content frame, or frame 0."""
         if self.encoder.model.condition_kind != "content":
             return videos[:, 0]
         return np.stack([self.encoder.content(video)[0] for video in videos])
 
     def finish(self) -> None:
-        """Write the header, once every shard is there; and what stands for a text that is dropped.
+        """Write the header if all shards are finished, and the states of the empty text.
 
-        The latter also into a set that was finished before.
+        Those stand for texts that training drops; a set that was finished before gets them, too.
         """
         if self._text and not (self.folder / NULL_TEXT).exists():
             part = self.folder / f"{NULL_TEXT}.{os.getpid()}.partial"
@@ -267,21 +276,21 @@ class _Job:
         if (self.folder / HEADER).exists():
             logging.info("%s is complete", self.folder)
             return
-        shards = [finished_shard(self._path(k)) for k in range(self.plan.shards)]
+        shards = [read_finished_shard(self._path(k)) for k in range(self.plan.shards)]
         missing = sum(shard is None for shard in shards)
         if missing:
             logging.info(
-                "%d of %d shards are still to come; the process that writes the last one finishes "
+                "%d of %d shards are missing; the process that writes the last one completes "
                 "the set",
                 missing,
                 self.plan.shards,
             )
             return
         header = self._header([shard for shard in shards if shard is not None])
-        _report(header, self.folder)
+        _log_result(header, self.folder)
         if self.options.pictures:
             path = draw_pictures(self.folder, self.model, self.params, self.workdir, self.options)
-            logging.info("look at %s", path)
+            logging.info("wrote %s", path)
 
     def _header(self, shards: list[Shard]) -> Header:
         options = self.options
@@ -312,15 +321,15 @@ class _Job:
         )
 
 
-def _bytes_of(spec: Any, bucket: Any, options: EncodeOptions) -> int:
-    """About what a window of a bucket takes in the set."""
+def _estimate_bytes(spec: Any, bucket: Any, options: EncodeOptions) -> int:
+    """Approximate size of a window of a bucket in the set."""
     size = (bucket.frames, bucket.height, bucket.width)
     item = 4 if options.dtype == "float32" else 2
     return int(np.prod(spec.latent_shape(size))) * item * max(1, options.draws)
 
 
-def _one_behind(items: Iterable[Any]) -> Iterator[Any]:
-    """The same items, each handed out when the next one is under way on the devices."""
+def _delay_by_one(items: Iterable[Any]) -> Iterator[Any]:
+    """The same items, each yielded once the next one has been started on the devices."""
     waiting: collections.deque[Any] = collections.deque()
     for item in items:
         waiting.append(item)
@@ -330,7 +339,7 @@ def _one_behind(items: Iterable[Any]) -> Iterator[Any]:
 
 
 class _Progress:
-    """A bar on a terminal, a line now and then elsewhere, both with the time that is left."""
+    """A bar on a terminal, else a line every 30 seconds, both with the remaining time."""
 
     QUIET_S = 30.0
 
@@ -346,7 +355,7 @@ class _Progress:
         self._bar.close()
 
     def advance(self, windows: int) -> None:
-        """So many more windows are done."""
+        """Count windows that are done."""
         self._bar.update(windows)
         self._done += windows
         self._new += windows
@@ -354,7 +363,7 @@ class _Progress:
             self.say("encode")
 
     def say(self, what: str) -> None:
-        """A line, where there is no bar."""
+        """Log a line if there is no bar."""
         self._said = time.monotonic()
         if self._bar.disable:
             rate = self._new / max(self._said - self._began, 1e-9)
@@ -365,10 +374,10 @@ class _Progress:
             )
 
 
-def _report(header: Header, folder: Path) -> None:
+def _log_result(header: Header, folder: Path) -> None:
     logging.info(
         "%s: %d windows of %d clips in %d shards; stored as %s, rounding error at most %.3g, root "
-        "mean square %.3g (latents %.3g)",
+        "mean square %.3g (of the latents %.3g)",
         *(folder, header.windows, header.clips, len(header.shards), header.dtype),
         *(header.rounding["max"], header.rounding["rms"]),
         float(np.sqrt(np.mean(np.square(header.std) + np.square(header.mean)))),

@@ -1,4 +1,4 @@
-"""Shards of a latent data set: written beside their place, moved into it when they are whole."""
+"""Shards of a latent data set: written under another name and renamed when they are complete."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from vidlatent.errors import VidlatentError
 from vidlatent.metrics import ChannelMoments
 from vidlatent.spec import LatentSpec
 
-__all__ = ["ShardWriter", "finished_shard", "merge_shards", "stored_as"]
+__all__ = ["ShardWriter", "read_finished_shard", "merge_shards", "round_to_dtype"]
 
-# One record a group: any record is read by itself. Latents compress little, so fast it is.
+# One record a group, so that any record can be read alone. Latents compress little: the fastest
+# level of zstd.
 _OPTIONS = "group_size:1,zstd:1"
 _FLOATS = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
 
 
-def stored_as(values: np.ndarray, dtype: str, what: str) -> np.ndarray:
+def round_to_dtype(values: np.ndarray, dtype: str, what: str) -> np.ndarray:
     """``values`` rounded to ``dtype``.
 
     Raises:
-      VidlatentError: they are not finite, or no longer so; ``what`` names them.
+      VidlatentError: values are not finite, before or after rounding; ``what`` names them.
     """
     values = np.asarray(values, np.float32)
     with np.errstate(over="ignore"):
@@ -51,10 +52,10 @@ def stored_as(values: np.ndarray, dtype: str, what: str) -> np.ndarray:
 
 
 class ShardWriter:
-    """One shard in the making.
+    """Writes one shard.
 
     Args:
-      path: its place when it is finished.
+      path: of the finished shard.
       channels: of the latents.
 
     Raises (``add`` and ``publish``):
@@ -77,7 +78,7 @@ class ShardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove what was not published."""
+        """Remove the file if it was not published."""
         if self._part.exists():
             try:
                 if self._writer.is_open():
@@ -87,7 +88,7 @@ class ShardWriter:
             self._part.unlink(missing_ok=True)
 
     def add(self, window: Window, arrays: Mapping[str, np.ndarray], exact: np.ndarray) -> None:
-        """A window with its arrays as they are to be stored; ``exact`` is the unrounded latent."""
+        """Add a window with its arrays as they are stored; ``exact`` is the unrounded latent."""
         stored = arrays["latent"].astype(np.float32)
         self._moments.add(stored)
         error = np.abs(stored.astype(np.float64) - exact)
@@ -96,23 +97,23 @@ class ShardWriter:
         known = self._arrays.setdefault("x".join(map(str, window.size)), {})
         for name, array in arrays.items():
             row = {"dtype": array.dtype.name, "shape": list(array.shape)}
-            known[name] = _longer(known[name] if name in known else row, row)
+            known[name] = _merge_shapes(known[name] if name in known else row, row)
         self._windows.append(window)
         try:
             self._writer.write(pack(arrays, window))
         except RuntimeError as error:
-            raise self._failed(error) from error
+            raise self._write_error(error) from error
 
     def bad(self, clips: Iterable[tuple[str, str, str]]) -> None:
-        """Clips that could not be read, (name, reason, detail)."""
+        """Add clips that could not be read, (name, reason, detail)."""
         self._bad += [row for row in clips if row not in self._bad]
 
     def publish(self) -> Shard:
-        """Finish the file and move it, and the rows beside it, into place."""
+        """Finish the file and move it and its list of windows into place."""
         try:
             self._writer.close()
         except RuntimeError as error:
-            raise self._failed(error) from error
+            raise self._write_error(error) from error
         with open(self._part, "rb+") as file:
             os.fsync(file.fileno())
         moments = self._moments
@@ -128,20 +129,20 @@ class ShardWriter:
             arrays=self._arrays,
             bad=tuple(self._bad),
         )
-        # The records come last: a shard without them does not count as finished.
+        # The records are moved last: a shard counts as finished once they are there.
         write_json(self.path.with_suffix(".json"), shard.to_json())
         os.replace(self._part, self.path)
         return shard
 
-    def _failed(self, error: RuntimeError) -> VidlatentError:
+    def _write_error(self, error: RuntimeError) -> VidlatentError:
         return VidlatentError(
             f"{self.path} could not be written ({' '.join(str(error).split())[:160]}): free some "
             "space and run the same command again; finished shards are kept."
         )
 
 
-def finished_shard(path: Path) -> Shard | None:
-    """The shard at ``path``; None if it has to be written (again)."""
+def read_finished_shard(path: Path) -> Shard | None:
+    """The shard at ``path``; None if it is missing or damaged and must be written."""
     if not path.exists():
         return None
     try:
@@ -160,13 +161,18 @@ def merge_shards(
     text_length: int = 0,
     **about: Any,
 ) -> Header:
-    """Write the header of a set whose shards are all there.
+    """Write the header of a set whose shards are all finished.
 
-    The numbers are merged in the order of the shards: they do not depend on who wrote which.
+    Statistics are merged in the order of the shards, so they do not depend on which process wrote
+    which shard.
 
     Args:
-      indexed: bad clips that no shard was to have, (name, reason, detail).
-      text_length: tokens that texts are filled up to when they are read; 0: of the longest.
+      folder: of the set.
+      files: names of the shards.
+      shards: in the same order.
+      spec: of the tokenizer.
+      indexed: clips that were bad already in the index, (name, reason, detail).
+      text_length: tokens that texts are padded to when they are read; 0: the longest text's.
       about: the other fields of ``Header``.
     """
     moments = ChannelMoments(spec.channels)
@@ -192,7 +198,7 @@ def merge_shards(
             "max": max(shard.rounding["max"] for shard in shards),
             "rms": math.sqrt(math.fsum(shard.rounding["squares"] for shard in shards) / values),
         },
-        sizes=_sizes(shards, text_length),
+        sizes=_count_sizes(shards, text_length),
         fps=rates.pop() if len(rates) == 1 else 0.0,
         shards=tuple(files),
         bad=[bad[name] for name in sorted(bad)],
@@ -202,7 +208,7 @@ def merge_shards(
     return header
 
 
-def _sizes(shards: Sequence[Shard], text_length: int) -> list[dict[str, Any]]:
+def _count_sizes(shards: Sequence[Shard], text_length: int) -> list[dict[str, Any]]:
     """``Header.sizes``."""
     counts: collections.Counter[tuple[int, int, int]] = collections.Counter()
     arrays: dict[str, dict[str, Any]] = {}
@@ -211,7 +217,7 @@ def _sizes(shards: Sequence[Shard], text_length: int) -> list[dict[str, Any]]:
         for key, found in shard.arrays.items():
             known = arrays.setdefault(key, {})
             for name, row in found.items():
-                known[name] = _longer(known[name] if name in known else row, row)
+                known[name] = _merge_shapes(known[name] if name in known else row, row)
                 if name == "text" and text_length:
                     known[name]["shape"][0] = text_length
     return [
@@ -224,7 +230,7 @@ def _sizes(shards: Sequence[Shard], text_length: int) -> list[dict[str, Any]]:
     ]
 
 
-def _longer(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of arrays that hold both."""
+def _merge_shapes(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The smallest shape that holds arrays of both descriptions."""
     pairs = zip(one["shape"], other["shape"], strict=True)
     return {"dtype": one["dtype"], "shape": [max(pair) for pair in pairs]}

@@ -53,7 +53,7 @@ class Latents:
       label_names: classes by number; empty where there are none.
       fps: frame rate of the clips; 0 where nobody knows.
       tokenizer: hash of the config of the tokenizer that made them; empty where nobody knows.
-      weights: digest of its parameters (``encode_plan.digest_of``), likewise.
+      weights: digest of its parameters (``encode.plan.hash_params``), likewise.
     """
 
     spec: LatentSpec

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vidlatent.codec.codec import Codec
 from vidlatent.codec.options import CodecOptions
 from vidlatent.data.loader import Loader
-from vidlatent.encode.plan import digest_of
+from vidlatent.encode.plan import hash_params
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.inputs import Inputs
 from vidlatent.latents.space import (
@@ -145,7 +145,7 @@ def load_tokenizer_codec(config: ConfigDict, latents: Latents) -> Codec:
     check_made_by(latents, own, path)
     options = CodecOptions.of(**own.codec).for_latents(latents.spec)
     codec = Codec.from_workdir(path, None if step < 0 else step, options)
-    if latents.weights and latents.weights != digest_of(codec.params):
+    if latents.weights and latents.weights != hash_params(codec.params):
         raise VidlatentError(
             f"the latents were made by other weights than those of config.tokenizer.path={path} "
             "(another step or training): name the checkpoint by --config.tokenizer.step=..., or "
