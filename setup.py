@@ -46,6 +46,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["vidlatent", "vidlatent.*"]), "vidlatent.configs"],
     package_dir={"vidlatent.configs": "configs"},
+    package_data={"vidlatent": ["py.typed"]},
     install_requires=CORE,
     extras_require={
         "gpu": ["jax[cuda12]>=0.10,<0.13"],

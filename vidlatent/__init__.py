@@ -1,18 +1,50 @@
-"""vidlatent: highly compressed video latents in JAX/Flax, from training to serving."""
+"""vidlatent: highly compressed video latents in JAX/Flax, from training to serving.
+
+``load_codec`` gives a ``Codec``, which turns videos into ``Coded`` latents and back;
+``load_generator`` gives a ``Generator``, which makes videos. ``LatentSpec`` describes a latent
+space; mistakes of the user are ``VidlatentError``.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers; at run time a name is imported on first use
+    from vidlatent.codec.codec import Codec, load_codec
+    from vidlatent.codec.coded import Coded
+    from vidlatent.errors import VidlatentError
+    from vidlatent.sample.run import Generator, load_generator
+    from vidlatent.spec import LatentSpec
 
 __version__ = "0.1.0"
+__all__ = [
+    "Codec",
+    "Coded",
+    "Generator",
+    "LatentSpec",
+    "VidlatentError",
+    "__version__",
+    "load_codec",
+    "load_generator",
+]
 
-# What users of the package start from, imported when it is first asked for.
-_PUBLIC = {"Coded": "vidlatent.codec.coded", "load_codec": "vidlatent.codec.codec"}
-__all__ = ["Coded", "__version__", "load_codec"]
+_MODULES = {
+    "Codec": "vidlatent.codec.codec",
+    "Coded": "vidlatent.codec.coded",
+    "Generator": "vidlatent.sample.run",
+    "LatentSpec": "vidlatent.spec",
+    "VidlatentError": "vidlatent.errors",
+    "load_codec": "vidlatent.codec.codec",
+    "load_generator": "vidlatent.sample.run",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,44 +1,16 @@
-"""vidlatent: train, score and use highly compressed video latents.
+"""The command line: ``python -m vidlatent.main --config=... --mode=...``, or ``vidlatent``.
 
-Modes, each with an example:
-
-  train         learn from videos; run again, it resumes
-                python -m vidlatent.main --config=configs/fsae.py
-                python -m vidlatent.main --config=configs/fsae.py \\
-                    --config.data.source=folder --config.data.path=my_videos
-  eval          score a trained tokenizer: JSON and an HTML page with pictures
-                python -m vidlatent.main --mode=eval --workdir=runs/fsae-demo
-  reconstruct   compress and restore one video of any length
-                python -m vidlatent.main --mode=reconstruct --workdir=runs/fsae-demo \\
-                    --input=my.mp4 --output=restored.mp4
-  sample        videos from a trained generator: of classes, texts, or a first picture
-                python -m vidlatent.main --mode=sample --workdir=runs/fsvideo_dit-demo \\
-                    --prompt='red square moving left' --config.sample.count=4
-                python -m vidlatent.main --mode=sample --workdir=runs/fsvideo_dit-demo \\
-                    --prompts=prompts.txt --output=videos --config.sample.vbench=true
-  preview       fit a linear map from latents to small pictures, for a quick look at latents
-                python -m vidlatent.main --mode=preview --workdir=runs/fsae-demo
-  encode        a folder, TFDS set or renderer into a latent data set; run again, it goes on
-                python -m vidlatent.main --mode=encode --workdir=runs/fsae-demo \\
-                    --config.data.source=folder --config.data.path=my_videos --output=latents
-  convert       weights of other code to a workdir or a file, and back
-                python -m vidlatent.main --mode=convert --config=configs/dcae.py:paper \\
-                    --from=dc-ae.safetensors --to=runs/dcae-paper
-                python -m vidlatent.main --mode=convert --workdir=runs/fsae-demo \\
-                    --to=fsae.safetensors
-  plan          what a job needs on a machine that is not there: memory, operations, time at best
-                python -m vidlatent.main --mode=plan --config=configs/fsae.py:paper \\
-                    --topology=v5p:4x4x4 --config.plan.what=train
-  bench         how fast a config's programs are here, and how near this device's best
-                python -m vidlatent.main --mode=bench --config=configs/fsae.py
-
-Any key of a config is set by --config.a.b=value.
+``MODES`` has a row for each mode: the function that does the work, the flags that it takes, and an
+example of its use. ``--help``, the choice of the function and the check of the flags follow it.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import logging as std_logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -46,52 +18,155 @@ from absl import app, flags, logging
 
 from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
-from vidlatent.registry import Registry
+from vidlatent.registry import did_you_mean
 
-_MODES = Registry("mode")
-_MODES.register("train", "vidlatent.train.loop:train")
-_MODES.register("eval", "vidlatent.evaluate.run:evaluate_workdir")
-_MODES.register("reconstruct", "vidlatent.codec.reconstruct:reconstruct_video")
-_MODES.register("sample", "vidlatent.sample.run:generate_videos")
-_MODES.register("preview", "vidlatent.codec.preview:fit_preview")
-_MODES.register("encode", "vidlatent.encode.run:encode_set")
-_MODES.register("convert", "vidlatent.convert.run:convert")
-_MODES.register("plan", "vidlatent.plan.run:plan")
-_MODES.register("bench", "vidlatent.bench.run:bench")
-# Flags that a mode takes besides the config and the workdir.
-_TAKES = {
-    "train": (),
-    "eval": ("step", "output"),
-    "reconstruct": ("step", "input", "output"),
-    "sample": ("step", "output", "prompt", "prompts", "input"),
-    "preview": ("step",),
-    "encode": ("step", "output"),
-    "plan": ("topology", "output"),
-    "bench": ("output",),
-    "convert": ("step", "from", "to", "from_table", "to_table", "start", "verify"),
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """One row of the table of modes.
+
+    Attributes:
+      function: ``package.module:name`` in ``vidlatent``, called with config, workdir and flags.
+      about: what it does, in a line.
+      examples: command lines without ``python -m vidlatent.main``.
+      flags: those that it takes beside --config, --workdir and --import, as arguments of the
+        function.
+      needs: those among them without which it cannot work, with an example.
+    """
+
+    function: str
+    about: str
+    examples: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+
+MODES = {
+    "train": Mode(
+        "train.loop:train",
+        "train on videos; run again, it resumes",
+        (
+            "--config=configs/fsae.py",
+            "--config=configs/fsae.py --config.data.source=folder --config.data.path=my_videos",
+        ),
+    ),
+    "eval": Mode(
+        "evaluate.run:evaluate_workdir",
+        "score a trained model: JSON and an HTML page with pictures",
+        ("--mode=eval --workdir=runs/fsae-demo",),
+        ("step", "output"),
+    ),
+    "reconstruct": Mode(
+        "codec.reconstruct:reconstruct_video",
+        "compress and restore one video of any length",
+        ("--mode=reconstruct --workdir=runs/fsae-demo --input=my.mp4 --output=restored.mp4",),
+        ("step", "input", "output"),
+        ("input=my.mp4", "output=restored.mp4"),
+    ),
+    "sample": Mode(
+        "sample.run:generate_videos",
+        "videos from a trained generator, by class, text or first picture",
+        (
+            "--mode=sample --workdir=runs/fsvideo_dit-demo --prompt='red square moving left'",
+            "--mode=sample --workdir=runs/fsvideo_dit-demo --prompts=prompts.txt --output=videos",
+        ),
+        ("step", "output", "prompt", "prompts", "input"),
+    ),
+    "preview": Mode(
+        "codec.preview:fit_preview",
+        "fit a linear map from latents to small pictures, for a quick look at latents",
+        ("--mode=preview --workdir=runs/fsae-demo",),
+        ("step",),
+    ),
+    "encode": Mode(
+        "encode.run:encode_set",
+        "turn a folder, TFDS set or renderer into a latent data set; run again, it resumes",
+        (
+            "--mode=encode --workdir=runs/fsae-demo --output=latents "
+            "--config.data.source=folder --config.data.path=my_videos",
+        ),
+        ("step", "output"),
+        ("output=latents",),
+    ),
+    "convert": Mode(
+        "convert.run:convert",
+        "turn weights of other code into a workdir or a file, and back",
+        (
+            "--mode=convert --config=configs/dcae.py:paper --from=dc-ae.safetensors "
+            "--to=runs/dcae-paper",
+            "--mode=convert --workdir=runs/fsae-demo --to=fsae.safetensors",
+        ),
+        ("step", "from", "to", "from_table", "to_table", "start", "verify"),
+    ),
+    "plan": Mode(
+        "plan.run:plan",
+        "estimate memory, time and cost of a job on hardware you do not have",
+        (
+            "--mode=plan --config=configs/fsae.py:paper --topology=v5p:4x4x4 "
+            "--config.plan.what=train",
+        ),
+        ("topology", "output"),
+        ("topology=v5p:4x4x4",),
+    ),
+    "bench": Mode(
+        "bench.run:bench",
+        "measure how fast a config's programs run here, against this device's best",
+        ("--mode=bench --config=configs/fsae.py",),
+        ("output",),
+    ),
 }
 
-_MODE = flags.DEFINE_string("mode", "train", " | ".join(_TAKES))
-_CONFIG = flags.DEFINE_string("config", "", "Config file and argument: configs/fsae.py:paper")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config>-<preset>")
-flags.DEFINE_string("input", "", "Video to read (reconstruct), or picture to start from (sample)")
-flags.DEFINE_string(
-    "output",
-    "",
-    "Video to write (reconstruct), or folder of the report (eval), videos (sample) or set (encode)",
+
+def describe_modes() -> str:
+    """The table of modes as text, for ``--help``."""
+    lines = ["vidlatent: train, score and use highly compressed video latents.", ""]
+    lines += ["Modes, each with an example:", ""]
+    for name, mode in MODES.items():
+        lines.append(f"  {name:<13} {mode.about}")
+        for example in mode.examples:
+            words = re.split(r" (?=--)", f"python -m vidlatent.main {example}")
+            lines.append(" " * 16 + _wrap(words, " \\\n" + " " * 20))
+    return "\n".join([*lines, "", "Any key of a config is set by --config.a.b=value.", ""])
+
+
+def _wrap(words: list[str], separator: str) -> str:
+    """A command line in several of at most 80 characters."""
+    rows = [words[0]]
+    for word in words[1:]:
+        if len(rows[-1]) + len(word) < 80:
+            rows[-1] += f" {word}"
+        else:
+            rows.append(word)
+    return separator.join(rows)
+
+
+def _readers(flag: str) -> str:
+    return ", ".join(name for name, mode in MODES.items() if flag in mode.flags)
+
+
+def _define(name: str, about: str, default: str | int = "") -> None:
+    define = flags.DEFINE_string if isinstance(default, str) else flags.DEFINE_integer
+    define(name, default, f"{about} ({_readers(name)})")
+
+
+flags.DEFINE_string("mode", "train", " | ".join(MODES))
+flags.DEFINE_string("config", "", "Config file and argument: configs/fsae.py:paper")
+flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config>-<preset>")
+flags.DEFINE_multi_string(
+    "import", [], "Module that registers models, losses, sources, ... of your own; may be repeated"
 )
-flags.DEFINE_string("prompt", "", "Text, or name or number of a class (sample)")
-flags.DEFINE_string(
-    "prompts", "", "File of prompts, one a line or objects in .jsonl, or folder of them (sample)"
-)
-flags.DEFINE_string("topology", "", "Machine: v5p:4x4x4, v6e:16x16, v5e:2x4, cpu:8, ... (plan)")
-flags.DEFINE_integer("step", -1, "Checkpoint to use; default the newest (all but train)")
-flags.DEFINE_string("from", "", "Weights file or workdir to read (convert)")
-flags.DEFINE_string("to", "", "Weights file or workdir to write (convert)")
-flags.DEFINE_string("from_table", "auto", "Naming of the file read (convert)")
-flags.DEFINE_string("to_table", "auto", "Naming of the file written (convert)")
-flags.DEFINE_string("start", "", "Form that the weights are turned from, if another (convert)")
-flags.DEFINE_string("verify", "", "Folder of a reference case to run (convert)")
+_define("input", "Video to read, or picture to start from")
+_define("output", "Video, report or folder to write")
+_define("prompt", "Text, or name or number of a class")
+_define("prompts", "File of prompts, one a line or objects in .jsonl, or a folder of such files")
+_define("topology", "Machine: v5p:4x4x4, v6e:16x16, v5e:2x4, cpu:8, ...")
+_define("step", "Checkpoint to use; default the newest", -1)
+_define("from", "Weights file or workdir to read")
+_define("to", "Weights file or workdir to write")
+_define("from_table", "Naming of the file read", "auto")
+_define("to_table", "Naming of the file written", "auto")
+_define("start", "Form that the weights are turned from, if another")
+_define("verify", "Folder of a reference case to run")
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -104,28 +179,56 @@ def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
             continue
         key, equals, value = word.lstrip("-").removeprefix("config.").partition("=")
         if not equals:
-            value = next(words, None)
-            if value is None:
+            found = next(words, None)
+            if found is None:
                 raise VidlatentError(f"{word} needs a value: {word}=...")
+            value = found
         overrides[key] = value
     return rest, overrides
 
 
-def resolve(config: str, workdir: str, overrides: dict[str, str]):
+def split_imports(given: list[str]) -> tuple[str, ...]:
+    """Module names of ``--import=a,b --import=c``."""
+    return tuple(name.strip() for part in given for name in part.split(",") if name.strip())
+
+
+def check_mode(name: str, given: dict[str, str | int]) -> Mode:
+    """The row of a mode.
+
+    Args:
+      name: of the mode.
+      given: the flags that were given, with their values.
+
+    Raises:
+      VidlatentError: no such mode, a flag that it does not read, or one that it needs is missing.
+    """
+    if name not in MODES:
+        raise VidlatentError(f"unknown mode {name!r}: {did_you_mean(name, MODES)}")
+    mode = MODES[name]
+    for flag in given:
+        if flag not in mode.flags:
+            raise VidlatentError(
+                f"--{flag} is not read by --mode={name}, only by {_readers(flag)}: leave it out."
+            )
+    missing = [f"--{need}" for need in mode.needs if not given.get(need.partition("=")[0])]
+    if missing:
+        raise VidlatentError(f"--mode={name} needs {' and '.join(missing)}.")
+    return mode
+
+
+def resolve(
+    config: str, workdir: str, overrides: dict[str, str], imports: tuple[str, ...] = ()
+) -> tuple[configs.ConfigDict, Path]:
     """``(config, workdir)``: from the config file, or from what the workdir was trained with."""
     if config:
-        loaded = configs.load(config, overrides)
+        loaded = configs.load(config, overrides, imports)
         return loaded, Path(workdir or f"runs/{loaded.name}-{loaded.preset}")
     if workdir:
-        return configs.read(Path(workdir), overrides), Path(workdir)
+        return configs.read(Path(workdir), overrides, imports), Path(workdir)
     raise VidlatentError("give --config=configs/fsae.py (or the --workdir of an earlier run).")
 
 
 def _prepare_process() -> None:
-    logging.get_absl_handler().setFormatter(_Plain())
-    logging.set_verbosity(logging.INFO)
-    logging.set_stderrthreshold("info")
-    std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # e.g. which backends are absent
     import jax
 
     from vidlatent.parallel.compilation import keep_compiled
@@ -143,7 +246,7 @@ def _prepare_process() -> None:
         ) from error
 
 
-def _use_kernels(config) -> None:
+def _use_kernels(config: configs.ConfigDict) -> None:
     from vidlatent.kernels.dispatch import use_forms  # imports JAX, which takes its time
 
     use_forms(config.kernels)
@@ -152,13 +255,37 @@ def _use_kernels(config) -> None:
 class _Plain(logging.PythonFormatter):
     """``12:30:59 message``; the level only when it is not INFO."""
 
-    def format(self, record):
+    def format(self, record: std_logging.LogRecord) -> str:
         level = "" if record.levelname == "INFO" else f"{record.levelname.lower()}: "
         return f"{self.formatTime(record, '%H:%M:%S')} {level}{record.getMessage()}"
 
 
+def _prepare_logging() -> None:
+    logging.get_absl_handler().setFormatter(_Plain())
+    logging.set_verbosity(logging.INFO)
+    logging.set_stderrthreshold("info")
+    std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # e.g. which backends are absent
+
+
+def _run_mode(rest: list[str], overrides: dict[str, str]) -> int:
+    values = flags.FLAGS
+    if rest[1:]:
+        raise VidlatentError(f"unexpected argument {rest[1]!r}: flags start with --.")
+    known = {flag for mode in MODES.values() for flag in mode.flags}
+    given = {flag: values[flag].value for flag in sorted(known) if values[flag].present}
+    mode = check_mode(values.mode, given)
+    imports = split_imports(values["import"].value)
+    config, workdir = resolve(values.config, values.workdir, overrides, imports)
+    _prepare_process()
+    _use_kernels(config)
+    module, _, name = mode.function.partition(":")
+    function = getattr(importlib.import_module(f"vidlatent.{module}"), name)
+    return function(config, workdir, **{flag: values[flag].value for flag in mode.flags})
+
+
 def run() -> None:
     """Entry point of ``vidlatent`` and ``python -m vidlatent.main``."""
+    sys.modules["__main__"].__doc__ = describe_modes()  # what --help shows
     try:
         argv, overrides = split_overrides(sys.argv)
     except VidlatentError as error:
@@ -166,15 +293,8 @@ def run() -> None:
 
     def main(rest: list[str]) -> int:
         try:
-            if rest[1:]:
-                raise VidlatentError(f"unexpected argument {rest[1]!r}: flags start with --.")
-            mode = _MODE.value
-            job = _MODES.get(mode)
-            config, workdir = resolve(_CONFIG.value, _WORKDIR.value, overrides)
-            _prepare_process()
-            _use_kernels(config)
-            options = {name: flags.FLAGS[name].value for name in _TAKES[mode]}
-            return job(config, workdir, **options)
+            _prepare_logging()
+            return _run_mode(rest, overrides)
         except VidlatentError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -40,6 +40,8 @@ class Registry:
         """The object behind ``name``; an unknown name raises with the nearest known one."""
         if name not in self._entries:
             hint = did_you_mean(name, self._entries)
+            if hint.startswith("known"):
+                hint += " A name from a package of your own needs --import=that_package."
             raise VidlatentError(f"unknown {self.kind} {name!r}: {hint}")
         entry = self._entries[name]
         if isinstance(entry, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +42,11 @@ def _child(node: ConfigDict, name: str, where: str) -> Any:
         raise VidlatentError(f"config.{name} belongs to generators, and this trains a tokenizer.")
     if name not in node:
         place = f"config.{where}" if where else "config"
+        if not len(node):
+            raise VidlatentError(
+                f"{place} is empty in this config, so {name!r} cannot be set: fill it in a config "
+                "file that builds on this one (vidlatent.config.load_base)."
+            )
         raise VidlatentError(f"{place} has no key {name!r}: {did_you_mean(name, node.keys())}")
     return node[name]
 
@@ -57,10 +63,15 @@ def coerce(what: str, text: str, present: Any) -> Any:
         raise VidlatentError(f"{what}={text}: expected true or false.")
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text
-    if kind is float and type(value) is int:
-        value = float(value)
+    if kind is float and (type(value) is int or text.strip("+-").lower() in ("nan", "inf")):
+        try:
+            value = float(text)
+        except OverflowError:
+            value = math.inf
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise VidlatentError(f"{what}={text}: give a finite number.")
     if kind is tuple and isinstance(value, (list, tuple)):
         value = to_tuples(value)
     if type(value) is not kind:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vidlatent.config.defaults import GENERATOR_SECTIONS, get_defaults, get_generator_defaults
+from vidlatent.config.imports import import_packages
 from vidlatent.config.overrides import apply_overrides, to_tuples
 from vidlatent.config.upgrade import upgrade
+from vidlatent.config.validate import validate
 from vidlatent.errors import VidlatentError
 
 __all__ = ["config_hash", "differences", "read", "to_json", "write"]
@@ -53,9 +55,12 @@ def write(config: ConfigDict, workdir: Path) -> list[str]:
     return changed
 
 
-def read(workdir: Path, overrides: Mapping[str, str] | None = None) -> ConfigDict:
-    """The config that a workdir was trained with, with ``overrides`` applied, locked.
+def read(
+    workdir: Path, overrides: Mapping[str, str] | None = None, imports: Iterable[str] = ()
+) -> ConfigDict:
+    """The config that a workdir was trained with, with keys set from the command line, locked.
 
+    The modules of its ``config.imports``, and ``imports`` beside them, are imported.
     Keys that were renamed since then have their new names (``config/upgrade.py``), and keys that
     did not exist have their default values. Sections of generators in the config of a tokenizer,
     which older versions wrote, are left out.
@@ -73,6 +78,8 @@ def read(workdir: Path, overrides: Mapping[str, str] | None = None) -> ConfigDic
         )
     config.lock()
     apply_overrides(config, overrides or {})
+    config.imports = import_packages((*config.imports, *imports))
+    validate(config)
     return config
 
 

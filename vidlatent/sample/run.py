@@ -38,7 +38,7 @@ from vidlatent.sample.outputs import collect_settings, name_video
 from vidlatent.sample.requests import Request, make_requests, read_prompts
 from vidlatent.sample.sampler import LatentSampler, latent_psnr
 
-__all__ = ["Generator", "generate_videos"]
+__all__ = ["Generator", "generate_videos", "load_generator"]
 
 _FPS = 24.0  # of files, where nobody knows the clips' rate
 _SHOWN, _COLUMNS = 48, 8  # videos and frames of each on the contact sheet
@@ -96,6 +96,8 @@ class Generator:
         cls, workdir: str | Path, overrides: Mapping[str, str] | None = None, step: int = -1
     ) -> Generator:
         """The generator trained in ``workdir``; ``step`` below 0 is the newest sound one."""
+        if not configs.is_generator(configs.read(Path(workdir))):
+            raise VidlatentError(f"{workdir} is the run of a tokenizer: read it by load_codec.")
         return cls.of(configs.read(Path(workdir), overrides), Path(workdir), step)
 
     @classmethod
@@ -282,6 +284,21 @@ class Generator:
             if piece is None:
                 return
             yield piece
+
+
+def load_generator(path: str | Path, *, step: int | None = None, **keys: Any) -> Generator:
+    """A generator ready to make videos.
+
+    Args:
+      path: folder of its run, such as ``runs/fsvideo_dit-demo``.
+      step: checkpoint; None for the newest sound one.
+      keys: keys of ``config.sampler`` to change, such as ``steps=20``.
+
+    Raises:
+      VidlatentError: there is no run of a generator, or it has no such key.
+    """
+    overrides = {f"sampler.{key}": str(value) for key, value in keys.items()}
+    return Generator.from_workdir(path, overrides, -1 if step is None else step)
 
 
 def generate_videos(

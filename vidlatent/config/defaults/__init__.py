@@ -44,6 +44,9 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     """The keys of a tokenizer's config; ``model`` and ``loss`` are still empty."""
     config = ConfigDict()
     config.task = "tokenizer"  # what is trained
+    # Modules imported before anything is built, which register models, losses, sources, ... of your
+    # own; --import=my_package adds to them
+    config.imports = ()
     config.name = name  # system; with the preset it names the default workdir
     config.preset = preset  # variant of the system that the config file was asked for
     config.recipe = ""  # training stage, such as "fsae 1"; the next stage asks for it

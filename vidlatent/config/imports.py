@@ -1,0 +1,36 @@
+"""Packages of your own that a run needs: ``--import=my_package`` and ``config.imports``.
+
+Such a package registers models, losses, samplers, sources or metrics when it is imported. It is
+imported before the config is built; its name is stored with the run, and whatever reads the stored
+config imports it again, so that every mode works from the workdir alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+
+from vidlatent.errors import VidlatentError
+
+__all__ = ["import_packages"]
+
+
+def import_packages(names: Iterable[str]) -> tuple[str, ...]:
+    """Import modules by their dotted names; returns the names without repetitions.
+
+    Raises:
+      VidlatentError: one cannot be imported.
+    """
+    unique = tuple(dict.fromkeys(names))
+    for name in unique:
+        try:
+            importlib.import_module(name)
+        except VidlatentError:
+            raise
+        except Exception as error:  # whatever the package does while it is imported
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise VidlatentError(
+                f"--import={name}: the module cannot be imported ({reason}); install it, or add "
+                "the folder that holds it to PYTHONPATH."
+            ) from error
+    return unique

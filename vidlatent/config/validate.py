@@ -1,0 +1,120 @@
+"""Checks every value of a config, in one place, before anything is compiled or written.
+
+Which values a key may have stands in ``config/ranges.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vidlatent.config.defaults import get_defaults, get_generator_defaults, is_generator
+from vidlatent.config.ranges import FIELDS, GROUPS, RULES
+from vidlatent.errors import VidlatentError
+
+__all__ = ["check_complete", "validate"]
+
+
+def validate(config: ConfigDict) -> None:
+    """Raise ``VidlatentError`` for the first value that its key cannot have."""
+    for key, value in _leaves(config, ""):
+        rule = RULES.get(key) or _rule_of_group(key)
+        if remedy := (rule(value) if rule else _finite(value)):
+            raise VidlatentError(f"config.{key}={value!r}: {remedy}{_hint(key, value)}.")
+    for check in (_check_weights, _check_chunks, _check_shares, _check_name):
+        if problem := check(config):
+            raise VidlatentError(f"{problem}.")
+
+
+def check_complete(config: ConfigDict, path: str) -> None:
+    """Raise ``VidlatentError`` if keys are missing: a config starts from the defaults."""
+    defaults = get_generator_defaults if is_generator(config) else get_defaults
+    present = {key for key, _ in _leaves(config, "", groups=True)}
+    missing = [k for k, _ in _leaves(defaults("", ""), "", groups=True) if k not in present]
+    missing.sort(key=lambda key: key.count("."))
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise VidlatentError(
+            f"--config={path}: the config lacks {', '.join(missing[:3])}{more}: start from "
+            f"vidlatent.config.{defaults.__name__}(name, preset) or load_base('fsae:demo')."
+        )
+
+
+def _leaves(node: ConfigDict, prefix: str, groups: bool = False) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, ConfigDict):
+            if groups:
+                yield prefix + key, value
+            yield from _leaves(value, f"{prefix}{key}.", groups)
+        else:
+            yield prefix + key, value
+
+
+def _rule_of_group(key: str) -> Any:
+    for group, rule in GROUPS.items():
+        if key.startswith(f"{group}."):
+            named = FIELDS.get(key.removeprefix(f"{group}.")) if group != "loss" else None
+            return rule or named
+    return None
+
+
+def _finite(value: Any) -> str:
+    if isinstance(value, tuple):
+        return next(filter(None, map(_finite, value)), "")
+    return "give a finite number" if isinstance(value, float) and not math.isfinite(value) else ""
+
+
+def _hint(key: str, value: Any) -> str:
+    """The commonest slip: one bucket where a tuple of buckets belongs."""
+    if key == "data.buckets" and isinstance(value, tuple) and len(value) == 4:
+        if not any(isinstance(part, tuple) for part in value):
+            return "; one bucket alone is written with a comma, ((frames, height, width, batch),)"
+    return ""
+
+
+def _check_weights(config: ConfigDict) -> str:
+    weights, buckets = config.data.bucket_weights, config.data.buckets
+    if weights and len(weights) != len(buckets):
+        return (
+            f"config.data.bucket_weights has {len(weights)} numbers for the {len(buckets)} of "
+            "config.data.buckets: give one for each, or () for equal shares"
+        )
+    if weights and not any(weights):
+        return "config.data.bucket_weights are all 0: give one bucket at least a share"
+    return ""
+
+
+def _check_chunks(config: ConfigDict) -> str:
+    sections = ("encode", "tokenizer") if is_generator(config) else ("encode",)
+    for section in sections:
+        chunks = config[section].chunks
+        if chunks and chunks[1] >= chunks[0]:
+            return (
+                f"config.{section}.chunks={chunks!r}: chunks of {chunks[0]} frames cannot share "
+                f"{chunks[1]}; give a smaller overlap"
+            )
+    return ""
+
+
+def _check_shares(config: ConfigDict) -> str:
+    index, count = config.encode.process_index, config.encode.process_count
+    if count and index >= count:
+        return (
+            f"config.encode.process_index={index} of config.encode.process_count={count}: indices "
+            f"go from 0 to {count - 1}"
+        )
+    if is_generator(config) and len(interval := config.sampler.guidance.interval):
+        if interval[0] >= interval[1]:
+            return f"config.sampler.guidance.interval={interval!r}: give the lower level first"
+    return ""
+
+
+def _check_name(config: ConfigDict) -> str:
+    """``runs/<name>-<preset>`` is the default workdir."""
+    for key in ("name", "preset"):
+        if {"/", "\\"} & set(config[key]) or config[key] in (".", ".."):
+            return f"config.{key}={config[key]!r} is part of a folder's name: leave out slashes"
+    return ""
