@@ -21,9 +21,10 @@ _WEIGHT = number(0)
 _SHARE = number(0, 1)
 _DECAY = Number(0, 1, below=True)
 _NAMES = Many(Text(needed=True), "('a', 'b')")
-_BUCKET = Each((_COUNT,) * 4, "(17, 256, 256, 8)", optional=True)
-_SIZE = Each((_COUNT,) * 3, "(17, 256, 256)", optional=True)
-_CHUNKS = Each((_COUNT, whole(0)), "(17, 4)", optional=True)
+_SIDES = "frames, height, width"
+_BUCKET = Each((_COUNT,) * 4, "(17, 256, 256, 8)", f"{_SIDES}, global batch", optional=True)
+_SIZE = Each((_COUNT,) * 3, "(17, 256, 256)", _SIDES, optional=True)
+_CHUNKS = Each((_COUNT, whole(0)), "(17, 4)", "frames, overlap", optional=True)
 
 _OPTIM: dict[str, Any] = {
     "lr": _WEIGHT,
@@ -64,7 +65,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "adaptive_terms": _NAMES,
         "r1_weight": _WEIGHT,
         "r1_every": _COUNT,
-        "r1_crop": Each((_COUNT,) * 3, "(17, 256, 256)"),
+        "r1_crop": Each((_COUNT,) * 3, "(17, 256, 256)", _SIDES),
         "lecam_weight": _WEIGHT,
         "lecam_decay": _SHARE,
         "inherit": Flag(),
@@ -78,7 +79,9 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "tfds_label": Text(),
         "tfds_caption": Text(),
         "labels": Choice(("", "folders")),
-        "buckets": Many(Each((_COUNT,) * 4, "(5, 64, 64, 2)"), "((5, 64, 64, 2),)"),
+        "buckets": Many(
+            Each((_COUNT,) * 4, "(5, 64, 64, 2)", f"{_SIDES}, global batch"), "((5, 64, 64, 2),)"
+        ),
         "bucket_rule": Choice(("nearest", "inward")),
         "bucket_weights": Many(_WEIGHT, "(0.8, 0.2)"),
         "fps": _WEIGHT,

@@ -135,6 +135,7 @@ class Each:
 
     elements: Sequence[Any]
     example: str
+    names: str = ""  # of the elements
     optional: bool = False
 
     def __call__(self, value: Any) -> str:
@@ -148,6 +149,7 @@ class Each:
     def __str__(self) -> str:
         several = len(set(map(str, self.elements))) > 1
         each = ", ".join(map(str, self.elements)) if several else f"each {self.elements[0]}"
+        each = ", ".join(filter(None, (self.names, each)))
         text = f"a tuple of {len(self.elements)} ({each})"
         return text + _like(self.example) + (", or ()" if self.optional else "")
 
