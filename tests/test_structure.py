@@ -17,6 +17,7 @@ ROOMS = [
     "errors",
     "spec",
     "registry",
+    "nested",
     "config",
     "parallel",
     "media",

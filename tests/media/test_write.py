@@ -132,15 +132,6 @@ def test_side_by_side():
         video.side_by_side(a, b[:, :20])
 
 
-def test_gif():
-    clip = moving_clip()
-    picture = Image.open(io.BytesIO(video.gif_bytes(clip, 8)))
-    assert picture.n_frames == 9 and picture.size == (64, 48)
-    assert picture.info["duration"] in (120, 130) and picture.info["loop"] == 0
-    with pytest.raises(VidlatentError, match="GIF"):
-        video.gif_bytes(clip[0], 8)
-
-
 def test_frames_of_a_sheet_are_spread_evenly():
     assert pictures.pick_frames(17, 5) == [0, 4, 8, 12, 16]
     assert pictures.pick_frames(3, 8) == [0, 1, 2]

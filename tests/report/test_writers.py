@@ -39,15 +39,10 @@ def events(folder):
 def test_all_back_ends_get_everything(tmp_path):
     rng = np.random.default_rng(0)
     pictures = rng.random((2, 8, 10, 3), np.float32)
-    clips = rng.integers(0, 256, (1, 5, 8, 10, 3), np.uint8)
     with contextlib.closing(writers.make_writers(tmp_path, tensorboard=True)) as writer:
         writer.write_scalars(3, {"loss": jnp.float32(0.25), "psnr": 21})
         writer.write_scalars(4, {"loss": np.float64("nan")})
         writer.write_images(3, {"pictures": pictures, "grey": np.zeros((4, 4, 1), np.uint8)})
-        writer.write_videos(3, {"clip": clips})
-        writer.write_texts(3, {"note": "two *words*"})
-        writer.write_histograms(3, {"weights": rng.normal(size=100)})
-        writer.write_hparams({"optimizer": {"lr": 1e-3}, "steps": 10})
         writer.write_audios(3, {}, sample_rate=8000)
         writer.write_summaries(3, {})
         writer.flush()
@@ -63,12 +58,7 @@ def test_all_back_ends_get_everything(tmp_path):
     assert step == 3 and value.simple_value == 0.25
     shown = Image.open(io.BytesIO(by_tag["pictures/1"][1].image.encoded_image_string))
     np.testing.assert_array_equal(np.asarray(shown), np.rint(pictures[1] * 255))
-    animation = Image.open(io.BytesIO(by_tag["clip"][1].image.encoded_image_string))
-    assert animation.format == "GIF" and animation.n_frames == 5 and animation.size == (10, 8)
     assert by_tag["grey"][1].image.height == 4
-    assert b"two *words*" in by_tag["note/text_summary"][1].SerializeToString()
-    assert b"optimizer.lr" in by_tag["settings/text_summary"][1].SerializeToString()
-    assert by_tag["weights"][1].histo.num == 100
 
 
 def test_without_tensorboard(tmp_path):

@@ -17,6 +17,7 @@ from vidlatent.config.overrides import apply_overrides, to_tuples
 from vidlatent.config.upgrade import upgrade
 from vidlatent.config.validate import validate
 from vidlatent.errors import VidlatentError
+from vidlatent.nested import flatten
 
 __all__ = ["config_hash", "differences", "read", "to_json", "write"]
 
@@ -33,7 +34,7 @@ def config_hash(config: ConfigDict) -> str:
 
 def differences(old: str, new: str) -> list[str]:
     """Keys whose values differ between two resolved configs, ``'a.b: 1 -> 2'``."""
-    before, after = _flatten(json.loads(old)), _flatten(json.loads(new))
+    before, after = flatten(json.loads(old), "."), flatten(json.loads(new), ".")
     absent = "absent"
     return [
         f"{key}: {before.get(key, absent)} -> {after.get(key, absent)}"
@@ -106,9 +107,9 @@ def _stored(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
 
 def _take_generator_sections(stored: dict[str, Any]) -> dict[str, Any]:
     """Remove the sections of generators; returns the keys in them that had been set."""
-    usual = _flatten(get_generator_defaults("", "").to_dict())
+    usual = flatten(get_generator_defaults("", "").to_dict(), ".")
     sections = {name: stored.pop(name) for name in GENERATOR_SECTIONS if name in stored}
-    return {k: v for k, v in _flatten(sections).items() if usual.get(k) != v}
+    return {k: v for k, v in flatten(sections, ".").items() if usual.get(k) != v}
 
 
 def _merge(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
@@ -117,16 +118,6 @@ def _merge(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and isinstance(stored.get(key), dict):
             result[key] = _merge(value, stored[key])
     return result
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _with_tuples(value: Any) -> Any:

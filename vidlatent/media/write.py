@@ -1,9 +1,8 @@
-"""Video files out: H.264 in MP4 through PyAV, written frame by frame, and animated GIFs."""
+"""Video files out: H.264 in MP4 through PyAV, written frame by frame."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -12,19 +11,18 @@ from typing import Any
 
 import av
 import numpy as np
-from PIL import Image
 
 from vidlatent.errors import VidlatentError
 from vidlatent.media.sheets import caption_bar, to_uint8
 
 STILL_FPS = 1.0  # rate of the video that a picture, which has none, is written as
 
-__all__ = ["STILL_FPS", "VideoWriter", "as_fps", "gif_bytes", "side_by_side", "write_video"]
+__all__ = ["STILL_FPS", "VideoWriter", "as_fps", "side_by_side", "write_video"]
 
 _SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
-_SMPTE170M = 6  # ITU-T H.273: the matrix that the RGB conversion below uses.
-_TV_RANGE = 1
-_SEPARATOR = 4
+_SMPTE170M = 6  # of ITU-T H.273: the matrix by which RGB is converted to YCbCr below
+_TV_RANGE = 1  # of H.273: black is 16 and white 235
+_SEPARATOR = 4  # pixels between two videos side by side
 
 
 def as_fps(value: Fraction | float | int | str) -> Fraction:
@@ -120,7 +118,7 @@ class VideoWriter:
         stream.height, stream.width = (side + side % 2 for side in shape[:2])
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = 1 / self.fps
-        # Untagged files are read with another matrix by players that go by the size.
+        # Without a tag, players guess the matrix from the frame size, and show other colours.
         stream.codec_context.colorspace = _SMPTE170M
         stream.codec_context.color_range = _TV_RANGE
         self._stream = stream
@@ -212,23 +210,3 @@ def side_by_side(
     between = np.full((bar_height, _SEPARATOR, 3), 255, np.uint8)
     bar = np.concatenate([bars[0], between, bars[1]], axis=1)
     return np.concatenate([np.broadcast_to(bar, (*lead, *bar.shape)), pair], axis=-3)
-
-
-def gif_bytes(frames: Any, fps: Fraction | float) -> bytes:
-    """An endless animated GIF of ``[T, H, W, 3]`` (GIF keeps time in hundredths of a second)."""
-    clip = to_uint8(frames)
-    if clip.ndim != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
-        raise VidlatentError(f"a GIF is made of [T, H, W, 3], not {clip.shape}.")
-    pictures = [Image.fromarray(frame) for frame in clip]
-    # Below 20 ms browsers fall back to 100 ms.
-    duration = max(20, round(1000 / as_fps(fps) / 10) * 10)
-    buffer = io.BytesIO()
-    pictures[0].save(
-        buffer,
-        format="GIF",
-        save_all=True,
-        append_images=pictures[1:],
-        duration=duration,
-        loop=0,
-    )
-    return buffer.getvalue()

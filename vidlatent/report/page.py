@@ -26,6 +26,7 @@ import numpy as np
 
 import vidlatent
 from vidlatent.errors import VidlatentError
+from vidlatent.nested import flatten
 from vidlatent.report.curves import draw_curve, finite_points
 
 __all__ = ["write_report"]
@@ -210,16 +211,6 @@ def _charts(curves: Mapping[str, tuple[Sequence[float], Sequence[Any]]], across:
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            rows.append({"key": f"{prefix}{key}", "value": str(value)})
-    return rows
-
-
 def _command() -> str:
     program = pathlib.Path(sys.argv[0])
     start = "python -m vidlatent.main" if program.stem in ("main", "__main__") else program.name
@@ -299,7 +290,8 @@ def write_report(
         sections += ["<h2>Curves</h2>", charts]
     sections += [_table_section(heading, rows) for heading, rows in (tables or {}).items()]
     if config:
-        table = _table(_flat(config))
+        settings = flatten(config, ".", keep_empty=True)
+        table = _table([{"key": key, "value": str(value)} for key, value in settings.items()])
         sections.append(f"<h2>Settings</h2><details><summary>Show</summary>{table}</details>")
     sections.append(_footer(_command() if command is None else command))
     page = (

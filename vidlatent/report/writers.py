@@ -1,7 +1,7 @@
-"""Back ends for ``clu.metric_writers`` that do not need TensorFlow.
+"""What training logs: numbers in ``metrics.jsonl``, numbers and pictures for TensorBoard.
 
-``make_writers`` gives one clu writer that sends everything to ``metrics.jsonl`` and to TensorBoard
-event files. Videos become animated GIFs, which TensorBoard plays in its image tab.
+``make_writers`` returns a writer with the interface of ``clu.metric_writers``, without needing
+TensorFlow; ``read_metrics`` reads the numbers back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import numpy as np
 from PIL import Image
 
 from vidlatent.errors import VidlatentError
-from vidlatent.media.write import gif_bytes
 
 __all__ = [
     "JsonlWriter",
@@ -36,14 +35,13 @@ __all__ = [
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
-_GIF_FPS = 8
 
 
-def _clu_metric_writers() -> types.ModuleType:
-    """``clu.metric_writers``, also where TensorFlow is not installed.
+def _import_clu() -> types.ModuleType:
+    """Import ``clu.metric_writers``, also where TensorFlow is not installed.
 
-    The package imports its TensorFlow event writer on the way; without TensorFlow an empty module
-    of that name is put in its place first.
+    The package imports its own writer of TensorFlow events. Without TensorFlow that would fail, so
+    an empty module is put in its place first.
     """
     name = "clu.metric_writers.summary_writer"
     if name not in sys.modules and importlib.util.find_spec("tensorflow") is None:
@@ -53,34 +51,34 @@ def _clu_metric_writers() -> types.ModuleType:
     return importlib.import_module("clu.metric_writers")
 
 
-_clu = _clu_metric_writers()
+_clu = _import_clu()
 
 
 class MetricWriter(_clu.MetricWriter):
-    """clu's interface, with methods that write nothing; a back end overrides what it can show.
+    """clu's interface, every method of which does nothing; a back end overrides what it can write.
 
-    Every process may call a writer; those made by ``make_writers`` write on process 0 only.
+    clu asks for all of them: its helpers (progress reports, say) may call any.
     """
 
     def write_summaries(
         self, step: int, values: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
     ) -> None:
-        """Raw summaries of plugins: no back end here has a use for them."""
+        """Raw summaries of TensorBoard plugins."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Numbers or arrays of one element, by name."""
+        """Numbers, or arrays of one element, by name."""
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
-        """``[H, W, C]`` or ``[N, H, W, C]``, C 1 or 3; uint8, or float in [0, 1] as clu has it."""
+        """``[H, W, C]`` or ``[N, H, W, C]``, C 1 or 3; uint8, or floats in [0, 1] as clu has it."""
 
     def write_videos(self, step: int, videos: Mapping[str, Any]) -> None:
-        """``[T, H, W, C]`` or ``[N, T, H, W, C]``, pixels as for images."""
+        """``[T, H, W, C]`` or ``[N, T, H, W, C]``."""
 
     def write_audios(self, step: int, audios: Mapping[str, Any], *, sample_rate: int) -> None:
-        """Sound: not written by any back end here."""
+        """Sound."""
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """Texts, shown as Markdown where that is possible."""
+        """Texts by name."""
 
     def write_histograms(
         self,
@@ -88,44 +86,44 @@ class MetricWriter(_clu.MetricWriter):
         arrays: Mapping[str, Any],
         num_buckets: Mapping[str, int] | None = None,
     ) -> None:
-        """Distributions of the values of arrays."""
+        """How the values of arrays are distributed."""
 
     def write_pointcloud(self, step: int, point_clouds: Mapping[str, Any], **kwargs: Any) -> None:
-        """Point clouds: not written by any back end here."""
+        """Point clouds."""
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Settings of the run, flat or nested."""
+        """Settings of the run."""
 
     def flush(self) -> None:
         """Hand everything written so far to the operating system."""
 
     def close(self) -> None:
-        """Flush and release files."""
+        """Flush, and close the files."""
 
 
-def _scalar(value: Any) -> float:
+def _to_float(value: Any) -> float:
     return float(np.asarray(value).reshape(()))
 
 
-def _pixels(images: Any, axes: int) -> np.ndarray:
-    """uint8 with a leading batch axis and three channels."""
+def _to_pictures(images: Any) -> np.ndarray:
+    """uint8 ``[N, H, W, 3]`` of what ``write_images`` takes."""
     images = np.asarray(images)
     if images.dtype != np.uint8:
         unit = np.nan_to_num(images.astype(np.float32))
         images = np.rint(np.clip(unit, 0.0, 1.0) * 255).astype(np.uint8)
-    if images.ndim == axes - 1:
+    if images.ndim == 3:
         images = images[None]
-    if images.ndim != axes or images.shape[-1] not in (1, 3):
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise VidlatentError(f"pictures for the metric writers cannot have shape {images.shape}.")
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
 class JsonlWriter(MetricWriter):
-    """Appends one JSON object a ``write_scalars`` call: step, wall time and the numbers.
+    """Appends one line of JSON for each ``write_scalars``: step, wall time and the numbers.
 
-    Numbers that are not finite are written as null, since JSON has no word for them. After a resume
-    steps may appear again, and the later line counts (see ``read_metrics``). A last line that a
-    killed process left unfinished is removed when the file is opened.
+    Numbers that are not finite are written as null, because JSON has none. After a resume a step
+    may appear twice; the later line counts (see ``read_metrics``). An unfinished last line, left by
+    a process that was killed, is removed when the file is opened.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -146,7 +144,7 @@ class JsonlWriter(MetricWriter):
                 file.truncate(end - tail + file.read(tail).rfind(b"\n") + 1)
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        values = {name: _scalar(value) for name, value in scalars.items()}
+        values = {name: _to_float(value) for name, value in scalars.items()}
         finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
         line = json.dumps({"step": int(step), "time": round(time.time(), 3), **finite})
         try:
@@ -166,8 +164,8 @@ class JsonlWriter(MetricWriter):
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, tuple[list[int], list[float]]]:
     """Curves ``name → (steps, values)`` from a metrics file, in order of steps.
 
-    Of steps written twice the last one counts; an unfinished last line is passed over; null becomes
-    NaN. A file that does not exist holds no curves.
+    If a step was written twice, the last line counts. An unfinished last line is skipped, and null
+    becomes NaN. A file that does not exist has no curves.
     """
     points: dict[str, dict[int, float]] = {}
     file = pathlib.Path(path)
@@ -197,19 +195,14 @@ class TensorBoardWriter(MetricWriter):
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         for name, value in scalars.items():
-            self._writer.add_scalar(name, _scalar(value), step)
+            self._writer.add_scalar(name, _to_float(value), step)
 
     def write_images(self, step: int, images: Mapping[str, Any]) -> None:
         for name, batch in images.items():
-            for tag, picture in _numbered(name, _pixels(batch, 4)):
+            for tag, picture in _number(name, _to_pictures(batch)):
                 buffer = io.BytesIO()
                 Image.fromarray(picture).save(buffer, format="PNG")
                 self._add_encoded(tag, buffer.getvalue(), picture.shape[:2], step)
-
-    def write_videos(self, step: int, videos: Mapping[str, Any]) -> None:
-        for name, batch in videos.items():
-            for tag, clip in _numbered(name, _pixels(batch, 5)):
-                self._add_encoded(tag, gif_bytes(clip, _GIF_FPS), clip.shape[1:3], step)
 
     def _add_encoded(self, tag: str, data: bytes, size: Sequence[int], step: int) -> None:
         from tensorboardX.proto.summary_pb2 import Summary
@@ -220,26 +213,6 @@ class TensorBoardWriter(MetricWriter):
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])
         self._writer.file_writer.add_summary(summary, step)
 
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        for name, text in texts.items():
-            self._writer.add_text(name, text, step)
-
-    def write_histograms(
-        self,
-        step: int,
-        arrays: Mapping[str, Any],
-        num_buckets: Mapping[str, int] | None = None,
-    ) -> None:
-        for name, array in arrays.items():
-            bins = (num_buckets or {}).get(name) or 30
-            values = np.asarray(array, np.float32).reshape(-1)
-            self._writer.add_histogram(name, values, step, bins=bins)
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        rows = (f"| {name} | {value} |" for name, value in _flat(hparams))
-        table = "\n".join(["| setting | value |", "|---|---|", *rows])
-        self._writer.add_text("settings", table, 0)
-
     def flush(self) -> None:
         self._writer.flush()
 
@@ -247,19 +220,9 @@ class TensorBoardWriter(MetricWriter):
         self._writer.close()
 
 
-def _numbered(name: str, batch: np.ndarray) -> list[tuple[str, np.ndarray]]:
+def _number(name: str, batch: np.ndarray) -> list[tuple[str, np.ndarray]]:
     single = len(batch) == 1
     return [(name if single else f"{name}/{i}", item) for i, item in enumerate(batch)]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{name}.")
-        else:
-            rows.append((prefix + str(name), value))
-    return rows
 
 
 def make_writers(workdir: str | os.PathLike[str], *, tensorboard: bool) -> Any:

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidlatent.errors import VidlatentError
+from vidlatent.nested import flatten
 
 __all__ = [
     "TRANSFORMS",
@@ -33,7 +34,6 @@ __all__ = [
     "count_known",
     "export_names",
     "export_params",
-    "flatten",
     "import_params",
 ]
 
@@ -111,17 +111,6 @@ TRANSFORMS: dict[str, tuple[Callable[[Any, Sequence[int] | None], Any], Callable
     # Grouped 1x1 convolution: (G * O, I, 1, 1) and [G, I, O].
     "grouped2d": (_grouped_in, _grouped_out),
 }
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dict to ``{'a/b/c': leaf}``."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}/"))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def import_params(

@@ -22,8 +22,9 @@ from vidlatent.models.tokenizers.reducio.latent import MotionPosterior, normalis
 from vidlatent.models.tokenizers.reducio.names import REDUCIO_TABLE
 from vidlatent.models.tokenizers.reducio.tiling import FrameTiles
 from vidlatent.models.tokenizers.reducio.variants import resampled
+from vidlatent.nested import flatten
 from vidlatent.parallel.sharding import PARAM_RULES
-from vidlatent.weights.importer import export_params, flatten, import_params
+from vidlatent.weights.importer import export_params, import_params
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
+from vidlatent.nested import flatten
 
 __all__ = [
     "centre_taps",
@@ -204,8 +205,8 @@ def _shift_stage(decoder: Params, stage: int) -> dict[str, Any]:
 def _overlay(fresh: Params, params: Params, new: str) -> dict[str, Any]:
     """``params`` laid over ``fresh``, except at the paths ``new``; nothing may be left over."""
     kept = re.compile(new)
-    unused = {path for path in _flat(params) if not kept.fullmatch(path)}
-    source = _flat(params)
+    source = flatten(params)
+    unused = {path for path in source if not kept.fullmatch(path)}
     wrong = []
 
     def pick(path, leaf):
@@ -225,13 +226,6 @@ def _overlay(fresh: Params, params: Params, new: str) -> dict[str, Any]:
             f"{len(unused)} left over ({names})."
         )
     return result
-
-
-def _flat(tree: Params, prefix: str = "") -> dict[str, Any]:
-    """Nested dict to ``{'a/b/c': leaf}``."""
-    flat = {}
-    _map_with_path(lambda path, leaf: flat.setdefault(path, leaf), tree, prefix)
-    return flat
 
 
 def _map(f: Callable[[Any], Any], tree: Params) -> dict[str, Any]:
