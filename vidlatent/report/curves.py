@@ -1,4 +1,4 @@
-"""Curves of a run: which there are, and how one is drawn, in pages and in pictures."""
+"""Curves of a run: which there are, and how one is drawn, on HTML pages and as PNG."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _FIRST = ("psnr", "ssim", "psnr_constant_colour")
 
 __all__ = ["draw_curve", "finite_points", "run_curves", "write_curves"]
 
-# Of what training writes: what is no matter of the loss and its terms.
+# Logged training scalars that are not losses.
 _HOUSEKEEPING = ("bad_steps", "bad_clips", "steps_per_second", "frames_per_second")
 
 Curve = tuple[Sequence[float], Sequence[Any]]
 
 
 def run_curves(workdir: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """The scores, then the loss with every term and what else tells how training went."""
+    """Curves of ``metrics.jsonl``, name -> (steps, values): scores first, then losses and the rest."""
     curves = read_metrics(workdir / "metrics.jsonl")
     wanted = [f"val/{name}" for name in _FIRST]
     wanted += [name for name in curves if name.startswith("val/") and name != "val/clips"]
@@ -34,19 +34,26 @@ def run_curves(workdir: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def finite_points(steps: Sequence[float], values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The points of a curve that have a value."""
+    """Steps and values of the points of a curve that are neither None nor infinite nor NaN."""
     x = np.asarray(steps, float)
     y = np.asarray([math.nan if v is None else float(v) for v in values])
     return x[np.isfinite(y)], y[np.isfinite(y)]
 
 
 def draw_curve(axes: Any, x: np.ndarray, y: np.ndarray, across: str, colour: str) -> None:
-    """Draw ``finite_points`` on matplotlib's axes: points of a few, a smoothed line of many."""
+    """Draw a curve without gaps: a line with its points, or over 60 points a smoothed line.
+
+    Args:
+      axes: of matplotlib.
+      x, y: from ``finite_points``, at least one.
+      across: label of the x axis.
+      colour: of the line.
+    """
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True)
     if len(y) > 60:
-        axes.plot(*_thinned(x, y), color=colour, alpha=0.3, linewidth=0.8)
-        axes.plot(*_thinned(x, _smooth(y)), color=colour, linewidth=1.8)
+        axes.plot(*_thin(x, y), color=colour, alpha=0.3, linewidth=0.8)
+        axes.plot(*_thin(x, _smooth(y)), color=colour, linewidth=1.8)
     else:
         axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=3.2)
     if y.min() > 0 and y.max() > 50 * y.min():
@@ -56,14 +63,14 @@ def draw_curve(axes: Any, x: np.ndarray, y: np.ndarray, across: str, colour: str
     axes.set_xlabel(across)
 
 
-def _thinned(steps: np.ndarray, values: np.ndarray, limit: int = 1500) -> tuple[Any, Any]:
-    """At most ``limit`` points: the page must not grow with the length of the run."""
+def _thin(steps: np.ndarray, values: np.ndarray, limit: int = 1500) -> tuple[Any, Any]:
+    """At most ``limit`` points, so that a page does not grow with the length of the run."""
     stride = -(-len(steps) // limit)
     return steps[::stride], values[::stride]
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Running mean over a fiftieth of the curve, without a lag at its ends."""
+    """Centred running mean over a fiftieth of the curve."""
     width = max(3, len(values) // 50) | 1
     kernel = np.ones(width)
     weights = np.convolve(np.ones(len(values)), kernel, mode="same")

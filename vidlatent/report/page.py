@@ -1,7 +1,7 @@
-"""A page about an evaluation: one HTML file with its pictures and curves inside.
+"""``write_report``: one HTML page with scores, pictures, curves, tables and settings inside.
 
-The file asks nothing of the network and has no scripts, so it can be mailed, archived and opened
-anywhere; it follows the reader's light or dark colour scheme.
+The page loads nothing from the network and has no scripts, so it can be mailed, archived and opened
+anywhere. It follows the reader's light or dark colour scheme. All text is escaped.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from vidlatent.report.curves import draw_curve, finite_points
 
 __all__ = ["write_report"]
 
-# Drawn in these colours by matplotlib, then replaced by those of the page's colour scheme.
+# Matplotlib draws in these two colours, which are then replaced by the page's own, so that charts
+# follow the reader's colour scheme.
 _INK, _LINE = "#010203", "#010204"
-_FIRST_ROWS = 40
+_FIRST_ROWS = 40  # of a table; the others are folded away
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1f24; --faint: #667080; --paper: #ffffff;
@@ -112,7 +113,7 @@ def _text(value: Any, decimals: int | None = None) -> str:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    decimals: dict[str, int | None] = {}  # By column, of those that hold numbers only.
+    decimals: dict[str, int | None] = {}  # by column, of those with numbers only
     for column in columns:
         cells = [row[column] for row in rows if row.get(column) is not None]
         if all(map(_is_number, cells)):
@@ -168,7 +169,7 @@ def _picture(caption: str, data: bytes) -> str:
 
 
 def _chart(steps: Sequence[float], values: Sequence[Any], across: str) -> str:
-    """One curve as inline SVG, or '' when it has no finite point."""
+    """One curve as inline SVG; '' if none of its points is finite."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -290,9 +291,7 @@ def write_report(
         sections += ["<h2>Curves</h2>", charts]
     sections += [_table_section(heading, rows) for heading, rows in (tables or {}).items()]
     if config:
-        settings = flatten(config, ".", keep_empty=True)
-        table = _table([{"key": key, "value": str(value)} for key, value in settings.items()])
-        sections.append(f"<h2>Settings</h2><details><summary>Show</summary>{table}</details>")
+        sections.append(_settings(config))
     sections.append(_footer(_command() if command is None else command))
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -300,11 +299,21 @@ def write_report(
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n"
         "<body>\n" + "\n".join(sections) + "\n</body></html>\n"
     )
-    target = pathlib.Path(path)
+    _replace_file(pathlib.Path(path), page)
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    flat = flatten(config, ".", keep_empty=True)
+    table = _table([{"key": key, "value": str(value)} for key, value in flat.items()])
+    return f"<h2>Settings</h2><details><summary>Show</summary>{table}</details>"
+
+
+def _replace_file(target: pathlib.Path, text: str) -> None:
+    """Write a file under another name and rename it, so that nobody sees half of it."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(target)
     except OSError as error:
         with contextlib.suppress(OSError):

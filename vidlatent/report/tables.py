@@ -1,4 +1,4 @@
-"""Tables as text: Markdown, in columns that line up in a terminal too where asked for."""
+"""Tables in Markdown, if asked for in columns that line up in a terminal too."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ __all__ = ["markdown_table"]
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], aligned: bool = False) -> str:
-    """One line a row; columns in the order in which rows name them; None is an empty cell.
+    """Rows, each a dict of cells by column, as a Markdown table.
 
-    ``aligned`` pads the cells of a column to one width.
+    Args:
+      rows: columns appear in the order in which rows first name them; None is an empty cell.
+      aligned: pad the cells of each column to the same width.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [[_cell(name) for name in columns]]
