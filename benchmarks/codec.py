@@ -4,19 +4,19 @@
     python -m benchmarks.codec --cases ivvae-720p       # sizes of the papers, see CASES
     python -m benchmarks.codec --ways whole,stream --clip 37x96x96 --json codec.json
 
-The ways of a case are compiled in one process and then take turns, in another order each round, so
-that what else the machine does falls on all of them alike. A rate is frames of the video over the
-median of the wall seconds, from frames on the host to a latent on the host and back; the spread is
-the distance of the quartiles over the median. Processor time, which other work hardly moves, is the
-least of the rounds. Weights are random.
+All ways of a case are compiled in one process and then take turns, each round in another order, so
+that other load on the machine affects all of them alike. A rate is frames / median of wall seconds,
+from frames on the host to a latent on the host and back; the spread is the interquartile range /
+median. Processor time, which other load hardly changes, is the least of the rounds. Weights are
+random.
 
-Memory on a CPU is the most that became resident in a run of its own above what was resident before
-it. An accelerator's allocator counts from the start of the process: ``--apart`` gives each way one.
+Memory on a CPU is the peak of resident memory in a separate run minus what was resident before. An
+accelerator's peak counts from the start of the process: ``--apart`` gives each way its own process.
 
-"Off" is the largest difference from ``whole``, or whichever way comes first: of latents relative to
-the largest value, and of pixels in 8-bit levels. Where the hardware's peak is known
-(``plan.hardware``), the share of the roofline is what the decoder's matrix products and
-convolutions would take at that peak, over the time that decoding took.
+"Off" is the largest difference from ``whole``, or from the first way: of latents relative to the
+largest value, of pixels in 8-bit levels. If the peak of the hardware is known (``plan.hardware``),
+the share of the roofline is the least time of the decoder's matrix products and convolutions at
+that peak / the time that decoding took.
 
 Ways: ``whole`` (all frames in one piece), ``stream`` (one frame group a piece, caches in between),
 ``scan`` (two pieces a call), ``tile`` (a stream with frames cut up: FSAE's exact tiles, IV-VAE's
@@ -51,10 +51,10 @@ WAYS = ("whole", "stream", "scan", "tile", "shard")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A config, a clip, how frames are cut up in the way ``tile``, and a figure to compare with.
+    """A config, a clip, codec keys of the way ``tile``, and a published figure to compare with.
 
-    Clips of the demos are a first piece and whole runs of two, so that ``scan`` has nothing left
-    over.
+    Clips of the demos are a first piece and an even number of later ones, so that ``scan`` has no
+    rest.
     """
 
     config: str
@@ -94,7 +94,7 @@ CASES = {
 }
 
 
-def coding_of(case: Case, way: str, frames: int, rule: Any) -> dict[str, Any]:
+def codec_keys(case: Case, way: str, frames: int, rule: Any) -> dict[str, Any]:
     """Keys of ``config.codec`` for a way."""
     keys: dict[str, Any] = {"space": "whole", "groups": 1, "scan_groups": 1}
     if way == "whole":
@@ -110,7 +110,7 @@ class Arm:
     """One way of a case, ready to run.
 
     Attributes:
-      skipped: why it cannot be; '' if it can.
+      skipped: why it cannot run; '' if it can.
     """
 
     def __init__(self, case: Case, way: str, model: Any, params: Any, frames: int, keys: Any):
@@ -122,7 +122,7 @@ class Arm:
 
         self.way, self.skipped = way, ""
         spec = model.latent_spec
-        keys = {**keys, **coding_of(case, way, frames, spec.rule)}
+        keys = {**keys, **codec_keys(case, way, frames, spec.rule)}
         if not model.streams:  # windows take the place of pieces
             if way == "scan":
                 self.skipped = "a decoder that looks ahead has windows, not pieces"
@@ -168,12 +168,12 @@ def measure(name: str, ways: Sequence[str], clip: str, repeats: int) -> list[dic
         coded = arm.codec.encode(video)
         restored = arm.codec.decode(coded)
         first = first or (coded.latent, restored)
-        rows[arm.way] |= difference(first, (coded.latent, restored))
+        rows[arm.way] |= compare_results(first, (coded.latent, restored))
         jobs[arm.way] = arm.jobs(video, coded)
     del restored, first
     for way, kinds in jobs.items():
         for kind, run in kinds.items():
-            rows[way][f"{kind}_memory_mib"] = memory_of(run)
+            rows[way][f"{kind}_memory_mib"] = measure_memory(run)
     times = {(way, kind): [] for way in jobs for kind in jobs[way]}
     for number in range(repeats):
         turn = number % len(arms)
@@ -192,12 +192,12 @@ def measure(name: str, ways: Sequence[str], clip: str, repeats: int) -> list[dic
         row = rows[arm.way]
         row |= device | {"devices": len(jax.devices()) if arm.way == "shard" else 1}
         row |= {"frames": frames, "clip": clip or case.clip, "time": arm.codec.time}
-        row |= roofline(model, params, (frames, height, width), row)
+        row |= compute_roofline(model, params, (frames, height, width), row)
     return [{"case": name, "way": way, **row} for way, row in rows.items()]
 
 
-def difference(one: Sequence[Any], other: Sequence[Any]) -> dict[str, float]:
-    """Of (latent, pixels): see the module."""
+def compare_results(one: Sequence[Any], other: Sequence[Any]) -> dict[str, float]:
+    """Differences between two results ``(latent, pixels)``, as the module explains."""
     import numpy as np
 
     (latent, pixels), (latent_2, pixels_2) = one, other
@@ -209,8 +209,8 @@ def difference(one: Sequence[Any], other: Sequence[Any]) -> dict[str, float]:
     }
 
 
-def memory_of(run: Callable[[], Any]) -> float | None:
-    """MiB that a run took beyond what was held before it; None where that is not known."""
+def measure_memory(run: Callable[[], Any]) -> float | None:
+    """Peak MiB of a run beyond what was in use before; None where that cannot be measured."""
     import jax
 
     stats = jax.devices()[0].memory_stats() or {}
@@ -219,7 +219,7 @@ def memory_of(run: Callable[[], Any]) -> float | None:
         return jax.devices()[0].memory_stats()["peak_bytes_in_use"] / MIB
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that it counts when taken
+        ctypes.CDLL(None).malloc_trim(0)  # return free memory, so that taking it again counts
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = process_status(os.getpid())["VmRSS"]
@@ -229,10 +229,10 @@ def memory_of(run: Callable[[], Any]) -> float | None:
         return None
 
 
-def roofline(
+def compute_roofline(
     model: Any, params: Any, clip: tuple[int, int, int], row: dict[str, Any]
 ) -> dict[str, Any]:
-    """Operations of decoding the clip whole, and the share of their time at the hardware's peak."""
+    """Operations of decoding the clip whole, and the share of the peak that decoding reached."""
     import jax
     import jax.numpy as jnp
 
@@ -270,8 +270,10 @@ def processor_name() -> str:
     return f"{names[0]} x {len(names)}" if names else platform.processor()
 
 
-def rows_of(name: str, ways: Sequence[str], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """``measure`` in another process."""
+def measure_in_process(
+    name: str, ways: Sequence[str], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Run ``measure`` in another process."""
     command = [sys.executable, "-m", "benchmarks.codec", "--row", name, ",".join(ways)]
     command += ["--clip", options.clip, "--repeats", str(options.repeats)]
     command += ["--cpu-devices", str(options.cpu_devices if "shard" in ways else 0)]
@@ -283,8 +285,8 @@ def rows_of(name: str, ways: Sequence[str], options: argparse.Namespace) -> list
     return json.loads(lines[-1])
 
 
-def shown(row: dict[str, Any]) -> dict[str, str]:
-    """A line of the table."""
+def format_row(row: dict[str, Any]) -> dict[str, str]:
+    """A row of the table."""
     cells = {"case": row["case"], "way": row["way"]}
     for reason in ("skipped", "failed"):
         if reason in row:
@@ -304,7 +306,7 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
     return cells
 
 
-def parse() -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     demos = ",".join(name for name in CASES if name.endswith("-demo"))
     parser.add_argument("--cases", default=demos, help=f"of {', '.join(CASES)}")
@@ -324,7 +326,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    options = parse()
+    options = parse_options()
     if options.row:
         import jax
 
@@ -347,12 +349,12 @@ def main() -> None:
         if CASES[name].known:
             print(f"{name}: known {CASES[name].known}")
         for some in [[way] for way in ways] if options.apart else [ways]:
-            rows += rows_of(name, some, options)
+            rows += measure_in_process(name, some, options)
             print(f"{name}, {', '.join(some)}: done", flush=True)
             if options.json:  # after each, so that an interrupted run keeps what it has
                 content = json.dumps({"about": about, "rows": rows}, indent=1)
                 Path(options.json).write_text(content + "\n")
-    print(markdown_table([shown(row) for row in rows], aligned=True))
+    print(markdown_table([format_row(row) for row in rows], aligned=True))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
     python -m benchmarks.conv3d [--repeats 5] [--channels 64] [--json]
 
-Each form is timed forward and with both gradients, in one process and in turn, so that the ratios
-hold even where the absolute times do not (a busy machine, a throttled laptop). The least of the
-repeats counts.
+Each form is timed forward and with both gradients. All run in one process, so ratios are meaningful
+even on a busy machine or a throttled laptop. The least of the repeats counts.
 """
 
 import argparse

@@ -5,11 +5,11 @@
     python -m benchmarks.discriminator_demos --size=small   three steps at toy size, on any machine
     python -m benchmarks.discriminator_demos --page-only        the page of what has finished
 
-Each is ``python -m vidlatent.main``: the stage that the recipe follows on, where there is one, with
-the steps of its own demo; the recipe, stopped by the clock (which begins with its first numbers
-after the discriminator has joined); an evaluation. What is finished is not run again, what was
-stopped goes on. The rate is constant where the clock decides the end; all else is as the presets
-have it.
+Each recipe is up to three runs of ``python -m vidlatent.main``: the stage that it starts from, if
+any, for the steps of that stage's demo; the recipe, stopped after the given minutes, which count
+from the first log entry with the discriminator; an evaluation. Finished runs are not repeated,
+interrupted ones resume. The learning rate is constant, since the clock decides the end; everything
+else is as in the presets.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Recipe:
     Attributes:
       name: of its folder.
       config: file and preset.
-      former: those of the stage that it starts from; '' from random weights.
+      former: file and preset of the stage that it starts from; '': random weights.
       frames: of a clip.
     """
 
@@ -65,7 +65,7 @@ RECIPES = (
     Recipe("ivvae", "ivvae:demo,stage=4", "ivvae:demo"),
 )
 
-# Keys of every training run, by size; the last ones of the recipe with the discriminator alone.
+# Config keys by size: of every training run, and of those with a discriminator.
 _KEYS = {
     "large": {"eval.pictures": 2},
     "small": {
@@ -84,13 +84,13 @@ _DISCRIMINATOR_KEYS = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is run, apart from the recipe.
+    """Settings that all recipes share.
 
     Attributes:
       size: 'large' or 'small'.
       side, batch: pixels of a clip's height and width; clips a step.
       minutes: of training with the discriminator.
-      lpips: file of LPIPS-VGG's weights; '' for a small random stand-in.
+      lpips: file of LPIPS-VGG's weights; '': a small network with random weights instead.
     """
 
     size: str
@@ -104,7 +104,7 @@ class Plan:
         return "lpips_vgg" if self.lpips else "lpips_tiny"
 
     def flags(self, recipe: Recipe, workdir: Path, former: Path | None) -> list[str]:
-        """Of ``vidlatent.main`` to train a recipe, or, without ``former``, what it starts from."""
+        """Flags to train a recipe or, if ``former`` is None, the stage that it starts from."""
         name, _, preset = (recipe.former if former is None else recipe.config).partition(":")
         keys = {
             "data.buckets": f"(({recipe.frames},{self.side},{self.side},{self.batch}),)",
@@ -114,7 +114,7 @@ class Plan:
             **(_DISCRIMINATOR_KEYS[self.size] if former is not None else {}),
         }
         if former is not None and recipe.former:
-            keys["train.init_from"] = _short(former)
+            keys["train.init_from"] = _relative_path(former)
         return [f"--config=configs/{name}.py:{preset}", *self._rest(workdir, keys)]
 
     def eval_flags(self, workdir: Path) -> list[str]:
@@ -123,45 +123,48 @@ class Plan:
     def _rest(self, workdir: Path, keys: dict[str, Any]) -> list[str]:
         if self.lpips:
             keys = {**keys, "networks.lpips_vgg": self.lpips}
-        return [f"--workdir={_short(workdir)}", *(f"--config.{k}={v}" for k, v in keys.items())]
+        return [
+            f"--workdir={_relative_path(workdir)}",
+            *(f"--config.{k}={v}" for k, v in keys.items()),
+        ]
 
 
-def _short(path: Path) -> Path:
-    """As seen from the checkout, where the programs run."""
+def _relative_path(path: Path) -> Path:
+    """Relative to the checkout, where the programs run."""
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
-def _typed(flags: Sequence[str]) -> str:
-    """As one types them in a shell."""
+def _as_typed(flags: Sequence[str]) -> str:
+    """The flags as typed in a shell."""
     return " ".join(f'"{flag}"' if "(" in flag else flag for flag in flags)
 
 
 def carry_out(recipe: Recipe, plan: Plan, folder: Path, machine: dict[str, Any]) -> dict[str, Any]:
-    """Train and score one recipe; what its part of the page needs."""
+    """Train and score one recipe; returns what its section of the page shows."""
     former, workdir = folder / recipe.name / "former", folder / recipe.name / "discriminator"
     commands, quick = [], plan.size == "small"
     if recipe.former:
         commands.append(plan.flags(recipe, former, None))
-        if not list(former.glob("eval/*/scores.json")):  # which comes last
-            _run(commands[-1], former, quick=quick)
+        if not list(former.glob("eval/*/scores.json")):  # the last file to be written
+            _run_main(commands[-1], former, quick=quick)
     commands.append(plan.flags(recipe, workdir, former))
     limit = None if quick else 60 * plan.minutes
-    start = configs.load(*_loadable(commands[-1])).discriminator.start_step
-    seconds = _run(commands[-1], workdir, limit, after=start, quick=quick)
+    start = configs.load(*_parse_command(commands[-1])).discriminator.start_step
+    seconds = _run_main(commands[-1], workdir, limit, after=start, quick=quick)
     commands.append(plan.eval_flags(workdir))
-    _run(commands[-1], workdir, quick=quick)
+    _run_main(commands[-1], workdir, quick=quick)
     curves = read_metrics(workdir / "metrics.jsonl")
     steps, rates = curves["train/frames_per_second"]
-    scored, sheet = _last_evaluation(workdir)
+    scored, sheet = _read_last_evaluation(workdir)
     if recipe.former:
-        earlier, sheets = _validation(former), [_last_evaluation(former)[1], sheet]
+        earlier, sheets = _read_validation(former), [_read_last_evaluation(former)[1], sheet]
     else:
-        earlier, sheets = _validation(workdir, start), [sheet]
+        earlier, sheets = _read_validation(workdir, start), [sheet]
     return {
         "recipe": dataclasses.asdict(recipe),
         "plan": dataclasses.asdict(plan),
         "machine": machine,
-        "commands": list(map(_typed, commands)),
+        "commands": list(map(_as_typed, commands)),
         "steps": steps[-1],
         "minutes": seconds / 60,
         "start_step": start,
@@ -175,13 +178,13 @@ def carry_out(recipe: Recipe, plan: Plan, folder: Path, machine: dict[str, Any])
     }
 
 
-def _loadable(flags: Sequence[str]) -> tuple[str, dict[str, str]]:
+def _parse_command(flags: Sequence[str]) -> tuple[str, dict[str, str]]:
     """Config file and overrides of a command."""
     rest, overrides = split_overrides(list(flags))
     return next(flag for flag in rest if flag.startswith("--config=")).partition("=")[2], overrides
 
 
-def _run(
+def _run_main(
     flags: Sequence[str],
     workdir: Path,
     limit: float | None = None,
@@ -189,21 +192,23 @@ def _run(
     after: int = 0,
     quick: bool = False,
 ) -> float:
-    """``vidlatent.main`` in a process of its own; seconds since its first numbers, of all tries.
+    """Run ``vidlatent.main`` in a new process; returns the seconds since its first log entry.
+
+    Time of earlier, interrupted runs in the same workdir is included.
 
     Args:
       flags: of the command.
-      workdir: of the run; log and clock are kept there too.
-      limit: seconds after which it is asked to save and leave; None: it ends by itself.
-      after: numbers of later steps are the first.
-      quick: spare the compiler, for programs that run for a moment.
+      workdir: of the run; the log and the seconds are stored there, too.
+      limit: seconds after which it is asked to save and exit; None: it ends by itself.
+      after: the time starts with the first log entry of a later step.
+      quick: compile with little optimisation, for short runs.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     curves, clock = workdir / "metrics.jsonl", workdir / "seconds.json"
     spent = json.loads(clock.read_text()) if clock.exists() else 0.0
     if limit is not None and spent >= limit:
         return spent
-    print(f"python -m vidlatent.main {_typed(flags)}", flush=True)
+    print(f"python -m vidlatent.main {_as_typed(flags)}", flush=True)
     environment = {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent.parent / "cache"), **os.environ}
     if quick:
         environment["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_QUICK])
@@ -232,7 +237,7 @@ def _run(
                     process.send_signal(signal.SIGTERM)
                     asked = True
         except KeyboardInterrupt:
-            process.wait()  # it has been asked, too, and saves
+            process.wait()  # Ctrl-C reached it as well, and it saves
             raise
     if process.returncode not in ((0, INTERRUPTED) if asked else (0,)):
         last = ([line for line in (workdir / "log.txt").read_text().splitlines() if line] or [""])[
@@ -242,14 +247,14 @@ def _run(
     return spent + (time.monotonic() - begin if begin is not None else 0.0)
 
 
-def _last_evaluation(workdir: Path) -> tuple[dict[str, Any], Path]:
-    """What the last evaluation wrote, and its contact sheet."""
+def _read_last_evaluation(workdir: Path) -> tuple[dict[str, Any], Path]:
+    """``(scores.json, path of the contact sheet)`` of the last evaluation."""
     files = sorted(workdir.glob("eval/*/scores.json"), key=lambda file: file.stat().st_mtime)
     return json.loads(files[-1].read_text()), files[-1].with_name("contact_sheet.png")
 
 
-def _validation(workdir: Path, until: float = float("inf")) -> dict[str, Any]:
-    """The scores of the last validation up to a step; empty where there was none."""
+def _read_validation(workdir: Path, until: float = float("inf")) -> dict[str, Any]:
+    """Scores of the last validation up to step ``until``; empty if there was none."""
     found: dict[str, Any] = {}
     for name, (steps, values) in read_metrics(workdir / "metrics.jsonl").items():
         early = [(s, v) for s, v in zip(steps, values, strict=True) if s <= until]
@@ -269,8 +274,8 @@ print(json.dumps({
 """
 
 
-def about_machine(commit: str) -> dict[str, Any]:
-    """Device and versions, asked in another process: this one leaves the accelerator alone."""
+def describe_machine(commit: str) -> dict[str, Any]:
+    """Device and versions; another process reads them, so that this one leaves the device free."""
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     command = [sys.executable, "-c", _ABOUT]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -310,9 +315,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder, machine = options.folder.resolve(), None
     for recipe in RECIPES if not options.page_only else ():
         file = folder / recipe.name / "result.json"
-        if recipe.name not in wanted or _finished(file, recipe, plan):
+        if recipe.name not in wanted or _is_finished(file, recipe, plan):
             continue
-        machine = machine or about_machine(options.commit)
+        machine = machine or describe_machine(options.commit)
         found = carry_out(recipe, plan, folder, machine)
         part = file.with_suffix(".part")
         part.write_text(json.dumps(found, indent=1) + "\n")
@@ -327,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _finished(file: Path, recipe: Recipe, plan: Plan) -> bool:
+def _is_finished(file: Path, recipe: Recipe, plan: Plan) -> bool:
     """Whether there is a result; raises ``VidlatentError`` if it is of another plan."""
     if not file.exists():
         return False

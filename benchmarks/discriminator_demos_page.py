@@ -44,15 +44,14 @@ def _head(results: Sequence[Mapping[str, Any]]) -> str:
         "`python -m benchmarks.discriminator_demos`:",
     ]
     lines.append(
-        "training on the sample clips (two to learn from, one held out), one run and seed 0 each. "
-        "Minutes count from the first numbers with the discriminator, validation included; "
-        "frames a "
-        "second are the median of training with the discriminator, without validation. "
-        "Scores are of the held-out clip's windows by the averaged weights. Recipes differ in size "
-        "and start, so that rows do not compare."
+        "training on the sample clips (two for training, one held out), one run with seed 0 each. "
+        "Minutes count from the first log entry with the discriminator, validation included; "
+        "frames a second are the median of training with the discriminator, without validation. "
+        "Scores are those of the EMA weights on windows of the held-out clip. Recipes differ in "
+        "size and start, so do not compare rows with each other."
     )
     if toy:
-        lines.append("\n**Tried at toy size: these figures and pictures show nothing.**")
+        lines.append("\n**Run at toy size: these figures and pictures show nothing.**")
     machines = {", ".join(f"{k} {v}" for k, v in r["machine"].items()) for r in results}
     lines += ["", *(f"{machine[0].upper()}{machine[1:]}." for machine in sorted(machines))]
     return "\n".join(lines)

@@ -1,14 +1,14 @@
-"""What the TPU compiler makes of a transformer's layer and of a decoder's blocks, form by form.
+"""The TPU compiler's estimates for a transformer's layer and a decoder's blocks in several forms.
 
     python -m benchmarks.estimates [--chips v5p,v6e] [--only chain] [--json runs/estimates.json]
 
-Nothing is run: the programs are compiled for one chip ahead of time, and the compiler's own figures
-are printed, its estimate of the seconds and the bytes it counts. They are no measurements. They
-tell forms apart inside the real layer, where a kernel that wins alone may lose: XLA fuses what
-stands around its own products, and nothing around ours.
+Nothing is run: programs are compiled for one chip ahead of time, and the compiler's estimates of
+time and traffic are printed. They are not measurements. They compare forms inside the real layer,
+where a kernel that is faster alone may lose, because XLA fuses neighbouring operations into its own
+products but not into our kernels.
 
 Rows are written to the file as they come, and those that are there are not compiled again; several
-processes may share it. At the end the whole table is printed, as Markdown.
+processes may share it. At the end the whole table is printed as Markdown.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SMALLEST = {"v5p": "v5p:1x1x1", "v5e": "v5e:1x1", "v6e": "v6e:1x1"}
 Found = dict[str, dict[str, Any]]
 
 
-def estimate(row: Row, mesh: Any) -> dict[str, Any]:
+def estimate_row(row: Row, mesh: Any) -> dict[str, Any]:
     """The compiler's figures of a row: milliseconds, GB of traffic and of temporaries."""
     begin = time.perf_counter()
     with jax.set_mesh(mesh), prefer(**row.preferred), row.around():
@@ -65,31 +65,31 @@ def estimate(row: Row, mesh: Any) -> dict[str, Any]:
     }
 
 
-def name_of(chip: str, row: Row) -> str:
+def row_name(chip: str, row: Row) -> str:
     return f"{chip}: {row.what}: {row.form}"
 
 
-def read(path: Path) -> Found:
-    """The rows of a file, none where it does not exist or another compiler made them."""
+def read_rows(path: Path) -> Found:
+    """The rows of a file; none if it does not exist or is of other versions."""
     if not path.exists():
         return {}
     stored = json.loads(path.read_text())
     return stored["rows"] if stored["versions"] == versions() else {}
 
 
-def add(path: Path, name: str, figures: dict[str, Any]) -> None:
+def add_row(path: Path, name: str, figures: dict[str, Any]) -> None:
     """Write a row into the file, which other processes may be writing to."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        stored = {"versions": versions(), "rows": read(path) | {name: figures}}
+        stored = {"versions": versions(), "rows": read_rows(path) | {name: figures}}
         new = path.with_suffix(".new")
         new.write_text(json.dumps(stored, indent=1) + "\n")
         new.replace(path)
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that the figures depend on.
+    """Versions of the packages that the figures depend on.
 
     Raises:
       VidlatentError: one of them is not installed.
@@ -109,8 +109,8 @@ def attention_ms(chip: str, directions: str, tokens: int, width: int) -> float:
     return 1e3 * times * operations / HARDWARE[chip].flops
 
 
-def table(wanted: Sequence[Row], found: Found, chips: Sequence[str], extra: Any) -> str:
-    """Markdown: forms of one program below each other; ``extra(chip, row)`` are ms not counted."""
+def format_table(wanted: Sequence[Row], found: Found, chips: Sequence[str], extra: Any) -> str:
+    """Markdown with all forms of a program together; ``extra(chip, row)``: ms not estimated."""
     first = {}
     for row in wanted:
         first.setdefault(row.what, row)
@@ -119,10 +119,10 @@ def table(wanted: Sequence[Row], found: Found, chips: Sequence[str], extra: Any)
         base = first[row.what]
         line = {"program": row.what if row is base else "", "form": row.form}
         for chip in chips:
-            figures, old = (found.get(name_of(chip, r), {}) for r in (row, base))
+            figures, old = (found.get(row_name(chip, r), {}) for r in (row, base))
             change = None
             if figures and old and row is not base:
-                times = counted(figures["ms"])[0], counted(old["ms"])[0]
+                times = split_unknown(figures["ms"])[0], split_unknown(old["ms"])[0]
                 missed = extra(chip, row), extra(chip, base)
                 change = _percent(times[0] / times[1])
                 if missed[0]:
@@ -141,10 +141,10 @@ def table(wanted: Sequence[Row], found: Found, chips: Sequence[str], extra: Any)
     return markdown_table(lines)
 
 
-def counted(milliseconds: float) -> tuple[float, int]:
-    """The compiler's time without the instructions that it has none for, and how many those are.
+def split_unknown(milliseconds: float) -> tuple[float, int]:
+    """``(milliseconds, instructions without an estimate)`` from the compiler's time.
 
-    It adds -1 s for each of them. All that is compiled here takes less than a second.
+    It adds -1 s for each instruction that it cannot estimate; no program here takes a second.
     """
     unknown = max(0, math.ceil(-milliseconds / 1000))
     return milliseconds + 1000 * unknown, unknown
@@ -153,7 +153,7 @@ def counted(milliseconds: float) -> tuple[float, int]:
 def _milliseconds(value: float | None) -> str | None:
     if value is None:
         return None
-    known, unknown = counted(value)
+    known, unknown = split_unknown(value)
     return f"{known:.2f}" + (f" + {unknown}?" if unknown else "")
 
 
@@ -168,7 +168,7 @@ def _percent(ratio: float) -> str:
 def _missing(options: Any, chips: Sequence[str], path: Path) -> Iterator[tuple[str, Row]]:
     for chip in chips:
         for row in rows(options.tokens, options.width):
-            if options.only in row.what and name_of(chip, row) not in read(path):
+            if options.only in row.what and row_name(chip, row) not in read_rows(path):
                 yield chip, row
 
 
@@ -186,14 +186,14 @@ def main() -> None:
             {"data": 1, "fsdp": 1, "context": 1, "tensor": 1},
             get_devices(parse_topology(_SMALLEST[chip]))[:1],
         )
-        figures = estimate(row, mesh)
-        add(path, name_of(chip, row), figures)
-        print(json.dumps({"row": name_of(chip, row)} | figures), flush=True)
+        figures = estimate_row(row, mesh)
+        add_row(path, row_name(chip, row), figures)
+        print(json.dumps({"row": row_name(chip, row)} | figures), flush=True)
 
     def extra(chip: str, row: Row) -> float:
         return attention_ms(chip, row.attention, options.tokens, options.width)
 
-    print(table(list(rows(options.tokens, options.width)), read(path), chips, extra))
+    print(format_table(list(rows(options.tokens, options.width)), read_rows(path), chips, extra))
 
 
 if __name__ == "__main__":

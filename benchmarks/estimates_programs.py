@@ -1,4 +1,4 @@
-"""What ``benchmarks.estimates`` compiles: a transformer's layer and a decoder's blocks, by form."""
+"""Programs of ``benchmarks.estimates``: a transformer's layer and a decoder's blocks."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class Row:
     """A program in one form.
 
     Attributes:
-      what: the program; its first row is what the others are compared with.
-      form: how it is written.
+      what: the program; its first row is the one that the others are compared with.
+      form: which form of it this is.
       program: makes the function and the shapes of its arguments.
-      preferred: forms of kernels.
-      earlier: by chip, the milliseconds of our earlier study over those of its first form.
-      attention: softmaxes of 'forward' or 'both' directions, whose operations the compiler does not
+      preferred: kernel -> form, for ``kernels.dispatch.prefer``.
+      earlier: chip -> ratio to the first form in an earlier study.
+      attention: 'forward' or 'both' directions of attention, whose operations the compiler does not
         count; '' for none.
-      around: what holds while it is traced.
-      given_up: positions of arguments that the result may overwrite.
+      around: context manager in which it is traced.
+      given_up: positions of donated arguments.
     """
 
     what: str
@@ -112,14 +112,14 @@ def _shape(*sizes: int, dtype: Any = HALF) -> jax.ShapeDtypeStruct:
 
 
 def _two_passes() -> Any:
-    """The layer norms as other platforms than TPUs have them."""
+    """Layer norms in the form of platforms other than TPUs."""
     return mock.patch("vidlatent.kernels.norms.current_platform", lambda: "cpu")
 
 
 def _no_attention() -> Any:
-    """Queries, keys and values are read once and added in place of a softmax.
+    """Replace attention by a sum, which reads queries, keys and values once.
 
-    The compiler counts no operations of an attention kernel, but the copies around it.
+    The compiler counts no operations of an attention kernel, but it does count copies around it.
     """
 
     def added(queries, keys, values, lengths=None):
@@ -153,7 +153,7 @@ def _block(tokens: int, width: int) -> tuple[Callable[..., Any], Any, Any, Any]:
 
 
 def _layer(tokens: int, width: int, backward: bool) -> Program:
-    """A block whose keys and values read a mixture, text and image kept."""
+    """A block whose keys and values read a mixture; text and image come from the cache."""
     call, params, time, pairs = _block(tokens, width)
     x = _shape(1, tokens, width)
 
@@ -174,7 +174,7 @@ def _router(tokens: int, width: int, depth: int) -> tuple[Any, Any, Any]:
 
 
 def _remembering(tokens: int, width: int, depth: int) -> Program:
-    """One layer of a scanned stack: its place is traced, the buffer written in place."""
+    """One layer of a scanned stack: its index is traced, the buffer updated in place."""
     call, params, time, pairs = _block(tokens, width)
     router, states, x = _router(tokens, width, depth)
 
@@ -188,7 +188,7 @@ def _remembering(tokens: int, width: int, depth: int) -> Program:
 
 
 def _remembered(tokens: int, width: int, depth: int) -> Program:
-    """The same layer in ``Stack.recomputed``'s backward pass, its forward pass run again."""
+    """The same layer in ``Stack.recomputed``'s backward pass, which repeats its forward pass."""
     call, params, time, pairs = _block(tokens, width)
     router, states, x = _router(tokens, width, depth)
 

@@ -5,15 +5,15 @@
     python -m benchmarks.h200 --minutes 8 --resume   go on with what --output lacks
     python -m benchmarks.h200 --size=small           the same rows at toy size, on any machine
 
-Rows come in the order of their worth. Each section has its share of ``--minutes``, after which it
-starts no new row; what earlier sections leave over, later ones have. After every row ``--output``
-holds all that was measured, and a page beside it (``.md``) shows it, so that a run that is cut off
-is not lost. Every row has its prediction beside it and says by what (``benchmarks.h200_report``);
-``times`` is the measurement over it, and a row that is further off than its prediction allows is
-marked ``explain``. ``share`` is of the ceilings of the same run, the matrix product for operations
-and the copy for bytes, whichever binds; in 8 bits it may pass 1. ``error`` is the relative root of
-the squared difference from float32 (of evaluations: from the scanned one in bfloat16). ``GB`` is
-what the program holds at once.
+The most important rows come first. Each section has a share of ``--minutes`` and starts no new row
+after that; later sections get the time that earlier ones did not use. ``--output`` and a page
+beside it (``.md``) are written after every row, so that an interrupted run loses nothing. Every row
+has a prediction and the reason for it (``benchmarks.h200_report``). ``times`` is measured /
+predicted; rows that are off by more than the prediction allows are marked ``explain``. ``share``
+compares the row with the ceilings of the same run, the matrix product for operations or the copy
+for bytes, whichever limits it; with fp8 it may exceed 1. ``error`` is the relative L2 distance from
+the result in float32 (for network evaluations: in bfloat16 with scanned layers). ``GB`` is the
+memory that the compiler allocated.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file
 
 from benchmarks.h200_layers import convolutions, elementwise, mixtures
 from benchmarks.h200_networks import decoding, evaluations
-from benchmarks.h200_report import page, predicted, remark, rounded, totals
+from benchmarks.h200_report import format_page, judge_ms, predict_ms, round_figure, sum_totals
 from benchmarks.h200_rows import HALF, Row, attentions, ceilings, products
 from vidlatent.bench.device import measure_peaks, read_peak_memory, read_program_memory, time_runs
 from vidlatent.errors import VidlatentError
@@ -56,17 +56,17 @@ SECTIONS: dict[str, tuple[Callable[[int], Iterator[Row]], float]] = {
     "decode": (decoding, 3.0),
 }
 _TOY = 40  # sizes are divided by it
-_BURST_MS = 10.0  # that a time stamp should outlast
+_BURST_MS = 10.0  # a timed burst of runs should take at least this long
 _MOST_RUNS = 200
 
 
 @dataclasses.dataclass
 class Run:
-    """What is known of this run, and where it is written.
+    """The result so far, and where it is written.
 
     Attributes:
-      result: what the file holds.
-      repeats: time stamps of a row.
+      result: content of the file.
+      repeats: timed bursts for each row.
       output: the file.
     """
 
@@ -84,11 +84,11 @@ class Run:
         return {"flops": 1e12 * ceilings["TFLOP/s"], "bandwidth": 1e9 * ceilings["GB/s"]}
 
     def write(self) -> None:
-        """Replace the file and its page by ones that hold all that is known now."""
-        self.result["totals"] = totals(self.result["rows"], self.full)
+        """Write the file and its page anew."""
+        self.result["totals"] = sum_totals(self.result["rows"], self.full)
         for path, text in (
             (self.output, json.dumps(self.result, indent=1) + "\n"),
-            (self.output.with_suffix(".md"), page(self.result)),
+            (self.output.with_suffix(".md"), format_page(self.result)),
         ):
             draft = path.with_name(f"{path.name}.part")
             draft.write_text(text)
@@ -98,15 +98,16 @@ class Run:
 # -- measuring -----------------------------------------------------------------------------------
 
 
-def looped(function: Callable[..., Any], runs: int) -> Callable[..., Any]:
-    """``function`` so often in one program, each run with an input that needs the one before it.
+def repeat_in_loop(function: Callable[..., Any], runs: int) -> Callable[..., Any]:
+    """A function that calls ``function`` ``runs`` times in one program, one call after another.
 
-    A run is charged with the loop's counter and the change of one number: some microseconds.
+    Each input depends on the result before. The loop counter and the change of one number add some
+    microseconds to a call.
     """
 
     def repeated(x, *rest):
         def turn(_, carry):
-            # Nothing that a run does may be taken out of the loop.
+            # Keeps XLA from moving work of a run out of the loop.
             x, *others = lax.optimization_barrier((carry[0], *rest))
             out = function(x, *others)
             first = jax.tree.leaves(out)[0].ravel()[0].astype(x.dtype)
@@ -121,10 +122,10 @@ def looped(function: Callable[..., Any], runs: int) -> Callable[..., Any]:
     return repeated
 
 
-def timed_case(row: Row, runs: int, repeats: int) -> dict[str, Any]:
-    """Figures of one row: seconds of a run, their spread, memory and the error."""
+def time_case(row: Row, runs: int, repeats: int) -> dict[str, Any]:
+    """Measure one row: seconds of a run, their spread, memory and the error."""
     case = row.make()
-    function = looped(case.function, runs) if row.looped else case.function
+    function = repeat_in_loop(case.function, runs) if row.looped else case.function
     begin = time.perf_counter()
     program = jax.jit(function).lower(*case.arguments).compile(compiler_options=row.options or None)
     compiled = time.perf_counter() - begin
@@ -145,15 +146,15 @@ def timed_case(row: Row, runs: int, repeats: int) -> dict[str, Any]:
         "memory": read_program_memory(program),
         "compile": compiled,
     }
-    return found | (_error(out, case.reference) if case.reference is not None else {})
+    return found | (_measure_error(out, case.reference) if case.reference is not None else {})
 
 
-def _error(out: Any, reference: Callable[[], Any]) -> dict[str, Any]:
-    """``error``, or why there is none: the time is not lost with it."""
+def _measure_error(out: Any, reference: Callable[[], Any]) -> dict[str, Any]:
+    """``{"error": ...}`` or, if computing it fails, ``{"note": reason}``, to keep the time."""
     try:
         return {"error": float(_difference(out, reference()))}
     except (RuntimeError, ValueError, VidlatentError) as error:
-        return {"note": f"no error: {_line(error)}"}
+        return {"note": f"no error: {_first_line(error)}"}
 
 
 @jax.jit
@@ -166,19 +167,19 @@ def _difference(out: Any, reference: Any) -> jax.Array:
     return jnp.sqrt(squares(apart) / squares(whole[1]))
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
 
 
-def line_of(run: Run, row: Row, late: bool) -> dict[str, Any]:
+def measure_row(run: Run, row: Row, late: bool) -> dict[str, Any]:
     """A row of the result: its prediction, and the measurement or why there is none.
 
-    A row that fails does not take the others with it.
+    A row that fails does not stop the others.
     """
-    expected, by = predicted(row.flops, row.bytes, row.study, run.full, run.peaks)
+    expected, by = predict_ms(row.flops, row.bytes, row.study, run.full, run.peaks)
     line: dict[str, Any] = {"row": row.name, "predicted ms": expected, "by": by}
     if expected is not None:
-        line["predicted ms"] = rounded(expected)
+        line["predicted ms"] = round_figure(expected)
     if row.part is not None:
         line["part"] = list(row.part)
     if late:
@@ -188,16 +189,16 @@ def line_of(run: Run, row: Row, late: bool) -> dict[str, Any]:
             found = row.bench(run.repeats)
         else:
             runs = math.ceil(_BURST_MS / expected) if run.full and expected else 2
-            found = timed_case(row, min(runs, _MOST_RUNS), run.repeats)
+            found = time_case(row, min(runs, _MOST_RUNS), run.repeats)
     except (VidlatentError, RuntimeError, ValueError, TypeError) as error:
-        return {**line, "note": f"failed: {_line(error)}"}
-    return line | _figures(run, row, found)
+        return {**line, "note": f"failed: {_first_line(error)}"}
+    return line | _derive_figures(run, row, found)
 
 
-def _figures(run: Run, row: Row, found: dict[str, Any]) -> dict[str, Any]:
+def _derive_figures(run: Run, row: Row, found: dict[str, Any]) -> dict[str, Any]:
     seconds, flops = found["seconds"], found.get("flops", row.flops)
-    expected, by = predicted(flops, row.bytes, row.study, run.full, run.peaks)
-    least, _ = predicted(flops, row.bytes, 0.0, False, run.peaks)
+    expected, by = predict_ms(flops, row.bytes, row.study, run.full, run.peaks)
+    least, _ = predict_ms(flops, row.bytes, 0.0, False, run.peaks)
     ms = 1e3 * seconds
     figures = {
         "ms": ms,
@@ -211,8 +212,8 @@ def _figures(run: Run, row: Row, found: dict[str, Any]) -> dict[str, Any]:
         "GB": found["memory"] / 1e9,
         "compile s": found["compile"],
     }
-    figures = {name: value and rounded(value) for name, value in figures.items()}
-    words = {"by": by, "remark": remark(ms, expected, by, run.full), "note": found.get("note")}
+    figures = {name: value and round_figure(value) for name, value in figures.items()}
+    words = {"by": by, "remark": judge_ms(ms, expected, by, run.full), "note": found.get("note")}
     return figures | words
 
 
@@ -220,7 +221,7 @@ def _figures(run: Run, row: Row, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_all(run: Run, wanted: Sequence[str], minutes: float) -> None:
-    """Every row of the sections that ``run`` has no time of yet, into ``run.result``."""
+    """Measure all rows of the sections that have no time in ``run.result`` yet."""
     begin = time.monotonic()
     shares = sum(SECTIONS[name][1] for name in wanted)
     until = 0.0
@@ -233,30 +234,30 @@ def measure_all(run: Run, wanted: Sequence[str], minutes: float) -> None:
             if row.name in done:
                 continue
             late = time.monotonic() - begin > 60 * minutes * until
-            _put(run.result["rows"], {"section": name, **line_of(run, row, late)})
+            _replace_line(run.result["rows"], {"section": name, **measure_row(run, row, late)})
             print(json.dumps(run.result["rows"][-1]), flush=True)
             run.write()
-        gc.collect()  # parameters, before the next section makes its own
+        gc.collect()  # frees parameters before the next section makes its own
         memory, of = read_peak_memory()
         run.result["sections"][name] = {
-            "seconds": rounded(time.monotonic() - started),
-            "most GB so far": rounded(memory / 1e9),
+            "seconds": round_figure(time.monotonic() - started),
+            "most GB so far": round_figure(memory / 1e9),
             "of": of,
         }
         run.write()
 
 
-def _put(lines: list[dict[str, Any]], line: dict[str, Any]) -> None:
-    """Add a line, in place of an earlier one that had no time."""
+def _replace_line(lines: list[dict[str, Any]], line: dict[str, Any]) -> None:
+    """Add a line in place of an earlier one of the same row."""
     lines[:] = [earlier for earlier in lines if earlier["row"] != line["row"]]
     lines.append(line)
 
 
-def begun(options: argparse.Namespace) -> Run:
-    """The run, with the rows of the last one where that is to be gone on with.
+def open_run(options: argparse.Namespace) -> Run:
+    """A new run or, with ``--resume``, one with the rows that the file holds.
 
     Raises:
-      VidlatentError: that one was of another size or device.
+      VidlatentError: they were measured with another size, device or JAX.
     """
     output = Path(options.output)
     peaks = measure_peaks(HALF)
@@ -287,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", choices=("full", "small"), default="full")
     parser.add_argument("--only", default="", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--minutes", type=float, default=22.0, help="start no new row after these")
-    parser.add_argument("--repeats", type=int, default=20, help="time stamps of a row")
+    parser.add_argument("--repeats", type=int, default=20, help="timed bursts of a row")
     parser.add_argument("--output", default="h200.json")
     parser.add_argument("--resume", action="store_true", help="keep the rows that --output has")
     options = parser.parse_args(argv)
@@ -296,11 +297,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"no section is called {', '.join(sorted(unknown))}")
     keep_compiled()
     try:
-        run = begun(options)
+        run = open_run(options)
     except VidlatentError as error:
         parser.error(str(error))
     measure_all(run, [name for name in SECTIONS if name in wanted], options.minutes)
-    print(page(run.result))
+    print(format_page(run.result))
 
 
 if __name__ == "__main__":

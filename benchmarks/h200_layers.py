@@ -1,4 +1,4 @@
-"""Rows of ``benchmarks.h200``: what stands between products, layer memory, residual chains."""
+"""Rows of ``benchmarks.h200``: elementwise operations, layer memory, residual chains."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PASS_MS = 1e3 * 2 * 7440 * 5120 / BANDWIDTH  # over the tokens of the refiner
 
 
 def elementwise(scale: int) -> Iterator[Row]:
-    """What stands between the products, in the package's forms and in others."""
+    """Norms, gates and rotations between the products, in the package's forms and in others."""
     count, width = 7440 // scale, 5120 // scale
     heads = max(2, 40 // scale)
     size = 2.0 * count * width
@@ -42,7 +42,7 @@ def elementwise(scale: int) -> Iterator[Row]:
         return Row(title, make, bytes=least * size, study=passes * _PASS_MS, looped=True)
 
     yield row("layer norm", lambda x: layer_norm(x).astype(x.dtype), 38 / 17.7, 2)
-    yield row("layer norm, its variance in one pass", _one_pass_norm, 3, 2)
+    yield row("layer norm, its variance in one pass", _norm_in_one_pass, 3, 2)
     more = ((1, count, width), *[(1, 1, width)] * 3)
     title = "gated residual and modulated norm"
     yield row(title, functools.partial(_residual, False), 6, 4, *more)
@@ -64,8 +64,8 @@ def elementwise(scale: int) -> Iterator[Row]:
     yield from _decoder_norms(scale)
 
 
-def _one_pass_norm(x: jax.Array) -> jax.Array:
-    """``layer_norm`` from the means of ``x`` and of its square: not in the package."""
+def _norm_in_one_pass(x: jax.Array) -> jax.Array:
+    """``layer_norm`` from the means of ``x`` and its square, a form that the package lacks."""
     h = x.astype(jnp.float32)
     mean = jnp.mean(h, axis=-1, keepdims=True)
     square = jnp.mean(jnp.square(h), axis=-1, keepdims=True)
@@ -74,7 +74,7 @@ def _one_pass_norm(x: jax.Array) -> jax.Array:
 
 
 def _residual(barrier: bool, x, h, gate, scale, shift):
-    """The end of a sub-layer and the beginning of the next, as in Wan's block."""
+    """The gated residual that ends a sub-layer and the modulated norm that begins the next."""
     total = x.astype(jnp.float32) + gate * h.astype(jnp.float32)
     total = total.astype(x.dtype)
     total = lax.optimization_barrier(total) if barrier else total
@@ -82,13 +82,13 @@ def _residual(barrier: bool, x, h, gate, scale, shift):
 
 
 def _by_head(x: jax.Array, scale: jax.Array, heads: int) -> jax.Array:
-    """Queries normalised over their width, float32, cut into heads."""
+    """Queries normalised over their width in float32, then split into heads."""
     norm = ChannelNorm(1e-6, use_bias=False)
     return norm.apply({"params": {"scale": scale}}, x).reshape(*x.shape[:-1], heads, -1)
 
 
 def _decoder_norms(scale: int) -> Iterator[Row]:
-    """On a slice of a decoder's maps."""
+    """Norms of a decoder, on a part of its feature maps."""
     shape = (1, 16, 192 // scale, 320 // scale, 128 // scale)
     groups = 32 if scale == 1 else 1
     size = 2.0 * math.prod(shape)
@@ -115,7 +115,7 @@ def _decoder_norms(scale: int) -> Iterator[Row]:
 
 
 def mixtures(scale: int) -> Iterator[Row]:
-    """The layer memory's mixture of 20 states; the scanned stack's buffer has 40."""
+    """The layer memory's mixture of 20 states; the buffer of a scanned stack has 40."""
     count, width = 7440 // scale, 5120 // scale
     size = 2.0 * count * width
 
@@ -142,7 +142,7 @@ def mixtures(scale: int) -> Iterator[Row]:
 
 
 def convolutions(scale: int) -> Iterator[Row]:
-    """A chain of three residual blocks in its forms; decides what 'auto' means on GPUs."""
+    """Three residual blocks in each form of convolution; the best one is 'auto' on GPUs."""
     forms = (
         ("native", "native", {}),
         ("native, channels last", "native", {"xla_gpu_force_conv_nhwc": True}),
@@ -161,7 +161,7 @@ def convolutions(scale: int) -> Iterator[Row]:
 
 
 class _Chain:
-    """Three of FSAE's blocks with the same parameters, and what they make in float32."""
+    """Three of FSAE's residual blocks with shared parameters, and their result in float32."""
 
     def __init__(self, shape: tuple[int, ...]):
         self._shape = shape

@@ -1,8 +1,8 @@
 """Rows of ``benchmarks.h200``: evaluations of FSVideo's transformer, FSAE-Lite's decoder.
 
-The transformer's parameters are random, at rest as sampling holds them, and made on the device.
-Samplers keep keys and values of text and image, so they are given here. States between sub-layers
-are bfloat16 (``--config.generator.residual_dtype=bfloat16`` of a run).
+The transformer's parameters are random, in the types that sampling holds them in, and made on the
+device. Keys and values of text and image come from a cache, as in the samplers. States between
+sub-layers are bfloat16 (``--config.generator.residual_dtype=bfloat16`` in a run).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from vidlatent.parallel.mesh import make_mesh
 
 __all__ = ["decoding", "evaluations"]
 
-# Latents of 121x384x640 and 121x768x1280. 1872 tokens are 1860 filled up to a multiple of 16; that
-# grid is no video's.
+# Latent grids of 121x384x640 and 121x768x1280. The grid between has 1872 tokens, which are 1860
+# padded to a multiple of 16, and belongs to no video.
 _BASE, _FILLED, _REFINER = (31, 6, 10), (26, 6, 12), (31, 12, 20)
 _IMAGE_TOKENS = 257  # of CLIP ViT-H/14
 _SMALL = {"width": 64, "depth": 2, "heads": 4, "hidden": 96, "text_dim": 32, "image_dim": 32}
@@ -45,14 +45,14 @@ def evaluations(scale: int) -> Iterator[Row]:
         (_BASE, _FILLED, _REFINER) if scale == 1 else ((3, 2, 2), (4, 2, 2), (3, 4, 4))
     )
     for name, grid, batch, study in (("base", base, 2, 4.26), ("refiner", refiner, 1, 9.01)):
-        title = f"one block, {_of(name, grid, batch)}"
+        title = f"one block, {_title(name, grid, batch)}"
         flops = networks.flops(grid, batch) / networks.model().depth
         make = functools.partial(networks.block, grid, batch)
         yield Row(title, make, flops=flops, study=study, part=(f"{name} blocks", "", 40.0))
 
     def evaluation(name, grid, batch, study, form="", options=None, counts=True, **how):
         kind = how.get("products", "bfloat16")
-        title = f"evaluation, {_of(name, grid, batch)}, {kind}"
+        title = f"evaluation, {_title(name, grid, batch)}, {kind}"
         total = (kind, form, {"base": 30.0, "refiner": 8.0}[name])
         if "stack" in how:
             total = (f"{kind} apart", "", total[2])
@@ -72,17 +72,17 @@ def evaluations(scale: int) -> Iterator[Row]:
     for form, options in (("", {}), ("without Triton", NO_TRITON)):
         yield evaluation("base", base, 2, 119.0, form, options, **eight)
         yield evaluation("refiner", refiner, 1, 256.0, form, options, **eight)
-    # On GPUs 8 bits take tokens by 16: others are filled up before each product, and cut off.
+    # On GPUs fp8 products need a multiple of 16 tokens: others are padded before each product.
     yield evaluation("base", filled, 2, 119.0, counts=False, **eight)
-    # No buffer of all layers' states, half of which a scanned stack reads for nothing; and arrays
-    # of parameters that need not be copied out of a stack, as the compiled scan does.
+    # Without a scan there is no buffer of all layers' states, half of which a scanned stack reads
+    # in vain, and parameters are not copied out of a stack, as the compiled scan does.
     for products, base_ms, refiner_ms in (("bfloat16", 170.5, 361.0), ("8 bits", 119.0, 256.0)):
         how = {"form": "layer by layer", "products": products, "stack": "unrolled"}
         yield evaluation("base", base, 2, base_ms, **how)
         yield evaluation("refiner", refiner, 1, refiner_ms, **how)
 
 
-def _of(name: str, grid: tuple[int, int, int], batch: int) -> str:
+def _title(name: str, grid: tuple[int, int, int], batch: int) -> str:
     return f"{name}, {batch} x {math.prod(grid)} tokens"
 
 
@@ -99,7 +99,7 @@ class _Networks:
         return build_generator({**fields, **(_SMALL if self._small else {})}, HALF)
 
     def flops(self, grid: tuple[int, int, int], batch: int) -> float:
-        """Of an evaluation: linear layers, self-attention and cross-attention."""
+        """Operations of an evaluation: linear layers, self-attention and cross-attention."""
         model, tokens = self.model(), math.prod(grid)
         linear = tokens * model.width * (12 * model.width + 4 * model.hidden)
         others = tokens + model.text_length + _IMAGE_TOKENS
@@ -118,7 +118,7 @@ class _Networks:
 
             if len(shape.shape) < 3:
                 return draw(key, shape.shape)
-            # Layer by layer, for random numbers take more room while they are made.
+            # Layer by layer, since making random numbers needs extra memory.
             keys = jax.random.split(key, shape.shape[0])
             return jax.lax.map(lambda key: draw(key, shape.shape[1:]), keys)
 
@@ -136,7 +136,7 @@ class _Networks:
         return jax.jit(cast_to_fp8)(self.params)
 
     def _apart(self, products: str) -> list[Any]:
-        """Every layer's parameters in arrays of their own; only the last kind asked for is held."""
+        """Every layer's parameters in separate arrays; only the last ``products`` are kept."""
         if self._layers[0] != products:
             self._layers = ("", [])
             blocks = (self.params if products == "bfloat16" else self.eighth)["blocks"]
@@ -168,7 +168,7 @@ class _Networks:
         products: str = "bfloat16",
         stack: str = "scanned",
     ) -> Case:
-        """The network as a sampler calls it; other forms are held against bfloat16, scanned."""
+        """The network as a sampler calls it; the reference is bfloat16 with scanned layers."""
         model, given = self.model(stack), self.conditions(grid, batch)
         cache = self._cache_conditions(self.params, given)
         params = self.params if products == "bfloat16" else self.eighth
@@ -178,7 +178,7 @@ class _Networks:
         first = {"first": given["first"]}
 
         def run(noisy, params, first, cache):
-            if stack == "unrolled":  # the compiler sees through the stack and takes its parts
+            if stack == "unrolled":  # the compiler removes this stack and reads its parts
                 blocks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["blocks"])
                 params = params | {"blocks": blocks}
             conditions = {"text": None, "image": None, **first}
@@ -243,7 +243,7 @@ def _decode(
     """``bench.measure`` of the decode program on one device."""
     config = load(spec, {**keys, "bench.repeats": str(repeats)})
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    # The ceilings are for its shares, which are worked out elsewhere.
+    # The peaks only matter for shares of them, which ``h200`` computes itself.
     found = bench.measure(config, "decode", mesh, bucket, {"flops": 1.0, "bandwidth": 1.0})
     return {
         "seconds": found["median_s"],

@@ -7,18 +7,27 @@ from typing import Any
 
 from vidlatent.report.tables import markdown_table
 
-__all__ = ["BANDWIDTH", "FLOPS", "page", "predicted", "remark", "rounded", "totals"]
+__all__ = [
+    "BANDWIDTH",
+    "FLOPS",
+    "format_page",
+    "judge_ms",
+    "predict_ms",
+    "round_figure",
+    "sum_totals",
+]
 
-# Of an H200: what such a card has been seen to reach, operations and bytes a second.
+# Ceilings of an H200 as measured on such cards: operations and bytes a second.
 FLOPS, BANDWIDTH = 790e12, 4.3e12
-# A measurement that is off by more wants an explanation. A bound is no time that is reached.
+# A row is marked 'explain' if measured / predicted is larger. Bounds are never quite reached, so
+# they allow more.
 _TOLERATED = {"kernel study": 1.25, "bound": 2.0, "goal": 1.0}
 # Titles of the totals, their goals in milliseconds and the number of rows that make one up.
 _TOTALS = {
     "bfloat16": ("total of 60 + 8 evaluations, bfloat16", 8600.0, 2),
     "8 bits": ("total of 60 + 8 evaluations, 8 bits", 5600.0, 2),
     "decode": ("total of decoding 121x768x1280, FSAE-Lite", 1500.0, 1),
-    # Sampling holds the layers' parameters stacked; these would be what holding them apart brings.
+    # Sampling stacks the parameters of all layers; these rows show what separate arrays would give.
     "bfloat16 apart": ("the first total, layer by layer (sampling does not offer it)", 8600.0, 2),
     "8 bits apart": ("the second total, layer by layer (sampling does not offer it)", 5600.0, 2),
     "base blocks": ("40 blocks of the base by themselves", 0.0, 1),
@@ -26,18 +35,18 @@ _TOTALS = {
 }
 
 
-def predicted(
+def predict_ms(
     flops: float, moved: float, study: float, full: bool, peaks: Mapping[str, float]
 ) -> tuple[float | None, str | None]:
-    """Milliseconds that a row is expected to take, and by what.
+    """``(milliseconds, reason)`` that a row is expected to take.
 
-    At full size they are the kernel study's for an H200 where it has a figure (``'kernel study'``),
-    else the least at that card's ceilings (``'bound'``). Nobody predicted toys: theirs is the bound
-    by this run's own ceilings.
+    At full size that is the figure of the kernel study if it has one (``'kernel study'``), else the
+    least time at an H200's ceilings (``'bound'``). At toy size it is the least time at the ceilings
+    measured in this run.
 
     Args:
-      flops, moved: operations and bytes of one run; 0 where they do not count.
-      study: the study's milliseconds, 0 for none.
+      flops, moved: operations and bytes of one run; 0: not counted.
+      study: milliseconds of the kernel study; 0: none.
       full: whether this is the full size.
       peaks: ``flops`` and ``bandwidth`` of this run.
     """
@@ -49,8 +58,8 @@ def predicted(
     return (1e3 * least, "bound") if least else (None, None)
 
 
-def remark(ms: float, expected: float | None, by: str | None, full: bool) -> str | None:
-    """What is to be explained about a measurement, if anything; nothing about toys."""
+def judge_ms(ms: float, expected: float | None, by: str | None, full: bool) -> str | None:
+    """A remark on a measurement that needs an explanation, else None; None at toy size."""
     if not full or not expected:
         return None
     ratio, tolerated = ms / expected, _TOLERATED[by]
@@ -63,10 +72,10 @@ def remark(ms: float, expected: float | None, by: str | None, full: bool) -> str
     return None
 
 
-def totals(lines: Sequence[Mapping[str, Any]], full: bool) -> list[dict[str, Any]]:
-    """What rows add up to (``Row.part``), of several forms the fastest that was measured whole.
+def sum_totals(lines: Sequence[Mapping[str, Any]], full: bool) -> list[dict[str, Any]]:
+    """Sums of rows (``Row.part``), for the fastest form all of whose rows were measured.
 
-    One line for each total: with ``ms``, or with a ``note`` that says it was not measured.
+    One line for each total: with ``ms``, or with the ``note`` that it was not measured.
     """
     found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for line in lines:
@@ -82,24 +91,25 @@ def totals(lines: Sequence[Mapping[str, Any]], full: bool) -> list[dict[str, Any
         if not forms:
             made.append({**line, "note": "not measured"})
             continue
-        form = min(forms, key=lambda form: _sum(forms[form], "ms"))
+        form = min(forms, key=lambda form: _sum_column(forms[form], "ms"))
         if form:
             line["row"] += f" ({form})"
         if "by" not in line:
             by = forms[form][0]["by"]
-            line |= {"predicted ms": rounded(_sum(forms[form], "predicted ms")), "by": by}
-        ms = _sum(forms[form], "ms")
-        ratio = rounded(ms / line["predicted ms"])
-        line |= {"ms": rounded(ms), "times": ratio}
-        made.append({**line, "remark": remark(ms, line["predicted ms"], line["by"], full)})
+            predicted = round_figure(_sum_column(forms[form], "predicted ms"))
+            line |= {"predicted ms": predicted, "by": by}
+        ms = _sum_column(forms[form], "ms")
+        ratio = round_figure(ms / line["predicted ms"])
+        line |= {"ms": round_figure(ms), "times": ratio}
+        made.append({**line, "remark": judge_ms(ms, line["predicted ms"], line["by"], full)})
     return made
 
 
-def _sum(lines: Sequence[Mapping[str, Any]], column: str) -> float:
+def _sum_column(lines: Sequence[Mapping[str, Any]], column: str) -> float:
     return sum(line["part"][2] * line[column] for line in lines)
 
 
-def rounded(value: float) -> float:
+def round_figure(value: float) -> float:
     return float(f"{value:.4g}")
 
 
@@ -109,8 +119,8 @@ _COLUMNS = (
 )
 
 
-def page(result: Mapping[str, Any]) -> str:
-    """The result as Markdown: where, rows, totals, time and memory of sections, what is missing."""
+def format_page(result: Mapping[str, Any]) -> str:
+    """The result as Markdown: device, rows, totals, sections, and what was not measured."""
     ceilings = result["ceilings"]
     head = (
         f"{result['device']}, jax {result['jax']}, size {result['size']}; medians of "

@@ -1,15 +1,15 @@
-"""Rows of ``benchmarks.h200``, what they are, and the first of them: ceilings, products, attention.
+"""Rows of ``benchmarks.h200``: their type, and the sections ceilings, products and attention.
 
-Predictions are milliseconds on an H200. Those of the kernel study, made for this project from
-compiled programs, data sheets and published figures, follow a few rules:
+Predictions are milliseconds on an H200. Those of the kernel study were made for this project from
+compiled programs, data sheets and published figures, by a few rules:
 
-* a matrix product reaches 0.9 of the ceiling, times the share of its last wave of 128 x 256 tiles
-  on 132 multiprocessors; one of 8 bits reaches 1250 TFLOP/s;
-* fused attention of heads of 128 reaches 585 TFLOP/s forward and 485 backward at 7440 tokens; the
+* a matrix product reaches 0.9 of the ceiling, times the share of 132 multiprocessors that its last
+  wave of 128 x 256 tiles keeps busy; in fp8 it reaches 1250 TFLOP/s;
+* fused attention with heads of 128 reaches 585 TFLOP/s forward and 485 backward at 7440 tokens; the
   plain form adds four passes over float32 scores;
-* what is bound by memory takes so many passes over its tensor as the compiled program has.
+* an operation bound by memory takes as many passes over its tensor as the compiled program makes.
 
-Where it says nothing, the prediction is a bound: see ``h200_report.predicted``.
+Without a figure of the study the prediction is a bound: see ``h200_report.predicted``.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ NO_TRITON = {"xla_gpu_enable_triton_gemm": False}
 
 @dataclasses.dataclass
 class Case:
-    """What is run.
+    """A function to time.
 
     Attributes:
-      function, arguments: it is jitted; the first argument is an array.
-      reference: makes what the result should be, in float32 or as the row says.
-      keep: is given the result.
+      function, arguments: the function (to be jitted) and its arguments, the first an array.
+      reference: computes the exact result, in float32 unless the row says otherwise.
+      keep: called with the result.
     """
 
     function: Callable[..., Any]
@@ -52,14 +52,14 @@ class Row:
     """Something to time.
 
     Attributes:
-      name: what it is.
-      make: a ``Case``; nothing is made before the row's turn.
-      bench: in place of ``make``: ``(repeats) -> figures``, of ``vidlatent.bench.run``.
-      flops, bytes: of one run, the least that must be done; 0 where it does not count.
-      study: milliseconds at full size by the kernel study; 0 for none.
+      name: in the table.
+      make: makes the ``Case``; called just before it is measured.
+      bench: instead of ``make``: ``repeats -> figures`` of ``vidlatent.bench.run``.
+      flops, bytes: least operations and bytes of one run; 0: not counted.
+      study: milliseconds of the kernel study at full size; 0: none.
       options: of the compiler.
-      looped: too short for a launch each: repeated inside one program.
-      part: ``(total, form, times)``: counts so often in a total of ``h200_report``.
+      looped: shorter than its launch, so runs are repeated inside one program.
+      part: ``(total, form, times)``: a total of ``h200_report`` that it counts in, ``times`` times.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Row:
 
 
 def random_key(seed: int) -> jax.Array:
-    """Of the generator that hardware has: its programs compile in a fraction of the time."""
+    """A key of the hardware's own generator, whose programs compile in a fraction of the time."""
     return jax.random.key(seed, impl="rbg")
 
 
@@ -83,7 +83,7 @@ def normal(*shape: int, dtype: Any = HALF, seed: int = 0) -> jax.Array:
 
 
 def exact(function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function`` of the arguments in float32, with products that are not shortened."""
+    """``function`` of the arguments in float32, with products in full precision."""
 
     def whole(leaf):
         return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -93,7 +93,7 @@ def exact(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def case(function: Callable[..., Any], *arguments: Any) -> Case:
-    """A case whose function keeps its arguments' type, so that float32 is its reference."""
+    """A case of a function that computes in its arguments' type; its reference is float32."""
     return Case(function, arguments, functools.partial(exact, function, *arguments))
 
 
@@ -101,7 +101,7 @@ def case(function: Callable[..., Any], *arguments: Any) -> Case:
 
 
 def ceilings(scale: int) -> Iterator[Row]:
-    """What everything else is held against."""
+    """The ceilings that everything else is compared with."""
     side, length = 8192 // scale, 2**28 // scale**2
 
     def product():
@@ -120,7 +120,7 @@ def ceilings(scale: int) -> Iterator[Row]:
 def products(scale: int) -> Iterator[Row]:
     """Matrix products of a layer in bfloat16 and 8 bits, with and without Triton's kernels.
 
-    1872 and 3744 are the base's tokens filled up to a multiple of 16.
+    1872 and 3744 are the base's tokens padded to a multiple of 16.
     """
     counts = (1860, 7440, 3720, 1872, 3744)
     sizes = ((5120, 5120), (5120, 10240), (5120, 13824), (13824, 5120))
@@ -168,10 +168,10 @@ def attentions(scale: int) -> Iterator[Row]:
         queries, keys, heads = queries // scale, keys // scale, max(1, heads // scale)
         shape = (batch, queries, keys, heads, dim)
         flops = 4.0 * math.prod(shape)
-        # Of what goes in and comes out.
+        # Of queries, keys, values and the result.
         moved = 2.0 * batch * heads * dim * 2 * (queries + keys)
         title = f"attention {batch} x {queries} to {keys}, {heads} x {dim}"
-        # Those to text and image are as short as their launch.
+        # Attention to text and image takes no longer than its launch.
         shared = {"flops": flops, "bytes": moved, "looped": keys < 1000 // scale}
         yield Row(title, functools.partial(_attend, shape), study=forward, **shared)
         back = functools.partial(_attend, shape, backward=True)

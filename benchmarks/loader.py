@@ -4,14 +4,14 @@
     python benchmarks/loader.py --input my.mp4      # measures a file of yours
     python benchmarks/loader.py --frames 17 --size 256 --json loader.json
 
-How to read it. "decode" is one thread calling ``read_window`` at random places: ms of wall time and
-of processor time a window, the price of a clip with nothing around it. The other rows are the
-whole loader, batches delivered to this process, for each number of worker processes and threads in
-each; "clips/s" is the sum and "per worker" that sum over max(1, workers). Compare clips/s with what
-training eats (batch size x steps a second): while it is larger, the device never waits. Wall time
-above processor time in "decode" means that the machine was busy with something else. Short
-key-frame spacing (12 to 16 frames) makes random access much cheaper than an encoder's default of
-250: re-encode training clips so when the loader is too slow.
+"decode" is one thread that calls ``read_window`` at random positions: wall and processor time of a
+window, without the loader around it. The other rows are the whole loader with its batches delivered
+to this process, for each number of worker processes and of threads in each. "clips/s" is the total,
+"per worker" is divided by max(1, workers). Compare clips/s with what training consumes (batch size
+x steps a second): as long as it is larger, the device does not wait for data. If wall time exceeds
+processor time in "decode", the machine was busy with other work. Key frames every 12 to 16 frames
+make random access much cheaper than an encoder's default of 250: re-encode training clips like that
+if the loader is too slow.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def make_file(path: str, gop: int, frames: int = 300) -> None:
         track = container.add_stream("libx264", rate=25, options={"preset": "veryfast"})
         track.width, track.height, track.pix_fmt = 1280, 720, "yuv420p"
         track.codec_context.gop_size = gop
-        # Grain, so that packets are not unusually small.
+        # Noise, so that packets are as large as those of real video.
         grain = np.random.default_rng(0).integers(-6, 7, (4, 720, 1280, 1), dtype=np.int16)
         for number in range(frames):
             image = render(scene, [number / 8], 720, 1280)[0]
@@ -62,7 +62,7 @@ def measure_decode(path: str, frames: int, size: int, windows: int) -> dict[str,
 
 
 def options(folder: str, frames: int, size: int, batch: int, workers: int, threads: int) -> dict:
-    """``config.data`` for a folder, nothing kept in memory."""
+    """``config.data`` for a folder, without a cache of clips in memory."""
     return dict(
         source="folder",
         path=folder,
@@ -88,13 +88,13 @@ def options(folder: str, frames: int, size: int, batch: int, workers: int, threa
 
 
 def measure_loader(data: dict, batches: int, frames: int) -> dict[str, float]:
-    """Clips a second after the first batch, which pays for starting."""
+    """Clips a second, without the first batch, which includes the start of the workers."""
     rule = FrameRule(frames, 1)
     began = time.perf_counter()
     with make_loader(data, split="train", rule=rule, seed=0) as loader:
         next(loader)
         first = time.perf_counter() - began
-        # Batches decoded ahead while the workers started are taken out of the measurement.
+        # Skip the batches that were decoded ahead while the workers started.
         for _ in range(data["prefetch"] + data["num_workers"] * data["read_threads"]):
             next(loader)
         began, clips = time.perf_counter(), 0

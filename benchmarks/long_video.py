@@ -4,21 +4,22 @@
     python -m benchmarks.long_video --folder long --minutes 0.5    # a try
     python -m benchmarks.long_video --folder long --run runs/fsae-demo    # another tokenizer
 
-One part after the other, each kept in the folder; run again, it goes on where it was:
+The parts run one after another and are stored in the folder; the same command resumes:
 
-``video``        draws an H.264 file: textures that slide over each other
+``video``        renders an H.264 file: textures that slide over each other
 ``codec``        trains a very narrow FSAE (16x16x4 into 16 channels) for some seconds on the sample
                  clips, unless ``--run`` names a tokenizer
-``encode``       ``--mode=encode`` of that one clip, cut into windows; killed by SIGKILL in the
-                 middle of a shard once half of them are there, then run again to the end
+``encode``       ``--mode=encode`` of that clip, cut into windows; killed by SIGKILL in the middle
+                 of a shard after half of them, then run again to the end
 ``check``        every window is there exactly once and can be read; shards that were finished at
-                 the kill are still the same files; the one that was being written then equals,
-                 byte by byte, what an undisturbed process writes
+                 the kill are unchanged; the one that was being written then equals, byte by byte,
+                 that of an undisturbed process
 ``reconstruct``  ``--mode=reconstruct`` of the whole video
 
-Resident memory is that of the process and its children, every second. How much it grows is said by
-the medians of the first and the last third of the time after the first shard (encode) or frames
-(reconstruct) were written. ``report`` writes ``long_video.json``, ``.md`` and ``.png``.
+Resident memory of the process and its children is sampled every second. Its growth is the
+difference between the medians of the last and the first third of the time, beginning with the first
+shard (encode) or the first frames (reconstruct). ``report`` writes ``long_video.json``, ``.md`` and
+``.png``.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ CODEC = {
 }
 
 
-def parse(words: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, checked."""
+def parse_options(words: Sequence[str] | None) -> argparse.Namespace:
+    """Parse and check the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", required=True, help="of everything that is made")
     parser.add_argument("--minutes", type=float, default=10.0)
@@ -102,8 +103,8 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def settle(options: argparse.Namespace) -> None:
-    """Make the folder, or see that what lies there was made by the same settings."""
+def check_settings(options: argparse.Namespace) -> None:
+    """Make the folder, or check that its content was made with the same settings."""
     keys = ("minutes", "fps", "size", "window", "shards", "run", "codec_steps")
     asked = {key: getattr(options, key) for key in keys}
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -120,13 +121,13 @@ def settle(options: argparse.Namespace) -> None:
 
 
 def write(file: Path, content: Any) -> None:
-    """JSON, never half a file."""
+    """Write JSON; a reader never sees half a file."""
     part = file.with_suffix(".part")
     part.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(part, file)
 
 
-def texture(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, ...]:
+def make_texture(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, ...]:
     """Planes Y ``[H, W]``, U and V ``[H/2, W/2]`` of noise of several sizes."""
 
     def plane(rows: int, columns: int, finest: int, spread: float) -> np.ndarray:
@@ -144,17 +145,17 @@ def texture(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarr
     return plane(height, width, 2, 35), plane(*halves, 1, 12), plane(*halves, 1, 12)
 
 
-def frames(height: int, width: int, count: int, seed: int = 0):
-    """YUV 4:2:0 frames ``[3 H / 2, W]``: a texture that slides, and four others that cross it.
+def draw_frames(height: int, width: int, count: int, seed: int = 0):
+    """Yield YUV 4:2:0 frames ``[3 H / 2, W]``: a sliding texture, and four others that cross it.
 
-    Only copies, about a millisecond a frame. Places are sums of two turns of unlike pace, so that
-    the picture does not come back.
+    Frames are only copied together, in about a millisecond each. A position is the mean of two
+    sines of different frequency, so that frames do not repeat.
     """
     rng = np.random.default_rng(seed)
     room = 2 * (min(height, width) // 4)
-    ground = texture(rng, height + 2 * room, width + 2 * room)
+    ground = make_texture(rng, height + 2 * room, width + 2 * room)
     side = 2 * (min(height, width) // 6)
-    patches = [texture(rng, side, side) for _ in range(4)]
+    patches = [make_texture(rng, side, side) for _ in range(4)]
     pace = rng.uniform(0.004, 0.02, (5, 2, 2))
     phase = rng.uniform(0, 2 * np.pi, (5, 2, 2))
 
@@ -177,7 +178,7 @@ def frames(height: int, width: int, count: int, seed: int = 0):
 
 
 def make_video(options: argparse.Namespace) -> dict[str, Any]:
-    """The H.264 file, one thread, x264's fastest preset with its key frames every 250."""
+    """Write the H.264 file with one thread and x264's fastest preset, a key frame every 250."""
     import av
 
     part = options.folder / f".part-{VIDEO}"
@@ -186,7 +187,7 @@ def make_video(options: argparse.Namespace) -> dict[str, Any]:
         settings = {"preset": "ultrafast", "crf": "23", "threads": "1"}
         stream = container.add_stream("libx264", rate=Fraction(options.fps), options=settings)
         stream.width, stream.height, stream.pix_fmt = options.width, options.height, "yuv420p"
-        drawn = frames(options.height, options.width, options.frames)
+        drawn = draw_frames(options.height, options.width, options.frames)
         for number, picture in enumerate(drawn):
             frame = av.VideoFrame.from_ndarray(picture, format="yuv420p")
             frame.pts, frame.time_base = number, Fraction(1, options.fps)
@@ -196,8 +197,8 @@ def make_video(options: argparse.Namespace) -> dict[str, Any]:
                 print(f"video: {number} of {options.frames} frames", flush=True)
         container.mux(stream.encode(None))
     (options.folder / "video").mkdir(exist_ok=True)
-    os.replace(part, video_of(options))
-    size = video_of(options).stat().st_size
+    os.replace(part, video_path(options))
+    size = video_path(options).stat().st_size
     return {
         "frames": options.frames,
         "bytes": size,
@@ -207,56 +208,56 @@ def make_video(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def video_of(options: argparse.Namespace) -> Path:
+def video_path(options: argparse.Namespace) -> Path:
     return options.folder / "video" / VIDEO
 
 
-def program(mode: str, keys: dict[str, Any], **flags: Any) -> list[str]:
+def main_command(mode: str, keys: dict[str, Any], **flags: Any) -> list[str]:
     """A command of ``vidlatent.main``."""
     words = [f"--{name}={value}" for name, value in {"mode": mode, **flags}.items()]
     words += [f"--config.{key}={value}" for key, value in keys.items()]
     return [sys.executable, "-m", "vidlatent.main", *words]
 
 
-def run_of(options: argparse.Namespace) -> Path:
+def tokenizer_workdir(options: argparse.Namespace) -> Path:
     return Path(options.run).resolve() if options.run else options.folder / "codec"
 
 
 def train_codec(options: argparse.Namespace) -> dict[str, Any]:
-    """The small tokenizer; nothing to do where one was given."""
+    """Train the small tokenizer unless ``--run`` names another."""
     if options.run:
         return {"weights": f"of {options.run}"}
     keys = {**CODEC, "train.steps": options.codec_steps, "checkpoint.every": options.codec_steps}
-    flags = {"config": "configs/fsae.py", "workdir": run_of(options)}
-    seen = watch(program("train", keys, **flags), options.folder / "codec.log", "codec")
+    flags = {"config": "configs/fsae.py", "workdir": tokenizer_workdir(options)}
+    seen = watch(main_command("train", keys, **flags), options.folder / "codec.log", "codec")
     steps = f"trained for {options.codec_steps} steps on the sample clips"
     return {"weights": steps, "processor_s": seen.processor_s, "widths": WIDTHS}
 
 
-def encoding(options: argparse.Namespace, output: Path, **more: Any) -> list[str]:
+def encode_command(options: argparse.Namespace, output: Path, **more: Any) -> list[str]:
     keys = {
         "data.source": "folder",
-        "data.path": video_of(options).parent,
+        "data.path": video_path(options).parent,
         "data.buckets": f"(({options.window},{options.height},{options.width},1),)",
         "encode.windows": "all",
         "encode.shards": options.shards,
         "encode.pictures": 0,
         **more,
     }
-    return program("encode", keys, workdir=run_of(options), output=output)
+    return main_command("encode", keys, workdir=tokenizer_workdir(options), output=output)
 
 
-def digest(file: Path) -> str:
+def hash_file(file: Path) -> str:
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def finished(output: Path) -> dict[str, Path]:
-    """Shards that are whole, by name."""
+def list_finished(output: Path) -> dict[str, Path]:
+    """Finished shards by name."""
     return {file.name: file for file in sorted(output.glob("part-*.array_record"))}
 
 
-def under_way(output: Path) -> list[Path]:
+def list_unfinished(output: Path) -> list[Path]:
     return list(output.glob("part-*.partial"))
 
 
@@ -268,29 +269,29 @@ def encode(options: argparse.Namespace) -> dict[str, Any]:
         shutil.rmtree(output, ignore_errors=True)
 
     def half_way() -> bool:
-        done = finished(output)
+        done = list_finished(output)
         if any(run["killed"] for run in runs) or 2 * len(done) < options.shards:
             return False
         if 4 * len(done) > 3 * options.shards:
-            return True  # shards so short that none was seen half written
+            return True  # shards are written too fast to be seen unfinished
         mean = sum(path.stat().st_size for path in done.values()) / len(done)
-        begun = [path.stat().st_size for path in under_way(output) if path.exists()]
+        begun = [path.stat().st_size for path in list_unfinished(output) if path.exists()]
         return bool(begun) and max(begun) > 0.4 * mean
 
     while not (output / "header.json").exists():
-        before = len(finished(output))
+        before = len(list_finished(output))
         seen = watch(
-            encoding(options, output),
+            encode_command(options, output),
             options.folder / "encode.log",
             "encode" if not runs else "encode, again",
             every=options.every,
-            progress=lambda pid: len(finished(output)) / options.shards,
-            at_work=functools.partial(lambda known: len(finished(output)) > known, before),
+            progress=lambda pid: len(list_finished(output)) / options.shards,
+            at_work=functools.partial(lambda known: len(list_finished(output)) > known, before),
             cue=half_way,
         )
-        left = [path.name.split(".")[0] for path in under_way(output)]
-        now = finished(output)
-        known = {name: digest(path) for name, path in now.items()} if seen.killed else {}
+        left = [path.name.split(".")[0] for path in list_unfinished(output)]
+        now = list_finished(output)
+        known = {name: hash_file(path) for name, path in now.items()} if seen.killed else {}
         new = len(now) - before
         row = {"new_shards": new, "left_half": left, "digests": known}
         runs.append(seen.to_json() | row)
@@ -299,15 +300,15 @@ def encode(options: argparse.Namespace) -> dict[str, Any]:
     if not any(run["killed"] for run in runs):
         raise VidlatentError("encoding ended before it could be killed: take more --minutes.")
     total = sum(run["processor_s"] for run in runs)
-    return {"runs": runs, "processor_s": total, "bytes": size_of(output)}
+    return {"runs": runs, "processor_s": total, "bytes": count_bytes(output)}
 
 
-def size_of(folder: Path) -> int:
+def count_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def check(options: argparse.Namespace) -> dict[str, Any]:
-    """Whether the set is what an undisturbed run makes.
+    """Check that the set is what an undisturbed run would make.
 
     Raises:
       VidlatentError: it is not.
@@ -328,9 +329,9 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
         if not np.isfinite(latent).all():
             raise VidlatentError(f"the latent of {window.name} is not finite.")
         different.add(hashlib.sha256(latent.tobytes()).digest())
-    shards = finished(output)
-    kill = next(run for run in result(options, "encode")["runs"] if run["killed"])
-    changed = [name for name, known in kill["digests"].items() if digest(shards[name]) != known]
+    shards = list_finished(output)
+    kill = next(run for run in read_result(options, "encode")["runs"] if run["killed"])
+    changed = [name for name, known in kill["digests"].items() if hash_file(shards[name]) != known]
     if changed:
         raise VidlatentError(f"shards changed that were finished at the kill: {changed[:3]}.")
     again = [compare_shard(options, name) for name in kill["left_half"]]
@@ -345,12 +346,12 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare_shard(options: argparse.Namespace, name: str) -> str:
-    """Write one shard by a process that nothing disturbs, and compare."""
+    """Write one shard by an undisturbed process and compare it."""
     other, file = options.folder / "one-shard", f"{name}.array_record"
     shutil.rmtree(other, ignore_errors=True)
     number = int(name.split("-")[1])
     keys = {"encode.process_index": number, "encode.process_count": options.shards}
-    watch(encoding(options, other, **keys), options.folder / "check.log", f"check of {name}")
+    watch(encode_command(options, other, **keys), options.folder / "check.log", f"check of {name}")
     for one in (file, f"{name}.json"):
         if (other / one).read_bytes() != (options.folder / "latents" / one).read_bytes():
             raise VidlatentError(f"{one} differs from what an undisturbed process writes.")
@@ -359,11 +360,13 @@ def compare_shard(options: argparse.Namespace, name: str) -> str:
 
 
 def reconstruct(options: argparse.Namespace) -> dict[str, Any]:
-    """The whole video through encoder and decoder into a file; scoring would take most of it."""
-    output, video = options.folder / "restored" / "restored.mp4", video_of(options)
+    """Reconstruct the whole video into a file, without scores, which would take longest."""
+    output, video = options.folder / "restored" / "restored.mp4", video_path(options)
     shutil.rmtree(output.parent, ignore_errors=True)
     keys = {"eval.compare": False}
-    command = program("reconstruct", keys, workdir=run_of(options), input=video, output=output)
+    command = main_command(
+        "reconstruct", keys, workdir=tokenizer_workdir(options), input=video, output=output
+    )
 
     def begun() -> bool:
         return any(path.stat().st_size > 0 for path in output.parent.glob(".restored.*.mp4"))
@@ -380,33 +383,33 @@ def reconstruct(options: argparse.Namespace) -> dict[str, Any]:
     row = seen.to_json()
     scores = output.with_name("restored_scores.json")
     row["scores"] = json.loads(scores.read_text()) if scores.exists() else None
-    # Broken off, as many as it had read, which is a little more than it had restored.
+    # If it was stopped, these are the frames it had read, a few more than it had restored.
     about = round(seen.progress * options.frames)
     row["frames"] = row["scores"]["frames"] if scores.exists() else about
     return row
 
 
-def result(options: argparse.Namespace, part: str) -> dict[str, Any] | None:
-    """What a part found; None if it has not run."""
+def read_result(options: argparse.Namespace, part: str) -> dict[str, Any] | None:
+    """The result of a part; None if it has not run."""
     file = options.folder / f"{part}.json"
     return json.loads(file.read_text()) if file.exists() else None
 
 
 def report(options: argparse.Namespace) -> None:
-    """Table, plot and everything in one file."""
+    """Write table, plot and one file with all results."""
     from benchmarks.codec import processor_name, versions
-    from benchmarks.long_video_report import draw, table
+    from benchmarks.long_video_report import draw_memory, format_table
 
-    found = {part: result(options, part) for part in PARTS[:-1]}
+    found = {part: read_result(options, part) for part in PARTS[:-1]}
     about = {"processor": processor_name(), **versions()}
     settings = json.loads((options.folder / "settings.json").read_text())
     everything = {"about": about, "settings": settings, **found}
     write(options.folder / f"{RESULT}.json", everything)
-    text = table(everything)
+    text = format_table(everything)
     (options.folder / f"{RESULT}.md").write_text(text)
     print(text)
     if found["encode"]:
-        draw(everything, options.folder / f"{RESULT}.png")
+        draw_memory(everything, options.folder / f"{RESULT}.png")
     print(f"all of it in {options.folder}: {RESULT}.json, .md and .png")
 
 
@@ -423,23 +426,23 @@ NEEDS = {"encode": ("video", "codec"), "check": ("encode",), "reconstruct": ("vi
 def main(words: Sequence[str] | None = None) -> int:
     """Run the parts that have not run; returns the exit status."""
     try:
-        options = parse(words)
-        settle(options)
+        options = parse_options(words)
+        check_settings(options)
         for part in options.parts:
             if part == "report":
                 report(options)
                 continue
-            lacking = [need for need in NEEDS.get(part, ()) if result(options, need) is None]
+            lacking = [need for need in NEEDS.get(part, ()) if read_result(options, need) is None]
             if lacking:
                 raise VidlatentError(f"--parts={part} needs {' and '.join(lacking)} first.")
-            if result(options, part) is None:
+            if read_result(options, part) is None:
                 print(f"{part} ...", flush=True)
                 write(options.folder / f"{part}.json", WORK[part](options))
     except (VidlatentError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print("interrupted; the same command resumes", file=sys.stderr)
         return 130
     return 0
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vidlatent.report.tables import markdown_table
 
-__all__ = ["draw", "table"]
+__all__ = ["draw_memory", "format_table"]
 
 _MEMORY = {
     "first third MiB": "first_third_mib",
@@ -18,8 +18,8 @@ _MEMORY = {
 }
 
 
-def rows(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], float | None]]:
-    """(name, what was seen, frames or None) of each process that was watched."""
+def list_runs(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], float | None]]:
+    """``(name, Watched as JSON, frames or None)`` of each process that was watched."""
     settings, listed = found["settings"], []
     if found["encode"]:
         frames = found["video"]["frames"]
@@ -34,8 +34,8 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], float |
     return listed
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """Markdown: what was coded, the processes, what the check says."""
+def format_table(found: Mapping[str, Any]) -> str:
+    """Markdown: the video, the processes, and the result of the check."""
     settings, video, codec = found["settings"], found["video"], found["codec"]
     lines = []
     if video:
@@ -46,7 +46,7 @@ def table(found: Mapping[str, Any]) -> str:
     if codec:
         lines.append(f"Codec: weights {codec['weights']}.")
     shown = []
-    for name, run, frames in rows(found):
+    for name, run, frames in list_runs(found):
         row = {"run": name, "wall s": f"{run['seconds']:.0f}"}
         row["processor s"] = f"{run['processor_s']:.0f}"
         row["frames"] = f"{frames:,.0f}" if frames else None
@@ -74,14 +74,14 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(found: Mapping[str, Any], file: Path) -> None:
-    """Resident memory over time: encoding above, reconstruction below."""
+def draw_memory(found: Mapping[str, Any], file: Path) -> None:
+    """Plot resident memory over time: encoding above, reconstruction below."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    listed = rows(found)
+    listed = list_runs(found)
     groups = [[row for row in listed if row[0].startswith(what)] for what in ("encode", "recon")]
     groups = [group for group in groups if group]
     figure, axes = plt.subplots(len(groups), 1, figsize=(8, 2.9 * len(groups)), squeeze=False)

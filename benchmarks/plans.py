@@ -1,13 +1,13 @@
-"""Every published preset, planned for a machine that is not there: ``docs/plans.md``.
+"""Plans all published presets for machines that need not be at hand, for ``docs/plans.md``.
 
-    python -m benchmarks.plans                      # plans what has no plan yet, writes the page
-    python -m benchmarks.plans --only fsvideo       # those whose names contain one of the words
-    python -m benchmarks.plans --minutes 30         # start no further one after so long
-    python -m benchmarks.plans --page-only          # the page from the plans that there are
+    python -m benchmarks.plans                      # make the missing plans and write the page
+    python -m benchmarks.plans --only fsvideo       # only cases whose name contains a word
+    python -m benchmarks.plans --minutes 30         # start no further plan after so long
+    python -m benchmarks.plans --page-only          # write the page from the plans that exist
 
-One process a plan, one after the other, so that each gives its memory back. A finished plan stays
-in ``--folder`` and is not made again; one that was stopped by ``--limit`` or failed is tried again.
-The page holds the compiler's estimates; nothing is run.
+Each plan is made by its own process, one after another, which frees its memory. Finished plans stay
+in ``--folder`` and are not repeated; failed ones, and those stopped by ``--limit``, are tried
+again. The page shows the compiler's estimates; nothing is run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A plan: what is printed for it, and the flags of ``--mode=plan``.
+    """A plan to make: its name in the table, and the flags of ``--mode=plan``.
 
     Attributes:
       name: of its row and file.
@@ -57,7 +57,8 @@ _FSAE, _PROMAG, _REDUCIO, _IVVAE = (
     {"plan.tokenizer": preset}
     for preset in ("fsae:paper", "promag:paper", "reducio_vae:paper", "ivvae:z4")
 )
-# Tokens are spread, not kernels, which fit whole: a sixth is sent of what mesh.tensor sends.
+# Tokens are sharded (mesh.context), not kernels (mesh.tensor), which fit: that sends a sixth as
+# much.
 _EVALUATION = {"plan.what": "nfe", "sample.batch": 1, "mesh.fsdp": 1, "mesh.context": 4}
 _VIDEO_DIT = "fsvideo_dit:paper,stage="
 # A tokenizer has hundreds of convolutions, and each takes seconds at the compiler's own effort.
@@ -121,13 +122,14 @@ def command(case: Case) -> list[str]:
     return flags + [f"--config.{key}={value}" for key, value in keys.items()]
 
 
-def make(case: Case, folder: Path, limit: int) -> dict[str, Any]:
-    """Plan a case in a process of its own; what it wrote, what it took, or why there is nothing."""
+def make_plan(case: Case, folder: Path, limit: int) -> dict[str, Any]:
+    """Plan a case in its own process; returns the plan and its cost, or the reason of a failure."""
     output, log = folder / f"{case.name}.plan.json", folder / f"{case.name}.log"
     output.unlink(missing_ok=True)
     words = [sys.executable, "-m", "vidlatent.main", *command(case), f"--output={output}"]
     words.append(f"--workdir={folder / 'workdir'}")
-    # With this a TPU's plan needs no second process; compiled ahead of time, nothing is read back.
+    # On the CPU platform a TPU's plan needs no second process. Programs that are compiled ahead of
+    # time cannot be read back from a cache.
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"}
     begin, made_with = time.monotonic(), versions()
     with log.open("w") as stream:
@@ -138,7 +140,7 @@ def make(case: Case, folder: Path, limit: int) -> dict[str, Any]:
             stdout=stream,
             stderr=subprocess.STDOUT,
         )
-        _, status, usage = os.wait4(process.pid, 0)  # what it took, its children included
+        _, status, usage = os.wait4(process.pid, 0)  # usage of it and its children
     process.returncode = os.waitstatus_to_exitcode(status)
     row = {
         "case": dataclasses.asdict(case),
@@ -167,7 +169,7 @@ def versions() -> dict[str, str]:
     return {**told, "commit": commit}
 
 
-def stored(folder: Path) -> dict[str, dict[str, Any]]:
+def read_stored(folder: Path) -> dict[str, dict[str, Any]]:
     """What there is of the cases, by name."""
     files = {case.name: folder / f"{case.name}.json" for case in CASES}
     return {name: json.loads(f.read_text()) for name, f in files.items() if f.exists()}
@@ -185,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     options.folder.mkdir(parents=True, exist_ok=True)
     wanted = [word for word in options.only.split(",") if word]
-    begin, before = time.monotonic(), stored(options.folder)
+    begin, before = time.monotonic(), read_stored(options.folder)
     for case in CASES if not options.page_only else ():
         known = before.get(case.name, {})
         same = known.get("case") == json.loads(json.dumps(dataclasses.asdict(case)))
@@ -195,13 +197,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         if time.monotonic() - begin > 60 * options.minutes:
             break
-        row = make(case, options.folder, options.limit)
+        row = make_plan(case, options.folder, options.limit)
         (options.folder / f"{case.name}.json").write_text(json.dumps(row, indent=1) + "\n")
         print(case.name, row.get("failed", "planned"), f"{row['seconds']:.0f} s", flush=True)
-    found = stored(options.folder)
+    found = read_stored(options.folder)
     rows = [found.get(case.name, {"case": dataclasses.asdict(case)}) for case in CASES]
     commands = {case.name: " ".join(command(case)) for case in CASES}
-    options.page.write_text(plans_page.page(rows, commands))
+    options.page.write_text(plans_page.format_page(rows, commands))
     print(f"wrote {options.page}")
     return 0
 

@@ -8,25 +8,26 @@ from typing import Any
 from vidlatent.plan.hardware import GIB
 from vidlatent.report.tables import markdown_table
 
-__all__ = ["page"]
+__all__ = ["format_page"]
 
 _HEAD = """# Plans of the published presets
 
 `python -m benchmarks.plans`, that is `python -m vidlatent.main --mode=plan` for each row.
 
-**The compiler's estimates. Nothing was run, and no such machine was at hand.** Bytes are what the
-TPU compiler allocated on one device; operations are those of the program's products and
-convolutions, on one device; times are bounds, each resource at the peak of its data sheet and the
-slowest of them alone, so an MFU is an upper bound. A training step is planned for the bucket with
-the most pixels a batch. Batches, and whatever else the papers leave open, are the presets' choices.
+**These are the compiler's estimates. Nothing was run, and no such machine was at hand.** Bytes are
+those that the TPU compiler allocated on one device; operations are those of the program's matrix
+products and convolutions on one device. Times are lower bounds: each resource works at the peak of
+its data sheet, and the slowest of them decides, so an MFU is an upper bound. A training step is
+planned for the bucket with the most pixels a batch. Batch sizes, and everything else that the
+papers leave open, are choices of the presets.
 """
-_EFFORT = """`--config.plan.effort=-1` spares the compiler its search for the fastest tiling of each
-product and convolution. At its own effort a 3x3x3 convolution of 128 channels with both gradients
-takes 10.0 s of processor, and a tokenizer has hundreds of them; with it 1.0 s, for the same
-temporaries and 2.39 GB of traffic in place of 2.40. The program of `fsvideo_dit-target` at the
-compiler's own effort, planned apart shortly before its commit: 8.93 GiB in place of 8.59, 356 GB of
-traffic in place of 381, the same operations, 132 s of processor in place of 43. So memory may come
-out some 5 % low, and traffic as much high."""
+_EFFORT = """With `--config.plan.effort=-1` the compiler does not search for the fastest tiling of
+each product and convolution. At its default effort compiling a 3x3x3 convolution of 128 channels
+with both gradients takes 10.0 s of processor time, and a tokenizer has hundreds of them; with -1 it
+takes 1.0 s, with the same temporaries and 2.39 GB of traffic instead of 2.40. For comparison, the
+program of `fsvideo_dit-target` was planned once at the default effort, shortly before its commit:
+8.93 GiB instead of 8.59, 356 GB of traffic instead of 381, the same operations, 132 s of processor
+time instead of 43. So memory may come out about 5 % too low, and traffic 5 % too high."""
 # Parts of the memory, as columns.
 _PARTS = {
     "parameters": ("parameters",),
@@ -40,7 +41,7 @@ _PARTS = {
 }
 
 
-def page(rows: Sequence[Mapping[str, Any]], commands: Mapping[str, str]) -> str:
+def format_page(rows: Sequence[Mapping[str, Any]], commands: Mapping[str, str]) -> str:
     """The whole page.
 
     Args:
@@ -60,7 +61,7 @@ def page(rows: Sequence[Mapping[str, Any]], commands: Mapping[str, str]) -> str:
         parts += ["## What did not fit as it is", "\n".join(changed)]
     missing = [_missing(row) for row in rows if "plan" not in row]
     if missing:
-        told = "In the list of `benchmarks.plans`, without figures yet:"
+        told = "In the list of `benchmarks.plans`, but without figures yet:"
         parts += ["## Not planned", told, "\n".join(missing)]
     if planned:
         lines = [f"{_name(row):22} {commands[_name(row)]}" for row in planned]
@@ -81,7 +82,7 @@ def _name(row: Mapping[str, Any]) -> str:
 
 
 def _last(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The attempt that fits; else the last that the compiler finished, else the last."""
+    """The attempt that fits, else the last one that was compiled, else the last one."""
     attempts = row["plan"]["attempts"]
     known = [a for a in attempts if "memory" in a]
     return next((a for a in attempts if a["fits"]), (known or attempts)[-1])
@@ -133,7 +134,7 @@ def _work(row: Mapping[str, Any]) -> dict[str, Any]:
             "MFU at most": f"{line['mfu_at_most']:.0%}",
             "compiler's own ms, loops once": _milliseconds(found["compiler_seconds"]),
         }
-    # Of the whole command, all of its tries included.
+    # Cost of the whole command with all its attempts.
     return {
         **cells,
         "processor s": f"{row['processor_seconds']:.0f}",

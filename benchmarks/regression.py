@@ -1,12 +1,11 @@
-"""Operations, traffic and memory of a few small programs, held against the last accepted figures.
+"""Operations, traffic and memory of some small programs, compared with the accepted figures.
 
-    python -m benchmarks.regression            compare; the exit status is 1 if something grew
-    python -m benchmarks.regression --write    accept what there is now
+    python -m benchmarks.regression            compare; exit status 1 if one changed
+    python -m benchmarks.regression --write    accept the present figures
 
-The figures are the compiler's for one CPU device, so they do not depend on the machine, but they do
-on the version of JAX: tests compare them under the one that they were written with, and say so
-under another. A change of more than 5 % fails the test suite, be it for the better: accept it with
-the commit that brings it.
+The figures come from compiling for one CPU device. They do not depend on the machine, but on the
+version of JAX: tests compare them only under the version that they were written with. A change of
+more than 5 %, in either direction, fails the test suite: accept it in the commit that causes it.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from vidlatent.plan.build import build_program
 from vidlatent.plan.costs import compile_program, read_costs
 from vidlatent.report.tables import markdown_table
 
-__all__ = ["PROGRAMS", "differences", "figures", "other_jax", "stored"]
+__all__ = ["PROGRAMS", "list_differences", "compute_figures", "explain_other_jax", "read_stored"]
 
 FILE = Path(__file__).with_suffix(".json")
 TOLERANCE = 0.05
@@ -45,7 +44,7 @@ _GENERATORS = {
     "latte": _SMALL,
 }
 _CLIPS = (9, 64, 64, 2)
-# Config, what of it, bucket, and keys of the config that differ.
+# Name -> (config, its program, bucket, config keys).
 PROGRAMS = {
     f"{name} {what}": (config, what, bucket, {})
     for name, (config, bucket) in _TOKENIZERS.items()
@@ -57,11 +56,8 @@ PROGRAMS = {
 }
 
 
-def figures(name: str) -> dict[str, float]:
-    """``flops``, ``bytes`` to and from memory, and bytes of ``temporaries`` and ``total`` memory.
-
-    All of a run of a program; ``total`` is what it holds at once.
-    """
+def compute_figures(name: str) -> dict[str, float]:
+    """``flops``, ``bytes`` of memory traffic, and bytes of ``temporaries`` and ``total`` memory."""
     spec, what, bucket, keys = PROGRAMS[name]
     keys = {**keys, "plan.tokenizer": "fsae", "plan.bucket": str(bucket)}
     config = load(spec, {"precision.compute": "float32", **keys})
@@ -77,14 +73,14 @@ def figures(name: str) -> dict[str, float]:
     }
 
 
-def stored() -> dict[str, Any]:
-    """``jax``, the version written with, and ``programs``: name -> figures."""
+def read_stored() -> dict[str, Any]:
+    """The accepted figures: ``jax``, their version, and ``programs``: name -> figures."""
     return json.loads(FILE.read_text())
 
 
-def other_jax() -> str:
-    """What to do where JAX is not the one that the figures were written with; '' where it is."""
-    written = stored()["jax"]
+def explain_other_jax() -> str:
+    """What to do if JAX is not the version that the figures were written with, else ''."""
+    written = read_stored()["jax"]
     if written == jax.__version__:
         return ""
     return (
@@ -95,12 +91,12 @@ def other_jax() -> str:
     )
 
 
-def differences(names: Iterable[str]) -> list[dict[str, Any]]:
-    """A row for each figure of these programs that is not what it was: more than 5 % off."""
-    accepted = stored()["programs"]
+def list_differences(names: Iterable[str]) -> list[dict[str, Any]]:
+    """A row for each figure of these programs that differs from the accepted one by over 5 %."""
+    accepted = read_stored()["programs"]
     rows = []
     for name in names:
-        now, known = figures(name), accepted[name] if name in accepted else {}
+        now, known = compute_figures(name), accepted[name] if name in accepted else {}
         for figure, value in now.items():
             before = known[figure] if figure in known else None
             if before is None or abs(value - before) > TOLERANCE * before:
@@ -112,16 +108,19 @@ def differences(names: Iterable[str]) -> list[dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="accept what there is now")
+    parser.add_argument("--write", action="store_true", help="accept the present figures")
     options = parser.parse_args(argv)
     if options.write:
-        found = {"jax": jax.__version__, "programs": {name: figures(name) for name in PROGRAMS}}
+        found = {
+            "jax": jax.__version__,
+            "programs": {name: compute_figures(name) for name in PROGRAMS},
+        }
         FILE.write_text(json.dumps(found, indent=1) + "\n")
         print(f"wrote {len(PROGRAMS)} programs to {FILE}")
         return 0
-    if told := other_jax():
+    if told := explain_other_jax():
         print(told)
-    rows = differences(PROGRAMS)
+    rows = list_differences(PROGRAMS)
     print(markdown_table(rows, aligned=True) if rows else "as accepted")
     return 1 if rows else 0
 

@@ -2,12 +2,13 @@
 
     python torch_models.py <name in NETWORKS> weights.safetensors '<arguments>' <threads>
 
-Reads the published names. IV-VAE is a plain functional network written for this measurement, fed
-one group of frames at a time as the released code is; DC-AE is Diffusers' AutoencoderDC, the block
-of Wan its WanTransformerBlock; for Reducio-VAE see ``torch_reducio.py``.
+Weights have their published names. IV-VAE is a plain functional network written for this
+measurement, which gets one group of frames at a time as the released code does. DC-AE is Diffusers'
+AutoencoderDC, the block of Wan is its WanTransformerBlock; for Reducio-VAE see
+``torch_reducio.py``.
 
-It is told by lines of JSON what to run once, and answers each with a line: the seconds of wall time
-and of processor time.
+Each line of JSON on standard input says what to run once; it is answered by a line with the seconds
+of wall time and of processor time.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The published PyTorch models against ours on this CPU: the same weights, one run, ratios.
+"""Time and results of published PyTorch models and ours on this CPU, with the same weights.
 
     python -m benchmarks.vs_torch --torch-python /path/to/env/bin/python
     python -m benchmarks.vs_torch --models ivvae --sizes 5x256x256    # without the comparison
@@ -8,10 +8,10 @@ images, ``reducio`` the released ft4-fs32, whose clips have 16 frames: sizes are
 frames x height x width. ``wan-block`` is a block of Wan2.1's transformer of 1.3 B with 512 text
 tokens; its size is that of the tokens' grid, and keys and values of the text are made each time.
 
-Weights are random. Both sides compute in float32 on all cores that this process may use, in turns,
-from the same inputs: the time of each is the least of ``--repeats``, and "difference" the largest
-one between results, relative to the largest value. A ratio below 1 means that this package is
-faster; on a busy machine look at the processor seconds, which other work hardly moves. The other
+Weights are random. Both sides compute in float32 from the same inputs, in turns, on all cores that
+this process may use. The time of each is the least of ``--repeats``; "difference" is the largest
+difference between results, relative to the largest value. A ratio below 1 means that this package
+is faster; on a busy machine compare processor seconds, which other work hardly changes. The torch
 environment needs torch, safetensors and numpy, and diffusers for DC-AE and the block. Tokenizers at
 17x256x256 take minutes a turn on two idle cores.
 
@@ -92,13 +92,13 @@ Arrays = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """How a model is made and called here, and what the torch side is told.
+    """A model on both sides.
 
     Attributes:
-      make: makes the object that has ``calls``, see ``Tokenizer``.
+      make: makes our side, an object with ``calls``, see ``Tokenizer``.
       table: names of its weights on file.
-      torch: constructor arguments there.
-      sizes: that are measured unless others are asked for.
+      torch: constructor arguments of the torch side.
+      sizes: measured by default.
     """
 
     make: Callable[[], Any]
@@ -108,10 +108,10 @@ class Entry:
 
 
 class Tokenizer:
-    """Encoding of a clip, and decoding of what our side made of it.
+    """Encodes a clip and decodes our latent of it.
 
     Attributes:
-      calls: names of what is run -> the inputs that it reads on both sides, in order.
+      calls: method -> the inputs that it reads on both sides, in order.
     """
 
     calls = {"encode": ("video",), "decode": ("latent",)}
@@ -132,7 +132,7 @@ class Tokenizer:
         return {"video": video, "content": content}
 
     def encode(self, params: Any, arrays: Arrays) -> Arrays:
-        """Further inputs; the first is the result."""
+        """Arrays to add to the inputs; the first is the result to compare."""
         posterior = self.model.apply({"params": params}, arrays["video"][None], method="encode")[0]
         return {"latent": posterior.mode()[0]}
 
@@ -146,7 +146,7 @@ class Tokenizer:
         }
 
     def published(self, params: Any) -> Any:
-        """Parameters as the table knows them."""
+        """Parameters in the structure that ``table`` names."""
         return params
 
 
@@ -203,7 +203,7 @@ MODELS = {
 
 
 def random_params(shapes: Any, seed: int = 0) -> Any:
-    """Values of the usual sizes everywhere, so that nothing vanishes or grows."""
+    """Random parameters of usual magnitude, so that activations neither vanish nor grow."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -217,7 +217,7 @@ def random_params(shapes: Any, seed: int = 0) -> Any:
 
 
 class TorchSide:
-    """The other process, which runs what it is told and nothing in between."""
+    """The process with torch; it is idle between calls."""
 
     def __init__(self, process: subprocess.Popen, folder: Path):
         self.process, self.folder = process, folder
@@ -230,7 +230,7 @@ class TorchSide:
         return json.loads(line)
 
     def run(self, call: str, given: Arrays | None) -> tuple[tuple[float, float], Any]:
-        """Seconds (wall, processor), and the result where inputs are given: the first time."""
+        """``((wall s, processor s), result)``; the result is None unless inputs are given."""
         files = None
         if given is not None:
             files = [str(self.folder / f"{call}.{end}") for end in ("npz", "npy")]
@@ -241,24 +241,33 @@ class TorchSide:
 
 
 @contextlib.contextmanager
-def torch_side(python: str, name: str, params: Any, folder: Path) -> Iterator[TorchSide]:
+def start_torch_side(python: str, name: str, params: Any, folder: Path) -> Iterator[TorchSide]:
     """The network called ``name`` with these weights, in another interpreter."""
     entry = MODELS[name]
     weights = folder / "weights.safetensors"
     tensors = export_params(params, entry.table)
     save_safetensors({key: np.asarray(x) for key, x in tensors.items()}, weights)
-    command = [python, str(TORCH_SIDE), name, str(weights), json.dumps(entry.torch), str(threads())]
+    command = [
+        python,
+        str(TORCH_SIDE),
+        name,
+        str(weights),
+        json.dumps(entry.torch),
+        str(count_threads()),
+    ]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:
-        yield TorchSide(process, folder)  # its input ends with the block, and it with that
+        yield TorchSide(
+            process, folder
+        )  # it exits when its input is closed at the end of the block
 
 
-def threads() -> int:
+def count_threads() -> int:
     """Cores that this process may use, which is what XLA takes."""
     return len(os.sched_getaffinity(0))
 
 
-def clocked(run: Callable[..., Any], *arguments: Any) -> tuple[tuple[float, float], Any]:
+def time_call(run: Callable[..., Any], *arguments: Any) -> tuple[tuple[float, float], Any]:
     """Seconds (wall, processor) and the result."""
     start = time.perf_counter(), time.process_time()
     result = jax.block_until_ready(run(*arguments))
@@ -266,7 +275,7 @@ def clocked(run: Callable[..., Any], *arguments: Any) -> tuple[tuple[float, floa
 
 
 def measure(name: str, size: tuple[int, ...], python: str, repeats: int) -> dict[str, Any]:
-    """One row of the table; both sides take turns."""
+    """Measure one row of the table; both sides take turns."""
     entry = MODELS[name]
     model = entry.make()
     arrays = model.inputs(size, np.random.default_rng(1))
@@ -277,17 +286,19 @@ def measure(name: str, size: tuple[int, ...], python: str, repeats: int) -> dict
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         params, other = random_params(model.shapes()), None
         if python:
-            other = stack.enter_context(torch_side(python, name, model.published(params), folder))
+            other = stack.enter_context(
+                start_torch_side(python, name, model.published(params), folder)
+            )
             row["torch"] = other.version
         params = jax.tree.map(jnp.asarray, params)
         for turn in range(repeats):
             for call, reads in model.calls.items():
                 if turn == 0:
-                    (compiling, _), run = clocked(_compiled, model, call, params, arrays)
+                    (compiling, _), run = time_call(_compile, model, call, params, arrays)
                     row["compile s"] += compiling
                     programs[call] = functools.partial(run, params, arrays)
                 given = {key: arrays[key] for key in reads} if turn == 0 else None
-                spent, made = clocked(programs[call])
+                spent, made = time_call(programs[call])
                 seconds.setdefault(call, []).append(spent)
                 arrays = {**arrays, **made} if turn == 0 else arrays
                 if other:
@@ -297,14 +308,14 @@ def measure(name: str, size: tuple[int, ...], python: str, repeats: int) -> dict
                         mine = np.asarray(next(iter(made.values())))
                         error = np.abs(result - mine).max() / np.abs(result).max()
                         row[f"{call} difference"] = float(error)
-    return row | _times(model.calls, seconds)
+    return row | _least_times(model.calls, seconds)
 
 
-def _compiled(model: Any, call: str, params: Any, arrays: Arrays) -> Any:
+def _compile(model: Any, call: str, params: Any, arrays: Arrays) -> Any:
     return jax.jit(getattr(model, call)).lower(params, arrays).compile()
 
 
-def _times(calls: Any, seconds: Mapping[str, list[tuple[float, float]]]) -> dict[str, float]:
+def _least_times(calls: Any, seconds: Mapping[str, list[tuple[float, float]]]) -> dict[str, float]:
     """Least seconds of each side, and their ratio."""
     found = {}
     for call in calls:
@@ -332,7 +343,7 @@ def main(argv: list[str] | None = None) -> None:
             lines = [{"": key, name: _text(value)} for key, value in rows[-1].items()]
             print(markdown_table(lines, aligned=True), flush=True)
     if args.json:
-        about = {"threads": threads(), "repeats": args.repeats, "jax": jax.__version__}
+        about = {"threads": count_threads(), "repeats": args.repeats, "jax": jax.__version__}
         Path(args.json).write_text(json.dumps({**about, "rows": rows}, indent=1))
 
 

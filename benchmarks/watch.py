@@ -1,4 +1,4 @@
-"""Run a command and watch it: resident memory of its process tree over time, and a kill on cue."""
+"""Run a command while sampling the memory of its process tree, and kill it at a given moment."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from typing import Any
 
 from vidlatent.errors import VidlatentError
 
-__all__ = ["Watched", "growth", "process_status", "read_place", "resident", "watch"]
+__all__ = ["Watched", "measure_growth", "process_status", "read_place", "measure_resident", "watch"]
 
-POLL_S = 0.02  # how often is asked whether the command is to be killed
+POLL_S = 0.02  # seconds between checks whether to kill the command
 MIB = 2**20
 _PROC = Path("/proc")
 
 
-def resident(root: int) -> tuple[int, int]:
-    """Bytes of a process and all its descendants: resident, and of these anonymous ones.
+def measure_resident(root: int) -> tuple[int, int]:
+    """``(resident bytes, anonymous bytes)`` of a process and all its descendants.
 
-    Anonymous pages are what a program has allocated; the others belong to files that it has mapped,
-    libraries above all, and can be dropped. Pages that processes share count once for each.
+    Anonymous pages are those that a program has allocated. The others belong to mapped files,
+    mostly libraries, and can be dropped. Pages shared by several processes count once for each.
     """
     parents: dict[int, int] = {}
     sizes: dict[int, tuple[int, int]] = {}
@@ -46,7 +46,7 @@ def resident(root: int) -> tuple[int, int]:
 
 
 def process_status(pid: int) -> dict[str, int]:
-    """The parent's id, and bytes resident, anonymous of these, and resident at most so far."""
+    """``PPid``, and bytes: ``VmRSS`` resident, ``RssAnon`` anonymous, ``VmHWM`` peak resident."""
     lines = (_PROC / str(pid) / "status").read_text().splitlines()
     fields = {key: value for key, _, value in (line.partition(":\t") for line in lines)}
     sizes = ("VmRSS", "RssAnon", "VmHWM")  # missing of a process that is ending
@@ -66,15 +66,15 @@ def read_place(pid: int, file: Path) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Watched:
-    """What was seen of a command.
+    """A watched command.
 
     Attributes:
-      seconds: from its start to its end; ``processor_s`` what it and its children computed.
-      status: its exit status, below 0 the signal that ended it.
-      killed: whether it was killed on cue.
+      seconds: wall time from start to end; ``processor_s``: processor time with its children.
+      status: exit status; below 0: the signal that ended it.
+      killed: whether ``watch`` killed it.
       samples: (seconds since its start, resident bytes, anonymous bytes).
-      steady_s: second at which it was first said to be at work; None if never.
-      progress: share done when it ended, as ``watch`` was told.
+      steady_s: second at which ``at_work`` was first true; None if never.
+      progress: share of the work done at the end, from ``progress`` of ``watch``.
     """
 
     seconds: float
@@ -86,14 +86,16 @@ class Watched:
     progress: float
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "growth": growth(self.samples, self.steady_s)}
+        return {**vars(self), "growth": measure_growth(self.samples, self.steady_s)}
 
 
-def growth(
+def measure_growth(
     samples: Sequence[tuple[float, int, int]], steady_s: float | None
 ) -> dict[str, float] | None:
-    """MiB resident from second ``steady_s`` on: medians of the first and of the last third of that
-    time, their difference, the most; None for fewer than three samples."""
+    """Resident MiB from second ``steady_s`` on; None for fewer than three samples.
+
+    Medians over the first and the last third of that time, their difference, and the most.
+    """
     if steady_s is None:
         return None
     kept = [(moment, size) for moment, size, _ in samples if moment >= steady_s]
@@ -123,16 +125,17 @@ def watch(
     cue: Callable[[], bool] = lambda: False,
     limit_s: float = 0.0,
 ) -> Watched:
-    """Run ``command`` to its end, or to its ``cue``, at which all of it is killed by SIGKILL.
+    """Run ``command`` to its end, or kill it and its children by SIGKILL when ``cue`` is true.
 
     Args:
-      log: file that what it prints is added to.
-      name: for the lines that say how far it is.
-      every: seconds from sample to sample.
-      progress: process id -> share that is done.
-      at_work: whether what comes before the work proper is over.
-      cue: whether to kill it now; asked fifty times a second.
-      limit_s: kill it after so long, too; 0: never.
+      command: program and arguments.
+      log: file that its output is appended to.
+      name: printed with its progress.
+      every: seconds between samples.
+      progress: process id -> share of the work that is done.
+      at_work: whether it has begun its actual work, after starting and compiling.
+      cue: whether to kill it now; called fifty times a second.
+      limit_s: kill it after so many seconds; 0: never.
 
     Raises:
       VidlatentError: it failed; the message has its last line.
@@ -152,7 +155,7 @@ def watch(
                 killed = cue() or 0 < limit_s < look.seconds()
                 time.sleep(0 if killed else POLL_S)
         finally:
-            # Also when this program is interrupted: nothing is left running.
+            # If this program is interrupted, too, nothing may be left running.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             status = process.wait()
@@ -167,7 +170,7 @@ def watch(
 
 
 class _Look:
-    """Samples of a process, and a line now and then about how far it is."""
+    """Samples a process and prints its progress every 15 seconds."""
 
     QUIET_S = 15.0
 
@@ -190,7 +193,7 @@ class _Look:
     def __call__(self, pid: int) -> None:
         now = self.seconds()
         if not self.samples or now - self.samples[-1][0] >= self._every:
-            self.samples.append((now, *resident(pid)))
+            self.samples.append((now, *measure_resident(pid)))
             self.share = max(self.share, self._progress(pid))
             if self.steady_s is None and self._at_work():
                 self.steady_s, self._at_first = now, self.share

@@ -20,7 +20,7 @@ PLANS = [Plan("large", 128, 8, 5.0), Plan("small", 32, 1, 0.0)]
 
 
 def loaded(flags):
-    return configs.load(*discriminator_demos._loadable(flags))
+    return configs.load(*discriminator_demos._parse_command(flags))
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.size)
@@ -62,12 +62,14 @@ def test_the_clock_stops_a_run_and_goes_on_where_it_was(program, tmp_path, capsy
         f"echo started\ntrap 'exit 130' TERM\necho '{line}' >> {workdir}/metrics.jsonl\n"
         "while :; do sleep 0.05; done\n"
     )
-    assert 0.4 <= discriminator_demos._run(["--x=1"], workdir, 0.4, after=7) < 30
+    assert 0.4 <= discriminator_demos._run_main(["--x=1"], workdir, 0.4, after=7) < 30
     assert (workdir / "log.txt").read_text() == "started\n"
-    assert discriminator_demos._run(["--x=1"], workdir, 0.4) >= 0.4  # all of it was spent before
+    assert (
+        discriminator_demos._run_main(["--x=1"], workdir, 0.4) >= 0.4
+    )  # all of it was spent before
     assert (workdir / "log.txt").read_text() == "started\n"
     (workdir / "seconds.json").write_text("0.3")
-    assert discriminator_demos._run(["--x=1"], workdir, 0.4) >= 0.4
+    assert discriminator_demos._run_main(["--x=1"], workdir, 0.4) >= 0.4
     assert (workdir / "log.txt").read_text() == "started\n" * 2
     assert capsys.readouterr().out == "python -m vidlatent.main --x=1\n" * 2
 
@@ -75,10 +77,10 @@ def test_the_clock_stops_a_run_and_goes_on_where_it_was(program, tmp_path, capsy
 def test_a_run_that_fails_is_told(program, tmp_path):
     program("echo 'error: no such key'\nexit 1\n")
     with pytest.raises(VidlatentError, match="run ended with 1: error: no such key"):
-        discriminator_demos._run([], tmp_path / "run")
+        discriminator_demos._run_main([], tmp_path / "run")
     program("exit 130\n")  # by somebody else
     with pytest.raises(VidlatentError, match="ended with 130"):
-        discriminator_demos._run([], tmp_path / "run", 9.0)
+        discriminator_demos._run_main([], tmp_path / "run", 9.0)
 
 
 def result(folder, former=""):

@@ -24,7 +24,9 @@ def test_forms_are_compared_with_the_first():
     ]
     found = {"plain": figures(10.0), "own": figures(9.0, 1.0)}
     found = {f"v5p: {row.what}: {row.form}": found[row.form] for row in wanted[:3]}
-    text = estimates.table(wanted, found, ["v5p"], lambda chip, row: 10.0 if row.attention else 0)
+    text = estimates.format_table(
+        wanted, found, ["v5p"], lambda chip, row: 10.0 if row.attention else 0
+    )
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert lines[0][2:] == [
         f"v5p {name}" for name in ("ms", "GB", "temporaries GB", "change", "earlier")
@@ -36,11 +38,11 @@ def test_forms_are_compared_with_the_first():
 
 def test_instructions_without_a_time_are_counted_apart():
     """The compiler adds -1 s for each."""
-    assert estimates.counted(9.5) == (9.5, 0)
-    assert estimates.counted(-1992.951) == (pytest.approx(7.049), 2)
+    assert estimates.split_unknown(9.5) == (9.5, 0)
+    assert estimates.split_unknown(-1992.951) == (pytest.approx(7.049), 2)
     rows_ = [Row("layer", "plain", None), Row("layer", "own", None)]
     found = {"v6e: layer: plain": figures(10.0), "v6e: layer: own": figures(-992.0)}
-    last = estimates.table(rows_, found, ["v6e"], lambda chip, row: 0).splitlines()[-1]
+    last = estimates.format_table(rows_, found, ["v6e"], lambda chip, row: 0).splitlines()[-1]
     cells = [cell.strip() for cell in last.split("|")[3:-1]]
     assert cells == ["8.00 + 1?", "2.00", "0.50", "−20.0 %", ""]
 
@@ -55,12 +57,12 @@ def test_attention_is_counted_at_the_peak():
 def test_rows_join_those_that_another_process_wrote(tmp_path, monkeypatch):
     path = tmp_path / "new" / "rows.json"
     monkeypatch.setattr(estimates, "versions", lambda: {"jax": "0.2", "libtpu": "0.0.1"})
-    assert estimates.read(path) == {}
-    estimates.add(path, "a", figures(1.0))
-    estimates.add(path, "b", figures(2.0))
-    assert estimates.read(path) == {"a": figures(1.0), "b": figures(2.0)}
+    assert estimates.read_rows(path) == {}
+    estimates.add_row(path, "a", figures(1.0))
+    estimates.add_row(path, "b", figures(2.0))
+    assert estimates.read_rows(path) == {"a": figures(1.0), "b": figures(2.0)}
     monkeypatch.setattr(estimates, "versions", lambda: {"jax": "0.1"})
-    assert estimates.read(path) == {}
+    assert estimates.read_rows(path) == {}
 
 
 @pytest.mark.libtpu

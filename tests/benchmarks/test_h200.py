@@ -73,11 +73,11 @@ def test_out_of_time_and_gone_on_with(toys, tmp_path, capsys):
 
 
 def test_predictions_say_by_what():
-    predicted = h200_report.predicted
-    assert predicted(790e12, 0, 1200, True, PEAKS) == (1200, "kernel study")
-    assert predicted(790e12, 8.6e12, 0, True, PEAKS) == (2000, "bound")
-    assert predicted(1e9, 1e8, 1200, False, PEAKS) == (1000, "bound")
-    assert predicted(0, 0, 0, True, PEAKS) == (None, None)
+    predict_ms = h200_report.predict_ms
+    assert predict_ms(790e12, 0, 1200, True, PEAKS) == (1200, "kernel study")
+    assert predict_ms(790e12, 8.6e12, 0, True, PEAKS) == (2000, "bound")
+    assert predict_ms(1e9, 1e8, 1200, False, PEAKS) == (1000, "bound")
+    assert predict_ms(0, 0, 0, True, PEAKS) == (None, None)
     whole = {row.name: row for row in products(1)}
     assert len(whole) == 5 * 4 * 2 * 2  # tokens, sizes, types, with Triton and without
     # Three waves of tiles for 300 of them: a share of 0.68 of the ceiling.
@@ -86,14 +86,14 @@ def test_predictions_say_by_what():
 
 
 def test_what_is_off_is_to_be_explained():
-    remark = h200_report.remark
-    assert remark(1.2, 1.0, "kernel study", True) is None
-    assert remark(1.3, 1.0, "kernel study", True) == "explain: 1.3 times the prediction"
-    assert remark(0.7, 1.0, "kernel study", True) == "explain: faster than predicted"
-    assert remark(1.9, 1.0, "bound", True) is None
-    assert remark(2.5, 1.0, "bound", True) == "explain: 2.5 times the bound"
-    assert remark(0.9, 1.0, "bound", True) == "explain: faster than predicted"
-    assert remark(9.0, 1.0, "bound", False) is None
+    judge_ms = h200_report.judge_ms
+    assert judge_ms(1.2, 1.0, "kernel study", True) is None
+    assert judge_ms(1.3, 1.0, "kernel study", True) == "explain: 1.3 times the prediction"
+    assert judge_ms(0.7, 1.0, "kernel study", True) == "explain: faster than predicted"
+    assert judge_ms(1.9, 1.0, "bound", True) is None
+    assert judge_ms(2.5, 1.0, "bound", True) == "explain: 2.5 times the bound"
+    assert judge_ms(0.9, 1.0, "bound", True) == "explain: faster than predicted"
+    assert judge_ms(9.0, 1.0, "bound", False) is None
 
 
 def test_totals_are_of_the_fastest_whole_form():
@@ -103,7 +103,7 @@ def test_totals_are_of_the_fastest_whole_form():
     lines = [line(200.0, "bfloat16", "", 30.0), line(300.0, "bfloat16", "", 8.0)]
     lines += [line(150.0, "8 bits", "", 30.0), line(200.0, "8 bits", "", 8.0)]
     lines += [line(100.0, "8 bits", "without Triton", 30.0)]
-    half, eighth, decode, *_ = h200_report.totals(lines, True)
+    half, eighth, decode, *_ = h200_report.sum_totals(lines, True)
     assert half == {
         "row": "total of 60 + 8 evaluations, bfloat16",
         **{"predicted ms": 8600.0, "by": "goal", "ms": 8400.0, "times": 0.9767, "remark": "met"},
@@ -114,10 +114,10 @@ def test_totals_are_of_the_fastest_whole_form():
         **{"predicted ms": 1500.0, "by": "goal", "note": "not measured"},
     }
     lines.append(line(150.0, "8 bits", "without Triton", 8.0))
-    eighth = h200_report.totals(lines, True)[1]
+    eighth = h200_report.sum_totals(lines, True)[1]
     assert (eighth["ms"], eighth["remark"]) == (4200.0, "met")
     assert eighth["row"].endswith("(without Triton)")
-    assert h200_report.totals(lines, False)[0]["predicted ms"] == 3800.0
+    assert h200_report.sum_totals(lines, False)[0]["predicted ms"] == 3800.0
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import long_video, long_video_report
-from benchmarks.watch import MIB, growth, read_place, resident, watch
+from benchmarks.watch import MIB, measure_growth, measure_resident, read_place, watch
 from tests.helpers.encode_cases import write_run
 from tests.helpers.tiny_tokenizers import FSAE
 from vidlatent import config as configs
@@ -26,12 +26,15 @@ def test_growth_is_that_of_medians_after_the_start():
     rng = np.random.default_rng(0)
     noisy = 1000 + rng.normal(size=90)
     noisy[5] = 5000  # one outlier moves the most, not the growth
-    found = growth(samples([10, 500, *noisy]), steady_s=2)
+    found = measure_growth(samples([10, 500, *noisy]), steady_s=2)
     assert abs(found["grown_mib"]) < 1 and found["first_third_mib"] == pytest.approx(1000, abs=1)
     assert found["most_mib"] == 5000 and found["seconds"] == 89
-    rising = growth(samples(np.arange(91)), steady_s=0)
+    rising = measure_growth(samples(np.arange(91)), steady_s=0)
     assert rising["grown_mib"] == pytest.approx(60, abs=1)
-    assert growth(samples([1, 2, 3]), None) is None and growth(samples([1, 2, 3]), 2) is None
+    assert (
+        measure_growth(samples([1, 2, 3]), None) is None
+        and measure_growth(samples([1, 2, 3]), 2) is None
+    )
 
 
 GREEDY = """
@@ -49,7 +52,7 @@ def test_children_count_and_are_killed_on_cue(tmp_path):
     seen = []
 
     def both(pid):
-        seen.append(resident(pid))
+        seen.append(measure_resident(pid))
         return 0.5
 
     command = [sys.executable, str(program), "parent"]
@@ -80,19 +83,19 @@ def test_place_in_a_file_that_is_read(tmp_path):
 
 
 def options_of(folder, *words):
-    return long_video.parse([f"--folder={folder}", *TOY, *words])
+    return long_video.parse_options([f"--folder={folder}", *TOY, *words])
 
 
 def test_the_picture_moves_and_every_frame_is_in_the_file(tmp_path):
     options = options_of(tmp_path, "--minutes=0.3")
-    drawn = list(long_video.frames(48, 64, 400))
+    drawn = list(long_video.draw_frames(48, 64, 400))
     # So small, it moves less than a step in some frames; it does not come back.
     assert len({frame.tobytes() for frame in drawn[::5]}) > 75
     assert drawn[0].shape == (72, 64) and drawn[0].std() > 10
-    again = next(iter(long_video.frames(48, 64, 1)))
+    again = next(iter(long_video.draw_frames(48, 64, 1)))
     np.testing.assert_array_equal(again, drawn[0])
     found = long_video.make_video(options)
-    info, restored = iter_frames(str(long_video.video_of(options)))
+    info, restored = iter_frames(str(long_video.video_path(options)))
     assert info.frames == found["frames"] == sum(1 for _ in restored) == 432
 
 
@@ -163,7 +166,7 @@ def test_a_killed_set_is_made_whole_and_the_report_says_so(tmp_path, capsys):
     assert check["unchanged_shards"] == killed["new_shards"]
     assert [f"{name}.array_record" for name in killed["left_half"]] == check["equal_shards"]
     assert found["reconstruct"]["frames"] == 864
-    table = long_video_report.table(found)
+    table = long_video_report.format_table(found)
     assert table in capsys.readouterr().out and "172 windows is there exactly once" in table
     assert (tmp_path / "all" / "long_video.png").stat().st_size > 10_000
     # Done is done: nothing runs again.

@@ -3,7 +3,7 @@
 import dataclasses
 
 from benchmarks.plans import CASES, command
-from benchmarks.plans_page import page
+from benchmarks.plans_page import format_page
 from vidlatent.config import load
 from vidlatent.plan.build import list_programs
 from vidlatent.plan.hardware import GIB, parse_topology
@@ -66,7 +66,7 @@ def test_the_page_holds_what_was_planned_and_names_the_rest():
         {"case": dataclasses.asdict(second), "failed": "stopped after 9 s"},
         {"case": dataclasses.asdict(third)},
     ]
-    text = page(rows, {case.name: " ".join(command(case)) for case in CASES})
+    text = format_page(rows, {case.name: " ".join(command(case)) for case in CASES})
     for part in (
         "Nothing was run",
         "jax 1, libtpu 2.",
