@@ -124,6 +124,13 @@ def test_wrong_fields_of_models_are_refused(field):
             del section[field]
 
 
+def test_fields_of_foreign_models_may_share_names_with_ours():
+    config = configs.load("fsae", imports=("math",))  # any module stands for a package of models
+    with config.unlocked():
+        config.model.patch = 4  # ours are tuples
+    validate(config)
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
