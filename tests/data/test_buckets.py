@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vidlatent.config import load
-from vidlatent.data.buckets import Bucket, assign, parse_buckets, weigh
+from vidlatent.data.buckets import Bucket, assign_clips, parse_buckets, weigh_buckets
 from vidlatent.data.index import Clip
 from vidlatent.errors import VidlatentError
 from vidlatent.media.probe import ClipInfo
@@ -45,31 +45,31 @@ def test_clips_go_to_the_nearest_aspect_ratio_of_each_length():
         clip(480, 640, 10),  # too short for 17 frames
         clip(300, 600, 1),  # a wide picture
     ]
-    assert assign(clips, buckets, 0.0) == [[2], [0], [1], [1, 2, 3], [0, 4]]
+    assert assign_clips(clips, buckets, 0.0) == [[2], [0], [1], [1, 2, 3], [0, 4]]
     # At 5 frames a second 40 frames are worth 8: nothing is left for 17.
-    assert assign(clips, buckets, 5.0)[:3] == [[], [], []]
+    assert assign_clips(clips, buckets, 5.0)[:3] == [[], [], []]
 
 
 def test_of_equal_shapes_the_largest_that_needs_no_enlarging():
     buckets = [Bucket(1, size, size, 1) for size in (64, 128, 256)]
     clips = [clip(40, 40), clip(130, 130), clip(600, 600)]
-    assert assign(clips, buckets, 0.0) == [[0], [1], [2]]
+    assert assign_clips(clips, buckets, 0.0) == [[0], [1], [2]]
 
 
 def test_training_clips_join_every_size_of_their_aspect_that_does_not_enlarge_them():
     squares = [Bucket(1, size, size, 1) for size in (64, 128, 256)]
     clips = [clip(40, 40), clip(130, 130), clip(600, 600), clip(100, 200)]
-    assert assign(clips, squares, 0.0, every_size=True) == [[0, 1, 2, 3], [1, 2], [2]]
+    assert assign_clips(clips, squares, 0.0, every_size=True) == [[0, 1, 2, 3], [1, 2], [2]]
     # Another ratio, however near (1.29 and 1.25), and another number of frames are no other size.
     rows = ((17, 448, 576, 4), (17, 512, 640, 4), (17, 96, 128, 4), (5, 224, 288, 4))
     buckets = parse_buckets((*rows, (17, 224, 288, 8)), RULE, 1)
     clips = [clip(1000, 1286), clip(1000, 1250), clip(300, 390)]
-    assert assign(clips, buckets, 0.0) == [[0], [1], [], [0, 1, 2], [2]]
-    assert assign(clips, buckets, 0.0, every_size=True) == [[0], [1], [], [0, 1, 2], [0, 2]]
+    assert assign_clips(clips, buckets, 0.0) == [[0], [1], [], [0, 1, 2], [2]]
+    assert assign_clips(clips, buckets, 0.0, every_size=True) == [[0], [1], [], [0, 1, 2], [0, 2]]
     # By default each clip is seen as often in one size as in the other.
     sizes = [Bucket(17, 64, 64, 8), Bucket(17, 128, 128, 2)]
-    members = assign([clip(200, 200)] * 6, sizes, 0.0, every_size=True)
-    steps = weigh(sizes, members, ())
+    members = assign_clips([clip(200, 200)] * 6, sizes, 0.0, every_size=True)
+    steps = weigh_buckets(sizes, members, ())
     np.testing.assert_allclose([8 * steps[0], 2 * steps[1]], 1.6)
 
 
@@ -99,7 +99,7 @@ def test_inward_ratios_are_those_of_the_released_table(height, width, size):
     (found,) = [
         bucket
         for bucket, rows in zip(
-            buckets, assign([clip(height, width)], buckets, 0.0, rule="inward"), strict=True
+            buckets, assign_clips([clip(height, width)], buckets, 0.0, rule="inward"), strict=True
         )
         if rows
     ]
@@ -113,25 +113,25 @@ def test_inward_ratios_are_those_of_the_released_table(height, width, size):
 def test_where_no_ratio_lies_inward_the_nearest_is_taken():
     buckets = [Bucket(1, 32, 64, 1), Bucket(1, 16, 64, 1)]
     clips = [clip(100, 110, 1), clip(30, 100, 1), clip(110, 100, 1)]
-    assert assign(clips, buckets, 0.0, rule="inward") == [[0, 1, 2], []]
+    assert assign_clips(clips, buckets, 0.0, rule="inward") == [[0, 1, 2], []]
     sizes = [Bucket(1, 32, 32, 1), Bucket(1, 64, 64, 1)]
-    assert assign([clip(60, 61, 1), clip(64, 70, 1)], sizes, 0.0, rule="inward") == [[0], [1]]
+    assert assign_clips([clip(60, 61, 1), clip(64, 70, 1)], sizes, 0.0, rule="inward") == [[0], [1]]
 
 
 def test_shares():
     buckets = [Bucket(17, 64, 64, 4), Bucket(17, 48, 96, 4), Bucket(1, 64, 64, 8)]
     members = [[0, 1, 2], [3], [0, 1, 2, 3, 4]]
-    assert weigh(buckets, members, ()) == [0.375, 0.125, 0.5]  # pictures and videos 1:1
-    assert weigh(buckets, members, (1, 1, 2)) == [0.25, 0.25, 0.5]
-    assert weigh(buckets, [[0], [], [0]], (1, 1, 2)) == [1 / 3, 0, 2 / 3]
+    assert weigh_buckets(buckets, members, ()) == [0.375, 0.125, 0.5]  # pictures and videos 1:1
+    assert weigh_buckets(buckets, members, (1, 1, 2)) == [0.25, 0.25, 0.5]
+    assert weigh_buckets(buckets, [[0], [], [0]], (1, 1, 2)) == [1 / 3, 0, 2 / 3]
     with pytest.raises(VidlatentError, match="2 entries for 3 buckets"):
-        weigh(buckets, members, (1, 2))
+        weigh_buckets(buckets, members, (1, 2))
     with pytest.raises(VidlatentError, match="negative"):
-        weigh(buckets, members, (1, 2, -1))
+        weigh_buckets(buckets, members, (1, 2, -1))
     with pytest.raises(VidlatentError, match="asks for 17 frames, but no clip is that long"):
-        weigh(buckets, [[], [], [0]], ())
+        weigh_buckets(buckets, [[], [], [0]], ())
     with pytest.raises(VidlatentError, match="leaves no bucket"):
-        weigh(buckets, [[0], [], [0]], (0, 1, 0))
+        weigh_buckets(buckets, [[0], [], [0]], (0, 1, 0))
 
 
 @pytest.mark.parametrize("source", [(48, 64), (720, 1280), (31, 17), (64, 64)])

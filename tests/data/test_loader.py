@@ -268,7 +268,7 @@ class Blocker:
             raise ImportError(name)
 sys.meta_path.insert(0, Blocker())
 import vidlatent.data, vidlatent.media.decode, vidlatent.data.sources, vidlatent.data.index
-import vidlatent.data.buckets, vidlatent.data.bad_clips, vidlatent.data.memory
+import vidlatent.data.buckets, vidlatent.data.bad_clips, vidlatent.data.clip_cache
 assert not {'jax', 'grain'} & set(sys.modules)
 """
 

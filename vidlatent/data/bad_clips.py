@@ -1,4 +1,4 @@
-"""The account of clips left out: counts by reason, their list, and the budget."""
+"""The clips that were left out: counts by reason, a list, and how many are tolerated."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _LISTED = 20  # clips named in a message
 class BadClips:
     """Clips found unusable before the run (``indexed``) and draws that failed during it.
 
-    The budget concerns the run: the share of failed draws among the last ``window`` ones. Clips
-    set aside by the index cost nothing later, so they are listed but do not use it up.
+    The budget limits the share of failed draws among the last ``window`` ones. Clips that the index
+    set aside are never drawn, so they are listed but do not count against it.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
 """Buckets: a few fixed (frames, height, width) shapes, each with its batch size.
 
-Every shape is one compiled program, so there are few of them; a clip joins, for each number of
-frames, the bucket whose aspect ratio is nearest to its own and loses little to the crop
-(FSVideo 2.1 trains on mixed resolutions; resolutions there are averages over such buckets). Where
-several buckets have that very ratio, they are sizes to train on side by side: a training clip joins
-all that need not enlarge it.
+Each shape is one compiled program, so there should be few. For each number of frames a clip joins
+the bucket whose aspect ratio is nearest to its own, so that cropping loses little (FSVideo 2.1
+trains on mixed resolutions; the resolutions it states are averages over such buckets). If several
+buckets have exactly that ratio, they are sizes to train on side by side: a training clip joins all
+of them that do not enlarge it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vidlatent.data.index import Clip
 from vidlatent.errors import VidlatentError
 from vidlatent.spec import FrameRule
 
-__all__ = ["Bucket", "assign", "parse_buckets", "weigh"]
+__all__ = ["Bucket", "assign_clips", "parse_buckets", "weigh_buckets"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Bucket:
 def parse_buckets(
     rows: Sequence[Sequence[int]], rule: FrameRule, process_count: int
 ) -> tuple[Bucket, ...]:
-    """Checked buckets.
+    """``data.buckets`` as objects.
 
     Raises:
       VidlatentError: a row that is not four positive integers, an illegal number of frames, or a
@@ -70,7 +70,7 @@ def parse_buckets(
     return tuple(buckets)
 
 
-def assign(
+def assign_clips(
     clips: Sequence[Clip],
     buckets: Sequence[Bucket],
     fps: float,
@@ -84,13 +84,13 @@ def assign(
     buckets of one frame only: a repeated picture would teach the model that nothing moves.
 
     Args:
-      clips, buckets: what there is.
+      clips, buckets: to be matched.
       fps: frame rate of the windows; 0 keeps each clip's own.
-      every_size: for training: a clip joins besides the buckets of the same number of frames and
-        exactly the same aspect ratio that do not enlarge it (17x256x256 and 17x512x512).
-      rule: ``'nearest'`` aspect ratio, or ``'inward'``: the next one on the side of the square.
+      every_size: for training: a clip also joins the buckets with the same number of frames and
+        exactly the same aspect ratio (17x256x256 and 17x512x512) that do not enlarge it.
+      rule: ``'nearest'`` aspect ratio, or ``'inward'``: the next one towards the square.
     """
-    choose = _inward if rule == "inward" else _nearest
+    choose = _choose_inward if rule == "inward" else _choose_nearest
     members: list[list[int]] = [[] for _ in buckets]
     lengths = sorted({bucket.frames for bucket in buckets})
     for row, clip in enumerate(clips):
@@ -99,64 +99,69 @@ def assign(
                 continue
             same = [i for i, bucket in enumerate(buckets) if bucket.frames == frames]
             nearest = choose(clip, same, buckets)
-            joined = _sizes(clip, nearest, same, buckets) if every_size else [nearest]
+            joined = _join_sizes(clip, nearest, same, buckets) if every_size else [nearest]
             for number in joined:
                 members[number].append(row)
     return members
 
 
-def _sizes(
+def _join_sizes(
     clip: Clip, nearest: int, choices: Sequence[int], buckets: Sequence[Bucket]
 ) -> list[int]:
     """The nearest bucket and those of its aspect ratio that do not enlarge the clip."""
     shape = buckets[nearest]
-    # Products, so that ratios are compared exactly: neighbouring ratios of large sizes are close.
+    # Ratios are compared as products of integers, which is exact.
     return [
         i
         for i in choices
         if i == nearest
         or (
             buckets[i].height * shape.width == shape.height * buckets[i].width
-            and not _enlarged(clip, buckets[i])
+            and not _is_enlarged(clip, buckets[i])
         )
     ]
 
 
-def _enlarged(clip: Clip, bucket: Bucket) -> bool:
+def _is_enlarged(clip: Clip, bucket: Bucket) -> bool:
     return bucket.height > clip.info.height or bucket.width > clip.info.width
 
 
-def _nearest(clip: Clip, choices: Sequence[int], buckets: Sequence[Bucket]) -> int:
+def _choose_nearest(clip: Clip, choices: Sequence[int], buckets: Sequence[Bucket]) -> int:
     """Nearest aspect ratio; among equal ones the largest that does not enlarge the clip."""
     ratio = math.log(clip.info.width / clip.info.height)
 
     def key(index: int):
         bucket = buckets[index]
         distance = abs(math.log(bucket.width / bucket.height) - ratio)
-        enlarged = _enlarged(clip, bucket)
+        enlarged = _is_enlarged(clip, bucket)
         area = bucket.height * bucket.width
         return round(distance, 6), enlarged, area if enlarged else -area, index
 
     return min(choices, key=key)
 
 
-def _inward(clip: Clip, choices: Sequence[int], buckets: Sequence[Bucket]) -> int:
-    """As Reducio's released code has it: of ratios of height to width, in hundredths, the smallest
-    that is not below a wide clip's, the largest not above a tall one's; the nearest if none is."""
-    # A clip's is rounded alike, so that a bucket's own shape goes there.
+def _choose_inward(clip: Clip, choices: Sequence[int], buckets: Sequence[Bucket]) -> int:
+    """The bucket nearest in aspect ratio on the side of the square, as in Reducio's released code.
+
+    Ratios of height to width are compared in hundredths. A wide clip gets the smallest ratio that
+    is not below its own, a tall clip the largest that is not above; if there is none, the nearest.
+    """
+    # The clip's ratio is rounded too, so that a clip of a bucket's own shape goes there.
     ratio = round(clip.info.height / clip.info.width, 2)
     keys = {i: round(buckets[i].height / buckets[i].width, 2) for i in choices}
     known = {key for key in keys.values() if (key >= ratio if ratio <= 1 else key <= ratio)}
     if not known:
-        return _nearest(clip, choices, buckets)
+        return _choose_nearest(clip, choices, buckets)
     best = min(known) if ratio <= 1 else max(known)
-    return _nearest(clip, [i for i in choices if keys[i] == best], buckets)
+    return _choose_nearest(clip, [i for i in choices if keys[i] == best], buckets)
 
 
-def weigh(
+def weigh_buckets(
     buckets: Sequence[Bucket], members: Sequence[Sequence[int]], weights: Sequence[float]
 ) -> list[float]:
-    """Share of the steps of each bucket, 0 for one without clips; see ``DataOptions``.
+    """Share of the training steps that each bucket gets, 0 for one without clips.
+
+    ``DataOptions.bucket_weights`` says how the shares are made.
 
     Raises:
       VidlatentError: weights of the wrong number or sign, or a number of frames for which no

@@ -1,4 +1,4 @@
-"""The index: every clip of a source looked at once, the unusable ones set aside with a reason."""
+"""The index: every clip of a source is probed once, and unusable ones are set aside."""
 
 from __future__ import annotations
 
@@ -19,16 +19,21 @@ from vidlatent.media.probe import ClipInfo
 __all__ = ["BadClip", "Clip", "Index", "build_index"]
 
 _FORMAT = 1
-_THREADS = 8  # probing waits for discs more than for cores
-_AUTO_PIXELS = 4e9  # 'auto' decodes whole clips up to so many pixels in all: about 10 s of one core
-_PASSING = frozenset(("slow", "missing", "permission"))  # may be well next time: never remembered
+_THREADS = 8  # more than cores: probing mostly waits for the disc
+# data.verify = 'auto' decodes all clips if they have no more pixels in all: about 10 s of one core.
+_AUTO_PIXELS = 4e9
+_PASSING = frozenset(("slow", "missing", "permission"))  # may pass: not kept in the cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A usable clip. ``path`` is its name in the source, ``group`` its content's.
+    """A usable clip.
 
-    ``label`` (the name of its class) and ``caption`` are '' where the source knows none.
+    Attributes:
+      info: what probing found.
+      group, part: as of ``sources.Entry``.
+      label: name of its class; '' for none.
+      caption: '' for none.
     """
 
     info: ClipInfo
@@ -57,7 +62,7 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class BadClip:
-    """A clip left out: its name, a reason of ``errors.REASONS``, what was found."""
+    """A clip left out: its name, a key of ``media.errors.REASONS``, and what was found."""
 
     path: str
     reason: str
@@ -81,21 +86,21 @@ def build_index(source: Source, limits: Limits, verify: str = "auto", cache: str
     """Probe every entry of a source in threads.
 
     Args:
-      source: see ``sources.py``.
-      limits: frame size and time allowed to each clip.
+      source: see ``sources.Source``.
+      limits: frame size and seconds allowed for each clip.
       verify: 'header', 'decode' or 'auto', see ``DataOptions.verify``.
-      cache: JSON file that keeps the findings; entries whose stamp changed are looked at again.
+      cache: JSON file that keeps what was found; entries whose stamp changed are probed again.
     """
     began = time.monotonic()
     entries = source.entries()
     known = _read_cache(cache, source.where, limits)
-    findings = _run(entries, lambda entry: _probe(source, entry, limits, known))
+    findings = _run_threads(entries, lambda entry: _probe(source, entry, limits, known))
     infos = [found for found in findings if isinstance(found, ClipInfo)]
     pixels = sum(info.frames * info.width * info.height for info in infos)
     if verify == "decode" or (verify == "auto" and pixels <= _AUTO_PIXELS):
         sound = {name for name, row in known.items() if row.get("verified")}
         pairs = list(zip(entries, findings, strict=True))
-        findings = _run(pairs, lambda pair: _verify(source, *pair, limits, sound, known))
+        findings = _run_threads(pairs, lambda pair: _verify(source, *pair, limits, sound, known))
         verified = True
     else:
         verified = False
@@ -105,7 +110,7 @@ def build_index(source: Source, limits: Limits, verify: str = "auto", cache: str
         for entry, found in zip(entries, findings, strict=True)
         if isinstance(found, ClipInfo)
     ]
-    words = _run(usable, lambda pair: source.describe(pair[0].name))
+    words = _run_threads(usable, lambda pair: source.describe(pair[0].name))
     clips = [
         Clip(found, entry.group, entry.part, *said)
         for (entry, found), said in zip(usable, words, strict=True)
@@ -119,7 +124,7 @@ def build_index(source: Source, limits: Limits, verify: str = "auto", cache: str
     return Index(source.where, tuple(clips), tuple(bad), labels)
 
 
-def _run(items: Sequence[Any], look) -> list[Any]:
+def _run_threads(items: Sequence[Any], look) -> list[Any]:
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(look, items))
 
@@ -151,7 +156,7 @@ def _verify(source: Source, entry: Entry, found, limits: Limits, sound, known):
     return found
 
 
-def _head(where: str, limits: Limits) -> dict[str, Any]:
+def _cache_head(where: str, limits: Limits) -> dict[str, Any]:
     return {"format": _FORMAT, "where": where, "max_pixels": limits.max_pixels}
 
 
@@ -165,7 +170,7 @@ def _read_cache(path: str, where: str, limits: Limits) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         logging.warning("the index %s cannot be read (%s): clips are probed again", path, error)
         return {}
-    return rows if content == _head(where, limits) else {}
+    return rows if content == _cache_head(where, limits) else {}
 
 
 def _write_cache(path, where, limits, entries, findings, known, verified) -> None:
@@ -184,12 +189,13 @@ def _write_cache(path, where, limits, entries, findings, known, verified) -> Non
         rows[entry.name] = row
     if rows == known:
         return
-    # Renamed into place, so that neither a crash nor another process leaves half a file.
+    # Written under another name and renamed, so that a crash or another process never leaves half a
+    # file.
     part = f"{path}.{os.getpid()}.part"
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         with open(part, "w", encoding="utf-8") as file:
-            json.dump({**_head(where, limits), "clips": rows}, file)
+            json.dump({**_cache_head(where, limits), "clips": rows}, file)
         os.replace(part, path)
     except OSError as error:
         logging.warning("the index cannot be kept in %s: %s", path, error)

@@ -1,13 +1,14 @@
 """Latent data sets: clips that a tokenizer encoded once, read without decoding a video.
 
-A set is a folder. ``header.json`` says what the latents are (``Header``);
-``part-00000-of-00004.array_record`` holds one record a window, and ``part-00000-of-00004.json``
-beside it one row a window, in the same order. A record has the layout of a safetensors file, so
-that any reader of those can open it; its metadata ``window`` is the row. Arrays of a record:
+A set is a folder. ``header.json`` says what the latents are (``Header``).
+``part-00000-of-00004.array_record`` holds one record for each window, and
+``part-00000-of-00004.json`` one row for each, in the same order. A record is laid out like a
+safetensors file, so that any reader of those can open it; its metadata ``window`` is the row.
+``data.sources.latents`` reads sets, ``encode`` writes them. Arrays of a record:
 
     latent   [t, h, w, c]       float16, bfloat16 or float32, not standardised
-    content  uint8 [n, H, W, 3] frames that the decoder looks at, where it does
-    text     [N, D]             states of a text encoder, only those of real tokens
+    content  uint8 [n, H, W, 3] content frames, if the decoder reads any
+    text     [N, D]             states of a text encoder, without those of padding
     image    [I, D]             tokens of an image encoder
     content_latent  [h, w, c]   of the content frame, by an image autoencoder
 """
@@ -30,8 +31,8 @@ __all__ = ["Header", "Shard", "Window", "pack", "read_header", "unpack"]
 
 FORMAT = 1
 HEADER = "header.json"
-PLAN = "plan.json"  # what an unfinished set is going to be
-NULL_TEXT = "null_text.npy"  # states [n, D] float32 of the empty text, beside the header
+PLAN = "plan.json"  # in an unfinished set: what it will hold
+NULL_TEXT = "null_text.npy"  # states [n, D] float32 of the empty text
 # Names of the safetensors format.
 _DTYPES = {
     "F16": np.dtype(np.float16),
@@ -48,11 +49,11 @@ class Window:
     """One record's row.
 
     Attributes:
-      clip: name in the source that was encoded; ``group`` and ``part`` as of ``sources.Entry``.
-      first: source frame that the window begins at; ``start`` the same in seconds.
+      clip: its name in the source that was encoded; ``group`` and ``part`` as of ``sources.Entry``.
+      first: number of the source frame that the window begins with; ``start``: its time in seconds.
       frames, height, width: of the window in pixels, as a bucket has them.
       fps: of its frames; 0 for a picture.
-      draw: number of the draw from the posterior; 0 for its mean.
+      draw: number of the sample drawn from the posterior; 0 for its mean.
       label, caption: '' for none.
     """
 
@@ -85,12 +86,12 @@ class Header:
     """What a set holds.
 
     Attributes:
-      spec: identity card of the tokenizer.
+      spec: what the latents are.
       mean, std: of each channel over all stored latents, float64 ``[c]``.
-      n: values behind each channel's numbers.
+      n: number of values that each channel's mean and standard deviation are taken over.
       windows, clips: how many of each.
       dtype: that latents are stored in.
-      rounding: ``max`` and ``rms``, absolute error of storing them so.
+      rounding: ``max`` and ``rms`` of the absolute error of storing them in that dtype.
       sizes: one mapping for each ``(frames, height, width)`` stored: these, ``windows``, and
         ``arrays``, name -> ``dtype`` and ``shape`` as a loader delivers it.
       label_names: of the classes in their order.

@@ -1,8 +1,8 @@
 """The loader: host batches for training and validation.
 
-A training batch is a pure function of (options, index, seed, step, process): not of the number of
-decoding processes or threads, nor of what was read before. A run is therefore resumed by
-``start_step`` alone.
+A training batch depends on (options, index, seed, step, process) and on nothing else: neither on
+the number of decoding processes or threads, nor on what was read before. So ``start_step`` is all
+that is needed to resume a run.
 
     loader = make_loader(config.data.to_dict(), split='train', rule=FrameRule(1, 4), seed=0)
     batch = next(loader)       # video uint8 [b, T, H, W, 3], mask, clip, start, skipped, ...
@@ -26,9 +26,9 @@ import numpy as np
 from absl import flags, logging
 
 from vidlatent.data.bad_clips import BadClips
-from vidlatent.data.buckets import Bucket, parse_buckets, weigh
+from vidlatent.data.buckets import Bucket, parse_buckets, weigh_buckets
+from vidlatent.data.clip_cache import ClipCache, count_decoded_bytes
 from vidlatent.data.index import BadClip, Clip, Index, build_index
-from vidlatent.data.memory import Memory, decoded_bytes
 from vidlatent.data.options import DataOptions
 from vidlatent.data.sources import MediaSource, Source, make_source
 from vidlatent.data.sources.latents import LatentSource
@@ -49,7 +49,7 @@ from vidlatent.spec import FrameRule, LatentSpec
 
 __all__ = ["Loader", "make_index", "make_loader"]
 
-# Options that change speed or tolerance, never the content of a batch.
+# Options that change speed or what is tolerated, but never the content of a batch.
 _NOT_IN_FINGERPRINT = frozenset(
     (
         "path",
@@ -64,7 +64,7 @@ _NOT_IN_FINGERPRINT = frozenset(
         "memory_mb",
         "verify",
         "validation_clips",
-        # What clips are called is in their rows.
+        # These change labels and captions, which are hashed themselves.
         "labels",
         "tfds_label",
         "tfds_caption",
@@ -97,18 +97,18 @@ def make_loader(
     Args:
       data: ``config.data.to_dict()``; see ``DataOptions``.
       split: 'train' (endless, drawn at random), 'validation' (each window once, in order) or
-        'whole' (all clips, one window each, in the longest bucket that the clip fills).
-      rule: frame counts the model takes.
+        'whole' (all clips of both parts, one window each, in the longest bucket that it fills).
+      rule: numbers of frames that the model takes.
       seed: of the draws, and of the scenes of the synthetic source.
-      process_index, process_count: this host among all; each gets its share of every batch.
+      process_index, process_count: this process among all; each gets its share of every batch.
       start_step: first step to deliver.
-      index: what ``make_index`` found, to spare a second look.
-      windows: which window, of which clips; of 'whole' only, None for the middle of all.
-      spec: what a latent data set must hold; None: whatever it holds.
+      index: what ``make_index`` found; None: the clips are probed now.
+      windows: for 'whole': which windows of which clips; None: the middle one of every clip.
+      spec: latents that a latent data set must hold; None accepts any.
 
     Raises:
-      VidlatentError: wrong options, no usable clip, a number of frames no clip has, or foreign
-        latents.
+      VidlatentError: wrong options, no usable clip, a number of frames that no clip has, or latents
+        of another tokenizer.
     """
     if split not in (TRAIN, VALIDATION, WHOLE):
         raise VidlatentError(f"split {split!r} is unknown: take 'train', 'validation' or 'whole'.")
@@ -119,29 +119,29 @@ def make_loader(
         source.header.check(spec, source.where)
     if index is None:
         index = build_index(source, options.limits, options.verify, options.index_cache)
-    report, clips = _usable(index, source, buckets, options)
-    # Both parts see the same account: one of them says it aloud.
+    report, clips = _select_usable(index, source, buckets, options)
+    # Training and validation have the same list of bad clips: log it once.
     if report.counts and split == TRAIN:
         logging.warning("%s", report.table())
     parts = split_groups({clip.group: clip.part for clip in clips}, options.validation_share)
     kept = tuple(clip for clip in clips if split in (parts[clip.group], WHOLE))
     if not kept:
-        _none_kept(report, split)
+        _report_empty_part(report, split)
     part = (windows or OneEach()) if split == WHOLE else split
     return Loader(
-        _stream(options, buckets, source, kept, part, seed, (process_index, process_count)),
+        _make_stream(options, buckets, source, kept, part, seed, (process_index, process_count)),
         options=options,
         clips=kept,
         report=report,
         split=split,
         start_step=start_step,
-        fingerprint=_fingerprint(options, source, buckets, kept, split, seed, index.labels),
+        fingerprint=_hash_content(options, source, buckets, kept, split, seed, index.labels),
         labels=index.labels,
         captions=any(clip.caption for clip in index.clips),
     )
 
 
-def _stream(
+def _make_stream(
     options: DataOptions,
     buckets: tuple[Bucket, ...],
     source: Source,
@@ -162,26 +162,27 @@ def _stream(
         grouped = [buckets[number] for number, _ in part.groups]
         windows = [mine for _, mine in part.groups]
         return validation_stream(reading, grouped, windows, *process)
-    # A clip is scored and encoded once for each number of frames, but learned from in every size.
+    # For scoring and encoding a clip is read once for each number of frames; for training, in every
+    # size that it fills.
     members = reading.members(buckets, every_size=part == TRAIN)
     if isinstance(part, OneEach):
         windows = whole_windows(buckets, members, reading, part)
         return validation_stream(reading, buckets, windows, *process)
-    # Kept clips have the scale that covers their bucket: a random scale is not among them.
+    # Clips are cached at the scale that covers their bucket, so random scales cannot use the cache.
     cacheable = source.cacheable and not (part == TRAIN and options.crop == "resized")
-    if cacheable and decoded_bytes(clips, buckets, members) <= options.memory_mb * 2**20:
-        reading = dataclasses.replace(reading, memory=Memory())
+    if cacheable and count_decoded_bytes(clips, buckets, members) <= options.memory_mb * 2**20:
+        reading = dataclasses.replace(reading, cache=ClipCache())
     if part == TRAIN:
-        shares = weigh(buckets, members, options.bucket_weights)
+        shares = weigh_buckets(buckets, members, options.bucket_weights)
         return train_stream(reading, buckets, members, shares, seed, *process)
     windows = validation_windows(reading, buckets, members, options.validation_clips)
     return validation_stream(reading, buckets, windows, *process)
 
 
-def _usable(
+def _select_usable(
     index: Index, source: Source, buckets: tuple[Bucket, ...], options: DataOptions
 ) -> tuple[BadClips, list[Clip]]:
-    """The account of bad clips, and the clips that fill at least one bucket."""
+    """The report of bad clips, and the clips that fill at least one bucket."""
     shortest = min(bucket.frames for bucket in buckets)
     bad, clips = list(index.bad), []
     candidates = index.clips
@@ -204,8 +205,8 @@ def _usable(
     return report, clips
 
 
-def _none_kept(report: BadClips, split: str) -> None:
-    """One cannot train on nothing, but validate, if need be, not at all."""
+def _report_empty_part(report: BadClips, split: str) -> None:
+    """Raise if there is nothing to train on; warn if there is nothing to validate on."""
     if split == TRAIN:
         raise report.none_left(" for training")
     logging.warning(
@@ -214,17 +215,17 @@ def _none_kept(report: BadClips, split: str) -> None:
     )
 
 
-def _fingerprint(
+def _hash_content(
     options, source, buckets, clips, split: str, seed: int, labels: Sequence[str]
 ) -> str:
-    """Hex SHA-256 of everything that decides the content of the stream."""
+    """Hex SHA-256 of everything that decides the content of the batches."""
     stated = {
         key: value
         for key, value in dataclasses.asdict(options).items()
         if key not in _NOT_IN_FINGERPRINT
     }
     for key, before in (("bucket_rule", "nearest"), ("resize", "area")):
-        if stated[key] == before:  # as before there was a choice
+        if stated[key] == before:  # hash as before this option existed
             del stated[key]
     if isinstance(source, LatentSource):
         stated["latents"] = source.header.to_json()
@@ -251,13 +252,13 @@ class Loader:
     the source has labels or captions: ``label`` int32 [b], place in ``labels`` (-1: none), and
     ``caption``, a list of b texts.
 
-    Training never ends. Validation (or the whole) ends, has ``len``, and begins anew with each
-    ``iter``. Close it (or use ``with``) so that decoding processes end.
+    Training never ends. Validation and 'whole' end, have ``len``, and start again with each
+    ``iter``. Close the loader (or use ``with``) to end its decoding processes.
 
     Attributes:
       index: the clips of this part.
-      report: the account of bad clips (``BadClips``).
-      fingerprint: hash of what decides the stream; equal on all processes.
+      report: the bad clips (``BadClips``).
+      fingerprint: hash of what decides the batches; the same on all processes.
       labels: names of the classes.
       wait_s: seconds spent waiting for data so far.
     """
@@ -307,21 +308,21 @@ class Loader:
         began = time.monotonic()
         try:
             if self._batches is None:
-                with _deaf_children():
-                    self._batches = self._open()
+                with _shield_children_from_ctrl_c():
+                    self._batches = self._start_reading()
                     raw = next(self._batches)
             else:
                 raw = next(self._batches)
         except StopIteration:
             self.close()
             raise
-        batch = {key: _own(raw[key]) for key in raw if key != "skipped"}
+        batch = {key: _copy_if_shared(raw[key]) for key in raw if key != "skipped"}
         batch["skipped"] = [
             (self.index[row].path, reason, detail)
             for row, reason, detail in json.loads(str(raw["skipped"]))
         ]
-        del raw  # shared memory of a worker is given back before the next one is asked for
-        batch |= self._words(batch["clip"])
+        del raw  # returns the worker's shared memory before the next batch is asked for
+        batch |= self._collect_texts(batch["clip"])
         self.wait_s += time.monotonic() - began
         self._step += 1
         for bad in self.report.record(len(batch["mask"]), batch["skipped"]):
@@ -331,7 +332,7 @@ class Loader:
         self.report.check()
         return batch
 
-    def _words(self, rows: np.ndarray) -> dict[str, Any]:
+    def _collect_texts(self, rows: np.ndarray) -> dict[str, Any]:
         """Labels and captions of a batch."""
         clips = [self.index[row] if row >= 0 else None for row in rows]
         words: dict[str, Any] = {}
@@ -342,8 +343,8 @@ class Loader:
             words["caption"] = [clip.caption if clip else "" for clip in clips]
         return words
 
-    def _open(self):
-        """Start reading at the present step."""
+    def _start_reading(self):
+        """Start reading at the current step."""
         if self._stream is None or (self._split != TRAIN and self._step >= len(self)):
             return iter(())
         options = self._options
@@ -369,7 +370,7 @@ class Loader:
         return iter(batches)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the next step, the stream's fingerprint, the worker count."""
+        """What a checkpoint stores: the next step, the fingerprint, the number of workers."""
         return {
             "step": self._step,
             "fingerprint": self.fingerprint,
@@ -377,7 +378,7 @@ class Loader:
         }
 
     def check_state(self, saved: Mapping[str, Any]) -> None:
-        """Warn when a checkpoint was written with other data; the number of workers may differ."""
+        """Warn if a checkpoint was written with other data; the number of workers may differ."""
         if saved["fingerprint"] != self.fingerprint:
             logging.warning(
                 "the data has changed since the checkpoint (clips, buckets, frame rate, crop or "
@@ -386,24 +387,24 @@ class Loader:
             )
 
     def close(self) -> None:
-        """Stop reading and end the decoding processes; the loader can be iterated again."""
+        """Stop reading and end the decoding processes. The loader can be iterated again."""
         batches, self._batches = self._batches, None
         if batches is not None and hasattr(batches, "close"):
             batches.close()
 
 
-def _own(array: np.ndarray) -> np.ndarray:
-    """The array itself, or a copy of what a worker process left in shared memory."""
+def _copy_if_shared(array: np.ndarray) -> np.ndarray:
+    """The array itself, or a copy if it lies in the shared memory of a worker process."""
     return array if type(array) is np.ndarray else np.array(array)
 
 
 @contextlib.contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes started in here never see Ctrl-C; it reaches this one when the block is left.
+def _shield_children_from_ctrl_c() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C; this process gets it when the block ends.
 
-    Ctrl-C goes to the whole process group, but the run's own process decides what to do (save, then
-    stop) and still needs its decoding processes for the step under way. A blocked signal is
-    inherited, so that they are safe from their first instruction on.
+    Ctrl-C goes to the whole process group. But it is the run's own process that decides what to do
+    (save, then stop), and for the current step it still needs its decoding processes. They inherit
+    the blocked signal, so they are safe from their first instruction.
     """
     resource_tracker.ensure_running()  # starting it later would unblock the signal again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

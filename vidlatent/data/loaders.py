@@ -1,4 +1,4 @@
-"""The loaders of a run: one look at the files, then a stream for training and one for scoring."""
+"""The loaders of a run: clips are probed once, for a training and a validation stream."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Loaders", "check_buckets"]
 class Loaders:
     """Loaders for ``config.data`` that share one index of the clips.
 
-    What probing found is remembered in the workdir, so that a resumed run starts at once.
+    What probing found is kept in the workdir, so that a resumed run does not probe again.
     """
 
     def __init__(self, config: ConfigDict, spec: LatentSpec, workdir: Path):

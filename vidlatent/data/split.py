@@ -1,4 +1,4 @@
-"""Training and validation parts by a hash of the file name, so that they never depend on order."""
+"""Training and validation parts by a hash of the file name, whatever the order of the files."""
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ TRAIN, VALIDATION = "train", "validation"
 WHOLE = "whole"  # both of them: for scoring on data that nothing was trained on
 
 
-def _position(group: str) -> float:
-    """A number in [0, 1) that only the name decides."""
+def _hash_position(group: str) -> float:
+    """A number in [0, 1) that depends on the name alone."""
     return int.from_bytes(hashlib.sha256(group.encode()).digest()[:7], "big") / 2**56
 
 
 def split_groups(groups: Mapping[str, str], share: float) -> dict[str, str]:
-    """Assign each group of clips (one content) to a part.
+    """Assign each group of clips with the same content to a part.
 
-    A group is held out when its hash falls below ``share``, so adding files never moves the
-    others. Among two groups or more at least one is held out and never all, unless ``share`` is
-    0, which holds out nothing.
+    A group is held out if its hash is below ``share``, so that adding files never moves the others.
+    Of two groups or more at least one is held out, but never all. With ``share`` 0 none is.
 
     Args:
-      groups: group name -> the part it is bound to by its source, or '' for none.
+      groups: group name -> the part that its source puts it in, or ''.
       share: share to hold out.
     """
     parts = {}
     for group, bound in groups.items():
-        parts[group] = bound or (VALIDATION if _position(group) < share else TRAIN)
+        parts[group] = bound or (VALIDATION if _hash_position(group) < share else TRAIN)
     if share <= 0:
         return {group: TRAIN for group in groups}
-    order = sorted(parts, key=lambda group: (_position(group), group))
+    order = sorted(parts, key=lambda group: (_hash_position(group), group))
     held = [group for group in order if parts[group] == VALIDATION]
     if len(parts) >= 2 and not held:
         parts[order[0]] = VALIDATION

@@ -1,12 +1,12 @@
 """The Grain graph: an order of clips, a draw for each position, decoded windows, batches.
 
-Seeds. Each bucket has a seed of its own (streams of one seed would draw alike position by
-position), and random numbers are attached to positions before the stream is dealt out to
-processes: process ``p`` of ``n`` reads positions p, p+n, ... of one global stream, so the union
-of a step's batches does not depend on ``n``, and no two processes draw the same.
+Seeds. Each bucket has a seed of its own, because streams with the same seed would draw the same at
+every position. Random numbers are attached to positions before the positions are divided among
+processes: process ``p`` of ``n`` reads positions p, p+n, ... of one global stream. So all
+processes together read the same windows for any ``n``, and no window twice.
 
 Errors. An exception inside a Grain map ends the stream for good, so ``ClipError`` is caught where
-a window is read; the position then takes another draw, a function of the same random number.
+a window is read. The position then gets another draw, which depends on the same random number.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from vidlatent.data.buckets import Bucket, assign
+from vidlatent.data.buckets import Bucket, assign_clips
+from vidlatent.data.clip_cache import ClipCache
 from vidlatent.data.index import Clip
-from vidlatent.data.memory import Memory
 from vidlatent.data.sources import Source
 from vidlatent.data.sources.latents import LatentSource
 from vidlatent.media.decode import window_of
@@ -39,12 +39,12 @@ __all__ = [
     "whole_windows",
 ]
 
-_ATTEMPTS = 16  # draws before a position is given up
+_ATTEMPTS = 16  # draws at a position before it is left empty
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How windows are read, the same for every bucket."""
+    """How windows are read: the same for every bucket."""
 
     source: Source
     clips: tuple[Clip, ...]
@@ -52,12 +52,14 @@ class Reading:
     crop: str
     flip: bool
     limits: Limits
-    memory: Memory | None = None  # for data sets small enough to be kept decoded
+    cache: ClipCache | None = None  # for data sets small enough to be kept decoded
     bucket_rule: str = "nearest"
 
     def members(self, buckets: Sequence[Bucket], every_size: bool = False) -> list[list[int]]:
-        """For each bucket the rows of the clips that fill it; see ``assign``."""
-        return assign(self.clips, buckets, self.fps, every_size=every_size, rule=self.bucket_rule)
+        """For each bucket the rows of the clips that fill it; see ``assign_clips``."""
+        return assign_clips(
+            self.clips, buckets, self.fps, every_size=every_size, rule=self.bucket_rule
+        )
 
     def start_of(self, row: int, frame: int) -> float:
         """Seconds at which a source frame is shown."""
@@ -68,19 +70,19 @@ class Reading:
         self, row: int, start: float, bucket: Bucket, crop, mirrored: bool = False
     ) -> dict[str, np.ndarray]:
         """A clip's window: ``video`` uint8 [T, H, W, 3] of a bucket; raises ``ClipError``."""
-        video = self._window(row, start, bucket, crop)
+        video = self._read_window(row, start, bucket, crop)
         return {"video": video[:, :, ::-1] if mirrored else video}
 
     def blank(self, bucket: Bucket) -> dict[str, np.ndarray]:
-        """What stands where there is no window."""
+        """Zeros in place of a window that there is not."""
         return {"video": np.zeros((bucket.frames, bucket.height, bucket.width, 3), np.uint8)}
 
-    def _window(self, row: int, start: float, bucket: Bucket, crop) -> np.ndarray:
+    def _read_window(self, row: int, start: float, bucket: Bucket, crop) -> np.ndarray:
         info = self.clips[row].info
         size = (bucket.height, bucket.width)
         try:
-            if self.memory is not None:
-                clip = self.memory.get(
+            if self.cache is not None:
+                clip = self.cache.get(
                     (row, size), lambda: self.source.read_all(info, size, self.limits)
                 )
                 if clip is not None:
@@ -92,12 +94,12 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class LatentReading(Reading):
-    """The same of a latent data set, whose windows are whole clips of fixed sizes."""
+    """How windows of a latent data set are read: they are whole clips, each of a fixed size."""
 
     source: LatentSource
 
     def members(self, buckets, every_size=False):
-        del every_size  # a clip has one size
+        del every_size  # a stored clip has one size
         rows_of: dict[tuple[int, int, int], list[int]] = {}
         for row, clip in enumerate(self.clips):
             rows_of.setdefault((clip.frames, *clip.size), []).append(row)
@@ -118,7 +120,7 @@ class LatentReading(Reading):
         return self.source.blank((bucket.frames, bucket.height, bucket.width))
 
 
-class _Number:
+class _DrawNumber:
     """Attach a random number to a position."""
 
     def __call__(self, row, rng: np.random.Generator):
@@ -127,7 +129,7 @@ class _Number:
 
 @dataclasses.dataclass(frozen=True)
 class _TrainWindow:
-    """(row, random number) -> element; falls back to other draws from the bucket's clips."""
+    """(row, random number) -> element; if the clip cannot be read, another of the bucket is."""
 
     reading: Reading
     bucket: Bucket
@@ -154,13 +156,13 @@ class _TrainWindow:
             except ClipError as error:
                 skipped.append((row, error.reason, error.detail))
                 continue
-            return _element(arrays, row, start, skipped)
-        return _blank(self.reading, self.bucket, skipped)
+            return _make_element(arrays, row, start, skipped)
+        return _make_padding(self.reading, self.bucket, skipped)
 
 
 @dataclasses.dataclass(frozen=True)
 class _ValidationWindow:
-    """(row, source frame) -> element; row -1 is padding, and a failed read gives padding too."""
+    """(row, source frame) -> element; row -1 gives padding, and so does a clip that fails."""
 
     reading: Reading
     bucket: Bucket
@@ -168,25 +170,25 @@ class _ValidationWindow:
     def __call__(self, window: tuple[int, int]) -> dict:
         row, frame = window
         if row < 0:
-            return _blank(self.reading, self.bucket, [])
+            return _make_padding(self.reading, self.bucket, [])
         start = self.reading.start_of(row, frame)
         try:
             arrays = self.reading.arrays(row, start, self.bucket, CENTRE)
         except ClipError as error:
-            return _blank(self.reading, self.bucket, [(row, error.reason, error.detail)])
-        return _element(arrays, row, start, [])
+            return _make_padding(self.reading, self.bucket, [(row, error.reason, error.detail)])
+        return _make_element(arrays, row, start, [])
 
 
-def _element(arrays: dict[str, np.ndarray], row: int, start: float, skipped: list) -> dict:
+def _make_element(arrays: dict[str, np.ndarray], row: int, start: float, skipped: list) -> dict:
     return {"arrays": arrays, "mask": 1.0, "clip": row, "start": start, "skipped": skipped}
 
 
-def _blank(reading: Reading, bucket: Bucket, skipped: list) -> dict:
-    return _element(reading.blank(bucket), -1, 0.0, skipped) | {"mask": 0.0}
+def _make_padding(reading: Reading, bucket: Bucket, skipped: list) -> dict:
+    return _make_element(reading.blank(bucket), -1, 0.0, skipped) | {"mask": 0.0}
 
 
-def _stack(elements: Sequence[dict]) -> dict:
-    """Elements -> batch. ``skipped`` travels as text, which worker processes pass on unchanged."""
+def _stack_batch(elements: Sequence[dict]) -> dict:
+    """Elements -> batch; ``skipped`` as text, which workers hand on unchanged."""
     arrays = [element["arrays"] for element in elements]
     return {
         **{name: np.stack([found[name] for found in arrays]) for name in arrays[0]},
@@ -197,7 +199,7 @@ def _stack(elements: Sequence[dict]) -> dict:
     }
 
 
-def _seed(seed: int, bucket: int) -> int:
+def _derive_seed(seed: int, bucket: int) -> int:
     return int(np.random.SeedSequence([seed, bucket]).generate_state(1)[0])
 
 
@@ -217,16 +219,16 @@ def train_stream(
             continue
         drawn = (
             grain.MapDataset.source(np.asarray(rows, np.int64))
-            .seed(_seed(seed, number))
+            .seed(_derive_seed(seed, number))
             .shuffle()
             .repeat()
-            .random_map(_Number())
+            .random_map(_DrawNumber())
         )
         mine = drawn[process_index::process_count]
         window = _TrainWindow(reading, bucket, tuple(rows))
         streams.append(
             mine.map(window).batch(
-                bucket.batch // process_count, drop_remainder=True, batch_fn=_stack
+                bucket.batch // process_count, drop_remainder=True, batch_fn=_stack_batch
             )
         )
         weights.append(share)
@@ -238,8 +240,8 @@ def validation_windows(
 ) -> list[list[tuple[int, int]]]:
     """For each bucket (row, first source frame) of its windows, at most ``cap`` a clip length.
 
-    Few clips give several windows each, spread evenly and not overlapping; of many clips an even
-    selection gives one each, from its middle.
+    With few clips each gives several windows, evenly spread and not overlapping. With more clips
+    than ``cap`` an even selection of them gives one window each, from the middle.
     """
     windows: list[list[tuple[int, int]]] = [[] for _ in buckets]
     for frames in sorted({bucket.frames for bucket in buckets}):
@@ -266,8 +268,8 @@ class OneEach(NamedTuple):
     """Which window of a clip stands for it.
 
     Attributes:
-      place: 0 for the clip's beginning, 0.5 for its middle, 1 for its end.
-      rows: the clips wanted; None for all.
+      place: where in the clip it lies: 0 at the beginning, 0.5 in the middle, 1 at the end.
+      rows: rows of the clips that are wanted; None for all.
     """
 
     place: float = 0.5
@@ -275,7 +277,7 @@ class OneEach(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """Named windows, in groups that fill batches of their own.
+    """Chosen windows in groups; no batch mixes two groups.
 
     Attributes:
       groups: of each the number of its bucket and its windows, (row, first source frame).
@@ -290,7 +292,7 @@ def whole_windows(
     reading: Reading,
     wanted: OneEach,
 ) -> list[list[tuple[int, int]]]:
-    """For each bucket (row, first source frame): each clip once, as long as a bucket has it."""
+    """For each bucket (row, first source frame); each clip once, in the longest bucket it fills."""
     windows: list[list[tuple[int, int]]] = [[] for _ in buckets]
     longest: dict[int, int] = {}
     for number in sorted(range(len(buckets)), key=lambda number: buckets[number].frames):
@@ -309,7 +311,10 @@ def validation_stream(
     process_index: int,
     process_count: int,
 ) -> grain.MapDataset | None:
-    """This process's batches of every window once, padded to whole batches; None without any."""
+    """This process's batches of all windows, each once, padded to whole batches.
+
+    None if there is no window.
+    """
     streams = []
     for bucket, mine in zip(buckets, windows, strict=True):
         if not mine:
@@ -319,7 +324,7 @@ def validation_stream(
         streams.append(
             grain.MapDataset.source(padded)[process_index::process_count]
             .map(_ValidationWindow(reading, bucket))
-            .batch(bucket.batch // process_count, drop_remainder=True, batch_fn=_stack)
+            .batch(bucket.batch // process_count, drop_remainder=True, batch_fn=_stack_batch)
         )
     if not streams:
         return None

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vidlatent.checkpoint.layout import nested
-from vidlatent.data.buckets import Bucket, assign
+from vidlatent.data.buckets import Bucket, assign_clips
 from vidlatent.data.index import Clip
 from vidlatent.data.latent_set import FORMAT, HEADER, PLAN, Window, read_json
 from vidlatent.errors import VidlatentError
@@ -110,7 +110,7 @@ def plan_windows(
     """
     stride = stride or max(bucket.frames for bucket in buckets)
     places: list[Place] = []
-    members = assign(clips, buckets, fps, rule=rule)
+    members = assign_clips(clips, buckets, fps, rule=rule)
     for number, (bucket, rows) in enumerate(zip(buckets, members, strict=True)):
         for row in rows:
             info = clips[row].info

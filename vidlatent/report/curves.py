@@ -24,7 +24,7 @@ Curve = tuple[Sequence[float], Sequence[Any]]
 
 
 def run_curves(workdir: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Curves of ``metrics.jsonl``, name -> (steps, values): scores first, then losses and the rest."""
+    """Curves of ``metrics.jsonl``, name -> (steps, values): scores first, then all else."""
     curves = read_metrics(workdir / "metrics.jsonl")
     wanted = [f"val/{name}" for name in _FIRST]
     wanted += [name for name in curves if name.startswith("val/") and name != "val/clips"]

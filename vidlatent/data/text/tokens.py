@@ -1,4 +1,4 @@
-"""Texts to token numbers: published vocabularies, and two that need no file."""
+"""Texts to token numbers: published vocabularies, and one that needs no file."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from vidlatent.data.text.rules import RULES, TextRule
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
 
-__all__ = ["Tokenizer", "byte_tokens", "load_tokenizer", "word_tokens"]
+__all__ = ["TextTokenizer", "byte_tokens", "load_tokenizer", "word_tokens"]
 
 Tokens = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokenizer:
-    """Cleaned texts of a system as numbers of its encoder's vocabulary.
+class TextTokenizer:
+    """Cleans texts as a system does, and turns them into token numbers of its text encoder.
 
     Attributes:
       encoder: of the ``tokenizers`` package.
@@ -38,16 +38,14 @@ class Tokenizer:
     padding: int
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Token numbers and mask, both ``[B, length]`` int32; an empty text is the end mark."""
+        """Token numbers and mask, both ``[B, length]`` int32; an empty text is ``</s>`` alone."""
         clean = [self.rule.clean(text) for text in texts]
         found = self.encoder.encode_batch(clean, add_special_tokens=False)
         room = self.rule.length - 1
-        return _padded(
-            [[*one.ids[:room], self.end] for one in found], self.rule.length, self.padding
-        )
+        return _pad([[*one.ids[:room], self.end] for one in found], self.rule.length, self.padding)
 
 
-def load_tokenizer(system: str, path: str | os.PathLike[str]) -> Tokenizer:
+def load_tokenizer(system: str, path: str | os.PathLike[str]) -> TextTokenizer:
     """The tokenizer of a system (a key of ``data.text.rules.RULES``) from its ``tokenizer.json``.
 
     Args:
@@ -73,8 +71,8 @@ def load_tokenizer(system: str, path: str | os.PathLike[str]) -> Tokenizer:
         raise VidlatentError(
             "reading tokenizer.json needs the package tokenizers: `pip install tokenizers`."
         ) from error
-    encoder = tokenizers.Tokenizer.from_str(_checked(file))
-    # The file's own cutting and padding would come before the end mark.
+    encoder = tokenizers.Tokenizer.from_str(_read_checked(file))
+    # The file's own truncation and padding would leave no room for ``</s>``.
     encoder.no_truncation()
     encoder.no_padding()
     marks = {mark: encoder.token_to_id(mark) for mark in ("</s>", "<pad>")}
@@ -83,10 +81,10 @@ def load_tokenizer(system: str, path: str | os.PathLike[str]) -> Tokenizer:
         raise VidlatentError(
             f"{file} has no {lacking}: it is not a T5 tokenizer; take {rule.source}."
         )
-    return Tokenizer(encoder, rule, marks["</s>"], marks["<pad>"])
+    return TextTokenizer(encoder, rule, marks["</s>"], marks["<pad>"])
 
 
-def _checked(file: Path) -> str:
+def _read_checked(file: Path) -> str:
     text = file.read_text(encoding="utf-8", errors="replace")
     try:
         whole = isinstance(json.loads(text)["model"], dict)
@@ -108,25 +106,25 @@ def word_tokens(texts: Sequence[str], length: int, buckets: int) -> Tokens:
     """
     if buckets < 2:
         raise VidlatentError(f"{buckets} buckets hold no word: use at least 2.")
-    rows = [[_bucket(word, buckets) for word in _words(text)] for text in texts]
-    return _padded(rows, length, 0)
+    rows = [[_hash_word(word, buckets) for word in _split_words(text)] for text in texts]
+    return _pad(rows, length, 0)
 
 
 def byte_tokens(texts: Sequence[str], length: int) -> Tokens:
     """UTF-8 bytes plus 1 (vocabulary 257), 0 for padding, and the mask ``[B, length]``."""
-    return _padded([[byte + 1 for byte in text.encode()] for text in texts], length, 0)
+    return _pad([[byte + 1 for byte in text.encode()] for text in texts], length, 0)
 
 
-def _words(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.casefold())
 
 
-def _bucket(word: str, buckets: int) -> int:
+def _hash_word(word: str, buckets: int) -> int:
     digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
     return 1 + int.from_bytes(digest, "little") % (buckets - 1)
 
 
-def _padded(rows: Sequence[Sequence[int]], length: int, padding: int) -> Tokens:
+def _pad(rows: Sequence[Sequence[int]], length: int, padding: int) -> Tokens:
     tokens = np.full((len(rows), length), padding, np.int32)
     mask = np.zeros((len(rows), length), np.int32)
     for i, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Small data sets in memory: each clip decoded once at its bucket's scale, then only cut."""
+"""Small data sets in memory: each clip is decoded once, at its bucket's scale, then only cut."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from vidlatent.data.index import Clip
 from vidlatent.media.errors import ClipError
 from vidlatent.media.transforms import place
 
-__all__ = ["Memory", "decoded_bytes"]
+__all__ = ["ClipCache", "count_decoded_bytes"]
 
 
-def decoded_bytes(
+def count_decoded_bytes(
     clips: Sequence[Clip], buckets: Sequence[Bucket], members: Sequence[Sequence[int]]
 ) -> int:
-    """Bytes of every clip, whole, at the scale of each bucket it fills."""
+    """Bytes that all clips take once decoded, each at the scale of every bucket it fills."""
     total = 0
-    for scale, rows in _scales(buckets, members).items():
+    for scale, rows in _group_by_scale(buckets, members).items():
         for row in rows:
             info = clips[row].info
             spot = place(info.height, info.width, scale)
@@ -27,15 +27,19 @@ def decoded_bytes(
     return total
 
 
-def _scales(buckets, members) -> dict[tuple[int, int], set[int]]:
+def _group_by_scale(buckets, members) -> dict[tuple[int, int], set[int]]:
     rows_at: dict[tuple[int, int], set[int]] = {}
     for bucket, rows in zip(buckets, members, strict=True):
         rows_at.setdefault((bucket.height, bucket.width), set()).update(rows)
     return rows_at
 
 
-class Memory:
-    """Decoded clips by key, each loaded by one thread while others wait; pickled empty."""
+class ClipCache:
+    """Decoded clips by key.
+
+    One thread loads a clip while others that want it wait. A copy made by pickling is empty, so
+    that each decoding process fills its own.
+    """
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -43,16 +47,16 @@ class Memory:
         self._clips: dict[Any, Any] = {}
 
     def __reduce__(self):
-        return (Memory, ())
+        return (ClipCache, ())
 
     def get(self, key: Any, load: Callable[[], Any]) -> Any:
-        """What ``load`` returned first; None for a clip that does not decode from end to end."""
+        """What ``load`` returned the first time; None if the clip cannot be decoded to its end."""
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:
             if key not in self._clips:
                 try:
                     self._clips[key] = load()
-                except ClipError:  # parts of it may still be sound: windows are read one by one
+                except ClipError:  # windows of its sound parts are read one by one
                     self._clips[key] = None
             return self._clips[key]
