@@ -50,6 +50,11 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def test_a_generator_is_refused_in_one_sentence():
+    with pytest.raises(VidlatentError, match="fsvideo_dit is a generator: .*train.init_from=FILE"):
+        run(configs.load("configs/fsvideo_dit.py"))
+
+
 @pytest.mark.parametrize("name", ["dcae", "fsae"])
 def test_file_to_workdir_to_file_is_bitwise(name, request, tmp_path):
     case = request.getfixturevalue(f"{name}_case")

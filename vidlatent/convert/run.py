@@ -46,7 +46,15 @@ def convert(config: ConfigDict, workdir: Path, **options: Any) -> int:
 
     Returns:
       Exit status.
+
+    Raises:
+      VidlatentError: the config is a generator's, files are missing, or weights do not fit.
     """
+    if configs.is_generator(config):
+        raise VidlatentError(
+            f"--mode=convert is for tokenizers, and {config.name} is a generator: training reads "
+            "its published weights itself, --config.train.init_from=FILE."
+        )
     source, target, case = options["from"], options["to"], options["verify"]
     family = config.model.name
     if case:
