@@ -140,6 +140,22 @@ def test_messages_are_those_of_the_code():
             assert all(piece in said for piece in pieces), f"nobody says {message!r}"
 
 
+def test_ways_are_short():
+    """At most five files from a key to its use, which has its name; at most four for a change."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    keys, changes = page.split("## From a config key")[1].split("## Ten changes")
+    rows = re.findall(r"^\| `[a-z]+\.(\w+)` \| (.*) \|$", keys, re.MULTILINE)
+    assert len(rows) == 6
+    for leaf, cell in rows:
+        files = PATH.findall(re.sub(r"\(.*?\)", "", cell))
+        assert 0 < len(files) <= 5, leaf
+        assert re.search(rf"\b{leaf}\b", (ROOT / files[-1]).read_text()), leaf
+    rows = re.findall(r"^\| (.*?) \| (.*`.*) \|$", changes, re.MULTILINE)
+    assert len(rows) == 10
+    for change, cell in rows:
+        assert 0 < len(PATH.findall(cell)) <= 4, change
+
+
 def test_config_keys_are_up_to_date():
     page = make_configs.make_page()
     assert page == make_configs.PAGE.read_text(), "run python -m docs.make_configs"
