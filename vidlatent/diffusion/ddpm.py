@@ -88,7 +88,7 @@ class Diffusion:
 
     @functools.cached_property
     def tables(self) -> dict[str, np.ndarray]:
-        """Per ``t``: alpha, sigma, beta, and mean, variance and log-variances of the posterior."""
+        """By name ``[S]``: alpha, sigma, beta, and the posterior's weights and variances."""
         abar = self.alphas_cumprod
         before = np.append(1.0, abar[:-1])
         beta = 1.0 - abar / before
@@ -165,7 +165,7 @@ class Diffusion:
         return ReverseStep(x0, mean, log_variance)
 
     def respaced(self, times: np.ndarray) -> Diffusion:
-        """The schedule over a rising subset of its steps; their time inputs stay the same."""
+        """The schedule over a rising subset ``times`` ``[N]``; their time inputs stay the same."""
         times = np.asarray(times)
         inputs = times if self.times is None else self.times[times]
         return dataclasses.replace(self, alphas_cumprod=self.alphas_cumprod[times], times=inputs)
@@ -279,7 +279,7 @@ def cosine(
 
 
 def zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
-    """The same schedule ending without any signal (Lin et al. 2023, alg. 1).
+    """``abar`` ``[S]`` rescaled so that no signal is left at the end (Lin et al. 2023, alg. 1).
 
     ``sqrt(abar)`` is shifted so that it ends at 0, and scaled so that it starts where it did.
     """
@@ -289,7 +289,7 @@ def zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
 
 
 def even_times(steps: int, count: int) -> np.ndarray:
-    """IDDPM's choice of ``count`` out of ``steps``: evenly from 0 to the last, rounded."""
+    """IDDPM's choice of ``count`` out of ``steps`` steps, ``[count]``: even from 0 to the last."""
     stride = (steps - 1) / (count - 1) if count > 1 else 1.0
     return np.round(np.arange(count) * stride).astype(np.int64)
 

@@ -171,9 +171,11 @@ class Flow:
         return dataclasses.replace(self, shift=shift, base_tokens=tokens)
 
     def sample_sigma(self, key: jax.Array, batch: int) -> jax.Array:
+        """Noise levels of a training batch, ``[batch]`` float32."""
         return sample_sigma(key, batch, self.mean, self.std, self.shift, self.least)
 
     def fixed_sigmas(self, count: int) -> np.ndarray:
+        """Rising noise levels ``[count]`` of equal weight in training, for evaluation."""
         return fixed_sigmas(count, self.mean, self.std, self.shift)
 
     def grid(

@@ -99,7 +99,7 @@ def attention_form(
     implementation: Names = "auto",
     platform: str | None = None,
 ) -> KernelForm:
-    """The form that ``attention`` takes for these queries, and why.
+    """The form that ``attention`` takes for queries ``[B, N, K, d]``, and why.
 
     Raises:
       VidlatentError: the form named cannot do it.

@@ -38,7 +38,10 @@ class Fp8Matrix(NamedTuple):
 
 
 def quantise_fp8(x: jax.Array, axes: tuple[int, ...] | None = None) -> Fp8Matrix:
-    """Round ``x`` to fp8 with one scale over ``axes`` (None: all), so that nothing overflows."""
+    """Round ``x`` (any shape) to fp8, with one scale over ``axes`` (None: all).
+
+    The largest value becomes the largest fp8 number, so that nothing overflows.
+    """
     h = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(h), axis=axes, keepdims=axes is not None)
     scale = jnp.where(largest > 0, largest / _LARGEST, 1.0)

@@ -95,7 +95,7 @@ def _lacks(name: str, dim: int, heads: int) -> str:
 def rotate(
     a: jax.Array, b: jax.Array, cos: jax.Array, sin: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Points ``(a, b)`` of a plane rotated about the origin; the arrays broadcast."""
+    """Points ``(a, b)`` rotated about the origin; four arrays of shapes that broadcast."""
     return a * cos - b * sin, a * sin + b * cos
 
 

@@ -1,10 +1,9 @@
 """Nearest doubling followed by a 3x3 convolution, without the doubled tensor.
 
-After nearest doubling, the three taps of an output pixel meet only two input pixels, so each of
-the two phases of an axis is a two-tap convolution of the small input: an even pixel 2i reads
-(i-1, i) with (w0, w1 + w2), an odd one reads (i, i+1) with (w0 + w1, w2). In space
-that is 12 products in place of 27 for a 3x3x3 kernel, and the tensor of input channels at output
-resolution never exists.
+After nearest-neighbour doubling, the three taps of an output pixel read only two different input
+pixels. So each of the two phases of an axis is a two-tap convolution of the small input: an even
+pixel 2i reads (i-1, i) with (w0, w1 + w2), an odd one reads (i, i+1) with (w0 + w1, w2). In space
+that is 12 products instead of 27 for a 3x3x3 kernel, and the doubled tensor never exists.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ ODD = ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
 def fold_taps(kernel: jax.Array, phase: tuple[tuple[float, ...], ...], axis: int) -> jax.Array:
-    """Sum the three taps along ``axis`` into the two of a phase (``EVEN`` or ``ODD``)."""
+    """Sum the three taps ``[..., 3, ...]`` along ``axis`` into the two of ``EVEN`` or ``ODD``."""
     matrix = jnp.asarray(phase, kernel.dtype)
     return jnp.moveaxis(jnp.tensordot(matrix, kernel, axes=(1, axis)), 0, axis)
 

@@ -156,4 +156,5 @@ class Kernel(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
+        """The matrix, ``[I, O]`` float32."""
         return self.param("kernel", fan_in, self.shape, jnp.float32)

@@ -93,10 +93,10 @@ class ChannelNorm(nn.Module):
 
 
 class FixedBatchNorm(nn.Module):
-    """Batch normalisation with the statistics of a finished training: an affine map per channel.
+    """Batch norm in inference: an affine map per channel from stored statistics.
 
-    For released image decoders that carry it. The statistics receive no gradient, so fine-tuning
-    moves the scale and the bias alone.
+    For released models that contain it. The statistics receive no gradient, so fine-tuning changes
+    only the scale and the bias.
 
     Attributes:
       eps: added to the variance.
@@ -140,7 +140,7 @@ def group_affine(
       Scale and shift ``[B, T, 1, 1, C]`` (``[B, 1, 1, 1, C]`` for ``'thw'``).
 
     Raises:
-      VidlatentError: unknown reading, or groups that do not divide the channels.
+      VidlatentError: unknown kind or axes, or groups that do not divide the channels.
     """
     channels = x.shape[-1]
     if kind not in _KINDS or axes not in _AXES:
@@ -153,7 +153,8 @@ def group_affine(
 
     def mean_of(values):
         """Means over a group, at each of its channels: ``[B, T, 1, 1, C]``."""
-        # By channel first: only these few numbers are cut into groups, never the map itself.
+        # Means by channel first, so that only these few numbers are reshaped into groups: XLA would
+        # copy the whole map to reshape it.
         small = jnp.mean(values, axis=_AXES[axes], keepdims=True)
         parts = jnp.mean(small.reshape(*small.shape[:-1], groups, -1), axis=-1)
         return jnp.repeat(parts, channels // groups, axis=-1)
@@ -167,7 +168,7 @@ def group_affine(
 
 
 def apply_affine(x: jax.Array, affine: Affine, dtype: Any = None) -> jax.Array:
-    """``x * scale + shift`` computed in the coefficients' dtype."""
+    """``x * scale + shift`` ``[B, T, H, W, C]``, computed in the coefficients' dtype."""
     scale, shift = affine
     return (x.astype(scale.dtype) * scale + shift).astype(dtype or x.dtype)
 

@@ -36,7 +36,7 @@ BASE = 10_000.0
 
 
 def frequencies(width: int, base: float = BASE) -> np.ndarray:
-    """``base ** (-2 k / width)`` float64 for the ``width // 2`` pairs ``k`` of channels."""
+    """``base ** (-2 k / width)`` for the pairs ``k`` of channels: ``[width // 2]`` float64."""
     half = width // 2
     return base ** (-np.arange(half, dtype=np.float64) / half)
 
@@ -133,7 +133,7 @@ def fit_places(
       plane: rows and columns of the training size.
 
     Returns:
-      Coordinates along time, rows and columns, float64.
+      Coordinates along time ``[t]``, rows ``[h]`` and columns ``[w]``, float64.
     """
     (_, rows, columns), (high, wide) = grid, plane
     if rows / columns > high / wide:

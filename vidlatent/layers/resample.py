@@ -31,18 +31,21 @@ __all__ = [
 
 
 def lead_frame(x: jax.Array, first: bool) -> jax.Array:
-    """At the start of a stream put a copy of frame 0 in front, so that frames come in pairs."""
+    """Put a copy of frame 0 before ``[B, T, H, W, C]`` if ``first``: frames then come in pairs."""
     return jnp.concatenate([x[:, :1], x], axis=1) if first else x
 
 
 def double_frames(x: jax.Array, first: bool) -> jax.Array:
-    """Repeat each frame twice; at the start of a stream drop the very first copy."""
+    """Repeat each frame of ``[B, T, H, W, C]``; at the start of a stream drop the first copy."""
     y = jnp.repeat(x, 2, axis=1)
     return y[:, 1:] if first else y
 
 
 def nearest(x: jax.Array) -> jax.Array:
-    """Double H and W by repetition, as a broadcast (``jax.image.resize`` gathers)."""
+    """Double H and W of ``[B, T, H, W, C]`` by repetition.
+
+    A broadcast and a reshape, where ``jax.image.resize`` would gather.
+    """
     batch, time, height, width, channels = x.shape
     y = jnp.broadcast_to(x[:, :, :, None, :, None], (batch, time, height, 2, width, 2, channels))
     return y.reshape(batch, time, 2 * height, 2 * width, channels)
@@ -74,7 +77,7 @@ def space_to_channel(x: jax.Array, time: bool = False, order: str = "hwt") -> ja
 
 
 def channel_to_space(x: jax.Array, time: bool = False, order: str = "hwt") -> jax.Array:
-    """Inverse of ``space_to_channel``."""
+    """Inverse of ``space_to_channel``: ``[B, T, H, W, 4C] -> [B, T, 2H, 2W, C]``, or with time."""
     out = _sub_index(order)
     return rearrange(x, f"b T H W (c {out}) -> b (T t) (H h) (W w) c", t=2 if time else 1, h=2, w=2)
 

@@ -19,7 +19,8 @@ def stack_params(
 ) -> Params:
     """The parameter ``name``: ``depth`` blocks, each initialised independently by ``init(key)``.
 
-    Existing parameters are returned unchecked, because fp8 has added leaves to them.
+    Every leaf is ``[depth, ...]``. Existing parameters are returned unchecked, because fp8 adds
+    leaves to them.
     """
     if module.has_variable("params", name):
         return module.get_variable("params", name)

@@ -57,7 +57,7 @@ class TimeRule:
         return self.kind != "centred"
 
     def border(self, frame: jax.Array) -> jax.Array:
-        """The frame before the start of a stream whose first real frame is ``frame``."""
+        """The padding before the first real frame ``frame`` ``[B, 1, H, W, C]``."""
         return frame if self.padding == "replicate" else jnp.zeros_like(frame)
 
     @property
@@ -66,7 +66,7 @@ class TimeRule:
         return (self.future or self.padding) == "replicate"
 
     def border_after(self, frame: jax.Array) -> jax.Array:
-        """The padding after the last real frame ``frame``."""
+        """The padding after the last real frame ``frame`` ``[B, 1, H, W, C]``."""
         return frame if self.replicates_after else jnp.zeros_like(frame)
 
 
@@ -159,10 +159,11 @@ def _lone_frame(
 
 
 def merge_taps(view: View, kernel: jax.Array) -> tuple[View, jax.Array]:
-    """Add up neighbouring taps that read the same frames, and drop those that read zeros.
+    """Add up neighbouring taps of a kernel ``[kt, kh, kw, I, O]`` that read the same frames.
 
-    That saves a third of the work in groups of one, and makes one 2-D convolution of three for an
-    image. Arrays are compared by identity, so call it before anything is done to them.
+    Taps that read zeros are dropped. That saves a third of the work in groups of one, and leaves a
+    single 2-D convolution of three for an image. Arrays are compared by identity, so call it before
+    anything is done to them.
     """
     if not isinstance(view, tuple):
         return view, kernel
@@ -190,7 +191,11 @@ def convolve(
     groups: int = 1,
     implementation: str = "auto",
 ) -> jax.Array:
-    """Convolve a view: no padding in time, explicit zero padding of H and W."""
+    """Convolve a view: no padding in time, explicit zero padding of H and W.
+
+    Returns:
+      ``[B, T', H', W', O]`` for a kernel ``[kt, kh, kw, I / groups, O]``.
+    """
     view, kernel = merge_taps(view, kernel)
     if isinstance(view, tuple):
         return conv_frames(

@@ -1,4 +1,4 @@
-"""What a loss term is, and the averages that all of them share."""
+"""The interface of a loss term, and the average over samples that all terms use."""
 
 from __future__ import annotations
 
@@ -43,9 +43,10 @@ class Term:
       value: ``(inputs, params, networks) -> float32 scalar``. ``params`` is the term's own
         trainable tree (``{}`` without ``init``), ``networks`` the frozen networks' parameters.
       networks: names of the frozen networks it looks through.
-      init: ``(key, latent_spec) -> params`` of helpers that train along and are thrown away.
-      parts: of a term that is a sum, its summands by name, called like ``value``: each has a curve
-        of its own.
+      init: ``(key, latent_spec) -> params`` of helper layers that are trained along and discarded
+        afterwards, such as a projection.
+      parts: for a term that is a sum, its summands by name, called like ``value``; each is logged
+        by itself.
     """
 
     value: Callable[[LossInputs, Params, Params], jax.Array]
@@ -55,7 +56,7 @@ class Term:
 
     @classmethod
     def of_parts(cls, parts: Callable[..., dict[str, jax.Array]], **fields: Any) -> Self:
-        """The term whose value is the sum of ``parts``."""
+        """The term whose value is the sum of ``parts``, scalars by name."""
         return cls(lambda *given: sum(parts(*given).values()), parts=parts, **fields)
 
 

@@ -12,22 +12,22 @@ from vidlatent.parallel.sharding import constrain
 
 __all__ = ["map_frames"]
 
-# No axis of an image is split: the sizes inside these networks do not divide.
+# Height and width stay whole on each device: the sizes inside these networks do not divide evenly.
 _WHOLE = ("batch", "time", "width", "width", "channel")
 
 
 def map_frames(
     network: Callable[..., jax.Array], *videos: jax.Array, at_once: int, remat: bool = True
 ) -> jax.Array:
-    """``network`` on every frame, with the memory of ``at_once`` frames of each sample.
+    """``network`` on every frame, with the memory that ``at_once`` frames of each sample take.
 
-    Slices run one after another; the batch stays whole, so that it keeps its place on a mesh. Where
-    the frames do not divide, the slices are made equal and the last frame is repeated.
+    Slices of frames run one after another. The batch is not sliced, so that it stays sharded. Where
+    frames do not divide evenly, slices are made equal and padded with the last frame.
 
     Args:
       network: images ``[N, H, W, C]``, one array for each video, to ``[N, ...]``.
       videos: ``[B, T, H, W, C]``.
-      remat: compute a slice again for its gradient instead of keeping what happened inside.
+      remat: recompute a slice in the backward pass instead of saving its activations.
 
     Returns:
       ``[B, T, ...]``; exactly ``network`` on each frame.

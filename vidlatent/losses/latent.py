@@ -41,7 +41,7 @@ def kl(
         )
     mean = posterior.mean.astype(jnp.float32)
     logvar = jnp.clip(posterior.logvar.astype(jnp.float32), *LOGVAR_RANGE)
-    # exp(v) - 1 - v by expm1: near the unit normal the difference is smaller than its summands.
+    # exp(v) - 1 - v by expm1: near the unit normal the difference cancels to a few digits.
     each = 0.5 * (jnp.square(mean) + jnp.expm1(logvar) - logvar)
     if reduction == "mean":
         return mean_over_samples(each, mask)

@@ -28,8 +28,8 @@ def lpips(
 ) -> jax.Array:
     """Perceptual distance of each frame, averaged over frames and real samples.
 
-    Frames pass a few at a time and are computed again for the gradient: the value is exact and the
-    memory is that of a slice (FSVideo's stages with long clips).
+    Frames pass a few at a time and are recomputed for the gradient. The value is exact, and the
+    memory is that of a slice, which FSVideo's stages with long clips need.
 
     Args:
       apply: ``(params, x, y) -> [N]`` for images ``[N, H, W, 3]`` in [-1, 1].
@@ -68,5 +68,5 @@ def lpips_term(
 
 lpips_vgg_term = functools.partial(lpips_term, "lpips_vgg")
 lpips_alex_term = functools.partial(lpips_term, "lpips_alex")
-# A stand-in network, for tests and trials without weights.
+# A tiny network with random weights, for tests and for trying things without downloads.
 lpips_tiny_term = functools.partial(lpips_term, "lpips_tiny")

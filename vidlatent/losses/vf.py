@@ -1,8 +1,9 @@
-"""Video VF loss: latents that look like the features of a frozen image network (FSVideo eq. 2-4).
+"""Video VF loss: align latents with the features of a frozen image network (FSVideo eqs. 2-4).
 
-Both are compared by cosines on the features' grid: each latent with its feature (eq. 2), and each
-pair of latents with the same pair of features (eq. 3). Eq. 3 is a sum over all pairs of a clip's
-tokens, 6.3e7 of them for 31x16x16; it runs over blocks of rows and keeps no matrix.
+Latents and features are compared by cosine similarity on the features' grid: each latent with its
+feature (eq. 2), and the similarity of each pair of latents with that of the same pair of features
+(eq. 3). Eq. 3 sums over all pairs of a clip's tokens, 6.3e7 for 31x16x16. It is computed in blocks
+of rows, so that the matrix of all pairs never exists.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = [
     "video_vf",
 ]
 
-_EXACT = lax.Precision.HIGHEST
+_EXACT = lax.Precision.HIGHEST  # the margins compare differences of cosines, which TF32 would blur
 
 
 def pool_frames(features: jax.Array, latents: int, first_alone: bool = True) -> jax.Array:
@@ -66,8 +67,8 @@ def pool_frames(features: jax.Array, latents: int, first_alone: bool = True) -> 
 def project_to_features(latent: jax.Array, kernel: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """Latents ``[B, t, h, w, c]`` on the features' grid and channels, ``[B, t, *grid, C]``.
 
-    The resize is bilinear with pixel centres at halves. Both maps are linear, so the order is
-    free: on few channels resizing is cheaper.
+    The resize is bilinear with pixel centres at halves. Resizing and projection are linear and may
+    change places; resizing first is cheaper, because latents have fewer channels.
 
     Args:
       kernel: ``[c, C]``.
@@ -77,7 +78,7 @@ def project_to_features(latent: jax.Array, kernel: jax.Array, grid: tuple[int, i
 
 
 def normalise(x: jax.Array) -> jax.Array:
-    """``x / max(|x|, 1e-12)`` along the last axis, float32."""
+    """``x / max(|x|, 1e-12)`` along the last axis: ``[..., C] -> [..., C]`` float32."""
     x = x.astype(jnp.float32)
     square = jnp.square(x).sum(axis=-1, keepdims=True)
     return x * lax.rsqrt(jnp.maximum(square, 1e-24))
@@ -99,8 +100,8 @@ def cosine_distance(z: jax.Array, f: jax.Array, margin: float) -> jax.Array:
 def relation_distance(z: jax.Array, f: jax.Array, margin: float, rows: int = 512) -> jax.Array:
     """Eq. 3: mean over pairs p, q of ``relu(|cos(z_p, z_q) - cos(f_p, f_q)| - margin)``.
 
-    The matrix exists ``rows`` rows at a time. The same pass yields the gradient to ``z``, which is
-    all that is kept for the backward pass; ``f`` is a constant.
+    The matrix exists ``rows`` rows at a time. The forward pass computes the gradient to ``z`` as
+    well, the only thing saved for the backward pass; ``f`` is a constant.
 
     Args:
       z: unit vectors ``[B, N, D]`` float32.
@@ -131,7 +132,7 @@ def _pairs(z, f, margin, rows, gradient: bool):
     batch, tokens, _ = z.shape
     blocks = -(-tokens // rows)
     rows = -(-tokens // blocks)
-    # Added tokens are zero vectors: all their cosines agree, so they cost nothing.
+    # Padding tokens are zero vectors: their cosines are 0 in both matrices, so they add nothing.
     pads = ((0, 0), (0, blocks * rows - tokens), (0, 0))
     z, f = jnp.pad(z, pads), jnp.pad(f, pads)
 
@@ -145,7 +146,7 @@ def _pairs(z, f, margin, rows, gradient: bool):
         total += jax.nn.relu(jnp.abs(apart) - margin).sum(axis=(1, 2))
         if not gradient:
             return total, grad
-        # Pairs count twice, as (p, q) and (q, p): hence one product, and the factor 2.
+        # Each pair occurs as (p, q) and as (q, p) with the same gradient: one product, factor 2.
         push = jnp.where(jnp.abs(apart) > margin, (2.0 / pairs) * jnp.sign(apart), 0.0)
         moved = jnp.einsum("bpq,bqc->bpc", push, z, precision=_EXACT)
         return total, lax.dynamic_update_slice_in_dim(grad, moved, index * rows, 1)

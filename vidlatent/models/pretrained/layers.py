@@ -1,4 +1,4 @@
-"""Convolution and pooling as published classifiers have them: every padding is a number."""
+"""Convolution and pooling as in published classifiers, with every padding as explicit numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _he = nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 def same_padding(
     size: Sequence[int], window: Sequence[int], strides: Sequence[int]
 ) -> list[tuple[int, int]]:
-    """TensorFlow's rule as numbers: ``ceil(size / stride)`` outputs, the odd zero at the end."""
+    """Padding of TensorFlow's ``SAME``: ``ceil(size / stride)`` outputs, an odd zero at the end."""
     pads = []
     for length, taps, step in zip(size, window, strides, strict=True):
         total = max((-(-length // step) - 1) * step + taps - length, 0)
@@ -71,9 +71,9 @@ class PlainConv(nn.Module):
 def max_pool(
     x: jax.Array, window: Sequence[int], strides: Sequence[int], padding: Padding | None = None
 ) -> jax.Array:
-    """Largest value of each window over the axes between the first and the last.
+    """Max pooling of ``[N, ..., C]`` over the axes between the first and the last.
 
-    Positions of ``padding`` never win.
+    Padded positions are never the maximum.
     """
     pads = [(0, 0)] * len(window) if padding is None else list(padding)
     return lax.reduce_window(

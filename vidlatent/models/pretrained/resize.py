@@ -1,7 +1,7 @@
-"""Resizing pictures by matrices: one rule, written out, on every backend.
+"""Resizing images by matrix products, with the same result on every backend.
 
-``jax.image.resize`` is another thing: its cubic has a = -0.5 and renormalises at the border, and it
-antialiases unless told otherwise.
+``jax.image.resize`` follows other rules: its cubic has a = -0.5 and renormalises at the border, and
+it antialiases by default. Released networks expect torch's rules, which are these.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def resize_matrix(
 ) -> np.ndarray:
     """The weights ``[target, size]`` float32 of a one-dimensional resize.
 
-    Pixel centres lie at halves, and samples beyond the border are the border's.
+    Pixel centres lie at halves, and the border is repeated.
 
     Args:
       size, target: lengths before and after.
       method: ``'bilinear'`` or ``'bicubic'`` (a = -0.75).
-      antialias: widen the kernel when making smaller (bilinear only), weights summing to 1 inside.
+      antialias: widen the kernel for downsampling (bilinear only), with weights that sum to 1.
       corners: the first and last samples coincide instead of the borders.
       scale: target pixels per source pixel, where it is not ``target / size``.
     """
@@ -94,7 +94,9 @@ def resize(
 
 
 def center_crop_short_side(x: jax.Array, side: int) -> jax.Array:
-    """Short side to ``side`` (bilinear, antialiased; the other rounded up), then the middle square.
+    """Resize the short side to ``side`` (bilinear, antialiased), then crop the central square.
+
+    The long side is rounded up.
 
     ``[..., H, W, C] -> [..., side, side, C]`` float32.
     """

@@ -1,7 +1,7 @@
-"""Stable Diffusion's image autoencoder (Rombach et al. 2022), as far as it encodes.
+"""The encoder of Stable Diffusion's image autoencoder (Rombach et al. 2022).
 
-Reducio-DiT is told its content frame by the latent of one (Reducio, section 3.3): four channels,
-an eighth of the picture's sides, unscaled; the generator scales it.
+Reducio-DiT reads the content frame as such a latent (Reducio, section 3.3): four channels, an
+eighth of the image's sides, unscaled; the generator scales it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["SdEncoder", "fields_from_diffusers"]
 
 
 class SdEncoder(nn.Module):
-    """Pictures to latents; the defaults are those of SD 1, SD 2 and SDXL.
+    """Images to latents; the defaults are those of SD 1, SD 2 and SDXL.
 
     Attributes:
       latent_channels: of the latent.
@@ -46,7 +46,7 @@ class SdEncoder(nn.Module):
 
     @property
     def factor(self) -> int:
-        """Pixels a side for one of the latent."""
+        """Pixels a side for one position of the latent."""
         return 2 ** (len(self.widths) - 1)
 
     def setup(self) -> None:
@@ -74,7 +74,7 @@ class SdEncoder(nn.Module):
         """Latents ``[N, H / 8, W / 8, c]`` float32 of images ``[N, H, W, 3]`` in [-1, 1].
 
         Args:
-          noise: standard normal, of the latents' shape, for a draw from the posterior; None: mean.
+          noise: standard normal of the latents' shape, to sample the posterior; None for its mean.
 
         Raises:
           VidlatentError: sides that are no multiples of ``factor``.
@@ -90,7 +90,7 @@ class SdEncoder(nn.Module):
                 f"a picture of {sizes['H']}x{sizes['W']} pixels: this image autoencoder takes "
                 f"multiples of {self.factor}."
             )
-        # As of all frozen networks, products of float32 are whole ones on every device.
+        # As in all pretrained networks, float32 products are exact on every device.
         with jax.default_matmul_precision(exact(self.dtype).name.lower()):
             moments = self.encoder(images[:, None])[:, 0]
         return Posterior(*jnp.split(moments.astype(jnp.float32), 2, axis=-1))

@@ -1,8 +1,8 @@
-"""Pictures as CLIP's towers get them: three published ways that differ by visible amounts.
+"""Preprocessing of images for CLIP: three published ways, which differ visibly.
 
-The cubic kernels are two: a = -0.75 (torch's plain interpolation, border samples repeated) and
-a = -0.5 (Pillow, torchvision on pictures, ``jax.image``; renormalised at the border). All maps are
-linear, so each axis is one matrix; everything is float32.
+There are two cubic kernels: a = -0.75 (torch's interpolation, border samples repeated) and a = -0.5
+(Pillow, torchvision on PIL images, ``jax.image``; renormalised at the border). Resizing is linear,
+so each axis is one matrix product; everything is float32.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from vidlatent.spec import check_shape
 
 __all__ = ["LOOKS", "MEAN", "STD", "blurred_matrix", "look", "pillow_matrix"]
 
+# Mean and standard deviation of CLIP's training images (openai/CLIP, clip/clip.py).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 LOOKS = ("whole", "blurred", "center")
@@ -62,7 +63,7 @@ def look(images: jax.Array, side: int, kind: str) -> jax.Array:
 
 
 def _center(size: int, short: int, side: int) -> np.ndarray:
-    """Rows of the middle square; the long side is rounded down, as is the crop's beginning."""
+    """Rows of the central square; the long side and the crop's start are rounded down."""
     target = side if size == short else side * size // short
     first = (target - side) // 2
     return pillow_matrix(size, target)[first : first + side]
@@ -70,9 +71,10 @@ def _center(size: int, short: int, side: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def pillow_matrix(size: int, target: int) -> np.ndarray:
-    """``[target, size]`` float32 of Pillow's cubic: a = -0.5, widened where it shrinks.
+    """``[target, size]`` float32 of Pillow's cubic: a = -0.5, widened for downsampling.
 
-    Taps beyond the border are left out and the rest sum to 1. Equal sizes: the identity.
+    Taps beyond the border are dropped, and the others are scaled to sum to 1. For equal sizes it is
+    the identity.
     """
     step = size / target
     centres = (np.arange(target) + 0.5) * step - 0.5
@@ -87,14 +89,14 @@ def pillow_matrix(size: int, target: int) -> np.ndarray:
 def blurred_matrix(size: int, target: int, smooth: bool) -> np.ndarray:
     """``[target, size]`` float32: Gaussian blur (border mirrored), then a = -0.75, corners aligned.
 
-    The deviation is half of what the factor exceeds 1 by, the window four deviations wide (made
-    odd, at least 3): the rule of kornia and of Stable Video Diffusion.
+    The standard deviation is ``(factor - 1) / 2``, the window four of them wide, at least 3 and
+    odd: the rule of kornia and of Stable Video Diffusion.
 
     Raises:
       VidlatentError: the picture is narrower than its blur.
     """
-    # Equal sizes: kornia returns the picture untouched only when both sides agree, but a blur of
-    # deviation 0.001 is the identity too.
+    # kornia skips the blur only if both sides keep their size. With one of them equal, its minimum
+    # deviation of 0.001 makes the blur an identity anyway.
     sampled = np.float64(resize_matrix(size, target, "bicubic", corners=True))
     if not smooth:
         return np.float32(sampled)

@@ -1,4 +1,4 @@
-"""CLIP's picture tower (Radford et al. 2021; OpenCLIP): the image tokens that generators read."""
+"""CLIP's image encoder (Radford et al. 2021; OpenCLIP): the image tokens that generators read."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class ClipVision(nn.Module):
       patch, side: of a patch and of the square picture, in pixels.
       projection: width of the embedding; 0 where it was left out of the weights.
       quick: ``x * sigmoid(1.702 x)`` (OpenAI's weights); else the exact GELU (OpenCLIP's).
-      looks: how pictures are brought to size (``models.pretrained.clip.image.look``).
-      output: what is returned unless asked otherwise, see ``select``.
+      looks: how images are resized (``models.pretrained.clip.image.look``).
+      output: what is returned by default, see ``__call__``.
     """
 
     width: int = 1280
@@ -56,9 +56,9 @@ class ClipVision(nn.Module):
           output: one of ``OUTPUTS`` in place of the field ``output``. With ``n`` patches:
             ``'penultimate'`` ``[N, 1 + n, D]`` before the last block, class token first (Wan);
             ``'last'`` the same after it, without the last norm; ``'patches'`` ``[N, n, D]`` of
-            these and ``'patches_normed'`` after the norm (Reducio; open_clip has changed from the
-            first to the second); ``'pooled'`` ``[N, D]`` the normed class token; ``'embedding'``
-            ``[N, P]`` its projection.
+            these and ``'patches_normed'`` after the norm (Reducio; open_clip used to return the
+            first and now returns the second); ``'pooled'`` ``[N, D]`` the normed class token;
+            ``'embedding'`` ``[N, P]`` its projection.
 
         Raises:
           VidlatentError: unknown ``output``, or an embedding of a tower without projection.
@@ -67,7 +67,7 @@ class ClipVision(nn.Module):
 
     @nn.compact
     def encode(self, x: jax.Array, output: str = "") -> jax.Array:
-        """The same from normalised pixels ``[N, side, side, 3]``."""
+        """``__call__`` from normalised pixels ``[N, side, side, 3]``."""
         output = self._checked(output or self.output)
         h = self._embedded(x)
         before = h
@@ -89,7 +89,7 @@ class ClipVision(nn.Module):
             embedding = jnp.matmul(
                 normed[:, 0], kernel.astype(self.dtype), precision=exact(self.dtype)
             )
-        # Whatever is not chosen, the last block too, the compiler leaves out.
+        # XLA removes the outputs that are not chosen, and the last block with them.
         return {
             "penultimate": before,
             "last": h,
@@ -132,10 +132,10 @@ class ClipVision(nn.Module):
         return output
 
 
-def _picture_tower(
+def _select_image_encoder(
     tensors: Mapping[str, np.ndarray], projection: bool = True
 ) -> dict[str, np.ndarray]:
-    """The tensors of the picture half of a whole model, Wan's added axes taken off."""
+    """The image encoder's tensors of a whole CLIP; Wan's have extra axes, which are removed."""
     heads = ("visual_projection.weight", "visual.proj", "visual.head")
     found = {}
     for name, tensor in tensors.items():
@@ -146,7 +146,7 @@ def _picture_tower(
         found[name] = (
             tensor.reshape(tensor.shape[-1 if "cls" in name else -2 :]) if wans else tensor
         )
-    # Nothing of a picture tower: the reader names what the file does hold.
+    # No image encoder in the file: the importer's error will name what it holds.
     return found or dict(tensors)
 
 
@@ -163,7 +163,7 @@ def _definition(files: tuple[str, ...], source: str, **fields: Any) -> Definitio
         tables=_TABLES,
         files=files,
         source=source,
-        prepare=functools.partial(_picture_tower, projection=projected),
+        prepare=functools.partial(_select_image_encoder, projection=projected),
     )
 
 

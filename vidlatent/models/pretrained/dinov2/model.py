@@ -20,20 +20,24 @@ from vidlatent.spec import check_shape
 
 __all__ = ["TINY", "VITB14", "VITG14", "VITL14", "VITS14", "Dinov2", "gated_width", "input_size"]
 
+# Mean and standard deviation of ImageNet's pixels, with which DINOv2 was trained.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
-# Pixels of a picture when it is looked at: 16x16 patches of a square one at any training size.
+# Pixels to which images are resized: 16x16 patches of a square image, whatever the training size.
 AREA = 224 * 224
 
 
 def input_size(height: int, width: int, patch: int, area: int = AREA) -> tuple[int, int]:
-    """Height and width, in whole patches, nearest to ``area`` pixels with the picture's aspect."""
+    """Height and width in whole patches, near ``area`` pixels and the image's aspect ratio."""
     factor = math.sqrt(area / (height * width)) / patch
     return tuple(max(1, round(size * factor)) * patch for size in (height, width))
 
 
 def gated_width(hidden: int) -> int:
-    """Two thirds of a feed-forward width, up to a multiple of 8: that of the gated form."""
+    """Width of the gated feed-forward layer: two thirds of ``hidden``, rounded up to 8.
+
+    SwiGLU has three matrices instead of two, so two thirds of the width cost the same.
+    """
     return (int(hidden * 2 / 3) + 7) // 8 * 8
 
 
@@ -47,7 +51,7 @@ class Dinov2(nn.Module):
       patch: side of a patch in pixels.
       table: side of the learned position table in patches; other grids resample it (bicubic).
       eps: of the layer norms.
-      area: see ``input_size``; None where pictures come in whole patches and stay as they are.
+      area: see ``input_size``; None for images that are whole patches already.
     """
 
     width: int = 1024
@@ -64,15 +68,16 @@ class Dinov2(nn.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Patch tokens ``[N, h, w, C]`` after the last norm, of images ``[N, H, W, 3]`` in [-1, 1].
 
-        The pictures are resized (bilinear) to ``area`` and given ImageNet's mean and deviation.
+        Images are resized (bilinear) to ``area`` and normalised by ImageNet's statistics.
         """
-        x = self._look(images)
+        x = self._preprocess(images)
+        # Without the class token, which says nothing about a place.
         return self.encode(x)[:, 1:].reshape(
             len(x), x.shape[1] // self.patch, x.shape[2] // self.patch, self.width
         )
 
     @nn.nowrap
-    def _look(self, images: jax.Array) -> jax.Array:
+    def _preprocess(self, images: jax.Array) -> jax.Array:
         sizes = check_shape(images, "N H W C", C=3)
         height, width = sizes["H"], sizes["W"]
         if self.area is not None:
@@ -113,7 +118,10 @@ class Dinov2(nn.Module):
 
 
 def positions(table: jax.Array, side: int, grid: tuple[int, int]) -> jax.Array:
-    """Position table ``[1, 1 + side^2, C]`` for another grid: ``[1, 1 + h * w, C]``."""
+    """Position table ``[1, 1 + side^2, C]`` resampled for another grid: ``[1, 1 + h * w, C]``.
+
+    The class token's position stays as it is.
+    """
     if grid == (side, side):
         return table
     square = table[0, 1:].reshape(side, side, -1)

@@ -45,10 +45,10 @@ ALEX_SLICES: tuple[Slice, ...] = (
 )
 TINY_SLICES: tuple[Slice, ...] = ((0, _threes(8, 0)), (2, _threes(12, 3)), (2, _threes(16, 6)))
 
-# The published constants: what the classifiers' mean and deviation are for pixels in [-1, 1].
+# ImageNet's mean and standard deviation for pixels in [-1, 1] (LPIPS's ScalingLayer).
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
-_EPS = 1e-10
+_EPS = 1e-10  # as published
 
 
 class Lpips(nn.Module):
@@ -71,8 +71,8 @@ class Lpips(nn.Module):
         """
         sizes = check_shape(x, "N H W C", C=3)
         check_shape(y, "N H W C", **sizes)
-        # One after the other: side by side in one batch, samples that are spread over devices would
-        # change places, and the gradient of one would be computed for both.
+        # Two passes instead of one over the concatenated batch: concatenation would move samples
+        # between devices, and the backward pass would compute gradients for both images.
         trunk = [self._slice(number) for number in range(len(self.slices))]
         pairs = zip(self._features(trunk, x), self._features(trunk, y), strict=True)
         return sum(_Head(name=f"lin{number}")(*pair) for number, pair in enumerate(pairs))
@@ -109,11 +109,11 @@ class Lpips(nn.Module):
 
 
 class _Head(nn.Module):
-    """Weighted squared differences, averaged over the positions: ``[N]``."""
+    """Weighted squared differences, averaged over positions: ``[N, h, w, C]`` twice to ``[N]``."""
 
     @nn.compact
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        # Training kept the published weights from falling below zero; random ones do not either.
+        # The published weights are non-negative by training, so random ones are, too.
         init = functools.partial(nn.initializers.uniform, 2.0 / x.shape[-1])()
         kernel = self.param("kernel", init, (x.shape[-1], 1), jnp.float32)
         apart = jnp.mean(jnp.square(x - y), axis=(1, 2))
@@ -121,11 +121,14 @@ class _Head(nn.Module):
 
 
 def _unit(h: jax.Array) -> jax.Array:
-    """Features of length 1 at each position; where all are zero they stay so, gradient too."""
+    """Features ``[N, h, w, C]`` scaled to length 1 at each position; zeros stay zeros.
+
+    The double ``where`` keeps the gradient finite there: the root has an infinite slope at 0.
+    """
     h = h.astype(jnp.float32)
     square = jnp.sum(jnp.square(h), axis=-1, keepdims=True)
-    dark = square == 0
-    return h / jnp.where(dark, 1.0, jnp.sqrt(jnp.where(dark, 1.0, square)) + _EPS)
+    empty = square == 0
+    return h / jnp.where(empty, 1.0, jnp.sqrt(jnp.where(empty, 1.0, square)) + _EPS)
 
 
 _HEADS = "github.com/richzhang/PerceptualSimilarity, lpips/weights/v0.1"

@@ -25,11 +25,12 @@ __all__ = ["T5Encoder", "distance_buckets"]
 
 
 def distance_buckets(length: int, buckets: int, farthest: int) -> np.ndarray:
-    """Bucket ``[length, length]`` of each (query, key) pair, by where the key lies.
+    """Bucket ``[length, length]`` of each (query, key) pair by relative position.
 
-    Half of the buckets are for keys after the query. Of each half, one half holds single
-    distances and the other grows logarithmically up to ``farthest``; beyond, the last one serves.
-    The logarithm is float32's, whose roundings decide the border cases of trained weights.
+    Half of the buckets are for keys after the query. In each half, the first buckets hold a single
+    distance each and the others grow logarithmically up to ``farthest``; the last one also takes
+    all greater distances (Raffel et al. 2020, 2.1). The logarithm is computed in float32, because
+    its rounding decides border cases for which the released weights were trained.
     """
     side = buckets // 2
     single = side // 2
@@ -42,7 +43,7 @@ def distance_buckets(length: int, buckets: int, farthest: int) -> np.ndarray:
 
 
 class T5Encoder(nn.Module):
-    """The encoder half. No biases, no scale in attention, RMS norms, relative positions.
+    """T5's encoder: no biases, no scaling of attention scores, RMS norms, relative positions.
 
     Attributes:
       vocab: rows of the token table.
@@ -109,7 +110,7 @@ class T5Encoder(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention and feed-forward layer; also the position bias, for layers that learn none."""
+    """Attention and feed-forward layer; hands the position bias on to layers that learn none."""
 
     heads: int
     head_dim: int
@@ -142,6 +143,7 @@ class _Block(nn.Module):
         scores = jnp.einsum(
             "bqhd,bkhd->bhqk", q, k, precision=precision, preferred_element_type=jnp.float32
         )
+        # No 1 / sqrt(d): T5 folds it into the initialisation of the projections.
         scores = scores + bias
         if mask is not None:
             scores = jnp.where(mask[:, None, None] > 0, scores, jnp.finfo(jnp.float32).min)

@@ -1,6 +1,7 @@
 """C3D (Tran et al. 2015) fine-tuned on UCF-101: the classifier of the video inception score.
 
-As released with TGAN2, whose copy of the original Caffe weights later work measures with.
+The weights are those released with TGAN2, a copy of the original Caffe model that later papers use
+as well.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from vidlatent.spec import check_shape
 
 __all__ = ["C3D", "TINY", "UCF101", "with_cropped_mean"]
 
-_SIDE = 112
-# Channels of the convolutions between two poolings; the first pooling leaves time alone.
+_SIDE = 112  # pixels a side of its input
+# Channels of the convolutions between poolings; the first pooling does not halve time.
 _STAGES = (
     (("conv1a", 64),),
     (("conv2a", 128),),
@@ -41,7 +42,7 @@ class C3D(nn.Module):
       classes: of the classifier.
       side: frames are resized to this square.
       hidden: width of the two layers before the classifier.
-      thinner: divides the convolutions' widths, for small stand-ins.
+      thinner: divides the convolutions' widths, for tiny networks in tests.
     """
 
     classes: int = 101
@@ -53,7 +54,7 @@ class C3D(nn.Module):
 
     @nn.compact
     def __call__(self, video: jax.Array) -> dict[str, jax.Array]:
-        """What C3D sees in clips ``[B, 16, H, W, 3]`` in [-1, 1] of any size.
+        """Features and classes of clips ``[B, 16, H, W, 3]`` in [-1, 1] of any size.
 
         Returns:
           ``features`` ``[B, hidden]`` (layer fc7), ``logits`` and ``probabilities``
@@ -77,7 +78,7 @@ class C3D(nn.Module):
                 )
                 h = nn.relu(conv(h))
             h = _halve(h, time=number > 0)
-        # The fully connected layers number the channels before the positions.
+        # Caffe flattens channels first, so the trained kernel expects them in that order.
         h = jnp.moveaxis(h, -1, 1).reshape(sizes["B"], -1)
         h = nn.relu(linear(self.hidden, self.dtype, "fc6")(h))
         h = nn.relu(linear(self.hidden, self.dtype, "fc7")(h))
@@ -89,7 +90,7 @@ class C3D(nn.Module):
         }
 
     def _centred(self, video: jax.Array) -> jax.Array:
-        """Blue first, 0 to 256, at the network's size, less the training clips' mean."""
+        """BGR in 0 to 256, resized, minus the mean of the training clips: ``[B, T, h, w, 3]``."""
         shape = (3, self.frames, self.side, self.side)
         mean = self.param("mean", nn.initializers.constant(128.0), shape, jnp.float32)
         x = resize(video[..., ::-1] * 128.0, self.side, self.side, corners=True) + 128.0
@@ -97,14 +98,14 @@ class C3D(nn.Module):
 
 
 def _halve(x: jax.Array, time: bool) -> jax.Array:
-    """2x2(x2) max pooling; an odd last column is a window of its own, as Caffe has it."""
+    """2x2(x2) max pooling; an odd last column is a window of its own, as in Caffe."""
     window = (2 if time else 1, 2, 2)
     padding = [(0, -size % side) for size, side in zip(x.shape[1:4], window, strict=True)]
     return max_pool(x, window, window, padding)
 
 
 def with_cropped_mean(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The mean clip ``(3, 16, 128, 171)`` of the release cut to what its code subtracts."""
+    """``tensors`` with the released mean clip ``(3, 16, 128, 171)`` cropped as its code does."""
     mean = tensors["mean"] if "mean" in tensors else None
     if mean is None or mean.shape[-2:] != (128, 171):
         return dict(tensors)

@@ -61,7 +61,7 @@ class _Unit(nn.Module):
 
 
 def _pool(x: jax.Array, window: Size, strides: Size) -> jax.Array:
-    # The released code pads with zeros; behind a ReLU they cannot win either.
+    # The released code pads with zeros: after a ReLU they never exceed a real value either.
     return max_pool(x, window, strides, same_padding(x.shape[1:4], window, strides))
 
 
@@ -102,8 +102,8 @@ class I3D(nn.Module):
 
     Attributes:
       classes: of the classifier.
-      pool: window of the average pooling at the end; it must meet all of a frame.
-      thinner: divides every width, for small stand-ins.
+      pool: window of the average pooling at the end; it must cover a whole frame.
+      thinner: divides every width, for tiny networks in tests.
     """
 
     classes: int = 400
@@ -116,7 +116,7 @@ class I3D(nn.Module):
         """``features`` and ``logits`` ``[B, classes]`` float32, the same, of ``[B, T, H, W, 3]``.
 
         Pixels lie in [-1, 1] at 224x224 already (``metrics.fvd.resized_clip``), at least 9 frames.
-        The logits are averaged over time; FVD takes them as they are, before any softmax.
+        The logits are averaged over time. FVD uses them as features, before the softmax.
 
         Raises:
           VidlatentError: another size of frames, or too few.
