@@ -1,4 +1,4 @@
-"""Prompts and pictures to what a generator reads of them, by the encoders of ``config.encode``."""
+"""Encodes prompts and images for a generator, with the encoders of ``config.encode``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["ContentEncoder", "ImageEncoder", "TextEncoder"]
 
 
 class _Encoder:
-    """An encoder that is loaded when it is first asked: weights of texts are large."""
+    """An encoder that is loaded on first use: text encoders are large, and not always needed."""
 
     key: str = ""
     kind: Any = TextStates
@@ -45,13 +45,13 @@ class _Encoder:
 
 
 class TextEncoder(_Encoder):
-    """``texts -> {'text': ..., 'null_text': ...}`` as ``denoise`` takes them.
+    """``texts -> {'text': ..., 'null_text': ...}`` as conditions for ``denoise``.
 
-    The second is ``config.sampler.guidance.negative``; where that is empty the empty text or
-    nothing, as in training (``config.conditions.null_text``).
+    ``null_text`` encodes ``config.sampler.guidance.negative``. If that is empty, it is the empty
+    text or left out, as in training (``config.conditions.null_text``).
 
     Args:
-      length: tokens that the generator reads; what is longer is cut.
+      length: tokens that the generator reads; longer texts are cut.
     """
 
     key, kind = "text", TextStates
@@ -80,6 +80,7 @@ class ImageEncoder(_Encoder):
     key, kind = "image", ImageTokens
 
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        """Encode a batch, see the class."""
         encoder = self._ready()
         with jax.set_mesh(self._mesh):
             return encoder(pictures)

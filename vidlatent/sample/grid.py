@@ -1,4 +1,4 @@
-"""A look at a generator while it trains: samples under the conditions of a few validation clips."""
+"""Samples logged during training, under the conditions of a few validation clips."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ from vidlatent.sample.sampler import LatentSampler
 
 __all__ = ["SampleGrid", "load_tokenizer_codec", "pick_content_frames", "use_one_device"]
 
-_LOOKED_AT = 8  # batches among which the longest clips are chosen
+_LOOKED_AT = 8  # validation batches, of which the one with the longest clips is used
 
 
 class SampleGrid:
     """``(params, validation loader) -> PNG`` of ``config.sample.grid`` samples; b'' for none.
 
-    Clips and seeds are the same at every call. Samples are decoded if the config names the
-    tokenizer and the run has one process; else the first one's latent channels are shown.
+    Clips and seeds are the same at every call, so that images of different steps can be compared.
+    Samples are decoded if the config names the tokenizer and the run has one process; otherwise the
+    latent channels of the first sample are shown.
 
     Args:
       config: of the run.
-      networks: frozen ones on the host, as the step has them.
+      networks: pretrained networks of the training step, on the host.
       mesh: of the run.
     """
 
@@ -103,7 +104,7 @@ class SampleGrid:
         self._sampler = LatentSampler(self._model, self._config, latent.shape[1:])
 
     def _clip(self, batch: Mapping[str, Any], row: int, title: str) -> dict[str, Any]:
-        """What decoding and showing a clip takes; of other processes' clips only the title."""
+        """Title, content frames and video of a clip; only the title with several processes."""
         seen: dict[str, Any] = {"content": None, "video": None}
         if jax.process_count() == 1:
             if not title and "caption" in batch:
@@ -122,14 +123,14 @@ class SampleGrid:
 
 
 def pick_content_frames(codec: Codec, video: np.ndarray) -> np.ndarray | None:
-    """The frames of ``video`` ``[T, H, W, 3]`` that the decoder looks at; None for none."""
+    """The frames of ``video`` ``[T, H, W, 3]`` that the decoder reads, or None if it reads none."""
     if codec.model.condition_kind == "none":
         return None
     return np.asarray(codec.model.apply({}, video[None], method="content_frames"))
 
 
 def use_one_device() -> Any:
-    """The first local device alone as the mesh, within ``with``."""
+    """A context in which the mesh is the first local device alone."""
     sizes = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
     return jax.set_mesh(make_mesh(sizes, jax.local_devices()[:1]))
 

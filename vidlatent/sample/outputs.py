@@ -1,4 +1,4 @@
-"""Files of generated videos: their names, and what is written down beside them."""
+"""File names of generated videos, and the settings written next to them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _LONGEST, _VBENCH_LONGEST = 200, 240  # bytes of a file name, its ending exclude
 def name_video(prompt: str, number: int, taken: set[str], *, vbench: bool = False) -> str:
     """A file name for video ``number`` of a prompt; adds it to ``taken``.
 
-    As VBench's scripts look for it, ``<prompt>-<number>.mp4`` with the prompt as it is (slashes,
-    which no file may have, become blanks); else in lower case with plain characters.
+    With ``vbench`` it is ``<prompt>-<number>.mp4`` with the prompt unchanged, as VBench's scripts
+    expect (slashes become blanks); otherwise lower case with letters, digits and underscores.
     """
     text = prompt.replace("/", " ").replace("\0", " ")
     if not vbench:
@@ -34,7 +34,7 @@ def name_video(prompt: str, number: int, taken: set[str], *, vbench: bool = Fals
 
 
 def collect_settings(config: ConfigDict, **more: Any) -> dict[str, Any]:
-    """Everything that decides what was generated, fit for JSON."""
+    """Everything that determines what was generated, ready for JSON."""
     return {
         "system": config.name,
         "preset": config.preset,

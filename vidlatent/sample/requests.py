@@ -1,4 +1,4 @@
-"""What is asked of a generator: prompts, classes, first frames and seeds, from flags and files."""
+"""Requests to a generator: prompts, classes, first frames and seeds, from flags and files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vidlatent.registry import did_you_mean
 __all__ = ["Request", "find_class", "make_requests", "read_prompts"]
 
 _KEYS = ("prompt", "seed", "image")
-# Videos of a prompt for each that other prompts get: VBench looks at those alone that hardly move.
+# VBench scores only near-static videos in this dimension, so it asks for five times as many.
 _TIMES = {"temporal_flickering": 5}
 
 

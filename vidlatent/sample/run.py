@@ -1,7 +1,8 @@
-"""Videos from classes, texts and images: a trained generator with its tokenizer.
+"""Videos from classes, texts and images: a trained generator together with its tokenizer.
 
-A video is decided by the generator's weights, the settings, its own seed and its conditions.
-Latents are drawn a batch at a time; frames are decoded and written one after another.
+A video depends on the generator's weights, the settings, its own seed and its conditions, not on
+the batch that it is in. Latents are sampled a batch at a time; frames are decoded and written piece
+by piece.
 """
 
 from __future__ import annotations
@@ -40,31 +41,32 @@ from vidlatent.sample.sampler import LatentSampler, latent_psnr
 
 __all__ = ["Generator", "generate_videos", "load_generator"]
 
-_FPS = 24.0  # of files, where nobody knows the clips' rate
-_SHOWN, _COLUMNS = 48, 8  # videos and frames of each on the contact sheet
+_FPS = 24.0  # of written files, if neither config.sample.fps nor the data set gives a rate
+_SHOWN, _COLUMNS = 48, 8  # videos on the contact sheet, and frames of each
 
 
 class Generator:
-    """A generator ready to be asked.
+    """A trained generator with its weights, sampler and tokenizer.
 
         generator = Generator.from_workdir("runs/fsvideo_dit-demo")
         for request, latent in generator.latents(generator.requests(["red square moving left"])):
             video = np.concatenate(list(generator.decode(request, latent)))
 
     Args:
-      config: of its run, with what was overridden.
+      config: of its run, overrides included.
       params: its parameters, on ``mesh``.
-      latents: what its run knew of them.
+      latents: the latent space that it was trained in.
+      mesh: of the devices to use.
       step: of the checkpoint.
 
     Attributes:
       size: frames, height and width of the videos.
       shape: of their latents, ``(t, h, w, c)``.
-      sampler: the compiled loop.
-      fp8_psnr: of the first batch's latents with ``config.sampler.fp8`` against those
-        in ``compute``, dB of the latter's range; None before it and without.
-      compute: name of the type that the generator computes in.
-      codec: the tokenizer; None where the config names none.
+      sampler: the compiled sampling loop.
+      fp8_psnr: with ``config.sampler.fp8``, PSNR in dB of the first batch's latents against the
+        same sampled without fp8; None before the first batch, and without fp8.
+      compute: name of the generator's compute dtype.
+      codec: the tokenizer; None if the config names none.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Generator:
         self._exact: Any = None
         self.fp8_psnr: float | None = None
         if config.sampler.fp8:
-            self._exact = params  # until the first batch has been compared
+            self._exact = params  # for comparison; released after the first batch
             with jax.set_mesh(mesh):
                 self.params = jax.jit(cast_to_fp8)(params)
         self.codec: Codec | None = None
@@ -102,7 +104,7 @@ class Generator:
 
     @classmethod
     def of(cls, config: ConfigDict, workdir: Path, step: int) -> Generator:
-        """The same with a config that has been read."""
+        """``from_workdir`` with a config that has been read already."""
         latents, mesh = Latents.load(workdir), make_mesh(config.mesh)
         model = generator_of(config)
         with jax.set_mesh(mesh):
@@ -126,7 +128,7 @@ class Generator:
         return size
 
     def _latent_shape(self) -> tuple[int, int, int, int]:
-        """Of the smallest latent that holds ``size`` and is cut by whole patches."""
+        """``(t, h, w, c)`` of the smallest latent that covers ``size`` and has whole patches."""
         spec, patch = self.known.spec, self.model.patch
         frames = spec.lengths.ceil(self.size[0])
         sides = [
@@ -136,13 +138,16 @@ class Generator:
         return spec.latent_shape((frames, *sides))
 
     def requests(self, prompts: Sequence[str] = (), count: int = 1, seed: int = 0) -> list[Request]:
-        """Requests for ``count`` videos of each prompt; no prompts: of each class, or just so."""
+        """Requests for ``count`` videos of each prompt.
+
+        Without prompts: of each class, or without any condition.
+        """
         return self.requests_for([{"prompt": prompt} for prompt in prompts], count, seed)
 
     def requests_for(
         self, rows: Sequence[dict[str, object]], count: int, seed: int
     ) -> list[Request]:
-        """The same from rows as ``generate_requests.read_prompts`` returns them."""
+        """``requests`` from rows as ``requests.read_prompts`` returns them."""
         names, classes = None, 0
         if "label" in self.model.reads:
             names, classes = self.known.label_names, self.model.label_classes
@@ -158,12 +163,12 @@ class Generator:
     def latents(self, requests: Sequence[Request]) -> Iterator[tuple[Request, np.ndarray]]:
         """Latents ``[t, h, w, c]`` as the tokenizer decodes them, in the order of the requests.
 
-        Batches are filled up, so that one program serves them all.
+        The last batch is filled up by repetition, so that one compiled program serves all batches.
         """
         size = max(1, min(self.config.sample.batch, len(requests)))
         start = 0
         while start < len(requests):
-            # All of a batch have a picture or none has.
+            # Either all requests of a batch have an image or none: conditions are one array each.
             pictured = bool(requests[start].image)
             batch = [requests[start]]
             for request in requests[start + 1 : start + size]:
@@ -178,8 +183,8 @@ class Generator:
                 if self._exact is not None:
                     exact = self._new_sampler()(self._exact, seeds, conditions)
                     self._exact, self.fp8_psnr = None, latent_psnr(drawn, exact)
-                    told = "latents with large products in 8 bits: %.2f dB against those in %s"
-                    logging.info(told, self.fp8_psnr, self.compute)
+                    message = "latents sampled in fp8: %.2f dB PSNR against those in %s"
+                    logging.info(message, self.fp8_psnr, self.compute)
             if self.config.sample.clamp_first and "first" in conditions and pictured:
                 drawn = drawn.copy()
                 drawn[:, :1] = conditions["first"]
@@ -187,7 +192,7 @@ class Generator:
             start += len(batch)
 
     def _conditions(self, requests: Sequence[Request]) -> dict[str, Any]:
-        """What the generator reads, ``[B, ...]`` each; None where nothing is asked."""
+        """The generator's conditions by name, ``[B, ...]`` each; None for those not requested."""
         found: dict[str, Any] = {}
         # All of a batch have a picture or none has.
         found_pictures = (self.picture(request) for request in requests)
@@ -208,7 +213,7 @@ class Generator:
         return found
 
     def picture(self, request: Request) -> np.ndarray | None:
-        """The request's picture, scaled and cut to the size of the videos, uint8 ``[H, W, 3]``."""
+        """The request's image, resized and cropped to the videos' size: uint8 ``[H, W, 3]``."""
         if not request.image:
             return None
         if request.image not in self._pictures:
@@ -232,7 +237,7 @@ class Generator:
         return np.asarray(self.known.standardised(latent))
 
     def _padded(self, picture: np.ndarray) -> np.ndarray:
-        """Repeats the last row and column up to the size that the latents cover."""
+        """The image ``[H, W, 3]`` with its last row and column repeated up to the latents' size."""
         spec = self.known.spec
         height, width = (n * f for n, f in zip(self.shape[1:3], (spec.h, spec.w), strict=True))
         room = ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0))
@@ -245,7 +250,7 @@ class Generator:
         return self._stills(padded)
 
     def check(self, requests: Sequence[Request]) -> None:
-        """Raise what drawing or decoding would refuse or leave unread, before anything is drawn."""
+        """Raise for requests that sampling would refuse or ignore, before anything is sampled."""
         model, reads = self._tokenizer().model, self.model.reads
         looks = model.condition_kind != "none"
         told = looks or bool({"first", "image", "content"} & {*reads})
@@ -270,7 +275,7 @@ class Generator:
                 )
 
     def decode(self, request: Request, latent: np.ndarray) -> Iterator[np.ndarray]:
-        """The video's frames in pieces, uint8 ``[n, H, W, 3]``."""
+        """The frames of a latent ``[t, h, w, c]`` in pieces, uint8 ``[n, H, W, 3]``."""
         codec, picture = self._tokenizer(), self.picture(request)
         content = None
         if picture is not None:
@@ -310,14 +315,15 @@ def generate_videos(
     prompts: str,
     input: str,
 ) -> int:
-    """The mode ``sample``: videos, a contact sheet and every setting as JSON.
+    """``--mode=sample``: writes videos, a contact sheet and all settings as JSON.
 
     Args:
       config, workdir: of the generator's run.
       step: checkpoint; below 0 the newest.
       output: folder; empty: ``<workdir>/samples/step_<n>``.
-      prompt: one text or class; ``prompts``: a file of them; neither: ``config.sample.prompts``.
-      input: picture that every video begins with (or whose content it has).
+      prompt: one text or class.
+      prompts: a file of prompts; with neither, ``config.sample.prompts``.
+      input: image that is the first (or the content) frame of every video.
     """
     if not configs.is_generator(config):
         raise VidlatentError(
@@ -395,7 +401,7 @@ def _write_all(generator: Generator, requests: Sequence[Request], folder: Path) 
 def _write(
     pieces: Iterator[np.ndarray], path: Path, fps: float, picks: Sequence[int]
 ) -> np.ndarray:
-    """Write a video as it comes; the picked frames."""
+    """Write a video piece by piece; returns the frames ``picks`` of it, ``[n, H, W, 3]``."""
     kept, number = [], 0
     with VideoWriter(path, fps) as writer:
         for piece in pieces:

@@ -1,6 +1,6 @@
-"""Latents from noise and conditions: the compiled loop of one generator at one size.
+"""Latents from noise and conditions: the compiled sampling loop of one generator at one size.
 
-What a sample becomes depends on its seed and its conditions, not on the batch that it is in.
+A sample depends on its seed and its conditions, not on the batch that it is in.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class LatentSampler:
         return np.asarray(self._compiled(params, *inputs))
 
     def run(self, params: Any, seeds: jax.Array, conditions: Mapping[str, Any]) -> jax.Array:
-        """The same as a traceable function of arrays."""
+        """``__call__`` as a traceable function of ``seeds`` uint32 ``[B]``: ``[B, t, h, w, c]``."""
         keys = jax.vmap(jax.random.key)(seeds)
         starts, steps = (jax.vmap(lambda k, n=n: jax.random.fold_in(k, n))(keys) for n in (0, 1))
         x = draw_starting_noise(starts, (len(seeds), *self.shape))

@@ -1,4 +1,4 @@
-"""Weights in the files of others: read them under any known naming, write them back."""
+"""Weights files: read them under any known naming, and write them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vidlatent.weights.tables import TABLES
 __all__ = ["choose_table", "is_workdir", "load_params", "read_tensors", "save_params"]
 
 _TORCH = (".pt", ".pth", ".ckpt", ".bin")
-# Where training code puts a state dict beside its optimizer, outermost first.
+# Keys under which training code nests the weights in a checkpoint, outermost first.
 _NESTS = ("state_dict", "model", "module", "params")
 
 
@@ -79,13 +79,13 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
-    if tensor.dtype == torch.bfloat16:  # NumPy has no such type of its own
+    if tensor.dtype == torch.bfloat16:  # torch cannot convert it to NumPy, which has no bfloat16
         return tensor.float().numpy()
     return tensor.contiguous().numpy()
 
 
 def choose_table(tensors: Mapping[str, Any], family: str, table: str = "auto") -> Any:
-    """The rows of ``table``; ``'auto'``: those that know most of the names, ``family``'s first."""
+    """The rows of ``table``. ``'auto'`` takes those that know most names, in a tie ``family``'s."""
     if table != "auto":
         return TABLES.get(table)
     known = {name: count_known(tensors, TABLES.get(name)) for name in TABLES.names()}
@@ -110,9 +110,9 @@ def load_params(
     """Parameters for a model from a weights file, or from a run of ours.
 
     Args:
-      path: see ``read_tensors``; or a workdir, whose averaged parameters are taken.
-      abstract: the wanted parameters as ShapeDtypeStructs; leaves with a sharding are placed by it,
-        the others stay NumPy arrays.
+      path: see ``read_tensors``; or a workdir, of which the EMA parameters are taken.
+      abstract: the wanted parameters as ShapeDtypeStructs; leaves with a sharding are put on
+        devices by it, the others stay NumPy arrays.
       family: ``config.model.name``.
       table: name in ``TABLES``, or ``'auto'``.
       step: checkpoint of a workdir; None for the newest sound one.

@@ -1,4 +1,4 @@
-"""Weights by table: names and layouts of a published checkpoint to ours and back.
+"""Translate names and layouts of published checkpoints to ours and back, by tables.
 
 A table is a list of rows ``(source, target, transform)``. ``source`` is a regular expression with
 named groups for the whole checkpoint name, ``target`` the parameter path with the same groups in
@@ -6,13 +6,12 @@ braces::
 
     (r"(?P<side>encoder|decoder)[.]conv_in[.]weight", "{side}/conv_in/kernel", "conv3d")
 
-The same row exports: the target becomes an expression and the source a template. For that to be
-possible a source may hold only literal text, ``[.]`` for a dot, and named groups without inner
+The same row exports: the target becomes the regular expression and the source the template. To make
+that possible a source may hold only literal text, ``[.]`` for a dot, and named groups without inner
 groups. A field written ``#{i}`` counts the layers of a stack: ``blocks/#{i}/norm/scale`` is entry
 ``i`` of the stacked parameter ``blocks/norm/scale``. A tuple of targets says that the tensor is
 their concatenation along its first axis. The transform ``'drop'`` (with an empty target) marks
-names that carry nothing, such as counters. The tables sit beside their models; this module knows
-none of them.
+tensors that are not needed, such as counters. Tables stand beside their models, as ``names.py``.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ Row = tuple[str, str | tuple[str, ...], str]
 
 _GROUP = re.compile(r"\(\?P<(\w+)>([^()]*)\)")
 _FIELD = re.compile(r"\{(\w+)\}")
-_SHOWN = 12
+_SHOWN = 12  # names of each kind in an error
 
 
 def _grouped_in(x: Any, shape: Sequence[int] | None) -> Any:
-    """``(G * O, I, 1, 1) -> [G, I, O]``; the group count is known from the target, else I = O."""
+    """``(G * O, I, 1, 1) -> [G, I, O]``; without the target's shape it assumes I = O."""
     groups, inputs, outputs = shape or (x.shape[0] // x.shape[1], x.shape[1], x.shape[1])
     return x.reshape(groups, outputs, inputs).transpose(0, 2, 1)
 
@@ -56,9 +55,12 @@ def _grouped_out(x: Any) -> Any:
 
 
 def _halves_in(x: Any, shape: Sequence[int] | None) -> Any:
-    """``(K d [, I]) -> [[I,] K, d]``: neighbours come to lie half a head apart."""
+    """``(K d [, I]) -> [[I,] K, d]``; channels ``2j, 2j + 1`` of a head go to ``j, j + d / 2``.
+
+    Published weights rotate neighbouring channels, ``kernels.qk_norm_rope`` rotates halves.
+    """
     if shape is None:
-        raise ValueError("the heads are known from the target alone")
+        raise ValueError("only the target's shape gives the number of heads")
     x = x.transpose(1, 0) if x.ndim == 2 else x
     heads, dim = shape[-2:]
     pairs = x.reshape(*x.shape[:-1], heads, dim // 2, 2)
@@ -73,7 +75,7 @@ def _halves_out(x: Any) -> Any:
 
 
 def _plane(x: Any, rank: int) -> Any:
-    """``(O, I, 1, 1 [, 1]) -> (O, I)``; a larger kernel must not lose its taps."""
+    """``(O, I, 1, 1 [, 1]) -> (O, I)``; raises for larger kernels, whose taps would be lost."""
     if x.ndim != rank or x.shape[2:] != (1,) * (rank - 2):
         raise ValueError(f"shape {x.shape} is no 1x1 kernel of rank {rank}")
     return x.reshape(x.shape[:2])
@@ -84,8 +86,7 @@ TRANSFORMS: dict[str, tuple[Callable[[Any, Sequence[int] | None], Any], Callable
     "copy": (lambda x, shape: x, lambda x: x),
     # Dense layer: (O, I) and [I, O].
     "dense": (lambda x, shape: x.transpose(1, 0), lambda x: x.transpose(1, 0)),
-    # Queries and keys that are turned by their positions, kernel, bias or scale: (K d [, I]) and
-    # [[I,] K, d], see kernels.qk_norm_rope.
+    # Kernel, bias or scale of queries and keys with rotary positions: (K d [, I]) and [[I,] K, d].
     "halves": (_halves_in, _halves_out),
     # Convolutions, depthwise ones too: (O, I, [t,] h, w) and [t, h, w, I, O].
     "conv2d": (
@@ -125,13 +126,12 @@ def import_params(
 
     Args:
       tensors: arrays by checkpoint name.
-      table: rows; the first that matches a whole name counts.
+      table: rows; the first that matches the whole name is used.
       target_shapes: nested dict with the wanted parameters' shapes (arrays or ShapeDtypeStructs);
-        None takes everything that the table knows, in the shapes it comes in.
-      partial: leave out what is missing or unused instead of refusing. Wrong shapes are always
-        refused.
-      hints: as ``target_shapes``, for those layouts alone that cannot be told from the tensor;
-        nothing has to be there or to fit.
+        None takes everything that the table knows, whatever its shape.
+      partial: accept missing and unused tensors. Wrong shapes are always errors.
+      hints: like ``target_shapes``, but only for layouts that the tensor alone does not determine;
+        not checked.
 
     Returns:
       Nested dict of arrays in the tensors' dtypes.
@@ -207,7 +207,7 @@ def export_params(params: Mapping[str, Any], table: Sequence[Row]) -> dict[str, 
 
 def export_names(params: Mapping[str, Any], table: Sequence[Row]) -> dict[str, tuple[int, ...]]:
     """Checkpoint name to shape, from arrays or ShapeDtypeStructs, moving no data."""
-    # Zero-stride stand-ins: transposing and indexing them allocates nothing.
+    # Arrays with zero strides: transposing and indexing them allocates nothing.
     hollow = {
         path: np.broadcast_to(np.int8(0), leaf.shape) for path, leaf in flatten(params).items()
     }
@@ -215,7 +215,7 @@ def export_names(params: Mapping[str, Any], table: Sequence[Row]) -> dict[str, t
 
 
 def count_known(tensors: Mapping[str, Any], table: Sequence[Row]) -> int:
-    """How many tensors a table knows by name and rank: a way to recognise a naming."""
+    """How many tensors a table knows by name and rank, to find out which naming a file uses."""
     rows = _compiled(table)
 
     def known(name, tensor):
@@ -248,7 +248,7 @@ def _targets_of(name: str, rows: _Compiled) -> tuple[tuple[str, ...], str]:
 
 
 def _parts(tensor: Any, count: int) -> Sequence[Any]:
-    """Equal parts along the first axis; Nones where it does not divide."""
+    """Equal parts along the first axis; Nones if it does not divide."""
     if count == 1:
         return (tensor,)
     if not tensor.shape or tensor.shape[0] % count:
@@ -264,7 +264,7 @@ def _joined(group: Mapping[int, tuple[str, Any]]) -> Any:
 
 
 def _forward(transform: str, tensor: Any, shape: Sequence[int] | None) -> Any:
-    """The tensor in our layout, or None where its rank or size cannot be arranged so."""
+    """The tensor in our layout, or None if its rank or size does not fit the transform."""
     try:
         return TRANSFORMS[transform][0](tensor, shape)
     except (ValueError, IndexError):
@@ -308,7 +308,7 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Shape:
-    """A shape whose first axis can be indexed away, as an array's can."""
+    """Only the shape of an array; indexing removes the first axis."""
 
     def __init__(self, shape: Sequence[int]):
         self.shape = tuple(shape)
@@ -333,7 +333,7 @@ def _unstacked(flat: Mapping[str, Any], table: Sequence[Row]) -> dict[str, Any]:
 
 
 def _stacked(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of ``_unstacked``; refuses a stack with gaps or unequal layers."""
+    """The inverse of ``_unstacked``; a stack with gaps or unequal layers is an error."""
     result: dict[str, Any] = {}
     layers: dict[str, dict[int, Any]] = {}
     for path, leaf in flat.items():

@@ -15,7 +15,7 @@ __all__ = ["load_safetensors", "save_safetensors"]
 
 
 def load_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """All tensors of a file, by name, in their stored dtypes.
+    """All tensors of a file by name, with stored shapes and dtypes.
 
     Raises:
       VidlatentError: missing file, or one that is not a sound safetensors file.
@@ -35,7 +35,7 @@ def save_safetensors(
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors by name; a crash midway leaves no file of that name."""
+    """Write tensors of any shape by name; an interrupted write leaves no file of that name."""
     path = os.fspath(path)
     partial = path + ".partial"
     arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}

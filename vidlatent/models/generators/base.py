@@ -12,10 +12,11 @@ __all__ = ["Generator", "GeneratorDefaults"]
 
 
 class Generator(Protocol):
-    """A diffusion transformer over a tokenizer's latents, a Linen module.
+    """A diffusion transformer over a tokenizer's latents, as a Linen module.
 
-    Training, sampling, evaluation and plans ask for nothing beyond this. Modules derive from
-    ``GeneratorDefaults`` first, which answers everything that is optional.
+    Training, sampling, evaluation and plans use nothing else of it. A module derives from
+    ``GeneratorDefaults`` and ``nn.Module``, in this order; the former has defaults for everything
+    optional. (``vidlatent.Generator`` is such a module with its weights, sampler and tokenizer.)
 
     Attributes:
       latent_channels: channels ``c`` of the noisy latent.
@@ -92,7 +93,7 @@ class Generator(Protocol):
         ...
 
     def cache_conditions(self, conditions: Conditions, drop: Drop = None) -> Any:
-        """What the conditions cost once instead of at every step of a sampler.
+        """What depends on the conditions alone, computed once instead of at every sampling step.
 
         Returns:
           A pytree with the batch first in every leaf, such as each block's keys and values.
@@ -116,9 +117,9 @@ class Generator(Protocol):
 
 
 class GeneratorDefaults:
-    """Answers of a generator without conditions, cache or layer memory: a base class.
+    """Defaults of a generator: no conditions, no cache, no layer memory. A base class of modules.
 
-    A field of the module of the same name takes the place of the attribute here.
+    A field of the same name in the module replaces the attribute here.
     """
 
     reads: Any = ()

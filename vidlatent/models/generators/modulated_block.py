@@ -21,7 +21,7 @@ _AXES = {"space": ("batch", "tokens"), "time": ("rows", "time")}
 
 
 def small_mlp(width: int, activation: str = "silu", dtype: Any = jnp.float32) -> Mlp:
-    """The two layers after a time or text embedding, as published models start them."""
+    """The two-layer MLP behind a time or text embedding, initialised as in DiT."""
     return Mlp(width, width, activation, nn.initializers.normal(0.02), dtype)
 
 
@@ -35,10 +35,11 @@ class ModulatedBlock(nn.Module):
       single: modulation is a table of the block's own plus a projection that all blocks share
         (PixArt's adaLN-single); False: a projection of the block's own, zero at the start
         (adaLN-zero).
-      along: tokens attend within a frame (``'space'``) or to their place in all frames
-        (``'time'``). For both at once, fold time into tokens.
-      cross: attend to condition tokens, without norm, gate or modulation.
-      time_after: at the end attend along time besides, with an output that starts at zero.
+      along: tokens attend within their frame (``'space'``) or to the same place in all frames
+        (``'time'``). For full attention, reshape ``[B, T, N, D]`` to ``[B, 1, T N, D]``.
+      cross: attend to condition tokens, without norm, gate or modulation (PixArt-alpha).
+      time_after: attend along time at the end of the block, too, with an output that starts at
+        zero.
       eps: of every norm.
       residual_dtype: dtype of the states between sub-layers.
     """
@@ -124,10 +125,10 @@ class ModulatedBlock(nn.Module):
 
 
 class ModulatedHead(nn.Module):
-    """Modulated norm and a linear layer that starts at zero: features of a patch.
+    """The head: a modulated norm and a linear layer that is initialised with zeros.
 
     Attributes:
-      features: of a token.
+      features: values of a patch.
       single, eps: as of ``ModulatedBlock``.
     """
 

@@ -1,4 +1,4 @@
-"""Latte: DiT's blocks, by turns within a frame and along time (Ma et al. 2024, variant 1)."""
+"""Latte: DiT's blocks, alternating within a frame and along time (Ma et al. 2024, variant 1)."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ class Latte(GeneratorDefaults, nn.Module):
       width, depth, heads, hidden: channels, blocks (even), attention heads, feed-forward width.
       freq_dim: sinusoids of the time embedding.
       label_classes: classes; 0 for a model without condition.
-      learned_variance: predict the variance's place between its bounds besides the noise.
-      images_skip_time: a latent of one frame is an image and passes no temporal block.
+      learned_variance: also predict the variance, as a weight between its two bounds.
+      images_skip_time: temporal blocks are skipped for a latent of one frame (joint training with
+        images).
       remat: recompute a pair of blocks in the backward pass.
       eps: of every norm.
       residual_dtype: dtype of the states between sub-layers; float32 for training.
@@ -124,7 +125,7 @@ class Latte(GeneratorDefaults, nn.Module):
         return from_patches(y, grid, self.patch)
 
     def _run(self, x: jax.Array, embedded: jax.Array) -> jax.Array:
-        """Pairs of blocks; places in time are added before the first temporal one."""
+        """Pairs of blocks; time positions are added before the first temporal one, as in Latte."""
         space, over_time = self._block("space"), self._block("time")
         still = x.shape[1] == 1 and self.images_skip_time
         places = sincos(np.arange(x.shape[1]), self.width)[:, None]

@@ -1,4 +1,4 @@
-"""The block of CogVideoX: video and text in one attention, each with a modulation of its own."""
+"""CogVideoX's block: joint attention over video and text, each with its own modulation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _zeros = nn.initializers.zeros
 class JointBlock(nn.Module):
     """Attention and feed-forward on video and text tokens with the same weights.
 
-    Norms and linear layers are shared; shift, scale and gate are not. A new block changes nothing.
+    Norms and linear layers are shared; shift, scale and gate are not. A new block is the identity.
 
     Attributes:
       width: channels ``D``.
@@ -42,7 +42,7 @@ class JointBlock(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        # Modulation is exact under any compute dtype.
+        # Modulation is float32 in any compute dtype, as its input, the time embedding, is.
         self.modulation1, self.modulation2 = (
             Linear(6 * self.width, jnp.float32, _zeros) for _ in range(2)
         )
@@ -65,7 +65,7 @@ class JointBlock(nn.Module):
         Args:
           video, text: states.
           time: embedding ``[B, E]`` float32.
-          tables: rotary tables of the video tokens; text is not turned.
+          tables: rotary tables of the video tokens; text has no positions.
           lengths: ``[B]``, how many text tokens are attended to; None for all.
         """
         time = nn.silu(time)
@@ -74,7 +74,7 @@ class JointBlock(nn.Module):
         k, values = (jnp.concatenate(pair, axis=1) for pair in pairs)
         if lengths is not None:
             lengths = lengths + video.shape[1]
-        # Two calls leave video tokens where a mesh has them.
+        # Queries of video and text in two calls: concatenated, sharded video tokens would move.
         h = self.attn(self.attn.queries(u, tables), (k, values), lengths=lengths)
         video = self._added(video, gate * h)
         h = self.attn(self.attn.queries(v), (k, values), lengths=lengths)

@@ -59,14 +59,14 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
       width, depth, heads, hidden: channels, blocks, attention heads, feed-forward width.
       time_dim: width of the time embedding.
       text_dim, text_length: width and number of the text encoder's tokens.
-      padding: tokens beyond a text's end are ``'hidden'``, or ``'attended'`` to as the encoder
-        leaves them (CogVideoX's weights expect that).
+      padding: tokens beyond a text's end are ``'hidden'`` from attention, or ``'attended'`` to with
+        the encoder's values, as CogVideoX was trained.
       label_classes: read a class label in place of text, through ``label_tokens`` learned tokens;
         0 for text.
-      position_plane: rows and columns of tokens that positions are fitted into, ``(30, 45)`` for
-        CogVideoX-5B's weights; ``()``: positions are the tokens' numbers.
+      position_plane: rows and columns into which positions are fitted, ``(30, 45)`` for
+        CogVideoX-5B's weights; ``()``: positions are token indices.
       time_places: ``(latents of a chunk, frames from one chunk to the next, frames of a latent)``:
-        a latent's place in time is its last frame's number; ``()``: its own number.
+        a latent's position in time is the index of its last frame; ``()``: its own index.
       remat: recompute a block in the backward pass.
       eps: of the norms of states.
       head_eps: of the norms of queries and keys.
@@ -112,7 +112,7 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
                 f"config.generator.padding {self.padding!r}: use one of {_PADDING}."
             )
         self.patch_embedding = PatchEmbedding(self.patch, self.width, self.dtype)
-        # Time is exact under any compute dtype.
+        # float32 in any compute dtype: bfloat16 cannot tell neighbouring times of 1000 apart.
         self.time_embedding = Mlp(self.time_dim, self.time_dim, "silu")
         if self.label_classes:
             self.label_embedding = LabelTokens(
@@ -189,7 +189,7 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
     def _text(
         self, conditions: Conditions, drop: Drop, batch: int
     ) -> tuple[jax.Array, jax.Array | None]:
-        """``[B, S, D]``, and how many of them are attended to, at least one; None for all."""
+        """Text tokens ``[B, S, D]`` and how many are attended to ``[B]``, at least 1; None: all."""
         if self.label_classes:
             labels = read_labels(conditions, drop, self.reads, batch)
             return self.label_embedding(labels), None

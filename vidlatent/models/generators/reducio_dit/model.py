@@ -1,9 +1,9 @@
-"""Reducio-DiT: PixArt's transformer over few latents of a clip, told the content frame.
+"""Reducio-DiT: PixArt's transformer over the few latents of a clip, conditioned on a content frame.
 
-The authors' network is not public. What they state is kept (PixArt-alpha's blocks, joint attention
-over space and time or 2D and 1D by turns, T5 text, OpenCLIP and content tokens by cross-attention,
-grids of content tokens at high resolution, 10% dropped conditions); where nothing is stated the
-choice is a field whose default is the nearest to PixArt.
+The authors' network is not public. It follows what they state: PixArt-alpha's blocks, attention
+jointly over space and time or alternating 2D and 1D, T5 text, OpenCLIP and content tokens by
+cross-attention, grids of content tokens at high resolution, 10 % dropped conditions. What they do
+not state is a field, with the default nearest to PixArt.
 """
 
 from __future__ import annotations
@@ -69,19 +69,19 @@ class ReducioDiT(GeneratorDefaults, nn.Module):
       content_side: 2 cuts the content tokens into 2 x 2 grids by the parity of row and column, and
         block ``b`` reads grid ``b mod 4``, a quarter of the tokens (stage 3); 1: every block reads
         all.
-      null_text: what stands for a dropped text, ``'fixed'`` random tokens (PixArt) or
-        ``'learned'`` ones.
+      null_text: a dropped text is replaced by ``'fixed'`` random tokens (PixArt) or ``'learned'``
+        ones.
       null_as_long: a dropped text keeps the length of the text (PixArt) instead of having
         ``text_length`` tokens.
       null_image: image tokens of a dropped image are ``'zeros'`` or ``'learned'`` (not stated).
       images_together: semantic and content tokens are dropped together if either is.
-      position_span: positions in a frame run from 0 to below it whatever the size, so that later
-        stages see the places of the first; PixArt-256 has 16.
+      position_span: positions in a frame run from 0 to below it at any size, so that later stages
+        reuse the positions of the first; PixArt-256 has 16.
       position_scale: positions in a frame are divided by it.
       time_positions: add sines and cosines of the frame's number (not stated).
-      size_embedding: tell height, width and aspect ratio beside the time, as PixArt does at 1024.
-      pixels_per_latent: for the sizes told.
-      learned_variance: predict the variance's place between its bounds besides the noise.
+      size_embedding: embed height, width and aspect ratio with the time, as PixArt does at 1024.
+      pixels_per_latent: to compute these sizes from the latent's.
+      learned_variance: also predict the variance, as a weight between its two bounds.
       remat: recompute a block in the backward pass.
       eps: of every norm.
       residual_dtype: dtype of the states between sub-layers; float32 for training.
@@ -197,7 +197,7 @@ class ReducioDiT(GeneratorDefaults, nn.Module):
         grid = patch_grid(noisy.shape[1:4], self.patch)
         embedded = self.time_embedding(time_features(time, self.freq_dim))
         if self.size_embedding:
-            embedded = embedded + self._told_size(noisy, conditions)
+            embedded = embedded + self._embed_size(noisy, conditions)
         shared = self.time_projection(nn.silu(embedded)).reshape(-1, 6, self.width)
         layers = {"params": self.blocks, "number": jnp.arange(self.depth)}
         tokens = None
@@ -246,8 +246,8 @@ class ReducioDiT(GeneratorDefaults, nn.Module):
             x = x.reshape(noisy.shape[0], 1, -1, self.width)
         return x.astype(self.residual_dtype)
 
-    def _told_size(self, noisy: jax.Array, conditions: Conditions) -> jax.Array:
-        """``[B, D]``: a third each for height, width and their ratio."""
+    def _embed_size(self, noisy: jax.Array, conditions: Conditions) -> jax.Array:
+        """``[B, D]``: a third of the channels each for height, width and their ratio."""
         if "size" in conditions:
             size = conditions["size"]
         else:

@@ -1,4 +1,4 @@
-"""The tokens that Reducio-DiT's blocks attend to: text, semantic and content tokens."""
+"""The condition tokens of Reducio-DiT: text, semantic and content tokens."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Tokens:
     """Embedded condition tokens of a batch.
 
     Attributes:
-      every: ``[B, S, D]``, of all blocks; text comes last, its padding at the end.
-      grids: ``[B, G, n, D]``, block ``b`` reads grid ``b mod G``; None without content.
-      lengths: ``[B]``, how many tokens of ``of_block`` exist.
+      every: ``[B, S, D]``, read by all blocks; text comes last, so that its padding is at the end.
+      grids: ``[B, G, n, D]``; block ``b`` reads grid ``b mod G``; None without content.
+      lengths: ``[B]``, how many tokens of ``of_block`` are not padding.
     """
 
     every: jax.Array
@@ -54,7 +54,7 @@ class Tokens:
 
 
 class ConditionTokens(nn.Module):
-    """Conditions by name to tokens; every attribute is described at ``ReducioDiT``."""
+    """Conditions by name to tokens; see ``ReducioDiT`` for the attributes."""
 
     reads: tuple[str, ...]
     width: int
@@ -78,7 +78,7 @@ class ConditionTokens(nn.Module):
 
     @classmethod
     def shared(cls) -> list[str]:
-        """Names of the attributes, which the transformer has too."""
+        """Names of the attributes, all of which ``ReducioDiT`` has, too."""
         return [f.name for f in dataclasses.fields(cls) if f.name not in ("parent", "name")]
 
     def setup(self) -> None:
@@ -117,8 +117,8 @@ class ConditionTokens(nn.Module):
         Args:
           conditions, drop: as of ``ReducioDiT.denoise``.
           batch: samples.
-          plane: rows and columns of the video's latent, which say how many content tokens there
-            are; None: as the content frame has.
+          plane: rows and columns of the video's latent, which determine the number of content
+            tokens; None: the content frame's own size does.
 
         Raises:
           VidlatentError: a condition is absent or of another size.
@@ -174,7 +174,10 @@ class ConditionTokens(nn.Module):
         null = self.missing_content if self.null_image == "learned" else 0.0
         channels = self.content_channels
         if content is None and plane is None:
-            raise VidlatentError("content None has no size: keep conditions with drop instead.")
+            raise VidlatentError(
+                "the content frame is None, so the number of its tokens is unknown: give a content "
+                "frame and drop it."
+            )
         latent = content
         if content is None:
             rows, columns = (self.content_factor * n for n in plane)
