@@ -149,6 +149,7 @@ def _where_guided(scales: np.ndarray, every: Callable, plain: Callable) -> Calla
     """``every`` at the guided steps, ``plain`` at those whose scales are all 1."""
     guides = ~np.all(scales == 1.0, axis=1)
 
+    # A branch at run time: inside the scan over steps the index is traced.
     def either(x, t, index):
         return lax.cond(jnp.asarray(guides)[index], every, plain, x, t, index)
 

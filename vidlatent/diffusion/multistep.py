@@ -58,11 +58,13 @@ def unipc(
     correct[:, 0] = 1.0
     used = 0
     for i in range(steps):
+        # The corrector of step i - 1 needs the network's output at its end, which step i computes.
         if corrector and i > 0 and i - 1 not in disable_corrector:
             correct[i] = 0.0
             of_last, weights = _step(grid, i - 1, used, solver_type, corrects=True)
             correct[i, 1] = of_last
             correct[i, 2 : 2 + len(weights)] = weights
+        # The first steps have too little history for the full order.
         used = min(order, i + 1, steps - i if lower_order_final else order)
         predict[i, 0], weights = _step(grid, i, used, solver_type, corrects=False)
         predict[i, 1 : 1 + len(weights)] = weights
@@ -121,6 +123,8 @@ def _step(grid: NoiseGrid, s: int, order: int, solver_type: str, corrects: bool)
 
 def _slopes(points, h, phi, scale, order, corrects):
     """The ``rho`` of UniPC eq. 5, for the earlier points (and the new one)."""
+    # Orders 1 (corrector) and 2 (predictor) use the limit 1/2 instead of solving for it, as the
+    # authors' code does.
     if corrects and order == 1:
         return np.array([0.5])
     if not corrects and order == 1:

@@ -46,6 +46,7 @@ def draw(
       x0: clean samples ``[B, ..., C]``, standardised.
       level: ``[B]`` in place of random ones, for evaluation (``fixed_levels``).
     """
+    # Two keys, so that given levels leave the noise unchanged.
     of_level, of_noise = jax.random.split(key)
     noise = jax.random.normal(of_noise, x0.shape, jnp.float32)
     batch = x0.shape[0]

@@ -143,6 +143,7 @@ def sample(
     """
     if plan.random and key is None and noise is None:
         raise VidlatentError("this sampler adds noise: give it a key or the noise.")
+    # States stay float32 even for bfloat16 networks: steps add small differences.
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     x = x.astype(dtype)
 
@@ -210,7 +211,7 @@ def apply_step(
             low, high = row.log_range[0], row.log_range[1]
             scale = scale * jnp.exp(0.5 * _between(output[..., channels:], low, high))
         new = new + scale * noise
-    past = (m, *past)[: len(past)]
+    past = (m, *past)[: len(past)]  # the newest first; the oldest drops out
     return new, last, past, state
 
 

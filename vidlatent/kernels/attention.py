@@ -231,6 +231,7 @@ def _splash(q, k, v, seen, interpret=False):
         residual_checkpoint_name="attention",
         interpret=interpret,
     )
+    # splash does not scale by 1 / sqrt(d).
     q = (q.astype(jnp.float32) * dim**-0.5).astype(q.dtype)
     arrays = [_by_head(a, n) for a, n in ((q, total_q), (k, total_k), (v, total_k))]
     if seen is None and total_k == k.shape[1]:
@@ -254,6 +255,7 @@ def _cudnn(q, k, v, lengths):
     count, keys = q.shape[1], k.shape[1]
     if keys % 2 and lengths is None:
         lengths = jnp.full((q.shape[0],), keys)
+    # A padded key must be hidden, hence lengths; a padded query is cut off at the end.
     q, k, v = (jnp.pad(a, ((0, 0), (0, a.shape[1] % 2), (0, 0), (0, 0))) for a in (q, k, v))
     lengths = None if lengths is None else lengths.astype(jnp.int32)
     queries = None if lengths is None else jnp.full_like(lengths, count)

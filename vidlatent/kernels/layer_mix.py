@@ -106,6 +106,7 @@ def _mix_kept(run, states, weights, limits):
 
 def _mix_backward(run, kept, cotangent):
     states, weights, limits = kept
+    # d/dX_j = w_j g for every slot, and d/dw_j = <X_j, g>, which is the other kernel.
     to_states = _column(weights, limits) * cotangent
     to_weights = _dots(run, states, cotangent, limits)
     return to_states.astype(states.dtype), to_weights.astype(weights.dtype), None
@@ -228,6 +229,7 @@ def _block(b, i, k, limits):
 
 def _mix_rows(interpret, states, weights, limits):
     def term(k, state, weight):
+        # k is traced, so lane k is picked by a mask and a sum.
         lane = jax.lax.broadcasted_iota(jnp.int32, weight.shape, 1)
         return jnp.sum(jnp.where(lane == k, weight, 0.0), axis=1, keepdims=True) * state
 

@@ -125,7 +125,7 @@ def _forward(heads, eps, interpret, x, scale, cos, sin):
     def body(x_ref, scale_ref, cos_ref, sin_ref, out_ref):
         h = x_ref[0].astype(jnp.float32)
         h = h * lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + eps) * scale_ref[0]
-        h = h.astype(out_ref.dtype).astype(jnp.float32)
+        h = h.astype(out_ref.dtype).astype(jnp.float32)  # rounds as the plain form does
         cos, sin = cos_ref[...], sin_ref[...]
         for head in range(heads):
             t = h[:, head * dim : (head + 1) * dim]
@@ -162,6 +162,7 @@ def _backward(heads, eps, interpret, kept, cotangent):
         cos, sin = cos_ref[...], sin_ref[...]
         for head in range(heads):
             g = jnp.where(real, grad_ref[0, head].astype(jnp.float32), 0.0)
+            # The transpose of a rotation is the rotation by the opposite angle.
             back = g * cos + pltpu.roll(g * sin, dim // 2, 1)
             turned[:, head * dim : (head + 1) * dim] = jnp.where(real, back, 0.0)
         h = jnp.where(real, x_ref[0].astype(jnp.float32), 0.0)
@@ -194,11 +195,14 @@ def _backward(heads, eps, interpret, kept, cotangent):
         ],
         scratch_shapes=[pltpu.VMEM((rows, width), jnp.float32)],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=_SCRATCH
+            # Not parallel: all blocks add to the same gradient of the scale.
+            dimension_semantics=("arbitrary", "arbitrary"),
+            vmem_limit_bytes=_SCRATCH,
         ),
         cost_estimate=_cost(x, 3),
         interpret=interpret,
     )(x, scale[None].astype(jnp.float32), cosines, sines, jnp.swapaxes(cotangent, 1, 2))
+    # Tables are constants, see qk_norm_rope.
     return dx, dscale[0].astype(scale.dtype), jnp.zeros_like(cos), jnp.zeros_like(sin)
 
 

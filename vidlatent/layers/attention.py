@@ -57,6 +57,7 @@ class TokenAttention(nn.Module):
     def setup(self) -> None:
         if self.norm not in _NORMS:
             raise VidlatentError(f"norm of queries and keys {self.norm!r}: use one of {_NORMS}.")
+        # Kernels by head, so that tensor parallelism splits whole heads.
         cut = (self.heads, self.width // self.heads) if self.rotary else self.width
         self.q, self.k = Linear(cut, self.dtype), Linear(cut, self.dtype)
         self.v = Linear(self.width, self.dtype)
@@ -111,6 +112,7 @@ class TokenAttention(nn.Module):
           pairs: keys and values, each in a softmax of its own.
           lengths: ``[B]``, how many keys exist, from the first on; None for all.
         """
+        # A softmax per source, and the results are added (Wan2.1's text and image).
         out = sum(attention(queries, k, v, lengths=lengths) for k, v in pairs)
         return self.o(out.astype(self.dtype).reshape(*queries.shape[:2], -1))
 

@@ -52,6 +52,8 @@ class Conv(nn.Module):
         view, cache = view_frames(
             x.astype(self.dtype), cache, self.time, self.kernel[0], self.strides[0]
         )
+        # Explicit numbers: 'SAME' pads a strided convolution by its size, so that a crop of the
+        # image would be convolved on another grid.
         padding = tuple((k // 2, k // 2) for k in self.kernel[1:])
         y = convolve(
             view, kernel.astype(self.dtype), self.strides, padding, groups, self.implementation

@@ -36,6 +36,7 @@ class LabelEmbedding(nn.Module):
         check_shape(labels, "B")
         init = nn.initializers.normal(self.std)
         table = self.param("embedding", init, (self.classes + 1, self.width), jnp.float32)
+        # Unlabelled samples train the vector of no class, too.
         missing = labels < 0 if drop is None else drop | (labels < 0)
         labels = jnp.where(missing, self.classes, labels)
         return jnp.take(table, labels, axis=0).astype(self.dtype)

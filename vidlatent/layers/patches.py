@@ -15,7 +15,7 @@ from vidlatent.layers.dense import exact
 __all__ = ["PatchEmbedding", "from_patches", "patch_grid", "to_patches"]
 
 Patch = tuple[int, int, int]
-# Xavier's uniform over the patch as one vector.
+# Xavier's uniform initialisation with the patch as one input vector, as in DiT.
 _init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform", (0, 1, 2, 3), 4)
 
 
@@ -80,6 +80,7 @@ class PatchEmbedding(nn.Module):
         shape = (*self.patch, latent.shape[-1], self.width)
         kernel = self.param("kernel", _init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
+        # The published convolution has its kernel's size as its stride: one product per patch.
         x = to_patches(latent, self.patch).astype(self.dtype)
         kernel = kernel.reshape(int(np.prod(shape[:-1])), self.width).astype(self.dtype)
         return jnp.dot(x, kernel, precision=exact(self.dtype)) + bias.astype(self.dtype)

@@ -51,6 +51,7 @@ def make_frame_mask(given: jax.Array, channels: int = _STEP) -> jax.Array:
     if channels not in (1, _STEP):
         raise VidlatentError(f"config.generator.mask_channels {channels}: use 1 or {_STEP}.")
     given = given.astype(jnp.float32)
+    # The first latent frame holds one pixel frame, repeated to fill its four channels.
     first = jnp.repeat(given[..., :1], _STEP - 1, axis=-1)
     mask = jnp.concatenate([first, given], axis=-1)
     mask = mask.reshape(*given.shape[:-1], -1, _STEP)
@@ -90,6 +91,7 @@ def pad_text(tokens: jax.Array, lengths: jax.Array, total: int = 512) -> jax.Arr
     batch, size, _ = tokens.shape
     if size > total:
         raise VidlatentError(f"{size} text tokens, but the generator reads {total}: cut the text.")
+    # Encoders leave arbitrary states at padding; zero them so that they cannot matter.
     seen = jnp.arange(size) < jnp.reshape(lengths, (batch, 1))
     return jnp.pad(jnp.where(seen[..., None], tokens, 0), ((0, 0), (0, total - size), (0, 0)))
 
@@ -155,6 +157,7 @@ def read_text(
     states, length = text["states"], text["length"]
     if drop is None or "text" not in drop:
         return states, length
+    # Both may have any number of tokens: the shorter is padded, which its length hides.
     total = max(states.shape[1], null.shape[1])
     states, null = (jnp.pad(x, ((0, 0), (0, total - x.shape[1]), (0, 0))) for x in (states, null))
     return apply_drop(states, null.astype(states.dtype), drop, "text"), apply_drop(

@@ -12,7 +12,7 @@ from vidlatent.kernels.norms import layer_norm
 from vidlatent.layers.attention import Pair, TokenAttention
 from vidlatent.layers.dense import Linear, Mlp
 from vidlatent.layers.norms import modulate
-from vidlatent.parallel.sharding import constrain
+from vidlatent.layers.residual import add_residual
 
 __all__ = ["ModulatedBlock", "ModulatedHead", "small_mlp"]
 
@@ -57,12 +57,15 @@ class ModulatedBlock(nn.Module):
 
     def setup(self) -> None:
         if self.single:
+            # Published as randn / sqrt(width) (PixArt-alpha, 2.3).
             table = nn.initializers.normal(self.width**-0.5)
             self.modulation = self.param("modulation", table, (6, self.width), jnp.float32)
         else:
+            # Gates of 0: a new block is the identity (DiT's adaLN-zero, 3.2).
             self.modulation = Linear(6 * self.width, jnp.float32, nn.initializers.zeros)
         self.attn = self._attention(self.along)
         if self.cross:
+            # Zero output: a DiT that gains cross-attention computes as before (PixArt-alpha, 2.3).
             self.cross_attn = self._attention("space", zero=True)
         if self.time_after:
             self.time_attn = self._attention("time", zero=True)
@@ -100,28 +103,28 @@ class ModulatedBlock(nn.Module):
         parts = parts[:, :, None, None]  # over frames and tokens
         shift, scale, gate, shift_ff, scale_ff, gate_ff = jnp.moveaxis(parts, 1, 0)
         u = modulate(x, scale, shift, self.eps)
-        x = self._added(x, gate * self._attend(self.attn, u, self.along))
+        x = self._add(x, gate * self._attend(self.attn, u, self.along))
         if self.cross:
             tokens = x.reshape(x.shape[0], -1, self.width).astype(self.dtype)
             h = self.cross_attn(self.cross_attn.queries(tokens), context, lengths=lengths)
-            x = self._added(x, h.reshape(x.shape))
+            x = self._add(x, h.reshape(x.shape))
         h = self.mlp(modulate(x, scale_ff, shift_ff, self.eps).astype(self.dtype))
-        x = self._added(x, gate_ff * h)
+        x = self._add(x, gate_ff * h)
         if self.time_after:
             u = layer_norm(x, self.eps)
-            x = self._added(x, self._attend(self.time_attn, u, "time"))
+            x = self._add(x, self._attend(self.time_attn, u, "time"))
         return x
 
     def _attend(self, attn: TokenAttention, u: jax.Array, along: str) -> jax.Array:
         u = u.astype(self.dtype)
+        # Attention runs over the second-last axis; the axes before it become the batch.
         u = u if along == "space" else u.swapaxes(1, 2)
         tokens = u.reshape(-1, *u.shape[2:])
         h = attn(attn.queries(tokens), attn.pair(tokens)).reshape(u.shape)
         return h if along == "space" else h.swapaxes(1, 2)
 
-    def _added(self, x: jax.Array, h: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32) + h.astype(jnp.float32)
-        return constrain(x.astype(self.residual_dtype), _LAYOUT)
+    def _add(self, x: jax.Array, h: jax.Array) -> jax.Array:
+        return add_residual(x, h, self.residual_dtype, _LAYOUT)
 
 
 class ModulatedHead(nn.Module):

@@ -127,6 +127,7 @@ class Latte(GeneratorDefaults, nn.Module):
     def _run(self, x: jax.Array, embedded: jax.Array) -> jax.Array:
         """Pairs of blocks; time positions are added before the first temporal one, as in Latte."""
         space, over_time = self._block("space"), self._block("time")
+        # Attention over a single frame would still transform it, so images skip it.
         still = x.shape[1] == 1 and self.images_skip_time
         places = sincos(np.arange(x.shape[1]), self.width)[:, None]
 
@@ -136,6 +137,7 @@ class Latte(GeneratorDefaults, nn.Module):
             x = space.apply({"params": first_half}, x, embedded)
             if still:
                 return x
+            # ``first`` is 1 in the first pair and 0 in the others, so that one scan serves all.
             x = (x + first * places).astype(x.dtype)
             return over_time.apply({"params": second}, x, embedded)
 

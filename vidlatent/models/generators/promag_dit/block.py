@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from vidlatent.layers.attention import TokenAttention
 from vidlatent.layers.dense import Linear, Mlp
 from vidlatent.layers.norms import LayerNorm
-from vidlatent.parallel.sharding import constrain
+from vidlatent.layers.residual import add_residual
 
 __all__ = ["JointBlock"]
 
 Tables = tuple[jax.Array, jax.Array]
+_LAYOUT = ("batch", "tokens", "channel")
 _zeros = nn.initializers.zeros
 
 
@@ -69,20 +70,20 @@ class JointBlock(nn.Module):
           lengths: ``[B]``, how many text tokens are attended to; None for all.
         """
         time = nn.silu(time)
-        (u, gate), (v, text_gate) = self._modulated(self.norm1, self.modulation1(time), video, text)
+        (u, gate), (v, text_gate) = self._modulate(self.norm1, self.modulation1(time), video, text)
         pairs = zip(self.attn.pair(u, tables), self.attn.pair(v), strict=True)
         k, values = (jnp.concatenate(pair, axis=1) for pair in pairs)
         if lengths is not None:
             lengths = lengths + video.shape[1]
         # Queries of video and text in two calls: concatenated, sharded video tokens would move.
         h = self.attn(self.attn.queries(u, tables), (k, values), lengths=lengths)
-        video = self._added(video, gate * h)
+        video = self._add(video, gate * h)
         h = self.attn(self.attn.queries(v), (k, values), lengths=lengths)
-        text = self._added(text, text_gate * h)
-        (u, gate), (v, text_gate) = self._modulated(self.norm2, self.modulation2(time), video, text)
-        return self._added(video, gate * self.ffn(u)), self._added(text, text_gate * self.ffn(v))
+        text = self._add(text, text_gate * h)
+        (u, gate), (v, text_gate) = self._modulate(self.norm2, self.modulation2(time), video, text)
+        return self._add(video, gate * self.ffn(u)), self._add(text, text_gate * self.ffn(v))
 
-    def _modulated(self, norm, parts, video, text):
+    def _modulate(self, norm, parts, video, text):
         """For video and text: normalised, scaled and shifted states, and the gate ``[B, 1, D]``."""
         parts = jnp.split(parts[:, None], 6, axis=-1)
 
@@ -91,6 +92,5 @@ class JointBlock(nn.Module):
 
         return one(video, *parts[:3]), one(text, *parts[3:])
 
-    def _added(self, x: jax.Array, h: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32) + h.astype(jnp.float32)
-        return constrain(x.astype(self.residual_dtype), ("batch", "tokens", "channel"))
+    def _add(self, x: jax.Array, h: jax.Array) -> jax.Array:
+        return add_residual(x, h, self.residual_dtype, _LAYOUT)

@@ -122,6 +122,7 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
             self.text_embedding = Linear(self.width, self.dtype)
         self.blocks = stack_params(self, "blocks", self._first_block, self.depth)
         zeros = nn.initializers.zeros
+        # Two norms in a row: CogVideoX's norm_final, then the norm inside its norm_out.
         self.last_norm = LayerNorm(self.eps, jnp.float32)
         self.head_modulation = Linear(2 * self.width, jnp.float32, zeros)
         self.head_norm = LayerNorm(self.eps, jnp.float32)
@@ -180,6 +181,7 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
             return block.apply({"params": own}, *states, embedded, tables, lengths)
 
         states = tuple(x.astype(self.residual_dtype) for x in (video, text))
+        # The head reads the video tokens alone.
         video, _ = run_stacked(step, states, self.blocks, remat=self.remat)
         y = self.head_norm(self.last_norm(video))
         shift, scale = jnp.split(self.head_modulation(nn.silu(embedded))[:, None], 2, axis=-1)
@@ -197,6 +199,7 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
         sizes = check_shape(states, "B S D", B=batch, D=self.text_dim)
         if self.padding == "hidden":
             states = pad_text(states, lengths, self.text_length)
+            # An empty text keeps one token, as a dropped text has.
             return self.text_embedding(states), jnp.maximum(lengths, 1)
         states = pad_text(states, jnp.full((batch,), sizes["S"]), self.text_length)
         return self.text_embedding(states), None

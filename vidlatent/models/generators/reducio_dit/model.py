@@ -200,6 +200,7 @@ class ReducioDiT(GeneratorDefaults, nn.Module):
             embedded = embedded + self._embed_size(noisy, conditions)
         shared = self.time_projection(nn.silu(embedded)).reshape(-1, 6, self.width)
         layers = {"params": self.blocks, "number": jnp.arange(self.depth)}
+        # With a cache, keys and values are sliced with the layers; else each block makes its own.
         tokens = None
         if condition_cache is None:
             tokens = self.conditions(conditions, drop, sizes["B"], noisy.shape[2:4])

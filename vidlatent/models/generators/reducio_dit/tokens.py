@@ -96,6 +96,7 @@ class ConditionTokens(nn.Module):
         else:
             self.text_embedding = small_mlp(self.width, "gelu_tanh", self.dtype)
             init = nn.initializers.normal(self.text_dim**-0.5)
+            # A parameter even if it is 'fixed': PixArt's weights hold theirs as a buffer.
             self.missing_text = self.param("null_text", init, (self.text_length, self.text_dim))
         learned = nn.initializers.normal(0.02)
         if self.image_dim:
@@ -126,6 +127,7 @@ class ConditionTokens(nn.Module):
         if self.images_together and drop is not None:
             masks = [drop[name] for name in ("image", "content") if name in drop]
             if masks:
+                # Both come from the content frame: one alone would give away the other.
                 either = masks[0] | masks[-1]
                 drop = {**drop, "image": either, "content": either}
         text, lengths = self._text(conditions, drop, batch)
@@ -196,6 +198,8 @@ class ConditionTokens(nn.Module):
                 f"{rows} x {columns} content tokens do not part into grids: use "
                 "config.generator.content_side 1 or frames of another size."
             )
+        # Grid (i, j) holds the tokens of rows i mod side and columns j mod side: every grid covers
+        # the whole frame, at a lower resolution (stage 3 of Reducio-DiT).
         grids = tokens.reshape(batch, rows // side, side, columns // side, side, self.width)
         grids = grids.transpose(0, 2, 4, 1, 3, 5)
         return grids.reshape(batch, side * side, -1, self.width).astype(self.dtype)

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from vidlatent.layers.attention import TokenAttention
 from vidlatent.layers.dense import Mlp
 from vidlatent.layers.norms import LayerNorm, modulate
-from vidlatent.parallel.sharding import constrain
+from vidlatent.layers.residual import add_residual
 
 __all__ = ["WanBlock"]
 
 Context = dict[str, tuple[jax.Array, jax.Array]]
 Tables = tuple[jax.Array, jax.Array]
+_LAYOUT = ("batch", "tokens", "channel")
 
 
 class WanBlock(nn.Module):
@@ -45,6 +46,8 @@ class WanBlock(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
+        # A learned table per block on top of one projection that all blocks share (PixArt-alpha's
+        # adaLN-single): a projection per block would be about a third of all parameters.
         table = nn.initializers.normal(self.width**-0.5)
         self.modulation = self.param("modulation", table, (1, 6, self.width), jnp.float32)
         fields = {"eps": self.eps, "dtype": self.dtype}
@@ -106,16 +109,17 @@ class WanBlock(nn.Module):
         *_, gate, shift_ff, scale_ff, gate_ff = self._modulation(time)
         u = self.inputs(x, time).astype(self.dtype)
         source = u if mixture is None else mixture
+        # A mixture of raw states is normalised and modulated like the state it stands for.
         if mixture is not None and not self.normed:
             source = self.inputs(mixture, time)
         source = source.astype(self.dtype)
         h = self.self_attn(self.self_attn.queries(u, tables), self.self_attn.pair(source, tables))
-        x = self._added(x, gate * h)
+        x = self._add(x, gate * h)
+        # Text and image in a softmax each, and neither gated nor modulated by time (Wan2.1).
         h = self.cross_attn(self.cross_attn.queries(self.cross_norm(x)), *context.values())
-        x = self._added(x, h)
+        x = self._add(x, h)
         h = self.ffn(modulate(x, scale_ff, shift_ff, self.eps).astype(self.dtype))
-        return self._added(x, gate_ff * h)
+        return self._add(x, gate_ff * h)
 
-    def _added(self, x: jax.Array, h: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32) + h.astype(jnp.float32)
-        return constrain(x.astype(self.residual_dtype), ("batch", "tokens", "channel"))
+    def _add(self, x: jax.Array, h: jax.Array) -> jax.Array:
+        return add_residual(x, h, self.residual_dtype, _LAYOUT)

@@ -40,6 +40,7 @@ __all__ = ["WanDiT", "build_wan"]
 
 _STACKS = ("recomputed", "scanned", "unrolled")
 _NORMS = ("post", "pre")
+# Of the embedding MLPs, as DiT and its successors initialise them.
 _small = nn.initializers.normal(0.02)
 
 
@@ -140,21 +141,27 @@ class WanDiT(GeneratorDefaults, nn.Module):
         else:
             self.text_embedding = Mlp(self.width, self.width, "gelu_tanh", _small, self.dtype)
         if self.image_dim:
+            # torch's default eps, unlike the norms in the blocks (Wan2.1's MLPProj).
             self.image_norm1 = LayerNorm(1e-5, self.dtype)
             self.image_embedding = Mlp(self.image_dim, self.width, "gelu", dtype=self.dtype)
             self.image_norm2 = LayerNorm(1e-5, self.dtype)
         self.blocks = stack_params(self, "blocks", self._first_block, self.depth)
         if self.memory:
+            # From the second layer on: the first has a single source and nothing to weigh. They
+            # differ in size and are not stacked; pad_routers does that for the scan.
             self.routers = [
                 self.param(f"router_{layer}", self._first_router, layer)
                 for layer in range(2, self.depth + 1)
             ]
+        # Published as randn / sqrt(width).
         table = nn.initializers.normal(self.width**-0.5)
         self.head_modulation = self.param("head_modulation", table, (1, 2, self.width))
         size = int(np.prod(self.patch)) * self.latent_channels
+        # A new model predicts 0 (DiT, 3.2).
         self.head = Linear(size, self.dtype, nn.initializers.zeros)
 
     def _block(self) -> WanBlock:
+        # parent=None: not a submodule, but a pure function applied to slices of the stack.
         return WanBlock(
             self.width,
             self.heads,
@@ -220,6 +227,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
         """
         latent = join_input(noisy, self._given(noisy, conditions, drop))
         if condition_cache is not None:
+            # Layers first, as the scan slices them; the cache has the batch first.
             context = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), condition_cache)
             return self._velocity(latent, time, None, context)
         return self._velocity(latent, time, self._read(conditions, drop, noisy.shape[0]), None)
@@ -260,6 +268,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
         else:
             first = get_condition(conditions, "first", self.reads)
             if first is None:
+                # Nothing given, in mask and latent: the same as a dropped first frame.
                 return jnp.zeros((*noisy.shape[:-1], self.mask_channels + self.condition_channels))
             check_shape(first, "B one h w c", one=1, c=self.condition_channels)
             given = mark_first_frame(first, noisy.shape[1], self.mask_channels)
@@ -353,6 +362,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
             check_shape(image, "B S D", B=text.shape[0], D=self.image_dim)
             tokens["image"] = self._image_tokens(image)
         elif self.image_dim and self.is_initializing():
+            # Parameters must exist even if a model is initialised without an image.
             self._image_tokens(jnp.zeros((text.shape[0], 1, self.image_dim)))
         return tokens
 
