@@ -1,4 +1,4 @@
-"""Generation without networks: noise schedules, training targets, samplers, guidance, caching.
+"""The mathematics of diffusion: schedules, training targets, samplers, guidance, step caching.
 
 A schedule and a sampler come from plain dicts, as in a config::
 
@@ -89,14 +89,14 @@ def make_sampler(schedule: Flow | Diffusion, config: Mapping[str, Any]) -> Sampl
 def sampler_options(
     schedule: Flow | Diffusion, config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Of a config that holds the options of all samplers those of the one that it names.
+    """Select from the options of all samplers those of the sampler ``config['name']``.
 
-    Left out are options of other samplers and grids, and what stands for "not set": an empty
-    ``spacing`` and a ``shift`` of 0.
+    Left out are options of other samplers and grids, and unset ones: an empty ``spacing`` and a
+    ``shift`` of 0.
 
     Returns:
-      What ``make_sampler`` takes, and the options left out that say something else than their
-      defaults.
+      The options for ``make_sampler``, and the names of options that were left out although they
+      differ from their defaults.
 
     Raises:
       VidlatentError: no name, or an unknown one.

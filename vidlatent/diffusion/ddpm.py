@@ -78,8 +78,8 @@ class Diffusion:
             raise VidlatentError(f"unknown schedule.variance {self.variance!r}: {hint}")
         if self.prediction == "epsilon" and self.alphas_cumprod[-1] <= 0:
             raise VidlatentError(
-                "a network that predicts noise says nothing where no signal is left: with "
-                "schedule.zero_terminal_snr set schedule.prediction to 'v' or 'x0'."
+                "a network that predicts noise cannot give the sample where no signal is left: "
+                "with schedule.zero_terminal_snr set schedule.prediction to 'v' or 'x0'."
             )
 
     @property

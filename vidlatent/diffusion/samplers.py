@@ -252,8 +252,8 @@ def make_plan(
         if weights is not None and not np.all(np.isfinite(weights)):
             raise VidlatentError(
                 "the solver is not defined on these noise levels: a network that predicts noise "
-                "says nothing where no signal is left (choose prediction v or x0), and orders "
-                "above 1 end before level 0 (keep lower_order_final)."
+                "cannot give the sample where no signal is left (choose prediction v or x0), and "
+                "orders above 1 end before level 0 (keep lower_order_final)."
             )
     return SamplerPlan(grid, rows, predict.shape[1] - 2)
 

@@ -67,7 +67,7 @@ def attention(
       seen: bool ``[B, M]``, which keys exist; None for all. Each sample has at least one.
       lengths: int ``[B]``, how many keys exist, from the first on; instead of ``seen``.
       implementation: ``'auto'``, a form's name or several, see ``dispatch``.
-      platform: overrides the platform that ``'auto'`` looks at.
+      platform: in place of the current one, for ``'auto'``.
       interpret: run the Pallas form on any platform, slowly, for tests; true, or the
         ``InterpretParams`` of Pallas.
 

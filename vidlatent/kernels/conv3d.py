@@ -64,7 +64,7 @@ def conv3d(
         dense and depthwise kernels alike: a name that only the other kind has is ignored, a
         kernel left without a name is at ``'auto'``, and the log says so once. With a single tap
         ``'taps'`` and ``'fold2d'`` are the same 2-D convolution.
-      platform: overrides the platform that ``'auto'`` looks at.
+      platform: in place of the current one, for ``'auto'``.
 
     Returns:
       ``[B, T', H', W', O]`` in the dtype of ``x``.
@@ -108,7 +108,7 @@ def conv_frames(
       feature_group_count: 1, or the number of channels (depthwise).
       implementation: as for ``conv3d``. A 5-D convolution cannot take its taps one by one, so
         ``'native'`` means ``'fold2d'`` here, and the log says so once.
-      platform: overrides the platform that ``'auto'`` looks at.
+      platform: in place of the current one, for ``'auto'``.
 
     Returns:
       ``[B, T, H', W', O]``.

@@ -203,7 +203,7 @@ def _sweep(
         out_specs=pl.BlockSpec((1, rows, channels), _block),
     )
     # The number of slots fetched is traced. Over the scan of a stack it grows from one to all, so
-    # the scheduler is told the mean.
+    # the scheduler gets the mean.
     fetched = batch * count * width * (depth + 1) // 2
     rest = tokens.size * tokens.dtype.itemsize + batch * count * channels * 4
     cost = pl.CostEstimate(

@@ -129,8 +129,8 @@ def _forward(heads, eps, interpret, x, scale, cos, sin):
         cos, sin = cos_ref[...], sin_ref[...]
         for head in range(heads):
             t = h[:, head * dim : (head + 1) * dim]
-            turned = t * cos + pltpu.roll(t, dim // 2, 1) * sin
-            out_ref[0, head] = turned.astype(out_ref.dtype)
+            rotated = t * cos + pltpu.roll(t, dim // 2, 1) * sin
+            out_ref[0, head] = rotated.astype(out_ref.dtype)
 
     rows = _ROWS
     out = pl.pallas_call(
@@ -154,7 +154,7 @@ def _backward(heads, eps, interpret, kept, cotangent):
     dim, rows = width // heads, _ROWS_BACKWARD
     cosines, sines = _doubled(cos, sin)
 
-    def body(x_ref, scale_ref, cos_ref, sin_ref, grad_ref, dx_ref, dscale_ref, turned):
+    def body(x_ref, scale_ref, cos_ref, sin_ref, grad_ref, dx_ref, dscale_ref, unrotated):
         first = (pl.program_id(0) == 0) & (pl.program_id(1) == 0)
         # The last block reaches beyond the last token, and what it reads there is not data.
         place = pl.program_id(1) * rows + lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
@@ -164,11 +164,11 @@ def _backward(heads, eps, interpret, kept, cotangent):
             g = jnp.where(real, grad_ref[0, head].astype(jnp.float32), 0.0)
             # The transpose of a rotation is the rotation by the opposite angle.
             back = g * cos + pltpu.roll(g * sin, dim // 2, 1)
-            turned[:, head * dim : (head + 1) * dim] = jnp.where(real, back, 0.0)
+            unrotated[:, head * dim : (head + 1) * dim] = jnp.where(real, back, 0.0)
         h = jnp.where(real, x_ref[0].astype(jnp.float32), 0.0)
         inverse = lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + eps)
         unit = h * inverse
-        g = turned[...] * scale_ref[0]
+        g = unrotated[...] * scale_ref[0]
         dx = inverse * (g - unit * jnp.mean(g * unit, axis=-1, keepdims=True))
         dx_ref[0] = dx.astype(dx_ref.dtype)
 
@@ -176,7 +176,7 @@ def _backward(heads, eps, interpret, kept, cotangent):
         def _():
             dscale_ref[...] = jnp.zeros_like(dscale_ref)
 
-        dscale_ref[...] += jnp.sum(turned[...] * unit, axis=0, keepdims=True)
+        dscale_ref[...] += jnp.sum(unrotated[...] * unit, axis=0, keepdims=True)
 
     dx, dscale = pl.pallas_call(
         body,

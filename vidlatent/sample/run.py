@@ -88,9 +88,9 @@ class Generator:
         if config.tokenizer.path:
             with use_one_device():
                 self.codec = load_tokenizer_codec(config, latents)
-        self._semantic, self._stills = ImageEncoder(config), ContentEncoder(config)
+        self._encode_image, self._encode_content = ImageEncoder(config), ContentEncoder(config)
         if "text" in self.model.reads:
-            self._texts = TextEncoder(config, self.model.text_length)
+            self._encode_texts = TextEncoder(config, self.model.text_length)
         self._pictures: dict[str, np.ndarray] = {}
 
     @classmethod
@@ -201,7 +201,7 @@ class Generator:
             if name == "label":
                 found[name] = np.asarray([request.label for request in requests], np.int32)
             elif name == "text":
-                found |= self._texts([request.prompt for request in requests])
+                found |= self._encode_texts([request.prompt for request in requests])
             elif not pictures:
                 found[name] = None
             elif name == "first":
@@ -209,7 +209,7 @@ class Generator:
             elif name == "content":
                 found[name] = self._content(np.stack(pictures))
             else:
-                found[name] = self._semantic(np.stack(pictures))
+                found[name] = self._encode_image(np.stack(pictures))
         return found
 
     def picture(self, request: Request) -> np.ndarray | None:
@@ -247,30 +247,30 @@ class Generator:
         padded = np.stack([self._padded(picture) for picture in pictures])
         if side := pooled_side(self.config, self.model, self.known):
             return np.asarray(content_latent(padded, side))
-        return self._stills(padded)
+        return self._encode_content(padded)
 
     def check(self, requests: Sequence[Request]) -> None:
         """Raise for requests that sampling would refuse or ignore, before anything is sampled."""
         model, reads = self._tokenizer().model, self.model.reads
-        looks = model.condition_kind != "none"
-        told = looks or bool({"first", "image", "content"} & {*reads})
+        decoder_reads_image = model.condition_kind != "none"
+        reads_image = decoder_reads_image or bool({"first", "image", "content"} & {*reads})
         for request in requests:
             if request.prompt and not {"label", "text"} & {*reads}:
                 raise VidlatentError(
                     f"this generator reads neither classes nor texts: leave {request.prompt!r} out."
                 )
-            if request.image and not told:
+            if request.image and not reads_image:
                 raise VidlatentError(
-                    f"this generator reads no picture, so {request.image} would change nothing: "
+                    f"this generator reads no picture, so {request.image} would have no effect: "
                     "leave it out, or train one that does, such as "
                     "--config=configs/fsvideo_dit.py:demo,first=true."
                 )
             if request.image and not Path(request.image).is_file():
                 raise VidlatentError(f"there is no picture at {request.image}.")
-            if looks and not request.image:
+            if decoder_reads_image and not request.image:
                 raise VidlatentError(
                     f"{request.prompt!r} has no picture, but the decoder of "
-                    f"{self.known.spec.name} looks at one: give it by --input=picture.png, or as "
+                    f"{self.known.spec.name} reads one: give it by --input=picture.png, or as "
                     '"image" in --prompts=file.jsonl.'
                 )
 

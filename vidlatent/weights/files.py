@@ -28,7 +28,7 @@ _NESTS = ("state_dict", "model", "module", "params")
 
 
 def is_workdir(path: str | os.PathLike[str]) -> bool:
-    """Whether ``path`` is the folder of one of our runs."""
+    """Whether ``path`` is the workdir of a run."""
     return (Path(path) / "checkpoints").is_dir()
 
 
@@ -45,7 +45,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if not files:
-            raise VidlatentError(f"{path} holds neither a run of ours nor .safetensors files.")
+            raise VidlatentError(f"{path} holds neither a run of vidlatent nor .safetensors files.")
         return {name: array for file in files for name, array in load_safetensors(file).items()}
     if path.suffix == ".safetensors":
         return load_safetensors(path)
@@ -107,7 +107,7 @@ def load_params(
     table: str = "auto",
     step: int | None = None,
 ) -> Any:
-    """Parameters for a model from a weights file, or from a run of ours.
+    """Parameters for a model from a weights file, or from a run of vidlatent.
 
     Args:
       path: see ``read_tensors``; or a workdir, of which the EMA parameters are taken.

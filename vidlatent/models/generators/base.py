@@ -1,4 +1,4 @@
-"""What a video generator is asked for, and the answers of one that says nothing else."""
+"""The contract of video generators, and defaults for its optional parts."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Generator(Protocol):
         Args:
           noisy: ``[B, t, h, w, c]``.
           time: ``[B]``, as the diffusion's schedule numbers it.
-          conditions: by name, every name of ``reads``; None stands for no condition.
+          conditions: by name, every name of ``reads``; None means no condition.
           drop: by name, ``[B]`` bool: where it is true, the sample's condition is replaced by what
             the model has for none (classifier-free guidance).
           condition_cache: from ``cache_conditions``, in place of the conditions that it holds.

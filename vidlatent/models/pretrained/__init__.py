@@ -1,11 +1,11 @@
-"""Frozen networks that judge pictures and clips: losses and metrics look through them.
+"""Pretrained networks, always frozen: feature extractors of losses and metrics, and encoders of
+texts and images for generators (``t5``, ``clip``).
 
-Generators read texts and pictures through others (``t5``, ``clip``). A network is a pure function
-of its parameters and pixels in [-1, 1] or tokens; whatever scaling its training used happens
-inside. Its weights come from a published file (``pretrained.load``), or, by the explicit
-path ``random``, from a seed: then its label says so, and so must every number that it had a part
-in. ``*_tiny`` are not published networks but small stand-ins for tests and for demonstrations
-without weights.
+A network is a pure function of its parameters and of pixels in [-1, 1] or tokens; the normalisation
+that it was trained with happens inside. Its weights come from a published file
+(``pretrained.load``). The path ``random`` gives random weights instead: the network's label then
+says so, and every score computed with it carries the label. ``*_tiny`` are tiny networks for tests
+and for demonstrations without downloads.
 """
 
 from vidlatent.models.pretrained.registry import (

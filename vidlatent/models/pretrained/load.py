@@ -1,4 +1,4 @@
-"""Weights of the pretrained networks: from published files, or random if asked for explicitly."""
+"""Weights of the frozen networks: from published files, or by an explicit word from a seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frozen networks by name, and what is known of each one's published file."""
+"""The pretrained networks by name, with their published files."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ NETWORKS.register("sd_vae_tiny", _HERE + "sd_vae:TINY")
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
-    """A frozen network and where its weights are to be had.
+    """A pretrained network, and where its weights are published.
 
     Attributes:
       module: makes the Linen module from ``dtype=``.
-      inputs: shapes of pixels (or tokens) that its parameters can be initialised with.
-      tables: namings (``weights.tables.TABLES``) of files it can be read from; the first is the
-        one that is written.
+      inputs: shapes of pixels (or tokens) with which its parameters can be initialised.
+      tables: namings (``weights.tables.TABLES``) under which it can be read; files are written
+        under the first.
       files: the published files, in the order in which the convert command takes them.
-      source: where they are published. Empty: nothing is, the network is a stand-in.
-      prepare: brings the tensors of the published files into the shapes that the tables know.
+      source: where they are published; empty for a tiny network, of which there are none.
+      prepare: brings the tensors of the published files into the shapes that the tables expect.
       input_dtype: of ``inputs``.
       keeps_dtype: parameters stay in the file's dtype; text encoders are large.
     """
@@ -92,7 +92,7 @@ class Network(NamedTuple):
       apply: ``apply(params, *pixels)``, pure.
       params: nested dict of float32 arrays (text encoders: in the dtype of the file).
       name: in ``NETWORKS``.
-      label: the name, with the seed where the weights are random; scores are called by it.
+      label: the name, with the seed if the weights are random; part of the names of scores.
     """
 
     apply: Callable[..., Any]
@@ -103,24 +103,24 @@ class Network(NamedTuple):
 
 @functools.cache
 def network_apply(name: str, dtype: Any = jnp.float32) -> Callable[..., Any]:
-    """The pure function of a network; the same object each time, so that ``jit`` keeps it.
+    """The pure function of a network; the same object at every call, so that ``jit`` caches it.
 
     ``lpips_*``: ``apply(params, x, y) -> [N]`` distances of images ``[N, H, W, 3]``.
     ``dinov2_*``: ``apply(params, images) -> [N, h, w, C]`` patch tokens of images ``[N, H, W, 3]``,
     which it resizes first (``models.pretrained.dinov2.model.input_size``).
     ``i3d_*``, ``videomae_*``, ``c3d_*``: ``apply(params, video)`` of ``[B, T, H, W, 3]`` gives
-    ``features`` and ``logits`` ``[B, ...]``, C3D ``probabilities`` too; the first two want frames
-    of their own size (``metrics.fvd``).
+    ``features`` and ``logits`` ``[B, ...]``, C3D ``probabilities`` too; the first two need frames
+    of their training size (``metrics.fvd``).
     ``t5_*``, ``flan_t5_*``, ``umt5_*``: ``apply(params, tokens, mask) -> [B, N, D]`` states of
     token numbers and their mask ``[B, N]`` (``data.text.rules``).
-    ``clip_*``: ``apply(params, images)`` of images ``[N, H, W, 3]`` of any size gives the form
-    that the system wants which the name stands for; ``output=`` asks for another
+    ``clip_*``: ``apply(params, images)`` of images ``[N, H, W, 3]`` of any size; by default it
+    returns what the system of that name needs, ``output=`` selects another form
     (``models.pretrained.clip.model``).
     ``sd_vae*``: ``apply(params, images[, noise]) -> [N, H / 8, W / 8, 4]`` latents of images
-    ``[N, H, W, 3]``, means or with noise draws, not scaled.
+    ``[N, H, W, 3]``, not scaled: the posterior's means, or samples with ``noise``.
 
-    All pixels lie in [-1, 1]. ``dtype`` is the compute dtype; in float32 the products are exact
-    ones on every backend (no TF32).
+    All pixels lie in [-1, 1]. ``dtype`` is the compute dtype; float32 products are exact on every
+    backend (no TF32).
 
     Raises:
       VidlatentError: unknown name.

@@ -144,7 +144,7 @@ def _definition(files: tuple[str, ...], source: str, **fields: Any) -> Definitio
     )
 
 
-# Reducio's script takes ft-ema; the paper says SD 2.1's, which has the same layout and will do too.
+# Reducio's script uses ft-ema; the paper names SD 2.1's, which has the same layout and works, too.
 FT_EMA = _definition(
     ("diffusion_pytorch_model.safetensors",), "stabilityai/sd-vae-ft-ema on huggingface.co"
 )

@@ -1,1 +1,1 @@
-"""Latte: spatial and temporal blocks in turn."""
+"""Latte: alternating spatial and temporal blocks."""

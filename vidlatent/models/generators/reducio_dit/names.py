@@ -87,9 +87,9 @@ def fields_from_pixart(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def from_pixart(params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of a Reducio-DiT from PixArt's, as the table ``'pixart'`` reads them.
 
-    Patch embedding and final linear layer read and write other latents and start anew; so do the
-    parts that PixArt lacks, but for the patch embedding of content tokens: PixArt's own has read
-    such latents.
+    Patch embedding and final linear layer read and write other latents, so they are newly
+    initialised, as are the parts that PixArt lacks. The patch embedding of content tokens is
+    PixArt's, which was trained on such latents.
 
     Raises:
       VidlatentError: the blocks have other sizes than PixArt's.

@@ -19,8 +19,8 @@ __all__ = [
     "fields_from_original",
 ]
 
-# What rotary positions turn: kept in another order of channels than it was trained in.
-_TURNED = tuple(f"self_attn/{name}" for name in ("q", "k", "norm_q", "norm_k"))
+# Parameters before rotary positions: our kernel rotates halves, Wan2.1 neighbouring channels.
+_ROTATED = tuple(f"self_attn/{name}" for name in ("q", "k", "norm_q", "norm_k"))
 
 
 def _table(ends: Mapping[str, str], parts: Mapping[str, str]) -> Rows:
@@ -36,11 +36,11 @@ def _table(ends: Mapping[str, str], parts: Mapping[str, str]) -> Rows:
         if name != "head_modulation":
             rows += (norm_rows if "norm" in name else dense_rows)(source, name)
     for name, source in parts.items():
-        turned = name in _TURNED
+        rotated = name in _ROTATED
         if name.rpartition("/")[2].startswith("norm_"):  # RMS norms have no bias
-            layout = "halves" if turned else "copy"
+            layout = "halves" if rotated else "copy"
             rows.append((block + source + "[.]weight", f"{to}{name}/scale", layout))
-        elif turned:
+        elif rotated:
             rows.append((block + source + "[.]weight", f"{to}{name}/kernel", "halves"))
             rows.append((block + source + "[.]bias", f"{to}{name}/bias", "halves"))
         elif name != "modulation":
@@ -169,7 +169,7 @@ def fields_from_original(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _channels(inputs: int, outputs: int) -> dict[str, int]:
-    """Inputs are the noisy latent, and beside it a mask and a given latent, or nothing."""
+    """Split the input channels: noisy latent, then mask and given latent or nothing."""
     rest = inputs - outputs
     given = outputs if rest >= outputs else 0
     return {

@@ -65,7 +65,7 @@ class C3D(nn.Module):
         """
         sizes = check_shape(video, "B T H W C", C=3)
         if sizes["T"] != self.frames:
-            raise VidlatentError(f"C3D looks at {self.frames} frames at a time, not {sizes['T']}.")
+            raise VidlatentError(f"C3D reads {self.frames} frames at a time, not {sizes['T']}.")
         h = self._centred(video)
         for number, convolutions in enumerate(_STAGES):
             for name, features in convolutions:

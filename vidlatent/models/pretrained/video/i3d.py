@@ -137,7 +137,7 @@ class I3D(nn.Module):
         if tuple(space) != self.pool[1:] or time < self.pool[0]:
             high, wide = (32 * side for side in self.pool[1:])
             raise VidlatentError(
-                f"I3D looks at {8 * self.pool[0] - 7} or more frames of {high}x{wide} pixels, not "
+                f"I3D reads {8 * self.pool[0] - 7} or more frames of {high}x{wide} pixels, not "
                 f"{sizes['T']} of {sizes['H']}x{sizes['W']}: resize them first."
             )
         frames = jnp.mean(h.astype(jnp.float32), axis=(2, 3))

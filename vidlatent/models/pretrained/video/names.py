@@ -1,4 +1,4 @@
-"""Importer tables of the networks that look at clips: I3D, C3D and VideoMAE."""
+"""Importer tables of the video networks I3D, C3D and VideoMAE."""
 
 from __future__ import annotations
 

@@ -51,8 +51,8 @@ class VideoMae(nn.Module):
 
         Args:
           video: ``[B, T, H, W, 3]`` in [-1, 1] at 224x224 already (``metrics.fvd``). Two frames
-            or more; the last of an odd number is not looked at. The positions were made for 16
-            frames and are stretched over others.
+            or more; the last of an odd number is ignored. The positions were made for 16
+            frames and are stretched over other numbers.
 
         Raises:
           VidlatentError: another size of frames, or fewer than two.
@@ -61,7 +61,7 @@ class VideoMae(nn.Module):
         high, wide = (self.patch * side for side in self.grid[1:])
         if (sizes["H"], sizes["W"]) != (high, wide) or sizes["T"] < 2:
             raise VidlatentError(
-                f"VideoMAE looks at 2 or more frames of {high}x{wide} pixels, not "
+                f"VideoMAE reads 2 or more frames of {high}x{wide} pixels, not "
                 f"{sizes['T']} of {sizes['H']}x{sizes['W']}: resize them first."
             )
         token = (2, self.patch, self.patch)
@@ -90,7 +90,7 @@ class VideoMae(nn.Module):
         table = table.reshape(*self.grid, self.width)
         if pairs == self.grid[0]:
             return jnp.asarray(table)
-        # The released code asks for a tenth of a pair more, which moves the samples a little.
+        # The released code passes a scale factor with 0.1 added, which shifts the samples slightly.
         along = resize_matrix(self.grid[0], pairs, scale=(pairs + 0.1) / self.grid[0])
         return jnp.einsum("ts,shwc->thwc", along, table, precision=lax.Precision.HIGHEST)
 
