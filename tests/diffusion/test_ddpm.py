@@ -66,7 +66,7 @@ def test_predictions(prediction, loop):
     rng = np.random.default_rng(2)
     x0, noise = (jnp.asarray(rng.standard_normal((3, 4)), jnp.float32) for _ in range(2))
     t = jnp.array([0, 20, 40])
-    x = schedule.noised(x0, noise, t)
+    x = schedule.add_noise(x0, noise, t)
     output = schedule.target(x0, noise, t)
     np.testing.assert_allclose(schedule.x0(x, output, t), x0, atol=1e-4)
     loss = diffusion_loss(schedule, output, x0, noise, t)
@@ -95,10 +95,10 @@ def test_respacing():
     assert times[0] == 0 and times[-1] == 999 and len(set(times)) == 250
     assert times[:5].tolist() == [0, 4, 8, 12, 16] and times[100] == 401
     whole = make_schedule({"name": "linear"})
-    part = whole.respaced(times)
+    part = whole.respace(times)
     assert part.alphas_cumprod[100] == whole.alphas_cumprod[401]
     np.testing.assert_array_equal(part.network_time(jnp.array([0, 100, 249])), [0, 401, 999])
-    again = part.respaced(np.array([0, 100, 249]))
+    again = part.respace(np.array([0, 100, 249]))
     assert again.times.tolist() == [0, 401, 999]
     grid = whole.grid(250)
     assert grid.times[0] == 999 and grid.times[-1] == 0 and grid.sigmas[-1] == 0
@@ -112,7 +112,7 @@ def test_respacing():
 def test_ancestral_is_the_chain():
     """The sampler's step is the mean and the deviation that training knows, respaced or not."""
     whole = make_schedule({"name": "linear"})
-    chain = whole.respaced(even_times(1000, 10))
+    chain = whole.respace(even_times(1000, 10))
     plan = make_sampler(whole, {"name": "ancestral", "steps": 10})
     tables = chain.tables
     np.testing.assert_allclose(plan.rows.predict[:, 0], tables["of_x"][::-1], rtol=1e-6, atol=1e-9)

@@ -108,7 +108,7 @@ def clip_case(request, reference):
         config["image_size"],
         config["projection_dim"],
         quick={"gelu": False, "quick_gelu": True}[config["hidden_act"]],
-        looks="whole",
+        resizing="whole",
     )
     pixels = jnp.asarray(np.moveaxis(arrays["in.pixel_values"], 1, -1))
     shapes = jax.eval_shape(module.init, jax.random.key(0), pixels)["params"]

@@ -36,7 +36,7 @@ def test_tables(case, diffusion):
 def test_training_terms(case, diffusion):
     x0, noise, output = (last(case[k]) for k in ("x0", "noise", "model_out"))
     t = jnp.asarray(case["t"], jnp.int32)
-    np.testing.assert_allclose(diffusion.noised(x0, noise, t), last(case["x_t"]), atol=1e-6)
+    np.testing.assert_allclose(diffusion.add_noise(x0, noise, t), last(case["x_t"]), atol=1e-6)
     terms = diffusion_loss(diffusion, output, x0, noise, t)
     np.testing.assert_allclose(terms.mse, case["mse"], rtol=1e-5)
     np.testing.assert_allclose(terms.vb, case["vb"], rtol=1e-5)

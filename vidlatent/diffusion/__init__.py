@@ -58,7 +58,7 @@ def make_schedule(config: Mapping[str, Any]) -> Flow | Diffusion:
       VidlatentError: no name, unknown name or option, or a value out of range.
     """
     options = dict(config)
-    factory = SCHEDULES.get(_popped(options, "name", "schedule"))
+    factory = SCHEDULES.get(_pop(options, "name", "schedule"))
     _check("schedule", options, inspect.signature(factory).parameters)
     return factory(**options)
 
@@ -73,7 +73,7 @@ def make_sampler(schedule: Flow | Diffusion, config: Mapping[str, Any]) -> Sampl
       VidlatentError: no name or steps, unknown name or option, or a value out of range.
     """
     options = dict(config)
-    factory = SAMPLERS.get(_popped(options, "name", "sampler"))
+    factory = SAMPLERS.get(_pop(options, "name", "sampler"))
     of_grid = inspect.signature(schedule.grid).parameters
     of_solver = dict(inspect.signature(factory).parameters)
     del of_solver["grid"]
@@ -101,13 +101,13 @@ def sampler_options(
     Raises:
       VidlatentError: no name, or an unknown one.
     """
-    named = _popped(dict(config), "name", "sampler")
+    named = _pop(dict(config), "name", "sampler")
     SAMPLERS.get(named)
     unset = {"spacing": "", "shift": 0.0}
     grids = (schedule.grid, Flow.grid, Diffusion.grid)
     factories = [SAMPLERS.get(name) for name in (named, *SAMPLERS.names())]
-    own, found, odd = (*_open(grids[0]), *_open(factories[0])), {}, []
-    others = {k: v for f in reversed((*grids, *factories)) for k, v in _open(f).items()}
+    own, found, odd = (*_options_of(grids[0]), *_options_of(factories[0])), {}, []
+    others = {k: v for f in reversed((*grids, *factories)) for k, v in _options_of(f).items()}
     for option, value in config.items():
         if option in unset and value == unset[option]:
             continue
@@ -118,14 +118,14 @@ def sampler_options(
     return found, odd
 
 
-def _open(function: Any) -> dict[str, inspect.Parameter]:
+def _options_of(function: Any) -> dict[str, inspect.Parameter]:
     """Parameters of a grid or a sampler that a config may set."""
     closed = ("self", "grid", "prediction", "steps")
     known = inspect.signature(function).parameters
     return {name: about for name, about in known.items() if name not in closed}
 
 
-def _popped(options: dict[str, Any], key: str, section: str) -> Any:
+def _pop(options: dict[str, Any], key: str, section: str) -> Any:
     if key not in options:
         raise VidlatentError(f"{section} has no {key}: set {section}.{key}.")
     return options.pop(key)

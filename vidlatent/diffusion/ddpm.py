@@ -123,7 +123,7 @@ class Diffusion:
         """``count`` steps spread evenly, ``[count]`` int64."""
         return ((np.arange(count) + 0.5) * self.steps / count).astype(np.int64)
 
-    def noised(self, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+    def add_noise(self, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
         """``x_t`` (DDPM eq. 4): ``[B, ..., C]`` from ``t`` ``[B]``."""
         x0 = x0.astype(jnp.float32)
         return self.at("alpha", t, x0) * x0 + self.at("sigma", t, x0) * noise
@@ -164,7 +164,7 @@ class Diffusion:
             log_variance = jnp.broadcast_to(self.at(name, t, x), x0.shape)
         return ReverseStep(x0, mean, log_variance)
 
-    def respaced(self, times: np.ndarray) -> Diffusion:
+    def respace(self, times: np.ndarray) -> Diffusion:
         """The schedule over a rising subset ``times`` ``[N]``; their time inputs stay the same."""
         times = np.asarray(times)
         inputs = times if self.times is None else self.times[times]
@@ -194,7 +194,7 @@ class Diffusion:
         else:
             ends = np.round(self.steps - np.arange(steps) * (self.steps / steps))
             times = ends.astype(np.int64)[::-1] - 1
-        chain = self.respaced(times)
+        chain = self.respace(times)
         alphas, sigmas = (np.append(chain.tables[k][::-1], 1.0) for k in ("alpha", "sigma"))
         sigmas[-1] = 0.0
         return make_grid(chain.times[::-1], alphas, sigmas)

@@ -60,7 +60,7 @@ def halve_steps(teacher: Network, z: jax.Array, sigmas: Sequence[Any]) -> Halved
       z: noisy samples at level ``s0``.
       sigmas: ``s0 > s1 > s2 >= 0``, each ``[B]`` or a scalar.
     """
-    first, second, last = (_levels(sigma, z) for sigma in sigmas)
+    first, second, last = (_broadcast_level(sigma, z) for sigma in sigmas)
     middle = z + per_sample(second - first, z) * teacher(z, first)
     end = middle + per_sample(last - second, z) * teacher(middle, second)
     target = (end - z) / per_sample(last - first, z)
@@ -120,7 +120,7 @@ def score_identity_loss(
         error = jnp.abs(x - y).mean(axis=tuple(range(1, x.ndim)))
         weight = lax.stop_gradient(1.0 / jnp.maximum(error, 1e-5))
     apart = y - f
-    return ScoreIdentity(weight * _summed(apart * ((y - x) - alpha * apart)), y, f)
+    return ScoreIdentity(weight * _sum_values(apart * ((y - x) - alpha * apart)), y, f)
 
 
 def fake_score_loss(fake: Network, x: jax.Array, eps: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -130,12 +130,12 @@ def fake_score_loss(fake: Network, x: jax.Array, eps: jax.Array, sigma: jax.Arra
     """
     x = lax.stop_gradient(x)
     noisy = interpolate(x, eps, sigma)
-    return _summed(jnp.square(fake(noisy, sigma) - velocity(x, eps)))
+    return _sum_values(jnp.square(fake(noisy, sigma) - velocity(x, eps)))
 
 
-def _levels(sigma: Any, z: jax.Array) -> jax.Array:
+def _broadcast_level(sigma: Any, z: jax.Array) -> jax.Array:
     return jnp.broadcast_to(jnp.asarray(sigma, z.dtype), z.shape[:1])
 
 
-def _summed(values: jax.Array) -> jax.Array:
+def _sum_values(values: jax.Array) -> jax.Array:
     return values.sum(axis=tuple(range(1, values.ndim)))

@@ -107,7 +107,7 @@ def guide(
         row = jnp.asarray(scales, outputs[0].dtype)[index]
         return combine(outputs, row, rescale, channels)
 
-    return _where_guided(scales, every, plain)
+    return _switch(scales, every, plain)
 
 
 def guide_batched(
@@ -142,10 +142,10 @@ def guide_batched(
         row = jnp.asarray(scales, outputs[0].dtype)[index]
         return combine(outputs, row, rescale, channels)
 
-    return _where_guided(scales, every, plain)
+    return _switch(scales, every, plain)
 
 
-def _where_guided(scales: np.ndarray, every: Callable, plain: Callable) -> Callable:
+def _switch(scales: np.ndarray, every: Callable, plain: Callable) -> Callable:
     """``every`` at the guided steps, ``plain`` at those whose scales are all 1."""
     guides = ~np.all(scales == 1.0, axis=1)
 

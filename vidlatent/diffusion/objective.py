@@ -62,7 +62,7 @@ def add_noise(
     """The batch ``x0`` with given noise (of its shape) at given levels ``[B]``."""
     if isinstance(schedule, Flow):
         return Draw(interpolate(x0, noise, level), network_time(level), level, noise)
-    return Draw(schedule.noised(x0, noise, level), schedule.network_time(level), level, noise)
+    return Draw(schedule.add_noise(x0, noise, level), schedule.network_time(level), level, noise)
 
 
 def sample_loss(

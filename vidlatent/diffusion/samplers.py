@@ -152,7 +152,7 @@ def sample(
         index, row, given = inputs
         drawn = given
         if plan.random and noise is None:
-            drawn = _draw(key, index, x)
+            drawn = _draw_noise(key, index, x)
 
         def evaluate(x, t, state):
             if state is None:
@@ -353,7 +353,7 @@ def _between(v, low, high):
     return low + 0.5 * (v + 1.0) * (high - low)
 
 
-def _draw(key, index, x):
+def _draw_noise(key, index, x):
     if key.ndim == 0:
         return jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
     keys = jax.vmap(lambda k: jax.random.fold_in(k, index))(key)

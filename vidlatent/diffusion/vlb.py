@@ -38,7 +38,7 @@ def diffusion_loss(
     t: jax.Array,
     vb_weight: float = 1.0,
 ) -> DiffusionLoss:
-    """The hybrid objective (IDDPM eq. 16) of a network's output at ``diffusion.noised(x0, ...)``.
+    """The hybrid objective (IDDPM eq. 16) of a network's output at ``diffusion.add_noise(...)``.
 
     The bound trains only the variance: the predicted mean is a constant in it (IDDPM 3.1).
 
@@ -56,7 +56,7 @@ def diffusion_loss(
         diffusion.check_channels(output, channels)
         return DiffusionLoss(mse, mse, jnp.zeros_like(mse))
     held = jnp.concatenate([jax.lax.stop_gradient(mean), output[..., channels:]], axis=-1)
-    vb = vb_term(diffusion, held, x0, diffusion.noised(x0, noise, t), t)
+    vb = vb_term(diffusion, held, x0, diffusion.add_noise(x0, noise, t), t)
     return DiffusionLoss(mse + vb_weight * vb, mse, vb)
 
 

@@ -70,7 +70,7 @@ def qk_norm_rope(
     if choose("qk_norm_rope", implementation, _AUTO, lacks=lacks).name == "xla":
         return _xla(x, scale, tables, heads, eps)
     tables = lax.stop_gradient(tuple(jnp.asarray(table, jnp.float32) for table in tables))
-    run = functools.partial(_fused, heads, eps, interpret)
+    run = functools.partial(_run_fused, heads, eps, interpret)
     if not needs_manual():
         return run(x, scale, *tables)
     batch, tokens = split_axes("batch", sizes["B"]), split_axes("tokens", sizes["N"])
@@ -113,14 +113,14 @@ def _xla(x, scale, tables, heads, eps):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _fused(heads, eps, interpret, x, scale, cos, sin):
+def _run_fused(heads, eps, interpret, x, scale, cos, sin):
     return _forward(heads, eps, interpret, x, scale, cos, sin)[0]
 
 
 def _forward(heads, eps, interpret, x, scale, cos, sin):
     batch, count, width = x.shape
     dim = width // heads
-    cosines, sines = _doubled(cos, sin)
+    cosines, sines = _double_tables(cos, sin)
 
     def body(x_ref, scale_ref, cos_ref, sin_ref, out_ref):
         h = x_ref[0].astype(jnp.float32)
@@ -152,7 +152,7 @@ def _backward(heads, eps, interpret, kept, cotangent):
     x, scale, cos, sin = kept
     batch, count, width = x.shape
     dim, rows = width // heads, _ROWS_BACKWARD
-    cosines, sines = _doubled(cos, sin)
+    cosines, sines = _double_tables(cos, sin)
 
     def body(x_ref, scale_ref, cos_ref, sin_ref, grad_ref, dx_ref, dscale_ref, unrotated):
         first = (pl.program_id(0) == 0) & (pl.program_id(1) == 0)
@@ -206,10 +206,10 @@ def _backward(heads, eps, interpret, kept, cotangent):
     return dx, dscale[0].astype(scale.dtype), jnp.zeros_like(cos), jnp.zeros_like(sin)
 
 
-_fused.defvjp(_forward, _backward)
+_run_fused.defvjp(_forward, _backward)
 
 
-def _doubled(cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _double_tables(cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Tables ``[N, d]`` with which the rotation is ``t * cos + roll(t, d / 2) * sin``."""
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 

@@ -30,7 +30,7 @@ class _Encoder:
         self._config = config
         self._loaded: Any = None
 
-    def _ready(self) -> Any:
+    def _load(self) -> Any:
         if self._loaded is None:
             options = EncodeOptions.of(self._config.encode.to_dict())
             if not self._config.encode[self.key]:
@@ -61,13 +61,13 @@ class TextEncoder(_Encoder):
         self._length = length
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Any]:
-        encoder, negative = self._ready(), self._config.sampler.guidance.negative
+        encoder, negative = self._load(), self._config.sampler.guidance.negative
         with jax.set_mesh(self._mesh):
             states = encoder([*texts, negative])
         length = min(encoder.length, self._length)
-        found: dict[str, Any] = {"text": _padded(states[:-1], length)}
+        found: dict[str, Any] = {"text": _pad(states[:-1], length)}
         if negative:
-            found["null_text"] = _padded(states[-1:], length)
+            found["null_text"] = _pad(states[-1:], length)
         elif null_text_of(self._config) == "empty":
             with jax.set_mesh(self._mesh):
                 found["null_text"] = text_states(encoder.empty()[:length])
@@ -81,7 +81,7 @@ class ImageEncoder(_Encoder):
 
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
         """Encode a batch, see the class."""
-        encoder = self._ready()
+        encoder = self._load()
         with jax.set_mesh(self._mesh):
             return encoder(pictures)
 
@@ -92,7 +92,7 @@ class ContentEncoder(ImageEncoder):
     key, kind = "content", ContentLatents
 
 
-def _padded(states: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
+def _pad(states: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
     states = [row[:length] for row in states]
     width = max(row.shape[-1] for row in states)
     padded = np.zeros((len(states), length, width), np.float32)

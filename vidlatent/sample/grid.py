@@ -78,7 +78,7 @@ class SampleGrid:
         if not self._config.tokenizer.path or jax.process_count() > 1:
             title = f"latent channels of a sample: {clips[0]['title']}"
             return channel_sheet(channel_maps(latents[0]), title=title)
-        videos = [self._decoded(latent, clip) for latent, clip in zip(latents, clips, strict=True)]
+        videos = [self._decode(latent, clip) for latent, clip in zip(latents, clips, strict=True)]
         return contact_sheet(videos, [clip["title"] for clip in clips], group=len(videos))
 
     def _prepare(self, loader: Loader) -> None:
@@ -112,7 +112,7 @@ class SampleGrid:
             seen |= {name: np.asarray(batch[name][row]) for name in seen if name in batch}
         return {"title": title or "sample", **seen}
 
-    def _decoded(self, latent: np.ndarray, clip: Mapping[str, Any]) -> np.ndarray:
+    def _decode(self, latent: np.ndarray, clip: Mapping[str, Any]) -> np.ndarray:
         with use_one_device():
             if self._codec is None:
                 self._codec = load_tokenizer_codec(self._config, self._latents)

@@ -14,7 +14,7 @@ __all__ = ["Request", "find_class", "make_requests", "read_prompts"]
 
 _KEYS = ("prompt", "seed", "image")
 # VBench scores only near-static videos in this dimension, so it asks for five times as many.
-_TIMES = {"temporal_flickering": 5}
+_VIDEOS_PER_PROMPT = {"temporal_flickering": 5}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +64,13 @@ def read_prompts(path: str) -> list[dict[str, object]]:
     if file.suffix != ".jsonl":
         rows: list[dict[str, object]] = [{"prompt": line} for line in lines if line]
     else:
-        rows = [_parsed(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line]
+        rows = [_parse(line, f"{path}:{i}") for i, line in enumerate(lines, 1) if line]
     if not rows:
         raise VidlatentError(f"--prompts={path} is empty: write one prompt a line.")
     return rows
 
 
-def _parsed(line: str, where: str) -> dict[str, object]:
+def _parse(line: str, where: str) -> dict[str, object]:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -124,7 +124,7 @@ def make_requests(
     places: dict[str, int] = {}
     for row in rows:
         prompt, folder = str(row["prompt"]), str(row.get("folder", ""))
-        videos = count * _TIMES.get(folder, 1)
+        videos = count * _VIDEOS_PER_PROMPT.get(folder, 1)
         place = places.get(folder, 0)
         places[folder] = place + videos
         first = int(str(row["seed"])) if "seed" in row else seed + place

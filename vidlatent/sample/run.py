@@ -231,12 +231,12 @@ class Generator:
         return self.codec
 
     def _first(self, picture: np.ndarray) -> np.ndarray:
-        padded = self._padded(picture)
+        padded = self._pad(picture)
         with use_one_device():
             latent = self._tokenizer().encode(padded[None]).latent[:1]
         return np.asarray(self.known.standardised(latent))
 
-    def _padded(self, picture: np.ndarray) -> np.ndarray:
+    def _pad(self, picture: np.ndarray) -> np.ndarray:
         """The image ``[H, W, 3]`` with its last row and column repeated up to the latents' size."""
         spec = self.known.spec
         height, width = (n * f for n, f in zip(self.shape[1:3], (spec.h, spec.w), strict=True))
@@ -244,7 +244,7 @@ class Generator:
         return np.pad(picture, room, mode="edge")
 
     def _content(self, pictures: np.ndarray) -> np.ndarray:
-        padded = np.stack([self._padded(picture) for picture in pictures])
+        padded = np.stack([self._pad(picture) for picture in pictures])
         if side := pooled_side(self.config, self.model, self.known):
             return np.asarray(content_latent(padded, side))
         return self._encode_content(padded)
@@ -363,7 +363,7 @@ def _write_all(generator: Generator, requests: Sequence[Request], folder: Path) 
         name = str(Path(request.folder, name))
         shown = _write(generator.decode(request, latent), folder / name, fps, picks)
         decoding += time.perf_counter() - start
-        rows.append({"file": name, **_words(request)})
+        rows.append({"file": name, **_describe(request)})
         if len(sheet) < _SHOWN:
             sheet.append(shown)
             labels.append(f"{request.prompt or 'sample'}\nseed {request.seed}")
@@ -413,7 +413,7 @@ def _write(
     return np.stack(kept)
 
 
-def _words(request: Request) -> dict[str, Any]:
+def _describe(request: Request) -> dict[str, Any]:
     return {
         "prompt": request.prompt,
         "label": request.label,

@@ -43,18 +43,18 @@ _FIELD = re.compile(r"\{(\w+)\}")
 _SHOWN = 12  # names of each kind in an error
 
 
-def _grouped_in(x: Any, shape: Sequence[int] | None) -> Any:
+def _import_grouped(x: Any, shape: Sequence[int] | None) -> Any:
     """``(G * O, I, 1, 1) -> [G, I, O]``; without the target's shape it assumes I = O."""
     groups, inputs, outputs = shape or (x.shape[0] // x.shape[1], x.shape[1], x.shape[1])
     return x.reshape(groups, outputs, inputs).transpose(0, 2, 1)
 
 
-def _grouped_out(x: Any) -> Any:
+def _export_grouped(x: Any) -> Any:
     groups, inputs, outputs = x.shape
     return x.transpose(0, 2, 1).reshape(groups * outputs, inputs, 1, 1)
 
 
-def _halves_in(x: Any, shape: Sequence[int] | None) -> Any:
+def _import_halves(x: Any, shape: Sequence[int] | None) -> Any:
     """``(K d [, I]) -> [[I,] K, d]``; channels ``2j, 2j + 1`` of a head go to ``j, j + d / 2``.
 
     Published weights rotate neighbouring channels, ``kernels.qk_norm_rope`` rotates halves.
@@ -67,14 +67,14 @@ def _halves_in(x: Any, shape: Sequence[int] | None) -> Any:
     return pairs.swapaxes(-1, -2).reshape(*x.shape[:-1], heads, dim)
 
 
-def _halves_out(x: Any) -> Any:
+def _export_halves(x: Any) -> Any:
     heads, dim = x.shape[-2:]
     pairs = x.reshape(*x.shape[:-2], heads, 2, dim // 2).swapaxes(-1, -2)
     pairs = pairs.reshape(*x.shape[:-2], heads * dim)
     return pairs.transpose(1, 0) if pairs.ndim == 2 else pairs
 
 
-def _plane(x: Any, rank: int) -> Any:
+def _drop_kernel_axes(x: Any, rank: int) -> Any:
     """``(O, I, 1, 1 [, 1]) -> (O, I)``; raises for larger kernels, whose taps would be lost."""
     if x.ndim != rank or x.shape[2:] != (1,) * (rank - 2):
         raise ValueError(f"shape {x.shape} is no 1x1 kernel of rank {rank}")
@@ -87,7 +87,7 @@ TRANSFORMS: dict[str, tuple[Callable[[Any, Sequence[int] | None], Any], Callable
     # Dense layer: (O, I) and [I, O].
     "dense": (lambda x, shape: x.transpose(1, 0), lambda x: x.transpose(1, 0)),
     # Kernel, bias or scale of queries and keys with rotary positions: (K d [, I]) and [[I,] K, d].
-    "halves": (_halves_in, _halves_out),
+    "halves": (_import_halves, _export_halves),
     # Convolutions, depthwise ones too: (O, I, [t,] h, w) and [t, h, w, I, O].
     "conv2d": (
         lambda x, shape: x.transpose(2, 3, 1, 0)[None],
@@ -99,18 +99,18 @@ TRANSFORMS: dict[str, tuple[Callable[[Any, Sequence[int] | None], Any], Callable
     ),
     # 1x1 convolutions: (O, I, 1, 1 [, 1]) and [I, O].
     "pointwise2d": (
-        lambda x, shape: _plane(x, 4).transpose(1, 0),
+        lambda x, shape: _drop_kernel_axes(x, 4).transpose(1, 0),
         lambda x: x.transpose(1, 0)[:, :, None, None],
     ),
     "pointwise3d": (
-        lambda x, shape: _plane(x, 5).transpose(1, 0),
+        lambda x, shape: _drop_kernel_axes(x, 5).transpose(1, 0),
         lambda x: x.transpose(1, 0)[:, :, None, None, None],
     ),
     # Per-channel scales: (C, 1, 1 [, 1]) and [C].
     "scale2d": (lambda x, shape: x[:, 0, 0], lambda x: x[:, None, None]),
     "scale3d": (lambda x, shape: x[:, 0, 0, 0], lambda x: x[:, None, None, None]),
     # Grouped 1x1 convolution: (G * O, I, 1, 1) and [G, I, O].
-    "grouped2d": (_grouped_in, _grouped_out),
+    "grouped2d": (_import_grouped, _export_grouped),
 }
 
 
@@ -141,11 +141,11 @@ def import_params(
     """
     wanted = None if target_shapes is None else _shapes(target_shapes, table)
     hints = wanted or _shapes(hints or {}, table)
-    rows = _compiled(table)
+    rows = _compile(table)
     found: dict[str, np.ndarray | None] = {}  # None: misshaped
     unused, misshaped = [], []
     for name, tensor in tensors.items():
-        paths, transform = _targets_of(name, rows)
+        paths, transform = _find_targets(name, rows)
         if transform == "drop":
             continue
         if not paths or any(wanted is not None and path not in wanted for path in paths):
@@ -164,13 +164,13 @@ def import_params(
         problems += [("missing", missing), ("unused", unused)]
     if any(names for _, names in problems):
         raise VidlatentError("the weights do not fit the model: " + _summary(problems))
-    return _nest(_stacked(found))
+    return _nest(_stack(found))
 
 
 def _shapes(tree: Mapping[str, Any], table: Sequence[Row]) -> dict[str, tuple[int, ...]]:
     """Path to shape, layers of a stack one by one."""
     hollow = {path: _Shape(leaf.shape) for path, leaf in flatten(tree).items()}
-    return {path: leaf.shape for path, leaf in _unstacked(hollow, table).items()}
+    return {path: leaf.shape for path, leaf in _unstack(hollow, table).items()}
 
 
 def export_params(params: Mapping[str, Any], table: Sequence[Row]) -> dict[str, Any]:
@@ -181,10 +181,10 @@ def export_params(params: Mapping[str, Any], table: Sequence[Row]) -> dict[str, 
     Raises:
       VidlatentError: parameters that no row covers, by path.
     """
-    rows = [entry for row in table if row[2] != "drop" for entry in _inverted(row)]
+    rows = [entry for row in table if row[2] != "drop" for entry in _invert(row)]
     tensors, lost = {}, []
     parts: dict[str, dict[int, tuple[str, Any]]] = {}
-    for path, leaf in _unstacked(flatten(params), table).items():
+    for path, leaf in _unstack(flatten(params), table).items():
         for pattern, template, transform, place, count in rows:
             match = pattern.fullmatch(path)
             if match:
@@ -194,7 +194,7 @@ def export_params(params: Mapping[str, Any], table: Sequence[Row]) -> dict[str, 
                 else:
                     group = parts.setdefault(name, {})
                     group[place] = (path, tensor)
-                    tensors[name] = group if len(group) < count else _joined(group)
+                    tensors[name] = group if len(group) < count else _join(group)
                 break
         else:
             lost.append(path)
@@ -216,10 +216,10 @@ def export_names(params: Mapping[str, Any], table: Sequence[Row]) -> dict[str, t
 
 def count_known(tensors: Mapping[str, Any], table: Sequence[Row]) -> int:
     """How many tensors a table knows by name and rank, to find out which naming a file uses."""
-    rows = _compiled(table)
+    rows = _compile(table)
 
     def known(name, tensor):
-        paths, transform = _targets_of(name, rows)
+        paths, transform = _find_targets(name, rows)
         if not paths or transform == "drop":
             return bool(paths)
         part = _parts(tensor, len(paths))[0]
@@ -231,7 +231,7 @@ def count_known(tensors: Mapping[str, Any], table: Sequence[Row]) -> int:
 _Compiled = Sequence[tuple[re.Pattern[str], tuple[str, ...], str]]
 
 
-def _compiled(table: Sequence[Row]) -> _Compiled:
+def _compile(table: Sequence[Row]) -> _Compiled:
     return [(re.compile(source), _tuple(target), transform) for source, target, transform in table]
 
 
@@ -239,7 +239,7 @@ def _tuple(target: str | tuple[str, ...]) -> tuple[str, ...]:
     return (target,) if isinstance(target, str) else target
 
 
-def _targets_of(name: str, rows: _Compiled) -> tuple[tuple[str, ...], str]:
+def _find_targets(name: str, rows: _Compiled) -> tuple[tuple[str, ...], str]:
     for pattern, targets, transform in rows:
         match = pattern.fullmatch(name)
         if match:
@@ -257,7 +257,7 @@ def _parts(tensor: Any, count: int) -> Sequence[Any]:
     return [tensor[i * size : (i + 1) * size] for i in range(count)]
 
 
-def _joined(group: Mapping[int, tuple[str, Any]]) -> Any:
+def _join(group: Mapping[int, tuple[str, Any]]) -> Any:
     arrays = [group[place][1] for place in sorted(group)]
     traced = any(isinstance(array, jax.Array) for array in arrays)
     return (jnp if traced else np).concatenate(arrays)
@@ -271,17 +271,17 @@ def _forward(transform: str, tensor: Any, shape: Sequence[int] | None) -> Any:
         return None
 
 
-def _inverted(row: Row) -> list[tuple[re.Pattern[str], str, str, int, int]]:
+def _invert(row: Row) -> list[tuple[re.Pattern[str], str, str, int, int]]:
     """``(path pattern, name template, transform, place, places)`` for each target of a row."""
     source, targets, transform = row
     targets = _tuple(targets)
     return [
-        (*_inverse(source, target), transform, place, len(targets))
+        (*_invert_pattern(source, target), transform, place, len(targets))
         for place, target in enumerate(targets)
     ]
 
 
-def _inverse(source: str, target: str) -> tuple[re.Pattern[str], str]:
+def _invert_pattern(source: str, target: str) -> tuple[re.Pattern[str], str]:
     groups = dict(_GROUP.findall(source))
     template = _GROUP.sub(r"{\1}", source).replace("[.]", ".")
     seen: set[str] = set()
@@ -317,7 +317,7 @@ class _Shape:
         return _Shape(self.shape[1:])
 
 
-def _unstacked(flat: Mapping[str, Any], table: Sequence[Row]) -> dict[str, Any]:
+def _unstack(flat: Mapping[str, Any], table: Sequence[Row]) -> dict[str, Any]:
     """Stacked leaves as one entry for each layer, under ``prefix#layer/rest``."""
     targets = [target for row in table for target in _tuple(row[1])]
     prefixes = {target.partition("#")[0] for target in targets if "#" in target}
@@ -332,8 +332,8 @@ def _unstacked(flat: Mapping[str, Any], table: Sequence[Row]) -> dict[str, Any]:
     return result
 
 
-def _stacked(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of ``_unstacked``; a stack with gaps or unequal layers is an error."""
+def _stack(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of ``_unstack``; a stack with gaps or unequal layers is an error."""
     result: dict[str, Any] = {}
     layers: dict[str, dict[int, Any]] = {}
     for path, leaf in flat.items():

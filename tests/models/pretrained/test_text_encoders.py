@@ -21,8 +21,8 @@ from vidlatent.models.pretrained.clip.image import (
     MEAN,
     STD,
     blurred_matrix,
-    look,
     pillow_matrix,
+    preprocess,
 )
 from vidlatent.models.pretrained.load import convert_network, load_network, read_network
 from vidlatent.models.pretrained.resize import resize_matrix
@@ -139,7 +139,7 @@ def test_whole_look_is_the_written_matrix():
     picture = np.random.default_rng(0).uniform(-1, 1, (2, 6, 6, 3)).astype(np.float32)
     expected = np.einsum("hy,wx,nyxc->nhwc", wanted, wanted, picture)
     expected = ((expected + 1) / 2 - np.array(MEAN)) / np.array(STD)
-    np.testing.assert_allclose(look(picture, 3, "whole"), expected, atol=1e-5)
+    np.testing.assert_allclose(preprocess(picture, 3, "whole"), expected, atol=1e-5)
 
 
 def test_pillow_matrix_is_the_written_one():
@@ -170,7 +170,7 @@ def test_center_look_is_pillows_crop():
     wide = Image.fromarray(pixels).resize((8 * 33 // 20, 8), Image.Resampling.BICUBIC)
     first = (8 * 33 // 20 - 8) // 2
     expected = np.asarray(wide, np.float32)[:, first : first + 8] / 255
-    found = look(np.float32(pixels[None]) / 127.5 - 1, 8, "center")[0] * np.array(STD)
+    found = preprocess(np.float32(pixels[None]) / 127.5 - 1, 8, "center")[0] * np.array(STD)
     # Pillow rounds to 8 bits after each axis.
     np.testing.assert_allclose(found + np.array(MEAN), expected, atol=1.6 / 255)
 
@@ -186,8 +186,8 @@ def test_blurred_matrix():
     np.testing.assert_allclose(blurred_matrix(9, 3, True), wanted, atol=1e-6)
     np.testing.assert_allclose(blurred_matrix(5, 5, True), np.eye(5), atol=1e-6)
     np.testing.assert_allclose(blurred_matrix(40, 7, True).sum(axis=1), 1, atol=1e-5)
-    with pytest.raises(VidlatentError, match="unknown way of looking 'centre'.*'center'"):
-        look(np.zeros((1, 4, 4, 3)), 2, "centre")
+    with pytest.raises(VidlatentError, match="unknown resizing 'centre'.*'center'"):
+        preprocess(np.zeros((1, 4, 4, 3)), 2, "centre")
 
 
 def test_clip_outputs_and_files(tmp_path):

@@ -59,13 +59,13 @@ class ViTBlock(nn.Module):
         h = _Attention(self.heads, self.key_bias, self.dtype, name="attn")(
             layer_norm(self.eps, self.dtype, "norm1")(x)
         )
-        x = x + self._scaled(h, "scale1")
+        x = x + self._scale(h, "scale1")
         h = _Mlp(self.hidden, self.gated, self.dtype, self.quick, name="mlp")(
             layer_norm(self.eps, self.dtype, "norm2")(x)
         )
-        return x + self._scaled(h, "scale2")
+        return x + self._scale(h, "scale2")
 
-    def _scaled(self, h: jax.Array, name: str) -> jax.Array:
+    def _scale(self, h: jax.Array, name: str) -> jax.Array:
         if not self.layer_scale:
             return h
         scale = self.param(name, nn.initializers.ones, (h.shape[-1],), jnp.float32)

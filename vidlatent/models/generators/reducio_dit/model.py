@@ -144,7 +144,7 @@ class ReducioDiT(GeneratorDefaults, nn.Module):
             self.extent_embedding = small_mlp(self.width // 3)
             self.ratio_embedding = small_mlp(self.width // 3)
         self.conditions = ConditionTokens(
-            **{name: getattr(self, name) for name in ConditionTokens.shared()}
+            **{name: getattr(self, name) for name in ConditionTokens.field_names()}
         )
         self.blocks = stack_params(self, "blocks", self._first_block, self.depth)
         size = int(np.prod(self.patch)) * self.latent_channels * (1 + self.learned_variance)

@@ -77,7 +77,7 @@ class ConditionTokens(nn.Module):
     dtype: Any
 
     @classmethod
-    def shared(cls) -> list[str]:
+    def field_names(cls) -> list[str]:
         """Names of the attributes, all of which ``ReducioDiT`` has, too."""
         return [f.name for f in dataclasses.fields(cls) if f.name not in ("parent", "name")]
 
@@ -168,7 +168,7 @@ class ConditionTokens(nn.Module):
             tokens = jnp.zeros((batch, self.image_tokens, self.image_dim))
         check_shape(tokens, "B I D", B=batch, I=self.image_tokens, D=self.image_dim)
         tokens = self.image_embedding(self.image_norm(tokens))
-        return self._missing(tokens, image is None, null, drop, "image")
+        return self._replace_missing(tokens, image is None, null, drop, "image")
 
     def _content(self, conditions, drop, batch, plane):
         """``[B, G, n, D]``."""
@@ -191,7 +191,7 @@ class ConditionTokens(nn.Module):
         tokens = self.content_embedding(latent[:, None] * self.content_scale)
         rows, columns = (n // self.content_patch for n in latent.shape[1:3])
         tokens = tokens + sincos_plane(rows, columns, self.width, self.position_span)
-        tokens = self._missing(tokens, content is None, null, drop, "content")
+        tokens = self._replace_missing(tokens, content is None, null, drop, "content")
         side = self.content_side
         if rows % side or columns % side:
             raise VidlatentError(
@@ -204,7 +204,7 @@ class ConditionTokens(nn.Module):
         grids = grids.transpose(0, 2, 4, 1, 3, 5)
         return grids.reshape(batch, side * side, -1, self.width).astype(self.dtype)
 
-    def _missing(self, tokens, everywhere, null, drop, name):
+    def _replace_missing(self, tokens, everywhere, null, drop, name):
         null = jnp.asarray(null, tokens.dtype)
         if everywhere:
             return jnp.broadcast_to(null, tokens.shape)

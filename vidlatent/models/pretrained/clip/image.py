@@ -19,15 +19,15 @@ from vidlatent.models.pretrained.resize import resize_matrix
 from vidlatent.registry import did_you_mean
 from vidlatent.spec import check_shape
 
-__all__ = ["LOOKS", "MEAN", "STD", "blurred_matrix", "look", "pillow_matrix"]
+__all__ = ["MEAN", "RESIZINGS", "STD", "blurred_matrix", "pillow_matrix", "preprocess"]
 
 # Mean and standard deviation of CLIP's training images (openai/CLIP, clip/clip.py).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-LOOKS = ("whole", "blurred", "center")
+RESIZINGS = ("whole", "blurred", "center")
 
 
-def look(images: jax.Array, side: int, kind: str) -> jax.Array:
+def preprocess(images: jax.Array, side: int, kind: str) -> jax.Array:
     """Normalised pixels ``[N, side, side, 3]`` of images ``[N, H, W, 3]`` in [-1, 1].
 
     Args:
@@ -42,8 +42,8 @@ def look(images: jax.Array, side: int, kind: str) -> jax.Array:
     """
     sizes = check_shape(images, "N H W C", C=3)
     height, width = sizes["H"], sizes["W"]
-    if kind not in LOOKS:
-        raise VidlatentError(f"unknown way of looking {kind!r}: {did_you_mean(kind, LOOKS)}")
+    if kind not in RESIZINGS:
+        raise VidlatentError(f"unknown resizing {kind!r}: {did_you_mean(kind, RESIZINGS)}")
     if kind == "whole":
         down, across = (resize_matrix(size, side, "bicubic") for size in (height, width))
     elif kind == "blurred":

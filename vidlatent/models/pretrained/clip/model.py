@@ -13,7 +13,7 @@ import numpy as np
 
 from vidlatent.errors import VidlatentError
 from vidlatent.layers.dense import exact
-from vidlatent.models.pretrained.clip.image import look
+from vidlatent.models.pretrained.clip.image import preprocess
 from vidlatent.models.pretrained.layers import PlainConv
 from vidlatent.models.pretrained.registry import Definition
 from vidlatent.models.pretrained.vit import ViTBlock, layer_norm
@@ -32,7 +32,7 @@ class ClipVision(nn.Module):
       patch, side: of a patch and of the square picture, in pixels.
       projection: width of the embedding; 0 where it was left out of the weights.
       quick: ``x * sigmoid(1.702 x)`` (OpenAI's weights); else the exact GELU (OpenCLIP's).
-      looks: how images are resized (``models.pretrained.clip.image.look``).
+      resizing: how images are resized (``models.pretrained.clip.image.preprocess``).
       output: what is returned by default, see ``__call__``.
     """
 
@@ -44,7 +44,7 @@ class ClipVision(nn.Module):
     side: int = 224
     projection: int = 1024
     quick: bool = False
-    looks: str = "center"
+    resizing: str = "center"
     output: str = "embedding"
     eps: float = 1e-5
     dtype: Any = jnp.float32
@@ -63,13 +63,13 @@ class ClipVision(nn.Module):
         Raises:
           VidlatentError: unknown ``output``, or an embedding of a tower without projection.
         """
-        return self.encode(look(images, self.side, self.looks), output)
+        return self.encode(preprocess(images, self.side, self.resizing), output)
 
     @nn.compact
     def encode(self, x: jax.Array, output: str = "") -> jax.Array:
         """``__call__`` from normalised pixels ``[N, side, side, 3]``."""
-        output = self._checked(output or self.output)
-        h = self._embedded(x)
+        output = self._check_output(output or self.output)
+        h = self._embed(x)
         before = h
         for i in range(self.depth):
             before = h
@@ -99,7 +99,7 @@ class ClipVision(nn.Module):
             "embedding": embedding,
         }[output]
 
-    def _embedded(self, x: jax.Array) -> jax.Array:
+    def _embed(self, x: jax.Array) -> jax.Array:
         """Tokens ``[N, 1 + n, D]`` after the first norm."""
         side = self.patch
         if x.shape[1:3] != (self.side, self.side):
@@ -122,7 +122,7 @@ class ClipVision(nn.Module):
         h = jnp.concatenate([first, h.reshape(len(x), -1, self.width)], axis=1) + table
         return layer_norm(self.eps, self.dtype, "norm_pre")(h)
 
-    def _checked(self, output: str) -> str:
+    def _check_output(self, output: str) -> str:
         if output not in OUTPUTS:
             raise VidlatentError(f"unknown CLIP output {output!r}: {did_you_mean(output, OUTPUTS)}")
         if output == "embedding" and not self.projection:
@@ -170,7 +170,7 @@ def _definition(files: tuple[str, ...], source: str, **fields: Any) -> Definitio
 VITH14 = _definition(
     ("open_clip_model.safetensors",),
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K on huggingface.co",
-    looks="blurred",
+    resizing="blurred",
     output="patches_normed",
 )
 VITH14_WAN = _definition(
@@ -178,7 +178,7 @@ VITH14_WAN = _definition(
     "Wan-AI/Wan2.1-I2V-14B-480P on huggingface.co; image_encoder/model.safetensors of its "
     "Diffusers form will do too",
     projection=0,
-    looks="whole",
+    resizing="whole",
     output="penultimate",
 )
 VITL14 = _definition(
@@ -191,5 +191,5 @@ VITL14 = _definition(
     quick=True,
 )
 TINY = _definition(
-    (), "", width=16, depth=2, heads=2, hidden=32, patch=4, side=12, projection=8, looks="whole"
+    (), "", width=16, depth=2, heads=2, hidden=32, patch=4, side=12, projection=8, resizing="whole"
 )

@@ -66,7 +66,7 @@ class C3D(nn.Module):
         sizes = check_shape(video, "B T H W C", C=3)
         if sizes["T"] != self.frames:
             raise VidlatentError(f"C3D reads {self.frames} frames at a time, not {sizes['T']}.")
-        h = self._centred(video)
+        h = self._subtract_mean(video)
         for number, convolutions in enumerate(_STAGES):
             for name, features in convolutions:
                 conv = PlainConv(
@@ -77,7 +77,7 @@ class C3D(nn.Module):
                     name=name,
                 )
                 h = nn.relu(conv(h))
-            h = _halve(h, time=number > 0)
+            h = _pool(h, time=number > 0)
         # Caffe flattens channels first, so the trained kernel expects them in that order.
         h = jnp.moveaxis(h, -1, 1).reshape(sizes["B"], -1)
         h = nn.relu(linear(self.hidden, self.dtype, "fc6")(h))
@@ -89,7 +89,7 @@ class C3D(nn.Module):
             "probabilities": jax.nn.softmax(logits),
         }
 
-    def _centred(self, video: jax.Array) -> jax.Array:
+    def _subtract_mean(self, video: jax.Array) -> jax.Array:
         """BGR in 0 to 256, resized, minus the mean of the training clips: ``[B, T, h, w, 3]``."""
         shape = (3, self.frames, self.side, self.side)
         mean = self.param("mean", nn.initializers.constant(128.0), shape, jnp.float32)
@@ -97,7 +97,7 @@ class C3D(nn.Module):
         return x - jnp.moveaxis(mean, 0, -1)
 
 
-def _halve(x: jax.Array, time: bool) -> jax.Array:
+def _pool(x: jax.Array, time: bool) -> jax.Array:
     """2x2(x2) max pooling; an odd last column is a window of its own, as in Caffe."""
     window = (2 if time else 1, 2, 2)
     padding = [(0, -size % side) for size, side in zip(x.shape[1:4], window, strict=True)]
