@@ -112,7 +112,7 @@ def test_sizes_are_told_from_the_latent():
     params = parameters(model, noisy, time, conditions)
 
     def told(conditions):
-        return model.apply({"params": params}, method=lambda m: m._told_size(noisy, conditions))
+        return model.apply({"params": params}, method=lambda m: m._embed_size(noisy, conditions))
 
     size = jnp.tile(jnp.array([128.0, 128.0, 1.0]), (2, 1))
     np.testing.assert_allclose(told({}), told({"size": size}), atol=1e-6)
