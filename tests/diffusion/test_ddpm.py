@@ -59,7 +59,7 @@ def test_no_signal_at_the_end(loop):
 
 @pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])
 def test_predictions(prediction, loop):
-    """The perfect output gives the datum back, in training and by every sampler."""
+    """With the exact output, training and every sampler recover the datum."""
     schedule = make_schedule(
         {"name": "cosine", "steps": 50, "prediction": prediction, "variance": "fixed_small"}
     )
@@ -110,7 +110,7 @@ def test_respacing():
 
 
 def test_ancestral_is_the_chain():
-    """The sampler's step is the mean and the deviation that training knows, respaced or not."""
+    """Sampler and training have the same mean and deviation for a step, respaced or not."""
     whole = make_schedule({"name": "linear"})
     chain = whole.respace(even_times(1000, 10))
     plan = make_sampler(whole, {"name": "ancestral", "steps": 10})
@@ -124,7 +124,7 @@ def test_ancestral_is_the_chain():
 
 
 def test_chain_of_a_gaussian():
-    """With the true noise of N(1, 0.5^2) the chain ends there, the nearer the more steps it has.
+    """With the exact noise of N(1, 0.5^2) samples have its moments, the nearer the more steps.
 
     Every step is linear, so that mean and variance are followed without drawing anything.
     """
@@ -147,7 +147,7 @@ def test_chain_of_a_gaussian():
 
 
 def test_bound():
-    """It is 0 for the posterior itself, and teaches the variance alone."""
+    """The bound is 0 for the posterior itself, and its gradient reaches only the variance."""
     schedule = make_schedule({"name": "linear"})
     rng = np.random.default_rng(4)
     x0, noise = (jnp.asarray(0.5 * rng.standard_normal((3, 4)), jnp.float32) for _ in range(2))

@@ -1,4 +1,4 @@
-"""What the distillation losses promise, and a Gaussian that is distilled to the end."""
+"""Properties of the distillation losses, and a Gaussian distilled to convergence."""
 
 import functools
 
@@ -18,7 +18,7 @@ SIGMA = jnp.asarray([0.1, 0.4, 0.8, 1.0])
 
 
 def test_two_steps_in_one():
-    """A constant velocity is its own target; any other one's step ends where its two steps end."""
+    """A constant velocity is its own target; else one student step equals two of the teacher."""
     constant = halve_steps(lambda z, sigma: EPS, X, (SIGMA, SIGMA / 2, 0.0))
     np.testing.assert_allclose(constant.target, EPS, atol=1e-6)
     found = halve_steps(lambda z, sigma: jnp.sin(z) * sigma[:, None, None], X, (0.9, 0.7, 0.45))

@@ -34,7 +34,7 @@ def test_density_of_noise_levels():
 
 
 def test_shift():
-    """A shift keeps 0, 1 and the order; by 1 it changes nothing; two are one by their product."""
+    """A shift keeps 0, 1 and the order; by 1 it is the identity; two equal one by their product."""
     u = np.linspace(0, 1, 101)
     for a, b in ((3.0, 5.0), (0.5, 7.0)):
         s = shift_levels(u, a)
@@ -93,7 +93,7 @@ def test_pseudo_huber():
 
 @pytest.mark.parametrize("config", [{"name": "flow", "shift": 3.0}, {"name": "linear"}], ids=str)
 def test_training_draw(config):
-    """One call for both kinds, and the perfect output costs nothing."""
+    """The same calls serve both schedules, and the exact output has a loss of 0."""
     schedule = make_schedule(config)
     x0 = jnp.asarray(np.random.default_rng(5).standard_normal((4, 2, 3)), jnp.float32)
 
@@ -132,7 +132,7 @@ def test_conversions():
 
 
 def test_grid():
-    """Half the steps visit every second level."""
+    """With half the steps a sampler visits every second level."""
     fine, coarse = flow_grid(16, 5.0), flow_grid(8, 5.0)
     np.testing.assert_allclose(fine.sigmas[::2], coarse.sigmas, atol=1e-12)
     assert fine.sigmas[0] == 1 and fine.sigmas[-1] == 0

@@ -1,4 +1,4 @@
-"""Guidance, dropping conditions, and steps that use the last output again."""
+"""Guidance, dropping conditions, and step caching."""
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ def test_batched_is_one_after_another():
 
 
 def test_interval():
-    """Both ends belong to it; the other steps are the positive condition alone."""
+    """The interval includes both ends; other steps evaluate only the positive condition."""
     scales = guidance_scales(LEVELS, 5.0, (0.5, 0.8))
     assert scales[:, 0].tolist() == [1.0, 5.0, 5.0, 1.0]
     assert guidance_scales(LEVELS, 5.0, (0.51, 0.79))[:, 0].tolist() == [1.0] * 4
@@ -141,7 +141,7 @@ def run_cached(rule, signal, steps=8):
 
 
 def test_no_threshold_no_caching():
-    """Off by default, bit for bit, even where the signal stands still."""
+    """By default nothing is skipped, bit for bit, even if the signal does not change."""
     rule = CacheRule(steps=8)
     plain, got = run_cached(rule, lambda x, t, index: jnp.ones((2, 3)))
     np.testing.assert_array_equal(got.x, plain)
@@ -149,7 +149,7 @@ def test_no_threshold_no_caching():
 
 
 def test_skips():
-    """A signal that stands still: every second step but the first and the last."""
+    """With a constant signal every second step is skipped, but never the first and the last."""
     rule = CacheRule(threshold=0.1, max_skips=1, steps=8)
     plain, got = run_cached(rule, lambda x, t, index: jnp.ones((2, 3)))
     assert got.state.evaluated == 5  # steps 0, 2, 4, 6, 7

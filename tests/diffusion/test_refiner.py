@@ -1,4 +1,4 @@
-"""The refiner's conditions in training: deviation, trust, shuffled and real frames."""
+"""The refiner's training conditions: deviation, confidence, shuffled and real frames."""
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def orders():
 
 
 def test_shuffle_keeps_frames(orders):
-    """Frame 0 stays and no frame is lost; what each kind does."""
+    """Frame 0 stays, no frame is lost, and each kind of shuffle does what it should."""
     for drawn in orders:
         assert (drawn[:, 0] == 0).all()
         np.testing.assert_array_equal(np.sort(drawn, axis=1), np.tile(np.arange(10), (10000, 1)))

@@ -1,4 +1,4 @@
-"""Samplers: exact where theory says so, of the order that they claim, and one loop."""
+"""Samplers: exact where theory says so, with their order of convergence, in one loop."""
 
 import jax
 import jax.numpy as jnp
@@ -182,7 +182,7 @@ def toy(xp):
     "config", [{"name": "unipc", "order": 3}, {"name": "ancestral", "learned": True}], ids=str
 )
 def test_scan_is_the_loop(config, loop):
-    """In float32 under jit, with history, noise and a learned variance; and twice the same."""
+    """The jitted float32 loop with history, noise and a learned variance; reproducible."""
     config = dict(config)
     rng = np.random.default_rng(3)
     if config.pop("learned", False):
@@ -236,7 +236,7 @@ def test_gradient_through_all_steps():
 
 
 def test_options_of_other_samplers_are_left_out():
-    """A config that has them all changes its sampler by name alone."""
+    """In a config with the options of all samplers, changing the name is enough."""
     every = {"steps": 3, "spacing": "", "shift": 0.0, "order": 3, "solver_type": "bh2", "eta": 0.5}
     for schedule in (Flow(shift=3.0), make_schedule({"name": "linear", "variance": "fixed_small"})):
         for name in ("euler", "fresh", "ddim", "ancestral", "unipc", "dpmpp_2m"):

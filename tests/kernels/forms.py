@@ -1,4 +1,4 @@
-"""One way to hold a kernel's forms to its reference: values and gradients, any dtype."""
+"""Compares the forms of a kernel with its reference: values and gradients, in any dtype."""
 
 import math
 from collections.abc import Callable

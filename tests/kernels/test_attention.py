@@ -124,7 +124,7 @@ def test_a_form_that_cannot_is_refused_by_name_and_replaced_by_auto():
     [(4, True), (3, False), pytest.param(2, False, marks=pytest.mark.slow)],
 )
 def test_samples_tokens_and_heads_spread_over_eight_devices(heads, traded):
-    """Tokens traded for heads where each device's divide, else all keys on every device.
+    """Tokens are exchanged for heads where heads divide, otherwise keys are gathered.
 
     Of 4 heads a device has 2 and each of its neighbours in ``context`` takes one; 3 stay whole in
     spite of ``tensor``; of 2 a device has one, which cannot be traded.

@@ -142,7 +142,7 @@ def test_published(name, topology, topology_devices):
 
 @pytest.mark.slow
 def test_tokens_over_four_chips(topology_devices):
-    """Traded for heads and back around the kernel, forward and backward; nothing is gathered."""
+    """Tokens are exchanged for heads and back, forward and backward; nothing is gathered."""
     program = functools.partial(attend, 1920, 1920, 40, 128)
     _, after = compiled(program, topology_devices("v5p:2x2x1"), (None, "context"))
     assert "tpu_custom_call" in after and "all-to-all" in after and "all-gather" not in after

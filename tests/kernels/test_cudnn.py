@@ -66,7 +66,7 @@ def test_lowered_with_padding_where_a_length_is_odd(monkeypatch, queries, keys, 
 
 
 def test_lowered_for_eight_devices(monkeypatch):
-    """Tokens are traded for heads and back, forward and backward, and cuDNN sees its share."""
+    """Tokens are exchanged for heads and back, and cuDNN runs on each device's share."""
     capability(monkeypatch, (9, 0))
     with jax.set_mesh(devices(data=2, context=2, tensor=2)):
         traced = jax.jit(run).trace(*shapes(256, 256, 128))
@@ -76,7 +76,7 @@ def test_lowered_for_eight_devices(monkeypatch):
 
 
 def test_half_precision_counts_the_keys_of_an_odd_length(monkeypatch):
-    """What is handed to cuDNN, computed by jax.nn's plain form in its place; gradients too."""
+    """The arguments for cuDNN, computed by jax.nn's plain form instead; gradients too."""
     plain = jax.nn.dot_product_attention
 
     def stand_in(*arrays, implementation, **rest):

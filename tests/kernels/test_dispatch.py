@@ -1,4 +1,4 @@
-"""Which form runs: by name, by order, by ``config.kernels``, by the platform; and what is said."""
+"""Which form runs, by name, order, ``config.kernels`` and platform; and what is logged."""
 
 import jax
 import jax.numpy as jnp

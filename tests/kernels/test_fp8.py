@@ -1,4 +1,4 @@
-"""Products in 8 bits: the error that rounding implies, and no overflow."""
+"""fp8 products: the error that rounding implies, and no overflow."""
 
 import jax
 import jax.numpy as jnp

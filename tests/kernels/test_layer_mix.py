@@ -55,7 +55,7 @@ def test_values_and_gradients_in_each_form(op, implementation, tokens, dtype):
 
 
 def test_slots_out_of_the_range_are_never_touched():
-    """Strictly: a TPU's memory holds NaN until it is written, and so do these slots."""
+    """Unwritten memory of a TPU may hold NaN, and so do these empty slots."""
     states, weights = arrays(layer_mix, batch=1)
     states[[0, 3]] = np.nan
     tokens = normal(2, 1, 40, 128)
@@ -65,7 +65,7 @@ def test_slots_out_of_the_range_are_never_touched():
 
 
 def test_on_eight_devices():
-    """Samples and tokens are spread; of the devices along ``tensor`` each does the same."""
+    """Samples and tokens are sharded; devices along ``tensor`` do the same work."""
     with jax.set_mesh(devices(data=2, context=2, tensor=2)):
         check(form(layer_mix), mixed, arrays(layer_mix))
 

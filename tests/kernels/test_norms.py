@@ -47,7 +47,7 @@ def test_the_platform_is_the_meshs(topology_devices):
 
 
 def by_groups(x, groups, kind, axes):
-    """The textbook's form: the map itself is cut into groups."""
+    """The textbook form, which reshapes the map itself into groups."""
     parts = x.astype(jnp.float32).reshape(*x.shape[:-1], groups, -1)
     over = (2, 3, 5) if axes == "hw" else (1, 2, 3, 5)
     mean = jnp.mean(parts, over, keepdims=True)

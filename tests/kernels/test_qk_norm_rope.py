@@ -56,7 +56,7 @@ def test_under_vmap():
 
 
 def test_nothing_is_read_that_was_not_written():
-    """A last block of 6 tokens of 64: what lies behind them must reach no sum."""
+    """The last block has 6 tokens of 64; what lies beyond them must not enter any sum."""
     inputs = (normal(0, 1, 70, 256), 1 + normal(1, 256))
     check(*forms(70, 2, interpret=STRICT), inputs)
 

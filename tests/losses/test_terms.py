@@ -45,7 +45,7 @@ def made(name):
 
 
 def test_finite_float32(networks):
-    """All terms at once: one that is not finite spoils the sum of the gradients."""
+    """All terms at once: a non-finite one would spoil the summed gradients."""
     terms = {name: made(name) for name in sorted(set(TERMS.names()) - set(NEED_WEIGHTS))}
     trained = {name: params for name, (_, params) in terms.items()}
 
@@ -118,7 +118,7 @@ def test_frames_of_lpips_pass_in_slices(networks):
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(8, 1, 1, 1), (2, 2, 2, 1)])
 def test_samples_stay_on_their_devices(networks, sizes):
-    """Spread over eight devices, terms exchange sums and nothing of a sample's size.
+    """On eight devices terms exchange sums, and nothing as large as a sample.
 
     Where rows are spread as well, the networks that look at frames gather them first.
     """

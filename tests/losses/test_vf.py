@@ -1,4 +1,4 @@
-"""What the Video VF loss promises for arbitrary latents, and the memory it takes."""
+"""Properties of the Video VF loss for arbitrary latents, and its memory."""
 
 import jax
 import jax.numpy as jnp

@@ -104,7 +104,7 @@ def reference():
 
 
 class _Read(dict):
-    """Arrays by name that know which of them were looked at."""
+    """Arrays by name that record which of them were read."""
 
     def __init__(self, arrays):
         super().__init__(arrays)

@@ -1,4 +1,4 @@
-"""T5, UMT5 and CLIP's picture tower against the numbers of their published code."""
+"""T5, UMT5 and CLIP's image encoder against the numbers of their published code."""
 
 import json
 

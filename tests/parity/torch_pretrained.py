@@ -260,7 +260,7 @@ def videomae(width, depth, heads, hidden, patch, grid, classes, frames):
 
 
 def positions(width, grid, pairs):
-    """Sine and cosine by turns over the tokens of ``grid``, stretched to ``pairs`` of frames."""
+    """Alternating sines and cosines over the tokens of ``grid``, stretched to ``pairs``."""
     rates = 10000.0 ** (-2 * (torch.arange(width, dtype=torch.float64) // 2) / width)
     angles = torch.arange(int(np.prod(grid)), dtype=torch.float64)[:, None] * rates
     table = torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], 2).flatten(1)

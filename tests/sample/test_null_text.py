@@ -1,4 +1,4 @@
-"""What stands for a dropped text: the same in training and in sampling."""
+"""The null text that replaces a dropped one is the same in training and in sampling."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What is asked for: prompts from files and folders, seeds, names of files, mistakes by line."""
+"""Requests: prompts from files and folders, seeds, file names, mistakes by line."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Drawing latents: what it costs, and that no way of computing it changes what comes out."""
+"""Sampling latents: the number of evaluations, and the same result in every way to compute it."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def settings(steps=3, scales=(4.0,), drops=(("text",),), schedule=FLOW, **keys):
 
 @pytest.fixture(scope="module")
 def wan():
-    """A generator of every condition, with nothing zero, and a batch of two requests."""
+    """A generator that reads every condition, without zero weights, and a batch of two requests."""
     model = build_generator(WAN)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -116,7 +116,7 @@ def test_conditions_can_be_missing_in_the_whole_batch(wan):
 
 
 class Counting(GeneratorDefaults):
-    """Counts what it is asked, by samples."""
+    """Counts evaluations, by samples."""
 
     reads = ("text",)
     patch = (1, 1, 1)

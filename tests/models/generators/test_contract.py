@@ -1,4 +1,4 @@
-"""What holds of every generator, whatever it reads."""
+"""The contract of generators, held by every one whatever it reads."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def test_each_generator_is_among_them():
 
 
 def test_a_sample_is_its_own(network):
-    """Dropping, and leaving out, change the samples they name alone; every condition counts."""
+    """A dropped or missing condition changes only its own sample; every condition has an effect."""
     model, params, (noisy, time, conditions), run = network
     none = {name: jnp.array([False, False]) for name in model.reads}
     plain = run(params, noisy, time, conditions, none)
@@ -128,7 +128,7 @@ def test_a_new_model_gives_zero(network):
 
 
 def test_weights_have_names(network, request):
-    """The table called like the generator writes and reads all that it can have."""
+    """The weights table of the generator's name covers every parameter that it can have."""
     table = TABLES.get(KINDS[request.node.callspec.params["network"]]["name"])
     params = jax.device_get(network[1])
     again = import_params(export_params(params, table), table, params)
@@ -163,7 +163,7 @@ def test_nothing_to_cache(network):
 
 @pytest.mark.parametrize("network", ["wan", "latte", "reducio_dit", "promag_dit"], indirect=True)
 def test_large_kernels_may_rest_in_the_type_of_products(network):
-    """They are cast before anything else: no bit of the result is another."""
+    """Layers cast them before anything else, so the result is the same bit for bit."""
     model, params, given, _ = network
     half = model.clone(dtype=jnp.bfloat16)
     held = abstract_at_rest(half)

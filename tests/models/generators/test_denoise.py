@@ -1,4 +1,4 @@
-"""The call that training and sampling make of Wan2.1's transformer: conditions by name."""
+"""``WanDiT.denoise``, as training and sampling call it: conditions by name."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Layer memory: what routers do, and that all forms of the stack are one function."""
+"""Layer memory: the routers, and that all forms of the stack compute the same."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""What holds of Wan2.1's transformer for any weights."""
+"""Properties of Wan2.1's transformer for any weights."""
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def test_a_new_model_is_still(plain):
 
 
 def test_rows_of_a_batch_do_not_meet(plain):
-    """So guidance may run both conditions as one batch."""
+    """Samples do not depend on each other, so guidance may batch its branches."""
     _, params, given, run = plain
     turned = run(params, jax.tree.map(lambda x: x[::-1], given))
     np.testing.assert_allclose(turned[::-1], run(params, given), atol=1e-6)
@@ -108,7 +108,7 @@ def test_time_counts_and_stays_exact(plain):
 
 @pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2), (2, 2, 1)])
 def test_patches_and_back(patch):
-    """A kernel and a head that only carry the latent through."""
+    """With an identity kernel and head, the latent passes through unchanged."""
     size = int(np.prod(patch)) * 2
     model = net(
         latent_channels=2,

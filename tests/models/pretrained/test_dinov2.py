@@ -1,4 +1,4 @@
-"""DINOv2 as a loss uses it: sizes, the resize in front, the stand-in."""
+"""DINOv2 as a loss uses it: sizes, preprocessing, the tiny network."""
 
 import jax
 import numpy as np

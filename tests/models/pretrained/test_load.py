@@ -1,4 +1,4 @@
-"""Weights of the frozen networks: read, refused, converted."""
+"""Weights of pretrained networks: reading, converting, and what is refused."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Text and picture encoders of generators: sizes, buckets, pictures, published files."""
+"""Text and image encoders of generators: sizes, buckets, preprocessing, published files."""
 
 import dataclasses
 

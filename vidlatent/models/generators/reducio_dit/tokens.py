@@ -177,8 +177,7 @@ class ConditionTokens(nn.Module):
         channels = self.content_channels
         if content is None and plane is None:
             raise VidlatentError(
-                "the content frame is None, so the number of its tokens is unknown: give a content "
-                "frame and drop it."
+                "a content frame of None has no size to cache tokens for: give one, and drop it."
             )
         latent = content
         if content is None:
