@@ -88,6 +88,7 @@ def evaluate_or_reuse(
       index: the step.
     """
     before, now = (x.astype(jnp.float32) for x in (state.signal, signal))
+    # One number for the whole batch, because lax.cond takes one decision.
     size = jnp.abs(before).mean()
     moved = jnp.abs(now - before).mean() / jnp.maximum(size, 1e-12)
     poly = jnp.asarray(rule.polynomial, jnp.float32)

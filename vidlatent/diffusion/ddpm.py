@@ -91,12 +91,14 @@ class Diffusion:
         """By name ``[S]``: alpha, sigma, beta, and the posterior's weights and variances."""
         abar = self.alphas_cumprod
         before = np.append(1.0, abar[:-1])
+        # Not the betas that the schedule was made of: a respaced one skips steps.
         beta = 1.0 - abar / before
         variance = beta * (1.0 - before) / (1.0 - abar)
         return {
             "alpha": np.sqrt(abar),
             "sigma": np.sqrt(1.0 - abar),
             "beta": beta,
+            # Weights of x0 and x_t in the posterior's mean (DDPM eq. 7).
             "of_data": beta * np.sqrt(before) / (1.0 - abar),
             "of_x": (1.0 - before) * np.sqrt(1.0 - beta) / (1.0 - abar),
             "variance": variance,
@@ -194,6 +196,7 @@ class Diffusion:
         else:
             ends = np.round(self.steps - np.arange(steps) * (self.steps / steps))
             times = ends.astype(np.int64)[::-1] - 1
+        # The sampler's levels are those of the steps it visits, and after the last one no noise.
         chain = self.respace(times)
         alphas, sigmas = (np.append(chain.tables[k][::-1], 1.0) for k in ("alpha", "sigma"))
         sigmas[-1] = 0.0
@@ -208,6 +211,7 @@ class Diffusion:
         known = np.arange(1, self.steps + 1) / self.steps
         points = np.linspace(1.0, 1.0 / self.steps, steps + 1)
         log_alpha = np.interp(points, known, 0.5 * np.log(self.alphas_cumprod))
+        # Continuous time t = (n + 1) / S stands for the discrete step n (DPM-Solver's code).
         times = (points[:-1] - 1.0 / self.steps) * self.steps
         return make_grid(times, np.exp(log_alpha), np.sqrt(-np.expm1(2.0 * log_alpha)))
 
@@ -303,6 +307,7 @@ def _diffusion(betas, prediction, variance, snr_shift, zero_end) -> Diffusion:
     if not snr_shift > 0:
         raise VidlatentError(f"schedule.snr_shift must be above 0, got {snr_shift}.")
     abar = np.cumprod(1.0 - betas)
+    # abar / (1 - abar) divided by snr_shift, solved for abar.
     abar = abar / (snr_shift + (1.0 - snr_shift) * abar)
     if zero_end:
         abar = zero_terminal_snr(abar)

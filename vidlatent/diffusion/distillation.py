@@ -63,7 +63,7 @@ def halve_steps(teacher: Network, z: jax.Array, sigmas: Sequence[Any]) -> Halved
     first, second, last = (_broadcast_level(sigma, z) for sigma in sigmas)
     middle = z + per_sample(second - first, z) * teacher(z, first)
     end = middle + per_sample(last - second, z) * teacher(middle, second)
-    target = (end - z) / per_sample(last - first, z)
+    target = (end - z) / per_sample(last - first, z)  # the slope of the straight line to the end
     return HalvedSteps(*(lax.stop_gradient(x) for x in (middle, end, target)))
 
 
@@ -117,6 +117,7 @@ def score_identity_loss(
     if weighting == "one_minus_sigma":
         weight = 1.0 - sigma
     else:
+        # The error grows with the noise level; dividing by it balances the levels.
         error = jnp.abs(x - y).mean(axis=tuple(range(1, x.ndim)))
         weight = lax.stop_gradient(1.0 / jnp.maximum(error, 1e-5))
     apart = y - f

@@ -127,6 +127,7 @@ def velocity_loss(
     if not c0 > 0:
         raise VidlatentError(f"huber c0 must be above 0, got {c0}.")
     square = jnp.square(_wide(prediction) - _wide(target))
+    # Whatever is averaged before the root, a sample or a token, has a gradient of the same length.
     if reduction == "token":
         square = square.mean(axis=-1)
     elif reduction == "sample":

@@ -122,6 +122,7 @@ def flow_grid(
         levels = shift_levels(1.0 - np.arange(steps) / steps, shift)
     elif spacing == "diffusers_unipc":
         levels = shift_levels(np.linspace(1.0, 1e-3, steps + 1)[:-1], shift)
+        # Diffusers avoids lambda = -inf at pure noise in this way.
         levels[0] = min(levels[0], 1.0 - 1e-6)
     elif spacing == "wan_unipc":
         levels = shift_levels(np.linspace(1.0 - 1e-3, 0.0, steps + 1)[:-1], shift)
@@ -129,6 +130,6 @@ def flow_grid(
         levels = shift_levels(np.linspace(1.0, shift_levels(1e-3, shift), steps), shift)
     times = 1000.0 * levels
     if sigmas is None and spacing in ("diffusers_unipc", "wan_unipc"):
-        times = np.trunc(times)
+        times = np.trunc(times)  # their schedulers cast times to int64
     levels = np.append(levels, 0.0)
     return make_grid(times, 1.0 - levels, levels)

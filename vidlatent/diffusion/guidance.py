@@ -194,7 +194,7 @@ def rescale_guidance(guided: jax.Array, positive: jax.Array, amount: float) -> j
     Args:
       guided, positive: ``[B, ...]``; the result has this shape.
     """
-    axes = tuple(range(1, guided.ndim))
+    axes = tuple(range(1, guided.ndim))  # over the whole sample, as published
     ratio = positive.std(axis=axes, keepdims=True) / jnp.maximum(
         guided.std(axis=axes, keepdims=True), 1e-12
     )

@@ -55,6 +55,7 @@ def diffusion_loss(
     if diffusion.variance != "learned_range":
         diffusion.check_channels(output, channels)
         return DiffusionLoss(mse, mse, jnp.zeros_like(mse))
+    # The squared error trains the mean, the bound only the variance (IDDPM 3.1).
     held = jnp.concatenate([jax.lax.stop_gradient(mean), output[..., channels:]], axis=-1)
     vb = vb_term(diffusion, held, x0, diffusion.add_noise(x0, noise, t), t)
     return DiffusionLoss(mse + vb_weight * vb, mse, vb)
@@ -73,6 +74,7 @@ def vb_term(
     true_log_variance = diffusion.at("log_small", t, x)
     kl = _per_sample(gaussian_kl(true_mean, true_log_variance, step.mean, step.log_variance))
     bins = log_likelihood_of_bins(x0, step.mean, 0.5 * step.log_variance)
+    # Nats to bits.
     return jnp.where(t == 0, -_per_sample(bins), kl) / math.log(2.0)
 
 

@@ -123,6 +123,7 @@ def up_shortcut(
       order: channel sub-index order of the temporal form.
       first: ``x`` starts the stream.
     """
+    # Each copy of a frame gets the same channels, so doubling frames is the whole shuffle.
     if time and order == "hwt" and (4 * features) % x.shape[-1] == 0:
         return double_frames(_up_space(x, features), first)
     if not time:
@@ -138,6 +139,7 @@ def _down_space(x, features):
     batch, time, height, width, channels = x.shape
     _divide(4 * channels, features, "averaging shortcut")
     y = x.reshape(batch, time, height // 2, 2, width // 2, 2, channels)
+    # Cases in which means replace the shuffle: less memory traffic, the same numbers.
     if channels % features == 0:
         return group_mean(jnp.mean(y, axis=(3, 5)), features)
     if 2 * channels == features:

@@ -129,6 +129,7 @@ def view_frames(
             x = jnp.concatenate([start] * (taps - 1) + [x], axis=1)
         else:
             x = jnp.concatenate([cache.astype(x.dtype), x], axis=1)
+        # The next output ends `stride` frames later; of its taps this many lie in this chunk.
         keep = taps - stride
         return x, (x[:, x.shape[1] - keep :] if keep > 0 else None)
     if taps != 3 or stride != 1:

@@ -69,4 +69,5 @@ def mean_over_samples(values: jax.Array, mask: jax.Array) -> jax.Array:
     """
     values = values.astype(jnp.float32)
     per_sample = values.mean(axis=tuple(range(1, values.ndim)))
+    # At least 1: a batch of nothing but padding has the loss 0, not NaN.
     return (per_sample * mask).sum() / jnp.maximum(mask.sum(), 1.0)

@@ -38,6 +38,7 @@ def lpips(
       mask: ``[B]``.
       frames_at_once: of each sample.
     """
+    # No gradient to the clip: XLA then skips half of the backward pass.
     target = lax.stop_gradient(target.astype(jnp.float32))
     distance = functools.partial(apply, params)
     prediction = prediction.astype(jnp.float32)

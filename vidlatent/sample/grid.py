@@ -85,6 +85,7 @@ class SampleGrid:
         """Conditions of the longest clips among the first validation batches."""
         learned = self._arrays[0]
         batches = list(itertools.islice(loader, _LOOKED_AT))
+        # Long clips show more of a video model than images do.
         batch = max(batches, key=lambda b: b[learned].shape[1])
         host = {name: batch[name] for name in self._arrays if name in batch}
         arrays = {**host, "row": np.arange(len(batch["mask"]))}

@@ -26,7 +26,7 @@ def name_video(prompt: str, number: int, taken: set[str], *, vbench: bool = Fals
     longest = _VBENCH_LONGEST if vbench else _LONGEST
     text = text.encode()[:longest].decode(errors="ignore")
     name, again = f"{text}-{number}.mp4", 0
-    while name in taken:
+    while name in taken:  # two prompts may become the same name
         again += 1
         name = f"{text}-{number}.{again}.mp4"
     taken.add(name)

@@ -86,6 +86,7 @@ class Generator:
                 self.params = jax.jit(cast_to_fp8)(params)
         self.codec: Codec | None = None
         if config.tokenizer.path:
+            # The codec runs on one device: requests are decoded one after another.
             with use_one_device():
                 self.codec = load_tokenizer_codec(config, latents)
         self._encode_image, self._encode_content = ImageEncoder(config), ContentEncoder(config)
@@ -177,7 +178,7 @@ class Generator:
                 batch.append(request)
             full = batch + [batch[-1]] * (size - len(batch))
             conditions = self._conditions(full)
-            seeds = [r.seed % 2**32 for r in full]
+            seeds = [r.seed % 2**32 for r in full]  # keys are made of uint32
             with jax.set_mesh(self._mesh):
                 drawn = self.sampler(self.params, seeds, conditions)
                 if self._exact is not None:
@@ -185,6 +186,7 @@ class Generator:
                     self._exact, self.fp8_psnr = None, latent_psnr(drawn, exact)
                     message = "latents sampled in fp8: %.2f dB PSNR against those in %s"
                     logging.info(message, self.fp8_psnr, self.compute)
+            # The first latent frame is known exactly, so the sampled one can be replaced by it.
             if self.config.sample.clamp_first and "first" in conditions and pictured:
                 drawn = drawn.copy()
                 drawn[:, :1] = conditions["first"]
@@ -219,6 +221,7 @@ class Generator:
         if request.image not in self._pictures:
             if not Path(request.image).is_file():
                 raise VidlatentError(f"there is no picture at {request.image}.")
+            # Only the last image is kept: requests with the same image follow each other.
             self._pictures = {request.image: read_picture(request.image, self.size[1:])}
         return self._pictures[request.image]
 
@@ -283,6 +286,7 @@ class Generator:
             several = codec.model.condition_kind == "content"
             content = np.stack([picture] * (clips if several else 1))
         pieces = codec.decode_stream([latent], self.size[0], self.size[1:], content)
+        # Not a plain loop: the mesh must be set while a piece is made, not while it is consumed.
         while True:
             with use_one_device():
                 piece = next(pieces, None)
@@ -356,7 +360,7 @@ def _write_all(generator: Generator, requests: Sequence[Request], folder: Path) 
         generator.latents(requests), total=len(requests), unit="video", disable=None
     ):
         if not is_main():
-            continue
+            continue  # every process samples, one decodes and writes
         start = time.perf_counter()
         names = taken.setdefault(request.folder, set())
         name = name_video(request.prompt, request.number, names, vbench=config.sample.vbench)

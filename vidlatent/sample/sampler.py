@@ -124,6 +124,7 @@ class LatentSampler:
         """
         leaf = jax.tree.leaves(params)[0]
         if self._compiled is None:
+            # Parameters stay sharded as they are; samples are few, so each device has all of them.
             placed = jax.tree.map(lambda leaf: leaf.sharding, params)
             whole = replicated(leaf.sharding.mesh)
             self._whole = whole
@@ -136,6 +137,8 @@ class LatentSampler:
 
     def run(self, params: Any, seeds: jax.Array, conditions: Mapping[str, Any]) -> jax.Array:
         """``__call__`` as a traceable function of ``seeds`` uint32 ``[B]``: ``[B, t, h, w, c]``."""
+        # A key per sample, so that it does not depend on its batch; stream 0 draws the start and
+        # stream 1 the noise of the steps.
         keys = jax.vmap(jax.random.key)(seeds)
         starts, steps = (jax.vmap(lambda k, n=n: jax.random.fold_in(k, n))(keys) for n in (0, 1))
         x = draw_starting_noise(starts, (len(seeds), *self.shape))

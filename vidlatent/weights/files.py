@@ -89,6 +89,7 @@ def choose_table(tensors: Mapping[str, Any], family: str, table: str = "auto") -
     if table != "auto":
         return TABLES.get(table)
     known = {name: count_known(tensors, TABLES.get(name)) for name in TABLES.names()}
+    # Several models share a naming: in a tie the model's own table knows its other parameters.
     best = max(known, key=lambda name: (known[name], name == family))
     if not known[best]:
         raise VidlatentError(

@@ -140,6 +140,7 @@ def import_params(
       VidlatentError: names everything unused, missing and misshaped at once.
     """
     wanted = None if target_shapes is None else _shapes(target_shapes, table)
+    # Some layouts (grouped convolutions, heads) cannot be told from the tensor alone.
     hints = wanted or _shapes(hints or {}, table)
     rows = _compile(table)
     found: dict[str, np.ndarray | None] = {}  # None: misshaped
@@ -181,6 +182,7 @@ def export_params(params: Mapping[str, Any], table: Sequence[Row]) -> dict[str, 
     Raises:
       VidlatentError: parameters that no row covers, by path.
     """
+    # Dropped tensors cannot be written again; readers of these files do without them.
     rows = [entry for row in table if row[2] != "drop" for entry in _invert(row)]
     tensors, lost = {}, []
     parts: dict[str, dict[int, tuple[str, Any]]] = {}

@@ -88,6 +88,7 @@ class _Attention(nn.Module):
 
         q, k, v = project("q"), project("k", self.key_bias), project("v")
         precision = exact(self.dtype)
+        # Scaled before the product, as in the released code: in half precision the order matters.
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * head**-0.5, k, precision=precision)
         weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, v, precision=precision)

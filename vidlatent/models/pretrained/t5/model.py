@@ -93,7 +93,7 @@ class T5Encoder(nn.Module):
         places = distance_buckets(length, self.buckets, self.farthest)
         states, bias = [x], None
         for i in range(self.depth):
-            learns = self.own_bias or i == 0
+            learns = self.own_bias or i == 0  # T5 shares the first layer's bias
             x, bias = _Block(
                 self.heads,
                 self.head_dim,
@@ -146,6 +146,7 @@ class _Block(nn.Module):
         # No 1 / sqrt(d): T5 folds it into the initialisation of the projections.
         scores = scores + bias
         if mask is not None:
+            # The smallest finite number, not -inf: an entirely masked text must not become NaN.
             scores = jnp.where(mask[:, None, None] > 0, scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores).astype(self.dtype)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, v, precision=precision)
