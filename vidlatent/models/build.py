@@ -75,9 +75,9 @@ def make_module(
     missing = [k for k, f in known.items() if k not in fields and f.default is dataclasses.MISSING]
     if missing:
         raise VidlatentError(f"{section} lacks {', '.join(missing)}.")
-    return kind(**{k: _frozen(v) for k, v in fields.items()}, **given, dtype=dtype)
+    return kind(**{k: _to_tuples(v) for k, v in fields.items()}, **given, dtype=dtype)
 
 
-def _frozen(value: Any) -> Any:
+def _to_tuples(value: Any) -> Any:
     """Lists as tuples, all the way down: module fields must hash."""
-    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
+    return tuple(map(_to_tuples, value)) if isinstance(value, (list, tuple)) else value
