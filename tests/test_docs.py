@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from docs import make_configs
+from tests.test_structure import ROOMS
 from vidlatent import config as configs
 from vidlatent.main import split_overrides
 
@@ -138,6 +139,14 @@ def test_messages_are_those_of_the_code():
                 continue
             pieces = [piece.strip() for piece in message.split("...")]
             assert all(piece in said for piece in pieces), f"nobody says {message!r}"
+
+
+def test_rooms_are_those_of_the_package():
+    """The table of rooms has their order, which ``tests/test_structure.py`` holds."""
+    page = (ROOT / "docs" / "architecture.md").read_text().split("## Rooms")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+    named = re.findall(r"`(\w+)(?:\.py|/)`", " ".join(cells))
+    assert named == ROOMS
 
 
 def test_ways_are_short():
