@@ -26,7 +26,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.latents.space import abstract_generator, generator_of
 from vidlatent.models.load import abstract_params, model_of
 from vidlatent.report.writers import read_metrics
-from vidlatent.train.freeze import frozen_paths
+from vidlatent.train.freeze import mark_frozen
 from vidlatent.train.loop import train
 
 __all__ = ["Results", "choose", "run_all"]
@@ -185,7 +185,7 @@ def _count_parameters(config: ConfigDict) -> dict[str, int]:
         shapes = abstract_generator(generator_of(config))
     else:
         shapes = abstract_params(model_of(config))
-    frozen = frozen_paths(shapes, config.optim.freeze) if config.optim.freeze else None
+    frozen = mark_frozen(shapes, config.optim.freeze) if config.optim.freeze else None
     sizes = jax.tree.leaves(jax.tree.map(lambda leaf: leaf.size, shapes))
     stays = jax.tree.leaves(frozen) if frozen is not None else [False] * len(sizes)
     trained = sum(size for size, still in zip(sizes, stays, strict=True) if not still)

@@ -12,7 +12,7 @@ from vidlatent.bench.run import bench, measure, measure_loop
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
 from vidlatent.parallel.mesh import make_mesh
-from vidlatent.parallel.sharding import path_name
+from vidlatent.parallel.paths import path_name
 from vidlatent.plan.build import build_program, list_programs
 from vidlatent.plan.costs import trace_program
 from vidlatent.plan.flops import count_flops

@@ -19,12 +19,13 @@ from vidlatent.errors import VidlatentError
 from vidlatent.latents.inputs import Inputs
 from vidlatent.latents.space import generator_of, latents_of
 from vidlatent.layers.positions import chunk_places
+from vidlatent.models.frozen import load_frozen
 from vidlatent.parallel.mesh import AXES, make_mesh
-from vidlatent.parallel.sharding import batch_sharding, replicated
+from vidlatent.parallel.sharding import batch_sharding
 from vidlatent.sample.grid import load_tokenizer_codec
 from vidlatent.sample.run import Generator
 from vidlatent.train import loop
-from vidlatent.train.subjects import subject_of
+from vidlatent.train.tasks.base import make_task
 
 CHUNKS = (5, 2)  # of 3 latents each; 8 frames are 2 of them
 DATA = {
@@ -147,8 +148,10 @@ def test_videos_are_coded_in_the_same_chunks(places, sizes):
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), devices)
     with jax.set_mesh(mesh):
-        run = jax.jit(inputs, in_shardings=(batch_sharding(mesh), replicated(mesh), None))
-        latent, _ = run(batch, inputs.load_networks(), jax.random.key(0))
+        frozen = load_frozen(inputs.frozen, mesh)
+        places = jax.tree.map(lambda leaf: leaf.sharding, frozen)
+        run = jax.jit(inputs, in_shardings=(batch_sharding(mesh), places, None))
+        latent, _ = run(batch, frozen, jax.random.key(0))
     arrays = [source.read_arrays(window.name)["latent"] for window in windows]
     np.testing.assert_allclose(latent, np.stack(arrays), atol=1e-5)
 
@@ -157,12 +160,12 @@ def test_what_does_not_fit_is_refused(places, tmp_path):
     with pytest.raises(VidlatentError, match="9 frames do not fit the rule 1 or 5.3k: use 8 or 11"):
         loop.train(config_of(places, data__buckets="((9, 8, 8, 4),)"), tmp_path / "a")
     with pytest.raises(VidlatentError, match=r"chunks is \(5, 0\), but .* in chunks \(5, 2\)"):
-        subject_of(config_of(places, tokenizer__chunks="(5, 0)"))
+        make_task(config_of(places, tokenizer__chunks="(5, 0)"))
     header = read_header(places / "set")
     whole = dataclasses.replace(header, spec=header.spec.whole)
     (tmp_path / HEADER).write_text(json.dumps(whole.to_json()))
     with pytest.raises(VidlatentError, match=r"chunks is \(5, 2\), but .* were coded whole"):
-        subject_of(config_of(places, data__path=tmp_path, tokenizer__chunks=CHUNKS))
+        make_task(config_of(places, data__path=tmp_path, tokenizer__chunks=CHUNKS))
     with pytest.raises(VidlatentError, match="begun with other settings .tokenizer, windows"):
         encode(places / "run", places / "set", **{**DATA, "data.buckets": "((5, 8, 8, 4),)"})
     write_run(tmp_path / "run", configs.load("configs/fsae.py"), MODELS["fsae_standard"])

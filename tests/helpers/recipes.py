@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidlatent.config import load
-from vidlatent.parallel.sharding import path_name
+from vidlatent.parallel.paths import path_name
 
 # The published stages, what each may start from, and the baselines and ablations of the tables.
 PAPER = (

@@ -10,9 +10,9 @@ import numpy as np
 
 from vidlatent import config as configs
 from vidlatent.models.load import model_of, open_checkpoints
-from vidlatent.parallel.sharding import path_name
+from vidlatent.parallel.paths import path_name
 from vidlatent.train.state import random_key
-from vidlatent.train.tasks.tokenizer import make_step
+from vidlatent.train.tasks.tokenizer import TokenizerTask
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = ROOT / "tests" / "tiny.py"
@@ -45,7 +45,7 @@ def train(workdir, *overrides, status=0, preset="workers"):
 def digest(workdir, step):
     """SHA-256 over every leaf of the state saved at ``step``."""
     config = configs.read(workdir)
-    step_fns = make_step(config, model_of(config))
+    step_fns = TokenizerTask(config, model_of(config))
     abstract = jax.eval_shape(step_fns.init, random_key(0, "params"))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(

@@ -9,12 +9,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from vidlatent.errors import VidlatentError
 from vidlatent.losses import TERMS, LossInputs, make_terms
 from vidlatent.losses.perceptual import lpips
-from vidlatent.losses.schedule import ramp
 from vidlatent.models.pretrained import network_apply, random_params
 from vidlatent.models.tokenizers.base import Posterior
 from vidlatent.parallel.mesh import AXES, make_mesh
 from vidlatent.spec import FrameRule, LatentSpec
-from vidlatent.train.loss_terms import Objective
+from vidlatent.train.loss_terms import LossTerms
+from vidlatent.train.optim import interpolate_ramp
 
 SPEC = LatentSpec("toy", 4, 4, 8, 8, FrameRule(1, 4))
 NEED_WEIGHTS = ("lpips_vgg", "lpips_alex")
@@ -79,7 +79,7 @@ def test_networks_are_named():
 def test_vf_learns_its_map_and_ignores_the_target(networks):
     _, params = made("vf")
     assert params["projection"]["kernel"].shape == (4, 16)
-    objective = Objective({"vf": {"weight": 0.5, "network": "dinov2_tiny"}})
+    objective = LossTerms({"vf": {"weight": 0.5, "network": "dinov2_tiny"}})
     loss = jax.value_and_grad(lambda i, p: objective(i, {"vf": p}, networks), (0, 1), has_aux=True)
     (total, values), (grads, of_params) = jax.jit(loss, compiler_options=CHEAP)(inputs(), params)
     # Equations 2 and 3 have curves of their own.
@@ -183,4 +183,6 @@ def test_weights_and_options():
 def test_ramp():
     points = ((10, 0.0), (20, 1.0), (40, 0.5))
     steps = jnp.asarray([0, 10, 15, 20, 30, 40, 99])
-    np.testing.assert_allclose(ramp(steps, points), [0, 0, 0.5, 1, 0.75, 0.5, 0.5], atol=1e-6)
+    np.testing.assert_allclose(
+        interpolate_ramp(steps, points), [0, 0, 0.5, 1, 0.75, 0.5, 0.5], atol=1e-6
+    )

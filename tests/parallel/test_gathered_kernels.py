@@ -14,8 +14,13 @@ from vidlatent.kernels.dispatch import prefer
 from vidlatent.layers.dense import Mlp
 from vidlatent.layers.scan import run_stacked
 from vidlatent.parallel.mesh import AXES, make_mesh
-from vidlatent.parallel.sharding import batch_sharding, gathered, replicated, shardings
-from vidlatent.train.program import placed
+from vidlatent.parallel.sharding import (
+    batch_sharding,
+    gathered,
+    replicated,
+    shardings,
+    with_shardings,
+)
 
 _RESULT = re.compile(r" = (.*?) (all-gather|all-reduce|reduce-scatter)(?:-start)?\(")
 
@@ -96,7 +101,10 @@ def test_a_tensor_axis_sums_results_and_leaves_the_layer_memory_where_it_is():
     model = net(width=32, heads=4, hidden=64, depth=5, image_dim=0)
     mesh = mesh_of(jax.devices()[:4], tensor=4)
     params, given = shapes_of(model), input_shapes(model)
-    params, given = placed(params, shardings(params, mesh)), placed(given, replicated(mesh))
+    params, given = (
+        with_shardings(params, shardings(params, mesh)),
+        with_shardings(given, replicated(mesh)),
+    )
     with jax.set_mesh(mesh):
         text = running(model).lower(params, given).compile().as_text()
     gathers, _, reductions = found(text)
@@ -111,8 +119,8 @@ def test_a_training_step_on_tpus_scatters_every_gradient(topology_devices):
     model = net(jnp.bfloat16, width=256, heads=2, hidden=640, depth=2, image_dim=0, text_dim=16)
     mesh = mesh_of(topology_devices("v5p:2x2x2"), fsdp=4, context=2)
     params = shapes_of(model)
-    params = placed(params, shardings(params, mesh))
-    given = placed(input_shapes(model, 8, (4, 4, 4), 16), batch_sharding(mesh))
+    params = with_shardings(params, shardings(params, mesh))
+    given = with_shardings(input_shapes(model, 8, (4, 4, 4), 16), batch_sharding(mesh))
 
     def loss(params, given):
         return jnp.mean(jnp.sin(model.apply({"params": params}, **given)))

@@ -71,6 +71,8 @@ def test_param_rules_by_path():
         "params": {"conv": {"kernel": shape((3, 3, 3, 8, 6), "float32")}},
         "opt": ({"mu": {"conv": {"kernel": shape((3, 3, 3, 3, 6), "float32")}}},),
         "ema": {"decoder": {"conv": {"kernel": shape((3, 3, 3, 8, 6), "float32")}}},
+        "dense": {"kernel": shape((8, 6), "float32")},
+        "other": {"params": {"dense": {"kernel": shape((8, 6), "float32")}}},
         "blocks": {
             "o": {"kernel": shape((2, 16, 6), "float32")},
             "fc2": {"kernel": shape((2, 12, 6), "float32")},
@@ -78,11 +80,14 @@ def test_param_rules_by_path():
         "bias": shape((8,), "float32"),
         "step": shape((), "int32"),
     }
-    placed = jax.tree.map(lambda s: s.spec, rules.shardings(tree, mesh))
-    assert placed["params"]["conv"]["kernel"] == P(None, None, None, "fsdp", "tensor")
+    placed = jax.tree.map(lambda s: s.spec, rules.shardings(tree, mesh, whole=("other",)))
+    # Convolutions are never split by outputs, wherever they stand.
+    assert placed["params"]["conv"]["kernel"] == P(None, None, None, "fsdp", None)
     # three input channels cannot be cut in four
-    assert placed["opt"][0]["mu"]["conv"]["kernel"] == P(None, None, None, None, "tensor")
+    assert placed["opt"][0]["mu"]["conv"]["kernel"] == P(None, None, None, None, None)
     assert placed["ema"]["decoder"]["conv"]["kernel"] == P(None, None, None, "fsdp", None)
+    assert placed["dense"]["kernel"] == P("fsdp", "tensor")
+    assert placed["other"]["params"]["dense"]["kernel"] == P(None, None)
     # twelve cannot be cut in eight, but in four
     assert placed["blocks"]["o"]["kernel"] == P(None, ("tensor", "fsdp"), None)
     assert placed["blocks"]["fc2"]["kernel"] == P(None, "fsdp", None)

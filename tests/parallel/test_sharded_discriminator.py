@@ -11,7 +11,7 @@ from vidlatent.config import load
 from vidlatent.parallel.mesh import AXES, make_mesh
 from vidlatent.parallel.multihost import to_global
 from vidlatent.parallel.sharding import batch_sharding, constrain, shardings
-from vidlatent.train.discriminator import Judge
+from vidlatent.train.discriminator import DiscriminatorTrainer
 
 pytestmark = pytest.mark.slow
 
@@ -25,23 +25,29 @@ def videos():
     return {name: draw(-1, 1, (4, *CLIP, 3)).astype(np.float32) for name in ("fake", "real")}
 
 
-def verdict(videos, model, sizes):
-    section = load("tests/tiny.py").discriminator.to_dict()
-    judge = Judge({**section, "model": model, "lecam_weight": 0.1}, 10, np.float32)
+def compute(videos, model, sizes):
+    config = load("tests/tiny.py")
+    with config.unlocked():
+        config.discriminator.update({"model": model, "lecam_weight": 0.1})
+    trainer = DiscriminatorTrainer(config, np.float32)
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), devices)
     key = jax.random.key(0)
-    placed = shardings({"discriminator": jax.eval_shape(lambda k: judge.init(k, CLIP), key)}, mesh)
 
-    def judged(state, videos):
+    def init(key):
+        return {"discriminator": trainer.init(key, CLIP)}
+
+    placed = shardings(jax.eval_shape(init, key), mesh, whole=("discriminator",))
+
+    def run(state, videos):
         real, fake = (constrain(videos[name], VIDEO) for name in ("real", "fake"))
-        found = judge.verdict(state["discriminator"], fake, real, np.int32(0), key)
+        found = trainer.compute_losses(state["discriminator"], fake, real, np.int32(0), key)
         return found.loss, found.to_prediction, found.grads, found.values
 
     with jax.set_mesh(mesh):
-        state = jax.jit(lambda k: {"discriminator": judge.init(k, CLIP)}, out_shardings=placed)(key)
+        state = jax.jit(init, out_shardings=placed)(key)
         arrays = to_global(videos, batch_sharding(mesh))
-        return jax.device_get(jax.jit(judged)(state, arrays))
+        return jax.device_get(jax.jit(run)(state, arrays))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +59,7 @@ def verdict(videos, model, sizes):
     ids=lambda model: model["name"],
 )
 def test_eight_devices_equal_one(videos, model):
-    one, *many = (verdict(videos, model, s) for s in ((1, 1, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)))
+    one, *many = (compute(videos, model, s) for s in ((1, 1, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)))
     for found in many:
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(found), strict=True):
             # Means of logits of about 1 cancel.

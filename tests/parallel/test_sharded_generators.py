@@ -7,7 +7,8 @@ import pytest
 
 from tests.helpers.generator_nets import KINDS, build, inputs, parameters
 from vidlatent.parallel.mesh import AXES, make_mesh
-from vidlatent.parallel.sharding import batch_sharding, path_name, shardings
+from vidlatent.parallel.paths import path_name
+from vidlatent.parallel.sharding import batch_sharding, shardings
 
 QUICK = {"xla_backend_optimization_level": 0}  # each program runs once
 EIGHT = (1, 2, 2, 2)  # data, fsdp, context, tensor

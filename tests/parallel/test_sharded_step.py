@@ -13,8 +13,7 @@ from vidlatent.parallel.mesh import AXES, make_mesh
 from vidlatent.parallel.multihost import to_global
 from vidlatent.parallel.sharding import batch_sharding, shardings
 from vidlatent.train.state import random_key
-from vidlatent.train.tasks.tokenizer import make_step
-from vidlatent.train.tasks.tokenizer_gradients import Gradients
+from vidlatent.train.tasks.tokenizer import TokenizerTask
 
 TINY = Path(__file__).parent.parent / "tiny.py"
 
@@ -40,19 +39,18 @@ def run(config, model, batch, sizes, pieces=1):
     """Loss and gradient of the training step on a mesh of these sizes."""
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), devices)
-    step = make_step(config, model)
+    task = TokenizerTask(config, model)
     key = random_key(0, "params")
-    placed = shardings(jax.eval_shape(step.init, key), mesh)
+    placed = shardings(jax.eval_shape(task.init, key), mesh)
     with config.unlocked():
         config.optim.accumulate = pieces
-    gradients = Gradients(config, model)
 
     def loss_and_grads(state, batch):
-        found = gradients(state, batch, {})
+        found = task.compute_gradients(state, batch, {})
         return found.loss, found.params
 
     with jax.set_mesh(mesh):
-        state = jax.jit(step.init, out_shardings=placed)(key)
+        state = jax.jit(task.init, out_shardings=placed)(key)
         arrays = to_global(batch, batch_sharding(mesh))
         grad = jax.jit(loss_and_grads, out_shardings=(None, placed["params"]))
         loss, grads = grad(state, arrays)

@@ -13,10 +13,10 @@ from vidlatent.losses import l1, outlier
 from vidlatent.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from vidlatent.losses.latent import kl
 from vidlatent.losses.perceptual import lpips
-from vidlatent.losses.schedule import ramp
 from vidlatent.models.discriminators import build_discriminator
 from vidlatent.models.discriminators.patch import patch_stats_table, patch_table
 from vidlatent.models.tokenizers.base import Posterior
+from vidlatent.train.optim import interpolate_ramp
 from vidlatent.weights.importer import export_names, import_params
 
 LAYERS = 5
@@ -166,9 +166,11 @@ def test_objectives(loss_case):
 
 def test_rates(reference):
     with np.load(reference("reducio", "schedules.npz")) as case:
-        ours = jax.vmap(lambda n: ramp(n, ((0, 1.0), (1_000_000, 0.01))))(case["steps"])
+        ours = jax.vmap(lambda n: interpolate_ramp(n, ((0, 1.0), (1_000_000, 0.01))))(case["steps"])
         np.testing.assert_allclose(ours, case["ae_factor"], rtol=1e-5)
-        discriminator = jax.vmap(lambda n: ramp(n, ((4999, 0.1), (5999, 1.0))))(case["steps"])
+        discriminator = jax.vmap(lambda n: interpolate_ramp(n, ((4999, 0.1), (5999, 1.0))))(
+            case["steps"]
+        )
         np.testing.assert_allclose(discriminator, case["disc_factor"], rtol=1e-5)
 
 

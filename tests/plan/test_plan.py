@@ -17,7 +17,7 @@ import pytest
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
 from vidlatent.parallel.mesh import make_mesh
-from vidlatent.parallel.sharding import replicated
+from vidlatent.parallel.sharding import replicated, with_shardings
 from vidlatent.plan.costs import compile_program, compute_roofline, read_costs
 from vidlatent.plan.flops import count_flops
 from vidlatent.plan.hardware import GIB, HARDWARE, parse_topology
@@ -26,7 +26,6 @@ from vidlatent.plan.report import format_plan
 from vidlatent.plan.run import make_plan
 from vidlatent.plan.search import override_keys, propose_changes
 from vidlatent.plan.topology import get_devices, has_devices
-from vidlatent.train.program import placed
 
 ROOT = Path(__file__).parent.parent.parent
 TINY, MICRO = (str(ROOT / "tests" / name) for name in ("tiny.py", "helpers/micro_config.py"))
@@ -113,7 +112,7 @@ def test_a_bound_by_each_resource():
 
 def test_figures_below_zero_are_unknown():
     mesh = make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:1])
-    leaf = placed(jax.ShapeDtypeStruct((3, 3), jnp.float32), replicated(mesh))
+    leaf = with_shardings(jax.ShapeDtypeStruct((3, 3), jnp.float32), replicated(mesh))
     parts = {"parameters": leaf}
     program = Program("train", "a step", jax.jit(lambda x: x @ x), (leaf,), parts, {}, None, 1)
     traced, compiled, _ = compile_program(program, mesh)

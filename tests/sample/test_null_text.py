@@ -7,6 +7,7 @@ from vidlatent.config import load
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.inputs import Inputs
 from vidlatent.latents.space import Latents, generator_of
+from vidlatent.models.frozen import load_frozen
 from vidlatent.parallel.mesh import local_mesh
 from vidlatent.sample.conditions import TextEncoder
 from vidlatent.spec import FrameRule, LatentSpec
@@ -34,21 +35,21 @@ def batch():
 def test_training_takes_the_states_that_the_set_holds(tmp_path):
     np.save(tmp_path / "null_text.npy", STATES)
     inputs = inputs_of(config_of("empty", tmp_path))
-    networks = inputs.load_networks()
-    null = inputs(batch(), networks, None)[1]["null_text"]
+    frozen = load_frozen(inputs.frozen, local_mesh([1]))
+    null = inputs(batch(), frozen, None)[1]["null_text"]
     np.testing.assert_array_equal(null["states"], STATES[None])
     assert null["length"].tolist() == [2]
     # Words by hash have no end mark: the empty text is one token of zeros.
     np.save(tmp_path / "null_text.npy", STATES[:0])
-    null = inputs.load_networks()["null_text"]
-    assert null["states"].shape == (1, 1, 3) and not null["states"].any()
+    null = load_frozen(inputs.frozen, local_mesh([1]))["null_text"]
+    assert null["states"].shape == (1, 1, 3) and not np.asarray(null["states"]).any()
     plain = inputs_of(config_of("zeros", tmp_path))
-    assert plain.load_networks() == {} and "null_text" not in plain(batch(), {}, None)[1]
+    assert plain.frozen == {} and "null_text" not in plain(batch(), {}, None)[1]
 
 
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(VidlatentError, match=r"no .*null_text\.npy: run the set's --mode=encode"):
-        inputs_of(config_of("empty", tmp_path)).load_networks()
+        _ = inputs_of(config_of("empty", tmp_path)).frozen
     with pytest.raises(VidlatentError, match="null_text 'emty' is unknown: did you mean 'empty'"):
         inputs_of(config_of("emty"))
 

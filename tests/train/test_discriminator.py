@@ -18,9 +18,10 @@ from vidlatent.losses.adversarial import (
     r1_penalty,
 )
 from vidlatent.models.discriminators import build_discriminator
+from vidlatent.models.frozen import load_frozen
+from vidlatent.parallel.mesh import local_mesh
 from vidlatent.train.hooks import mean_metrics
-from vidlatent.train.tasks.tokenizer import make_step
-from vidlatent.train.tasks.tokenizer_gradients import Gradients
+from vidlatent.train.tasks.tokenizer import TokenizerTask
 
 QUICK = {"xla_backend_optimization_level": 0}
 DISCRIMINATOR = {"name": "multiscale3d", "widths": (8, 8), "scales": 1}
@@ -51,7 +52,7 @@ def batch():
 
 def run(loaded, batch, steps=1, options=None):
     """States before and after each step, and the last report."""
-    step = make_step(loaded, Micro())
+    step = TokenizerTask(loaded, Micro())
     states = [jax.jit(step.init, compiler_options=options)(jax.random.key(0))]
     train_step = jax.jit(step.train_step, compiler_options=options)
     for _ in range(steps):
@@ -144,7 +145,7 @@ def test_nothing_is_felt_before_the_start_and_then_it_fades_in(batch):
         changed(with_discriminator[1]["discriminator"], with_discriminator[2]["discriminator"])
     )
     assert any(changed(with_discriminator[2]["params"], without[2]["params"]))
-    step = make_step(loaded, Micro())
+    step = TokenizerTask(loaded, Micro())
     state, weights = jax.jit(step.init)(jax.random.key(0)), []
     train_step = jax.jit(step.train_step)
     for _ in range(4):
@@ -183,7 +184,7 @@ def test_lazy_penalty_counts_as_often_as_it_is_left_out(batch):
     loaded = config(
         discriminator__r1_weight=10.0, discriminator__r1_every=3, discriminator__r1_crop=(2, 8, 8)
     )
-    step = make_step(loaded, Micro())
+    step = TokenizerTask(loaded, Micro())
     train_step = jax.jit(step.train_step)
     begin = jax.jit(step.init)(jax.random.key(0))
     state, report = train_step(begin, batch, {})
@@ -236,7 +237,7 @@ def test_a_discriminator_for_one_size_of_clip(batch):
     assert all(np.isfinite(value) for value in report.values())
     larger = {"video": np.zeros((4, 2, 8, 16, 3), np.uint8), "mask": batch["mask"]}
     with pytest.raises(VidlatentError, match="made for another clip size than 2 frames of 8x16"):
-        jax.eval_shape(make_step(loaded, Micro()).train_step, first, larger, {})
+        jax.eval_shape(TokenizerTask(loaded, Micro()).train_step, first, larger, {})
 
 
 def test_equation_5_is_a_mean_in_disguise_with_a_discriminator():
@@ -253,13 +254,17 @@ def test_equation_5_is_a_mean_in_disguise_with_a_discriminator():
             discriminator__loss="hinge",
             discriminator__adaptive_layer="decoder/conv_out/kernel",
         )
-        step, found = make_step(loaded, Micro()), Gradients(loaded, Micro())
+        step = TokenizerTask(loaded, Micro())
         state = jax.jit(step.init, compiler_options=QUICK)(jax.random.key(0))
         state["discriminator"]["params"] = jax.tree.map(
             lambda x: 20 * x, state["discriminator"]["params"]
         )
-        networks = step.load_networks()
-        return jax.jit(lambda s: found(s, batch, networks), compiler_options=QUICK), state
+        frozen = load_frozen(step.frozen, local_mesh([1]))
+
+        def compute(state):
+            return step.compute_gradients(state, batch, frozen)
+
+        return jax.jit(compute, compiler_options=QUICK), state
 
     summed, state = gradients("sum_at_256", 0.03)
     # A latent of this model stands for one pixel of three channels.
@@ -289,7 +294,7 @@ def test_equation_5_is_a_mean_in_disguise_with_a_discriminator():
 
 def test_a_player_that_is_not_finite_stops_all(batch, monkeypatch):
     loaded = config()
-    step = make_step(loaded, Micro())
+    step = TokenizerTask(loaded, Micro())
     state = jax.jit(step.init)(jax.random.key(0))
     state["discriminator"]["params"] = jax.tree.map(
         lambda x: x.at[(0,) * x.ndim].set(jnp.nan), state["discriminator"]["params"]
@@ -314,7 +319,7 @@ def test_helper_parameters_of_a_term_are_trained_beside_the_model(batch, monkeyp
 
 def test_the_latent_is_drawn_only_where_asked(batch):
     def losses(loaded):
-        step = make_step(loaded, Micro())
+        step = TokenizerTask(loaded, Micro())
         state = jax.jit(step.init)(jax.random.key(0))
         return float(jax.jit(step.train_step)(state, batch, {})[1]["l1"])
 

@@ -15,13 +15,13 @@ from vidlatent.errors import VidlatentError
 from vidlatent.evaluate import generator as generate_eval
 from vidlatent.latents.space import Latents, abstract_generator, check_made_by, generator_of
 from vidlatent.models.load import open_checkpoints
-from vidlatent.parallel.sharding import path_name
+from vidlatent.parallel.paths import path_name
 from vidlatent.report.writers import read_metrics
 from vidlatent.sample.run import Generator, generate_videos
 from vidlatent.train.init_from import load_initial_params
 from vidlatent.train.loop import INTERRUPTED, train
 from vidlatent.train.state import random_key
-from vidlatent.train.subjects import subject_of
+from vidlatent.train.tasks.base import make_task
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -58,7 +58,7 @@ def straight(places):
 
 def digest(workdir, step):
     config = configs.read(workdir)
-    state = jax.eval_shape(subject_of(config).make_step().init, random_key(0, "params"))
+    state = jax.eval_shape(make_task(config).init, random_key(0, "params"))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state
@@ -250,17 +250,17 @@ def test_latents_of_another_tokenizer_are_refused(straight, places, tmp_path):
     stored["model"]["latent_channels"] = 8
     (other / "config.json").write_text(json.dumps(stored))
     with pytest.raises(VidlatentError, match="latents were made by.*tokenizer.path"):
-        subject_of(tiny(other, "latents", data__path=places / "latents"))
+        make_task(tiny(other, "latents", data__path=places / "latents"))
     check_made_by(Latents.load(straight), configs.read(places / "tokenizer"), "tokenizer")
     with pytest.raises(VidlatentError, match="tokenizer.path is empty"):
-        subject_of(tiny("", "videos"))
+        make_task(tiny("", "videos"))
     again = tokenizer_run(tmp_path / "again", seed=1)
     with pytest.raises(VidlatentError, match="other weights than those of"):
         Generator.from_workdir(straight, {"tokenizer.path": again})
     known = Latents.load(straight)
     moved = Latents(known.spec, tuple(m + 1 for m in known.mean), known.std)
     with pytest.raises(VidlatentError, match="other means and standard deviations"):
-        moved.settle(straight, 12)
+        moved.write_or_check(straight, 12)
     with pytest.raises(VidlatentError, match="holds no generator"):
         Latents.load(tmp_path)
 

@@ -11,7 +11,7 @@ from vidlatent.parallel.mesh import AXES, make_mesh
 from vidlatent.parallel.multihost import to_global
 from vidlatent.parallel.sharding import batch_sharding, shardings
 from vidlatent.sample.sampler import LatentSampler
-from vidlatent.train.tasks import generator as diffusion
+from vidlatent.train.tasks.generator import GeneratorTask
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ def run(sizes):
     """Loss, gradient norm, evaluation and samples after one step on a mesh of these sizes."""
     config = config_of("fsvideo_dit:demo,first=true", generator__stack="recomputed")
     model = generator_of(config)
-    step = diffusion.make_step(config, model, facts())
+    step = GeneratorTask(config, model, facts())
     devices = jax.devices()[: int(np.prod(sizes))]
     mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), devices)
     placed = shardings(jax.eval_shape(step.init, jax.random.key(0)), mesh)

@@ -11,11 +11,11 @@ from tests.helpers.generator_runs import QUICK
 from tests.helpers.generator_steps import batch_of, config_of, facts
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
-from vidlatent.latents.inputs import Inputs, absent, content_latent
+from vidlatent.latents.inputs import Inputs, content_latent, missing_condition_masks
 from vidlatent.latents.space import Latents, check_generator, generator_of
 from vidlatent.spec import FrameRule, LatentSpec
 from vidlatent.train.optim import make_optimizer
-from vidlatent.train.tasks import generator as diffusion
+from vidlatent.train.tasks.generator import GeneratorTask
 
 SLOW = ("fsvideo_dit", "latte", "reducio_dit", "promag_dit")
 SYSTEMS = [pytest.param(name, marks=pytest.mark.slow) for name in SLOW]
@@ -25,7 +25,7 @@ SYSTEMS.append("fsvideo_dit:demo,first=true")
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_loss_falls_on_a_repeated_batch(system):
     config = config_of(system)
-    step = diffusion.make_step(config, generator_of(config), facts())
+    step = GeneratorTask(config, generator_of(config), facts())
     state = jax.jit(step.init, compiler_options=QUICK)(jax.random.key(0))
     train_step = jax.jit(step.train_step, compiler_options=QUICK)
     batch, losses = {name: batch_of()[name] for name in step.arrays}, []
@@ -51,10 +51,10 @@ def dropped(frames, drop, joint=0.0, labels=0):
     config = config_of("fsvideo_dit")
     with config.unlocked():
         config.conditions.drop, config.conditions.joint = drop, joint
-    loss = diffusion._Loss(config, Probe(), Inputs(config, Probe(), facts()))
+    task = GeneratorTask(config, Probe(), facts())
     x0 = np.zeros((64, frames, 1, 1, 1), np.float32)
     conditions = {"label": np.full(64, labels), "image": x0, "first": x0}
-    masks = jax.jit(lambda key: loss._drop(key, x0, conditions))(jax.random.key(0))
+    masks = jax.jit(lambda key: task.draw_drop_masks(key, x0, conditions))(jax.random.key(0))
     return {name: np.asarray(mask) for name, mask in masks.items()}
 
 
@@ -76,7 +76,7 @@ def test_conditions_are_dropped_alone_together_and_where_they_are_missing():
 def test_noise_depends_on_seed_and_step_alone():
     config = config_of("latte")
     model = generator_of(config)
-    step = diffusion.make_step(config, model, facts())
+    step = GeneratorTask(config, model, facts())
     state = jax.jit(step.init, compiler_options=QUICK)(jax.random.key(0))
     batch = {name: batch_of()[name] for name in step.arrays}
     train_step = jax.jit(step.train_step, compiler_options=QUICK)
@@ -86,7 +86,7 @@ def test_noise_depends_on_seed_and_step_alone():
 
     # A mask leaves a sample out; pieces make the whole.
     halves = config_of("latte", optim__accumulate=2)
-    halved = diffusion.make_step(halves, model, facts())
+    halved = GeneratorTask(halves, model, facts())
     loss = jax.jit(halved.train_step, compiler_options=QUICK)(state, batch, {})[1]["loss"]
     assert np.isfinite(float(loss)) and float(loss) != float(first)
     none = {**batch, "mask": np.zeros(4, np.float32)}
@@ -96,7 +96,7 @@ def test_noise_depends_on_seed_and_step_alone():
 def test_evaluation_asks_each_clip_the_same_whatever_its_batch():
     config = config_of("fsvideo_dit")
     model, latents = generator_of(config), facts()
-    step = diffusion.make_step(config, model, latents)
+    step = GeneratorTask(config, model, latents)
     params = jax.jit(step.init, compiler_options=QUICK)(jax.random.key(0))["params"]
     params = jax.tree.map(lambda p: p + 0.02, params)
     measure = jax.jit(step.eval_step, compiler_options=QUICK)
@@ -120,7 +120,7 @@ def test_latents_are_standardised_and_conditions_are_named():
     with pytest.raises(VidlatentError, match="data has no label"):
         inputs({"latent": batch["latent"], "mask": batch["mask"]}, {}, None)
     lengths = {"text": {"states": np.zeros((2, 3, 4)), "length": np.array([0, 2])}}
-    np.testing.assert_array_equal(absent(lengths)["text"], [True, False])
+    np.testing.assert_array_equal(missing_condition_masks(lengths)["text"], [True, False])
 
 
 def test_generators_that_do_not_fit_the_latents_are_refused():
@@ -139,10 +139,10 @@ def test_generators_that_do_not_fit_the_latents_are_refused():
 
 
 def test_rates_decay_and_clipping_by_path_and_time():
-    optim = load("fsvideo_dit").optim.to_dict()
-    optim |= {"lr_factors": (("router_", 10.0),), "no_decay": "router_", "weight_decay": 1.0}
-    optim |= {"clip_norm": 0.1, "clip_after": 1}
-    optimizer = make_optimizer(optim)
+    config = load("fsvideo_dit")
+    config.optim.update({"lr_factors": (("router_", 10.0),), "no_decay": "router_"})
+    config.optim.update({"weight_decay": 1.0, "clip_norm": 0.1, "clip_after": 1})
+    optimizer = make_optimizer(config)
     params = {"router_2": {"kernel": jnp.ones((2, 2))}, "blocks": {"kernel": jnp.ones((2, 2))}}
     state = optimizer.init(params)
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -159,4 +159,5 @@ def test_rates_decay_and_clipping_by_path_and_time():
     # The second gradient is clipped from a norm of 2.8 to 0.1, and so hardly adds to the mean.
     assert moments[1] < 1.1 * moments[0]
     with pytest.raises(VidlatentError, match="factors 'roter_' matches no parameter"):
-        make_optimizer({**optim, "lr_factors": (("roter_", 2.0),)}).update(zeros, state, params)
+        config.optim.lr_factors = (("roter_", 2.0),)
+        make_optimizer(config).update(zeros, state, params)

@@ -8,7 +8,7 @@ import pytest
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import model_of
-from vidlatent.train.patches import make_view
+from vidlatent.train.patches import make_reconstruct
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +30,12 @@ def setting():
 def test_a_patch_is_a_window_of_the_whole(setting):
     config, model, params, video = setting
     whole = model.apply({"params": params}, video)[0]
-    view = jax.jit(lambda params, key: make_view(config, model)(params, video, {}, key))
+    reconstruct = jax.jit(
+        lambda params, key: make_reconstruct(config, model)(params, video, {}, key)
+    )
     places = set()
     for seed in range(4):
-        (patch, posterior), target = view(params, jax.random.key(seed))
+        (patch, posterior), target = reconstruct(params, jax.random.key(seed))
         assert patch.shape == target.shape and posterior.mean.shape[2:4] == (16, 12)
         rows, columns = target.shape[2:4]
         found = [
@@ -53,12 +55,14 @@ def test_a_patch_may_hold_the_first_frames_alone(setting):
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.train.patch_latents = 1
-    shapes = jax.eval_shape(lambda: make_view(config, model)(params, video, {}, jax.random.key(0)))
+    shapes = jax.eval_shape(
+        lambda: make_reconstruct(config, model)(params, video, {}, jax.random.key(0))
+    )
     (patch, posterior), target = shapes
     assert posterior.mean.shape[1] == 2 and patch.shape == target.shape and patch.shape[1] == 1
 
     def shown(key):
-        return make_view(config, model)(params, video, {}, key)
+        return make_reconstruct(config, model)(params, video, {}, key)
 
     (patch, _), target = jax.jit(shown)(jax.random.key(3))
     whole = model.apply({"params": params}, video)[0][:, :1]
@@ -75,10 +79,10 @@ def test_gradients_reach_the_encoder_only_if_they_shall(setting):
     def encoder_gradient(flag):
         with config.unlocked():
             config.train.patch_encoder = flag
-        view = make_view(config, model)
+        reconstruct = make_reconstruct(config, model)
 
         def loss(params):
-            (patch, _), target = view(params, video, {}, jax.random.key(0))
+            (patch, _), target = reconstruct(params, video, {}, jax.random.key(0))
             return jnp.square(patch - target).mean()
 
         grads = jax.jit(jax.grad(loss))(params)
@@ -94,19 +98,19 @@ def test_small_frames_are_decoded_whole(setting):
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.train.patch_above = 32 * 24
-    shape = jax.eval_shape(lambda: make_view(config, model)(params, video, {}, jax.random.key(0)))[
-        1
-    ].shape
+    shape = jax.eval_shape(
+        lambda: make_reconstruct(config, model)(params, video, {}, jax.random.key(0))
+    )[1].shape
     assert shape == video.shape
 
 
 def test_other_tokenizers_refuse_patches():
     config = load("ivvae", {"train.patch_cells": "8"})
     with pytest.raises(VidlatentError, match="patch_cells is 8, but only fsae and dcae"):
-        make_view(config, model_of(config))
+        make_reconstruct(config, model_of(config))
 
 
 def test_features_of_a_patch_are_not_compared_with_the_whole_latent():
     config = load("fsae:paper,stage=vf", {"train.patch_cells": "8"})
     with pytest.raises(VidlatentError, match="config.loss.vf"):
-        make_view(config, model_of(config))
+        make_reconstruct(config, model_of(config))

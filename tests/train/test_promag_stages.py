@@ -6,8 +6,8 @@ import numpy as np
 
 from vidlatent import config as configs
 from vidlatent.models.tokenizers import build
-from vidlatent.train.freeze import frozen_paths
-from vidlatent.train.tasks.tokenizer import make_step
+from vidlatent.train.freeze import mark_frozen
+from vidlatent.train.tasks.tokenizer import TokenizerTask
 from vidlatent.weights.tables import initialize_from
 
 
@@ -25,7 +25,7 @@ def leaves(tree):
 
 def test_a_stage_trains_its_own_parts_only():
     config = tiny("grow=2")
-    step = make_step(config, build(config.model.to_dict()))
+    step = TokenizerTask(config, build(config.model.to_dict()))
     quick = {"xla_backend_optimization_level": 0}
     state = jax.jit(step.init, compiler_options=quick)(jax.random.key(1))
     earlier = {name: part for name, part in state["params"].items() if name != "grow2"}
@@ -39,7 +39,7 @@ def test_a_stage_trains_its_own_parts_only():
         state, metrics = train_step(state, batch, {})
     assert np.isfinite(metrics["loss"]) and metrics["bad_steps"] == 0
     after, first = leaves(state["params"]), leaves(start)
-    frozen = leaves(frozen_paths(start, config.optim.freeze))
+    frozen = leaves(mark_frozen(start, config.optim.freeze))
     for path, stays in frozen.items():
         same = np.array_equal(after[path], first[path])
         assert same == stays, path

@@ -12,13 +12,15 @@ from tests.helpers.recipes import DEMOS, PAPER, drawn, small
 from tests.helpers.tiny_tokenizers import QUICK
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
+from vidlatent.models.frozen import load_frozen
 from vidlatent.models.load import model_of
 from vidlatent.models.pretrained import network_shapes
 from vidlatent.models.pretrained.load import load_network
-from vidlatent.parallel.sharding import path_name
-from vidlatent.train.freeze import frozen_paths
-from vidlatent.train.loss_terms import Objective
-from vidlatent.train.tasks.tokenizer import make_step
+from vidlatent.parallel.mesh import local_mesh
+from vidlatent.parallel.paths import path_name
+from vidlatent.train.freeze import mark_frozen
+from vidlatent.train.loss_terms import LossTerms
+from vidlatent.train.tasks.tokenizer import TokenizerTask
 
 COMPILER = {**QUICK, "xla_cpu_parallel_codegen_split_count": 1}
 # Programs of published size; those of other variants differ in a layer or a number.
@@ -75,10 +77,10 @@ STEPPED = [
 def test_a_recipe_says_what_it_needs(stage):
     config = load(stage)
     assert config.recipe
-    objective = Objective(config.loss.to_dict())
+    objective = LossTerms(config.loss.to_dict())
     assert set(objective.networks) >= {"lpips_vgg"}
     with pytest.raises(VidlatentError, match="config.networks.lpips_vgg is empty.*convert|from"):
-        make_step(config, model_of(config)).load_networks()
+        load_frozen(TokenizerTask(config, model_of(config)).frozen, local_mesh([1]))
 
 
 @pytest.mark.parametrize("stage", PAPER)
@@ -125,9 +127,9 @@ def test_the_largest_bucket_is_decoded_by_patches():
 @pytest.mark.parametrize(("stage", "bucket"), BUCKETS)
 def test_the_step_of_every_stage_can_be_traced(stage, bucket):
     config = load(stage)
-    step = make_step(config, model_of(config))
+    step = TokenizerTask(config, model_of(config))
     state = jax.eval_shape(step.init, jax.random.key(0))
-    names = Objective(config.loss.to_dict()).networks
+    names = LossTerms(config.loss.to_dict()).networks
     networks = {name: network_shapes(name) for name in names}
     frames, height, width = chosen(config.data.buckets, bucket)
     batch = {
@@ -151,8 +153,8 @@ def network(name):
 def test_two_batches_of_every_stage(stage):
     """One of videos and one of images where a recipe has both; all that is trained moves."""
     config, (frames, height, width) = small(stage)
-    step = make_step(config, model_of(config))
-    networks = {name: network(name) for name in Objective(config.loss.to_dict()).networks}
+    step = TokenizerTask(config, model_of(config))
+    networks = {name: network(name) for name in LossTerms(config.loss.to_dict()).networks}
     lengths = {bucket[0] for bucket in config.data.buckets}
     first = (frames, height, width) if max(lengths) > 1 else (1, height, width)
     second = (1, height, 24) if min(lengths) == 1 < max(lengths) else first
@@ -176,7 +178,7 @@ def test_two_batches_of_every_stage(stage):
         both = zip(*pairs, strict=True)
         return {path_name(path) for (path, a), (_, b) in both if np.array_equal(a, b)}
 
-    stays = jax.tree_util.tree_leaves_with_path(frozen_paths(begin["params"], config.optim.freeze))
+    stays = jax.tree_util.tree_leaves_with_path(mark_frozen(begin["params"], config.optim.freeze))
     frozen = {path_name(path) for path, stay in stays if stay}
     assert bool(frozen) == bool(config.optim.freeze)
     names = {path_name(path) for path, _ in stays}

@@ -14,7 +14,8 @@ from vidlatent.checkpoint.manager import Checkpointer
 from vidlatent.errors import VidlatentError
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.train.hooks import Save
-from vidlatent.train.state import new_player, new_state
+from vidlatent.train.state import init_player, init_state
+from vidlatent.train.tasks.tokenizer import TokenizerTask
 
 
 @pytest.fixture
@@ -26,11 +27,11 @@ def run(tmp_path):
 
     def init():
         params = {"conv": {"kernel": jnp.ones((8, 3)), "scale": jnp.ones(4, jnp.bfloat16)}}
-        discriminator = new_player(
+        discriminator = init_player(
             {"kernel": jnp.ones(8)}, optimizer, stats={"level": jnp.zeros(())}
         )
-        helpers = new_player({"scale": jnp.ones(())}, optimizer)
-        return new_state(params, optimizer, discriminator=discriminator, helpers=helpers)
+        helpers = init_player({"scale": jnp.ones(())}, optimizer)
+        return init_state(params, optimizer, discriminator=discriminator, helpers=helpers)
 
     places = jax.tree.map(
         lambda leaf: spread if leaf.ndim else NamedSharding(mesh, PartitionSpec()),
@@ -60,7 +61,7 @@ def poisoned(leaf, value):
 
 
 def test_weights_that_are_not_finite_are_not_saved(run):
-    save = Save()
+    save = Save(TokenizerTask.players)
     save(run)
     run.step, sound = 4, run.state["params"]["conv"]
     for name, value in (("kernel", jnp.nan), ("scale", jnp.inf)):
@@ -92,11 +93,14 @@ def test_the_first_save_says_that_the_run_begins_anew(run):
     conv = conv | {"kernel": poisoned(conv["kernel"], jnp.nan)}
     run.state = run.state | {"params": {"conv": conv}}
     with pytest.raises(VidlatentError, match="the same command then begins anew"):
-        Save()(run)
+        Save(TokenizerTask.players)(run)
 
 
 def test_while_steps_fail_only_what_is_asked_for_is_saved(run):
-    save, streak = Save(), jax.device_put(jnp.int32(3), run.state["step"].sharding)
+    save, streak = (
+        Save(TokenizerTask.players),
+        jax.device_put(jnp.int32(3), run.state["step"].sharding),
+    )
     run.state = run.state | {"extra": run.state["extra"] | {"bad_streak": streak}}
     save(run)
     assert run.checkpointer.all_steps() == []

@@ -13,7 +13,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.models.load import abstract_params, model_of, open_checkpoints
 from vidlatent.train.init_from import check_init_from
 from vidlatent.train.loop import INTERRUPTED
-from vidlatent.train.tasks.tokenizer import make_step
+from vidlatent.train.tasks.tokenizer import TokenizerTask
 from vidlatent.weights.tables import initialize_from
 
 
@@ -135,7 +135,7 @@ def test_a_first_video_model_is_inflated_of_its_own_image_model():
 
 def saved(workdir, step):
     config = configs.read(workdir)
-    abstract = jax.eval_shape(make_step(config, model_of(config)).init, jax.random.key(0))
+    abstract = jax.eval_shape(TokenizerTask(config, model_of(config)).init, jax.random.key(0))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), abstract

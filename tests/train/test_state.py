@@ -8,12 +8,12 @@ import pytest
 
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
-from vidlatent.train.optim import learning_rate, make_optimizer
-from vidlatent.train.state import apply_gradients, new_state, random_key
+from vidlatent.train.optim import make_learning_rate, make_optimizer
+from vidlatent.train.state import apply_gradients, init_state, random_key
 
 
 @pytest.fixture
-def optim():
+def config():
     return load(
         "fsae",
         {
@@ -23,43 +23,44 @@ def optim():
             "optim.clip_norm": "1.0",
             "optim.ema_decay": "0.9",
         },
-    ).optim.to_dict()
+    )
 
 
-def test_schedule(optim):
-    rate = learning_rate(optim, 20)
+def test_schedule(config):
+    rate = make_learning_rate(config, 20)
     assert [float(rate(step)) for step in range(4)] == pytest.approx([0.025, 0.05, 0.075, 0.1])
     assert float(rate(12)) == pytest.approx(0.05)  # half-way down the cosine
     assert float(rate(20)) == pytest.approx(0.0, abs=1e-8)
-    linear = learning_rate({**optim, "schedule": "linear", "final_lr_share": 0.5}, 20)
-    assert float(linear(20)) == pytest.approx(0.05)
+    config.optim.update({"schedule": "linear", "final_lr_share": 0.5})
+    assert float(make_learning_rate(config, 20)(20)) == pytest.approx(0.05)
+    config.optim.schedule = "cosin"
     with pytest.raises(VidlatentError, match="did you mean 'cosine'"):
-        learning_rate({**optim, "schedule": "cosin"}, 20)
+        make_learning_rate(config, 20)
 
 
 def params():
     return {"layer": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
 
 
-def test_weight_decay_is_on_kernels_only(optim):
-    optimizer = make_optimizer(optim)
+def test_weight_decay_is_on_kernels_only(config):
+    optimizer = make_optimizer(config)
     zeros = jax.tree.map(jnp.zeros_like, params())
     updates, _ = optimizer.update(zeros, optimizer.init(params()), params())
     np.testing.assert_allclose(updates["layer"]["kernel"], 0.5)
     np.testing.assert_allclose(updates["layer"]["bias"], 0.0)
 
 
-def test_matches_optax_adamw(optim):
+def test_matches_optax_adamw(config):
     """The learning rate outside the chain gives what optax.adamw gives inside."""
-    rate = learning_rate(optim, 20)
-    optimizer = make_optimizer(optim)
-    state = new_state(params(), optimizer)
+    rate = make_learning_rate(config, 20)
+    optimizer = make_optimizer(config)
+    state = init_state(params(), optimizer)
     reference = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(
             rate,
-            b1=optim["b1"],
-            b2=optim["b2"],
+            b1=config.optim.b1,
+            b2=config.optim.b2,
             weight_decay=0.5,
             mask={"layer": {"kernel": True, "bias": False}},
         ),
@@ -80,9 +81,9 @@ def test_matches_optax_adamw(optim):
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_non_finite_step_changes_nothing_but_counters(optim, where):
-    optimizer = make_optimizer(optim)
-    rate = learning_rate(optim, 20)
+def test_non_finite_step_changes_nothing_but_counters(config, where):
+    optimizer = make_optimizer(config)
+    rate = make_learning_rate(config, 20)
     update = jax.jit(
         lambda s, g, loss: apply_gradients(
             s, g, loss, optimizer=optimizer, rate=rate, ema_decay=0.9
@@ -91,7 +92,7 @@ def test_non_finite_step_changes_nothing_but_counters(optim, where):
     good = jax.tree.map(jnp.ones_like, params())
     bad = jax.tree.map(lambda g: g.at[0].set(jnp.nan), good) if where == "gradient" else good
     loss = jnp.float32(jnp.inf if where == "loss" else 1.0)
-    before, _ = update(new_state(params(), optimizer), good, jnp.float32(1))
+    before, _ = update(init_state(params(), optimizer), good, jnp.float32(1))
     after, report = update(before, bad, loss)
     for item in ("params", "opt", "ema"):
         jax.tree.map(np.testing.assert_array_equal, after[item], before[item])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from vidlatent.errors import VidlatentError
 
 __all__ = [
     "compare_structure",
+    "find_players",
     "merge",
     "name_on_disk",
     "nested",
@@ -21,10 +22,19 @@ __all__ = [
     "with_todays_names",
 ]
 
-_ITEMS = ("params", "opt", "ema", "discriminator")
+_MODEL = ("params", "opt", "ema")
 _REST = "extra"
 # Item -> its name in checkpoints of older versions.
 _FORMER_NAMES = {"discriminator": "critic"}
+
+
+def find_players(state: Mapping[str, Any]) -> list[str]:
+    """Names of the parts of a state that are trained beside the model: they have ``params``."""
+    return [
+        name
+        for name, part in state.items()
+        if name not in _MODEL and isinstance(part, Mapping) and "params" in part
+    ]
 
 
 def nested(tree: Any) -> dict[str, Any]:
@@ -39,19 +49,32 @@ def nested(tree: Any) -> dict[str, Any]:
     return nested
 
 
-def split(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Items of a state, without those that hold no array."""
-    items = {name: state[name] for name in _ITEMS if name in state}
-    items[_REST] = {name: value for name, value in state.items() if name not in _ITEMS}
+def split(state: Mapping[str, Any], saved: Collection[str] = ()) -> dict[str, Any]:
+    """A state as the items of a checkpoint, without those that hold no array.
+
+    Parameters, optimizer, EMA and each player are an item; ``extra`` holds everything else.
+
+    Args:
+      state: dict of pytrees.
+      saved: paths of the arrays of a step, to be split as that step was: older versions kept the
+        loss helpers, a player without an item of its own, in ``extra``.
+    """
+    items, rest = {}, {}
+    players = find_players(state)
+    for name, tree in state.items():
+        inside = any(path.startswith(f"{_REST}/{name}/") for path in saved)
+        if name in _MODEL or (name in players and not inside):
+            items[name] = tree
+        else:
+            rest[name] = tree
+    items[_REST] = rest
     return {name: tree for name, tree in items.items() if jax.tree_util.tree_leaves(tree)}
 
 
 def merge(abstract: Mapping[str, Any], items: Mapping[str, Any]) -> dict[str, Any]:
     """The state again from its items; parts that hold no array come from ``abstract``."""
-    rest = items.get(_REST, {})
-    parts = {name: items.get(name, abstract[name]) for name in abstract if name in _ITEMS}
-    parts |= {name: rest.get(name, abstract[name]) for name in abstract if name not in _ITEMS}
-    return {name: parts[name] for name in abstract}
+    parts = {**items.get(_REST, {}), **{k: v for k, v in items.items() if k != _REST}}
+    return {name: parts.get(name, abstract[name]) for name in abstract}
 
 
 def with_todays_names(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """Checkpoints that are checked: one Orbax step folder per save, read back only if it is sound.
 
-A step folder holds the items ``params``, ``opt``, ``ema``, where there is one ``discriminator``,
-and ``extra`` (everything else in the state), the item ``meta`` (JSON: step, iterator, latent spec,
-config hash, metrics, versions) and the item ``digests`` (see ``checkpoint.digests``). Orbax
-writes it under a temporary name and renames it when it is complete, so a killed process leaves no
-half step behind. On restore the arrays are compared with their digests; a damaged step is passed
-over, with the reason in the log, for the newest sound one before it. Reading never changes the
-folder: only the first save after such a fall-back moves the damaged steps aside
-(``<step>.damaged``).
+A step folder holds the items ``params``, ``opt``, ``ema``, one for each part that is trained beside
+the model (such as ``discriminator``) and ``extra`` (everything else in the state), the item
+``meta`` (JSON: step, iterator, latent spec, config hash, metrics, versions) and the item
+``digests`` (see ``checkpoint.digests``). Orbax writes it under a temporary name and renames it when
+it is complete, so a killed process leaves no half step behind. On restore the arrays are compared
+with their digests; a damaged step is passed over, with the reason in the log, for the newest sound
+one before it. Reading never changes the folder: only the first save after such a fall-back moves
+the damaged steps aside (``<step>.damaged``).
 """
 
 from __future__ import annotations
@@ -428,7 +428,7 @@ class Checkpointer:
 
         def read(number: int) -> Restored:
             manifest, meta = self._open(number)
-            wanted = trees.split(abstract_state)
+            wanted = trees.split(abstract_state, manifest.arrays)
             where = os.fspath(self.directory / str(number))
             flat = digests.leaf_paths(wanted)
             trees.compare_structure(where, flat, manifest.arrays, dtypes=True)
@@ -448,19 +448,21 @@ class Checkpointer:
         Args:
           abstract_params: the parameters' structure, as for ``restore``.
           step: read this step and no other (None: the newest sound one).
-          which: 'ema' (the trained parameters if the run kept no average), 'params', or
-            'discriminator'
-            (the whole of that part of the state).
+          which: 'ema' (the trained parameters if the run kept no average), 'params', or the name of
+            a part that was trained beside the model, such as 'discriminator' (all of that part).
 
         Raises:
           VidlatentError: as ``restore``, and when there is no step at all.
         """
-        if which not in ("ema", "params", "discriminator"):
-            raise VidlatentError(f"There are no {which!r} parameters: use 'ema' or 'params'.")
 
         def read(number: int) -> Restored:
             manifest, meta = self._open(number)
             item = which
+            if which not in ("ema", "params") and not manifest.item(item):
+                raise VidlatentError(
+                    f"There are no {which!r} parameters in step {number} of {self.directory}: use "
+                    "'ema' or 'params'."
+                )
             if item == "ema" and not manifest.item(item):
                 logging.warning("Step %d has no averaged parameters: using the plain ones.", number)
                 item = "params"

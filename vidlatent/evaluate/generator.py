@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 
 from vidlatent.data.loaders import Loaders
 from vidlatent.errors import VidlatentError
-from vidlatent.evaluate.generator_loss import compile_loss_step, evaluate_loss, loss_step
+from vidlatent.evaluate.generator_loss import compile_loss_step, evaluate_loss, make_loss_step
 from vidlatent.evaluate.generator_report import write_generator_report
 from vidlatent.evaluate.layer_memory import check_memory, layer_memory
 from vidlatent.latents.inputs import Inputs
 from vidlatent.latents.space import Latents, generator_of, latents_of, restored_generator
+from vidlatent.models.frozen import load_frozen
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main
 from vidlatent.sample.grid import SampleGrid
@@ -41,18 +42,18 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
         check_memory(model)
     inputs = Inputs(config, model, known)
     mesh = mesh_for_batches(config.mesh, config.data.buckets)
-    networks = inputs.load_networks()
     with jax.set_mesh(mesh):
+        frozen = load_frozen(inputs.frozen, mesh)
         restored = restored_generator(config, workdir, model, mesh, step)
         measure = compile_loss_step(
-            loss_step(config, model, inputs), inputs.arrays, networks, mesh, restored.state
+            make_loss_step(config, model, inputs), inputs.arrays, frozen, mesh, restored.state
         )
         with Loaders(config, known.spec, workdir).validation() as loader:
             result = evaluate_loss(measure, restored.state, loader)
-            sheet = SampleGrid(config, networks, mesh)(restored.state, loader)
+            sheet = SampleGrid(config, frozen, mesh)(restored.state, loader)
             memory = None
             if config.eval.layer_memory:
-                given = inputs, model, networks, mesh, restored.state
+                given = inputs, model, frozen, mesh, restored.state
                 memory = layer_memory(config, *given, next(iter(loader)))
     if is_main():
         folder = Path(output) if output else workdir / "eval" / f"step_{restored.step}"

@@ -22,7 +22,7 @@ from vidlatent.data.loader import Loader
 from vidlatent.diffusion import Diffusion, Flow, make_schedule
 from vidlatent.diffusion.objective import add_noise, fixed_levels, sample_loss
 from vidlatent.errors import VidlatentError
-from vidlatent.latents.inputs import Inputs, absent
+from vidlatent.latents.inputs import Inputs, missing_condition_masks
 from vidlatent.parallel.multihost import to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
 
@@ -30,14 +30,14 @@ __all__ = [
     "GeneratorScores",
     "compile_loss_step",
     "evaluate_loss",
-    "loss_step",
-    "schedule_for",
+    "make_loss_step",
+    "make_noise_schedule",
 ]
 
 _NOISE = 20_240  # seed of the evaluation's noise, the same in every run
 
 
-def schedule_for(config: ConfigDict, model: Any, grid: tuple[int, ...]) -> Flow | Diffusion:
+def make_noise_schedule(config: ConfigDict, model: Any, grid: tuple[int, ...]) -> Flow | Diffusion:
     """The schedule of ``config.diffusion`` for latents of ``grid`` (frames, rows, columns)."""
     schedule = make_schedule(config.diffusion.schedule.to_dict())
     if isinstance(schedule, Flow):
@@ -45,18 +45,18 @@ def schedule_for(config: ConfigDict, model: Any, grid: tuple[int, ...]) -> Flow 
     return schedule
 
 
-def loss_step(
+def make_loss_step(
     config: ConfigDict, model: Any, inputs: Inputs
 ) -> Callable[[Any, Any, Any], dict[str, jax.Array]]:
-    """``(params, networks, batch) -> {'loss': [B, levels]}``, with all conditions."""
+    """``(params, frozen, batch) -> {'loss': [B, levels]}``, with all conditions."""
     diffusion = config.diffusion
 
-    def step(params, networks, batch):
-        x0, conditions = inputs(batch, networks, jax.random.key(_NOISE))
-        schedule = schedule_for(config, model, x0.shape[1:4])
+    def step(params, frozen, batch):
+        x0, conditions = inputs(batch, frozen, jax.random.key(_NOISE))
+        schedule = make_noise_schedule(config, model, x0.shape[1:4])
         levels = fixed_levels(schedule, diffusion.eval_levels)
         keys = _clip_keys(batch)
-        missing = absent(conditions, model.reads, x0.shape[1])
+        missing = missing_condition_masks(conditions, model.reads, x0.shape[1])
 
         def at(number):
             noise = jax.vmap(
@@ -88,29 +88,30 @@ def _clip_keys(batch: Any) -> jax.Array:
 
 
 def compile_loss_step(
-    step: Callable, arrays: Sequence[str], networks: Any, mesh: Mesh, params: Any
+    step: Callable, arrays: Sequence[str], frozen: Any, mesh: Mesh, params: Any
 ) -> Callable[[Any, Any], dict[str, np.ndarray]]:
-    """Jit a ``loss_step``: ``(params, host batch) -> measurements`` of all processes' rows.
+    """Jit a loss step: ``(params, host batch) -> measurements`` of all processes' rows.
 
     Args:
-      step: from ``loss_step``.
-      arrays: of a batch that it needs, ``Inputs.arrays``.
-      networks: frozen ones on the host, ``Inputs.load_networks()``.
+      step: from ``make_loss_step``.
+      arrays: names of the arrays of a batch that it needs, ``Inputs.arrays``.
+      frozen: parameters of ``Inputs.frozen`` on the devices (``models.frozen.load_frozen``).
+      mesh: of the run.
+      params: the generator's, on the devices.
     """
-    placed = jax.tree.map(lambda leaf: leaf.sharding, params)
+    places = jax.tree.map(lambda leaf: leaf.sharding, (params, frozen))
     rows, whole = batch_sharding(mesh), replicated(mesh)
-    networks = to_global(networks, whole)
     names = (*arrays, "clip", "start")
 
-    def measured(params, networks, batch):
+    def measure(params, frozen, batch):
         tags = {name: batch[name] for name in ("mask", "clip", "start")}
-        return {**step(params, networks, batch), **tags}
+        return {**step(params, frozen, batch), **tags}
 
-    jitted = jax.jit(measured, in_shardings=(placed, whole, rows), out_shardings=whole)
+    jitted = jax.jit(measure, in_shardings=(*places, rows), out_shardings=whole)
 
     def run(params, batch):
         arrays = {name: batch[name] for name in names if name in batch}
-        return jax.device_get(jitted(params, networks, to_global(arrays, rows)))
+        return jax.device_get(jitted(params, frozen, to_global(arrays, rows)))
 
     return run
 

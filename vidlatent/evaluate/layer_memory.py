@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from vidlatent.diffusion.objective import draw, fixed_levels
 from vidlatent.errors import VidlatentError
-from vidlatent.evaluate.generator_loss import schedule_for
-from vidlatent.latents.inputs import Inputs, absent
+from vidlatent.evaluate.generator_loss import make_noise_schedule
+from vidlatent.latents.inputs import Inputs, missing_condition_masks
 from vidlatent.media.sheets import weight_map
 from vidlatent.parallel.multihost import to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
@@ -58,7 +58,7 @@ def layer_memory(
     config: ConfigDict,
     inputs: Inputs,
     model: Any,
-    networks: Any,
+    frozen: Any,
     mesh: Mesh,
     params: Any,
     batch: Mapping[str, Any],
@@ -67,22 +67,22 @@ def layer_memory(
 
     Args:
       config: of the run.
-      inputs, model, networks, params: the generator and what it is given.
+      inputs, model, frozen, params: the generator and what it computes with, on the devices.
       mesh: of the run.
 
     Raises:
       VidlatentError: the generator has no layer memory.
     """
     check_memory(model)
-    placed = jax.tree.map(lambda leaf: leaf.sharding, params)
+    places = jax.tree.map(lambda leaf: leaf.sharding, (params, frozen))
     rows, whole = batch_sharding(mesh), replicated(mesh)
 
-    def look(params, networks, batch):
-        x0, conditions = inputs(batch, networks, jax.random.key(_NOISE))
-        schedule = schedule_for(config, model, x0.shape[1:4])
+    def look(params, frozen, batch):
+        x0, conditions = inputs(batch, frozen, jax.random.key(_NOISE))
+        schedule = make_noise_schedule(config, model, x0.shape[1:4])
         level = jnp.full(x0.shape[:1], fixed_levels(schedule, 1)[0])
         drawn = draw(schedule, jax.random.key(_NOISE), x0, level)
-        missing = absent(conditions, model.reads, x0.shape[1])
+        missing = missing_condition_masks(conditions, model.reads, x0.shape[1])
         return model.apply(
             {"params": params},
             *(drawn.x, drawn.time, conditions, missing, batch["mask"]),
@@ -90,8 +90,8 @@ def layer_memory(
         )
 
     arrays = {name: batch[name] for name in inputs.arrays if name in batch}
-    run = jax.jit(look, in_shardings=(placed, whole, rows), out_shardings=whole)
-    found = run(params, to_global(networks, whole), to_global(arrays, rows))
+    run = jax.jit(look, in_shardings=(*places, rows), out_shardings=whole)
+    found = run(params, frozen, to_global(arrays, rows))
     largest, mean = (
         [row[: layer + 1].tolist() for layer, row in enumerate(np.asarray(weights, np.float64))]
         for weights in found

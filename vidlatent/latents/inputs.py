@@ -1,4 +1,4 @@
-"""What a generator's step is given: latents and conditions, made of a batch of the loader."""
+"""What a generator's step works on: latents and conditions, made from a batch of the loader."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from vidlatent.data.latent_set import NULL_TEXT
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels
 from vidlatent.latents.space import Latents, tokenizer_config
-from vidlatent.models.load import abstract_params, model_of
+from vidlatent.models.frozen import FrozenNetwork, hold_in
+from vidlatent.models.load import abstract_params, model_of, smallest_video
 from vidlatent.models.tokenizers.chunks import encode_chunks
+from vidlatent.parallel.multihost import place_as
 from vidlatent.parallel.sharding import constrain
 from vidlatent.registry import did_you_mean
 from vidlatent.weights.files import load_params
@@ -25,7 +27,7 @@ __all__ = [
     "CONTENTS",
     "NULL_TEXTS",
     "Inputs",
-    "absent",
+    "missing_condition_masks",
     "content_latent",
     "null_text_of",
     "pooled_side",
@@ -46,15 +48,16 @@ _VIDEO_AXES = ("batch", "time", "height", "width", "channel")
 
 
 class Inputs:
-    """``(batch, networks, key) -> (standardised latent [B, t, h, w, c], conditions)``.
+    """``(batch, frozen, key) -> (standardised latent [B, t, h, w, c], conditions)``.
 
     Args:
       config: of the run.
       model: the generator, whose ``reads`` are the names of its conditions.
-      latents: what is known of the latents.
+      latents: facts about the latents.
 
     Attributes:
-      arrays: those of a batch that are needed, the latents or videos first.
+      reads: names of the conditions.
+      arrays: names of the arrays of a batch that are needed, the latents or videos first.
     """
 
     def __init__(self, config: ConfigDict, model: Any, latents: Latents):
@@ -77,21 +80,37 @@ class Inputs:
             return () if self._from_videos else ("content",)
         return _ARRAYS[name]
 
-    def load_networks(self) -> dict[str, Any]:
-        """The frozen tokenizer's parameters, where videos are encoded in the step; the null text.
+    @property
+    def frozen(self) -> dict[str, FrozenNetwork]:
+        """The frozen tokenizer, where videos are encoded in the step; the null text, if stored.
 
         Raises:
           VidlatentError: the data set has no states of the empty text.
         """
         if self._tokenizer is None:
-            return {"null_text": self._stored_null_text()} if self._null_text else {}
-        own, step = tokenizer_config(self._config), self._config.tokenizer.step
-        shapes = abstract_params(self._tokenizer)
-        path = self._config.tokenizer.path
-        params = load_params(path, shapes, family=own.model.name, step=None if step < 0 else step)
-        return {"tokenizer": params}
+            return {"null_text": self._describe_null_text()} if self._null_text else {}
+        model = self._tokenizer
+        video = jnp.zeros(smallest_video(model.latent_spec), jnp.float32)
 
-    def _stored_null_text(self) -> dict[str, np.ndarray]:
+        def encode(params):
+            return model.apply({"params": params}, video, method="encode")[0].mode()
+
+        held = hold_in(model.dtype, abstract_params(model), encode)
+        return {"tokenizer": FrozenNetwork(held, self._load)}
+
+    def _load(self, abstract: Any) -> Any:
+        path, step = self._config.tokenizer.path, self._config.tokenizer.step
+        family = tokenizer_config(self._config).model.name
+        return load_params(path, abstract, family=family, step=None if step < 0 else step)
+
+    def _describe_null_text(self) -> FrozenNetwork:
+        states = self._read_null_text()
+        return FrozenNetwork(
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), states),
+            lambda abstract: place_as(states, abstract),
+        )
+
+    def _read_null_text(self) -> dict[str, np.ndarray]:
         file = Path(self._config.data.path, NULL_TEXT)
         if not file.is_file():
             raise VidlatentError(
@@ -101,7 +120,7 @@ class Inputs:
         return text_states(np.load(file)[: self._text_length])
 
     def __call__(
-        self, batch: Mapping[str, jax.Array], networks: Mapping[str, Any], key: jax.Array
+        self, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any], key: jax.Array
     ) -> tuple[jax.Array, dict[str, Any]]:
         missing = [name for name in self.arrays if name not in batch]
         if missing:
@@ -111,13 +130,13 @@ class Inputs:
                 "reads less."
             )
         if self._from_videos:
-            latent = self._encoded(batch["video"], networks["tokenizer"], key)
+            latent = self._encoded(batch["video"], frozen["tokenizer"], key)
         else:
             latent = batch["latent"]
         latent = self._latents.standardised(latent)
         conditions = {name: self._condition(name, batch, latent) for name in self.reads}
-        if "null_text" in networks:
-            conditions["null_text"] = networks["null_text"]
+        if "null_text" in frozen:
+            conditions["null_text"] = frozen["null_text"]
         return latent, conditions
 
     def _encoded(self, video: jax.Array, params: Any, key: jax.Array) -> jax.Array:
@@ -156,17 +175,18 @@ class Inputs:
         )
 
 
-def absent(
+def missing_condition_masks(
     conditions: Mapping[str, Any], reads: Sequence[str] = (), frames: int = 0
 ) -> dict[str, jax.Array]:
-    """Samples ``[B]`` that do without a condition although their batch has it.
+    """Which samples lack a condition that others in their batch have: name -> bool ``[B]``.
 
-    Those without a label, those whose text is empty, and pictures without what would give them
-    away: their only frame, and the semantic tokens that were made of it.
+    A label below 0 and a text of length 0 stand for none. In training on single frames, the first
+    frame and the semantic tokens made of it count as missing too: they would show the generator
+    the very frame that it has to make.
 
     Args:
-      conditions: by name, ``[B, ...]`` each.
-      reads, frames: of the generator, and latent frames, in training; so that pictures are told.
+      conditions: by name, ``[B, ...]`` each, or None for none in the whole batch.
+      reads, frames: names of the generator's conditions and number of latent frames, in training.
     """
     given = {name: value for name, value in conditions.items() if value is not None}
     found = {}

@@ -21,7 +21,7 @@ from vidlatent.models.generators import build_generator
 from vidlatent.models.generators.fp8_weights import cast_to_fp8, is_large
 from vidlatent.models.load import compute_dtype, model_of, restored_onto, spec_in_chunks
 from vidlatent.parallel.multihost import is_main
-from vidlatent.parallel.sharding import path_name
+from vidlatent.parallel.paths import path_name
 from vidlatent.spec import LatentSpec
 from vidlatent.weights.files import is_workdir
 
@@ -81,11 +81,11 @@ class Latents:
         mean, std = (np.asarray(x, np.float32) for x in (self.mean, self.std))
         return np.asarray(latent, np.float32) * std + mean
 
-    def settle(self, workdir: Path, step: int) -> None:
-        """Keep in a workdir, whose run stands at ``step``.
+    def write_or_check(self, workdir: Path, step: int) -> None:
+        """Write into a workdir whose run is at ``step``, after a look at what a former start wrote.
 
         Raises:
-          VidlatentError: the run has learned from latents that were standardised otherwise.
+          VidlatentError: the run has learned from latents of other means or standard deviations.
         """
         if step and (workdir / FILE).is_file():
             before = Latents.load(workdir)

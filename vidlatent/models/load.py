@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from vidlatent.checkpoint.manager import Checkpointer
 from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers import build
-from vidlatent.parallel.sharding import shardings
+from vidlatent.parallel.sharding import shardings, with_shardings
 from vidlatent.registry import did_you_mean
 from vidlatent.spec import LatentSpec
 
@@ -94,10 +94,6 @@ def restored_params(config: ConfigDict, workdir: Path, model: Any, mesh: Mesh, s
 
 def restored_onto(config: ConfigDict, workdir: Path, abstract: Any, mesh: Mesh, step: int) -> Any:
     """As ``restored_params``, for parameters of any model by their ShapeDtypeStructs."""
-    target = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        abstract,
-        shardings(abstract, mesh),
-    )
+    target = with_shardings(abstract, shardings(abstract, mesh))
     with contextlib.closing(open_checkpoints(config, workdir)) as checkpointer:
         return checkpointer.restore_params(target, step=None if step < 0 else step)

@@ -11,7 +11,7 @@ from jax.sharding import Sharding
 
 from vidlatent.errors import VidlatentError
 
-__all__ = ["initialize", "is_main", "local_rows", "to_global"]
+__all__ = ["initialize", "is_main", "local_rows", "place_as", "to_global"]
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -43,6 +43,26 @@ def to_global(tree: Any, sharding: Sharding) -> Any:
     return jax.tree.map(
         lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), tree
     )
+
+
+def place_as(tree: Any, like: Any) -> Any:
+    """Whole host arrays, the same on every process -> arrays on the devices that ``like`` names.
+
+    Each device is given its own part alone.
+
+    Args:
+      tree: pytree of arrays.
+      like: the same structure of ShapeDtypeStructs, whose types are taken too. Leaves without a
+        sharding stay NumPy arrays.
+    """
+
+    def place(leaf, like):
+        leaf = np.asarray(leaf, like.dtype)
+        if like.sharding is None:
+            return leaf
+        return jax.make_array_from_callback(leaf.shape, like.sharding, lambda index: leaf[index])
+
+    return jax.tree.map(place, tree, like)
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

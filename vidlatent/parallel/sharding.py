@@ -1,8 +1,25 @@
 """Where arrays live: parameters by path, activations by the names of their axes.
 
-Models stay free of shardings. Parameters are placed by regular expressions on their path, so a
-new model needs no annotation; activations are pinned with ``constrain`` at block borders, which
-does nothing when no mesh is set.
+Models know nothing of shardings. Parameters are placed by rules on their paths (``PARAM_RULES``),
+so a new model needs no annotation; activations are pinned with ``constrain`` at the borders of
+blocks, which does nothing when no mesh is set.
+
+For authors of models, what the names of parameters mean here:
+
+* Only parameters called ``kernel`` are split over devices. Everything else (biases, scales,
+  tables, modulations) is small and kept whole on each. A large matrix under another name would be,
+  too: call it ``kernel``.
+* The last two axes of a kernel are ``(inputs, outputs)``; axes before them (layers of a scan, the
+  window of a convolution) are never split.
+* Five axes, ``[kt, kh, kw, inputs, outputs]``, make a convolution: it is split by its inputs,
+  wherever it stands. Write convolutions over fewer axes with windows of 1. With fewer axes a kernel
+  outside of ``encoder`` and ``decoder`` counts as a matrix.
+* Everything under modules called ``encoder`` and ``decoder`` is split by its inputs alone, since
+  the devices of the tensor axis share the height of the frames there.
+* ``patch_embedding`` and ``content_embedding`` are products of patches, not convolutions.
+* ``self_attn/q`` and ``self_attn/k`` have kernels ``[..., inputs, heads, width of a head]`` and are
+  split by heads; ``o`` and ``fc2`` read what others have split by their outputs (heads, hidden
+  channels), so that only sums travel between devices.
 """
 
 from __future__ import annotations
@@ -11,48 +28,64 @@ import contextlib
 import contextvars
 import functools
 import math
-import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vidlatent.parallel.paths import match_path, path_name
+
 __all__ = [
     "PARAM_RULES",
+    "Rule",
     "batch_sharding",
     "constrain",
+    "find_rule",
     "gathered",
     "pad_rows",
-    "path_name",
     "replicated",
     "shardings",
     "split_axes",
     "spreads",
     "uneven_rows",
     "ways",
+    "with_shardings",
 ]
 
-# (path regex, mesh axes of the trailing array axes). The first match counts. Kernels end in
-# (in, out): FSDP shards the inputs, tensor parallelism the outputs; the inputs, too, where those
-# are what another kernel has split (heads, hidden channels), so that nothing but sums is sent.
+
+class Rule(NamedTuple):
+    """Where parameters of some paths are split.
+
+    Attributes:
+      pattern: path expression, see ``parallel.paths``.
+      axes: for each of the last array axes, the mesh axes that split it; None keeps it whole.
+      ndim: number of array axes that the parameter must have; None: any.
+    """
+
+    pattern: str
+    axes: tuple[str | tuple[str, ...] | None, ...]
+    ndim: int | None = None
+
+
+# The first rule that fits counts. Kernels end in (inputs, outputs): FSDP splits the inputs, tensor
+# parallelism the outputs; the inputs, too, where those are what another kernel has split, so that
+# nothing but sums is sent.
 #
 # Tokenizers spend the tensor axis on height too. XLA's partitioner (jax 0.10.2) gives wrong
 # convolutions in two cases that a mesh must not get into once height is sharded: a kernel sharded
 # by output channels, and a mesh axis that shards neither batch nor height (the kernel's gradient
 # then comes out multiplied by that axis' size). tests/parallel/test_conv_partitioning.py holds the
 # layouts that are right.
-PARAM_RULES: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = (
-    # Discriminators are small and stride with even kernels, which go wrong once their inputs are
-    # sharded.
-    (r"(^|/)discriminator/", ()),
-    (r"(^|/)(encoder|decoder)/.*kernel$", ("fsdp", None)),
-    (r"self_attn/[qk]/kernel$", ("fsdp", "tensor", None)),  # [..., inputs, heads, width of a head]
-    (r"(^|/)(o|fc2)/kernel$", (("tensor", "fsdp"), None)),
-    (r"kernel$", ("fsdp", "tensor")),
-    (r".*", ()),
+PARAM_RULES: tuple[Rule, ...] = (
+    Rule(r"(.*/)?(encoder|decoder)/.*kernel$", ("fsdp", None)),
+    Rule(r"(.*/)?(patch|content)_embedding/kernel$", ("fsdp", "tensor")),
+    Rule(r".*kernel$", ("fsdp", None), ndim=5),
+    Rule(r".*self_attn/[qk]/kernel$", ("fsdp", "tensor", None)),
+    Rule(r"(.*/)?(o|fc2)/kernel$", (("tensor", "fsdp"), None)),
+    Rule(r".*kernel$", ("fsdp", "tensor")),
 )
 
 # Logical activation axes -> mesh axes.
@@ -70,28 +103,31 @@ ACTIVATION_AXES: dict[str, tuple[str, ...]] = {
 _UNEVEN = contextvars.ContextVar("uneven_rows", default=False)
 
 
-def path_name(path: Sequence[Any]) -> str:
-    """``encoder/conv_in/kernel`` for a key path of ``jax.tree_util``."""
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
-
-
 def _divides(mesh: Any, size: int, axes: Sequence[str]) -> bool:
     return size % math.prod(mesh.shape[axis] for axis in axes) == 0
 
 
-def _param_spec(mesh: Mesh, name: str, shape: Sequence[int], rules: Sequence[Any]) -> P:
-    for pattern, tail in rules:
-        if re.search(pattern, name):
-            tail = tail[max(0, len(tail) - len(shape)) :]
-            spec = [None] * (len(shape) - len(tail)) + list(tail)
-            for i, entry in enumerate(spec):
-                # What does not divide is left whole: a 3-channel input cannot be split in 8.
-                axes = _axes(entry)
-                while axes and not _divides(mesh, shape[i], axes):
-                    axes = axes[1:]
-                spec[i] = _entry(axes)
-            return P(*spec)
-    return P()
+def find_rule(
+    name: str, ndim: int, rules: Sequence[Rule] = PARAM_RULES
+) -> tuple[str | tuple[str, ...] | None, ...]:
+    """Mesh axes of the last array axes of the parameter ``name``; ``()``: it is kept whole."""
+    for rule in rules:
+        if rule.ndim in (None, ndim) and match_path(rule.pattern, name, "the sharding rule"):
+            return rule.axes
+    return ()
+
+
+def _param_spec(mesh: Mesh, name: str, shape: Sequence[int], rules: Sequence[Rule]) -> P:
+    axes = find_rule(name, len(shape), rules)
+    axes = axes[max(0, len(axes) - len(shape)) :]
+    spec = [None] * (len(shape) - len(axes)) + list(axes)
+    for i, entry in enumerate(spec):
+        # What does not divide is left whole: a 3-channel input cannot be split in 8.
+        split = _axes(entry)
+        while split and not _divides(mesh, shape[i], split):
+            split = split[1:]
+        spec[i] = _entry(split)
+    return P(*spec)
 
 
 def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -102,17 +138,39 @@ def _entry(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
     return axes if len(axes) > 1 else axes[0] if axes else None
 
 
-def shardings(tree: Any, mesh: Mesh, rules: Sequence[Any] = PARAM_RULES) -> Any:
+def shardings(tree: Any, mesh: Mesh, whole: Sequence[str] = ()) -> Any:
     """NamedShardings for a pytree of arrays or ShapeDtypeStructs, by path.
 
     Optimizer moments and EMA copies repeat the parameters' paths as a suffix, so one set of rules
     places the whole training state.
+
+    Args:
+      tree: parameters, or a training state.
+      mesh: where they go.
+      whole: top-level names of parts that each device holds whole.
     """
+    rules = (*(Rule(f"{name}/", ()) for name in whole), *PARAM_RULES)
 
     def place(path, leaf):
         return NamedSharding(mesh, _param_spec(mesh, path_name(path), leaf.shape, rules))
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def with_shardings(abstract: Any, where: Any) -> Any:
+    """Shapes and dtypes of ``abstract`` as ShapeDtypeStructs that say where they live.
+
+    Args:
+      abstract: pytree of arrays or ShapeDtypeStructs.
+      where: a sharding for all leaves, or a tree of them.
+    """
+    if isinstance(where, jax.sharding.Sharding):
+        where = jax.tree.map(lambda _: where, abstract)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        where,
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

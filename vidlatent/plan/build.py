@@ -14,19 +14,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vidlatent.config import is_generator
+from vidlatent.checkpoint.layout import find_players
 from vidlatent.errors import VidlatentError
-from vidlatent.models.load import model_of
-from vidlatent.models.pretrained import network_shapes
-from vidlatent.parallel.sharding import batch_sharding, replicated
+from vidlatent.models.frozen import describe_frozen
+from vidlatent.parallel.sharding import batch_sharding, with_shardings
 from vidlatent.plan import codec as plan_codec
 from vidlatent.plan import generators as plan_generators
 from vidlatent.plan.program import Program, check_batch, format_size
 from vidlatent.registry import did_you_mean
-from vidlatent.train.loss_terms import Objective
-from vidlatent.train.program import abstract_state, jit_train_step, placed
+from vidlatent.train.program import describe_state, jit_train_step
 from vidlatent.train.state import random_key
-from vidlatent.train.tasks.tokenizer import make_step
+from vidlatent.train.tasks.tokenizer import TokenizerTask
 
 __all__ = ["PROGRAMS", "build_program", "choose_bucket", "list_programs"]
 
@@ -67,56 +65,48 @@ def build_program(config: ConfigDict, what: str, mesh: Mesh, bucket: tuple[int, 
         raise VidlatentError(f"no program {what!r} to plan: {did_you_mean(what, PROGRAMS)}")
     if what not in list_programs(config):
         raise VidlatentError(
-            f"{what!r} is not a program of {config.name}, a {_model_kind(config)}: choose one of "
+            f"{what!r} is not a program of {config.name}, a {config.task}: choose one of "
             f"{', '.join(list_programs(config))}."
         )
-    return PROGRAMS[what][_model_kind(config)](config, mesh, bucket)
+    return PROGRAMS[what][config.task](config, mesh, bucket)
 
 
 def list_programs(config: ConfigDict) -> tuple[str, ...]:
-    """Names of the programs that the config's kind of model has."""
-    return tuple(name for name, kinds in PROGRAMS.items() if _model_kind(config) in kinds)
-
-
-def _model_kind(config: ConfigDict) -> str:
-    return "generator" if is_generator(config) else "tokenizer"
+    """Names of the programs that the config's task has."""
+    return tuple(name for name, kinds in PROGRAMS.items() if config.task in kinds)
 
 
 def _build_tokenizer_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
-    model = model_of(config)
-    model.latent_spec.check_video(*bucket[:3])
+    task = TokenizerTask(config)
+    task.spec.check_video(*bucket[:3])
     *size, batch = bucket
     check_batch(config, mesh, batch)
-    step = make_step(config, model)
-    state = abstract_state(step, config.seed, mesh)
+    state = describe_state(task, config.seed, mesh)
+    frozen = describe_frozen(task.frozen, mesh)
     arrays = {
         "video": jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8),
         "mask": jax.ShapeDtypeStruct((batch,), jnp.float32),
     }
-    names = Objective(config.loss.to_dict()).networks
-    networks = placed({name: network_shapes(name) for name in names}, replicated(mesh))
     parts = {
         "parameters": state["params"],
         "averaged parameters": state["ema"],
         "optimizer": state["opt"],
-        "discriminator and loss helpers": {
-            k: state[k] for k in ("discriminator", "helpers") if k in state
-        },
-        "frozen networks": networks,
+        "discriminator and loss helpers": {name: state[name] for name in find_players(state)},
+        "frozen networks": frozen,
     }
     return Program(
         "train",
         f"step of a batch of {batch} clips {format_size(size)}",
-        jit_train_step(step, state, mesh),
-        (state, placed(arrays, batch_sharding(mesh)), networks),
+        jit_train_step(task, state, frozen, mesh),
+        (state, with_shardings(arrays, batch_sharding(mesh)), frozen),
         parts,
-        {0: lambda: step.init(random_key(config.seed, "params"))},
+        {0: lambda: task.init(random_key(config.seed, "params"))},
         (0, 0),
         batch * size[0],
     )
 
 
-# Program name -> kind of model -> the function that builds it.
+# Program name -> config.task -> the function that builds it.
 PROGRAMS = {
     "train": {"tokenizer": _build_tokenizer_train, "generator": plan_generators.build_train},
     "encode": {"tokenizer": plan_codec.build_encode},

@@ -15,9 +15,8 @@ from ml_collections import ConfigDict
 from vidlatent.codec.auto import AutoPrograms
 from vidlatent.codec.options import CodecOptions, plan_codec
 from vidlatent.models.load import abstract_params, model_of, smallest_video
-from vidlatent.parallel.sharding import ACTIVATION_AXES, replicated, shardings
+from vidlatent.parallel.sharding import ACTIVATION_AXES, replicated, shardings, with_shardings
 from vidlatent.plan.program import Program, format_size
-from vidlatent.train.program import placed
 from vidlatent.train.state import random_key
 
 __all__ = ["build_decode", "build_encode"]
@@ -106,7 +105,7 @@ class _Codec:
             self.size = (frames, *sides)
         self.windows = self.plan.time == "windows"
         params = abstract_params(self.model)
-        self.params = placed(params, shardings(params, mesh))
+        self.params = with_shardings(params, shardings(params, mesh))
 
     def pieces(self) -> tuple[int, int]:
         """Frames of the first piece and of every later one; 0 if there is no later one."""
@@ -167,7 +166,7 @@ class _Codec:
 
 
 def _replicate(mesh: Mesh, leaf: Any) -> Any:
-    return placed(leaf, replicated(mesh))
+    return with_shardings(leaf, replicated(mesh))
 
 
 def _place_missing(mesh: Mesh, tree: Any) -> Any:
@@ -185,4 +184,4 @@ def _shard_height(mesh: Mesh, tree: Any) -> Any:
         split = height > 0 and leaf.shape[height] % ways == 0
         return NamedSharding(mesh, P(*[None] * height, axes) if split else P())
 
-    return placed(tree, jax.tree.map(where, tree))
+    return with_shardings(tree, jax.tree.map(where, tree))

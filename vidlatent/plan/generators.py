@@ -19,16 +19,16 @@ from vidlatent.latents.space import (
     example,
     generator_of,
     latents_of,
-    tokenizer_config,
 )
+from vidlatent.models.frozen import describe_frozen
 from vidlatent.models.generators.fp8_weights import cast_to_fp8
-from vidlatent.models.load import abstract_params, model_of, spec_in_chunks
-from vidlatent.parallel.sharding import batch_sharding, replicated, shardings
+from vidlatent.models.load import model_of, spec_in_chunks
+from vidlatent.parallel.sharding import batch_sharding, replicated, shardings, with_shardings
 from vidlatent.plan.program import Program, check_batch, format_size
 from vidlatent.sample.sampler import LatentSampler
-from vidlatent.train.program import abstract_state, jit_train_step, placed
+from vidlatent.train.program import describe_state, jit_train_step
 from vidlatent.train.state import random_key
-from vidlatent.train.tasks.generator import make_step
+from vidlatent.train.tasks.generator import GeneratorTask
 
 __all__ = ["build_nfe", "build_sample", "build_train"]
 
@@ -38,27 +38,26 @@ def build_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Prog
     config, model, latents = _assume_latents(config)
     *size, batch = bucket
     check_batch(config, mesh, batch)
-    step = make_step(config, model, latents)
-    state = abstract_state(step, config.seed, mesh)
+    task = GeneratorTask(config, model, latents)
+    state = describe_state(task, config.seed, mesh)
     known = _batch_shapes(model, latents, tuple(size), batch)
-    arrays = placed({name: known[name] for name in step.arrays}, batch_sharding(mesh))
-    networks: dict[str, Any] = {}
-    if config.data.source != "latents":
-        networks["tokenizer"] = abstract_params(model_of(tokenizer_config(config)))
-    networks = placed(networks, replicated(mesh))
+    arrays = with_shardings({name: known[name] for name in task.arrays}, batch_sharding(mesh))
+    # With a latent set that is at most the states of an empty text: small, and perhaps not there.
+    from_videos = config.data.source != "latents"
+    frozen = describe_frozen(task.frozen, mesh) if from_videos else {}
     about = f"step of a batch of {batch} clips {format_size(size)}"
     return Program(
         name="train",
         about=f"{about}, latents {format_size(latents.spec.latent_shape(tuple(size)))}",
-        function=jit_train_step(step, state, mesh),
-        arguments=(state, arrays, networks),
+        function=jit_train_step(task, state, frozen, mesh),
+        arguments=(state, arrays, frozen),
         parts={
             "parameters": state["params"],
             "averaged parameters": state["ema"],
             "optimizer": state["opt"],
-            "frozen networks": networks,
+            "frozen networks": frozen,
         },
-        initial={0: lambda: step.init(random_key(config.seed, "params"))},
+        initial={0: lambda: task.init(random_key(config.seed, "params"))},
         carries=(0, 0),
         frames=batch * size[0],
     )
@@ -129,7 +128,7 @@ class _Sampling:
         self.sampler = LatentSampler(self.model, config, shape)
         self._eight_bits = config.sampler.fp8
         params = abstract_at_rest(self.model, self._eight_bits)
-        self.params = placed(params, shardings(params, mesh))
+        self.params = with_shardings(params, shardings(params, mesh))
         self._whole = replicated(mesh)
         self.about = f"{self.batch} clips {format_size(self._size)}, latents {format_size(shape)}"
 
@@ -158,7 +157,7 @@ class _Sampling:
             name=name,
             about=about,
             function=jax.jit(run, in_shardings=shares, out_shardings=self._whole),
-            arguments=(self.params, *(placed(part, self._whole) for part in rest)),
+            arguments=(self.params, *(with_shardings(part, self._whole) for part in rest)),
             parts={"parameters": self.params},
             initial={0: init},
             carries=None,

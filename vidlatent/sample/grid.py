@@ -45,22 +45,22 @@ class SampleGrid:
 
     Args:
       config: of the run.
-      networks: pretrained networks of the training step, on the host.
+      frozen: parameters of the step's frozen networks, on the devices.
       mesh: of the run.
     """
 
-    def __init__(self, config: ConfigDict, networks: Any, mesh: Mesh):
+    def __init__(self, config: ConfigDict, frozen: Any, mesh: Mesh):
         self._config, self._mesh = config, mesh
         self._model, self._latents = generator_of(config), latents_of(config)
         inputs = Inputs(config, self._model, self._latents)
         self._arrays = inputs.arrays
         rows, self._whole = batch_sharding(mesh), replicated(mesh)
         self._rows = rows
-        self._networks = to_global(networks, self._whole)
+        self._frozen = frozen
         key = jax.random.key(0)
         self._inputs = jax.jit(
-            lambda networks, batch: inputs(batch, networks, key),
-            in_shardings=(self._whole, rows),
+            lambda frozen, batch: inputs(batch, frozen, key),
+            in_shardings=(jax.tree.map(lambda leaf: leaf.sharding, frozen), rows),
             out_shardings=self._whole,
         )
         self._sampler: LatentSampler | None = None
@@ -90,7 +90,7 @@ class SampleGrid:
         host = {name: batch[name] for name in self._arrays if name in batch}
         arrays = {**host, "row": np.arange(len(batch["mask"]))}
         whole = jax.jit(lambda x: x, out_shardings=self._whole)(to_global(arrays, self._rows))
-        latent, conditions = self._inputs(self._networks, to_global(host, self._rows))
+        latent, conditions = self._inputs(self._frozen, to_global(host, self._rows))
         real = np.flatnonzero(np.asarray(whole["mask"]))[: self._config.sample.grid]
         own = {name: value for name, value in conditions.items() if name != "null_text"}
         chosen = jax.tree.map(lambda x: np.asarray(x)[real], own)

@@ -28,7 +28,7 @@ from vidlatent.diffusion import (
 from vidlatent.diffusion.caching import CacheRule, cache_denoiser
 from vidlatent.diffusion.guidance import count_evaluations, guidance_scales, guide, guide_batched
 from vidlatent.errors import VidlatentError
-from vidlatent.latents.inputs import absent
+from vidlatent.latents.inputs import missing_condition_masks
 from vidlatent.models.generators.base import Generator
 from vidlatent.parallel.multihost import to_global
 from vidlatent.parallel.sharding import replicated
@@ -181,7 +181,7 @@ class LatentSampler:
         self, conditions: Mapping[str, Any], dropped: Sequence[str], batch: int
     ) -> dict[str, Any]:
         """Arguments of ``denoise`` for one branch."""
-        lacking = absent(conditions)
+        lacking = missing_condition_masks(conditions)
         drop = {}
         for name in self.model.reads:
             drop[name] = jnp.full((batch,), name in dropped)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
+from PIL import Image
 
+from vidlatent.checkpoint.layout import find_players
 from vidlatent.errors import VidlatentError
 from vidlatent.train.progress import Progress
 from vidlatent.train.state import State
-from vidlatent.train.tasks.base import SHARE
+from vidlatent.train.tasks.base import SHARE, Player, Validation
 
 __all__ = ["Evaluate", "Log", "Profile", "Run", "Save", "mean_metrics"]
 
@@ -37,7 +42,7 @@ class Run:
     spec: Any
     learns: str = "video"  # array of a batch that is learned from, [B, T, ...]
     aside_seconds: float = 0.0
-    evaluation: tuple[int, Any] | None = None  # step, and what the exam returned
+    evaluation: tuple[int, Any] | None = None  # step, and what its validation returned
 
     @contextlib.contextmanager
     def aside(self):
@@ -50,7 +55,7 @@ class Run:
 
 
 class Log:
-    """Means over the last ``log_every`` steps; stops a run whose numbers are gone for good.
+    """Means over the last ``log_every`` steps; stops a run whose numbers stay non-finite.
 
     Metrics stay on the device until a report is due, so the device never waits for the host.
     """
@@ -144,8 +149,8 @@ class Log:
 def mean_metrics(rows: list[dict], good: list[dict]) -> dict[str, float]:
     """Mean of each metric over the good steps that have it; not every bucket has every loss.
 
-    A metric with shares beside it (``train.steps.SHARE``) counts where it was computed, and is left
-    out if no good step did.
+    A metric with an indicator beside it (``tasks.base.SHARE``) counts where it was computed, and is
+    left out if no good step computed it.
 
     Args:
       rows: metrics of every step.
@@ -166,15 +171,11 @@ def mean_metrics(rows: list[dict], good: list[dict]) -> dict[str, float]:
 
 
 class Evaluate:
-    """Examines the EMA parameters on the validation clips.
+    """Runs the task's validation every ``config.eval.every`` steps and reports its scores."""
 
-    Args:
-      exam: see ``train.exams``.
-    """
-
-    def __init__(self, run: Run, exam: Any):
+    def __init__(self, run: Run, validation: Validation):
         self.every = run.config.eval.every
-        self.exam = exam
+        self.validation = validation
 
     def __call__(self, run: Run) -> None:
         if self.every and run.step % self.every == 0:
@@ -185,11 +186,11 @@ class Evaluate:
         if run.evaluation and run.evaluation[0] == run.step:
             return run.evaluation[1]
         with run.aside():
-            result = self.exam(run)
+            result = self.validation(run)
         run.evaluation = (run.step, result)
         run.writer.write_scalars(run.step, {f"val/{k}": v for k, v in result.scores.items()})
-        for name, picture in self.exam.pictures(result).items():
-            run.writer.write_images(run.step, {name: picture})
+        for name, png in self.validation.pictures(result).items():
+            run.writer.write_images(run.step, {name: np.asarray(Image.open(io.BytesIO(png)))[None]})
         scores = ", ".join(
             f"{name} {result.scores[name]:.4g}" for name in result.scores if name != "clips"
         )
@@ -197,12 +198,9 @@ class Evaluate:
         return result
 
 
-_PLAYERS = ("helpers", "discriminator")  # parts of a state with parameters of their own
-
-
 @jax.jit
-def _finite(parts: dict[str, Any]) -> dict[str, jax.Array]:
-    """Of each tree whether all numbers are finite: one answer on all devices and processes."""
+def _check_finite(parts: dict[str, Any]) -> dict[str, jax.Array]:
+    """For each tree whether all its numbers are finite: one answer on all devices and processes."""
     return {
         name: jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
         for name, tree in parts.items()
@@ -212,10 +210,16 @@ def _finite(parts: dict[str, Any]) -> dict[str, jax.Array]:
 class Save:
     """Checkpoints: state, data position, latent identity, config hash and scores.
 
-    A step that can be no use to go on from takes no other's place: parameters that are not finite
-    stop the run, and while steps fail, which they may because of the parameters, saves that are
-    merely due are left out.
+    A good checkpoint is never replaced by a bad one: parameters that are NaN or infinite stop the
+    run, and saves that are merely due are skipped while steps are non-finite, since the cause may
+    be the parameters.
+
+    Args:
+      players: of the task, by name; their learning rates are named where they diverge.
     """
+
+    def __init__(self, players: Mapping[str, Player]):
+        self._players = players
 
     def __call__(self, run: Run, force: bool = False) -> None:
         if not (force or run.checkpointer.should_save(run.step)):
@@ -230,7 +234,8 @@ class Save:
             )
             if not force:
                 return
-        scores = run.evaluation[1].scores if self._fresh(run) else None
+        fresh = run.evaluation is not None and run.evaluation[0] == run.step
+        scores = run.evaluation[1].scores if fresh else None
         with run.aside():
             run.checkpointer.save(
                 run.step,
@@ -242,14 +247,14 @@ class Save:
                 force=force,
             )
 
-    @staticmethod
-    def _check(run: Run) -> None:
+    def _check(self, run: Run) -> None:
         """Raise ``VidlatentError`` unless all parameters are finite."""
-        found = {name: run.state[name]["params"] for name in _PLAYERS if name in run.state}
-        # Helpers of a loss learn at the model's rate.
-        parts = {"config.optim.lr": (run.state["params"], found.pop("helpers", ()))}
-        parts |= {f"config.{name}.optim.lr": params for name, params in found.items()}
-        rates = [rate for rate, finite in jax.device_get(_finite(parts)).items() if not finite]
+        parts = {"config.optim.lr": [run.state["params"]]}
+        for name in find_players(run.state):
+            key = self._players[name].lr_key
+            parts.setdefault(key, []).append(run.state[name]["params"])
+        found = jax.device_get(_check_finite(parts))
+        rates = [key for key, finite in found.items() if not finite]
         if rates:
             latest = run.checkpointer.latest()
             then = "begins anew" if latest is None else f"goes on from step {latest}"
@@ -257,10 +262,6 @@ class Save:
                 f"step {run.step}: the weights are not finite, so the step is not saved: lower "
                 f"{' and '.join(rates)}; the same command then {then}."
             )
-
-    @staticmethod
-    def _fresh(run: Run) -> bool:
-        return run.evaluation is not None and run.evaluation[0] == run.step
 
 
 class Profile:

@@ -19,8 +19,9 @@ from ml_collections import ConfigDict
 
 from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
-from vidlatent.latents.space import abstract_generator, generator_of
-from vidlatent.models.load import abstract_params, model_of, open_checkpoints
+from vidlatent.models.load import open_checkpoints
+from vidlatent.parallel.multihost import place_as
+from vidlatent.train.tasks.base import TASKS, Task
 from vidlatent.weights.files import choose_table, is_workdir, load_params, read_tensors
 from vidlatent.weights.importer import import_params
 from vidlatent.weights.tables import initialize_from
@@ -63,14 +64,14 @@ def _check_recipe(config: ConfigDict) -> None:
         )
 
 
-def initialize_state(config: ConfigDict, state: Any, target: Any) -> Any:
+def initialize_state(task: Task, config: ConfigDict, state: Any, target: Any) -> Any:
     """A new state whose parameters are those that ``config.train.init_from`` names, if any.
 
-    Parameters and EMA both become the (averaged) weights. The discriminator continues where it was
-    if ``config.discriminator.inherit`` is set and both runs have the same one. Optimizers and step
-    start anew.
+    Parameters and EMA both become the (averaged) weights. Players that the task inherits go on with
+    all of theirs. Otherwise optimizers and step start anew.
 
     Args:
+      task: what is trained.
       config: of this run, after ``check_init_from``.
       state: newly initialised, on its devices.
       target: the same as ShapeDtypeStructs with shardings.
@@ -85,33 +86,25 @@ def initialize_state(config: ConfigDict, state: Any, target: Any) -> Any:
         source,
         target["params"],
         lambda: state["params"],
-        family=config["generator" if configs.is_generator(config) else "model"].name,
+        family=task.family,
         kind=config.train.init_kind,
         table=config.train.init_table,
     )
     logging.info("starting from %s", source)
     state = {**state, "params": params, "ema": jax.tree.map(jnp.copy, params)}
-    discriminator = _load_discriminator(config, target)
-    return state if discriminator is None else {**state, "discriminator": discriminator}
+    return state | _load_players(task, source, target) if is_workdir(source) else state
 
 
-def _load_discriminator(config: ConfigDict, target: Any) -> Any:
-    """The discriminator of the run that this one starts from, or None to begin with a new one."""
-    if "discriminator" not in target or not config.discriminator.inherit:
-        return None
-    source = Path(config.train.init_from)
-    if not is_workdir(source):
-        return None
-    former = configs.read(source)
-    if former.discriminator.model.to_dict() != config.discriminator.model.to_dict():
-        logging.info("%s had no discriminator like this run's: it starts anew", source)
-        return None
-    with contextlib.closing(open_checkpoints(former, source)) as checkpoints:
-        discriminator = checkpoints.restore_params(
-            target["discriminator"], which="discriminator"
-        ).state
-    logging.info("the discriminator goes on from %s", source)
-    return discriminator
+def _load_players(task: Task, source: str, target: Any) -> dict[str, Any]:
+    """The players that go on from the run in ``source``, by name."""
+    former = configs.read(Path(source))
+    names = [name for name in task.inherit_players(former) if name in target]
+    found = {}
+    with contextlib.closing(open_checkpoints(former, Path(source))) as checkpoints:
+        for name in names:
+            found[name] = checkpoints.restore_params(target[name], which=name).state
+            logging.info("the %s goes on from %s", name, source)
+    return found
 
 
 def load_initial_params(
@@ -143,20 +136,12 @@ def load_initial_params(
         return load_params(path, abstract, family=family, table=table, step=step)
     if is_workdir(path):
         former = configs.read(Path(path))
-        if configs.is_generator(former):
-            shapes = abstract_generator(generator_of(former))
-        else:
-            shapes = abstract_params(model_of(former))
+        shapes = TASKS.get(former.task).abstract_params(former)
         source = load_params(path, shapes, family=family, step=step)
     else:
         tensors = read_tensors(path)
         table = choose_table(tensors, family, table)
         source = import_params(tensors, table, None, hints=abstract)
     # On the host: the two may lie on different devices.
-    params = initialize_from(kind, *(jax.tree.map(np.asarray, tree) for tree in (source, fresh())))
-
-    def place(leaf, like):
-        leaf = np.asarray(leaf, like.dtype)
-        return leaf if like.sharding is None else jax.device_put(leaf, like.sharding)
-
-    return jax.tree.map(place, params, abstract)
+    source, new = (jax.tree.map(np.asarray, tree) for tree in (source, fresh()))
+    return place_as(initialize_from(kind, source, new), abstract)

@@ -1,4 +1,4 @@
-"""THE loop. Every system trains here; what differs is the step it is given."""
+"""The training loop. Everything is trained here; what differs is the task (``train.tasks``)."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from vidlatent import config as configs
 from vidlatent.checkpoint.manager import Checkpointer
 from vidlatent.data.loaders import Loaders
 from vidlatent.errors import VidlatentError
+from vidlatent.models.frozen import load_frozen
 from vidlatent.models.load import open_checkpoints
 from vidlatent.parallel.compilation import quick_options
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main, to_global
-from vidlatent.parallel.sharding import batch_sharding, replicated
+from vidlatent.parallel.sharding import batch_sharding
 from vidlatent.report.writers import make_writers
-from vidlatent.spec import LatentSpec
 from vidlatent.train.hooks import Evaluate, Log, Profile, Run, Save
 from vidlatent.train.init_from import check_init_from, initialize_state
 from vidlatent.train.interrupt import Interruption
-from vidlatent.train.program import abstract_state, jit_train_step
+from vidlatent.train.program import describe_state, jit_train_step
 from vidlatent.train.progress import Progress
 from vidlatent.train.state import random_key
-from vidlatent.train.subjects import subject_of
-from vidlatent.train.tasks.base import Step
+from vidlatent.train.tasks.base import Task, make_task
 
 __all__ = ["INTERRUPTED", "train"]
 
@@ -42,20 +41,18 @@ def train(config: ConfigDict, workdir: Path) -> int:
     Returns the exit status: 0 when finished, ``INTERRUPTED`` when stopped by a signal after saving.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    subject = subject_of(config)
-    spec = subject.spec
+    task = make_task(config)
     mesh = mesh_for_batches(config.mesh, config.data.buckets)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        step_fns = subject.make_step()
-        # What is missing is told before clips are looked at and a large model is made.
-        networks = step_fns.load_networks()
-        loaders = Loaders(config, spec, workdir)
+        # First: missing weights are reported before clips are read and a large model is made.
+        frozen = load_frozen(task.frozen, mesh)
+        loaders = Loaders(config, task.spec, workdir)
         checkpointer = open_checkpoints(config, workdir)
         stack.callback(checkpointer.close)
-        state, start = _restore_or_init(config, step_fns, checkpointer, mesh, spec)
+        state, start = _restore_or_init(config, task, checkpointer, mesh)
         loader = stack.enter_context(contextlib.closing(loaders.train(start.step)))
-        subject.begin(workdir, start.step, loader.labels)
+        task.begin(workdir, start.step, loader.labels)
         if start.iterator:
             loader.check_state(start.iterator)
         # Only now: a start that is refused leaves the workdir's config, or the lack of one, alone.
@@ -76,12 +73,13 @@ def train(config: ConfigDict, workdir: Path) -> int:
             writer=writer,
             progress=progress,
             hash=configs.config_hash(config),
-            spec=spec,
-            learns=step_fns.arrays[0],
+            spec=task.spec,
+            learns=task.arrays[0],
         )
-        evaluate = Evaluate(run, subject.exam(run, step_fns, mesh, loaders.validation))
-        stopped = _steps(run, step_fns, networks, mesh, evaluate)
-        return _finish(run, evaluate, stopped)
+        validation = task.make_validation(run, frozen, mesh, loaders.validation)
+        evaluate, save = Evaluate(run, validation), Save(task.players)
+        stopped = _run_steps(run, task, frozen, mesh, evaluate, save)
+        return _finish(run, evaluate, save, stopped)
 
 
 class _Start:
@@ -92,42 +90,40 @@ class _Start:
 
 
 def _restore_or_init(
-    config: ConfigDict, step_fns: Step, checkpointer: Checkpointer, mesh: Any, spec: LatentSpec
+    config: ConfigDict, task: Task, checkpointer: Checkpointer, mesh: Any
 ) -> tuple[Any, _Start]:
-    target = abstract_state(step_fns, config.seed, mesh)
+    target = describe_state(task, config.seed, mesh)
     restored = checkpointer.restore(target)
     if restored is None:
         check_init_from(config)
         # Parameters are born on their devices: the whole model never exists in one place.
-        placed = jax.tree.map(lambda leaf: leaf.sharding, target)
-        init = jax.jit(step_fns.init, out_shardings=placed, compiler_options=quick_options())
+        where = jax.tree.map(lambda leaf: leaf.sharding, target)
+        init = jax.jit(task.init, out_shardings=where, compiler_options=quick_options())
         state = init(random_key(config.seed, "params"))
-        state = initialize_state(config, state, target)
-        return state, _Start()
-    if restored.spec is not None and restored.spec.hash != spec.hash:
+        return initialize_state(task, config, state, target), _Start()
+    if restored.spec is not None and restored.spec.hash != task.spec.hash:
         raise VidlatentError(
             f"the checkpoint of step {restored.step} is of latents {restored.spec}, this config "
-            f"is of {spec}: use another --workdir."
+            f"is of {task.spec}: use another --workdir."
         )
     logging.info("resuming at step %d of %d", restored.step, config.train.steps)
     return restored.state, _Start(restored.step, restored.iterator)
 
 
-def _steps(run: Run, step_fns: Step, networks: Any, mesh: Any, evaluate: Evaluate) -> str:
+def _run_steps(run: Run, task: Task, frozen: Any, mesh: Any, evaluate: Evaluate, save: Save) -> str:
     """Step until done or asked to stop; returns the reason for stopping early or ''."""
     rows = batch_sharding(mesh)
-    networks = jax.device_put(networks, replicated(mesh))
-    train_step = jit_train_step(step_fns, run.state, mesh)
-    log, save, profile = Log(run), Save(), Profile(run)
+    train_step = jit_train_step(task, run.state, frozen, mesh)
+    log, profile = Log(run), Profile(run)
     with Interruption() as interruption, contextlib.closing(profile):
         while run.step < run.config.train.steps:
             begin = time.perf_counter()
             batch = next(run.loader)
             waited = time.perf_counter() - begin
-            # An array that the data lacks is the step's to name.
-            arrays = {name: batch[name] for name in step_fns.arrays if name in batch}
+            # Arrays that the data lacks are reported by the step, not here.
+            arrays = {name: batch[name] for name in task.arrays if name in batch}
             arrays = to_global(arrays, rows)
-            run.state, metrics = train_step(run.state, arrays, networks)
+            run.state, metrics = train_step(run.state, arrays, frozen)
             called = time.perf_counter() - begin - waited
             run.step += 1
             run.progress.advance()
@@ -137,7 +133,7 @@ def _steps(run: Run, step_fns: Step, networks: Any, mesh: Any, evaluate: Evaluat
             evaluate(run)
             save(run)
             profile(run)
-            if reason := _stop_reason(run, interruption):
+            if reason := _find_stop_reason(run, interruption):
                 log.flush(run)
                 save(run, force=True)
                 run.checkpointer.wait()
@@ -145,7 +141,7 @@ def _steps(run: Run, step_fns: Step, networks: Any, mesh: Any, evaluate: Evaluat
     return ""
 
 
-def _stop_reason(run: Run, interruption: Interruption) -> str:
+def _find_stop_reason(run: Run, interruption: Interruption) -> str:
     if interruption.requested:
         return interruption.requested
     if run.checkpointer.reached_preemption(run.step):
@@ -155,7 +151,7 @@ def _stop_reason(run: Run, interruption: Interruption) -> str:
     return ""
 
 
-def _finish(run: Run, evaluate: Evaluate, stopped: str) -> int:
+def _finish(run: Run, evaluate: Evaluate, save: Save, stopped: str) -> int:
     if stopped:
         run.progress.say(
             f"{stopped}: saved step {run.step} in {run.workdir}; "
@@ -164,13 +160,13 @@ def _finish(run: Run, evaluate: Evaluate, stopped: str) -> int:
         return INTERRUPTED
     result = evaluate.evaluate(run)
     if run.checkpointer.latest() != run.step:
-        Save()(run, force=True)
+        save(run, force=True)
     run.checkpointer.wait()
     run.writer.flush()
     if run.loader.report.clips:
         run.progress.say(run.loader.report.table())
     if is_main():
         folder = run.workdir / "eval" / f"step_{run.step}"
-        for name in evaluate.exam.write(run, result, folder):
+        for name in evaluate.validation.write(run, result, folder):
             run.progress.say(f"look at {folder / name}")
     return 0

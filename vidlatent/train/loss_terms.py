@@ -12,17 +12,17 @@ from vidlatent.losses import LossInputs, make_terms
 from vidlatent.models.pretrained.load import seed_of
 from vidlatent.spec import LatentSpec
 
-__all__ = ["Objective"]
+__all__ = ["LossTerms"]
 
 
-class Objective:
-    """A sum of named terms.
+class LossTerms:
+    """The weighted sum of named loss terms.
 
     Args:
       loss: term -> weight, or -> mapping with ``weight`` and the term's options.
 
     Attributes:
-      networks: names of the frozen networks that the terms look through.
+      networks: names of the frozen networks that the terms evaluate.
     """
 
     def __init__(self, loss: Mapping[str, Any]):
@@ -37,7 +37,7 @@ class Objective:
         self.networks = tuple(sorted(needed))
 
     def init(self, key: jax.Array, spec: LatentSpec) -> dict[str, Any]:
-        """Trainable parameters of the terms that have any, by term; thrown away after training."""
+        """Trainable parameters of the terms that have any, by term; of no use after training."""
         return {
             name: term.init(jax.random.fold_in(key, place), spec)
             for place, (name, term) in enumerate(self.terms.items())
@@ -51,21 +51,21 @@ class Objective:
                 known = ", ".join(self.terms)
                 raise VidlatentError(f"{key} names {name!r}, config.loss has {known}.")
 
-    def shown(self, report: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
-        """The report under names that tell of random networks: ``vf_random/cosine``.
+    def label_random(self, report: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
+        """The report, with ``_random`` in the names of terms whose networks have random weights.
 
         Args:
           report: values by name, of terms and of others.
           paths: weights file of each network, ``config.networks``.
         """
 
-        def named(name):
+        def label(name):
             term, slash, part = name.partition("/")
             networks = self.terms[term].networks if term in self.terms else ()
             random = any(seed_of(paths[network]) is not None for network in networks)
             return term + "_random" * random + slash + part
 
-        return {named(name): value for name, value in report.items()}
+        return {label(name): value for name, value in report.items()}
 
     def __call__(
         self,
@@ -79,8 +79,8 @@ class Objective:
         Beside a term's value stand those of its parts, as ``<term>/<part>``.
 
         Args:
-          inputs: what a term may look at.
-          helpers: parameters that ``init`` made.
+          inputs: what a term may use.
+          helpers: parameters that ``init`` made, as they are now.
           networks: parameters of the frozen networks by name.
         """
         values, total = {}, 0

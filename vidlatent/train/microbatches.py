@@ -1,4 +1,4 @@
-"""A batch in pieces, one after another, for steps that do not fit the memory whole."""
+"""Gradient accumulation: a batch in slices, one after another, where it does not fit at once."""
 
 from __future__ import annotations
 
@@ -10,33 +10,39 @@ import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
 
-__all__ = ["averaged"]
+__all__ = ["accumulate_gradients"]
 
 
-def averaged(of: Callable[[Any, Any], Any], batch: Any, pieces: int) -> Any:
-    """Mean of ``of(rows, number)``, a pytree of arrays, over equal slices of the batch.
+def accumulate_gradients(compute: Callable[[Any, Any], Any], batch: Any, microbatches: int) -> Any:
+    """Mean of ``compute(rows, number)`` over equal slices of the batch, in a loop on the device.
+
+    Args:
+      compute: gradients (any pytree of arrays) of a slice and its number, an int32 scalar.
+      batch: pytree of arrays ``[B, ...]``.
+      microbatches: number of slices.
 
     Raises:
-      VidlatentError: ``pieces`` does not divide the batch.
+      VidlatentError: ``microbatches`` does not divide the batch.
     """
     size = jax.tree.leaves(batch)[0].shape[0]
-    if size % pieces:
+    if size % microbatches:
         raise VidlatentError(
-            f"config.optim.accumulate {pieces} does not divide the batch of {size}: "
+            f"config.optim.accumulate {microbatches} does not divide the batch of {size}: "
             "change one of them."
         )
 
-    # A piece takes every pieces-th sample, so that it stays spread over the mesh as the batch.
+    # A slice takes every microbatches-th sample. So each device has a share of every slice; slices
+    # of neighbouring samples would lie on a few devices each, and the others would wait.
     def split(x):
-        return jnp.moveaxis(x.reshape(size // pieces, pieces, *x.shape[1:]), 1, 0)
+        return jnp.moveaxis(x.reshape(size // microbatches, microbatches, *x.shape[1:]), 1, 0)
 
     def add(total, piece):
         number, rows = piece
-        return jax.tree.map(jnp.add, total, of(rows, number)), None
+        return jax.tree.map(jnp.add, total, compute(rows, number)), None
 
     rows = jax.tree.map(split, batch)
     first = jax.tree.map(lambda x: x[0], rows)
-    shapes = jax.eval_shape(lambda: of(first, 0))
+    shapes = jax.eval_shape(lambda: compute(first, 0))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    total, _ = jax.lax.scan(add, zeros, (jnp.arange(pieces), rows))
-    return jax.tree.map(lambda x: x / pieces, total)
+    total, _ = jax.lax.scan(add, zeros, (jnp.arange(microbatches), rows))
+    return jax.tree.map(lambda x: x / microbatches, total)

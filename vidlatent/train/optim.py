@@ -2,97 +2,111 @@
 
 The learning rate multiplies the update outside optax's chain, so it follows ``state['step']``:
 a skipped step or a restored optimizer can never shift the schedule.
+
+``config`` is here whatever has a section ``optim``: the config of a run, for its model, or
+``config.discriminator``, for the discriminator.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from vidlatent.errors import VidlatentError
-from vidlatent.losses.schedule import ramp
-from vidlatent.parallel.sharding import path_name
+from vidlatent.parallel.paths import match_path, path_name
 from vidlatent.registry import did_you_mean
-from vidlatent.train.freeze import frozen_paths
+from vidlatent.train.freeze import mark_frozen
 
-__all__ = ["learning_rate", "make_optimizer"]
+__all__ = ["interpolate_ramp", "make_learning_rate", "make_optimizer"]
 
-_SHAPES: dict[str, Callable[[jax.Array], jax.Array]] = {
+# ``config.optim.schedule``: share of the peak rate by progress, from 0 after warm-up to 1.
+_SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "constant": lambda progress: jnp.ones_like(progress),
     "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(math.pi * progress)),
     "linear": lambda progress: 1.0 - progress,
 }
 
 
-def learning_rate(optim: Mapping[str, Any], steps: int) -> Callable[[jax.Array], jax.Array]:
-    """``step -> learning rate``: linear warm-up, then the schedule down to ``final_lr_share``."""
-    if optim["schedule"] not in _SHAPES:
-        hint = did_you_mean(optim["schedule"], _SHAPES)
-        raise VidlatentError(f"config.optim.schedule {optim['schedule']!r} is unknown: {hint}")
-    shape = _SHAPES[optim["schedule"]]
-    warmup, final = optim["warmup_steps"], optim["final_lr_share"]
+def make_learning_rate(config: ConfigDict, steps: int) -> Callable[[jax.Array], jax.Array]:
+    """``step -> learning rate``, float32 scalar.
+
+    Linear warm-up, then the schedule down to ``final_lr_share`` of the peak, times the factor of
+    ``config.optim.ramp``.
+
+    Args:
+      config: has a section ``optim``.
+      steps: length of the run.
+
+    Raises:
+      VidlatentError: unknown schedule.
+    """
+    if config.optim.schedule not in _SCHEDULES:
+        hint = did_you_mean(config.optim.schedule, _SCHEDULES)
+        raise VidlatentError(f"config.optim.schedule {config.optim.schedule!r} is unknown: {hint}")
+    decay = _SCHEDULES[config.optim.schedule]
+    warmup, final = config.optim.warmup_steps, config.optim.final_lr_share
 
     def rate(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         progress = jnp.clip((step - warmup) / max(1, steps - warmup), 0.0, 1.0)
-        decayed = final + (1.0 - final) * shape(progress)
-        factor = ramp(step, optim["ramp"]) if optim["ramp"] else 1.0
-        return optim["lr"] * jnp.minimum((step + 1) / max(1, warmup), 1.0) * decayed * factor
+        decayed = final + (1.0 - final) * decay(progress)
+        factor = interpolate_ramp(step, config.optim.ramp) if config.optim.ramp else 1.0
+        warm = jnp.minimum((step + 1) / max(1, warmup), 1.0)
+        return config.optim.lr * warm * decayed * factor
 
     return rate
 
 
-def make_optimizer(optim: Mapping[str, Any]) -> optax.GradientTransformation:
+def interpolate_ramp(step: jax.Array | int, points: Sequence[tuple[float, float]]) -> jax.Array:
+    """Straight lines between ``(step, factor)`` points, constant outside of them.
+
+    ``((0, 0), (1000, 1))`` grows over 1000 steps. Reducio's discriminator learns at ``((4999, 0.1),
+    (5999, 1))`` of its rate and its autoencoder at ``((0, 1), (1_000_000, 0.01))``.
+    """
+    steps, factors = (jnp.asarray(column, jnp.float32) for column in zip(*points, strict=True))
+    return jnp.interp(jnp.asarray(step, jnp.float32), steps, factors)
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Clipping by global norm, Adam moments, decoupled weight decay; no learning rate.
 
-    Weight decay applies to kernels only, but for those of ``no_decay``. Updates come out as the
-    direction to subtract. Parameters that ``frozen`` matches get none, and no moments are kept for
-    them.
+    Updates come out as the direction to subtract. Weight decay applies to kernels only, without
+    those that ``config.optim.no_decay`` matches. Parameters that ``config.optim.freeze`` matches
+    get no update, and no moments are kept for them.
     """
 
-    no_decay = _expression("no_decay", optim["no_decay"])
-
-    def decayed(params):
-        def match(path, _):
+    def mark_decayed(params):
+        def decays(path, _):
             name = path_name(path)
-            return name.endswith("kernel") and not (no_decay and no_decay.match(name))
+            spared = match_path(config.optim.no_decay, name, "config.optim.no_decay")
+            return name.endswith("kernel") and not spared
 
-        return jax.tree_util.tree_map_with_path(match, params)
+        return jax.tree_util.tree_map_with_path(decays, params)
 
     steps = [
-        _clipping(optim["clip_norm"], optim["clip_after"]),
-        optax.scale_by_adam(b1=optim["b1"], b2=optim["b2"], eps=optim["eps"]),
-        optax.add_decayed_weights(optim["weight_decay"], mask=decayed),
+        _clip(config.optim.clip_norm, config.optim.clip_after),
+        optax.scale_by_adam(b1=config.optim.b1, b2=config.optim.b2, eps=config.optim.eps),
+        optax.add_decayed_weights(config.optim.weight_decay, mask=mark_decayed),
     ]
-    if optim["lr_factors"]:
-        steps.append(_scaling(optim["lr_factors"]))
+    if config.optim.lr_factors:
+        steps.append(_scale_by_path(config.optim.lr_factors))
     trained = optax.chain(*steps)
-    if not optim["freeze"]:
+    if not config.optim.freeze:
         return trained
 
-    def labels(params):
-        frozen = frozen_paths(params, optim["freeze"])
+    def label(params):
+        frozen = mark_frozen(params, config.optim.freeze)
         return jax.tree.map(lambda stays: "frozen" if stays else "trained", frozen)
 
-    return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+    return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, label)
 
 
-def _expression(key: str, pattern: str) -> re.Pattern[str] | None:
-    try:
-        return re.compile(pattern) if pattern else None
-    except re.error as error:
-        raise VidlatentError(
-            f"config.optim.{key} {pattern!r} is not an expression: {error}."
-        ) from error
-
-
-def _clipping(norm: float, after: int) -> optax.GradientTransformation:
+def _clip(norm: float, after: int) -> optax.GradientTransformation:
     """Clipping by global norm, from the update after ``after`` others on."""
     if not norm:
         return optax.identity()
@@ -109,20 +123,19 @@ def _clipping(norm: float, after: int) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
 
-def _scaling(factors: Any) -> optax.GradientTransformation:
+def _scale_by_path(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
     """Updates times the factor of the first expression that matches their path, or 1."""
-    rows = [(_expression("lr_factors", pattern), float(factor)) for pattern, factor in factors]
 
-    def scaled(updates, params=None):
+    def scale_all(updates, params=None):
         del params
         found = set()
 
         def scale(path, update):
             name = path_name(path)
-            for row, (expression, factor) in enumerate(rows):
-                if expression is not None and expression.match(name):
+            for row, (pattern, factor) in enumerate(factors):
+                if match_path(pattern, name, "config.optim.lr_factors"):
                     found.add(row)
-                    return factor * update
+                    return float(factor) * update
             return update
 
         result = jax.tree_util.tree_map_with_path(scale, updates)
@@ -131,4 +144,4 @@ def _scaling(factors: Any) -> optax.GradientTransformation:
                 raise VidlatentError(f"config.optim.lr_factors {pattern!r} matches no parameter.")
         return result
 
-    return optax.stateless(scaled)
+    return optax.stateless(scale_all)

@@ -1,4 +1,4 @@
-"""What a step compares: the whole clip, or where that does not fit one random patch of it."""
+"""What a tokenizer's step reconstructs: whole clips, or one random patch of frames too large."""
 
 from __future__ import annotations
 
@@ -12,21 +12,25 @@ from ml_collections import ConfigDict
 from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers.base import Tokenizer
 
-__all__ = ["make_view"]
+__all__ = ["make_reconstruct"]
 
 # ``(params, video, rngs, key) -> ((reconstruction, posterior), the part of the video it shows)``
-View = Callable[[Any, jax.Array, dict, jax.Array], tuple[Any, jax.Array]]
+Reconstruct = Callable[[Any, jax.Array, dict, jax.Array], tuple[Any, jax.Array]]
 
 
-def make_view(config: ConfigDict, model: Tokenizer) -> View:
-    """The view of ``config.train.patch_*``: whole clips, or patches of frames above a size.
+def make_reconstruct(config: ConfigDict, model: Tokenizer) -> Reconstruct:
+    """``reconstruct(params, video, rngs, key) -> ((reconstruction, posterior), target)``.
+
+    ``video`` is ``[B, T, H, W, 3]`` in [-1, 1]; reconstruction and target are the whole of it, or a
+    patch where ``config.train.patch_cells`` asks for patches and frames have more pixels than
+    ``config.train.patch_above``.
 
     Raises:
       VidlatentError: patches are asked of a model that cannot decode them exactly.
     """
     cells, above = config.train.patch_cells, config.train.patch_above
     if not cells:
-        return _whole(model)
+        return _make_whole(model)
     if "vf" in config.loss:
         raise VidlatentError(
             "config.loss.vf compares whole clips with their latents: set config.train.patch_cells "
@@ -37,25 +41,25 @@ def make_view(config: ConfigDict, model: Tokenizer) -> View:
             f"config.train.patch_cells is {cells}, but only fsae and dcae decode patches: set it "
             "to 0."
         )
-    whole = _whole(model)
-    patch = _patch(model, cells, config.train.patch_latents, config.train.patch_encoder)
+    whole = _make_whole(model)
+    patch = _make_patch(model, cells, config.train.patch_latents, config.train.patch_encoder)
 
-    def view(params, video, rngs, key):
+    def reconstruct(params, video, rngs, key):
         large = video.shape[2] * video.shape[3] > above
         return (patch if large else whole)(params, video, rngs, key)
 
-    return view
+    return reconstruct
 
 
-def _whole(model: Any) -> View:
-    def view(params, video, rngs, key):
+def _make_whole(model: Any) -> Reconstruct:
+    def reconstruct(params, video, rngs, key):
         del key
         return model.apply({"params": params}, video, rngs=rngs), video
 
-    return view
+    return reconstruct
 
 
-def _patch(model: Tokenizer, cells: int, latents: int, encoder: bool) -> View:
+def _make_patch(model: Tokenizer, cells: int, latents: int, encoder: bool) -> Reconstruct:
     """A crop of the outer decoder stages at a random place, compared where it is exact.
 
     The gradient reaches the inner stages through the crop, and the encoder if ``encoder``. In time
@@ -64,7 +68,7 @@ def _patch(model: Tokenizer, cells: int, latents: int, encoder: bool) -> View:
     """
     scale = model.patch_cell
 
-    def view(params, video, rngs, key):
+    def reconstruct(params, video, rngs, key):
         def run(method):
             return model.apply({"params": params}, video, rngs=rngs, method=method)
 
@@ -90,4 +94,4 @@ def _patch(model: Tokenizer, cells: int, latents: int, encoder: bool) -> View:
         window = lax.dynamic_slice(video, (0, 0, region.top, region.left, 0), region.video.shape)
         return (region.video, posterior), window
 
-    return view
+    return reconstruct

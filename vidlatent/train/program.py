@@ -1,4 +1,4 @@
-"""The training step as a program: where its arguments live, and what is handed over.
+"""The training step as a compiled program: where its arguments live, and what is donated.
 
 The loop runs it; ``--mode=plan`` and ``--mode=bench`` compile the very same.
 """
@@ -11,43 +11,34 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from vidlatent.parallel.sharding import batch_sharding, replicated, shardings
+from vidlatent.parallel.sharding import batch_sharding, replicated, shardings, with_shardings
 from vidlatent.train.state import random_key
-from vidlatent.train.tasks.base import Step
+from vidlatent.train.tasks.base import Task
 
-__all__ = ["abstract_state", "jit_train_step", "placed"]
-
-
-def placed(abstract: Any, where: Any) -> Any:
-    """ShapeDtypeStructs with shardings: one for all leaves, or a tree of them."""
-    if isinstance(where, jax.sharding.Sharding):
-        where = jax.tree.map(lambda _: where, abstract)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract,
-        where,
-    )
+__all__ = ["describe_state", "jit_train_step"]
 
 
-def abstract_state(step: Step, seed: int, mesh: Mesh) -> Any:
-    """The state that ``step.init`` makes, as ShapeDtypeStructs with their shardings on ``mesh``."""
-    abstract = jax.eval_shape(lambda: step.init(random_key(seed, "params")))
-    return placed(abstract, shardings(abstract, mesh))
+def describe_state(task: Task, seed: int, mesh: Mesh) -> Any:
+    """The state that ``task.init`` makes, as ShapeDtypeStructs with their shardings on ``mesh``."""
+    abstract = jax.eval_shape(lambda: task.init(random_key(seed, "params")))
+    whole = [name for name, player in task.players.items() if player.whole]
+    return with_shardings(abstract, shardings(abstract, mesh, whole))
 
 
-def jit_train_step(step: Step, state: Any, mesh: Mesh) -> Callable[..., Any]:
-    """``(state, batch, networks) -> (state, metrics)``, compiled on its first call.
+def jit_train_step(task: Task, state: Any, frozen: Any, mesh: Mesh) -> Callable[..., Any]:
+    """``(state, batch, frozen) -> (state, metrics)``, compiled on its first call.
+
+    The state is donated: its arrays are overwritten by the new state's.
 
     Args:
-      step: of the model that is trained.
-      state: arrays or ShapeDtypeStructs that say where the state lives.
+      task: what is trained.
+      state, frozen: arrays or ShapeDtypeStructs that say where they live.
       mesh: over which batches are spread.
     """
-    where = jax.tree.map(lambda leaf: leaf.sharding, state)
-    whole = replicated(mesh)
+    where, places = jax.tree.map(lambda leaf: leaf.sharding, (state, frozen))
     return jax.jit(
-        step.train_step,
-        in_shardings=(where, batch_sharding(mesh), whole),
-        out_shardings=(where, whole),
+        task.train_step,
+        in_shardings=(where, batch_sharding(mesh), places),
+        out_shardings=(where, replicated(mesh)),
         donate_argnums=0,
     )

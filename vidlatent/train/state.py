@@ -1,8 +1,10 @@
-"""The training state: one plain pytree, one way to update it.
+"""The training state: one plain pytree, and the one way to update it.
 
-``{step, params, opt, ema, extra}``, and where a recipe has them ``helpers`` (trainable parameters
-of loss terms) and ``discriminator``. Random numbers are a function of (seed, stream name, step),
-so no generator state exists to be saved.
+``{step, params, opt, ema, extra}`` and, where a task has them, players: parts that are trained
+beside the model, such as a discriminator, each under its own name with ``params`` and ``opt``
+inside. Nothing here or around the loop knows players by name.
+
+Random numbers are a function of (seed, stream name, step), so there is no generator state to save.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["Player", "State", "apply_gradients", "new_player", "new_state", "random_key"]
+__all__ = ["PlayerUpdate", "State", "apply_gradients", "init_player", "init_state", "random_key"]
 
 State = dict[str, Any]
 
 
-class Player(NamedTuple):
+class PlayerUpdate(NamedTuple):
     """What one step does to a part of the state that is trained beside the model.
 
     Attributes:
@@ -44,10 +46,13 @@ def random_key(seed: int, stream: str, step: int | jax.Array = 0) -> jax.Array:
     return jax.random.fold_in(key, step)
 
 
-def new_state(params: Any, optimizer: optax.GradientTransformation, **players: Any) -> State:
+def init_state(params: Any, optimizer: optax.GradientTransformation, **players: Any) -> State:
     """State at step 0; the EMA starts as a copy of the parameters.
 
-    ``players`` are further parts that are trained, each made by ``new_player``.
+    Args:
+      params: of the model.
+      optimizer: of the model.
+      players: further parts that are trained, by name, each made by ``init_player``.
     """
     return {
         "step": jnp.zeros((), jnp.int32),
@@ -60,7 +65,7 @@ def new_state(params: Any, optimizer: optax.GradientTransformation, **players: A
     }
 
 
-def new_player(params: Any, optimizer: optax.GradientTransformation, **values: Any) -> State:
+def init_player(params: Any, optimizer: optax.GradientTransformation, **values: Any) -> State:
     """A part of the state with an optimizer of its own, at step 0."""
     return {"params": params, "opt": optimizer.init(params), **values}
 
@@ -73,13 +78,16 @@ def apply_gradients(
     optimizer: optax.GradientTransformation,
     rate: Callable[[jax.Array], jax.Array],
     ema_decay: float,
-    players: Mapping[str, Player] | None = None,
+    players: Mapping[str, PlayerUpdate] | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
     """One update. A non-finite loss or gradient leaves everything but ``step`` and counters alone.
 
     The step advances either way: it is the position in the data stream. The EMA's decay is ramped
     as min(decay, (1 + step) / (10 + step)), so that short runs do not average in the random start.
-    ``players`` are updated in the same breath: one that is not finite stops all.
+    ``players`` are updated in the same step; a gradient of one that is not finite stops all.
+
+    Returns:
+      The new state, and float32 scalars for the curves.
     """
     players = players or {}
     norm = optax.global_norm(grads)
@@ -97,15 +105,15 @@ def apply_gradients(
     bad = (~good).astype(jnp.int32)
     new = {
         "step": state["step"] + 1,
-        "params": _keep(good, params, state["params"]),
-        "opt": _keep(good, opt, state["opt"]),
-        "ema": _keep(good, ema, state["ema"]),
+        "params": _select(good, params, state["params"]),
+        "opt": _select(good, opt, state["opt"]),
+        "ema": _select(good, ema, state["ema"]),
         "extra": {
             **state["extra"],
             "bad_steps": state["extra"]["bad_steps"] + bad,
             "bad_streak": (state["extra"]["bad_streak"] + bad) * bad,
         },
-        **{name: _advanced(state[name], player, good) for name, player in players.items()},
+        **{name: _update_player(state[name], player, good) for name, player in players.items()},
     }
     report = {
         "grad_norm": norm,
@@ -114,16 +122,16 @@ def apply_gradients(
         "bad_steps": new["extra"]["bad_steps"],
         "bad_streak": new["extra"]["bad_streak"],
     }
-    # What took no part in this step stays as it was.
+    # Players without an update in this step stay as they were.
     return {**state, **new}, report
 
 
-def _keep(good: jax.Array, new: Any, old: Any) -> Any:
+def _select(good: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
 
-def _advanced(part: State, player: Player, good: jax.Array) -> State:
+def _update_player(part: State, player: PlayerUpdate, good: jax.Array) -> State:
     updates, opt = player.optimizer.update(player.grads, part["opt"], part["params"])
     params = jax.tree.map(lambda p, u: p - player.rate * u, part["params"], updates)
     new = {**part, **player.values, "params": params, "opt": opt}
-    return _keep(good & player.active, new, part)
+    return _select(good & player.active, new, part)

@@ -17,7 +17,8 @@ def get_optim() -> ConfigDict:
     optim.weight_decay = 1e-4  # on kernels only, never on norms and biases
     optim.clip_norm = 1.0  # largest global norm of the gradients; 0: no clipping
     optim.clip_after = 0  # number of steps without clipping at the start
-    # (path expression, factor of the rate) pairs; the first whose expression matches counts
+    # Path expressions are regular expressions that are matched from the start of a path.
+    # Pairs (path expression, factor of the rate); the first whose expression matches counts
     optim.lr_factors = ()
     optim.no_decay = ""  # path expression of parameters without weight decay, such as router_
     optim.freeze = ""  # path expression of parameters that are not trained, such as encoder/

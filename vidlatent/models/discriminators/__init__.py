@@ -1,9 +1,9 @@
-"""Discriminators (discriminators) by name.
+"""Discriminators by name.
 
 A discriminator is called as ``apply({"params": params}, video, stats, train) -> (logit maps,
 stats)``: ``video`` ``[B, T, H, W, 3]``, the maps a list of float32 arrays ``[B, ...]``, one for
 each of its ``scales``. ``stats`` is a plain pytree of what it remembers beside its parameters, from
-``init_stats()``. ``smallest_clip`` says what it can judge.
+``init_stats()``. ``smallest_clip`` is the least number of frames, rows and columns that it takes.
 """
 
 from __future__ import annotations

@@ -35,13 +35,10 @@ class PatchDiscriminator(nn.Module):
     Attributes:
       width: channels after the first layer; doubled by each further one up to eightfold.
       time_kernels: taps in time, one number a layer. ``(4, 4, 3, 1, 1)`` is Reducio's
-        discriminator,
-        ``(3, 3, 3, 3, 3)`` the form of ProMAG's that takes 17 frames and single images, all 1 the
-        image discriminator of latent diffusion, frame by
-        frame.
+        discriminator, ``(3, 3, 3, 3, 3)`` the form of ProMAG's that takes 17 frames and single
+        images, all 1 the image discriminator of latent diffusion, frame by frame.
       norm: ``'batch'`` (of the published discriminators), ``'group'`` (per frame and sample),
-        ``'none'``,
-        or ``'spectral'`` (no norm of features, all kernels of spectral norm one).
+        ``'none'``, or ``'spectral'`` (no norm of features, all kernels of spectral norm one).
       groups: of the group norm.
       dtype: compute dtype; logits are float32.
     """
@@ -99,7 +96,7 @@ class PatchDiscriminator(nn.Module):
     def __call__(
         self, video: jax.Array, stats: Stats, train: bool
     ) -> tuple[list[jax.Array], dict[str, Stats]]:
-        """Judge clips.
+        """Logits of clips, one for each patch.
 
         Args:
           video: ``[B, T, H, W, 3]`` in [-1, 1].

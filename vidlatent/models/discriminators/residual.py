@@ -149,7 +149,7 @@ class MultiscaleDiscriminator(nn.Module):
     def __call__(
         self, video: jax.Array, stats: Stats, train: bool
     ) -> tuple[list[jax.Array], dict[str, Stats]]:
-        """Judge clips.
+        """Logits of clips, a map for each scale.
 
         Args:
           video: ``[B, T, H, W, 3]`` in [-1, 1], of any size.
@@ -218,7 +218,7 @@ class StyleDiscriminator(nn.Module):
     def __call__(
         self, video: jax.Array, stats: Stats, train: bool
     ) -> tuple[list[jax.Array], dict[str, Stats]]:
-        """Judge clips; as ``MultiscaleDiscriminator``, with one logit ``[B]`` a clip.
+        """Logits of clips: as ``MultiscaleDiscriminator``, with one logit ``[B]`` a clip.
 
         Raises:
           VidlatentError: another clip size than the parameters were made for.
@@ -233,10 +233,8 @@ class StyleDiscriminator(nn.Module):
             if rows != x.shape[-1]:
                 raise VidlatentError(
                     f"the discriminator stylegan3d was made for another clip size than "
-                    f"{size['T']} frames "
-                    f""
-                    f"of {size['H']}x{size['W']}: use one bucket, or the discriminator "
-                    f"multiscale3d."
+                    f"{size['T']} frames of {size['H']}x{size['W']}: use one bucket, or the "
+                    "discriminator multiscale3d."
                 )
         new = {"tower": seen}
         for name, features in (("dense", self.hidden), ("logit", 1)):

@@ -21,12 +21,19 @@ from vidlatent.models.pretrained import (
     network_shapes,
     random_params,
 )
-from vidlatent.weights.files import read_tensors
+from vidlatent.parallel.multihost import place_as
+from vidlatent.weights.files import is_workdir, load_params, read_tensors
 from vidlatent.weights.importer import count_known, export_params, import_params
 from vidlatent.weights.safetensors import save_safetensors
 from vidlatent.weights.tables import TABLES
 
-__all__ = ["convert_network", "load_network", "read_network", "seed_of"]
+__all__ = [
+    "convert_network",
+    "load_network",
+    "load_network_params",
+    "read_network",
+    "seed_of",
+]
 
 
 def load_network(name: str, path: str | os.PathLike[str], dtype: Any = jnp.float32) -> Network:
@@ -35,7 +42,8 @@ def load_network(name: str, path: str | os.PathLike[str], dtype: Any = jnp.float
     Args:
       name: in ``models.pretrained.NETWORKS``.
       path: value of ``config.networks.<name>``: a weights file (or several, with commas between),
-        or ``random`` or ``random:SEED``, which is for tests and smoke runs and marks the label.
+        the workdir of a run that trained this network, or ``random`` or ``random:SEED``, which is
+        for tests and smoke runs and marks the label.
       dtype: compute dtype.
 
     Raises:
@@ -51,6 +59,30 @@ def load_network(name: str, path: str | os.PathLike[str], dtype: Any = jnp.float
     label = f"{name}_random{seed}"
     logging.warning("%s: random weights (%s); its numbers mean nothing.", name, label)
     return Network(network_apply(name, dtype), random_params(name, seed), name, label)
+
+
+def load_network_params(name: str, path: str | os.PathLike[str], abstract: Any) -> Any:
+    """The parameters of ``load_network`` alone, where and in the types that ``abstract`` says.
+
+    From a workdir each device reads its own part.
+
+    Args:
+      name, path: as for ``load_network``.
+      abstract: ``network_shapes(name)`` with the wanted types, and with shardings.
+
+    Raises:
+      VidlatentError: as ``load_network``.
+    """
+    if is_workdir(path):
+        return _load_workdir(name, path, abstract)
+    return place_as(load_network(name, path).params, abstract)
+
+
+def _load_workdir(name: str, path: str | os.PathLike[str], abstract: Any) -> Any:
+    try:
+        return load_params(path, abstract, family=name)
+    except VidlatentError as error:
+        raise VidlatentError(f"config.networks.{name}={os.fspath(path)}: {error}") from error
 
 
 def seed_of(path: str) -> int | None:
@@ -72,12 +104,16 @@ def seed_of(path: str) -> int | None:
 def read_network(name: str, paths: Sequence[str | os.PathLike[str]]) -> Any:
     """Parameters of a network from the tensors of all ``paths``, under any of its namings.
 
-    ``.npz`` is read besides what ``weights.files.read_tensors`` reads.
+    ``.npz`` is read besides what ``weights.files.read_tensors`` reads. A single path may be the
+    workdir of a run of ours.
 
     Raises:
       VidlatentError: a missing file; everything unused, missing and misshaped, named together.
     """
     definition = NETWORKS.get(name)
+    if len(paths) == 1 and paths[0] and is_workdir(paths[0]):
+        params = _load_workdir(name, paths[0], network_shapes(name))
+        return jax.tree.map(np.asarray, params)
     tensors: dict[str, np.ndarray] = {}
     for path in paths:
         tensors |= _read(path)

@@ -1,116 +1,156 @@
 """Training a generator: noise the latents, drop conditions, compare with the target, update.
 
-Latents come from a data set of them, or from videos through the frozen tokenizer. What is drawn is
-a function of the seed, the stream's name and the step.
+Latents come from a data set of them, or from videos through the frozen tokenizer.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vidlatent.diffusion.guidance import drop_masks
 from vidlatent.diffusion.objective import draw, sample_loss
 from vidlatent.errors import VidlatentError
-from vidlatent.evaluate.generator_loss import loss_step, schedule_for
-from vidlatent.latents.inputs import Inputs, absent
-from vidlatent.latents.space import Latents, example
+from vidlatent.evaluate.generator_loss import (
+    GeneratorScores,
+    compile_loss_step,
+    evaluate_loss,
+    make_loss_step,
+    make_noise_schedule,
+)
+from vidlatent.evaluate.generator_report import write_generator_report
+from vidlatent.latents.inputs import Inputs, missing_condition_masks
+from vidlatent.latents.space import (
+    Latents,
+    abstract_generator,
+    check_generator,
+    example,
+    generator_of,
+    latents_of,
+)
+from vidlatent.models.frozen import FrozenNetwork
+from vidlatent.parallel.multihost import is_main
 from vidlatent.registry import did_you_mean
-from vidlatent.train.freeze import stop_frozen
-from vidlatent.train.microbatches import averaged
-from vidlatent.train.optim import learning_rate, make_optimizer
-from vidlatent.train.state import apply_gradients, new_state, random_key
-from vidlatent.train.tasks.base import Step
+from vidlatent.sample.grid import SampleGrid
+from vidlatent.train.freeze import stop_frozen_gradients
+from vidlatent.train.microbatches import accumulate_gradients
+from vidlatent.train.optim import make_learning_rate, make_optimizer
+from vidlatent.train.state import State, apply_gradients, init_state, random_key
+from vidlatent.train.tasks.base import Player
 
-__all__ = ["make_step"]
+__all__ = ["GeneratorTask"]
 
 
-def make_step(config: ConfigDict, model: Any, latents: Latents) -> Step:
-    """The generator's step for ``config.diffusion``, ``config.conditions`` and ``config.optim``.
+class GeneratorTask:
+    """Trains ``config.generator`` by ``config.diffusion`` (``tasks.base.Task``).
 
     Batches hold ``latent`` float32 ``[B, t, h, w, c]`` as encoded (or ``video`` uint8
     ``[B, T, H, W, 3]``), ``mask`` float32 ``[B]`` and what the generator's conditions are made of.
 
     Args:
       config: of the run.
-      model: the generator (``reads``, ``denoise``).
-      latents: what is known of the latents.
+      model, latents: the generator and the facts about its latents, if they are not to be made from
+        the config.
+
+    Attributes:
+      inputs: makes latents and conditions from batches.
     """
-    optim = config.optim.to_dict()
-    optimizer = make_optimizer(optim)
-    rate = learning_rate(optim, config.train.steps)
-    inputs = Inputs(config, model, latents)
-    loss_of = _Loss(config, model, inputs)
-    pieces = config.optim.accumulate
 
-    def init(key: jax.Array):
-        shapes = example(model)
-        noisy, time = (jnp.zeros(s.shape, s.dtype) for s in shapes[:2])
-        return new_state(
-            model.init(key, noisy, time, shapes[2], method="denoise")["params"], optimizer
-        )
+    players: Mapping[str, Player] = {}
 
-    def train_step(state, batch, networks):
-        def found(rows, number):
-            return jax.value_and_grad(loss_of)(
-                state["params"], rows, networks, state["step"], number
-            )
+    def __init__(self, config: ConfigDict, model: Any = None, latents: Latents | None = None):
+        self.config = config
+        if latents is None:
+            latents = latents_of(config)
+            model = generator_of(config) if model is None else model
+            check_generator(model, latents)
+        self.model, self.latents, self.spec = model, latents, latents.spec
+        self._check_drop()
+        self.optimizer = make_optimizer(config)
+        self.rate = make_learning_rate(config, config.train.steps)
+        self.inputs = Inputs(config, model, latents)
+        self.arrays = self.inputs.arrays
+        self.eval_step = make_loss_step(config, model, self.inputs)
 
-        loss, grads = found(batch, 0) if pieces == 1 else averaged(found, batch, pieces)
-        state, report = apply_gradients(
-            state,
-            grads,
-            loss,
-            optimizer=optimizer,
-            rate=rate,
-            ema_decay=optim["ema_decay"],
-        )
-        return state, {"loss": loss, **report}
-
-    return Step(
-        init, train_step, loss_step(config, model, inputs), inputs.load_networks, inputs.arrays
-    )
-
-
-class _Loss:
-    """``(params, batch, networks, step, piece) -> loss``, a mean over the real samples."""
-
-    def __init__(self, config: ConfigDict, model: Any, inputs: Inputs):
-        self.config, self.model, self.inputs = config, model, inputs
-        self.rates, self.joint = config.conditions.drop.to_dict(), config.conditions.joint
-        for name in {name for group in self.rates for name in group.split("+")}:
-            if name not in model.reads:
-                hint = did_you_mean(name, model.reads) if model.reads else "it reads nothing."
+    def _check_drop(self) -> None:
+        reads = self.model.reads
+        for name in {n for group in self.config.conditions.drop for n in group.split("+")}:
+            if name not in reads:
+                hint = did_you_mean(name, reads) if reads else "it reads nothing."
                 raise VidlatentError(
                     f"config.conditions.drop names {name!r}, which the generator does not read: "
                     f"{hint}"
                 )
 
-    def _drop(self, key, x0, conditions):
-        """Masks ``[B]`` by condition: what is dropped by chance and what is not there."""
-        batch, frames = x0.shape[:2]
-        drop = {}
-        for group, mask in drop_masks(key, batch, self.rates, self.joint).items():
-            for name in group.split("+"):
-                drop[name] = drop[name] | mask if name in drop else mask
-        for name, lacking in absent(conditions, self.model.reads, frames).items():
-            drop[name] = drop[name] | lacking if name in drop else lacking
-        return drop
+    @property
+    def family(self) -> str:
+        return self.config.generator.name
 
-    def __call__(self, params, batch, networks, step, piece):
+    @functools.cached_property
+    def frozen(self) -> dict[str, FrozenNetwork]:
+        """The tokenizer, where the data are videos; the empty text's states, if they are used."""
+        return self.inputs.frozen
+
+    @staticmethod
+    def abstract_params(config: ConfigDict) -> Any:
+        return abstract_generator(generator_of(config))
+
+    def init(self, key: jax.Array) -> State:
+        noisy, time, conditions = example(self.model)
+        noisy, time = (jnp.zeros(leaf.shape, leaf.dtype) for leaf in (noisy, time))
+        params = self.model.init(key, noisy, time, conditions, method="denoise")["params"]
+        return init_state(params, self.optimizer)
+
+    def train_step(
+        self, state: State, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any]
+    ) -> tuple[State, dict[str, jax.Array]]:
+        def compute(rows, number):
+            return jax.value_and_grad(self.compute_loss)(
+                state["params"], rows, frozen, state["step"], number
+            )
+
+        microbatches = self.config.optim.accumulate
+        if microbatches == 1:
+            loss, gradients = compute(batch, 0)
+        else:
+            loss, gradients = accumulate_gradients(compute, batch, microbatches)
+        state, report = apply_gradients(
+            state,
+            gradients,
+            loss,
+            optimizer=self.optimizer,
+            rate=self.rate,
+            ema_decay=self.config.optim.ema_decay,
+        )
+        return state, {"loss": loss, **report}
+
+    def compute_loss(
+        self, params: Any, batch: Mapping[str, jax.Array], frozen: Any, step: Any, number: Any
+    ) -> jax.Array:
+        """Mean over the real samples of a slice of the batch, float32 scalar.
+
+        All randomness is a function of the seed, the stream's name, the step and the slice's
+        ``number``.
+        """
         config = self.config
 
         def key(stream):
-            return jax.random.fold_in(random_key(config.seed, stream, step), piece)
+            return jax.random.fold_in(random_key(config.seed, stream, step), number)
 
-        x0, conditions = self.inputs(batch, networks, key("latent"))
-        schedule = schedule_for(config, self.model, x0.shape[1:4])
+        x0, conditions = self.inputs(batch, frozen, key("latent"))
+        schedule = make_noise_schedule(config, self.model, x0.shape[1:4])
         drawn = draw(schedule, key("diffusion"), x0)
-        drop = self._drop(key("drop"), x0, conditions)
-        params = stop_frozen(params, config.optim.freeze)
+        drop = self.draw_drop_masks(key("drop"), x0, conditions)
+        params = stop_frozen_gradients(params, config.optim.freeze)
         output = self.model.apply(
             {"params": params}, drawn.x, drawn.time, conditions, drop=drop, method="denoise"
         )
@@ -124,3 +164,78 @@ class _Loss:
         )
         mask = batch["mask"]
         return jnp.sum(losses * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+    def draw_drop_masks(self, key: Any, x0: jax.Array, conditions: Any) -> dict[str, jax.Array]:
+        """Condition -> bool ``[B]``: samples that train without it, by chance or for lack of it.
+
+        Chances are those of ``config.conditions``; a name such as ``first+image`` drops both.
+        """
+        batch, frames = x0.shape[:2]
+        rates, joint = self.config.conditions.drop.to_dict(), self.config.conditions.joint
+        drop: dict[str, jax.Array] = {}
+        for group, mask in drop_masks(key, batch, rates, joint).items():
+            for name in group.split("+"):
+                drop[name] = drop[name] | mask if name in drop else mask
+        missing = missing_condition_masks(conditions, self.model.reads, frames)
+        for name, mask in missing.items():
+            drop[name] = drop[name] | mask if name in drop else mask
+        return drop
+
+    def make_validation(
+        self, run: Any, frozen: Mapping[str, Any], mesh: Mesh, make_loader: Callable[[], Any]
+    ) -> GeneratorValidation:
+        return GeneratorValidation(self, run, frozen, mesh, make_loader)
+
+    def begin(self, workdir: Path, step: int, labels: Sequence[str]) -> None:
+        """Store the facts about the latents, with the names of the classes, for sampling."""
+        named = dataclasses.replace(self.latents, label_names=tuple(labels))
+        check_generator(self.model, named)
+        named.write_or_check(workdir, step)
+
+    def inherit_players(self, former: ConfigDict) -> tuple[str, ...]:
+        del former
+        return ()
+
+
+class GeneratorValidation:
+    """The EMA parameters' loss on validation clips, and a few samples (``tasks.base.Validation``).
+
+    The loss is taken at fixed noise levels. Samples have the conditions of validation clips.
+    """
+
+    def __init__(
+        self,
+        task: GeneratorTask,
+        run: Any,
+        frozen: Mapping[str, Any],
+        mesh: Mesh,
+        make_loader: Callable[[], Any],
+    ):
+        self._make_loader = make_loader
+        self._step = compile_loss_step(task.eval_step, task.arrays, frozen, mesh, run.state["ema"])
+        self._grid = SampleGrid(run.config, frozen, mesh)
+        self._sheet = b""
+
+    def __call__(self, run: Any) -> GeneratorScores:
+        with contextlib.closing(self._make_loader()) as loader:
+            result = evaluate_loss(self._step, run.state["ema"], loader)
+            self._sheet = self._grid(run.state["ema"], loader)
+        if self._sheet and is_main():
+            file = run.workdir / "samples" / f"step_{run.step}.png"
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(self._sheet)
+        return result
+
+    def pictures(self, result: GeneratorScores) -> dict[str, bytes]:
+        del result
+        return {"val/samples": self._sheet} if self._sheet else {}
+
+    def write(self, run: Any, result: GeneratorScores, folder: Path) -> list[str]:
+        return write_generator_report(
+            result,
+            folder,
+            config=run.config,
+            step=run.step,
+            workdir=run.workdir,
+            sheet=self._sheet,
+        )

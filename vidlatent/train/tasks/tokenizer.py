@@ -1,73 +1,315 @@
-"""Training a tokenizer: reconstruct, weigh the loss terms, face the discriminator, update.
+"""Training a tokenizer: reconstruct, weigh the loss terms, ask the discriminator, update.
 
-What is summed is the config's matter: ``config.loss`` names the terms, ``config.discriminator`` the
-opponent.
+``config.loss`` names the terms that are summed, ``config.discriminator`` the adversarial loss.
+
+The model runs forward once. Every loss gives a gradient with respect to its outputs, and their sum
+goes back through the model in one sweep.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import logging
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vidlatent.evaluate.tokenizer import tokenizer_eval_step
-from vidlatent.models.load import smallest_video
-from vidlatent.models.pretrained.load import load_network
-from vidlatent.train.optim import learning_rate, make_optimizer
-from vidlatent.train.state import Player, apply_gradients, new_player, new_state
-from vidlatent.train.tasks.base import Step
-from vidlatent.train.tasks.tokenizer_gradients import Gradients
+from vidlatent.errors import VidlatentError
+from vidlatent.evaluate.tokenizer import (
+    Evaluation,
+    compile_eval_step,
+    evaluate,
+    tokenizer_eval_step,
+)
+from vidlatent.evaluate.tokenizer_report import pictures_sheet, write_evaluation
+from vidlatent.latents.pixels import from_pixels
+from vidlatent.losses import LossInputs
+from vidlatent.losses.adversarial import adaptive_weight
+from vidlatent.metrics import make_metrics
+from vidlatent.models.frozen import FrozenNetwork
+from vidlatent.models.load import abstract_params, model_of, smallest_video
+from vidlatent.models.pretrained import network_shapes
+from vidlatent.models.pretrained.load import load_network_params
+from vidlatent.parallel.paths import match_path, path_name
+from vidlatent.parallel.sharding import constrain
+from vidlatent.train.discriminator import AdversarialResult, DiscriminatorTrainer
+from vidlatent.train.freeze import stop_frozen_gradients
+from vidlatent.train.loss_terms import LossTerms
+from vidlatent.train.microbatches import accumulate_gradients
+from vidlatent.train.optim import make_learning_rate, make_optimizer
+from vidlatent.train.patches import make_reconstruct
+from vidlatent.train.state import (
+    PlayerUpdate,
+    State,
+    apply_gradients,
+    init_player,
+    init_state,
+    random_key,
+)
+from vidlatent.train.tasks.base import Player
 
-__all__ = ["make_step"]
+__all__ = ["Gradients", "TokenizerTask"]
+
+VIDEO_AXES = ("batch", "time", "height", "width", "channel")
 
 
-def make_step(config: ConfigDict, model: Any) -> Step:
-    """The tokenizer's step for ``config.loss``, ``config.discriminator`` and ``config.optim``.
+class Gradients(NamedTuple):
+    """Gradients of one batch.
 
-    Batches hold ``video`` uint8 ``[B, T, H, W, 3]`` and ``mask`` float32 ``[B]``.
+    Attributes:
+      params: of the model's parameters.
+      helpers: of the loss terms' own parameters.
+      adversarial: what the discriminator says; None where it is not asked.
+      loss: sum of the weighted losses, float32 scalar.
+      report: values for the curves, float32 scalars.
     """
-    optim = config.optim.to_dict()
-    optimizer = make_optimizer(optim)
-    rate = learning_rate(optim, config.train.steps)
-    gradients = Gradients(config, model)
-    objective, opponent = gradients.objective, gradients.opponent
-    paths = config.networks.to_dict()
 
-    def init(key: jax.Array):
-        video = jnp.zeros(smallest_video(model.latent_spec), jnp.float32)
+    params: Any
+    helpers: Any
+    adversarial: AdversarialResult | None
+    loss: jax.Array
+    report: dict[str, jax.Array]
+
+
+class TokenizerTask:
+    """Trains ``config.model`` to reconstruct (``tasks.base.Task``).
+
+    Batches hold ``video`` uint8 ``[B, T, H, W, 3]`` and ``mask`` float32 ``[B]``, 0 for padding.
+
+    Args:
+      config: of the run.
+      model: the tokenizer, if it is not to be made from ``config.model``.
+
+    Attributes:
+      terms: the sum of loss terms.
+      discriminator: None where the config has none.
+    """
+
+    arrays = ("video", "mask")
+    # Helpers are parameters of loss terms. Discriminators are kept whole: they are small, and
+    # stride with even kernels, which XLA gets wrong once their inputs are sharded.
+    players = {
+        "helpers": Player("config.optim.lr"),
+        "discriminator": Player("config.discriminator.optim.lr", whole=True),
+    }
+
+    def __init__(self, config: ConfigDict, model: Any = None):
+        self.config = config
+        self.model = model_of(config) if model is None else model
+        self.spec = self.model.latent_spec
+        self.optimizer = make_optimizer(config)
+        self.rate = make_learning_rate(config, config.train.steps)
+        self.reconstruct = make_reconstruct(config, self.model)
+        self.terms = LossTerms(config.loss.to_dict())
+        self.discriminator = None
+        if config.discriminator.model:
+            key = "config.discriminator.adaptive_terms"
+            self.terms.check(config.discriminator.adaptive_terms, key)
+            self.discriminator = DiscriminatorTrainer(config, self.model.dtype)
+        self.eval_step = tokenizer_eval_step(self.model, preservation=config.eval.preservation)
+
+    @property
+    def family(self) -> str:
+        return self.config.model.name
+
+    @functools.cached_property
+    def frozen(self) -> dict[str, FrozenNetwork]:
+        """The networks that loss terms compare features of."""
+
+        def describe(name):
+            load = functools.partial(load_network_params, name, self.config.networks[name])
+            return FrozenNetwork(network_shapes(name), load)
+
+        return {name: describe(name) for name in self.terms.networks}
+
+    @staticmethod
+    def abstract_params(config: ConfigDict) -> Any:
+        return abstract_params(model_of(config))
+
+    def init(self, key: jax.Array) -> State:
+        video = jnp.zeros(smallest_video(self.spec), jnp.float32)
         players = {}
-        if helpers := objective.init(jax.random.fold_in(key, 1), model.latent_spec):
-            players["helpers"] = new_player(helpers, optimizer)
-        if opponent is not None:
-            # Some discriminators flatten what they see: their parameters belong to one size of
-            # clip.
-            clip = max(config.data.buckets, key=lambda bucket: bucket[0])[:3]
-            players["discriminator"] = opponent.init(jax.random.fold_in(key, 2), clip)
-        return new_state(model.init(key, video)["params"], optimizer, **players)
+        if helpers := self.terms.init(jax.random.fold_in(key, 1), self.spec):
+            players["helpers"] = init_player(helpers, self.optimizer)
+        if self.discriminator is not None:
+            # Some discriminators flatten their input: their parameters belong to one size of clip.
+            clip = max(self.config.data.buckets, key=lambda bucket: bucket[0])[:3]
+            players["discriminator"] = self.discriminator.init(jax.random.fold_in(key, 2), clip)
+        return init_state(self.model.init(key, video)["params"], self.optimizer, **players)
 
-    def train_step(state, batch, networks):
-        found = gradients(state, batch, networks)
+    def train_step(
+        self, state: State, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any]
+    ) -> tuple[State, dict[str, jax.Array]]:
+        gradients = self.compute_gradients(state, batch, frozen)
         players = {}
         if "helpers" in state:
-            players["helpers"] = Player(found.helpers, optimizer, rate(state["step"]))
-        if found.discriminator is not None:
-            players["discriminator"] = opponent.player(found.discriminator, state["step"])
+            rate = self.rate(state["step"])
+            players["helpers"] = PlayerUpdate(gradients.helpers, self.optimizer, rate)
+        if gradients.adversarial is not None:
+            update = self.discriminator.make_update(gradients.adversarial, state["step"])
+            players["discriminator"] = update
         state, report = apply_gradients(
             state,
-            found.params,
-            found.loss,
-            optimizer=optimizer,
-            rate=rate,
-            ema_decay=optim["ema_decay"],
+            gradients.params,
+            gradients.loss,
+            optimizer=self.optimizer,
+            rate=self.rate,
+            ema_decay=self.config.optim.ema_decay,
             players=players,
         )
-        return state, {"loss": found.loss, **objective.shown(found.report, paths), **report}
+        values = self.terms.label_random(gradients.report, self.config.networks)
+        return state, {"loss": gradients.loss, **values, **report}
 
-    eval_step = tokenizer_eval_step(model, preservation=config.eval.preservation)
+    def compute_gradients(
+        self, state: State, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any]
+    ) -> Gradients:
+        """Means over ``config.optim.accumulate`` equal slices of the batch, one after another."""
+        microbatches = self.config.optim.accumulate
+        if microbatches == 1:
+            return self._differentiate(state, batch, frozen, 0)
 
-    def load_networks():
-        return {name: load_network(name, paths[name]).params for name in objective.networks}
+        def compute(rows, number):
+            gradients = self._differentiate(state, rows, frozen, number)
+            if gradients.adversarial is None:
+                return gradients
+            # Has been used, and is as large as the slice: not to be summed up over slices.
+            small = gradients.adversarial._replace(to_prediction=jnp.float32(0))
+            return gradients._replace(adversarial=small)
 
-    return Step(init, train_step, eval_step, load_networks)
+        return accumulate_gradients(compute, batch, microbatches)
+
+    def _differentiate(self, state: State, batch: Any, frozen: Any, number: Any) -> Gradients:
+        """The gradients of a slice of the batch; ``number`` sets its random numbers apart."""
+        step = state["step"]
+
+        def key(stream):
+            return jax.random.fold_in(random_key(self.config.seed, stream, step), number)
+
+        # What models draw in training: noise, Reducio's content frame, the latent.
+        streams = ("noise", "content") + ("latent",) * self.config.train.sample_latent
+        rngs = {stream: key(stream) for stream in streams}
+        video = constrain(from_pixels(batch["video"]), VIDEO_AXES)
+
+        def reconstruct(params):
+            params = stop_frozen_gradients(params, self.config.optim.freeze)
+            return self.reconstruct(params, video, rngs, key("patch"))
+
+        (prediction, posterior), pullback, target = jax.vjp(
+            reconstruct, state["params"], has_aux=True
+        )
+        helpers = state["helpers"]["params"] if "helpers" in state else {}
+
+        def sum_terms(prediction, posterior, helpers, only=()):
+            inputs = LossInputs(prediction, target, batch["mask"], posterior, key("loss"))
+            return self.terms(inputs, helpers, frozen, only)
+
+        (loss, report), (to_prediction, to_posterior, to_helpers) = jax.value_and_grad(
+            sum_terms, argnums=(0, 1, 2), has_aux=True
+        )(prediction, posterior, helpers)
+        result = None
+        if self.discriminator is not None and self.discriminator.accepts(target.shape[1]):
+            result = self.discriminator.compute_losses(
+                state["discriminator"], prediction, target, step, key("r1")
+            )
+            weight = result.weight
+            if self.config.discriminator.adaptive_layer:
+                only = tuple(self.config.discriminator.adaptive_terms)
+                weight *= self._compute_ratio(
+                    pullback,
+                    jax.grad(sum_terms, has_aux=True)(prediction, posterior, helpers, only)[0],
+                    result.to_prediction,
+                    jax.tree.map(jnp.zeros_like, posterior),
+                )
+            loss += weight * result.loss
+            to_prediction += weight * result.to_prediction
+            report |= {"adversarial": result.loss, "adversarial_weight": weight, **result.report}
+        gradients = pullback((to_prediction, to_posterior))[0]
+        return Gradients(gradients, to_helpers, result, loss, report)
+
+    def _compute_ratio(
+        self, pullback: Callable, reconstruction: Any, adversarial: Any, no_posterior: Any
+    ) -> jax.Array:
+        """How much stronger the reconstruction pulls at ``config.discriminator.adaptive_layer``.
+
+        ``reconstruction`` and ``adversarial`` are gradients at the prediction.
+        """
+        return adaptive_weight(
+            self._pick_layer(pullback((reconstruction, no_posterior))[0]),
+            self._pick_layer(pullback((adversarial, no_posterior))[0]),
+        )
+
+    def _pick_layer(self, gradients: Any) -> list[jax.Array]:
+        """Gradients at ``config.discriminator.adaptive_layer``. Nothing else of ``gradients`` is
+        used, so the compiler drops the rest of that sweep."""
+        key, pattern = (
+            "config.discriminator.adaptive_layer",
+            self.config.discriminator.adaptive_layer,
+        )
+        leaves = jax.tree_util.tree_leaves_with_path(gradients)
+        named = [(path_name(path), leaf) for path, leaf in leaves]
+        found = [leaf for name, leaf in named if match_path(pattern, name, key)]
+        if not found:
+            raise VidlatentError(
+                f"{key} {pattern!r} matches no parameter of this model; its last ones are "
+                f"{', '.join(name for name, _ in named[-3:])}."
+            )
+        return found
+
+    def make_validation(
+        self, run: Any, frozen: Mapping[str, Any], mesh: Mesh, make_loader: Callable[[], Any]
+    ) -> TokenizerValidation:
+        del frozen  # metrics have networks of their own
+        return TokenizerValidation(self, run, mesh, make_loader)
+
+    def begin(self, workdir: Path, step: int, labels: Sequence[str]) -> None:
+        """Nothing: config and checkpoints say everything about a tokenizer."""
+
+    def inherit_players(self, former: ConfigDict) -> tuple[str, ...]:
+        """The discriminator, if ``config.discriminator.inherit`` and both runs have the same."""
+        if self.discriminator is None or not self.config.discriminator.inherit:
+            return ()
+        ours, theirs = (c.discriminator.model.to_dict() for c in (self.config, former))
+        if ours == theirs:
+            return ("discriminator",)
+        logging.info("the run had no discriminator like this run's: it starts anew")
+        return ()
+
+
+class TokenizerValidation:
+    """Scores the EMA parameters on the validation clips (``tasks.base.Validation``)."""
+
+    def __init__(self, task: TokenizerTask, run: Any, mesh: Mesh, make_loader: Callable[[], Any]):
+        self._make_loader = make_loader
+        self._metrics = make_metrics(
+            run.config.eval.training_metrics,
+            run.config.networks,
+            random_networks=run.config.eval.random_networks,
+            is_splits=run.config.eval.is_splits,
+        )
+        self._eval_step = compile_eval_step(task.eval_step, mesh, run.state["ema"], self._metrics)
+
+    def __call__(self, run: Any) -> Evaluation:
+        with contextlib.closing(self._make_loader()) as loader:
+            return evaluate(
+                self._eval_step,
+                run.state["ema"],
+                loader,
+                run.config.eval.pictures,
+                spec=run.spec,
+                metrics=self._metrics,
+            )
+
+    def pictures(self, result: Evaluation) -> dict[str, bytes]:
+        if not result.pictures:
+            return {}
+        return {"val/original_above_reconstruction": pictures_sheet(result.pictures)}
+
+    def write(self, run: Any, result: Evaluation, folder: Path) -> list[str]:
+        write_evaluation(result, folder, config=run.config, step=run.step, workdir=run.workdir)
+        return ["report.html", "contact_sheet.png", "side_by_side_0.mp4"]

@@ -9,7 +9,7 @@ from tests.helpers.nets import CONFIG, Net, fast_jit, randomise, video_of
 from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers import build
 from vidlatent.models.tokenizers.fsvideo.init_from import centre_taps
-from vidlatent.train.freeze import frozen_paths, stop_frozen
+from vidlatent.train.freeze import mark_frozen, stop_frozen_gradients
 from vidlatent.weights.tables import initialize_from
 
 FORM = {"cross_stages": (1, 2), "cross_head_dim": 4, "noise_weight": 0.05}
@@ -185,25 +185,25 @@ def test_only_the_decoder_is_trained_when_the_encoder_is_frozen(standard):
     @fast_jit
     @jax.grad
     def gradient(params):
-        params = stop_frozen(params, "encoder/")
+        params = stop_frozen_gradients(params, "encoder/")
         restored, _ = standard.model.apply({"params": params}, video)
         return jnp.mean(jnp.abs(restored - video))
 
     grads = gradient(standard.params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert np.any(leaf) == (path[0].key == "decoder"), path
-    mask = frozen_paths(standard.params, "encoder/")
+    mask = mark_frozen(standard.params, "encoder/")
     assert all(jax.tree.leaves(mask["encoder"])) and not any(jax.tree.leaves(mask["decoder"]))
-    assert stop_frozen(standard.params, "") is standard.params
+    assert stop_frozen_gradients(standard.params, "") is standard.params
 
 
 @pytest.mark.parametrize("pattern", ["", "encodr/", ".*", "("])
 def test_mistaken_freezing_is_refused(standard, pattern):
     if not pattern:
-        assert not any(jax.tree.leaves(frozen_paths(standard.params, pattern)))
+        assert not any(jax.tree.leaves(mark_frozen(standard.params, pattern)))
         return
     with pytest.raises(VidlatentError, match="config.optim.freeze"):
-        frozen_paths(standard.params, pattern)
+        mark_frozen(standard.params, pattern)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """The shipped ProMAG configs make the models their names promise."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,7 +8,8 @@ from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import abstract_params, model_of
 from vidlatent.models.tokenizers.promag.blocks import CausalConv
-from vidlatent.parallel.sharding import PARAM_RULES, path_name
+from vidlatent.parallel.paths import path_name
+from vidlatent.parallel.sharding import find_rule
 
 
 @pytest.mark.parametrize(
@@ -100,11 +99,8 @@ def test_demo_model_runs():
 def test_every_kernel_is_placed_as_a_tokenizers():
     """Convolutions must not be sharded by output channels (``parallel.sharding``)."""
     shapes = abstract_params(model_of(configs.load("configs/promag.py:join=latent,grow=2")))
-    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
-    kernels = [path for path in paths if path.endswith("kernel")]
-    placed = [
-        next(axes for pattern, axes in PARAM_RULES if re.search(pattern, path)) for path in kernels
-    ]
+    leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)]
+    placed = [find_rule(path, leaf.ndim) for path, leaf in leaves if path.endswith("kernel")]
     assert placed and set(placed) == {("fsdp", None)}
 
 

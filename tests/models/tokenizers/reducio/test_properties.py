@@ -23,7 +23,7 @@ from vidlatent.models.tokenizers.reducio.names import REDUCIO_TABLE
 from vidlatent.models.tokenizers.reducio.tiling import FrameTiles
 from vidlatent.models.tokenizers.reducio.variants import resampled
 from vidlatent.nested import flatten
-from vidlatent.parallel.sharding import PARAM_RULES
+from vidlatent.parallel.sharding import find_rule
 from vidlatent.weights.importer import export_params, import_params
 
 
@@ -183,10 +183,9 @@ def test_halvings_lie_deep():
 
 
 def test_paths_match_the_sharding_rule():
-    for path in flatten(net()[1]):
+    for path, leaf in flatten(net()[1]).items():
         if path.endswith("kernel"):
-            placed = next(axes for pattern, axes in PARAM_RULES if re.search(pattern, path))
-            assert placed == ("fsdp", None), path
+            assert find_rule(path, leaf.ndim) == ("fsdp", None), path
 
 
 def test_weights_go_out_and_come_back():

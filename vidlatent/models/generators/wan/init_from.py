@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
-from vidlatent.parallel.sharding import path_name
+from vidlatent.parallel.paths import path_name
 
 __all__ = ["take_matching", "wan_memory"]
 
