@@ -239,7 +239,7 @@ def compute_roofline(
     from vidlatent.plan.flops import count_flops
     from vidlatent.plan.hardware import HARDWARE
 
-    spec, coder = model.latent_spec, model.frame_coder()
+    spec, coder = model.latent_spec, model.make_frame_coder()
     frames, height, width = clip
     height, width = height + -height % spec.h, width + -width % spec.w
     shape = spec.latent_shape((spec.rule.ceil(frames), height, width))
@@ -248,7 +248,7 @@ def compute_roofline(
     if model.condition_kind != "none":
         count = max(1, frames // spec.rule.step) if model.condition_kind == "content" else 1
         seen = jax.ShapeDtypeStruct((count, height, width, 3), jnp.float32)
-        condition = jax.eval_shape(coder.condition, params, seen)
+        condition = jax.eval_shape(coder.encode_condition, params, seen)
     program = jax.make_jaxpr(coder.decode)(params, latent, condition)
     flops = count_flops(program)
     kind = jax.devices()[0].device_kind

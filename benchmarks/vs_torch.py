@@ -128,7 +128,7 @@ class Tokenizer:
         video = jnp.asarray(rng.uniform(-1, 1, (*size, 3)), jnp.float32)
         if self.model.condition_kind != "content":
             return {"video": video}
-        content = self.model.apply({}, video[None], method="content_frames")
+        content = self.model.apply({}, video[None], method="pick_content_frames")
         return {"video": video, "content": content}
 
     def encode(self, params: Any, arrays: Arrays) -> Arrays:

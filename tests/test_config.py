@@ -13,7 +13,7 @@ from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
 from vidlatent.models.pretrained import NETWORKS
 from vidlatent.models.tokenizers.ivvae.names import RELEASED
-from vidlatent.models.tokenizers.promag.growth import STAGE_FPS, frozen_pattern
+from vidlatent.models.tokenizers.promag.growth import STAGE_FPS, make_frozen_pattern
 
 
 def test_demo_is_the_default_preset():
@@ -120,7 +120,7 @@ def test_configs_know_the_released_scales_and_the_growth_of_the_models():
         for join in ("feature", "none"):
             config = configs.load(f"promag:paper,grow={grow},join={join}")
             assert config.data.fps == fps
-            assert config.optim.freeze == frozen_pattern(grow, join)
+            assert config.optim.freeze == make_frozen_pattern(grow, join)
 
 
 def test_shipped_configs_import_the_config_package_alone():

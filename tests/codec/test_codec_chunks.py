@@ -16,8 +16,8 @@ from vidlatent.config import get_defaults
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels, to_pixels
 from vidlatent.models.tokenizers.chunks import (
-    chunk_frames,
-    fade,
+    compute_fade,
+    cut_chunks,
     fade_in,
     plan_chunks,
     stream_chunks,
@@ -48,7 +48,7 @@ def test_fading_one_by_one_is_joining(overlap):
         parts.append(part)
     got = jnp.concatenate([*parts, tail], axis=1)[:, : plan.frames]
     np.testing.assert_allclose(got, join_chunks(chunks, plan), atol=1e-6)
-    np.testing.assert_allclose(fade(overlap) + fade(overlap)[::-1], 1)
+    np.testing.assert_allclose(compute_fade(overlap) + compute_fade(overlap)[::-1], 1)
 
 
 @functools.cache
@@ -63,7 +63,7 @@ def test_chunks_by_index_arithmetic(frames):
     assert codec.time == "chunks"  # what 'auto' comes to
     plan = plan_chunks(frames, 2, chunk=5)
     padded = np.pad(video, ((0, 0), (0, 1), (0, 0), (0, 0)), mode="edge")
-    chunks = chunk_frames(from_pixels(padded[None]), plan)[0]
+    chunks = cut_chunks(from_pixels(padded[None]), plan)[0]
     apply = jax.jit(lambda p, x: codec.model.apply({"params": p}, x), compiler_options=QUICK)
     done = [apply(codec.params, chunk[None]) for chunk in chunks]
     coded = codec.encode(video)
@@ -154,9 +154,9 @@ def test_reducio_tiles(way, monkeypatch):
     coded = codec.encode(video)
     cut = tiling.FrameTiles(8, 0.5)
     pixels = from_pixels(np.pad(video, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")[None])
-    prefix = "even" if way == "tiles" else "published"
+    manner = "evenly" if way == "tiles" else "published"
     encode, condition, decode = (
-        getattr(tiling, f"{prefix}_{part}") for part in ("encode", "condition", "decode")
+        getattr(tiling, f"{part}_{manner}") for part in ("encode", "condition", "decode")
     )
     posterior = encode(model, params, pixels, cut)
     np.testing.assert_allclose(coded.latent, posterior.mode()[0], atol=1e-5)

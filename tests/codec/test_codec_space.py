@@ -12,7 +12,7 @@ from vidlatent.codec.codec import Codec
 from vidlatent.codec.options import CodecOptions, plan_codec
 from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers.fsvideo import tiling
-from vidlatent.models.tokenizers.fsvideo.tiling import ExactTiles, grid_of
+from vidlatent.models.tokenizers.fsvideo.tiling import ExactTiles, make_grid
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -29,7 +29,7 @@ def said(monkeypatch):
 
 
 def test_tiles_cover_the_whole():
-    grid = grid_of((10, 5), 4, 2)
+    grid = make_grid((10, 5), 4, 2)
     assert grid.size == (8, 5) and grid.core == (4, 4) and grid.count == 6
     np.testing.assert_array_equal(grid.wanted[::2, 0], [0, 4, 6])
     np.testing.assert_array_equal(grid.read[::2, 0], [0, 2, 2])
@@ -50,8 +50,8 @@ def test_tiles_of_a_stream_equal_the_whole(name):
     cache, other, condition = None, None, None
     if whole._programs.condition_kind == "first":
         frame = whole._pad(video[:1])
-        condition = whole._programs.condition(params, frame)
-        again = tiled._programs.condition(params, frame)
+        condition = whole._programs.encode_condition(params, frame)
+        again = tiled._programs.encode_condition(params, frame)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), again, condition)
     for begin, end in ((0, 1), (1, 2), (2, 4)):
         latent = jnp.asarray(expected.latent[None, begin:end])
@@ -108,17 +108,17 @@ class TestAuto:
         """With memory for a little less than whole frames take by the estimate."""
         model, params = tokenizer(name)
         shape = (9, 512, 512) if name != "reducio" else (4, 1280, 1280)
-        whole = space.bytes_needed(model.frame_coder(), "decode", params, shape)
+        whole = space.estimate_bytes(model.make_frame_coder(), "decode", params, shape)
         room = whole / space._SHARE / 2**30
         programs = self.choose(name, 0.8 * room, shape=shape)
-        assert programs.model != model or type(programs.coder) is not type(model.frame_coder())
+        assert programs.model != model or type(programs.coder) is not type(model.make_frame_coder())
         assert words in said[0] and "whole frames would need" in said[0]
         assert "that config.codec.memory_gb allows" in said[0]
         with pytest.raises(VidlatentError, match="lower config.codec.groups"):
             self.choose(name, room / 1e3, shape=shape)
 
     def test_nothing_known_is_whole(self, said, monkeypatch):
-        monkeypatch.setattr(space, "memory_at_hand", lambda gigabytes: (None, ""))
+        monkeypatch.setattr(space, "find_free_memory", lambda gigabytes: (None, ""))
         assert type(self.choose("fsae", 0.0).coder) is not ExactTiles
         assert "nothing says how much memory" in said[0]
 
@@ -128,7 +128,7 @@ class TestAuto:
         monkeypatch.setattr(tiling, "_SIDES", (32,))
         model, params = tokenizer("fsae")
         video = clip(10, 140, 132)
-        room = 0.9 * space.bytes_needed(model.frame_coder(), "decode", params, (5, 140, 132))
+        room = 0.9 * space.estimate_bytes(model.make_frame_coder(), "decode", params, (5, 140, 132))
         free = Codec(model, params, CodecOptions.of(groups=1, space="whole"))
         tight = Codec(
             model, params, CodecOptions.of(groups=1, memory_gb=room / space._SHARE / 2**30)
@@ -142,9 +142,9 @@ class TestAuto:
 
 
 def test_memory_is_read_from_this_host():
-    size, whose = memory.memory_at_hand()
+    size, whose = memory.find_free_memory()
     assert 2**26 < size < 2**45 and whose == "available on this host"
-    assert memory.memory_at_hand(2.5) == (2.5 * 2**30, "that config.codec.memory_gb allows")
+    assert memory.find_free_memory(2.5) == (2.5 * 2**30, "that config.codec.memory_gb allows")
 
 
 def test_a_program_needs_what_lives_together():
@@ -156,10 +156,10 @@ def test_a_program_needs_what_lives_together():
         return x
 
     size = 64 * 64 * 4
-    found = memory.peak_bytes(jax.make_jaxpr(chain)(jnp.zeros((64, 64))))
+    found = memory.estimate_peak_bytes(jax.make_jaxpr(chain)(jnp.zeros((64, 64))))
     assert size <= found <= 3 * size
     loop = jax.make_jaxpr(lambda x: jax.lax.fori_loop(0, 3, lambda i, y: chain(y), x))
-    assert size <= memory.peak_bytes(loop(jnp.zeros((64, 64)))) <= 5 * size
+    assert size <= memory.estimate_peak_bytes(loop(jnp.zeros((64, 64)))) <= 5 * size
 
 
 @pytest.mark.slow
@@ -171,8 +171,8 @@ def test_estimates_are_of_the_size_that_the_compiler_finds(name, kind):
     fsae = {"encoder_widths": (16, 32, 32), "decoder_widths": (16, 32, 32)}
     model, params = tokenizer(name, **widths.get(name, fsae))
     shape = (4 if name == "reducio" else 5, 64, 96)
-    coder = model.frame_coder()
-    estimate = space.bytes_needed(coder, kind, jax.tree.map(jnp.asarray, params), shape)
+    coder = model.make_frame_coder()
+    estimate = space.estimate_bytes(coder, kind, jax.tree.map(jnp.asarray, params), shape)
     spec = model.latent_spec
     x = jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32)
     if kind == "encode":

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from vidlatent.models.tokenizers.chunks import fade
+from vidlatent.models.tokenizers.chunks import compute_fade
 from vidlatent.spec import check_shape
 
 
@@ -12,7 +12,7 @@ def join_chunks(chunks, plan):
     if size["n"] == 1:
         return chunks[:, 0, : plan.frames]
     shared, step = plan.overlap, plan.chunk - plan.overlap
-    weight = jnp.asarray(fade(shared), chunks.dtype)[:, None, None, None]
+    weight = jnp.asarray(compute_fade(shared), chunks.dtype)[:, None, None, None]
     starts = chunks[:, 1:, :shared] * weight + chunks[:, :-1, step:] * (1 - weight)
     starts = jnp.concatenate([chunks[:, :1, :shared], starts], axis=1)
     body = jnp.concatenate([starts, chunks[:, :, shared:step]], axis=2)

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vidlatent.models.tokenizers.base import Posterior, latent_of
+from vidlatent.models.tokenizers.base import Posterior, choose_latent
 from vidlatent.spec import FrameRule, LatentSpec
 
 
@@ -29,4 +29,4 @@ class Micro(nn.Module):
     def __call__(self, video):
         mean, logvar = jnp.split(self.encoder(video), 2, axis=-1)
         posterior = Posterior(mean, logvar)
-        return self.decoder(nn.silu(latent_of(self, posterior))), posterior
+        return self.decoder(nn.silu(choose_latent(self, posterior))), posterior

@@ -56,7 +56,7 @@ class Net:
         return self.run("decode", latent, cache=cache, condition=condition)
 
     def condition(self, video):
-        return self.run("condition", video)
+        return self.run("make_condition", video)
 
     def chunked(self, method, x, sizes, **given):
         run, parts, cache, start = getattr(self, method), [], None, 0

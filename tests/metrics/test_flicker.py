@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vidlatent.metrics.flicker import BorderDifferences, FrameDifferences
-from vidlatent.models.tokenizers.chunks import fade
+from vidlatent.models.tokenizers.chunks import compute_fade
 
 
 def ramp(frames):
@@ -42,7 +42,7 @@ def test_blending_lowers_the_seam():
     flat = np.full((24, 4, 4, 3), 50.0)
     flat[12:] += 20
     blended = np.array(flat)
-    blended[8:12] = 50 + 20 * fade(4)[:, None, None, None]
+    blended[8:12] = 50 + 20 * compute_fade(4)[:, None, None, None]
     means = []
     for video, borders in ((flat, [(11, 13)]), (blended, [(7, 13)])):
         meter = FrameDifferences(borders)

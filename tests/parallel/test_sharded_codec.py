@@ -53,7 +53,7 @@ def collectives(text):
 
 def lowered(kind, model, mesh, rows, columns):
     """The coding of a piece in the middle of a stream (the second), lowered for ``mesh``."""
-    programs = CodecPrograms(model.frame_coder())
+    programs = CodecPrograms(model.make_frame_coder())
     spec = model.latent_spec
     params = abstract_params(model)
     with jax.set_mesh(mesh), uneven_rows():

@@ -13,9 +13,9 @@ from vidlatent.layers.resample import double_frames
 from vidlatent.metrics.frechet import frechet_distance
 from vidlatent.models.load import abstract_params
 from vidlatent.models.tokenizers import build
-from vidlatent.models.tokenizers.chunks import fade, plan_chunks
+from vidlatent.models.tokenizers.chunks import compute_fade, plan_chunks
 from vidlatent.models.tokenizers.promag.blocks import CausalConv
-from vidlatent.models.tokenizers.promag.tiling import spans
+from vidlatent.models.tokenizers.promag.tiling import cut_line
 
 TINY = {
     "name": "promag",
@@ -93,13 +93,13 @@ def test_chunks(fixtures):
         assert list(plan.starts) == entry["starts"] and len(plan.starts) == entry["chunks"]
         assert plan.padded == entry["padded"]
         assert {k: plan.latents(int(k)) for k in entry["latents"]} == entry["latents"]
-    np.testing.assert_allclose(fade(4), fixtures["blend_w_overlap4"])
+    np.testing.assert_allclose(compute_fade(4), fixtures["blend_w_overlap4"])
 
 
 def test_tile_spans(fixtures):
     for entry in fixtures["tile_spans"]:
-        got = spans(entry["L"], entry["tile"], entry["overlap"])
-        assert got == [tuple(pair) for pair in entry["spans"]]
+        got = cut_line(entry["L"], entry["tile"], entry["overlap"])
+        assert got == [tuple(pair) for pair in entry["cut_line"]]
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def check_network(case):
     """Moments, content features and video, from one program."""
 
     def all_of(model, video, frame, motion):
-        features = model.condition_from_frames(frame)
+        features = model.encode_condition(frame)
         return model.moments(video), features, model.decode(motion, condition=features)[0]
 
     motion = channels_last(case.io["motion"])
@@ -73,14 +73,14 @@ def test_tiles(tiled, monkeypatch):
     """The released tiling: blended moments, one latent norm, uncropped features, video."""
     monkeypatch.setattr(tiling, "_compiled", fast_program)
     model, params, tiles = tiled.model, tiled.params, tiled.tiles
-    assert tiling.needed(*tiled.video.shape[2:4], tiles, height_only=True)
-    posterior = tiling.published_encode(model, params, tiled.video, tiles)
+    assert tiling.needs_tiles(*tiled.video.shape[2:4], tiles, height_only=True)
+    posterior = tiling.encode_published(model, params, tiled.video, tiles)
     check_latent(tiled, posterior)
-    grid = tiling.published_condition(model, params, tiled.frame, tiles)
+    grid = tiling.condition_published(model, params, tiled.frame, tiles)
     close(grid[1][1][0], tiled.io["feat1_tile_1_1"])
     close(grid[1][0][-1], tiled.io["feat_last_tile_1_0"])
     motion = channels_last(tiled.io["motion"])
-    close(tiling.published_decode(model, params, motion, grid, tiles), tiled.io["recon"])
+    close(tiling.decode_published(model, params, motion, grid, tiles), tiled.io["recon"])
 
 
 def test_weights_return_bitwise(tiled):

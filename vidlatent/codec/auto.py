@@ -13,17 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from vidlatent.codec.memory import memory_at_hand, peak_bytes, tree_bytes
+from vidlatent.codec.memory import count_tree_bytes, estimate_peak_bytes, find_free_memory
 from vidlatent.codec.programs import CodecPrograms
 from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers.cutting import Borders, FrameCoder
 
-__all__ = ["AutoPrograms", "Candidate", "bytes_needed"]
+__all__ = ["AutoPrograms", "Candidate", "estimate_bytes"]
 
 # Fraction of the free memory that a choice may fill; the rest is headroom for errors of the
 # estimate and for other processes.
 _SHARE = 0.7
-# Compilers were seen to take up to this much more than ``peak_bytes`` says
+# Compilers were seen to take up to this much more than ``estimate_peak_bytes`` says
 # (tests/codec/test_codec_space.py compares).
 _EXTRA = 1.25
 # More arrays of full size than any of the models ever holds at a time.
@@ -76,8 +76,8 @@ class AutoPrograms:
     def condition_kind(self) -> str:
         return self.model.condition_kind
 
-    def content_frames(self, pixels: np.ndarray, first: bool) -> np.ndarray | None:
-        return self.whole.content_frames(pixels, first)
+    def pick_content_frames(self, pixels: np.ndarray, first: bool) -> np.ndarray | None:
+        return self.whole.pick_content_frames(pixels, first)
 
     def encode(self, params, pixels, cache, key, start):
         programs, cache = self._for("encode", params, pixels.shape[1:4], cache)
@@ -89,12 +89,14 @@ class AutoPrograms:
         latent, cache = programs.encode_run(params, pixels, cache, key, start)
         return latent, _held(programs, cache)
 
-    def condition(self, params, frames):
+    def encode_condition(self, params, frames):
         clips, height, width = frames.shape[:3]
         if self.condition_kind == "content":  # made tile by tile, as the decoder will read it
             shape = (clips * self.model.latent_spec.rule.step, height, width)
-            return self._for("decode", params, shape, None)[0].condition(params, frames)
-        return self._for("encode", params, (1, height, width), None)[0].condition(params, frames)
+            return self._for("decode", params, shape, None)[0].encode_condition(params, frames)
+        return self._for("encode", params, (1, height, width), None)[0].encode_condition(
+            params, frames
+        )
 
     def decode(self, params, latent, condition, cache):
         programs, cache = self._for("decode", params, self._pixels(latent.shape[1:4]), cache)
@@ -108,12 +110,12 @@ class AutoPrograms:
 
     def decode_windows(self, params, latents, size, condition):
         head = next(latents := iter(latents))
-        shape = self._pixels((self.whole.coder.window_latents(size), *head.shape[1:3]))
+        shape = self._pixels((self.whole.coder.count_window_latents(size), *head.shape[1:3]))
         programs = self._for("decode", params, shape, None)[0]
         return programs.decode_windows(params, itertools.chain([head], latents), size, condition)
 
-    def borders(self, height: int, width: int) -> Borders:
-        return self._decoding.get((height, width), self.whole).borders(height, width)
+    def find_borders(self, height: int, width: int) -> Borders:
+        return self._decoding.get((height, width), self.whole).find_borders(height, width)
 
     def _pixels(self, latent: Sequence[int]) -> tuple[int, int, int]:
         """Frames, height and width of a latent ``(t, h, w)``, at most."""
@@ -134,7 +136,7 @@ class AutoPrograms:
         return self._chosen[key], None
 
     def _choose(self, kind: str, params: Any, shape: tuple[int, int, int]) -> CodecPrograms:
-        at_hand, whose = memory_at_hand(self._gigabytes)
+        at_hand, whose = find_free_memory(self._gigabytes)
         what = "{} of {} frames of {}x{}".format(f"{kind[:-1]}ing", *shape)
         if at_hand is None:
             logging.info("codec.space: whole frames, since nothing says how much memory there is.")
@@ -153,7 +155,7 @@ class AutoPrograms:
                 continue
             programs = self._made.get(number) or CodecPrograms(candidate.make())
             self._made[number] = programs
-            need = bytes_needed(programs.coder, kind, params, shape) / self._devices
+            need = estimate_bytes(programs.coder, kind, params, shape) / self._devices
             tried.append((need, candidate.words, programs))
             if need <= room:
                 break
@@ -170,8 +172,8 @@ class AutoPrograms:
         return programs
 
 
-def bytes_needed(coder: FrameCoder, kind: str, params: Any, shape: tuple[int, int, int]) -> int:
-    """Memory for one piece, by ``peak_bytes``: for results, caches and intermediates.
+def estimate_bytes(coder: FrameCoder, kind: str, params: Any, shape: tuple[int, int, int]) -> int:
+    """Memory for one piece, by ``estimate_peak_bytes``: for results, caches and intermediates.
 
     Parameters count only if they are not on the device yet.
 
@@ -184,7 +186,7 @@ def bytes_needed(coder: FrameCoder, kind: str, params: Any, shape: tuple[int, in
     frames, height, width = shape
     spec = coder.model.latent_spec
     video = frames * height * width * 3 * 4
-    if tiles := coder.separate_tiles(height, width):
+    if tiles := coder.cut_into_tiles(height, width):
         height, width = tiles[1]
     pixels = jax.ShapeDtypeStruct((1, frames, height, width, 3), jnp.float32)
     if kind == "encode":
@@ -194,9 +196,9 @@ def bytes_needed(coder: FrameCoder, kind: str, params: Any, shape: tuple[int, in
         latent = (1, slots, height // spec.h, width // spec.w, spec.channels)
         latent = jax.ShapeDtypeStruct(latent, jnp.float32)
         program = jax.make_jaxpr(coder.decode)(params, latent, _condition(coder, params, pixels))
-    need = int(_EXTRA * peak_bytes(program)) + video
+    need = int(_EXTRA * estimate_peak_bytes(program)) + video
     if any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params)):
-        need += tree_bytes(params)
+        need += count_tree_bytes(params)
     # Tiles of video lie beside the whole that they are joined into.
     return need + 3 * video if tiles else need
 
@@ -213,13 +215,13 @@ def _condition(coder: FrameCoder, params: Any, pixels: Any) -> Any:
     spec = coder.model.latent_spec
     count = max(pixels.shape[1] // spec.rule.step, 1) if kind == "content" else 1
     frames = jax.ShapeDtypeStruct((count, *pixels.shape[2:]), jnp.float32)
-    return jax.eval_shape(coder.condition, params, frames)
+    return jax.eval_shape(coder.encode_condition, params, frames)
 
 
 def _most(params: Any, shape: tuple[int, int, int]) -> float:
     """A bound on any need: so many float32 arrays as wide as the widest layer, at full size."""
     width = max(max(leaf.shape[-2:], default=1) for leaf in jax.tree.leaves(params) if leaf.ndim)
-    return _ARRAYS * 4.0 * math.prod(shape) * width + tree_bytes(params)
+    return _ARRAYS * 4.0 * math.prod(shape) * width + count_tree_bytes(params)
 
 
 def _held(programs: CodecPrograms, cache: Any) -> Any:

@@ -153,7 +153,7 @@ class Codec:
                     encode = self._programs.encode_run
                     pixels = pixels.reshape(len(pieces), 1, length, *pixels.shape[1:])
                 latent, cache = encode(self.params, pixels, cache, key, start)
-            content = self._programs.content_frames(padded, first)
+            content = self._programs.pick_content_frames(padded, first)
             if content is not None and self._programs.condition_kind == "content":
                 content = content[: kept // self._per_group]
             cache = None if self._plan.chunks else cache
@@ -230,7 +230,7 @@ class Codec:
         """Rows and columns at which tiles meet in frames of this size, once one is decoded."""
         spec = self.spec
         sides = height + -height % spec.h, width + -width % spec.w
-        rows, columns = self._programs.borders(*sides)
+        rows, columns = self._programs.find_borders(*sides)
         return tuple(y for y in rows if y < height), tuple(x for x in columns if x < width)
 
     def _cut(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[list[np.ndarray], int, int]]:
@@ -369,7 +369,7 @@ class Codec:
         ):
             return None
         clips = count // self._per_group if self._programs.condition_kind == "content" else 1
-        return self._programs.condition(self.params, self._pad(source.content(clips)))
+        return self._programs.encode_condition(self.params, self._pad(source.content(clips)))
 
     def _pixels(self, video: jax.Array, latent: np.ndarray) -> np.ndarray:
         """uint8 ``[T, H, W, 3]`` on the host, without rows that only fill up a mesh."""

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.extend import core as jex
 
-__all__ = ["memory_at_hand", "peak_bytes", "tree_bytes"]
+__all__ = ["find_free_memory", "estimate_peak_bytes", "count_tree_bytes"]
 
 # The same array under another shape, or with a part of it written over.
 _ALIASES = frozenset("reshape squeeze expand_dims stop_gradient sharding_constraint copy".split())
@@ -21,7 +21,7 @@ _VIEWS = _ALIASES | frozenset("broadcast_in_dim convert_element_type iota slice 
 _READERS = frozenset("conv_general_dilated dot_general concatenate pad reduce_window".split())
 
 
-def memory_at_hand(gigabytes: float = 0.0) -> tuple[float | None, str]:
+def find_free_memory(gigabytes: float = 0.0) -> tuple[float | None, str]:
     """Bytes that a computation may take, and where the number is from.
 
     On accelerators what the device's allocator has left; on CPU hosts what the kernel could hand
@@ -61,12 +61,12 @@ def _container() -> float | None:
     return float(limit.read_text()) - float(used.read_text())
 
 
-def tree_bytes(tree: Any) -> int:
+def count_tree_bytes(tree: Any) -> int:
     """Bytes of all arrays (or shapes of arrays) of a tree."""
     return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def peak_bytes(jaxpr: Any) -> int:
+def estimate_peak_bytes(jaxpr: Any) -> int:
     """Memory that a program needs beside its arguments: a model, not a measurement.
 
     Equations are taken in order, and an array lives from the one that makes it to the last one that

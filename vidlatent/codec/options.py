@@ -154,7 +154,7 @@ def _check_values(codec: CodecOptions) -> None:
 
 def _choose_time(codec: CodecOptions, model: Tokenizer) -> str:
     """``config.codec.time``, or the tokenizer's best way for 'auto'."""
-    ways = {way.name: way for way in model.ways_in_time()}
+    ways = {way.name: way for way in model.list_time_ways()}
     if codec.time == "auto":
         return next(iter(ways))
     if codec.time in ways:
@@ -200,14 +200,14 @@ def _choose_space(
     """The programs of ``config.codec.space``; for 'auto' those that fit into the memory at hand."""
     if codec.space == "auto":
         _refuse(codec, "space is 'auto'", *_CUTTING_KEYS)
-        candidates = [Candidate("whole frames", model.frame_coder)]
+        candidates = [Candidate("whole frames", model.make_frame_coder)]
         if devices == 1:
             candidates += _list_candidates(codec, model)
         return AutoPrograms(candidates, codec.memory_gb, devices)
     _refuse(codec, f"space is {codec.space!r}", "memory_gb")
     if codec.space == "whole":
         _refuse(codec, "space is 'whole'", *_CUTTING_KEYS)
-        return CodecPrograms(model.frame_coder())
+        return CodecPrograms(model.make_frame_coder())
     way = _find_way(codec, model)
     unread = [key for key in _CUTTING_KEYS if key not in way.keys]
     _refuse(codec, f"space is {codec.space!r}", *unread)
@@ -217,7 +217,7 @@ def _choose_space(
 def _list_candidates(codec: CodecOptions, model: Tokenizer) -> list[Candidate]:
     """What the tokenizer has for frames that do not fit whole, from the largest parts on."""
     found = []
-    for way in model.ways_in_space():
+    for way in model.list_space_ways():
         for size in way.sizes:
             keys = dataclasses.replace(codec, memory_gb=0.0, **size.keys)
             found.append(Candidate(size.words, functools.partial(way.make, keys), size.cuts))
@@ -226,7 +226,7 @@ def _list_candidates(codec: CodecOptions, model: Tokenizer) -> list[Candidate]:
 
 def _find_way(codec: CodecOptions, model: Tokenizer) -> SpaceWay:
     """The tokenizer's way called ``config.codec.space``."""
-    ways = {way.name: way for way in model.ways_in_space()}
+    ways = {way.name: way for way in model.list_space_ways()}
     if codec.space in ways:
         return ways[codec.space]
     if codec.space not in _OWNERS:

@@ -33,7 +33,7 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any
 class CodecPrograms:
     """The compiled operations of one way of cutting frames.
 
-    Frames that their way cuts into tiles of a program each (``FrameCoder.separate_tiles``) run the
+    Frames that their way cuts into tiles of a program each (``FrameCoder.cut_into_tiles``) run the
     same functions without a program around them.
 
     Attributes:
@@ -64,7 +64,7 @@ class CodecPrograms:
         on the key and on the place of each latent frame in the stream (``start`` and on) alone, so
         that it is the same however the stream is cut.
         """
-        if self.coder.separate_tiles(*pixels.shape[2:4]):
+        if self.coder.cut_into_tiles(*pixels.shape[2:4]):
             return _encode(self.coder, params, jnp.asarray(pixels), cache, key, start)
         return self._encode(params, pixels, cache, key, start)
 
@@ -72,7 +72,7 @@ class CodecPrograms:
         self, params: Any, pixels: Any, cache: Any, key: Any, start: int
     ) -> tuple[jax.Array, Any]:
         """Pieces uint8 ``[n, 1, T, H, W, 3]``, one after the other -> ``[1, n * t, h, w, c]``."""
-        if not self.coder.separate_tiles(*pixels.shape[3:5]):
+        if not self.coder.cut_into_tiles(*pixels.shape[3:5]):
             return self._encode_run(params, pixels, cache, key, start)
         latents = []
         for piece in pixels:
@@ -81,18 +81,18 @@ class CodecPrograms:
             start += latent.shape[1]
         return jnp.concatenate(latents, axis=1), cache
 
-    def content_frames(self, pixels: np.ndarray, first: bool) -> np.ndarray | None:
+    def pick_content_frames(self, pixels: np.ndarray, first: bool) -> np.ndarray | None:
         """The frames ``[n, H, W, 3]`` of a piece ``[T, H, W, 3]`` that the decoder reads.
 
         None where it reads none, or (``'first'``) none of a later piece.
         """
         if self.condition_kind == "none" or (self.condition_kind == "first" and not first):
             return None
-        return np.asarray(self.model.apply({}, pixels[None], method="content_frames"))
+        return np.asarray(self.model.apply({}, pixels[None], method="pick_content_frames"))
 
-    def condition(self, params: Any, frames: np.ndarray) -> Any:
+    def encode_condition(self, params: Any, frames: np.ndarray) -> Any:
         """What the decoder takes of content frames, uint8 ``[n, H, W, 3]``."""
-        if self.coder.separate_tiles(*frames.shape[1:3]):
+        if self.coder.cut_into_tiles(*frames.shape[1:3]):
             return _condition(self.coder, params, jnp.asarray(frames))
         return self._condition(params, frames)
 
@@ -103,7 +103,7 @@ class CodecPrograms:
 
         On a mesh H may have rows of padding at its end.
         """
-        if self.coder.separate_tiles(*self._sides(latent.shape[2:4])):
+        if self.coder.cut_into_tiles(*self._sides(latent.shape[2:4])):
             return _decode(self.coder, params, latent, condition, cache)
         return self._decode(params, latent, condition, cache)
 
@@ -119,7 +119,7 @@ class CodecPrograms:
             reads one of each clip.
           cache: of the piece before.
         """
-        if not self.coder.separate_tiles(*self._sides(latents.shape[3:5])):
+        if not self.coder.cut_into_tiles(*self._sides(latents.shape[3:5])):
             return self._decode_run(params, latents, frames, cache)
         videos = []
         for number, latent in enumerate(latents):
@@ -134,9 +134,9 @@ class CodecPrograms:
         """As ``FrameCoder.decode_windows``."""
         return self.coder.decode_windows(params, latents, size, condition)
 
-    def borders(self, height: int, width: int) -> Borders:
+    def find_borders(self, height: int, width: int) -> Borders:
         """Rows and columns of a decoded frame at which one tile gives way to another."""
-        return self.coder.borders(height, width)
+        return self.coder.find_borders(height, width)
 
     def _sides(self, latent: tuple[int, int]) -> tuple[int, int]:
         spec = self.model.latent_spec
@@ -209,7 +209,7 @@ def _latent(posterior: Any, key: jax.Array | None, start: Any) -> jax.Array:
 
 
 def _condition(coder, params, frames):
-    return coder.condition(params, from_pixels(frames))
+    return coder.encode_condition(params, from_pixels(frames))
 
 
 def _decode(coder, params, latent, condition, cache):

@@ -161,7 +161,7 @@ def read_reducio(path: Path) -> StoredCase:
         yield "moments", run("moments", video), io["moments"]
 
         def decode(model, motion, frame):
-            features = model.condition_from_frames(frame)
+            features = model.encode_condition(frame)
             return features, model.decode(motion, condition=features)[0]
 
         frame = video[:, int(arrays["io/content_index"])]

@@ -99,7 +99,7 @@ class LatentEncoder:
         """Frames ``[n, H, W, 3]`` of a window ``[T, H, W, 3]`` that its decoder reads, or None."""
         if self.model.condition_kind == "none":
             return None
-        return np.asarray(self.model.apply({}, video[None], method="content_frames"))
+        return np.asarray(self.model.apply({}, video[None], method="pick_content_frames"))
 
 
 def _encode(model, draws, seed, chunks, params, video, names):

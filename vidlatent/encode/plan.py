@@ -25,7 +25,7 @@ from vidlatent.registry import did_you_mean
 
 __all__ = [
     "EncodeOptions",
-    "Plan",
+    "EncodePlan",
     "hash_params",
     "plan_windows",
     "write_or_check_plan",
@@ -125,7 +125,7 @@ def plan_windows(
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class EncodePlan:
     """The windows of a set, divided evenly among its shards in their order."""
 
     clips: Sequence[Clip]

@@ -32,7 +32,7 @@ from vidlatent.encode.encoders import ImageTokens, LatentEncoder, TextStates
 from vidlatent.encode.pictures import draw_pictures
 from vidlatent.encode.plan import (
     EncodeOptions,
-    Plan,
+    EncodePlan,
     choose_shard_count,
     hash_params,
     plan_windows,
@@ -134,7 +134,7 @@ class _Job:
             windows=windows,
         )
 
-    def _make_plan(self, clips: list[Any]) -> Plan:
+    def _make_plan(self, clips: list[Any]) -> EncodePlan:
         options, fps = self.options, self._data["fps"]
         buckets = parse_buckets(self._data["buckets"], self.spec.lengths, 1)
         rule = self._data["bucket_rule"]
@@ -145,7 +145,7 @@ class _Job:
             )
         largest = max(_estimate_bytes(self.spec, bucket, options) for bucket in buckets)
         shards = choose_shard_count(options.shards, len(places), largest, self.process[1])
-        plan = Plan(clips, buckets, places, fps, shards)
+        plan = EncodePlan(clips, buckets, places, fps, shards)
         made_of = {
             "tokenizer": self.spec.hash,
             "weights": self.weights,

@@ -130,7 +130,7 @@ def _drawn(
         return jax.random.normal(mine, posterior.mean.shape[1:], posterior.mean.dtype)
 
     latent = posterior.draw(jax.vmap(noise)(batch["clip"], batch["start"]))
-    condition = model.apply({"params": params}, pixels, method="condition")
+    condition = model.apply({"params": params}, pixels, method="make_condition")
     video, _ = model.apply({"params": params}, latent, condition=condition, method="decode")
     return video, posterior
 

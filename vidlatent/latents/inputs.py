@@ -170,7 +170,7 @@ class Inputs:
                 f"this generator reads a content frame, and {self._latents.spec.name} has none: "
                 "use a tokenizer with one, such as configs/reducio_vae.py."
             )
-        return model.apply({}, batch["video"], method="content_frames").reshape(
+        return model.apply({}, batch["video"], method="pick_content_frames").reshape(
             batch["video"].shape[0], *batch["video"].shape[2:]
         )
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import Registry, did_you_mean
 
-__all__ = ["build_module", "by_name", "make_module"]
+__all__ = ["build_module", "look_up", "make_module"]
 
 
 def build_module(
@@ -29,11 +29,11 @@ def build_module(
     Raises:
       VidlatentError: unknown name or field.
     """
-    make, fields = by_name(registry, config, f"config.{registry.kind}")
+    make, fields = look_up(registry, config, f"config.{registry.kind}")
     return make(fields, jnp.dtype(dtype))
 
 
-def by_name(
+def look_up(
     registry: Registry, config: Mapping[str, Any], section: str
 ) -> tuple[Any, dict[str, Any]]:
     """The entry of ``registry`` called ``config['name']``, and the other entries of ``config``.

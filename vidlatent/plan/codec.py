@@ -60,7 +60,7 @@ def _build_window(codec: _Codec) -> Program:
     frames = codec.size[0]
     condition = codec.condition(frames, True)
     latent, size = codec.latent(frames), codec.plan.window_latents
-    window = codec.programs.coder.window_program(codec.params, latent, size, condition)
+    window = codec.programs.coder.plan_window(codec.params, latent, size, condition)
     arguments = (codec.params, *(_place_missing(codec.mesh, leaf) for leaf in window.arguments))
     about = f"a window of {window.frames} frames and those around it, {window.latents} latents"
     words = f"{about} of {format_size(window.size)}"
@@ -100,7 +100,7 @@ class _Codec:
             self.programs = self.programs.whole
         self.model = self.programs.model
         frames, *sides = self.size
-        if tiles := self.programs.coder.separate_tiles(*sides):  # one program, called once a tile
+        if tiles := self.programs.coder.cut_into_tiles(*sides):  # one program, called once a tile
             self.tiles, sides = tiles
             self.size = (frames, *sides)
         self.windows = self.plan.time == "windows"
@@ -131,7 +131,7 @@ class _Codec:
         count = frames // self.spec.rule.step if kind == "content" else 1
         pixels = jax.ShapeDtypeStruct((count, *self.size[1:], 3), jnp.uint8)
         return _shard_height(
-            self.mesh, jax.eval_shape(self.programs.condition, self.params, pixels)
+            self.mesh, jax.eval_shape(self.programs.encode_condition, self.params, pixels)
         )
 
     def encode(self, params: Any, pixels: Any, cache: Any) -> Any:

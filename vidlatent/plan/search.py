@@ -86,7 +86,7 @@ def _propose_cuts(config: ConfigDict, bucket: Sequence[int]) -> Iterator[dict[st
     """Keys of ``config.codec`` that cut frames of this size; none if the config names a way."""
     if config.codec.space != "auto":
         return
-    for way in model_of(config).ways_in_space():
+    for way in model_of(config).list_space_ways():
         for size in way.sizes:
             if not size.cuts or size.cuts < max(bucket[1:3]):
                 keys = {**size.keys, **({"memory_gb": 0.0} if config.codec.memory_gb else {})}

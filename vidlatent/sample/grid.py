@@ -127,7 +127,7 @@ def pick_content_frames(codec: Codec, video: np.ndarray) -> np.ndarray | None:
     """The frames of ``video`` ``[T, H, W, 3]`` that the decoder reads, or None if it reads none."""
     if codec.model.condition_kind == "none":
         return None
-    return np.asarray(codec.model.apply({}, video[None], method="content_frames"))
+    return np.asarray(codec.model.apply({}, video[None], method="pick_content_frames"))
 
 
 def use_one_device() -> Any:

@@ -73,7 +73,7 @@ def _make_patch(model: Tokenizer, cells: int, latents: int, encoder: bool) -> Re
             return model.apply({"params": params}, video, rngs=rngs, method=method)
 
         posterior = run("encode")[0]
-        condition = run("condition")
+        condition = run("make_condition")
         if not encoder:
             posterior, condition = lax.stop_gradient((posterior, condition))
         sides = [side // scale for side in video.shape[2:4]]

@@ -42,11 +42,11 @@ class Minimal(TokenizerModule):
 def test_every_tokenizer_keeps_the_protocol(name):
     model = build(MODELS[name])
     assert not MEMBERS - set(dir(type(model)))
-    times = model.ways_in_time()
+    times = model.list_time_ways()
     assert times[-1].name == "chunks" and not times[-1].exact
     assert model.streams == (times[0].name == "stream")
     assert model.condition_kind in ("none", "first", "content")
-    names = [way.name for way in model.ways_in_space()]
+    names = [way.name for way in model.list_space_ways()]
     assert len(set(names)) == len(names)
 
 
@@ -56,9 +56,9 @@ def test_content_frames_are_taken_without_parameters(name):
     video = clip(8)[None]
     if model.condition_kind == "none":
         with pytest.raises(VidlatentError, match="reads no frame"):
-            model.apply({}, video, method="content_frames")
+            model.apply({}, video, method="pick_content_frames")
         return
-    frames = np.asarray(model.apply({}, video, method="content_frames"))
+    frames = np.asarray(model.apply({}, video, method="pick_content_frames"))
     assert frames.dtype == np.uint8
     places = [0] if model.condition_kind == "first" else [1, 5]
     np.testing.assert_array_equal(frames, video[0, places])

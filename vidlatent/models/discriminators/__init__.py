@@ -14,7 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vidlatent.models.build import by_name, make_module
+from vidlatent.models.build import look_up, make_module
 from vidlatent.models.discriminators.patch import PatchDiscriminator
 from vidlatent.models.discriminators.residual import MultiscaleDiscriminator, StyleDiscriminator
 from vidlatent.registry import Registry
@@ -38,7 +38,7 @@ def build_discriminator(config: Mapping[str, Any], dtype: Any = jnp.float32) -> 
     Raises:
       VidlatentError: unknown name or field.
     """
-    (kind, defaults), fields = by_name(DISCRIMINATORS, config, "config.discriminator.model")
+    (kind, defaults), fields = look_up(DISCRIMINATORS, config, "config.discriminator.model")
     return make_module(
         kind, {**defaults, **fields}, jnp.dtype(dtype), section="config.discriminator.model"
     )

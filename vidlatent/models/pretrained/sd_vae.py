@@ -21,7 +21,7 @@ from vidlatent.models.pretrained.registry import Definition
 from vidlatent.models.tokenizers.base import Posterior
 from vidlatent.models.tokenizers.reducio.blocks import Dense
 from vidlatent.models.tokenizers.reducio.coder import Network
-from vidlatent.models.tokenizers.reducio.variants import ReducioConfig, resampled
+from vidlatent.models.tokenizers.reducio.variants import ReducioConfig, plan_resampling
 from vidlatent.spec import check_shape
 
 __all__ = ["SdEncoder", "fields_from_diffusers"]
@@ -57,7 +57,7 @@ class SdEncoder(nn.Module):
         return ReducioConfig(
             widths=self.widths,
             blocks=self.blocks,
-            steps=resampled(levels, 0, levels - 1),
+            steps=plan_resampling(levels, 0, levels - 1),
             volume=False,
             causal=False,
             groups=self.groups,

@@ -25,7 +25,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerModule",
     "check_clip",
-    "latent_of",
+    "choose_latent",
     "refuse_condition",
 ]
 
@@ -143,7 +143,7 @@ class Tokenizer(Protocol):
 
         Args:
           latent: ``[B, t, h, w, c]``, as ``encode`` gives it (not scaled for a generator).
-          condition: what ``condition`` or ``condition_from_frames`` made; None where
+          condition: what ``condition`` or ``encode_condition`` made; None where
             ``condition_kind`` is ``'none'``, and for later pieces where it is ``'first'``.
           cache: what the previous piece's call returned; None at the start.
 
@@ -152,7 +152,7 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def content_frames(self, video: jax.Array) -> jax.Array:
+    def pick_content_frames(self, video: jax.Array) -> jax.Array:
         """The frames of ``[B, T, H, W, 3]`` that the decoder reads, ``[B * n, H, W, 3]``.
 
         Without parameters; of any type, since a codec keeps these frames as uint8. ``n`` is 1, or
@@ -160,23 +160,23 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def condition_from_frames(self, frames: jax.Array) -> Any:
+    def encode_condition(self, frames: jax.Array) -> Any:
         """What ``decode`` takes as ``condition``, from content frames in [-1, 1]."""
         ...
 
-    def condition(self, video: jax.Array) -> Any:
+    def make_condition(self, video: jax.Array) -> Any:
         """What ``decode`` takes as ``condition``, from a whole video; None if it takes nothing."""
         ...
 
-    def ways_in_time(self) -> tuple[TimeWay, ...]:
+    def list_time_ways(self) -> tuple[TimeWay, ...]:
         """In which ways a long video can be cut, the best first (``config.codec.time``)."""
         ...
 
-    def ways_in_space(self) -> tuple[SpaceWay, ...]:
+    def list_space_ways(self) -> tuple[SpaceWay, ...]:
         """In which ways large frames can be cut, besides not at all (``config.codec.space``)."""
         ...
 
-    def frame_coder(self) -> FrameCoder:
+    def make_frame_coder(self) -> FrameCoder:
         """The functions that code whole frames."""
         ...
 
@@ -231,36 +231,36 @@ class TokenizerModule(nn.Module):
     def __call__(self, video: jax.Array) -> tuple[jax.Array, Posterior]:
         """Reconstruction ``[B, T, H, W, 3]`` float32 and the posterior, see ``Tokenizer``."""
         posterior, _ = self.encode(video)
-        condition = self.condition(video)
-        return self.decode(latent_of(self, posterior), condition=condition)[0], posterior
+        condition = self.make_condition(video)
+        return self.decode(choose_latent(self, posterior), condition=condition)[0], posterior
 
-    def condition(self, video: jax.Array) -> Any:
+    def make_condition(self, video: jax.Array) -> Any:
         """The decoder's condition from ``[B, T, H, W, 3]`` in [-1, 1]; None if it takes none."""
         if self.condition_kind == "none":
             return None
-        return self.condition_from_frames(self.content_frames(video))
+        return self.encode_condition(self.pick_content_frames(video))
 
-    def content_frames(self, video: jax.Array) -> jax.Array:
+    def pick_content_frames(self, video: jax.Array) -> jax.Array:
         """First frames ``[B, H, W, 3]``; a tokenizer of kind ``'content'`` says which ones."""
         if self.condition_kind == "none":
             raise VidlatentError(f"the decoder of {self.latent_spec.name} reads no frame.")
         return video[:, 0]
 
-    def condition_from_frames(self, frames: jax.Array) -> Any:
+    def encode_condition(self, frames: jax.Array) -> Any:
         """Content frames as they are, for a decoder that reads pixels."""
         return frames
 
     @nn.nowrap
-    def ways_in_time(self) -> tuple[TimeWay, ...]:
+    def list_time_ways(self) -> tuple[TimeWay, ...]:
         chunks = TimeWay("chunks", exact=False)
         return (TimeWay("stream", exact=True), chunks) if self.streams else (chunks,)
 
     @nn.nowrap
-    def ways_in_space(self) -> tuple[SpaceWay, ...]:
+    def list_space_ways(self) -> tuple[SpaceWay, ...]:
         return ()
 
     @nn.nowrap
-    def frame_coder(self) -> FrameCoder:
+    def make_frame_coder(self) -> FrameCoder:
         return FrameCoder(self)
 
     @property
@@ -287,7 +287,7 @@ def check_clip(spec: LatentSpec, video: jax.Array, first: bool) -> None:
     spec.check_video(frames, size["H"], size["W"])
 
 
-def latent_of(module: nn.Module, posterior: Posterior) -> jax.Array:
+def choose_latent(module: nn.Module, posterior: Posterior) -> jax.Array:
     """What a tokenizer decodes: a draw if there is a rng stream ``latent``, else the mean."""
     if module.has_rng("latent"):
         return posterior.sample(module.make_rng("latent"))

@@ -20,11 +20,11 @@ from vidlatent.spec import check_shape
 
 __all__ = [
     "ChunkPlan",
-    "chunk_frames",
+    "cut_chunks",
     "encode_chunks",
-    "fade",
+    "compute_fade",
     "fade_in",
-    "over_chunks",
+    "map_chunks",
     "plan_chunks",
     "stream_chunks",
 ]
@@ -99,12 +99,12 @@ def stream_chunks(
         held = held[chunk - overlap :]
 
 
-def fade(overlap: int) -> np.ndarray:
+def compute_fade(overlap: int) -> np.ndarray:
     """Weight of the later chunk at each shared frame: ``(j + 1) / (overlap + 1)``."""
     return (np.arange(overlap) + 1.0) / (overlap + 1)
 
 
-def chunk_frames(video: jax.Array, plan: ChunkPlan) -> jax.Array:
+def cut_chunks(video: jax.Array, plan: ChunkPlan) -> jax.Array:
     """``[B, T, H, W, C] -> [B, n, chunk, H, W, C]``; the last frame fills the last chunk."""
     check_shape(video, "B T H W C", T=plan.frames)
     index = np.asarray(plan.starts)[:, None] + np.arange(plan.chunk)
@@ -126,12 +126,12 @@ def fade_in(chunk: jax.Array, tail: jax.Array | None, overlap: int) -> tuple[jax
     end = chunk.shape[1] - overlap
     if tail is None:
         return chunk[:, :end], chunk[:, end:]
-    weight = jnp.asarray(fade(overlap), chunk.dtype)[:, None, None, None]
+    weight = jnp.asarray(compute_fade(overlap), chunk.dtype)[:, None, None, None]
     start = chunk[:, :overlap] * weight + tail * (1 - weight)
     return jnp.concatenate([start, chunk[:, overlap:end]], axis=1), chunk[:, end:]
 
 
-def over_chunks(function: Callable[[jax.Array], Any], chunks: jax.Array) -> Any:
+def map_chunks(function: Callable[[jax.Array], Any], chunks: jax.Array) -> Any:
     """Apply ``function`` (``encode`` or ``decode`` of a batch) to every chunk, one at a time.
 
     ``[B, n, t, ...] -> [B, n, t', ...]``, of each array that ``function`` returns; one compiled
@@ -154,5 +154,5 @@ def encode_chunks(
     if chunks is None or video.shape[1] == 1:
         return encode(video)
     plan = plan_chunks(video.shape[1], overlap=chunks[1], chunk=chunks[0])
-    coded = over_chunks(encode, chunk_frames(video, plan))
+    coded = map_chunks(encode, cut_chunks(video, plan))
     return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), coded)

@@ -1,6 +1,6 @@
 """How tokenizers cut long and large videos: what each one offers, and the functions that do it.
 
-A codec asks a tokenizer for its ways (``Tokenizer.ways_in_time``, ``Tokenizer.ways_in_space``) and
+A codec asks a tokenizer for its ways (``Tokenizer.list_time_ways`` and ``list_space_ways``) and
 gets a ``FrameCoder`` from the one it picks. Nobody outside a tokenizer's package knows how its
 tiles work.
 """
@@ -97,7 +97,7 @@ class FrameCoder:
     """A tokenizer's operations as functions of its parameters; here with frames whole.
 
     A tokenizer that can cut frames subclasses it. All but ``decode_windows`` can be traced by
-    ``jax.jit``, except on frames of which ``separate_tiles`` says that they take several programs.
+    ``jax.jit``, except on frames of which ``cut_into_tiles`` says that they take several programs.
 
     Attributes:
       model: the tokenizer.
@@ -110,9 +110,9 @@ class FrameCoder:
         """``[B, T, H, W, 3]`` in [-1, 1] -> posterior and cache, as ``Tokenizer.encode``."""
         return self.model.apply({"params": params}, video, cache=cache, method="encode")
 
-    def condition(self, params: Any, frames: jax.Array) -> Any:
+    def encode_condition(self, params: Any, frames: jax.Array) -> Any:
         """Content frames ``[n, H, W, 3]`` in [-1, 1] -> what ``decode`` takes of them."""
-        return self.model.apply({"params": params}, frames, method="condition_from_frames")
+        return self.model.apply({"params": params}, frames, method="encode_condition")
 
     def decode(
         self, params: Any, latent: jax.Array, condition: Any = None, cache: Any = None
@@ -125,7 +125,7 @@ class FrameCoder:
     def decode_windows(
         self, params: Any, latents: Iterable[jax.Array], size: int, condition: Any
     ) -> Iterator[jax.Array]:
-        """Decode a stream in windows, for a tokenizer whose ``ways_in_time`` has them.
+        """Decode a stream in windows, for a tokenizer whose ``list_time_ways`` has them.
 
         Args:
           params: the tokenizer's parameters.
@@ -138,20 +138,20 @@ class FrameCoder:
         """
         raise VidlatentError(f"{self.model.latent_spec.name} cannot decode in windows.")
 
-    def window_latents(self, size: int) -> int:
+    def count_window_latents(self, size: int) -> int:
         """Latent frames that a window of ``size`` decodes at full resolution, margins included."""
         return size
 
-    def window_program(
+    def plan_window(
         self, params: Any, latent: Any, size: int, condition: Any = None
     ) -> WindowProgram:
         """The program of the first window of a clip; arguments are shapes, ``latent`` whole."""
         raise VidlatentError(f"{self.model.latent_spec.name} cannot decode in windows.")
 
-    def separate_tiles(self, height: int, width: int) -> tuple[int, tuple[int, int]] | None:
+    def cut_into_tiles(self, height: int, width: int) -> tuple[int, tuple[int, int]] | None:
         """Number and (height, width) of tiles that are coded by a call each; None: one call."""
         return None
 
-    def borders(self, height: int, width: int) -> Borders:
+    def find_borders(self, height: int, width: int) -> Borders:
         """Rows and columns of a decoded frame at which one tile gives way to another."""
         return (), ()

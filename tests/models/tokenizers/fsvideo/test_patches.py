@@ -9,7 +9,7 @@ from tests.helpers.nets import Net, fast_jit
 from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers import build
 from vidlatent.models.tokenizers.fsvideo import patches, reach
-from vidlatent.models.tokenizers.fsvideo.tiling import ExactTiles, tiles
+from vidlatent.models.tokenizers.fsvideo.tiling import ExactTiles, cover_line
 
 # The published model's outer stages (three blocks each), with hardly any channels. Among so few a
 # norm's root mean square comes near zero here and there, which would magnify rounding.
@@ -57,14 +57,16 @@ def test_reach_of_the_published_model():
     }
     for time, left, right in (("causal", 97, 0), ("centred", 47, 50), ("group", 47, 0)):
         model = build({**paper, "decoder_time": time})
-        assert reach.outer_stage(model) == 3
-        assert reach.decoder_reach(model, 3) == (50, left, right)
-    assert [reach.decoder_reach(model, 3, end).space for end in (2, 1, 0)] == [7, 21, 49]
-    assert reach.decoder_reach(build({**paper, "decoder_time": "centred"}), None, 3)[1:] == (
+        assert reach.find_outer_stage(model) == 3
+        assert reach.compute_decoder_reach(model, 3) == (50, left, right)
+    assert [reach.compute_decoder_reach(model, 3, end).space for end in (2, 1, 0)] == [7, 21, 49]
+    assert reach.compute_decoder_reach(build({**paper, "decoder_time": "centred"}), None, 3)[
+        1:
+    ] == (
         16,
         16,
     )
-    assert reach.encoder_reach(model, 2) == 36
+    assert reach.compute_encoder_reach(model, 2) == 36
 
 
 @pytest.mark.parametrize("start", [(0, 0), (2, 0), (4, 1), (3, 0)])
@@ -122,7 +124,7 @@ def test_tiles_equal_the_whole(net, clip, core):
     np.testing.assert_allclose(got, want, atol=1e-5)
     posterior, _ = fast_jit(coder.encode)(net.params, video)
     np.testing.assert_allclose(posterior.mean, latent, atol=1e-5)
-    features = fast_jit(coder.condition)(net.params, video[:, 0])
+    features = fast_jit(coder.encode_condition)(net.params, video[:, 0])
     # Features are no pixels: they reach 6 here, so errors are held to the largest of them.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()),
@@ -152,7 +154,7 @@ def test_windows_of_a_decoder_that_looks_ahead():
     condition = net.condition(jnp.zeros((1, 1, 8, 8, 3)))
     want, _ = net.decode(latent, condition=condition)
     frames = (latent[:, i] for i in range(latent.shape[1]))
-    parts = list(net.model.frame_coder().decode_windows(net.params, frames, 4, condition))
+    parts = list(net.model.make_frame_coder().decode_windows(net.params, frames, 4, condition))
     # The third window is computed to the end of the clip, so there is no fourth.
     assert [part.shape[1] for part in parts] == [13, 16, 28]
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), want, atol=1e-5)
@@ -160,8 +162,8 @@ def test_windows_of_a_decoder_that_looks_ahead():
 
 def test_mistakes_are_named(net, clip):
     with pytest.raises(VidlatentError, match="use more than 12 cells"):
-        patches.valid_window(1, 12, 20, 8, 50)
+        patches.find_valid_window(1, 12, 20, 8, 50)
     with pytest.raises(VidlatentError, match="no stages to cut"):
-        reach.outer_stage(net.model.clone(block_types=("evit",) * 4))
-    assert tiles(10, 4, 2) == (8, [(0, 0, 4), (2, 4, 8), (2, 8, 10)])
-    assert tiles(5, 8, 2) == (5, [(0, 0, 5)])
+        reach.find_outer_stage(net.model.clone(block_types=("evit",) * 4))
+    assert cover_line(10, 4, 2) == (8, [(0, 0, 4), (2, 4, 8), (2, 8, 10)])
+    assert cover_line(5, 8, 2) == (5, [(0, 0, 5)])

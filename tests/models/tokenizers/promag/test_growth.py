@@ -11,8 +11,8 @@ from tests.helpers.promag_nets import Net, net, video_of, without_residual
 from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers.promag.growth import (
     STAGE_FPS,
-    frozen_pattern,
     grown_from,
+    make_frozen_pattern,
     subsample,
 )
 
@@ -79,8 +79,8 @@ def test_plain_growth_has_neither_key_frames_nor_adaptive_norm():
 
 
 def test_stages_and_their_patterns():
-    assert frozen_pattern(0) == "" and frozen_pattern(0, "latent") == "(image)/"
-    assert frozen_pattern(2, "feature") == "(image|encoder|decoder|grow1)/"
+    assert make_frozen_pattern(0) == "" and make_frozen_pattern(0, "latent") == "(image)/"
+    assert make_frozen_pattern(2, "feature") == "(image|encoder|decoder|grow1)/"
     # The key frames of a 24 fps clip are the frames that a 6 fps sampler would take.
     assert key_frames(17, 16) == [round(i * STAGE_FPS[2] / STAGE_FPS[0]) for i in range(5)]
     assert key_frames(17, 8) == [round(i * STAGE_FPS[1] / STAGE_FPS[0]) for i in range(9)]

@@ -14,17 +14,17 @@ from tests.helpers.promag_nets import CONFIG, Net
 from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers import build
 from vidlatent.models.tokenizers.chunks import (
-    chunk_frames,
-    fade,
-    over_chunks,
+    compute_fade,
+    cut_chunks,
+    map_chunks,
     plan_chunks,
 )
 from vidlatent.models.tokenizers.promag.blocks import CausalConv
 from vidlatent.models.tokenizers.promag.tiling import (
     LayerTiles,
-    blend_weights,
+    cut_line,
+    make_blend_weights,
     map_tiles,
-    spans,
 )
 
 SMALL = {"multipliers": (1, 2), "temporal_down": (0,)}
@@ -147,14 +147,14 @@ def test_whole_decoder_in_double_precision():
 def test_weights_sum_to_one_and_ramp():
     for length, tile, overlap in ((37, 16, 4), (29, 16, 4), (21, 8, 0), (30, 9, 8)):
         for dead_zone in (0, 1):
-            weights = blend_weights(length, tile, overlap, dead_zone)
+            weights = make_blend_weights(length, tile, overlap, dead_zone)
             total = np.zeros(length)
-            for (start, end), weight in zip(spans(length, tile, overlap), weights, strict=True):
+            for (start, end), weight in zip(cut_line(length, tile, overlap), weights, strict=True):
                 total[start:end] += weight
             np.testing.assert_allclose(total, 1)
-    ramp = blend_weights(28, 16, 4)[1][:5]
+    ramp = make_blend_weights(28, 16, 4)[1][:5]
     np.testing.assert_allclose(ramp, [0.125, 0.375, 0.625, 0.875, 1])
-    np.testing.assert_allclose(blend_weights(28, 16, 4, 1)[1][:4], [0, 0.25, 0.75, 1])
+    np.testing.assert_allclose(make_blend_weights(28, 16, 4, 1)[1][:4], [0, 0.25, 0.75, 1])
 
 
 def test_refusals():
@@ -172,7 +172,7 @@ def test_refusals():
 def test_chunks_of_an_identity_codec(frames, overlap):
     video = np.random.default_rng(frames).normal(size=(2, frames, 1, 2, 3)).astype(np.float32)
     plan = plan_chunks(frames, overlap)
-    joined = fast_jit(lambda x: join_chunks(chunk_frames(x, plan), plan))(video)
+    joined = fast_jit(lambda x: join_chunks(cut_chunks(x, plan), plan))(video)
     np.testing.assert_allclose(joined, video, atol=1e-6)
 
 
@@ -180,7 +180,7 @@ def test_neighbours_fade():
     plan = plan_chunks(30, 4)
     chunks = jnp.stack([jnp.zeros((17, 1, 1, 3)), jnp.ones((17, 1, 1, 3))])[None]
     joined = join_chunks(chunks, plan)[0, :, 0, 0, 0]
-    np.testing.assert_allclose(joined[12:18], [0, *fade(4), 1], atol=1e-6)
+    np.testing.assert_allclose(joined[12:18], [0, *compute_fade(4), 1], atol=1e-6)
 
 
 def test_chunked_model():
@@ -188,11 +188,11 @@ def test_chunked_model():
     some = Net(**SMALL, grow=1)
     plan = plan_chunks(8, 2, chunk=5)
     video = jax.random.uniform(jax.random.key(3), (1, 8, 8, 8, 3))
-    chunks = chunk_frames(video, plan)
+    chunks = cut_chunks(video, plan)
 
     def code(model, chunks):
-        latents = over_chunks(lambda x: model.encode(x)[0].mean, chunks)
-        return latents, over_chunks(lambda z: model.decode(z)[0], latents)
+        latents = map_chunks(lambda x: model.encode(x)[0].mean, chunks)
+        return latents, map_chunks(lambda z: model.decode(z)[0], latents)
 
     latents, decoded = some.apply(code, chunks)
     assert latents.shape[1] * latents.shape[2] == plan.latents(some.k)

@@ -21,7 +21,7 @@ from vidlatent.models.tokenizers.reducio.blocks import Convolution
 from vidlatent.models.tokenizers.reducio.latent import MotionPosterior, normalise
 from vidlatent.models.tokenizers.reducio.names import REDUCIO_TABLE
 from vidlatent.models.tokenizers.reducio.tiling import FrameTiles
-from vidlatent.models.tokenizers.reducio.variants import resampled
+from vidlatent.models.tokenizers.reducio.variants import plan_resampling
 from vidlatent.nested import flatten
 from vidlatent.parallel.sharding import find_rule
 from vidlatent.weights.importer import export_params, import_params
@@ -95,16 +95,16 @@ def test_content_frame():
     for content, place in (("middle", 1), ("first", 0)):
         model, params = net(content=content)
         np.testing.assert_array_equal(
-            model.apply({"params": params}, video, method="content_frames"), clips[:, place]
+            model.apply({"params": params}, video, method="pick_content_frames"), clips[:, place]
         )
     assert build({**TINY, "frames": 16}).frames == 16 and (16 - 1) // 2 == 7
     model, params = net(content="random")
-    again = [model.apply({"params": params}, video, method="content_frames") for _ in range(2)]
+    again = [model.apply({"params": params}, video, method="pick_content_frames") for _ in range(2)]
     np.testing.assert_array_equal(*again)
     drawn = set()
     for seed in range(8):
         rngs = {"content": jax.random.key(seed)}
-        frames = model.apply({"params": params}, video, method="content_frames", rngs=rngs)
+        frames = model.apply({"params": params}, video, method="pick_content_frames", rngs=rngs)
         for clip, frame in zip(clips, np.asarray(frames), strict=True):
             drawn.add(int(np.abs(clip - frame).sum((1, 2, 3)).argmin()))
     assert len(drawn) > 2
@@ -114,7 +114,7 @@ def test_condition_as_pixels_or_features():
     video = video_of(8)
     latent = run("encode", video)[0].mode()
     whole, _ = run("__call__", video)
-    features = run("condition", video)
+    features = run("make_condition", video)
     frames = video[:, 1::4]
     close(run("decode", latent, condition=features)[0], whole)
     close(run("decode", latent, condition=frames)[0], whole)
@@ -177,9 +177,9 @@ def test_causal_convolutions_look_back_only():
 
 
 def test_halvings_lie_deep():
-    assert resampled(6, 2, 5) == ((False, True),) * 3 + ((True, True),) * 2
-    assert resampled(6, 1, 5) == ((False, True),) * 4 + ((True, True),)
-    assert resampled(6, 1, 4) == ((False, False), *((False, True),) * 3, (True, True))
+    assert plan_resampling(6, 2, 5) == ((False, True),) * 3 + ((True, True),) * 2
+    assert plan_resampling(6, 1, 5) == ((False, True),) * 4 + ((True, True),)
+    assert plan_resampling(6, 1, 4) == ((False, False), *((False, True),) * 3, (True, True))
 
 
 def test_paths_match_the_sharding_rule():
@@ -241,7 +241,7 @@ class TestTiles:
     def parts(self, way, video):
         model, params = net()
         encode, condition, decode = (
-            getattr(tiling, f"{way}_{job}") for job in ("encode", "condition", "decode")
+            getattr(tiling, f"{job}_{way}") for job in ("encode", "condition", "decode")
         )
         posterior = encode(model, params, video, self.tiles)
         grid = condition(model, params, video[:, 1], self.tiles)
@@ -254,7 +254,7 @@ class TestTiles:
     def test_one_even_tile_is_no_tiling(self):
         video = video_of(size=(16, 16))
         whole, _ = run("__call__", video)
-        posterior, grid, restored = self.parts("even", video)
+        posterior, grid, restored = self.parts("evenly", video)
         assert len(grid) == len(grid[0]) == 1
         close(restored, whole)
         close(posterior.mean, run("encode", video)[0].mean)
@@ -268,7 +268,7 @@ class TestTiles:
 
     def test_even_tiles_are_alike(self):
         video = video_of(size=(16, 28))
-        posterior, grid, restored = self.parts("even", video)
+        posterior, grid, restored = self.parts("evenly", video)
         assert restored.shape == video.shape
         assert posterior.mean.shape[1:] == net()[0].latent_spec.latent_shape(video.shape[1:4])
         assert len({tuple(map(jnp.shape, cell)) for row in grid for cell in row}) == 1
@@ -291,13 +291,13 @@ class TestTiles:
     def test_when_and_how(self):
         tiles = FrameTiles()
         assert (tiles.read, tiles.latent(32).read, tiles.blend_of(80)) == (320, 10, 16)
-        assert tiling.needed(256, 512, tiles) and not tiling.needed(256, 512, tiles, True)
-        assert not tiling.needed(320, 320, tiles)
+        assert tiling.needs_tiles(256, 512, tiles) and not tiling.needs_tiles(256, 512, tiles, True)
+        assert not tiling.needs_tiles(320, 320, tiles)
         with pytest.raises(VidlatentError, match="do not fall on the latent's grid"):
             FrameTiles(48).latent(32)
         grid = [[None]]
         with pytest.raises(VidlatentError, match="1x1 tiles, the latent has 2x2"):
-            tiling.even_decode(*net(), jnp.zeros((1, 2, 6, 6, 3)), grid, self.tiles)
+            tiling.decode_evenly(*net(), jnp.zeros((1, 2, 6, 6, 3)), grid, self.tiles)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from vidlatent.models.tokenizers.cutting import FrameCoder, SpaceWay, TimeWay
 from vidlatent.models.tokenizers.fsvideo import patches, tiling
 from vidlatent.models.tokenizers.fsvideo.coder import FSAEConfig, FSAEDecoder, FSAEEncoder
 from vidlatent.models.tokenizers.fsvideo.noise import NoiseField
-from vidlatent.models.tokenizers.fsvideo.reach import outer_stage
+from vidlatent.models.tokenizers.fsvideo.reach import find_outer_stage
 from vidlatent.models.tokenizers.fsvideo.windows import WindowedFrames
 from vidlatent.spec import FrameRule, LatentSpec, check_shape
 
@@ -272,7 +272,7 @@ class Autoencoder(TokenizerModule):
         condition = self._condition(seen) if self.cross_stages else None
         return self.decode(mean, condition=condition)[0], Posterior(mean)
 
-    def condition_from_frames(self, frames: jax.Array) -> tuple[jax.Array, ...]:
+    def encode_condition(self, frames: jax.Array) -> tuple[jax.Array, ...]:
         """Features of frame 0 ``[B, H, W, 3]`` for a decoder with first-frame attention.
 
         Returns:
@@ -292,7 +292,7 @@ class Autoencoder(TokenizerModule):
         if condition is None or len(condition) != len(self.cross_stages):
             raise VidlatentError(
                 f"this decoder attends to frame 0 at stages {self.cross_stages}: pass "
-                "condition=model.condition(video)."
+                "condition=model.make_condition(video)."
             )
         return dict(zip(self.cross_stages, condition, strict=True))
 
@@ -366,23 +366,23 @@ class Autoencoder(TokenizerModule):
         return self.encoder(video)[2]
 
     @nn.nowrap
-    def ways_in_time(self) -> tuple[TimeWay, ...]:
+    def list_time_ways(self) -> tuple[TimeWay, ...]:
         """Windows have the result of the whole clip too, whatever the decoder looks at."""
         ways = (TimeWay("windows", exact=True), TimeWay("chunks", exact=False))
         return (TimeWay("stream", exact=True), *ways) if self.streams else ways
 
     @nn.nowrap
-    def ways_in_space(self) -> tuple[SpaceWay, ...]:
-        return tiling.ways_in_space(self)
+    def list_space_ways(self) -> tuple[SpaceWay, ...]:
+        return tiling.list_space_ways(self)
 
     @nn.nowrap
-    def frame_coder(self) -> FrameCoder:
+    def make_frame_coder(self) -> FrameCoder:
         return WindowedFrames(self)
 
     @property
     def patch_cell(self) -> int:
         """Pixels of a cell: a position of the inner stages' output."""
-        return 2 ** outer_stage(self)
+        return 2 ** find_outer_stage(self)
 
     @nn.nowrap
     def decode_patch(self, params, latent, start, size, **options) -> Patch:

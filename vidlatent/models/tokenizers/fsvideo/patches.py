@@ -15,15 +15,17 @@ from jax import lax
 
 from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers.base import Patch
-from vidlatent.models.tokenizers.fsvideo.reach import decoder_reach, outer_stage
+from vidlatent.models.tokenizers.fsvideo.reach import compute_decoder_reach, find_outer_stage
 
 if TYPE_CHECKING:
     from vidlatent.models.tokenizers.fsvideo.model import Autoencoder
 
-__all__ = ["decode_patch", "valid_window"]
+__all__ = ["decode_patch", "find_valid_window"]
 
 
-def valid_window(start: Any, size: int, whole: int, scale: int, margin: int) -> tuple[Any, int]:
+def find_valid_window(
+    start: Any, size: int, whole: int, scale: int, margin: int
+) -> tuple[Any, int]:
     """The right part of a decoded crop along one side: first pixel inside the crop, and length.
 
     The length does not depend on where the crop lies, so that it can be drawn inside ``jit``; the
@@ -74,12 +76,12 @@ def decode_patch(
       The part of the crop that equals the whole decoding; compare it with the same part of the
       target.
     """
-    stage = outer_stage(model)
+    stage = find_outer_stage(model)
     run = functools.partial(model.apply, {"params": params}, rngs=rngs)
     x, _ = run(latent, stage, condition, method="decode_inner")
-    reach, scale = decoder_reach(model, stage), 2**stage
+    reach, scale = compute_decoder_reach(model, stage), 2**stage
     plans = [
-        valid_window(place, cells, whole, scale, reach.space)
+        find_valid_window(place, cells, whole, scale, reach.space)
         for place, cells, whole in zip(start, size, x.shape[2:4], strict=True)
     ]
     cut = frames is not None and frames < x.shape[1]

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Reach",
-    "decoder_reach",
-    "encoder_end",
-    "encoder_reach",
+    "compute_decoder_reach",
+    "find_encoder_end",
+    "compute_encoder_reach",
     "has_outer_stages",
-    "outer_stage",
-    "tile_margins",
-    "window_margins",
+    "find_outer_stage",
+    "compute_tile_margins",
+    "compute_window_margins",
 ]
 
 
@@ -44,7 +44,7 @@ class Reach(NamedTuple):
     right: int
 
 
-def outer_stage(model: Autoencoder) -> int:
+def find_outer_stage(model: Autoencoder) -> int:
     """The stage after which (going out) there is no attention: 3 in the published model."""
     kinds = model.decoder_block_types or model.block_types
     stage = next((i for i, kind in enumerate(kinds) if kind == "evit"), len(kinds) - 1)
@@ -56,12 +56,12 @@ def outer_stage(model: Autoencoder) -> int:
 def has_outer_stages(model: Autoencoder) -> bool:
     """Whether both sides have stages without attention, which every way of cutting needs."""
     try:
-        return outer_stage(model) > 0 and encoder_end(model) >= 0
+        return find_outer_stage(model) > 0 and find_encoder_end(model) >= 0
     except VidlatentError:
         return False
 
 
-def decoder_reach(model: Autoencoder, begin: int | None = None, end: int = -1) -> Reach:
+def compute_decoder_reach(model: Autoencoder, begin: int | None = None, end: int = -1) -> Reach:
     """Reach of a cut of block ``begin``'s output (None: of the latent) into block ``end``'s.
 
     ``end`` -1 is the video. A block of k convolutions makes ``2 m + k`` of a reach of m.
@@ -94,7 +94,7 @@ def decoder_reach(model: Autoencoder, begin: int | None = None, end: int = -1) -
     return Reach(space, left, right)
 
 
-def encoder_end(model: Autoencoder) -> int:
+def find_encoder_end(model: Autoencoder) -> int:
     """The last encoder block before any attention."""
     kinds = model.block_types
     end = next((i for i, kind in enumerate(kinds) if kind == "evit"), len(kinds) - 1) - 1
@@ -103,7 +103,7 @@ def encoder_end(model: Autoencoder) -> int:
     return end
 
 
-def encoder_reach(model: Autoencoder, end: int) -> int:
+def compute_encoder_reach(model: Autoencoder, end: int) -> int:
     """Pixels of a cut side that the output of encoder block ``end`` depends on wrongly."""
     reach, scale = 1, 1
     if model.encoder_depths[0] == 0:
@@ -116,7 +116,7 @@ def encoder_reach(model: Autoencoder, end: int) -> int:
     return reach
 
 
-def tile_margins(model: Autoencoder) -> tuple[tuple[int, int], tuple[int, int]]:
+def compute_tile_margins(model: Autoencoder) -> tuple[tuple[int, int], tuple[int, int]]:
     """``(cell side, margin)`` in pixels of the decoder's tiles and of the encoder's.
 
     The margin is what cut sides spoil, up to whole cells.
@@ -124,24 +124,24 @@ def tile_margins(model: Autoencoder) -> tuple[tuple[int, int], tuple[int, int]]:
     Raises:
       VidlatentError: the model attends at full resolution.
     """
-    stage, end = outer_stage(model), encoder_end(model)
+    stage, end = find_outer_stage(model), find_encoder_end(model)
     pairs = (
-        (2**stage, decoder_reach(model, stage).space),
-        (2 ** (end + 1), encoder_reach(model, end)),
+        (2**stage, compute_decoder_reach(model, stage).space),
+        (2 ** (end + 1), compute_encoder_reach(model, end)),
     )
     return tuple((cell, -(-reach // cell) * cell) for cell, reach in pairs)
 
 
-def window_margins(model: Autoencoder) -> tuple[int, int, Reach]:
+def compute_window_margins(model: Autoencoder) -> tuple[int, int, Reach]:
     """Latent frames before and after a window that its video needs, and how far inner stages look.
 
     Raises:
       VidlatentError: time is doubled in the inner stages, too.
     """
-    stage = outer_stage(model)
+    stage = find_outer_stage(model)
     if any(i >= stage for i in model.temporal_down):
         raise VidlatentError("windows need all temporal down operations in the outer stages.")
     step = model.latent_spec.t
-    outer = decoder_reach(model, stage)
+    outer = compute_decoder_reach(model, stage)
     before = -(-(outer.left + step - 1) // step)
-    return before, -(-outer.right // step), decoder_reach(model, None, stage)
+    return before, -(-outer.right // step), compute_decoder_reach(model, None, stage)

@@ -22,17 +22,17 @@ from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers.base import Posterior
 from vidlatent.models.tokenizers.cutting import CutSize, SpaceWay, WindowProgram
 from vidlatent.models.tokenizers.fsvideo.reach import (
-    encoder_end,
+    compute_tile_margins,
+    find_encoder_end,
+    find_outer_stage,
     has_outer_stages,
-    outer_stage,
-    tile_margins,
 )
 from vidlatent.models.tokenizers.fsvideo.windows import WindowedFrames, decode_part, run_inner
 
 if TYPE_CHECKING:
     from vidlatent.models.tokenizers.fsvideo.model import Autoencoder
 
-__all__ = ["ExactTiles", "TileGrid", "grid_of", "tiles", "ways_in_space"]
+__all__ = ["ExactTiles", "TileGrid", "make_grid", "cover_line", "list_space_ways"]
 
 # Caches of attention to frame 0, which are the same for every tile.
 _SHARED = "first_frame_attn_"
@@ -41,11 +41,11 @@ _SIDES = (1024, 768, 512, 384, 256, 192, 128)
 _DEFAULT_SIDE = 512
 
 
-def ways_in_space(model: Autoencoder) -> tuple[SpaceWay, ...]:
-    """Tiles, for ``Tokenizer.ways_in_space``."""
+def list_space_ways(model: Autoencoder) -> tuple[SpaceWay, ...]:
+    """Tiles, for ``Tokenizer.list_space_ways``."""
     sides = ()
     if has_outer_stages(model):
-        cell = max(cell for cell, _ in tile_margins(model))
+        cell = max(cell for cell, _ in compute_tile_margins(model))
         sides = tuple(side for side in _SIDES if side % cell == 0)
     sizes = tuple(
         CutSize(
@@ -63,7 +63,7 @@ def _make_tiles(model: Autoencoder, codec: Any) -> ExactTiles:
     """Tiles as ``config.codec`` asks for them."""
     coder = ExactTiles(model, codec.tile_pixels or _DEFAULT_SIDE)
     if codec.tile_overlap_pixels >= 0:
-        (_, decoder), (_, encoder) = tile_margins(model)
+        (_, decoder), (_, encoder) = compute_tile_margins(model)
         raise VidlatentError(
             f"config.codec.tile_overlap_pixels={codec.tile_overlap_pixels}: tiles of "
             f"{model.latent_spec.name} read {decoder} pixels beyond each side (encoder "
@@ -97,7 +97,7 @@ class TileGrid:
         return tuple(int(a) + b for a, b in zip(self.wanted[-1], self.core, strict=True))
 
 
-def tiles(whole: int, core: int, margin: int) -> tuple[int, list[tuple[int, int, int]]]:
+def cover_line(whole: int, core: int, margin: int) -> tuple[int, list[tuple[int, int, int]]]:
     """Cover ``whole`` cells by parts of one size.
 
     Returns:
@@ -114,12 +114,12 @@ def tiles(whole: int, core: int, margin: int) -> tuple[int, list[tuple[int, int,
     return size, parts
 
 
-def grid_of(whole: tuple[int, int], core: int, margin: int) -> TileGrid:
+def make_grid(whole: tuple[int, int], core: int, margin: int) -> TileGrid:
     """Tiles of ``core`` cells a side, read with ``margin`` cells of true neighbours.
 
     The last tile of a row or column lies against the border and shares more with the one before.
     """
-    lines = [tiles(side, core, margin) for side in whole]
+    lines = [cover_line(side, core, margin) for side in whole]
     cores = tuple(min(core, side) for side in whole)
     firsts = [[part[0] for part in parts] for _, parts in lines]
     begins = [
@@ -149,7 +149,7 @@ class ExactTiles(WindowedFrames):
 
     def __init__(self, model: Autoencoder, core: int):
         super().__init__(model)
-        self._decoder, self._encoder = tile_margins(model)
+        self._decoder, self._encoder = compute_tile_margins(model)
         for cell, _ in (self._decoder, self._encoder):
             if core < cell or core % cell:
                 side = max(self._decoder[0], self._encoder[0])
@@ -161,7 +161,7 @@ class ExactTiles(WindowedFrames):
 
     def encode(self, params, video, cache=None):
         """As ``FrameCoder.encode``."""
-        end = encoder_end(self.model)
+        end = find_encoder_end(self.model)
         run = functools.partial(self.model.apply, {"params": params})
         old = cache or {"inner": None, "tiles": None}
 
@@ -174,11 +174,11 @@ class ExactTiles(WindowedFrames):
         mean, _, inner = run(x, end, old["inner"], method="encode_inner")
         return Posterior(mean), {"inner": inner, "tiles": kept}
 
-    def condition(self, params, frames):
+    def encode_condition(self, params, frames):
         """As ``FrameCoder.condition``: features of frame 0 from the tiles' own."""
-        end = encoder_end(self.model)
+        end = find_encoder_end(self.model)
         if min(self.model.cross_stages) < end:  # tiles keep none from so far out
-            return super().condition(params, frames)
+            return super().encode_condition(params, frames)
         run = functools.partial(self.model.apply, {"params": params})
 
         def one(part, held, origin):
@@ -194,7 +194,7 @@ class ExactTiles(WindowedFrames):
 
     def decode(self, params, latent, condition=None, cache=None):
         """As ``FrameCoder.decode``."""
-        stage = outer_stage(self.model)
+        stage = find_outer_stage(self.model)
         run = functools.partial(self.model.apply, {"params": params})
         old = cache or {"inner": None, "tiles": None, "shared": {}}
         x, inner = run(latent, stage, condition, old["inner"], method="decode_inner")
@@ -212,7 +212,7 @@ class ExactTiles(WindowedFrames):
     def decode_frames(self, params, x, first, count, condition):
         """As of whole frames; returns an array in host memory, since a window is long."""
         stage, cell, grid = (
-            outer_stage(self.model),
+            find_outer_stage(self.model),
             self._decoder[0],
             self._decoder_grid(x.shape[2:4]),
         )
@@ -233,19 +233,19 @@ class ExactTiles(WindowedFrames):
             video[:, :, *to] = part[:, :, *of]
         return video
 
-    def window_program(
+    def plan_window(
         self, params: Any, latent: Any, size: int, condition: Any = None
     ) -> WindowProgram:
         """The outer stages of one tile of a window, where the work is."""
         read, count, made = self._first_window(latent.shape[1], size)
-        model, stage = self.model, outer_stage(self.model)
+        model, stage = self.model, find_outer_stage(self.model)
         piece = jax.ShapeDtypeStruct((1, read, *latent.shape[2:]), latent.dtype)
         x = jax.eval_shape(
             lambda *args: run_inner(model, *args[:2], stage, args[2]), params, piece, condition
         )
         grid = self._decoder_grid(x.shape[2:4])
         if grid.count == 1:
-            return super().window_program(params, latent, size, condition)
+            return super().plan_window(params, latent, size, condition)
         part = (count, *grid.size)
 
         def decode(params, x, condition, start):
@@ -255,7 +255,7 @@ class ExactTiles(WindowedFrames):
         sides = tuple(self._decoder[0] * side for side in grid.size)
         return WindowProgram(decode, (x, condition, start), made, count, grid.count, sides)
 
-    def borders(self, height, width):
+    def find_borders(self, height, width):
         cell = self._decoder[0]
         grid = self._decoder_grid((height // cell, width // cell))
         return tuple(
@@ -265,11 +265,11 @@ class ExactTiles(WindowedFrames):
 
     def _decoder_grid(self, cells: tuple[int, int]) -> TileGrid:
         cell, margin = self._decoder
-        return grid_of(cells, self.core // cell, margin // cell)
+        return make_grid(cells, self.core // cell, margin // cell)
 
     def _encoder_grid(self, height: int, width: int) -> TileGrid:
         cell, margin = self._encoder
-        return grid_of((height // cell, width // cell), self.core // cell, margin // cell)
+        return make_grid((height // cell, width // cell), self.core // cell, margin // cell)
 
 
 def _over_tiles(

@@ -17,7 +17,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from vidlatent.models.tokenizers.cutting import FrameCoder, WindowProgram
-from vidlatent.models.tokenizers.fsvideo.reach import decoder_reach, outer_stage, window_margins
+from vidlatent.models.tokenizers.fsvideo.reach import (
+    compute_decoder_reach,
+    compute_window_margins,
+    find_outer_stage,
+)
 
 __all__ = ["WindowedFrames", "decode_part", "run_inner"]
 
@@ -64,8 +68,8 @@ class WindowedFrames(FrameCoder):
         self, params: Any, latents: Iterable[jax.Array], size: int, condition: Any = None
     ) -> Iterator[jax.Array]:
         """As ``FrameCoder.decode_windows``; the last window takes all that is computed for it."""
-        stage, step = outer_stage(self.model), self.model.latent_spec.t
-        before, after, inner = window_margins(self.model)
+        stage, step = find_outer_stage(self.model), self.model.latent_spec.t
+        before, after, inner = compute_window_margins(self.model)
         stream = iter(latents)
         held: list[jax.Array] = []
         base = begin = 0  # clip positions of held[0] and of the next wanted latent frame
@@ -98,18 +102,18 @@ class WindowedFrames(FrameCoder):
     ) -> Any:
         """The outer stages on ``count`` frames of ``run_inner``'s ``x``, from ``first`` on."""
         size = (count, *x.shape[2:4])
-        stage = outer_stage(self.model)
+        stage = find_outer_stage(self.model)
         return decode_part(self.model, params, x, stage, size, (first, 0, 0), condition)
 
-    def window_latents(self, size: int) -> int:
-        reach = decoder_reach(self.model, outer_stage(self.model))
+    def count_window_latents(self, size: int) -> int:
+        reach = compute_decoder_reach(self.model, find_outer_stage(self.model))
         return size + -(-(reach.left + reach.right) // self.model.latent_spec.t)
 
-    def window_program(
+    def plan_window(
         self, params: Any, latent: Any, size: int, condition: Any = None
     ) -> WindowProgram:
         read, count, made = self._first_window(latent.shape[1], size)
-        model, stage, spec = self.model, outer_stage(self.model), self.model.latent_spec
+        model, stage, spec = self.model, find_outer_stage(self.model), self.model.latent_spec
 
         def decode(params, latent, condition):
             x = run_inner(model, params, latent, stage, condition)
@@ -122,7 +126,7 @@ class WindowedFrames(FrameCoder):
 
     def _first_window(self, total: int, size: int) -> tuple[int, int, int]:
         """Latent frames that the first window's inner and outer stages read; frames it adds."""
-        before, after, inner = window_margins(self.model)
+        before, after, inner = compute_window_margins(self.model)
         new = min(size, total)
         count = min(total, before + new + after)
         new = total if new + after >= total else new

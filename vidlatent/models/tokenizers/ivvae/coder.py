@@ -22,8 +22,8 @@ from vidlatent.models.tokenizers.ivvae.tiling import plan_strips, run_strips
 from vidlatent.models.tokenizers.ivvae.variants import (
     IVVAEConfig,
     Op,
-    decoder_ops,
-    encoder_ops,
+    list_decoder_ops,
+    list_encoder_ops,
 )
 from vidlatent.parallel.sharding import constrain
 
@@ -144,7 +144,7 @@ class IVVAEEncoder(nn.Module):
         c = self.config
         tape = _Tape(self, cache)
         first = Step(conv3(c, c.widths[0], 0, "conv1"), c.op("conv", 0, c.widths[0]))
-        x = tape.run(c, [first, *_steps(c, encoder_ops(c), "downsamples")], video)
+        x = tape.run(c, [first, *_steps(c, list_encoder_ops(c), "downsamples")], video)
         x = tape.middle(c, x)
         x = nn.silu(SplitNorm(c.variant.branches, c.dtype, name="head_0")(x))
         moments = 2 * c.latent_channels
@@ -185,5 +185,5 @@ class IVVAEDecoder(nn.Module):
             c.op("conv", 0, 3),
             SplitNorm(c.variant.branches, c.dtype, name="head_0"),
         )
-        x = tape.run(c, [*_steps(c, decoder_ops(c), "upsamples"), last], x)
+        x = tape.run(c, [*_steps(c, list_decoder_ops(c), "upsamples"), last], x)
         return x.astype(jnp.float32), tape.cache, tape.seen

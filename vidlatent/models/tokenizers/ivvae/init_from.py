@@ -22,8 +22,8 @@ from vidlatent.models.tokenizers.ivvae.model import IVVAE
 from vidlatent.models.tokenizers.ivvae.variants import (
     VARIANTS,
     Variant,
-    decoder_ops,
-    encoder_ops,
+    list_decoder_ops,
+    list_encoder_ops,
 )
 
 __all__ = ["causal_from_image", "inflate", "model_of_params", "video_from_image"]
@@ -80,7 +80,7 @@ def inflate(
             f"{target.widths}, {target.blocks} and {share} a branch: make them agree."
         )
     names = {}
-    for part, ops in (("downsamples", encoder_ops), ("upsamples", decoder_ops)):
+    for part, ops in (("downsamples", list_encoder_ops), ("upsamples", list_decoder_ops)):
         names |= _counterparts(part, ops(source), ops(target), source.variant.rich)
     return _Inflation(image_params, target, names, source.variant.rich, keep).walk(template, ())
 

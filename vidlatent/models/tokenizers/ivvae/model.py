@@ -159,8 +159,8 @@ class IVVAE(TokenizerModule):
         return self.encoder(video)[2]
 
     @nn.nowrap
-    def ways_in_space(self) -> tuple[SpaceWay, ...]:
-        return tiling.ways_in_space(self)
+    def list_space_ways(self) -> tuple[SpaceWay, ...]:
+        return tiling.list_space_ways(self)
 
     def _posterior(self, moments: jax.Array) -> Posterior:
         """``[mean, logvar]`` of each branch -> all means, all log-variances."""

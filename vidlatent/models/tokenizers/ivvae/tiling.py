@@ -24,15 +24,15 @@ from vidlatent.models.tokenizers.cutting import CutSize, FrameCoder, SpaceWay
 if TYPE_CHECKING:
     from vidlatent.models.tokenizers.ivvae.model import IVVAE
 
-__all__ = ["LIMIT", "Strips", "plan_strips", "run_strips", "ways_in_space"]
+__all__ = ["LIMIT", "Strips", "plan_strips", "run_strips", "list_space_ways"]
 
 LIMIT = 3 * 2**27  # bytes of the largest array of a level above which CPUs compute it in strips
 
 Layers = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
 
 
-def ways_in_space(model: IVVAE) -> tuple[SpaceWay, ...]:
-    """Strips, for ``Tokenizer.ways_in_space``; 'auto' halves their size five times."""
+def list_space_ways(model: IVVAE) -> tuple[SpaceWay, ...]:
+    """Strips, for ``Tokenizer.list_space_ways``; 'auto' halves their size five times."""
     sizes = tuple(
         CutSize(
             f"strips of rows of {limit / 2**20:g} MiB (the same result)",

@@ -13,7 +13,15 @@ from vidlatent.errors import VidlatentError
 from vidlatent.layers.temporal import TimeRule
 from vidlatent.registry import did_you_mean
 
-__all__ = ["VARIANTS", "IVVAEConfig", "Op", "Variant", "decoder_ops", "encoder_ops", "find_variant"]
+__all__ = [
+    "VARIANTS",
+    "IVVAEConfig",
+    "Op",
+    "Variant",
+    "list_decoder_ops",
+    "list_encoder_ops",
+    "find_variant",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +136,7 @@ def _level(c: IVVAEConfig, level: int, blocks: int) -> list[Op]:
     return ops
 
 
-def encoder_ops(c: IVVAEConfig) -> list[Op]:
+def list_encoder_ops(c: IVVAEConfig) -> list[Op]:
     """Contents of ``encoder.downsamples``, in order."""
     ops = []
     for level, width in enumerate(c.widths):
@@ -140,7 +148,7 @@ def encoder_ops(c: IVVAEConfig) -> list[Op]:
     return ops
 
 
-def decoder_ops(c: IVVAEConfig) -> list[Op]:
+def list_decoder_ops(c: IVVAEConfig) -> list[Op]:
     """Contents of ``decoder.upsamples``: one block more a level; up operations halve the width."""
     ops = []
     for level in range(c.last, -1, -1):

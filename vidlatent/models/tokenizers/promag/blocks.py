@@ -31,7 +31,7 @@ __all__ = [
     "Stride",
     "Up",
     "check_choice",
-    "norm_of",
+    "make_norm",
     "resample_latent",
 ]
 
@@ -78,7 +78,7 @@ class ProMAGConfig:
         return math.prod(stride[0] for stride in self.strides)
 
 
-def norm_of(config: ProMAGConfig, name: str, affine: bool = True) -> GroupNorm:
+def make_norm(config: ProMAGConfig, name: str, affine: bool = True) -> GroupNorm:
     """The family's norm."""
     return GroupNorm(
         config.groups, config.norm_eps, config.norm_kind, config.norm_axes, affine, name=name
@@ -182,7 +182,7 @@ class ResBlock(nn.Module):
         p, new, h = self.config, {}, x
         for i in (1, 2):
             conv = CausalConv(p, self.features, use_bias=False, tiled=self.tiled, name=f"conv{i}")
-            affine = norm_of(p, f"norm{i}")(h)
+            affine = make_norm(p, f"norm{i}")(h)
             old = None if cache is None else cache[conv.name]
             h, new[conv.name] = conv(h, old, affine, cache is None)
         if x.shape[-1] != self.features:
@@ -248,7 +248,7 @@ class AdaNorm(nn.Module):
         """
         p, channels = self.config, x.shape[-1]
         init = nn.initializers.variance_scaling(self.scale**2, "fan_in", "truncated_normal")
-        scale, shift = norm_of(p, "norm", affine=False)(x)
+        scale, shift = make_norm(p, "norm", affine=False)(x)
         h = apply_affine(x, (scale, shift), p.dtype)
         if self.mode == "pooled" and self.pool == "clip":
             seen = condition.astype(jnp.float32)

@@ -18,7 +18,7 @@ from vidlatent.models.tokenizers.promag.blocks import (
     ResBlock,
     Stride,
     Up,
-    norm_of,
+    make_norm,
     resample_latent,
 )
 from vidlatent.parallel.sharding import constrain
@@ -78,7 +78,7 @@ class ProMAGEncoder(nn.Module):
                 x = tape.down(x, p.strides[level], f"down_{level}")
         x = tape.blocks(x, p.widths[-1], "middle")
         # Inside, so that nothing but a 1x1x1 layer follows the sum of a grown model.
-        return nn.silu(apply_affine(x, norm_of(p, "norm_out")(x), p.dtype)), tape.cache
+        return nn.silu(apply_affine(x, make_norm(p, "norm_out")(x), p.dtype)), tape.cache
 
 
 class ProMAGDecoder(nn.Module):
@@ -111,7 +111,7 @@ class ProMAGDecoder(nn.Module):
             if level > 0:
                 x = tape.up(x, p.strides[level - 1], f"up_{level}")
                 passed.append(p.strides[level - 1])
-        affine = norm_of(p, "norm_out")(x)
+        affine = make_norm(p, "norm_out")(x)
         exact = jnp.promote_types(p.dtype, jnp.float32)
         out = CausalConv(p, 3, tiled=True, dtype=exact, name="conv_out")
         x = tape(out, x, affine, tape.first)

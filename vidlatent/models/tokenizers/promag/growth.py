@@ -22,7 +22,7 @@ from vidlatent.models.tokenizers.promag.coder import Tape
 __all__ = [
     "STAGE_FPS",
     "Growth",
-    "frozen_pattern",
+    "make_frozen_pattern",
     "grown_from",
     "inflated_from_image",
     "subsample",
@@ -106,7 +106,7 @@ class Growth(nn.Module):
         return self.decoder(x, cache)
 
 
-def frozen_pattern(grow: int, first_frame_join: str = "none") -> str:
+def make_frozen_pattern(grow: int, first_frame_join: str = "none") -> str:
     """Paths of the parameters that a stage leaves alone, for ``train.freeze``.
 
     Stage ``grow`` trains the blocks of its own growth and the 1x1x1 layers at the latent.

@@ -284,8 +284,8 @@ class ProMAG(TokenizerModule):
         return x, new if self.streams else {}
 
     @nn.nowrap
-    def ways_in_space(self) -> tuple[SpaceWay, ...]:
-        return tiling.ways_in_space(self)
+    def list_space_ways(self) -> tuple[SpaceWay, ...]:
+        return tiling.list_space_ways(self)
 
     def _check_stream(self, first: bool, streams: bool) -> None:
         if not first and not streams:

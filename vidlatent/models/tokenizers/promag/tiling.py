@@ -30,15 +30,15 @@ from vidlatent.models.tokenizers.cutting import CutSize, FrameCoder, SpaceWay
 if TYPE_CHECKING:
     from vidlatent.models.tokenizers.promag.model import ProMAG
 
-__all__ = ["LayerTiles", "blend_weights", "map_tiles", "spans", "ways_in_space"]
+__all__ = ["LayerTiles", "make_blend_weights", "map_tiles", "cut_line", "list_space_ways"]
 
 # Sides of tiles in positions of each layer's map that 'auto' tries, and what is used unasked.
 _POSITIONS = (256, 128, 64, 32)
 _DEFAULT_POSITIONS = 64
 
 
-def ways_in_space(model: ProMAG) -> tuple[SpaceWay, ...]:
-    """Tiled convolutions, for ``Tokenizer.ways_in_space``."""
+def list_space_ways(model: ProMAG) -> tuple[SpaceWay, ...]:
+    """Tiled convolutions, for ``Tokenizer.list_space_ways``."""
     if model.line:  # one pixel high: nothing to cut
         return ()
     sizes = tuple(
@@ -114,10 +114,10 @@ class LayerTiles:
             raise VidlatentError(f"tile mode {self.mode!r}: use 'halo' or 'literal'.")
         if self.dead_zone < 0:
             raise VidlatentError(f"tile dead zone {self.dead_zone}: use 0 or more.")
-        spans(1, self.size, self.overlap)
+        cut_line(1, self.size, self.overlap)
 
 
-def spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+def cut_line(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
     """Start and end of the tiles of a line; the last one is moved back to end with the line."""
     if not 0 <= overlap < tile:
         raise VidlatentError(f"tiles of {tile} cannot overlap by {overlap}: use 0 to {tile - 1}.")
@@ -138,13 +138,13 @@ def _ramp(overlap: int, dead_zone: int) -> np.ndarray:
     return np.clip((place - dead_zone) / width, 0.0, 1.0)
 
 
-def blend_weights(length: int, tile: int, overlap: int, dead_zone: int = 0) -> np.ndarray:
-    """Weights of every tile of ``spans``, ``[tiles, tile]``, that sum to 1 at every position.
+def make_blend_weights(length: int, tile: int, overlap: int, dead_zone: int = 0) -> np.ndarray:
+    """Weights of every tile of ``cut_line``, ``[tiles, tile]``, that sum to 1 at every position.
 
     They rise linearly over what two neighbours share. Normalised, because a last tile that was
     moved back can share positions with more than one other.
     """
-    lines = spans(length, tile, overlap)
+    lines = cut_line(length, tile, overlap)
     weights = np.ones((len(lines), lines[0][1]))
     for i in range(1, len(lines)):
         ramp = _ramp(lines[i - 1][1] - lines[i][0], dead_zone)
@@ -179,7 +179,7 @@ def map_tiles(
       ``[B, T', H * factor, W * factor, C']``.
     """
     extent = arrays[0].shape[2:4]
-    lines = [spans(n, tiles.size, tiles.overlap) for n in extent]
+    lines = [cut_line(n, tiles.size, tiles.overlap) for n in extent]
     sizes = [line[0][1] for line in lines]
     halo = reach if tiles.mode == "halo" else 0
     border = ((0, 0), (0, 0), (halo, halo), (halo, halo), (0, 0))
@@ -217,7 +217,7 @@ def map_tiles(
 
 
 def _line_weights(length: int, tiles: LayerTiles, factor: int, dtype: Any) -> jax.Array:
-    weights = blend_weights(length, tiles.size, tiles.overlap, tiles.dead_zone)
+    weights = make_blend_weights(length, tiles.size, tiles.overlap, tiles.dead_zone)
     return jnp.asarray(np.repeat(weights, factor, axis=1), dtype)
 
 

@@ -20,13 +20,13 @@ from vidlatent.kernels.upconv import subpixel_conv
 from vidlatent.layers.resample import nearest
 from vidlatent.models.tokenizers.reducio.variants import ReducioConfig
 
-__all__ = ["Convolution", "Dense", "Down", "ResBlock", "SelfAttention", "Up", "group_norm"]
+__all__ = ["Convolution", "Dense", "Down", "ResBlock", "SelfAttention", "Up", "make_group_norm"]
 
 GROUP_EPS = 1e-6
 _SPACE = ((1, 1), (1, 1))
 
 
-def group_norm(c: ReducioConfig, name: str) -> nn.GroupNorm:
+def make_group_norm(c: ReducioConfig, name: str) -> nn.GroupNorm:
     """Group norm over channels of a group, all frames and all positions together."""
     return nn.GroupNorm(
         c.groups, epsilon=GROUP_EPS, dtype=c.dtype, use_fast_variance=False, name=name
@@ -112,7 +112,7 @@ def _padding(taps: int, stride: int) -> tuple[int, int]:
     return (1, 1) if stride == 1 else (0, 1)
 
 
-def taps(c: ReducioConfig) -> tuple[int, int, int]:
+def make_taps(c: ReducioConfig) -> tuple[int, int, int]:
     """Kernel of the network's ordinary convolutions."""
     return (3 if c.volume else 1, 3, 3)
 
@@ -127,9 +127,11 @@ class ResBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[B, T, H, W, C] -> [B, T, H, W, features]``."""
         c = self.config
-        h = Convolution(c, self.features, taps(c), name="conv1")(nn.silu(group_norm(c, "norm1")(x)))
-        h = nn.silu(group_norm(c, "norm2")(h))
-        h = Convolution(c, self.features, taps(c), scale=c.residual_scale, name="conv2")(h)
+        h = Convolution(c, self.features, make_taps(c), name="conv1")(
+            nn.silu(make_group_norm(c, "norm1")(x))
+        )
+        h = nn.silu(make_group_norm(c, "norm2")(h))
+        h = Convolution(c, self.features, make_taps(c), scale=c.residual_scale, name="conv2")(h)
         if x.shape[-1] != self.features:
             x = Dense(self.features, dtype=c.dtype, name="nin_shortcut")(x)
         return x + h
@@ -203,7 +205,7 @@ class SelfAttention(nn.Module):
                 f"{c.heads} attention heads do not divide {channels} channels: change "
                 "config.model.heads or the widths."
             )
-        h = group_norm(c, "norm")(x)
+        h = make_group_norm(c, "norm")(x)
         cut = c.window and not c.volume and h.shape[2] * h.shape[3] > c.window**2
         if cut:
             size = h.shape[2:4]

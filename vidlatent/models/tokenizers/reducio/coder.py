@@ -12,8 +12,8 @@ from vidlatent.models.tokenizers.reducio.blocks import (
     ResBlock,
     SelfAttention,
     Up,
-    group_norm,
-    taps,
+    make_group_norm,
+    make_taps,
 )
 from vidlatent.models.tokenizers.reducio.fusion import Fusion
 from vidlatent.models.tokenizers.reducio.variants import ReducioConfig
@@ -49,7 +49,7 @@ class Network(nn.Module):
         """
         c = self.config
         features = []
-        x = Convolution(c, c.widths[0], taps(c), name="conv_in")(x)
+        x = Convolution(c, c.widths[0], make_taps(c), name="conv_in")(x)
         for level, width in enumerate(c.widths):
             for i in range(c.blocks):
                 x = _block(c, width, f"down_{level}_block_{i}")(x)
@@ -59,9 +59,9 @@ class Network(nn.Module):
         x = _block(c, c.widths[-1], "mid_block_1")(x)
         x = SelfAttention(c, name="mid_attn_1")(x)
         features.append(x)
-        x = nn.silu(group_norm(c, "norm_out")(_block(c, c.widths[-1], "mid_block_2")(x)))
+        x = nn.silu(make_group_norm(c, "norm_out")(_block(c, c.widths[-1], "mid_block_2")(x)))
         if self.outputs:
-            x = Convolution(c, self.outputs, taps(c), name="conv_out")(x)
+            x = Convolution(c, self.outputs, make_taps(c), name="conv_out")(x)
         return x, tuple(features)
 
 
@@ -121,7 +121,7 @@ class ReducioDecoder(nn.Module):
         """``[B, t, h, w, c]`` and features by index -> ``[B, T, H, W, 3]`` float32."""
         c = self.config
         x = Dense(self.latent_channels, name="post_quant")(latent)
-        x = Convolution(c, c.widths[-1], taps(c), name="conv_in")(x)
+        x = Convolution(c, c.widths[-1], make_taps(c), name="conv_in")(x)
         x = _block(c, c.widths[-1], "mid_block_1")(x)
         if self.fuse_middle:
             x = self._fusion(c.last, "mid_fuse")(x, content[-1])
@@ -136,8 +136,8 @@ class ReducioDecoder(nn.Module):
                 x = _block(c, c.widths[level], f"up_{level}_block_2_{i}")(x)
             if level and any(c.steps[level - 1]):
                 x = constrain(Up(c, *c.steps[level - 1], name=f"up_{level}_upsample")(x), _AXES)
-        x = nn.silu(group_norm(c, "norm_out")(x))
-        return Convolution(c, 3, taps(c), name="conv_out")(x).astype("float32")
+        x = nn.silu(make_group_norm(c, "norm_out")(x))
+        return Convolution(c, 3, make_taps(c), name="conv_out")(x).astype("float32")
 
     def _fusion(self, level: int, name: str) -> Fusion:
         c = self.config

@@ -16,7 +16,7 @@ from vidlatent.models.tokenizers.cutting import SpaceWay
 from vidlatent.models.tokenizers.reducio import tiling
 from vidlatent.models.tokenizers.reducio.coder import ReducioDecoder, ReducioEncoder
 from vidlatent.models.tokenizers.reducio.latent import MotionPosterior, normalise
-from vidlatent.models.tokenizers.reducio.variants import ReducioConfig, resampled
+from vidlatent.models.tokenizers.reducio.variants import ReducioConfig, plan_resampling
 from vidlatent.registry import did_you_mean
 from vidlatent.spec import FrameRule, LatentSpec, check_shape
 
@@ -95,7 +95,9 @@ class ReducioVAE(TokenizerModule):
         if self.content == "none":
             fuse, middle = (-1,) * len(self.multipliers), False
         else:
-            steps = resampled(len(self.content_multipliers), 0, len(self.content_multipliers) - 1)
+            steps = plan_resampling(
+                len(self.content_multipliers), 0, len(self.content_multipliers) - 1
+            )
             shape = (self.content_width, self.content_multipliers, self.content_blocks)
             content = self._layer_config(*shape, steps, volume=False)
         self.encoder = ReducioEncoder(video, content, self.latent_channels)
@@ -128,7 +130,9 @@ class ReducioVAE(TokenizerModule):
 
     def _steps(self) -> tuple[tuple[bool, bool], ...]:
         factors = (self.time_factor, self.space_factor)
-        return resampled(len(self.multipliers), *(factor.bit_length() - 1 for factor in factors))
+        return plan_resampling(
+            len(self.multipliers), *(factor.bit_length() - 1 for factor in factors)
+        )
 
     def _check_fields(self) -> None:
         levels = len(self.multipliers)
@@ -220,7 +224,7 @@ class ReducioVAE(TokenizerModule):
         Args:
           latent: of a row of clips: t is a multiple of a clip's latent frames.
           condition: each clip's content frame ``[B, H, W, 3]`` or ``[B, clips, H, W, 3]`` in
-            [-1, 1], or what ``condition`` or ``condition_from_frames`` made of it.
+            [-1, 1], or what ``condition`` or ``encode_condition`` made of it.
           cache: None; clips share nothing.
         """
         _no_cache(cache)
@@ -236,7 +240,7 @@ class ReducioVAE(TokenizerModule):
         features = self._features_of(condition, clips.shape[0])
         return _joined(self.decoder(clips, features), size["B"]), None
 
-    def content_frames(self, video: jax.Array) -> jax.Array:
+    def pick_content_frames(self, video: jax.Array) -> jax.Array:
         """The frame of each clip that the decoder will see: ``[B * clips, H, W, 3]``."""
         clips = self._clips(video, self.frames)
         if self.content == "random":
@@ -247,7 +251,7 @@ class ReducioVAE(TokenizerModule):
             raise VidlatentError("this decoder takes no condition: config.model.content is 'none'.")
         return clips[:, 0 if self.content == "first" else (self.frames - 1) // 2]
 
-    def condition_from_frames(self, frames: jax.Array) -> Features:
+    def encode_condition(self, frames: jax.Array) -> Features:
         """Features of content frames ``[B * clips, H, W, 3]`` in [-1, 1].
 
         Returns:
@@ -274,8 +278,8 @@ class ReducioVAE(TokenizerModule):
         return y[:, 0], tuple(x[:, 0] for x in features)
 
     @nn.nowrap
-    def ways_in_space(self) -> tuple[SpaceWay, ...]:
-        return tiling.ways_in_space(self)
+    def list_space_ways(self) -> tuple[SpaceWay, ...]:
+        return tiling.list_space_ways(self)
 
     @staticmethod
     def _clips(x: jax.Array, length: int) -> jax.Array:
@@ -289,10 +293,10 @@ class ReducioVAE(TokenizerModule):
         if condition is None:
             raise VidlatentError(
                 "this decoder needs the content frame of each clip: pass condition=frame, or "
-                "condition=model.condition(video)."
+                "condition=model.make_condition(video)."
             )
         if not isinstance(condition, (tuple, list)):
-            condition = self.condition_from_frames(condition.reshape(-1, *condition.shape[-3:]))
+            condition = self.encode_condition(condition.reshape(-1, *condition.shape[-3:]))
         if len(condition) != len(self.feature_levels) or condition[0].shape[0] != clips:
             raise VidlatentError(
                 f"the condition has {len(condition)} maps for {condition[0].shape[0]} clips; "

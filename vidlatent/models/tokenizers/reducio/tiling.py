@@ -8,7 +8,7 @@ cut off at the far edges, linear blends in place, content features blended per t
   norms pool next to nothing); tiles are spread evenly instead, so that one program serves all;
 - blends weigh both sides alike and depend on no order;
 - a tile's content features are those of its own pixels;
-- tiling depends on both sides of the frame, not on the height alone (``needed``).
+- tiling depends on both sides of the frame, not on the height alone (``needs_tiles``).
 
 Time is never tiled. Norms pool a tile and not the frame, in both ways.
 """
@@ -35,23 +35,23 @@ if TYPE_CHECKING:
 __all__ = [
     "FrameTiles",
     "SeparateTiles",
-    "borders",
-    "even_condition",
-    "even_decode",
-    "even_encode",
-    "needed",
-    "published_condition",
-    "published_decode",
-    "published_encode",
-    "ways_in_space",
+    "find_borders",
+    "condition_evenly",
+    "decode_evenly",
+    "encode_evenly",
+    "needs_tiles",
+    "condition_published",
+    "decode_published",
+    "encode_published",
+    "list_space_ways",
 ]
 
 # Distance of the tiles in the released code, whose tiles read a quarter more.
 _CORE = 256
 
 
-def ways_in_space(model: ReducioVAE) -> tuple[SpaceWay, ...]:
-    """Tiles in both manners, for ``Tokenizer.ways_in_space``."""
+def list_space_ways(model: ReducioVAE) -> tuple[SpaceWay, ...]:
+    """Tiles in both manners, for ``Tokenizer.list_space_ways``."""
     keys = ("tile_pixels", "tile_overlap_pixels")
     even, published = (
         functools.partial(_make_tiles, model, published=published) for published in (False, True)
@@ -118,12 +118,12 @@ class FrameTiles:
         return small
 
 
-def needed(height: int, width: int, tiles: FrameTiles, height_only: bool = False) -> bool:
+def needs_tiles(height: int, width: int, tiles: FrameTiles, height_only: bool = False) -> bool:
     """Whether a frame exceeds one tile; ``height_only`` tests what the released code does."""
     return (height if height_only else max(height, width)) > tiles.read
 
 
-def borders(
+def find_borders(
     height: int, width: int, tiles: FrameTiles, published: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Rows and columns at which one more tile begins to count, or one ceases to."""
@@ -156,41 +156,41 @@ class SeparateTiles(FrameCoder):
         super().__init__(model)
         self.tiles, self.published = tiles, published
 
-    def separate_tiles(self, height, width):
-        if not needed(height, width, self.tiles, height_only=self.published):
+    def cut_into_tiles(self, height, width):
+        if not needs_tiles(height, width, self.tiles, height_only=self.published):
             return None
         core, read = self.tiles.core, self.tiles.read
         return -(-height // core) * -(-width // core), (min(height, read), min(width, read))
 
     def encode(self, params, video, cache=None):
-        if not self.separate_tiles(*video.shape[2:4]):
+        if not self.cut_into_tiles(*video.shape[2:4]):
             return super().encode(params, video, cache)
-        run = published_encode if self.published else even_encode
+        run = encode_published if self.published else encode_evenly
         return run(self.model, params, video, self.tiles), None
 
-    def condition(self, params, frames):
-        if not self.separate_tiles(*frames.shape[1:3]):
-            return super().condition(params, frames)
-        run = published_condition if self.published else even_condition
+    def encode_condition(self, params, frames):
+        if not self.cut_into_tiles(*frames.shape[1:3]):
+            return super().encode_condition(params, frames)
+        run = condition_published if self.published else condition_evenly
         return run(self.model, params, frames, self.tiles)
 
     def decode(self, params, latent, condition=None, cache=None):
         spec = self.model.latent_spec
-        if not self.separate_tiles(latent.shape[2] * spec.h, latent.shape[3] * spec.w):
+        if not self.cut_into_tiles(latent.shape[2] * spec.h, latent.shape[3] * spec.w):
             return super().decode(params, latent, condition, cache)
-        run = published_decode if self.published else even_decode
+        run = decode_published if self.published else decode_evenly
         return run(self.model, params, latent, condition, self.tiles), None
 
-    def borders(self, height, width):
-        if not self.separate_tiles(height, width):
+    def find_borders(self, height, width):
+        if not self.cut_into_tiles(height, width):
             return (), ()
-        return borders(height, width, self.tiles, self.published)
+        return find_borders(height, width, self.tiles, self.published)
 
 
 # The released way.
 
 
-def published_encode(
+def encode_published(
     model: Any, params: Any, video: jax.Array, tiles: FrameTiles
 ) -> MotionPosterior:
     """Posterior of the whole frame from blended and cropped moments of the tiles.
@@ -208,7 +208,7 @@ def published_encode(
     return MotionPosterior.of_moments(moments, model.latent_frames)
 
 
-def published_condition(
+def condition_published(
     model: Any, params: Any, frame: jax.Array, tiles: FrameTiles
 ) -> TileConditions:
     """Per tile its content features, blended level by level with its neighbours', not cropped.
@@ -216,7 +216,7 @@ def published_condition(
     Args:
       frame: content frames ``[B * clips, H, W, 3]``.
     """
-    run = _compiled(model, "condition_from_frames")
+    run = _compiled(model, "encode_condition")
     grid = [
         [run(params, frame[:, y, x]) for x in _spans(frame.shape[2], tiles)]
         for y in _spans(frame.shape[1], tiles)
@@ -224,7 +224,7 @@ def published_condition(
     return _blended_features(grid, tiles)
 
 
-def published_decode(
+def decode_published(
     model: Any, params: Any, latent: jax.Array, conditions: Conditions, tiles: FrameTiles
 ) -> jax.Array:
     """Video ``[B, T, H, W, 3]`` from the latent and one condition per tile."""
@@ -329,7 +329,7 @@ def _cropped(grid: Sequence[Sequence[jax.Array]], core: int, axis: int) -> jax.A
 # The mended way.
 
 
-def even_encode(model: Any, params: Any, video: jax.Array, tiles: FrameTiles) -> MotionPosterior:
+def encode_evenly(model: Any, params: Any, video: jax.Array, tiles: FrameTiles) -> MotionPosterior:
     """Posterior of the whole frame from evenly spread tiles; ``video`` ``[B, T, H, W, 3]``."""
     plan = _Placement(video.shape[2:4], tiles, model.latent_spec.h)
     run = _compiled(model, "moments")
@@ -338,14 +338,16 @@ def even_encode(model: Any, params: Any, video: jax.Array, tiles: FrameTiles) ->
     return MotionPosterior.of_moments(moments, model.latent_frames)
 
 
-def even_condition(model: Any, params: Any, frame: jax.Array, tiles: FrameTiles) -> TileConditions:
+def condition_evenly(
+    model: Any, params: Any, frame: jax.Array, tiles: FrameTiles
+) -> TileConditions:
     """Per tile the content features of its own pixels; ``frame`` ``[B * clips, H, W, 3]``."""
     plan = _Placement(frame.shape[1:3], tiles, model.latent_spec.h)
-    run = _compiled(model, "condition_from_frames")
+    run = _compiled(model, "encode_condition")
     return [[run(params, frame[:, y, x]) for x in plan.columns] for y in plan.rows]
 
 
-def even_decode(
+def decode_evenly(
     model: Any, params: Any, latent: jax.Array, conditions: Conditions, tiles: FrameTiles
 ) -> jax.Array:
     """Video ``[B, T, H, W, 3]`` from the latent and one condition per tile."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-__all__ = ["ReducioConfig", "resampled"]
+__all__ = ["ReducioConfig", "plan_resampling"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class ReducioConfig:
       widths: channels per resolution level, pixels first.
       blocks: residual blocks per level (the decoder has them before and after the fusion).
       steps: per level but the last, whether ``(time, space)`` is halved after it, see
-        ``resampled``.
+        ``plan_resampling``.
       volume: 3x3x3 convolutions; False for 3x3 (the content frame).
       causal: convolutions look back in time only, over zeros before the clip.
       groups: of the group norms.
@@ -44,7 +44,7 @@ class ReducioConfig:
         return len(self.widths) - 1
 
 
-def resampled(levels: int, time: int, space: int) -> tuple[tuple[bool, bool], ...]:
+def plan_resampling(levels: int, time: int, space: int) -> tuple[tuple[bool, bool], ...]:
     """For each level but the last: are ``(time, space)`` halved after it?
 
     Halvings happen as deep as possible, so that full-size convolutions see all frames.
