@@ -1,4 +1,4 @@
-"""Shape legend, frame arithmetic and the latent's identity card.
+"""Shape legend, frame arithmetic, and ``LatentSpec``, which identifies a tokenizer's latents.
 
 Letters used in every docstring of the package; arrays are channel-last::
 
@@ -66,10 +66,10 @@ class FrameRule:
 
 @dataclasses.dataclass(frozen=True)
 class ChunkRule(FrameRule):
-    """Lengths of clips of whole chunks: ``first`` frames, and ``step`` more for each further chunk.
+    """Legal lengths when clips are coded in chunks, of ``step`` new frames each.
 
     Attributes:
-      picture: a single frame is legal too; it is no chunk.
+      picture: a single frame, which is not a chunk, is legal too.
     """
 
     picture: bool = False
@@ -89,9 +89,10 @@ class ChunkRule(FrameRule):
 
 @dataclasses.dataclass(frozen=True)
 class LatentSpec:
-    """What a latent is: enough to refuse a latent made by another tokenizer.
+    """Identity of a tokenizer's latents, by which latents of another tokenizer are refused.
 
-    Stored with checkpoints, latent data sets and exports; two parts that meet compare ``hash``.
+    Stored with checkpoints, latent data sets and exports; whoever joins two of them compares
+    ``hash``.
 
     Attributes:
       name: the tokenizer's registry name, with its variant.
@@ -100,9 +101,9 @@ class LatentSpec:
       rule: legal clip lengths.
       scale, shift: the generator sees ``(latent - shift) * scale``.
       dtype: dtype the latent is stored in.
-      chunks: ``(frames, overlap_frames)``: a clip's latent is that of chunks of so many frames,
-        each coded by itself, one after the other in time (ProMAG, appendix D); None: clips are
-        coded whole.
+      chunks: ``(frames, overlap_frames)`` if clips are cut into chunks that are coded
+        independently, their latents one after the other in time (ProMAG, appendix D); None: clips
+        are coded whole.
     """
 
     name: str
@@ -118,7 +119,7 @@ class LatentSpec:
 
     def to_json(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
-        if self.chunks is None:  # as it was before there were chunks
+        if self.chunks is None:  # left out, so that hashes written before chunks existed hold
             del fields["chunks"]
         return fields
 
@@ -137,26 +138,27 @@ class LatentSpec:
 
     @property
     def whole(self) -> LatentSpec:
-        """The card of the tokenizer itself, whose clips are coded whole."""
+        """The spec of the same tokenizer with clips coded whole."""
         return dataclasses.replace(self, chunks=None)
 
     @property
     def lengths(self) -> FrameRule:
-        """Legal lengths of clips: ``rule``, or whole chunks and single pictures."""
+        """Legal lengths of clips: ``rule``; with chunks, lengths that whole chunks fill."""
         if self.chunks is None:
             return self.rule
         frames, overlap = self.chunks
         return ChunkRule(frames, frames - overlap, self.rule.legal(1))
 
     def in_chunks(self, chunks: Sequence[int], key: str) -> LatentSpec:
-        """The card of latents of clips that are coded in chunks.
+        """The spec of the same tokenizer with clips coded in chunks.
 
         Args:
           chunks: ``(frames, overlap_frames)``; empty: coded whole.
-          key: of the config, for messages.
+          key: config key that ``chunks`` comes from, for messages.
 
         Raises:
-          VidlatentError: the tokenizer takes no clips of that length, or three chunks would meet.
+          VidlatentError: no legal clip length, or an overlap of more than half a chunk, so that
+            three chunks would share a frame.
         """
         if not len(chunks):
             return self.whole

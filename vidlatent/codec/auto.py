@@ -1,4 +1,4 @@
-"""How frames are cut up when nobody says: by the memory at hand, exactly where that is possible."""
+"""``config.codec.space='auto'``: choose how to cut frames by the free memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SHARE = 0.7
 # Compilers were seen to take up to this much more than ``estimate_peak_bytes`` says
 # (tests/codec/test_codec_space.py compares).
 _EXTRA = 1.25
-# More arrays of full size than any of the models ever holds at a time.
+# No model holds as many full-size arrays as this at a time.
 _ARRAYS = 32
 
 
@@ -47,14 +47,14 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class _Held:
-    """A cache, and the programs that made it and can go on from it."""
+    """A cache, and the programs that made it; only they can continue from it."""
 
     programs: CodecPrograms
     cache: Any
 
 
 class AutoPrograms:
-    """Programs that are chosen for each size of frames when it first comes up.
+    """Programs chosen for each size of frames, the first time that size comes up.
 
     The methods are those of ``CodecPrograms``.
 
@@ -118,7 +118,7 @@ class AutoPrograms:
         return self._decoding.get((height, width), self.whole).find_borders(height, width)
 
     def _pixels(self, latent: Sequence[int]) -> tuple[int, int, int]:
-        """Frames, height and width of a latent ``(t, h, w)``, at most."""
+        """Frames, height and width that a latent ``(t, h, w)`` decodes to, at most."""
         spec = self.model.latent_spec
         return latent[0] * spec.t, latent[1] * spec.h, latent[2] * spec.w
 
@@ -173,9 +173,9 @@ class AutoPrograms:
 
 
 def estimate_bytes(coder: FrameCoder, kind: str, params: Any, shape: tuple[int, int, int]) -> int:
-    """Memory for one piece, by ``estimate_peak_bytes``: for results, caches and intermediates.
+    """Bytes that coding one piece takes: results, caches and intermediates.
 
-    Parameters count only if they are not on the device yet.
+    By ``estimate_peak_bytes``, so an estimate. Parameters count only if they are still on the host.
 
     Args:
       coder: the functions that code the piece.
@@ -199,7 +199,7 @@ def estimate_bytes(coder: FrameCoder, kind: str, params: Any, shape: tuple[int, 
     need = int(_EXTRA * estimate_peak_bytes(program)) + video
     if any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params)):
         need += count_tree_bytes(params)
-    # Tiles of video lie beside the whole that they are joined into.
+    # Joining holds the tiles and the whole video at the same time.
     return need + 3 * video if tiles else need
 
 
@@ -219,7 +219,7 @@ def _condition(coder: FrameCoder, params: Any, pixels: Any) -> Any:
 
 
 def _most(params: Any, shape: tuple[int, int, int]) -> float:
-    """A bound on any need: so many float32 arrays as wide as the widest layer, at full size."""
+    """An upper bound: ``_ARRAYS`` float32 arrays at full size, each as wide as the widest layer."""
     width = max(max(leaf.shape[-2:], default=1) for leaf in jax.tree.leaves(params) if leaf.ndim)
     return _ARRAYS * 4.0 * math.prod(shape) * width + count_tree_bytes(params)
 

@@ -50,11 +50,11 @@ class Codec:
       model: the tokenizer.
       params: its parameters, a nested dict.
       options: how long and large videos are cut; None: the defaults of ``config.codec``.
-      mesh: devices over which frames are spread by height, all of them whatever their axes are
-        called; None: one device.
+      mesh: devices over which frames are spread by height. All of its axes are used; None: one
+        device.
 
     Attributes:
-      spec: the latent's identity card.
+      spec: identity of the latents, compared wherever two parts meet.
       time: how time is cut: ``'stream'``, ``'windows'`` or ``'chunks'``.
     """
 
@@ -78,7 +78,7 @@ class Codec:
         self.time = self._plan.time
         rule = self.spec.rule
         self._per_group = rule.step // self.spec.t  # latent frames
-        # One latent frame stands for the frames before the first group, if there are any.
+        # Frames before the first group (frame 0 of causal tokenizers) get one latent frame.
         self._lead = rule.first % rule.step
         self._to_pixels = jax.jit(to_pixels)
         self._fade_in = jax.jit(fade_in, static_argnums=2)
@@ -94,8 +94,8 @@ class Codec:
     ) -> Codec:
         """The tokenizer trained in ``workdir``: its EMA at ``step`` (default: newest sound one).
 
-        ``options`` defaults to the workdir's ``config.codec``, ``dtype`` (what is computed in) to
-        its ``config.precision.compute``.
+        ``options`` defaults to the workdir's ``config.codec``, the compute ``dtype`` to its
+        ``config.precision.compute``.
         """
         workdir = Path(workdir)
         config = configs.read(workdir)
@@ -124,25 +124,25 @@ class Codec:
         size: tuple[int, int] | None = None,
         content: np.ndarray | None = None,
     ) -> np.ndarray:
-        """What ``encode`` returned, or a bare latent ``[t, h, w, c]`` -> ``uint8 [T, H, W, 3]``.
+        """What ``encode`` returned, or a bare latent ``[t, h, w, c]``, to uint8 ``[T, H, W, 3]``.
 
         Args:
-          latent: a bare one says nothing of the video's length and size: ``frames`` and ``size``
-            (height, width) cut the padding off.
-          frames, size: of the result.
-          content: for a bare latent the frames that the decoder looks at, uint8 ``[n, H, W, 3]``
+          latent: a bare one does not say how long and large the video was. Pass ``frames`` and
+            ``size`` to cut the padding off.
+          frames, size: length, and (height, width), of the result.
+          content: for a bare latent the frames that the decoder reads, uint8 ``[n, H, W, 3]``
             (Reducio: one of each clip; FSAE-Standard and -Lite: frame 0).
         """
         return np.concatenate(list(self.decode_stream([latent], frames, size, content)))
 
     def encode_stream(self, video: Video, sample: int | None = None) -> Iterator[Coded]:
-        """``encode`` piece by piece; ``frames`` of a piece are those that no piece before held."""
+        """``encode`` piece by piece; ``frames`` of a piece counts only what it adds."""
         key = None if sample is None else jax.random.key(sample)
         cache, start, first = None, 0, True
         for pieces in self._runs(self._cut(_frames_of(video))):
             frames, length = [frame for piece in pieces for frame in piece[0]], pieces[0][2]
             run = len(pieces) * length
-            # A chunk is kept whole, and the end of a stream only as far as it is real.
+            # Keep all latents of a chunk; at the end of a stream drop those of padding alone.
             kept = self._latent_frames(length if self._plan.chunks else len(frames), first)
             padded = np.stack(frames + [frames[-1]] * (run - len(frames)))
             with self._devices():
@@ -197,7 +197,7 @@ class Codec:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Frames -> ``(original, restored)`` pieces ``uint8 [T, H, W, 3]`` of equal length.
 
-        ``watch`` is shown what is kept of each piece, such as ``Sizes().add``.
+        ``watch`` is called with the latent of each piece, for example ``Sizes().add``.
         """
         waiting: list[np.ndarray] = []
 
@@ -217,9 +217,9 @@ class Codec:
             yield original, restored
 
     def chunk_borders(self) -> Iterator[tuple[int, int]]:
-        """``(first, end)`` of the frames that each border between chunks touches, without end.
+        """``(first, end)`` of the frames around each border between chunks; an endless iterator.
 
-        Nothing for a stream or windows, which have the result of the whole video.
+        Empty for streams and windows, whose result is that of the whole video.
         """
         if self._plan.chunks:
             frames, overlap = self._plan.chunks
@@ -253,9 +253,10 @@ class Codec:
     def _runs(
         self, pieces: Iterator[tuple[list[np.ndarray], int, int]]
     ) -> Iterator[list[tuple[list[np.ndarray], int, int]]]:
-        """Pieces in lists that one call takes: ``scan_groups`` full ones after the first, or one.
+        """Group pieces into the lists that one call codes.
 
-        What is left over at the end comes one by one, in the shape that is compiled already.
+        The first piece comes alone, then ``scan_groups`` full pieces at a time. Left-over pieces at
+        the end come one by one, so that no further shape has to be compiled.
         """
         head = next(pieces, None)
         if head is not None:
@@ -266,7 +267,7 @@ class Codec:
             yield from [run] if full else [[piece] for piece in run]
 
     def _latent_frames(self, frames: int, first: bool) -> int:
-        """Latent frames that hold the ``frames`` of a piece."""
+        """Number of latent frames that a piece of ``frames`` frames is coded into."""
         lead = self._lead if first else 0
         groups = -(-(frames - lead) // self.spec.rule.step)
         return (1 if lead else 0) + groups * self._per_group
@@ -293,8 +294,9 @@ class Codec:
         self, source: Reader, piece: list[np.ndarray], cache: Any, first: bool
     ) -> tuple[jax.Array, Any]:
         count, wanted = len(piece), self._plan.groups * self._per_group
-        # Later pieces keep one shape: nothing looks ahead, so what fills the last one is cut
-        # off. Clips of their own are not filled up, which would cost as much as real ones.
+        # Pad the last piece so that all later pieces share one compiled shape. Nothing looks
+        # ahead, so the padding does not matter and is cut off again. Independent clips are not
+        # padded: a padded clip costs as much as a real one.
         if not first and self._programs.condition_kind != "content":
             piece = piece + [piece[-1]] * (wanted - count)
         if self._programs.condition_kind == "content" and count % self._per_group:
@@ -309,7 +311,7 @@ class Codec:
     def _decode_run(
         self, source: Reader, pieces: list[np.ndarray], cache: Any
     ) -> tuple[jax.Array, Any]:
-        """``scan_groups`` pieces at once, none of them the first."""
+        """Decode ``scan_groups`` later pieces by one call."""
         count, content = self._plan.scan_groups, None
         latents = np.stack(pieces).reshape(count, 1, -1, *pieces[0].shape)
         if self._programs.condition_kind == "content":
@@ -319,7 +321,7 @@ class Codec:
             return self._programs.decode_run(self.params, latents, content, cache)
 
     def _windowed(self, source: Reader) -> Iterator[np.ndarray]:
-        """Decode with what lies around each window."""
+        """Decode window by window, for decoders that look ahead."""
         slots = source.slots()
         head = next(slots, None)
         if head is None:
@@ -363,7 +365,7 @@ class Codec:
             yield self._pixels(tail, last)
 
     def _condition(self, source: Reader, count: int, first: bool) -> Any:
-        """What the decoder looks at for the next ``count`` latent frames."""
+        """The decoder's condition for the next ``count`` latent frames; None if it needs none."""
         if self._programs.condition_kind == "none" or (
             self._programs.condition_kind == "first" and not first
         ):
@@ -372,7 +374,7 @@ class Codec:
         return self._programs.encode_condition(self.params, self._pad(source.content(clips)))
 
     def _pixels(self, video: jax.Array, latent: np.ndarray) -> np.ndarray:
-        """uint8 ``[T, H, W, 3]`` on the host, without rows that only fill up a mesh."""
+        """uint8 ``[T, H, W, 3]`` on the host, without the rows that pad frames to a mesh."""
         video = video if video.dtype == np.uint8 else self._to_pixels(video)
         return np.asarray(video[0])[:, : latent.shape[0] * self.spec.h]
 
@@ -408,7 +410,7 @@ def _frames_of(video: Video) -> Iterator[np.ndarray]:
 
 
 def _placed(model: Any, mesh: Mesh | None) -> Any:
-    """The parameters as ShapeDtypeStructs, spread over the mesh."""
+    """The parameters as ShapeDtypeStructs, with their shardings on the mesh."""
     abstract = abstract_params(model)
     if mesh is None:
         return abstract
@@ -432,12 +434,12 @@ def load_codec(
     """A tokenizer ready to code videos.
 
     Args:
-      path_or_name: folder of a run (``runs/fsae-demo``); or a config with its argument
-        (``ivvae:z16``), whose ``weights`` are then given.
+      path_or_name: folder of a run (``runs/fsae-demo``), or a config with its argument
+        (``ivvae:z16``); the latter needs ``weights``.
       mesh: devices over which frames are spread by height; None: one device.
-      dtype: what is computed in, such as ``'bfloat16'``; None: the config's choice.
-      weights: file or run that the parameters come from.
-      table: naming of the file (``weights.tables.TABLES``).
+      dtype: compute dtype, such as ``'bfloat16'``; None: the config's choice.
+      weights: weights file or run to read the parameters from.
+      table: naming table of the weights file (``weights.tables.TABLES``).
       step: checkpoint of a run; None for the newest sound one.
       options: keys of ``config.codec``, such as ``time='chunks', overlap_frames=4``.
 

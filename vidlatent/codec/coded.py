@@ -1,7 +1,7 @@
-"""What an encoder leaves behind: latents, and beside them whatever else the decoder looks at.
+"""A coded video: its latents, and the frames that the decoder reads beside them.
 
-Some decoders look at pictures too: Reducio's at one frame of each clip, FSAE-Standard's and -Lite's
-at frame 0. Such content frames are kept as they are, in 8 bits, and count as part of the result.
+Some decoders read frames too: Reducio's one frame of each clip, FSAE-Standard's and -Lite's frame
+0. These content frames are kept as uint8, and count as part of the result.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ class Coded:
 
     Attributes:
       latent: ``[t, h, w, c]`` float32.
-      spec: the tokenizer's identity card.
-      frames: frames of the video that it stands for.
-      size: height and width of the video; the latent covers the next multiples.
-      content: frames that the decoder looks at, uint8 ``[n, H, W, 3]``; None if at none.
-      chunks: ``(frames, overlap_frames)`` of chunks that were coded each by itself, whose latents
-        follow each other; None for one stream.
+      spec: which tokenizer's latents these are.
+      frames: number of video frames that the latents stand for.
+      size: height and width of the video; the latent may cover a little more, since sides are
+        padded to multiples of the compression.
+      content: frames that the decoder reads, uint8 ``[n, H, W, 3]``; None if it reads none.
+      chunks: ``(frames, overlap_frames)`` if chunks were coded independently; their latents follow
+        each other. None for one stream.
     """
 
     latent: np.ndarray
@@ -44,7 +45,7 @@ class Coded:
 
     @classmethod
     def join(cls, pieces: Sequence[Coded]) -> Coded:
-        """The pieces of a stream as one."""
+        """Join the pieces of a stream."""
         first = pieces[0]
         content = None
         if first.content is not None:
@@ -89,7 +90,7 @@ class Coded:
 
 
 class Sizes:
-    """How many values a coded video consists of, piece by piece."""
+    """Counts the values of a coded video, piece by piece."""
 
     def __init__(self) -> None:
         self.latent_shape: tuple[int, ...] = ()
@@ -105,7 +106,7 @@ class Sizes:
             self._content += piece.content.size
 
     def report(self) -> dict[str, object]:
-        """Counts, and RGB values per value kept: of the latent alone, and of all that is kept."""
+        """The counts, and RGB values per latent value and per value that is kept."""
         latent = int(np.prod(self.latent_shape))
         return {
             "latent_shape": self.latent_shape,
@@ -119,11 +120,12 @@ class Sizes:
 
 
 class Reader:
-    """A stream of pieces as latent frames one by one, with what has been read beside them.
+    """Reads latent frames one by one from a stream of pieces, and the content frames beside them.
 
     Attributes:
-      frames: real frames that the latents read so far stand for; None if nobody says.
-      size: height and width of the video; None if nobody says.
+      frames: length of the video that has been read so far, without padding; None if unknown, as
+        for bare latents.
+      size: height and width of the video; None if unknown.
     """
 
     def __init__(
@@ -151,7 +153,7 @@ class Reader:
         return self._seen if self._total is None else self._total
 
     def slots(self) -> Iterator[np.ndarray]:
-        """Latent frames ``[h, w, c]``; a piece is read only when its first one is wanted."""
+        """Yield latent frames ``[h, w, c]``; a piece is read when its first frame is needed."""
         for piece in self._pieces:
             if isinstance(piece, Coded):
                 self._check(piece)

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much a program will need, before it is compiled."""
+"""How much memory is free, and how much a program will need; known before compiling it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from jax.extend import core as jex
 
 __all__ = ["find_free_memory", "estimate_peak_bytes", "count_tree_bytes"]
 
-# The same array under another shape, or with a part of it written over.
+# Primitives whose result is their input under another shape, or updated in place.
 _ALIASES = frozenset("reshape squeeze expand_dims stop_gradient sharding_constraint copy".split())
 _UPDATES = frozenset("dynamic_update_slice scatter".split())
-# Results that compilers do not write out unless a reader wants them.
+# Primitives that compilers fuse into the reader of their result, without writing it to memory.
 _VIEWS = _ALIASES | frozenset("broadcast_in_dim convert_element_type iota slice split rev".split())
-# Equations that read real arrays: a view that they read is written out for them.
+# Primitives that cannot fuse their inputs: views that they read are written to memory first.
 _READERS = frozenset("conv_general_dilated dot_general concatenate pad reduce_window".split())
 
 
 def find_free_memory(gigabytes: float = 0.0) -> tuple[float | None, str]:
-    """Bytes that a computation may take, and where the number is from.
+    """Free memory in bytes, and words that say where the number is from.
 
-    On accelerators what the device's allocator has left; on CPU hosts what the kernel could hand
-    out without swapping, within the limits of a container. None where nothing says.
+    On accelerators it is what the device's allocator has left; on CPUs what the kernel could give
+    without swapping, within the container's limit. None where it is unknown.
 
     Args:
-      gigabytes: the answer, if it is not 0 (2^30 bytes each).
+      gigabytes: returned (in bytes) unless 0.
     """
     if gigabytes:
         return gigabytes * 2**30, "that config.codec.memory_gb allows"
@@ -54,7 +54,7 @@ def _available() -> float | None:
 
 
 def _container() -> float | None:
-    """What a control group (version 2) leaves; None without a limit."""
+    """Bytes below the container's limit (control groups, version 2); None without a limit."""
     limit, used = (Path("/sys/fs/cgroup") / f"memory.{name}" for name in ("max", "current"))
     if not limit.exists() or not used.exists() or limit.read_text().strip() == "max":
         return None
@@ -62,17 +62,17 @@ def _container() -> float | None:
 
 
 def count_tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays (or shapes of arrays) of a tree."""
+    """Bytes of all arrays, or shapes of arrays, in a tree."""
     return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def estimate_peak_bytes(jaxpr: Any) -> int:
-    """Memory that a program needs beside its arguments: a model, not a measurement.
+    """Bytes that a program needs beside its arguments; an estimate, not a measurement.
 
-    Equations are taken in order, and an array lives from the one that makes it to the last one that
-    reads it. Views (broadcasts, casts, slices) cost nothing until a convolution or product reads
-    them. A compiler does better by fusing and worse by reordering, padding and copying:
-    ``tests/codec/test_codec_space.py`` compares.
+    Equations run in order, and an array lives from the equation that makes it to the last one that
+    reads it. Views (broadcasts, casts, slices) are free until a convolution or product reads them.
+    Compilers do better by fusing and worse by reordering, padding and copying;
+    ``tests/codec/test_codec_space.py`` compares with what they allocate.
 
     Args:
       jaxpr: what ``jax.make_jaxpr`` returns.
@@ -113,8 +113,12 @@ def _peak(jaxpr: Any) -> int:
 
 
 def _lives(jaxpr: Any) -> tuple[dict[Any, set[Any]], set[Any], dict[Any, int]]:
-    """Per variable the arrays it is read from; which are arrays as they are; and per array the last
-    equation that reads it."""
+    """Analyse lifetimes.
+
+    Returns:
+      For each variable the arrays that it is a view of; the variables that are arrays themselves;
+      and for each array the index of the last equation that reads it.
+    """
     roots = {var: {var} for var in (*jaxpr.invars, *jaxpr.constvars)}
     aliases = set(roots)
     last: dict[Any, int] = {}
@@ -138,7 +142,7 @@ def _lives(jaxpr: Any) -> tuple[dict[Any, set[Any]], set[Any], dict[Any, int]]:
 
 
 def _subs(eqn: Any) -> list[Any]:
-    """Programs inside an equation: loops, calls, branches."""
+    """Inner programs of an equation: bodies of loops, calls and branches."""
     found = []
     for value in eqn.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):

@@ -1,8 +1,8 @@
 """Quick pictures of latents: a linear map to small RGB frames, fitted in closed form.
 
-Each latent position becomes one pixel of every frame that its latent frame stands for. Good enough
-to see what a generator is about, at none of a decoder's cost. The map is least squares from summed
-products in float64, so it needs one pass and no tuning.
+Each latent position becomes one pixel of every frame that its latent frame stands for: enough to
+see what a generator draws, at nearly no cost. The least-squares fit is computed from sums of
+products in float64, so it needs one pass over the data and no tuning.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BATCHES, _SHOWN = 64, 4
 
 
 class LinearFit:
-    """Least squares ``y = [x, 1] w`` from sums.
+    """Least squares ``y = [x, 1] w`` from running sums.
 
     Attributes:
       n: rows seen.
@@ -55,14 +55,14 @@ class LinearFit:
         self._yy += np.square(y).sum(axis=0)
 
     def solve(self) -> np.ndarray:
-        """``w`` ``[inputs + 1, outputs]``, the smallest where several fit alike."""
-        # Scaled to a unit diagonal: channels of very different sizes keep their digits.
+        """``w`` ``[inputs + 1, outputs]``; of equally good fits the one of smallest norm."""
+        # Scale to a unit diagonal, so that channels of very different size do not lose precision.
         size = np.sqrt(np.maximum(np.diag(self._xx), np.finfo(float).tiny))
         scaled = self._xx / size[:, None] / size
         return np.linalg.lstsq(scaled, self._xy / size[:, None], rcond=1e-12)[0] / size[:, None]
 
     def explained(self, weights: np.ndarray) -> float:
-        """Share of the variance of all outputs that ``weights`` explain on these rows."""
+        """Share (0 to 1) of the variance of all outputs that ``weights`` explain on these rows."""
         error = self._yy - 2 * (weights * self._xy).sum(0)
         error = error + (weights * (self._xx @ weights)).sum(0)
         total = self._yy - np.square(self._xy[-1]) / max(self.n, 1)
@@ -74,8 +74,8 @@ class Preview:
 
     Args:
       spec: whose latents it takes.
-      first: ``[c + 1, 3]`` for the latent frame that is frame 0 alone; None where there is none.
-      group: ``[c + 1, 3 t]`` for the others, which are ``t`` frames each.
+      first: ``[c + 1, 3]`` for a latent frame that stands for frame 0 alone; None if there is none.
+      group: ``[c + 1, 3 t]`` for the others, which stand for ``t`` frames each.
     """
 
     def __init__(self, spec: LatentSpec, first: np.ndarray | None, group: np.ndarray | None):
@@ -118,7 +118,7 @@ class Preview:
 
 
 class PreviewSums:
-    """What a ``Preview`` is fitted to and scored on, clip by clip."""
+    """Sums over clips that a ``Preview`` is fitted to, or scored on."""
 
     def __init__(self, spec: LatentSpec):
         self.spec = spec

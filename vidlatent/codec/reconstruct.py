@@ -28,7 +28,7 @@ from vidlatent.metrics.flicker import BorderDifferences, FrameDifferences
 
 __all__ = ["reconstruct_video"]
 
-# One program each: operation by operation, PSNR costs thirty times as much.
+# Compiled, because PSNR run operation by operation takes thirty times as long.
 _METRICS = {
     name: jax.jit(functools.partial(metric, data_range=255.0))
     for name, metric in (("psnr", psnr), ("ssim", ssim))
@@ -39,8 +39,8 @@ def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, 
     """Encode and decode one video of any length and size.
 
     Beside ``output`` it writes ``<name>_scores.json`` and, with ``config.eval.compare``,
-    ``<name>_side_by_side.mp4`` and ``<name>_contact_sheet.png``. Memory is that of a few chunks of
-    frames.
+    ``<name>_side_by_side.mp4`` and ``<name>_contact_sheet.png``. It holds a few pieces of the video
+    in memory, never all of it.
     """
     if not input or not output:
         raise VidlatentError("--mode=reconstruct needs --input=my.mp4 and --output=restored.mp4.")
@@ -82,7 +82,7 @@ def _beside(target: Path, ending: str) -> Path:
 
 
 class _Compared:
-    """Scores of a restored video, and what is looked at: both videos side by side, a few frames."""
+    """Scores of a restored video, both videos side by side, and a contact sheet of a few frames."""
 
     def __init__(self, codec: Codec, target: Path, fps: Fraction, expected: int):
         self._tally, self._borders = _Tally(expected), _Borders(codec)
@@ -91,7 +91,8 @@ class _Compared:
         self._fps = fps
 
     def __enter__(self) -> _Compared:
-        # Twice as wide: as fast as scoring, not as small as can be.
+        # The side-by-side video is twice as wide, so use a fast x264 preset: keeping up with
+        # scoring matters more than file size.
         self._writer = VideoWriter(self._video, self._fps, preset="veryfast")
         return self
 
@@ -125,14 +126,14 @@ class _Tally:
         self._kept: list[tuple[int, np.ndarray, np.ndarray]] = []
 
     def add(self, original: np.ndarray, reconstruction: np.ndarray) -> None:
-        # Frame by frame: SSIM holds some ten arrays of a frame's size in float32.
+        # Frame by frame, because SSIM holds about ten float32 arrays of a frame's size.
         for pair in zip(original, reconstruction, strict=True):
             for name, metric in _METRICS.items():
                 self._sums[name] += float(metric(*(frame[None, None] for frame in pair))[0, 0])
         for position in range(len(original)):
             if (self.frames + position) % self._stride == 0:
                 number = self.frames + position
-                # Copies: a frame of a piece would keep all of the piece in memory.
+                # Copy: a view of one frame would keep its whole piece in memory.
                 pair = original[position].copy(), reconstruction[position].copy()
                 self._kept.append((number, *pair))
         if len(self._kept) > 4 * self.SHOWN:  # the container's frame count was too low
@@ -150,7 +151,7 @@ class _Tally:
 
 
 class _Borders:
-    """Whether the borders of chunks and of tiles show, see ``metrics.flicker``."""
+    """Measures whether borders of chunks and tiles are visible, see ``metrics.flicker``."""
 
     def __init__(self, codec: Codec):
         self._codec = codec
@@ -166,7 +167,7 @@ class _Borders:
                 meter.add(frames)
 
     def scores(self) -> dict[str, dict[str, Any]]:
-        """By kind of border, where there are any: means near them and far from them."""
+        """For each kind of border, the mean difference near borders and far from them."""
         found = {}
         for name, meters, axis in (
             ("chunk_borders", self._time, "frames"),
@@ -181,7 +182,7 @@ class _Borders:
 
 
 def _compression(scores: Mapping[str, Any]) -> str:
-    """RGB values per value kept, and what is kept."""
+    """A sentence with the compression: RGB values per value that is kept."""
     latent = f"compression {scores['values_per_latent_value']:.0f} to 1"
     if not scores["content_frames"]:
         return latent

@@ -1,4 +1,4 @@
-"""Models by name. Each system is one folder; ``build`` makes its module from a config."""
+"""Tokenizers by name, one folder for each system; ``build`` makes one from a config."""
 
 from __future__ import annotations
 

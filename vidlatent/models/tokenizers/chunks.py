@@ -1,7 +1,7 @@
 """Long videos in chunks of the training length, blended where they overlap (ProMAG, appendix D).
 
-The models are trained on 17 frames and degrade beyond. Chunks are coded on their own, each with a
-first-frame latent; neighbours may share frames, over which the decoded chunks fade into each other.
+The models are trained on 17 frames and get worse beyond. Chunks are coded independently, each with
+its own first-frame latent. Neighbours may share frames, over which they are cross-faded.
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ def _check_overlap(overlap: int, chunk: int) -> None:
 def stream_chunks(
     frames: Iterable[Any], overlap: int = 0, chunk: int = 17
 ) -> Iterator[tuple[list[Any], int]]:
-    """The chunks of ``plan_chunks`` for a stream whose length is not known.
+    """Cut a stream of unknown length into the chunks of ``plan_chunks``.
 
     Yields:
-      The frames of a chunk, fewer than ``chunk`` in the last one (repeat its last frame), and how
-      many of them no chunk before held.
+      The frames of a chunk, and how many of them are new, not shared with the chunk before. The
+      last chunk may be shorter: repeat its last frame to fill it.
     """
     _check_overlap(overlap, chunk)
     stream = iter(frames)
@@ -105,7 +105,7 @@ def compute_fade(overlap: int) -> np.ndarray:
 
 
 def cut_chunks(video: jax.Array, plan: ChunkPlan) -> jax.Array:
-    """``[B, T, H, W, C] -> [B, n, chunk, H, W, C]``; the last frame fills the last chunk."""
+    """``[B, T, H, W, C] -> [B, n, chunk, H, W, C]``, padded with the last frame."""
     check_shape(video, "B T H W C", T=plan.frames)
     index = np.asarray(plan.starts)[:, None] + np.arange(plan.chunk)
     return video[:, np.minimum(index, plan.frames - 1)]
@@ -134,8 +134,7 @@ def fade_in(chunk: jax.Array, tail: jax.Array | None, overlap: int) -> tuple[jax
 def map_chunks(function: Callable[[jax.Array], Any], chunks: jax.Array) -> Any:
     """Apply ``function`` (``encode`` or ``decode`` of a batch) to every chunk, one at a time.
 
-    ``[B, n, t, ...] -> [B, n, t', ...]``, of each array that ``function`` returns; one compiled
-    program and the memory of one chunk.
+    Each array that it returns becomes ``[B, n, t', ...]``. One loop, so the memory of one chunk.
     """
     found = jax.lax.map(function, jnp.moveaxis(chunks, 1, 0))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)

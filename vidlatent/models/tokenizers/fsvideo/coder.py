@@ -125,7 +125,7 @@ class FSAEConfig:
         return self._kept(FirstFrameAttention)(
             self.cross_head_dim,
             self.cross,
-            # Windows only where the map is largest: the inner maps are cheap as a whole.
+            # Windows only on the largest map: attention over the whole of the inner maps is cheap.
             self.cross_window if stage == min(self.cross_stages) else 0,
             self.cross_rotary,
             self.norm_eps,
@@ -186,7 +186,7 @@ class FSAEEncoder(nn.Module):
         Args:
           x: video; with ``begin`` the output of that block.
           cache: the previous chunk's.
-          begin: go on after this block instead of starting from pixels.
+          begin: start after this block instead of from pixels.
           end: stop after this block and return its output instead of the latent.
         """
         c = self.config
@@ -237,9 +237,10 @@ class FSAEDecoder(nn.Module):
         Args:
           x: latent; with ``begin`` the output of that block.
           cache: the previous chunk's.
-          features: frame 0's, whole, by stage; needed at the start of a stream with attention.
+          features: features of frame 0 by stage, never cropped; needed at the start of a stream if
+            there is attention to frame 0.
           noise: keys of the injected noise; None for none.
-          begin: go on after this block instead of starting from the latent.
+          begin: start after this block instead of from the latent.
           end: stop after this block and return its output instead of the video.
           origin: row and column of ``x`` in the whole map, when it is a crop.
         """

@@ -22,7 +22,8 @@ from vidlatent.models.tokenizers.fsvideo.linear_attention import relu_linear_att
 __all__ = ["FirstFrameAttention", "rotate_plane", "window_attention"]
 
 Origin = tuple[Any, Any]
-# Rows of the picture are what a mesh splits here: the partitioner follows the plain form.
+# A mesh shards the rows of the picture here; XLA's partitioner handles that for the plain form
+# only.
 _attend = functools.partial(attention, implementation="xla")
 
 
@@ -155,7 +156,7 @@ def window_attention(
     inside = inside & (left + jnp.arange(canvas[1]) < whole[1])
     inside = jnp.broadcast_to(inside, (batch, *canvas))[:, None, :, :, None, None]
     seen = _cut(inside, sides).reshape(-1, sides[0] * sides[1])
-    # A window of nothing but padding holds no query; it may look anywhere.
+    # A window of padding alone holds no real query; let it see everything, to avoid 0 / 0.
     seen = seen | ~jnp.any(seen, axis=1, keepdims=True)
     queries = _cut(laid, sides)
     tokens = queries.reshape(-1, time * sides[0] * sides[1], heads, dim)

@@ -1,5 +1,5 @@
 """Pure functions on parameters: image weights into the video model, a new innermost stage, and
-the finetuned decoder forms from the ones before them."""
+the fine-tuned decoder forms from the ones before them."""
 
 from __future__ import annotations
 

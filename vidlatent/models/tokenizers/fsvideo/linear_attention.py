@@ -21,13 +21,13 @@ def relu_linear_attention(
 ) -> jax.Array:
     """``o_p = sum_s v_s (k_s . q_p) / (sum_s k_s . q_p + eps)`` with ReLU on q and k.
 
-    The sums over positions are one ``d x (d + 1)`` matrix per head, hence linear cost. They and
-    the quotient are float32: ``eps`` does not exist in half precision, and a query that meets no
-    key must give 0.
+    The sums over positions are one ``d x (d + 1)`` matrix per head, hence the linear cost. Sums and
+    quotient are float32: in half precision ``eps`` would be 0, and a query that matches no key must
+    give 0, not NaN.
 
     Args:
-      q, k, v: ``[F, N, K, d]`` (F independent frames), or ``[F, H, W, K, d]``: rows that a mesh
-        splits stay where they are only while they are an axis of their own.
+      q, k, v: ``[F, N, K, d]`` (F independent frames), or ``[F, H, W, K, d]``. Pass the latter on a
+        mesh: rows stay sharded only while they are an axis of their own.
 
     Returns:
       The shape of ``q``, float32.

@@ -26,13 +26,15 @@ __all__ = ["decode_patch", "find_valid_window"]
 def find_valid_window(
     start: Any, size: int, whole: int, scale: int, margin: int
 ) -> tuple[Any, int]:
-    """The right part of a decoded crop along one side: first pixel inside the crop, and length.
+    """The exact part of a decoded crop along one side: its first pixel in the crop, and its length.
 
-    The length does not depend on where the crop lies, so that it can be drawn inside ``jit``; the
-    window leans on the frame's border where the crop does.
+    The length is the same wherever the crop lies, so that ``start`` may be traced. A crop that
+    touches the frame's border is exact up to it.
 
     Args:
-      start, size, whole: the crop's first cell, its cells and the frame's.
+      start: first cell of the crop.
+      size: cells of the crop.
+      whole: cells of the frame.
       scale: pixels per cell.
       margin: pixels spoilt at a cut side.
     """

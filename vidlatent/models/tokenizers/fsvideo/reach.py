@@ -64,7 +64,8 @@ def has_outer_stages(model: Autoencoder) -> bool:
 def compute_decoder_reach(model: Autoencoder, begin: int | None = None, end: int = -1) -> Reach:
     """Reach of a cut of block ``begin``'s output (None: of the latent) into block ``end``'s.
 
-    ``end`` -1 is the video. A block of k convolutions makes ``2 m + k`` of a reach of m.
+    ``end`` -1 is the video. An up operation followed by k convolutions turns a reach of m into
+    ``2 m + k``.
     """
     kinds = model.decoder_block_types or model.block_types
     last = len(kinds) - 1
@@ -104,7 +105,7 @@ def find_encoder_end(model: Autoencoder) -> int:
 
 
 def compute_encoder_reach(model: Autoencoder, end: int) -> int:
-    """Pixels of a cut side that the output of encoder block ``end`` depends on wrongly."""
+    """Pixels from a cut side within which the output of encoder block ``end`` is wrong."""
     reach, scale = 1, 1
     if model.encoder_depths[0] == 0:
         scale = 2
@@ -133,7 +134,12 @@ def compute_tile_margins(model: Autoencoder) -> tuple[tuple[int, int], tuple[int
 
 
 def compute_window_margins(model: Autoencoder) -> tuple[int, int, Reach]:
-    """Latent frames before and after a window that its video needs, and how far inner stages look.
+    """How much of the clip the video of a window depends on.
+
+    Returns:
+      Latent frames before and after the window that the outer stages need, and the reach of the
+      inner stages around these.
+
 
     Raises:
       VidlatentError: time is doubled in the inner stages, too.

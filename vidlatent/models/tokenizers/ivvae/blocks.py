@@ -1,8 +1,8 @@
 """Convolutions, norms, attention and residual blocks on two-branch channels.
 
-Arrays hold ``branches * C`` channels: half A (key frames) first, then half B (motion). Caches are
-values: None at the start of a stream, afterwards a dict of one entry for each 3x3x3 convolution:
-its last input frame(s), or what they add to the next output; empty where nothing is remembered.
+Arrays hold ``branches * C`` channels: half A (key frames) first, then half B (motion). A cache is
+None at the start of a stream, afterwards a dict with an entry for each 3x3x3 convolution: its last
+input frame(s), or what these add to the next output. It is empty where nothing is remembered.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class PairedConv(nn.Module):
       features: output channels of one half.
       rule: causal, or the family's group rule (itself before frame 0, zeros after a group).
       volume_key: half A by a 3x3x3 convolution too.
-      implementation: form of ``kernels.conv3d``; ``'auto'`` is a form of its own where it can be.
+      implementation: form of ``kernels.conv3d``; ``'auto'`` uses ``_shifted_outputs`` where it can.
     """
 
     features: int
@@ -98,11 +98,11 @@ class PairedConv(nn.Module):
         return jnp.concatenate(outputs, axis=-1), kept
 
     def _shifted_outputs(self, x, cache, key, motion):
-        """The same by one 2-D convolution whose outputs, not inputs, move between frames.
+        """The same by one 2-D convolution whose outputs, not inputs, are shifted between frames.
 
-        It reads the input once, where the usual form makes two shifted copies of it and convolves
-        four times: at 720p one array of a group is 1.9 GB. What is remembered is what the next
-        frame receives from the last one, if that is smaller than the last frame itself.
+        It reads the input once; the usual form makes two shifted copies and convolves four times,
+        and at 720p one array of a group takes 1.9 GB. The cache is what the last frame adds to the
+        next one, if that is smaller than the last frame itself.
         """
         first, kernel = cache is None, motion[0]
 
@@ -113,7 +113,7 @@ class PairedConv(nn.Module):
         a, now, past, ahead = jnp.split(conv(x, taps), 4, axis=-1)
         light = self.features < x.shape[-1]
         kept = past[:, -1:] if light else x[:, -1:]
-        # Before frame 0 stands frame 0 itself.
+        # The frame before frame 0 is a copy of frame 0.
         before = past[:, :1] if first else cache.astype(x.dtype)
         if not light and not first:
             before = conv(before, kernel[:1])

@@ -89,9 +89,9 @@ class _Tape:
         return self.run(c, _steps(c, ops, "middle"), x)
 
     def _level(self, c: IVVAEConfig, level: int, steps: list[Step], x: jax.Array) -> jax.Array:
-        """One level and its resampling: in strips of rows where whole arrays would be too large.
+        """One level and its resampling, in strips of rows where whole arrays would be too large.
 
-        Then only what the last step returns is noted.
+        With strips, ``seen`` gets only what the last step returns.
         """
         strips = None
         if level < c.last and not self._owner.is_initializing():
@@ -158,7 +158,7 @@ class IVVAEEncoder(nn.Module):
             plane = c.variant.branches == 2
             x = tape(x, conv3(c, share, c.last, "head_2", plane=plane))
         tape.seen["head"] = x
-        # The latent is stored: its last product is float32.
+        # The latent is stored, so its last product is computed in float32.
         x = pointwise(c, moments // c.variant.branches, "quant", dtype=jnp.float32)(x)
         return x, tape.cache, tape.seen
 

@@ -10,18 +10,18 @@ from vidlatent.parallel.sharding import split_axes, ways
 
 __all__ = ["frame_attention"]
 
-# Queries of each frame at a time, at least: fewer leave matrix units idle.
+# Smallest block of queries of a frame: fewer leave matrix units idle.
 _FEWEST = 128
 
 
 def frame_attention(q: jax.Array, k: jax.Array, v: jax.Array, block: int = 2048) -> jax.Array:
     """``softmax(q k^T / sqrt(d)) v`` for each frame.
 
-    All scores of one 720p frame at an eighth of its size would take 0.8 GB, so beyond ``block``
-    positions the queries are taken some at a time; each still meets all keys, so nothing is
-    approximated. The backward pass recomputes their scores. Softmax in float32.
+    The scores of one 720p frame at an eighth of its size would take 0.8 GB, so with more than
+    ``block`` positions the queries are processed in blocks. Each still sees all keys, so nothing is
+    approximated. The backward pass recomputes the scores. Softmax in float32.
 
-    On a mesh devices attend in their own frames alone, several of one frame together.
+    On a mesh each device attends within its own frames; devices that share a frame work together.
 
     Args:
       q, k, v: ``[F, N, D]`` (F independent frames).

@@ -1,7 +1,7 @@
 """A video model that starts as an image VAE in each of its branches (IV-VAE, section 4).
 
-Which weights join the branches and how is not stated; here each branch begins as the image VAE on
-its own (weights across branches zero, biases and norms copied), which makes three equalities exact:
+The paper does not say how the weights between the branches start. Here each branch starts as the
+image VAE (weights across branches zero, biases and norms copied), so three equalities are exact:
 
 1. For an image both halves of the latent are the image VAE's, and so is the reconstruction.
 2. For a video, half A of a group's latent is the image latent of the group's first frame; half B
@@ -195,7 +195,7 @@ class _Inflation:
         return jnp.asarray(node)
 
     def _half_kernel(self, value, free, half):
-        """Read only the own half of the input, in the present frame's tap."""
+        """Kernel that reads its own half of the input only, in the present frame's tap."""
         inputs = value.shape[-2]
         if free.shape[-2] != inputs:
             pad = [(0, 0)] * value.ndim

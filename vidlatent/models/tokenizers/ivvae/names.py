@@ -1,7 +1,7 @@
 """Importer tables: the released IV-VAE names, and the one-branch baseline's (Wan's VAE).
 
-Released checkpoints differ in ``latent_channels``, ``width`` and in the scale and shift that their
-latents are given before a generator sees them: ``scale * (latent - shift)``.
+Released checkpoints differ in ``latent_channels`` and ``width``, and in scale and shift: a
+generator sees ``scale * (latent - shift)``.
 """
 
 from __future__ import annotations

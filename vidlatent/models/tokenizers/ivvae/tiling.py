@@ -1,10 +1,10 @@
 """IV-VAE's way of cutting frames: runs of layers in strips of rows, exactly.
 
 At 720p one array of a group of frames takes 1.9 GB at full resolution, and a residual block holds
-half a dozen at a time. A strip is a window of rows that reaches beyond the rows it is wanted for by
-as many as the layers look. The layers pad the window with zeros as they would the picture: right
-where it ends with the picture, and elsewhere wrong only in rows that are not kept. Nothing is
-approximated; the rows of the reach are computed twice.
+half a dozen at a time. A strip is a window of rows with a margin: as many rows beyond the
+wanted ones as the layers look up and down. The layers pad the window with zeros, which is right at
+the picture's border; elsewhere it spoils the margin only, which is thrown away. Nothing is
+approximated; the margins are computed twice.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _make_strips(model: IVVAE, codec: Any) -> FrameCoder:
 
 @dataclasses.dataclass(frozen=True)
 class Strips:
-    """``count`` windows of ``length`` rows, each a step of ``length - 2 * reach`` further down."""
+    """``count`` windows of ``length`` rows, each ``length - 2 * reach`` below the last."""
 
     count: int
     length: int
@@ -61,24 +61,24 @@ class Strips:
 def plan_strips(
     rows: int, reach: int, size: int, limit: int = LIMIT, anywhere: bool = False
 ) -> Strips | None:
-    """How to divide ``rows`` rows, or None where they are better computed at once.
+    """How to cut ``rows`` rows into strips; None if they should be computed at once.
 
     Args:
-      rows: of the coarsest picture among the layers.
+      rows: of the coarsest map among the layers.
       reach: rows at either side of a window that come out wrong.
       size: bytes of the largest array between the layers.
-      limit: bytes that such an array of one window should take; 0: any. Windows are never so small
-        that more than half of the work would be done twice.
-      anywhere: on accelerators too, which are faster with whole levels where those fit.
+      limit: bytes that this array should take in one window; 0: no limit. Windows are never so
+        small that more than half of the work would be done twice.
+      anywhere: on accelerators too, which are faster with whole levels as long as these fit.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    alone = mesh.empty or mesh.size == 1  # the partitioner divides rows by itself
+    alone = mesh.empty or mesh.size == 1  # on a mesh XLA's partitioner cuts the rows
     here = anywhere or current_platform() == "cpu"
     if not limit or size <= limit or not alone or not here:
         return None
     best = None
     for count in range(2, rows):
-        # A reach a little larger than needed lets windows of one length end with the picture.
+        # Try slightly larger margins until windows of one length fit the picture exactly.
         for more in range(reach, reach + count):
             step, rest = divmod(rows - 2 * more, count)
             if rest:
@@ -98,8 +98,9 @@ def run_strips(layers: Layers, x: jax.Array, cache: Any, rows: int, strips: Stri
     Args:
       layers: ``(x [B, T, H, W, C], cache) -> (y [B, T', H', W', C'], cache)``; arrays of a cache
         are ``[B, t, h, w, c]``, and every height is a multiple of ``rows``.
-      x, cache: whole; the memory of ``cache`` is written over where nobody else holds it.
-      rows: unit in which ``strips`` counts.
+      x: whole input.
+      cache: whole cache; its memory is reused if nothing else holds it.
+      rows: rows of the map that ``strips`` refers to.
       strips: windows.
     """
     done = jax.eval_shape(layers, x, cache)
@@ -116,7 +117,7 @@ def run_strips(layers: Layers, x: jax.Array, cache: Any, rows: int, strips: Stri
         (video, kept), window = carry
         start = index * step
         new = layers(cut(x, start, strips.length), window)
-        # Rows below the wanted ones are written too: the next window puts that right.
+        # The margin below is written too; the next window overwrites it with right values.
         skip = jnp.where(index == 0, 0, strips.reach)
 
         def put(target, part):

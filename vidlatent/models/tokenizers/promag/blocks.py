@@ -1,7 +1,7 @@
 """Layers of MAGVIT-v2 and ProMAG: causal convolutions, residual blocks, resampling, adaptive norm.
 
-Caches are values: None at the start of a stream, afterwards a dict of the last input frames of
-each convolution.
+A cache is None at the start of a stream, afterwards a dict with the last input frames of each
+convolution.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Stride = tuple[int, int, int]
 
 @dataclasses.dataclass(frozen=True)
 class ProMAGConfig:
-    """Hyper-parameters shared by the layers; fields documented in ``autoencoder.ProMAG``.
+    """Hyper-parameters shared by the layers; fields documented in ``model.ProMAG``.
 
     Attributes:
       widths: channels per level, outermost first.
@@ -86,7 +86,7 @@ def make_norm(config: ProMAGConfig, name: str, affine: bool = True) -> GroupNorm
 
 
 def repeated(copies: int) -> Callable[..., jax.Array]:
-    """Initialisation whose output channels are ``copies`` equal runs: upsampling by repetition."""
+    """Initialiser that repeats its output channels ``copies`` times, so that upsampling repeats."""
 
     def init(key, shape, dtype=jnp.float32):
         kernel = fan_in(key, (*shape[:-1], shape[-1] // copies), dtype)
@@ -101,7 +101,7 @@ class CausalConv(nn.Module):
     Attributes:
       features: output channels.
       strides: ``(st, sh, sw)``.
-      up: ``(rt, rh, rw)``: blocks of output channels that become frames, rows and columns.
+      up: ``(rt, rh, rw)``: how many blocks of output channels become frames, rows and columns.
       drop: with ``up`` in time, leave out the first frame of a stream.
       tiled: follow ``config.tiles``.
     """
@@ -164,7 +164,7 @@ class CausalConv(nn.Module):
             return finish(view_frames(part, past, p.rule, p.taps)[0], pad)
 
         y = map_tiles(one, (x,) if cache is None else (x, cache), tiles, 1, self.up[1])
-        # The next cache needs the last frames alone.
+        # The next cache needs only the last frames.
         last = activated(x)[:, -max(1, p.taps - 1) :]
         return y, view_frames(last, cache, p.rule, p.taps)[1]
 
@@ -258,7 +258,7 @@ class AdaNorm(nn.Module):
             return gamma * h + beta
         if self.mode == "pooled":
             condition = jnp.mean(condition, axis=(2, 3), keepdims=True)
-        # The map is repeated after the product: the same numbers, computed once.
+        # Repeat the map after the product: the same result for less work.
         both = Pointwise(2 * channels, True, p.dtype, init, name="affine")(condition)
         gamma, beta = jnp.split(expand(both), 2, axis=-1)
         return h * (1 + gamma) + beta

@@ -77,7 +77,8 @@ class ProMAGEncoder(nn.Module):
             if level < len(p.strides):
                 x = tape.down(x, p.strides[level], f"down_{level}")
         x = tape.blocks(x, p.widths[-1], "middle")
-        # Inside, so that nothing but a 1x1x1 layer follows the sum of a grown model.
+        # The norm belongs to the encoder, so that only a 1x1x1 layer follows the sum of a grown
+        # model.
         return nn.silu(apply_affine(x, make_norm(p, "norm_out")(x), p.dtype)), tape.cache
 
 

@@ -1,7 +1,7 @@
 """Growing a trained tokenizer to twice its temporal compression (ProMAG 3.2, appendix A).
 
-Every second frame goes through the model there is, which gives the latents of the grown model a
-start; a new block adds what lies between. Earlier parts stay as they are.
+The trained model codes every second frame, which gives the grown model a starting point; a new
+block adds what lies between these key frames. Earlier parts are not trained.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ __all__ = [
     "with_first_frame",
 ]
 
-# Frame rate of the training clips at each growth: key frames then keep the spacing they had.
+# Frame rate of the training clips at each growth (ProMAG 3.2): it doubles with the compression, so
+# that key frames keep their distance in time.
 STAGE_FPS = (6.0, 12.0, 24.0)
 _STEP = (2, 1, 1)
 
@@ -53,7 +54,7 @@ class _Encode(nn.Module):
     def __call__(self, x: jax.Array, key: jax.Array | None, cache: Any) -> tuple[jax.Array, Any]:
         tape = Tape(self.config, cache)
         if key is not None and self.ada_mode != "none":
-            # A small kernel: the key latents have little say at first.
+            # A small initial kernel, so that the key latents have little influence at first.
             ada = AdaNorm(self.config, self.ada_mode, "frame", 0.1, name="ada")
             x = ada(x, key, lambda a: double_frames(a, tape.first))
         x = tape.blocks(x, x.shape[-1], "block")
@@ -76,9 +77,9 @@ class Growth(nn.Module):
 
     Attributes:
       config: the family's, with the number of added blocks.
-      ada_mode: ``'position'``, ``'pooled'`` or ``'none'``: what the added encoder block is told of
-        the key latents.
-      zero: start with a residual of zero, so that the grown latents are the key frames'.
+      ada_mode: ``'position'``, ``'pooled'`` or ``'none'``: how the added encoder block is
+        conditioned on the key latents.
+      zero: start with a residual of zero, so that the grown latents equal those of the key frames.
     """
 
     config: ProMAGConfig
@@ -107,7 +108,7 @@ class Growth(nn.Module):
 
 
 def make_frozen_pattern(grow: int, first_frame_join: str = "none") -> str:
-    """Paths of the parameters that a stage leaves alone, for ``train.freeze``.
+    """Expression for the parameters that a stage does not train, for ``config.optim.freeze``.
 
     Stage ``grow`` trains the blocks of its own growth and the 1x1x1 layers at the latent.
     """
@@ -125,7 +126,7 @@ def grown_from(params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str,
       fresh: newly initialised ones of the grown model.
 
     Raises:
-      VidlatentError: ``params`` holds what the grown model has no place for.
+      VidlatentError: ``params`` has parameters that the grown model lacks.
     """
     return _merge(params, fresh, "")
 

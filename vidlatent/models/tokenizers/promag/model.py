@@ -47,8 +47,8 @@ MAGVIT2 = {
 class ProMAG(TokenizerModule):
     """Causal tokenizer, 4x8x8, grown to 8x8x8 and 16x8x8 (ProMAG 3).
 
-    Defaults are ProMAG's; where the paper is silent, the recommended reading. MAGVIT-v2's decoder
-    with adaptive norms, and direct models with ``extra_multipliers``, are the same family.
+    Defaults are ProMAG's. MAGVIT-v2's decoder with adaptive norms, and models that are trained at
+    8x or 16x directly (``extra_multipliers``), are of the same family.
 
     Attributes:
       latent_channels: z.
@@ -253,7 +253,7 @@ class ProMAG(TokenizerModule):
         for stride in [2**i for i in range(self.grow + 1 if full else 1)]:
             name = f"every_{stride}"
             x, new[name] = self.encoder(subsample(video, stride, first), old(name))
-            # Under jit an image alone never reaches the video encoder: its result is not used.
+            # For a single image the video encoder's result is unused, so jit removes it.
             level[stride] = x if image is None else jnp.concatenate([image, x[:, 1:]], axis=1)
         for number, growth in enumerate(self.growths, 1):
             if self.stop_earlier:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LayerTiles", "make_blend_weights", "map_tiles", "cut_line", "list_space_ways"]
 
-# Sides of tiles in positions of each layer's map that 'auto' tries, and what is used unasked.
+# Sides of tiles that 'auto' tries, in positions of each layer's map; and the default side.
 _POSITIONS = (256, 128, 64, 32)
 _DEFAULT_POSITIONS = 64
 
@@ -130,7 +130,7 @@ def cut_line(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def _ramp(overlap: int, dead_zone: int) -> np.ndarray:
-    """Weights from a tile's edge inwards over a shared stretch; the mirror image adds up to 1."""
+    """Weights over an overlap, from a tile's edge inwards; their mirror adds up to 1."""
     place = np.arange(overlap) + 0.5
     width = overlap - 2 * dead_zone
     if width <= 0:  # no room for a ramp: a hard seam in the middle
@@ -141,8 +141,8 @@ def _ramp(overlap: int, dead_zone: int) -> np.ndarray:
 def make_blend_weights(length: int, tile: int, overlap: int, dead_zone: int = 0) -> np.ndarray:
     """Weights of every tile of ``cut_line``, ``[tiles, tile]``, that sum to 1 at every position.
 
-    They rise linearly over what two neighbours share. Normalised, because a last tile that was
-    moved back can share positions with more than one other.
+    They rise linearly over the overlap of two neighbours. They are normalised, because the last
+    tile is moved back and may overlap more than one other.
     """
     lines = cut_line(length, tile, overlap)
     weights = np.ones((len(lines), lines[0][1]))

@@ -188,9 +188,9 @@ class Up(nn.Module):
 class SelfAttention(nn.Module):
     """Attention among all positions of all frames, with its residual.
 
-    A map of more positions than a ``window`` has is cut into windows instead (the released content
-    encoder above 2048x2048 pixels). The last ones are filled up with zeros after the norm, whose
-    keys and values are the biases and take part, as in the released code.
+    A map larger than ``window`` is cut into windows (in the released content encoder above
+    2048x2048 pixels). The last windows are padded with zeros after the norm; as in the released
+    code, the padding takes part with the biases as keys and values.
     """
 
     config: ReducioConfig

@@ -33,7 +33,7 @@ class Fusion(nn.Module):
       frames: temporal length, which the stored sinusoid fixes.
       window: sides (rows, columns) of the windows that larger content maps are cut into. Zeros fill
         the last ones and take part, as in the released code.
-      scale: of the output projection's start.
+      scale: of the output projection's initial weights.
     """
 
     frames: int
@@ -51,7 +51,7 @@ class Fusion(nn.Module):
                 f"level, not {x.shape[1]}: change config.model.frames."
             )
         table = self.param("pos_embed", self._positions, width)
-        # Stored and counted with the weights, but never trained.
+        # Stored with the weights, as in the released files, but never trained.
         places = jax.lax.stop_gradient(table).reshape(1, self.frames, 1, 1, width)
         x = (x + places).astype(self.dtype)
         norm = nn.LayerNorm(LAYER_EPS, dtype=self.dtype, use_fast_variance=False, name="norm")

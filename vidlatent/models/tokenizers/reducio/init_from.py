@@ -1,10 +1,10 @@
 """An image VAE's weights as the start of a Reducio-VAE (Reducio, supplement).
 
-The content encoder has the layout of Stable Diffusion's VAE encoder and takes all of it; only its
-attention, one head there and eight here, reads the same weights differently. The video encoder and
-the decoder have other widths on some levels, and how weights get from two dimensions into three is
-not stated: here every block of theirs that has a counterpart of the same name and widths takes it,
-with kernels in the middle temporal tap, and the others keep their own start.
+The content encoder has the layout of Stable Diffusion's VAE encoder and takes all of its weights;
+its attention has eight heads instead of one and reads the same weights differently. The video
+encoder and the decoder have other widths on some levels, and the paper does not say how 2-D weights
+become 3-D ones. Here every block with a counterpart of the same name and widths takes its weights,
+with kernels in the middle temporal tap; the others keep their own initial weights.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def from_causal_image(params: Params, fresh: Params) -> dict[str, Any]:
 
 
 def _counterpart(name: str, per_half: int) -> str:
-    """The image decoder's name: its blocks of a level are not parted by a fusion."""
+    """The name in the image decoder, which has no fusion between the blocks of a level."""
     match = _UP_BLOCK.fullmatch(name)
     if match is None:
         return name

@@ -32,7 +32,7 @@ def normalise(latent: jax.Array, window: int) -> jax.Array:
 class MotionPosterior:
     """Gaussian before normalisation; ``draw``, ``sample`` and ``mode`` give the latent.
 
-    A divergence from the standard normal is that of ``mean`` and ``logvar`` as they are.
+    The KL term of the loss uses ``mean`` and ``logvar``, before normalisation.
 
     Attributes:
       mean, logvar: ``[B, t, h, w, c]`` float32, logvar within [-30, 20].

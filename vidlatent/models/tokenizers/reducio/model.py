@@ -30,8 +30,9 @@ class ReducioVAE(TokenizerModule):
     """Reducio-VAE: a clip of fixed length as one content frame and a tiny motion latent.
 
     The video encoder compresses 4x32x32 (or 2x32x32); the decoder attends to features of one frame
-    of the clip, which is given to it as it is. Convolutions look both ways in time and norms pool
-    it, so a clip is coded whole; a longer video is a row of clips that know nothing of each other.
+    of the clip, the content frame, which is kept uncompressed. Convolutions look both ways in time
+    and norms have statistics over it, so a clip is coded whole; a longer video is a row of
+    independent clips.
 
     Attributes:
       latent_channels: c.
@@ -42,7 +43,7 @@ class ReducioVAE(TokenizerModule):
       time_factor, space_factor: compression, powers of two.
       frames: length of a clip.
       fuse: per decoder level, which level of the content features it attends to; -1: none.
-      fuse_middle: attend in the middle too.
+      fuse_middle: attend to them in the middle (at the deepest level) too.
       content: the clip's frame that is kept: ``'middle'``, ``'first'``, ``'random'`` (drawn from
         the rng stream ``content``; without one the same in every call) or ``'none'``, a plain
         video autoencoder.
@@ -224,7 +225,7 @@ class ReducioVAE(TokenizerModule):
         Args:
           latent: of a row of clips: t is a multiple of a clip's latent frames.
           condition: each clip's content frame ``[B, H, W, 3]`` or ``[B, clips, H, W, 3]`` in
-            [-1, 1], or what ``condition`` or ``encode_condition`` made of it.
+            [-1, 1], or what ``make_condition`` or ``encode_condition`` made of it.
           cache: None; clips share nothing.
         """
         _no_cache(cache)

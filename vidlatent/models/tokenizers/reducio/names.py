@@ -94,7 +94,7 @@ REDUCIO_TABLE = (
     (r"loss[.].*", "", "drop"),
 )
 
-# Stable Diffusion's VAE in its original naming; what ``surgery.from_image`` takes.
+# Stable Diffusion's VAE in its original naming; what ``init_from.from_image`` takes.
 SD_VAE_TABLE = (
     *_encoder("encoder[.]", "encoder", "conv2d", "pointwise2d"),
     *_block(_UP + r"block[.](?P<j>\d+)", "decoder/up_{i}_block_{j}", "conv2d", "pointwise2d"),

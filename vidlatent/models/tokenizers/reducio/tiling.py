@@ -1,16 +1,16 @@
 """Frames larger than the network was trained on, tile by tile (Reducio, released code and 3).
 
-Two ways. ``published_*`` repeat the released code to the digit: read areas of 320 pixels every 256,
-cut off at the far edges, linear blends in place, content features blended per tile but not cropped.
-``even_*`` keep the sizes and mend what that leaves to chance:
+There are two ways. ``*_published`` reproduce the released code exactly: tiles of 320 pixels every
+256, cut off at the far edges, blended linearly in place, content features blended but not cropped.
+``*_evenly`` keep the sizes and fix what the released code leaves to chance:
 
-- every tile has the full read size (there, a frame 272 pixels wide ends in a tile of 16, whose
-  norms pool next to nothing); tiles are spread evenly instead, so that one program serves all;
-- blends weigh both sides alike and depend on no order;
+- every tile has the full size, and tiles are spread evenly, so that one program serves all (in the
+  released code a frame 272 pixels wide ends in a tile of 16, too few for its norms' statistics);
+- blends are symmetric and do not depend on the order of tiles;
 - a tile's content features are those of its own pixels;
 - tiling depends on both sides of the frame, not on the height alone (``needs_tiles``).
 
-Time is never tiled. Norms pool a tile and not the frame, in both ways.
+Time is never tiled. In both ways norms take their statistics over a tile, not over the frame.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _CORE = 256
 
 
 def list_space_ways(model: ReducioVAE) -> tuple[SpaceWay, ...]:
-    """Tiles in both manners, for ``Tokenizer.list_space_ways``."""
+    """Tiles of both ways, for ``Tokenizer.list_space_ways``."""
     keys = ("tile_pixels", "tile_overlap_pixels")
     even, published = (
         functools.partial(_make_tiles, model, published=published) for published in (False, True)
@@ -81,7 +81,7 @@ def _make_tiles(model: ReducioVAE, codec: Any, published: bool) -> SeparateTiles
 
 # One condition for each tile, rows of tiles first.
 TileConditions = list[list[Any]]
-# Of a decoder that looks at no content frame: None.
+# None for a decoder that reads no content frame.
 Conditions = TileConditions | None
 
 
@@ -90,9 +90,9 @@ class FrameTiles:
     """Sizes in pixels.
 
     Attributes:
-      core: distance of the tiles.
-      overlap: share of the core that a tile reads beyond it; a Fraction where it is no power of
-        two, since sizes are cut down to integers.
+      core: distance from tile to tile.
+      overlap: how far a tile reads beyond its core, as a share of the core. Pass a Fraction unless
+        it is a power of two: sizes are rounded down to integers.
     """
 
     core: int = 256
@@ -119,14 +119,14 @@ class FrameTiles:
 
 
 def needs_tiles(height: int, width: int, tiles: FrameTiles, height_only: bool = False) -> bool:
-    """Whether a frame exceeds one tile; ``height_only`` tests what the released code does."""
+    """Whether a frame is larger than one tile; ``height_only`` is the released code's test."""
     return (height if height_only else max(height, width)) > tiles.read
 
 
 def find_borders(
     height: int, width: int, tiles: FrameTiles, published: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Rows and columns at which one more tile begins to count, or one ceases to."""
+    """Rows and columns at which a tile's weight becomes positive or zero."""
     lines = []
     for side in (height, width):
         starts = [span.start for span in _spans(side, tiles)] if published else _starts(side, tiles)
@@ -145,11 +145,11 @@ def _compiled(model: Any, method: str) -> Callable[..., Any]:
 
 
 class SeparateTiles(FrameCoder):
-    """Reducio's operations on frames larger than a tile, a call for each tile.
+    """Reducio's operations on frames larger than a tile, one call for each tile.
 
     Attributes:
       tiles: their sizes.
-      published: as in the released code, which tiles only frames that are too high; else evenly.
+      published: cut as the released code does, which looks at the height alone; else evenly.
     """
 
     def __init__(self, model: ReducioVAE, tiles: FrameTiles, published: bool):
@@ -187,7 +187,7 @@ class SeparateTiles(FrameCoder):
         return find_borders(height, width, self.tiles, self.published)
 
 
-# The released way.
+# As the released code does it.
 
 
 def encode_published(
@@ -260,14 +260,14 @@ def _spans(size: int, tiles: FrameTiles) -> list[slice]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _joined(grid: Sequence[Sequence[jax.Array]], tiles: FrameTiles) -> jax.Array:
-    """FrameTiles ``[B, T, H, W, C]`` blended and cropped into the whole."""
+    """Tiles ``[B, T, H, W, C]`` blended and cropped into the whole."""
     blend = int(tiles.core * tiles.overlap)
     return _cropped(_blended(grid, lambda _: blend, 2), tiles.core, 2)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _blended_features(grid: TileConditions, tiles: FrameTiles) -> TileConditions:
-    """FrameTiles of feature maps ``[B, H, W, C]``, blended map by map."""
+    """Tiles of feature maps ``[B, H, W, C]``, blended map by map."""
     levels = [
         _blended([[maps[k] for maps in row] for row in grid], tiles.blend_of, 1)
         for k in range(len(grid[0][0]))
@@ -283,7 +283,7 @@ def _blended(
 ) -> list[list[jax.Array]]:
     """Blend each tile with the one above, then with the one to its left, in raster order.
 
-    Neighbours take part as they are after their own blending.
+    Neighbours enter as they are after their own blending.
 
     Args:
       grid: arrays whose rows lie along ``axis``, columns along the next.
@@ -326,7 +326,7 @@ def _cropped(grid: Sequence[Sequence[jax.Array]], core: int, axis: int) -> jax.A
     return jnp.concatenate(rows, axis=axis)
 
 
-# The mended way.
+# Evenly spread tiles.
 
 
 def encode_evenly(model: Any, params: Any, video: jax.Array, tiles: FrameTiles) -> MotionPosterior:
@@ -392,7 +392,7 @@ class _Placement:
 
 
 def _starts(size: int, tiles: FrameTiles) -> list[int]:
-    """As few tiles of the read size as overlap by the nominal blend, spread evenly."""
+    """Starts of as few tiles as cover ``size`` with at least the nominal overlap, spread evenly."""
     if size <= tiles.read:
         return [0]
     gaps = -(-(size - tiles.read) // tiles.core)
@@ -420,9 +420,9 @@ def _averaged(
 
 
 def _shares(starts: Sequence[int], length: int, size: int) -> dict[int, np.ndarray]:
-    """Per start the weight of each of its positions; together 1 everywhere.
+    """For each start the weight at each position of its tile; weights sum to 1 everywhere.
 
-    Between the middles of an overlap's ends weights rise linearly and alike from both sides.
+    Over an overlap they rise linearly, symmetric for both tiles.
     """
     total = np.zeros(size)
     raw = {}
