@@ -70,11 +70,12 @@ class Case:
     def run(self, method, *args):
         """One compiled program gives results and intermediate values."""
         apply = self.model.apply
+        values = {"encode": "encoder_values", "decode": lambda model, z: model.decoder(z)[2]}
 
         def both(p, *a):
             return (
                 apply({"params": p}, *a, method=method),
-                apply({"params": p}, *a, method=f"{method}r_values"),
+                apply({"params": p}, *a, method=values[method]),
             )
 
         return jax.jit(both)(self.params, *args)
