@@ -155,7 +155,7 @@ def coder_of(volume, heads=8, window=0, **fields):
         {"latent_channels": 1, "width": 32, "heads": heads, "attention_window": window, **fields},
         jnp.float32,
     )
-    return model._coder(32, (1, 1), 1, ((True, True),), volume)
+    return model.make_layer_config(32, (1, 1), 1, ((True, True),), volume)
 
 
 def run_block(case, module, name, place, *inputs):

@@ -50,9 +50,9 @@ class SdEncoder(nn.Module):
         return 2 ** (len(self.widths) - 1)
 
     def setup(self) -> None:
-        self.encoder = _Moments(self._layer_config(), 2 * self.latent_channels)
+        self.encoder = _Moments(self.make_layer_config(), 2 * self.latent_channels)
 
-    def _layer_config(self) -> ReducioConfig:
+    def make_layer_config(self) -> ReducioConfig:
         levels = len(self.widths)
         return ReducioConfig(
             widths=self.widths,

@@ -65,7 +65,7 @@ def test_volume_is_the_image_encoder_on_one_frame():
     image = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 1, 8, 8, 3)), jnp.float32)
 
     def deepest(params, volume):
-        coder = model._coder(4, (1, 1, 2), 1, ((False, True),) * 2, volume)
+        coder = model.make_layer_config(4, (1, 1, 2), 1, ((False, True),) * 2, volume)
         return Network(coder).apply({"params": params}, image)[1][2]
 
     parts = [

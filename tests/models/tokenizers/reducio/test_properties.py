@@ -164,7 +164,7 @@ def test_forms_agree():
 
 def test_causal_convolutions_look_back_only():
     model = build({**TINY, "time": "causal"})
-    coder = model._coder(4, (1,), 1, ())
+    coder = model.make_layer_config(4, (1,), 1, ())
     for strides in ((1, 1, 1), (2, 2, 2)):
         conv = Convolution(coder, 4, (3, 3, 3), strides)
         x = video_of()

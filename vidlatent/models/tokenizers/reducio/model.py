@@ -90,7 +90,7 @@ class ReducioVAE(TokenizerModule):
 
     def setup(self):
         self._check_fields()
-        video = self._layer_config(self.width, self.multipliers, self.blocks, self._steps())
+        video = self.make_layer_config(self.width, self.multipliers, self.blocks, self._steps())
         fuse, middle = self.fuse, self.fuse_middle
         content = None
         if self.content == "none":
@@ -100,7 +100,7 @@ class ReducioVAE(TokenizerModule):
                 len(self.content_multipliers), 0, len(self.content_multipliers) - 1
             )
             shape = (self.content_width, self.content_multipliers, self.content_blocks)
-            content = self._layer_config(*shape, steps, volume=False)
+            content = self.make_layer_config(*shape, steps, volume=False)
         self.encoder = ReducioEncoder(video, content, self.latent_channels)
         halved = [sum(time for time, _ in self._steps()[:i]) for i in range(len(self.multipliers))]
         self.decoder = ReducioDecoder(
@@ -112,7 +112,15 @@ class ReducioVAE(TokenizerModule):
             self.fuse_window,
         )
 
-    def _layer_config(self, width, multipliers, blocks, steps, volume=True) -> ReducioConfig:
+    def make_layer_config(
+        self,
+        width: int,
+        multipliers: tuple[int, ...],
+        blocks: int,
+        steps: tuple[tuple[bool, bool], ...],
+        volume: bool = True,
+    ) -> ReducioConfig:
+        """The hyper-parameters of one network, see ``ReducioConfig``."""
         return ReducioConfig(
             widths=tuple(width * m for m in multipliers),
             blocks=blocks,
