@@ -1,25 +1,28 @@
-"""Rows of importer tables that dense layers and norms have in common.
+"""Rows of importer tables that several models have in common.
 
-A row is ``(expression for the published name, our path or paths, layout)``, see ``importer``.
+A row is ``(expression for the published name, our path or paths, transform)``, see ``importer``.
 """
 
 from __future__ import annotations
 
-__all__ = ["Rows", "dense_rows", "norm_rows", "packed_rows"]
+__all__ = ["Rows", "dense_rows", "layer_rows", "norm_rows", "packed_rows"]
 
 Rows = tuple[tuple[str, str | tuple[str, ...], str], ...]
 
 
+def layer_rows(source: str, target: str, transform: str, bias: bool = True) -> Rows:
+    """Kernel (by ``transform``) and bias of a layer, such as a convolution."""
+    rows: Rows = ((source + "[.]weight", target + "/kernel", transform),)
+    return (*rows, (source + "[.]bias", target + "/bias", "copy")) if bias else rows
+
+
 def dense_rows(source: str, target: str | tuple[str, ...]) -> Rows:
     """Kernel and bias of a dense layer; several targets lie one after another in the tensor."""
-    if isinstance(target, tuple):
-        kernels = tuple(f"{path}/kernel" for path in target)
-        biases = tuple(f"{path}/bias" for path in target)
-        return ((source + "[.]weight", kernels, "dense"), (source + "[.]bias", biases, "copy"))
-    return (
-        (source + "[.]weight", target + "/kernel", "dense"),
-        (source + "[.]bias", target + "/bias", "copy"),
-    )
+    if isinstance(target, str):
+        return layer_rows(source, target, "dense")
+    kernels = tuple(f"{path}/kernel" for path in target)
+    biases = tuple(f"{path}/bias" for path in target)
+    return ((source + "[.]weight", kernels, "dense"), (source + "[.]bias", biases, "copy"))
 
 
 def packed_rows(source: str, target: str, names: str) -> Rows:

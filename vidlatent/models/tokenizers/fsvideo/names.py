@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vidlatent.errors import VidlatentError
+from vidlatent.weights.rows import layer_rows, norm_rows
 
 __all__ = [
     "DCAE_ORIGINAL_SHUFFLE_TABLE",
@@ -99,69 +100,60 @@ DCAE_TABLE = _table("2d")
 FSAE_TABLE = _table("3d") + _CROSS_ROWS
 
 
-def _layer(source: str, target: str, transform: str, bias: bool = True):
-    """Rows of a convolution's weight and bias."""
-    rows = ((source + "[.]weight", target + "/kernel", transform),)
-    return rows + (((source + "[.]bias", target + "/bias", "copy"),) if bias else ())
-
-
-def _norm(source: str, target: str):
-    return (
-        (source + "[.]weight", target + "/scale", "copy"),
-        (source + "[.]bias", target + "/bias", "copy"),
-    )
-
-
 def _original_blocks(side: str, kind: str, resampling: str) -> tuple:
     source = side + r"[.]stages[.](?P<i>\d+)[.]op_list[.](?P<j>\d+)[.]"
     to = f"{side}/{kind}_blocks_" + "{i}_{j}/"
     mixed, gated = source + "context_module[.]main[.]", source + "local_module[.]main[.]"
     scale = r"(?P<s>\d+)"
     return (
-        *_layer(source + "main[.]conv1[.]conv", to + "conv1", "conv2d"),
-        *_layer(source + "main[.]conv2[.]conv", to + "conv2", "conv2d", bias=False),
-        *_norm(source + "main[.]conv2[.]norm", to + "norm"),
+        *layer_rows(source + "main[.]conv1[.]conv", to + "conv1", "conv2d"),
+        *layer_rows(source + "main[.]conv2[.]conv", to + "conv2", "conv2d", bias=False),
+        *norm_rows(source + "main[.]conv2[.]norm", to + "norm"),
         *_statistics(source + "main[.]conv2[.]norm", to + "norm"),
-        *_layer(source + resampling, to + "conv", "conv2d"),
+        *layer_rows(source + resampling, to + "conv", "conv2d"),
         # One projection, cut in three.
         (
             mixed + "qkv[.]conv[.]weight",
             tuple(to + f"attn/{name}/kernel" for name in ("to_q", "to_k", "to_v")),
             "pointwise2d",
         ),
-        *_layer(
+        *layer_rows(
             mixed + f"aggreg[.]{scale}[.]0",
             to + "attn/to_qkv_multiscale_{s}/proj_in",
             "conv2d",
             bias=False,
         ),
-        *_layer(
+        *layer_rows(
             mixed + f"aggreg[.]{scale}[.]1",
             to + "attn/to_qkv_multiscale_{s}/proj_out",
             "grouped2d",
             bias=False,
         ),
-        *_layer(mixed + "proj[.]conv", to + "attn/to_out", "pointwise2d", bias=False),
-        *_norm(mixed + "proj[.]norm", to + "attn/norm_out"),
-        *_layer(gated + "inverted_conv[.]conv", to + "conv_out/conv_inverted", "pointwise2d"),
-        *_layer(gated + "depth_conv[.]conv", to + "conv_out/conv_depth", "conv2d"),
-        *_layer(gated + "point_conv[.]conv", to + "conv_out/conv_point", "pointwise2d", bias=False),
-        *_norm(gated + "point_conv[.]norm", to + "conv_out/norm"),
+        *layer_rows(mixed + "proj[.]conv", to + "attn/to_out", "pointwise2d", bias=False),
+        *norm_rows(mixed + "proj[.]norm", to + "attn/norm_out"),
+        *layer_rows(gated + "inverted_conv[.]conv", to + "conv_out/conv_inverted", "pointwise2d"),
+        *layer_rows(gated + "depth_conv[.]conv", to + "conv_out/conv_depth", "conv2d"),
+        *layer_rows(
+            gated + "point_conv[.]conv", to + "conv_out/conv_point", "pointwise2d", bias=False
+        ),
+        *norm_rows(gated + "point_conv[.]norm", to + "conv_out/norm"),
     )
 
 
 def _original(down: str) -> tuple:
     """The EfficientViT repository's names; a strided convolution has one wrapper less."""
     return (
-        *_layer("encoder[.]project_in[.]conv[.]conv", "encoder/conv_in/conv", "conv2d"),
-        *_layer("encoder[.]project_in[.]conv", "encoder/conv_in", "conv2d"),
-        *_layer("encoder[.]project_out[.]main[.]op_list[.]0[.]conv", "encoder/conv_out", "conv2d"),
-        *_layer("decoder[.]project_in[.]main[.]conv", "decoder/conv_in", "conv2d"),
-        *_norm("decoder[.]project_out[.]op_list[.]0", "decoder/norm_out"),
-        *_layer(
+        *layer_rows("encoder[.]project_in[.]conv[.]conv", "encoder/conv_in/conv", "conv2d"),
+        *layer_rows("encoder[.]project_in[.]conv", "encoder/conv_in", "conv2d"),
+        *layer_rows(
+            "encoder[.]project_out[.]main[.]op_list[.]0[.]conv", "encoder/conv_out", "conv2d"
+        ),
+        *layer_rows("decoder[.]project_in[.]main[.]conv", "decoder/conv_in", "conv2d"),
+        *norm_rows("decoder[.]project_out[.]op_list[.]0", "decoder/norm_out"),
+        *layer_rows(
             "decoder[.]project_out[.]op_list[.]2[.]conv[.]conv", "decoder/conv_out/conv", "conv2d"
         ),
-        *_layer("decoder[.]project_out[.]op_list[.]2[.]conv", "decoder/conv_out", "conv2d"),
+        *layer_rows("decoder[.]project_out[.]op_list[.]2[.]conv", "decoder/conv_out", "conv2d"),
         *_original_blocks("encoder", "down", down),
         *_original_blocks("decoder", "up", "main[.]conv[.]conv"),
     )

@@ -6,6 +6,8 @@ generator sees ``scale * (latent - shift)``.
 
 from __future__ import annotations
 
+from vidlatent.weights.rows import layer_rows
+
 __all__ = ["IVVAE_TABLE", "PLAIN_TABLE", "RELEASED"]
 
 _FIELDS = ("latent_channels", "width", "latent_scale", "latent_shift")
@@ -27,18 +29,10 @@ _TO = "{side}/{part}_{i}"
 _CONV = r"residual[.](?P<j>2|6)"
 
 
-def _parts(source: str, target: str, transform: str) -> tuple[tuple[str, str, str], ...]:
-    """Rows of a layer's weight and bias."""
-    return (
-        (source + "[.]weight", target + "/kernel", transform),
-        (source + "[.]bias", target + "/bias", "copy"),
-    )
-
-
 def _attention(source: str, target: str) -> tuple[tuple[str, str, str], ...]:
     return (
         (source + "norm[.]gamma", target + "/norm/gamma", "scale2d"),
-        *_parts(source + "(?P<m>to_qkv|proj)", target + "/{m}", "pointwise2d"),
+        *layer_rows(source + "(?P<m>to_qkv|proj)", target + "/{m}", "pointwise2d"),
     )
 
 
@@ -52,38 +46,38 @@ _QUANT = (("encoder/quant", "conv1"), ("decoder/post_quant", "conv2"))
 IVVAE_TABLE = (
     *_NORMS,
     # KTC units: the two ends and the residual blocks above the lowest resolution.
-    *_parts(r"encoder[.]conv1[.]conv_2d", "encoder/conv1/conv_2d", "conv2d"),
-    *_parts(r"encoder[.]conv1[.](?P<m>conv_3d|conv_3d_key)", "encoder/conv1/{m}", "conv3d"),
-    *_parts(r"decoder[.]head[.]2[.]conv_2d", "decoder/head_2/conv_2d", "conv2d"),
-    *_parts(r"decoder[.]head[.]2[.](?P<m>conv_3d|conv_3d_key)", "decoder/head_2/{m}", "conv3d"),
-    *_parts(_AT + _CONV + "[.]conv_2d", _TO + "/residual_{j}/conv_2d", "conv2d"),
-    *_parts(_AT + _CONV + "[.](?P<m>conv_3d|conv_3d_key)", _TO + "/residual_{j}/{m}", "conv3d"),
-    *_parts(_AT + r"shortcut[.]conv_2d", _TO + "/shortcut/conv_2d", "pointwise2d"),
-    *_parts(_AT + r"shortcut[.]conv_3d", _TO + "/shortcut/conv_3d", "pointwise3d"),
+    *layer_rows(r"encoder[.]conv1[.]conv_2d", "encoder/conv1/conv_2d", "conv2d"),
+    *layer_rows(r"encoder[.]conv1[.](?P<m>conv_3d|conv_3d_key)", "encoder/conv1/{m}", "conv3d"),
+    *layer_rows(r"decoder[.]head[.]2[.]conv_2d", "decoder/head_2/conv_2d", "conv2d"),
+    *layer_rows(r"decoder[.]head[.]2[.](?P<m>conv_3d|conv_3d_key)", "decoder/head_2/{m}", "conv3d"),
+    *layer_rows(_AT + _CONV + "[.]conv_2d", _TO + "/residual_{j}/conv_2d", "conv2d"),
+    *layer_rows(_AT + _CONV + "[.](?P<m>conv_3d|conv_3d_key)", _TO + "/residual_{j}/{m}", "conv3d"),
+    *layer_rows(_AT + r"shortcut[.]conv_2d", _TO + "/shortcut/conv_2d", "pointwise2d"),
+    *layer_rows(_AT + r"shortcut[.]conv_3d", _TO + "/shortcut/conv_3d", "pointwise3d"),
     *(
         row
         for target, source in _QUANT
         for row in (
-            *_parts(source + r"[.]conv_2d", target + "/conv_2d", "pointwise2d"),
-            *_parts(source + r"[.]conv_3d", target + "/conv_3d", "pointwise3d"),
+            *layer_rows(source + r"[.]conv_2d", target + "/conv_2d", "pointwise2d"),
+            *layer_rows(source + r"[.]conv_3d", target + "/conv_3d", "pointwise3d"),
         )
     ),
     # Two-dimensional convolutions that join both branches.
-    *_parts(r"decoder[.]conv1[.]conv", "decoder/conv1", "conv2d"),
-    *_parts(_AT + _CONV + "[.]conv", _TO + "/residual_{j}", "conv2d"),
-    *_parts(_AT + r"shortcut[.]conv", _TO + "/shortcut", "pointwise2d"),
-    *_parts(r"encoder[.]head[.]2[.]PAC_conv[.]conv", "encoder/head_2/PAC_conv", "pointwise2d"),
-    *_parts(r"encoder[.]head[.]2[.]PAC_(?P<d>\d+)[.]conv", "encoder/head_2/PAC_{d}", "conv2d"),
-    *_parts(r"encoder[.]head[.]2[.]conv", "encoder/head_2", "conv2d"),
+    *layer_rows(r"decoder[.]conv1[.]conv", "decoder/conv1", "conv2d"),
+    *layer_rows(_AT + _CONV + "[.]conv", _TO + "/residual_{j}", "conv2d"),
+    *layer_rows(_AT + r"shortcut[.]conv", _TO + "/shortcut", "pointwise2d"),
+    *layer_rows(r"encoder[.]head[.]2[.]PAC_conv[.]conv", "encoder/head_2/PAC_conv", "pointwise2d"),
+    *layer_rows(r"encoder[.]head[.]2[.]PAC_(?P<d>\d+)[.]conv", "encoder/head_2/PAC_{d}", "conv2d"),
+    *layer_rows(r"encoder[.]head[.]2[.]conv", "encoder/head_2", "conv2d"),
     # Attention and resampling, one of each per branch.
     *_attention(_AT + "(?P<a>Attention_2d|Attention_3d)[.]", _TO + "/{a}"),
-    *_parts(_AT + r"(?P<r>resample_2d|resample_3d)[.]1", _TO + "/{r}", "conv2d"),
-    *_parts(
+    *layer_rows(_AT + r"(?P<r>resample_2d|resample_3d)[.]1", _TO + "/{r}", "conv2d"),
+    *layer_rows(
         r"encoder[.]downsamples[.](?P<i>\d+)[.]time_conv",
         "encoder/downsamples_{i}/time_conv",
         "conv3d",
     ),
-    *_parts(
+    *layer_rows(
         r"decoder[.]upsamples[.](?P<i>\d+)[.]time_conv",
         "decoder/upsamples_{i}/time_conv",
         "pointwise3d",
@@ -92,12 +86,12 @@ IVVAE_TABLE = (
 
 PLAIN_TABLE = (
     *_NORMS,
-    *_parts(_SIDE + "conv1", "{side}/conv1", "conv3d"),
-    *_parts(_SIDE + r"head[.]2", "{side}/head_2", "conv3d"),
-    *_parts(_AT + _CONV, _TO + "/residual_{j}", "conv3d"),
-    *_parts(_AT + "shortcut", _TO + "/shortcut", "pointwise3d"),
-    *(row for target, source in _QUANT for row in _parts(source, target, "pointwise3d")),
+    *layer_rows(_SIDE + "conv1", "{side}/conv1", "conv3d"),
+    *layer_rows(_SIDE + r"head[.]2", "{side}/head_2", "conv3d"),
+    *layer_rows(_AT + _CONV, _TO + "/residual_{j}", "conv3d"),
+    *layer_rows(_AT + "shortcut", _TO + "/shortcut", "pointwise3d"),
+    *(row for target, source in _QUANT for row in layer_rows(source, target, "pointwise3d")),
     *_attention(_AT, _TO + "/attention"),
-    *_parts(_AT + r"resample[.]1", _TO + "/resample", "conv2d"),
-    *_parts(_AT + "time_conv", _TO + "/time_conv", "conv3d"),
+    *layer_rows(_AT + r"resample[.]1", _TO + "/resample", "conv2d"),
+    *layer_rows(_AT + "time_conv", _TO + "/time_conv", "conv3d"),
 )

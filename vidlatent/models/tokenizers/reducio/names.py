@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vidlatent.weights.rows import layer_rows, norm_rows
+
 __all__ = ["RELEASED", "REDUCIO_TABLE", "SD_VAE_DIFFUSERS_TABLE", "SD_VAE_TABLE"]
 
 _COMMON: dict[str, Any] = {"latent_channels": 16, "width": 128}
@@ -22,26 +24,11 @@ RELEASED: dict[str, dict[str, Any]] = {
 }
 
 
-def _parts(source: str, target: str, transform: str) -> tuple[tuple[str, str, str], ...]:
-    """Rows of a layer's weight and bias."""
-    return (
-        (source + "[.]weight", target + "/kernel", transform),
-        (source + "[.]bias", target + "/bias", "copy"),
-    )
-
-
-def _norm(source: str, target: str) -> tuple[tuple[str, str, str], ...]:
-    return (
-        (source + "[.]weight", target + "/scale", "copy"),
-        (source + "[.]bias", target + "/bias", "copy"),
-    )
-
-
 def _block(source: str, target: str, conv: str, point: str) -> tuple[tuple[str, str, str], ...]:
     return (
-        *_norm(source + "[.](?P<m>norm1|norm2)", target + "/{m}"),
-        *_parts(source + "[.](?P<m>conv1|conv2)", target + "/{m}", conv),
-        *_parts(source + "[.]nin_shortcut", target + "/nin_shortcut", point),
+        *norm_rows(source + "[.](?P<m>norm1|norm2)", target + "/{m}"),
+        *layer_rows(source + "[.](?P<m>conv1|conv2)", target + "/{m}", conv),
+        *layer_rows(source + "[.]nin_shortcut", target + "/nin_shortcut", point),
     )
 
 
@@ -49,10 +36,10 @@ def _middle(source: str, target: str, conv: str, point: str) -> tuple[tuple[str,
     attention = source + "mid[.]attn_1[.]"
     return (
         *_block(source + "mid[.]block_(?P<n>1|2)", target + "/mid_block_{n}", conv, point),
-        *_norm(attention + "norm", target + "/mid_attn_1/norm"),
-        *_parts(attention + "(?P<m>q|k|v|proj_out)", target + "/mid_attn_1/{m}", point),
-        *_norm(source + "norm_out", target + "/norm_out"),
-        *_parts(source + "(?P<m>conv_in|conv_out)", target + "/{m}", conv),
+        *norm_rows(attention + "norm", target + "/mid_attn_1/norm"),
+        *layer_rows(attention + "(?P<m>q|k|v|proj_out)", target + "/mid_attn_1/{m}", point),
+        *norm_rows(source + "norm_out", target + "/norm_out"),
+        *layer_rows(source + "(?P<m>conv_in|conv_out)", target + "/{m}", conv),
     )
 
 
@@ -60,7 +47,7 @@ def _encoder(source: str, target: str, conv: str, point: str) -> tuple[tuple[str
     level = source + r"down[.](?P<i>\d+)[.]"
     return (
         *_block(level + r"block[.](?P<j>\d+)", target + "/down_{i}_block_{j}", conv, point),
-        *_parts(level + "downsample[.]conv", target + "/down_{i}_downsample", conv),
+        *layer_rows(level + "downsample[.]conv", target + "/down_{i}_downsample", conv),
         *_middle(source, target, conv, point),
     )
 
@@ -68,9 +55,9 @@ def _encoder(source: str, target: str, conv: str, point: str) -> tuple[tuple[str
 def _fusion(source: str, target: str) -> tuple[tuple[str, str, str], ...]:
     return (
         (source + "pos_embed", target + "/pos_embed", "copy"),
-        *_norm(source + "norm", target + "/norm"),
+        *norm_rows(source + "norm", target + "/norm"),
         (source + "attn[.](?P<m>to_q|to_k|to_v)[.]weight", target + "/{m}/kernel", "dense"),
-        *_parts(source + "attn[.]to_out[.]0", target + "/to_out", "dense"),
+        *layer_rows(source + "attn[.]to_out[.]0", target + "/to_out", "dense"),
     )
 
 
@@ -79,15 +66,15 @@ _UP = r"decoder[.]up[.](?P<i>\d+)[.]"
 REDUCIO_TABLE = (
     *_encoder("encoder_3d[.]", "encoder/volume", "conv3d", "pointwise3d"),
     *_encoder("encoder_2d[.]", "encoder/frame", "conv2d", "pointwise2d"),
-    *_parts("quant_conv", "encoder/quant", "pointwise3d"),
-    *_parts("post_quant_conv", "decoder/post_quant", "pointwise3d"),
+    *layer_rows("quant_conv", "encoder/quant", "pointwise3d"),
+    *layer_rows("post_quant_conv", "decoder/post_quant", "pointwise3d"),
     *_block(
         _UP + r"block_(?P<n>1|2)[.](?P<j>\d+)",
         "decoder/up_{i}_block_{n}_{j}",
         "conv3d",
         "pointwise3d",
     ),
-    *_parts(_UP + "upsample[.]conv", "decoder/up_{i}_upsample", "conv3d"),
+    *layer_rows(_UP + "upsample[.]conv", "decoder/up_{i}_upsample", "conv3d"),
     *_fusion(_UP + "fuse[.]0[.]", "decoder/up_{i}_fuse"),
     *_fusion("decoder[.]mid[.]fuse[.]0[.]", "decoder/mid_fuse"),
     *_middle("decoder[.]", "decoder", "conv3d", "pointwise3d"),
@@ -98,10 +85,10 @@ REDUCIO_TABLE = (
 SD_VAE_TABLE = (
     *_encoder("encoder[.]", "encoder", "conv2d", "pointwise2d"),
     *_block(_UP + r"block[.](?P<j>\d+)", "decoder/up_{i}_block_{j}", "conv2d", "pointwise2d"),
-    *_parts(_UP + "upsample[.]conv", "decoder/up_{i}_upsample", "conv2d"),
+    *layer_rows(_UP + "upsample[.]conv", "decoder/up_{i}_upsample", "conv2d"),
     *_middle("decoder[.]", "decoder", "conv2d", "pointwise2d"),
-    *_parts("quant_conv", "encoder/quant", "pointwise2d"),
-    *_parts("post_quant_conv", "decoder/post_quant", "pointwise2d"),
+    *layer_rows("quant_conv", "encoder/quant", "pointwise2d"),
+    *layer_rows("post_quant_conv", "decoder/post_quant", "pointwise2d"),
     (r"loss[.].*", "", "drop"),
 )
 
@@ -111,9 +98,9 @@ _LEVELS = 4
 
 def _diffusers_block(source: str, target: str) -> tuple[tuple[str, str, str], ...]:
     return (
-        *_norm(source + "[.](?P<m>norm1|norm2)", target + "/{m}"),
-        *_parts(source + "[.](?P<m>conv1|conv2)", target + "/{m}", "conv2d"),
-        *_parts(source + "[.]conv_shortcut", target + "/nin_shortcut", "pointwise2d"),
+        *norm_rows(source + "[.](?P<m>norm1|norm2)", target + "/{m}"),
+        *layer_rows(source + "[.](?P<m>conv1|conv2)", target + "/{m}", "conv2d"),
+        *layer_rows(source + "[.]conv_shortcut", target + "/nin_shortcut", "pointwise2d"),
     )
 
 
@@ -133,14 +120,14 @@ def _diffusers_middle(side: str) -> tuple[tuple[str, str, str], ...]:
             for i in (0, 1)
             for row in _diffusers_block(f"{source}resnets[.]{i}", f"{target}block_{i + 1}")
         ),
-        *_norm(attention + "group_norm", ours + "norm"),
+        *norm_rows(attention + "group_norm", ours + "norm"),
         *(
             row
             for theirs, name in names
-            for row in _parts(attention + theirs, ours + name, "dense")
+            for row in layer_rows(attention + theirs, ours + name, "dense")
         ),
-        *_norm(f"{side}[.]conv_norm_out", f"{side}/norm_out"),
-        *_parts(f"{side}[.](?P<m>conv_in|conv_out)", side + "/{m}", "conv2d"),
+        *norm_rows(f"{side}[.]conv_norm_out", f"{side}/norm_out"),
+        *layer_rows(f"{side}[.](?P<m>conv_in|conv_out)", side + "/{m}", "conv2d"),
     )
 
 
@@ -148,7 +135,7 @@ def _diffusers_up(place: int) -> tuple[tuple[str, str, str], ...]:
     source, target = f"decoder[.]up_blocks[.]{place}[.]", f"decoder/up_{_LEVELS - 1 - place}_"
     return (
         *_diffusers_block(source + r"resnets[.](?P<j>\d+)", target + "block_{j}"),
-        *_parts(source + "upsamplers[.]0[.]conv", target + "upsample", "conv2d"),
+        *layer_rows(source + "upsamplers[.]0[.]conv", target + "upsample", "conv2d"),
     )
 
 
@@ -157,10 +144,10 @@ _DOWN = r"encoder[.]down_blocks[.](?P<i>\d+)[.]"
 # The same in the naming of Diffusers' AutoencoderKL.
 SD_VAE_DIFFUSERS_TABLE = (
     *_diffusers_block(_DOWN + r"resnets[.](?P<j>\d+)", "encoder/down_{i}_block_{j}"),
-    *_parts(_DOWN + "downsamplers[.]0[.]conv", "encoder/down_{i}_downsample", "conv2d"),
+    *layer_rows(_DOWN + "downsamplers[.]0[.]conv", "encoder/down_{i}_downsample", "conv2d"),
     *_diffusers_middle("encoder"),
     *_diffusers_middle("decoder"),
     *(row for place in range(_LEVELS) for row in _diffusers_up(place)),
-    *_parts("quant_conv", "encoder/quant", "pointwise2d"),
-    *_parts("post_quant_conv", "decoder/post_quant", "pointwise2d"),
+    *layer_rows("quant_conv", "encoder/quant", "pointwise2d"),
+    *layer_rows("post_quant_conv", "decoder/post_quant", "pointwise2d"),
 )
