@@ -12,7 +12,7 @@ from vidlatent.data.loaders import Loaders
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.generator_loss import compile_loss_step, evaluate_loss, make_loss_step
 from vidlatent.evaluate.generator_report import write_generator_report
-from vidlatent.evaluate.layer_memory import check_memory, layer_memory
+from vidlatent.evaluate.layer_memory import check_memory, measure_layer_memory
 from vidlatent.latents.inputs import Inputs
 from vidlatent.latents.space import Latents, generator_of, latents_of, restored_generator
 from vidlatent.models.frozen import load_frozen
@@ -54,7 +54,7 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
             memory = None
             if config.eval.layer_memory:
                 given = inputs, model, frozen, mesh, restored.state
-                memory = layer_memory(config, *given, next(iter(loader)))
+                memory = measure_layer_memory(config, *given, next(iter(loader)))
     if is_main():
         folder = Path(output) if output else workdir / "eval" / f"step_{restored.step}"
         write_generator_report(

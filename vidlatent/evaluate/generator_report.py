@@ -1,4 +1,4 @@
-"""The report of a generator's evaluation."""
+"""The report of a generator's evaluation: scores as JSON and an HTML page."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The latent side of an evaluation: how latents are spread, what they look like, their dimension.
+"""What an evaluation says of latents: mean and spread, intrinsic dimension, channels as pictures.
 
-Filled batch by batch while a tokenizer is scored; padding rows never count. What is kept: running
-moments of each channel, and, for the intrinsic dimension only, one latent of each source clip.
+Latents are added batch by batch while a tokenizer is scored; padding does not count. Only running
+moments of each channel are kept and, for the intrinsic dimension, one latent of each source clip.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from vidlatent.spec import LatentSpec
 
 __all__ = ["LatentStatistics", "latent_sheet"]
 
-_FEWEST_POINTS = 3
+_FEWEST_POINTS = 3  # that ``gride`` takes
 
 
 class LatentStatistics:
-    """Latents of validation clips as they come.
+    """Statistics of the latents of validation clips.
 
     Args:
       spec: what the latents are.
@@ -36,12 +36,12 @@ class LatentStatistics:
         self.clips = 0
         self._moments = ChannelMoments(spec.channels)
         self._wanted = gride_clips
-        # Latent shape -> source clip -> latent. Two windows of one file are too much alike: near
-        # neighbours of that kind drown the small scales.
+        # Latent shape -> source clip -> latent. One latent a file: two windows of the same file
+        # would be near neighbours, and the dimension at small scales would be that of these pairs.
         self._kept: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
 
     def add(self, latents: np.ndarray, mask: np.ndarray, clips: np.ndarray) -> None:
-        """Take in a batch ``[B, t, h, w, c]``; rows with ``mask`` 0 are left out.
+        """Add a batch ``[B, t, h, w, c]``; rows with ``mask`` 0 are left out.
 
         ``clips`` ``[B]`` numbers the source clips.
         """
@@ -73,10 +73,10 @@ class LatentStatistics:
         }
 
     def intrinsic_dimension(self) -> list[dict[str, Any]]:
-        """Gride on whole flattened latents, one row for each kind of point and scale.
+        """``gride`` of whole latents as points, one row for each kind of point and scale.
 
-        Kinds: videos, the first latent frames of the same videos (what a causal tokenizer makes of
-        their first pictures), and images; each latent shape by itself.
+        The kinds are videos, the first latent frames of the same videos (which a causal tokenizer
+        makes of their first frames alone), and images; each latent shape by itself.
         """
         rows = []
         for shape, kept in sorted(self._kept.items(), reverse=True):
@@ -120,9 +120,9 @@ def _gride_rows(kind: str, points: np.ndarray) -> list[dict[str, Any]]:
 
 
 def latent_sheet(latent: np.ndarray, video: np.ndarray, spec: LatentSpec, title: str) -> bytes:
-    """PNG of a clip's latent channels, each stretched to black and white by itself.
+    """PNG of a clip's latent channels, each stretched from black to white by itself.
 
-    Beside each latent frame stands the first of the frames it holds.
+    Next to each latent frame is the first of the frames that it encodes.
 
     Args:
       latent: ``[t, h, w, c]``.

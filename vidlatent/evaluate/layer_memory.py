@@ -1,4 +1,4 @@
-"""Where a generator's layers look back to: weights of earlier states (FSVideo, figure 6)."""
+"""How much each layer of a generator reads of each earlier layer (FSVideo, figure 6)."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from vidlatent.media.sheets import weight_map
 from vidlatent.parallel.multihost import to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
 
-__all__ = ["LayerMemory", "check_memory", "layer_memory"]
+__all__ = ["LayerMemory", "check_memory", "measure_layer_memory"]
 
-_NOISE = 20_241  # seed, the same in every run
+_NOISE = 20_241  # seed of the noise, the same in every run and no other use's
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerMemory:
     """Weights that layers give to earlier states, over all tokens of a few clips.
 
-    Row ``l``, from 1, is of the layer ``l``; source 0 is what enters layer 1, source ``j`` what
-    layer ``j`` returns. The last of a row is the state that a plain layer would read.
+    Row ``l``, from 1, belongs to layer ``l``. State 0 is the input of layer 1, state ``j`` the
+    output of layer ``j``. The last state of a row is what a layer without memory would read.
 
     Attributes:
-      largest, mean: one row a layer, of as many weights as it has sources.
+      largest, mean: over tokens; one row a layer, with a weight for each state that it can read.
     """
 
     largest: list[list[float]]
@@ -43,7 +43,7 @@ class LayerMemory:
         return dataclasses.asdict(self)
 
     def pictures(self) -> dict[str, bytes]:
-        """A PNG each, by a few words."""
+        """Title -> PNG, for both tables of weights."""
         found = {}
         for words, rows in (
             ("Largest weight over tokens", self.largest),
@@ -54,7 +54,7 @@ class LayerMemory:
         return found
 
 
-def layer_memory(
+def measure_layer_memory(
     config: ConfigDict,
     inputs: Inputs,
     model: Any,
@@ -63,7 +63,7 @@ def layer_memory(
     params: Any,
     batch: Mapping[str, Any],
 ) -> LayerMemory:
-    """The weights on one batch of a loader at the middle noise level, with all conditions.
+    """Measure the weights on one batch, at the middle noise level and with all conditions.
 
     Args:
       config: of the run.

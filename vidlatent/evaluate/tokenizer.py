@@ -1,10 +1,11 @@
 """Scoring a tokenizer on validation clips.
 
-Scores compare 8-bit frames: the reconstruction is clipped and rounded as it would be when written
-to a file. ``psnr`` and ``ssim`` are means over clips of the mean over a clip's frames;
-``psnr_constant_colour`` is the PSNR of each clip's own mean colour, the best that a decoder without
-any picture could do; ``information_preservation_minus1_to_1`` is one ratio of sums over all clips.
-Padding rows never count, whatever the number of processes. ``config.eval.metrics`` adds others.
+Metrics compare 8-bit frames: the reconstruction is clipped and rounded as if it were written to a
+file. The scores ``psnr`` and ``ssim`` are means over clips of the mean over a clip's frames.
+``psnr_constant_colour`` is the PSNR of a clip in its own mean colour: what a decoder that shows no
+picture can reach. ``information_preservation_minus1_to_1`` is one ratio of sums over all clips.
+``config.eval.metrics`` adds others (``vidlatent.metrics``). Padding never counts, whatever the
+number of processes.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from vidlatent.parallel.multihost import is_main, local_rows, to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
 from vidlatent.spec import LatentSpec
 
-__all__ = ["Evaluation", "Picture", "compile_eval_step", "evaluate", "tokenizer_eval_step"]
+__all__ = ["Evaluation", "ClipPair", "compile_eval_step", "evaluate", "tokenizer_eval_step"]
 
 # Computed for every evaluation; ``config.eval.metrics`` adds others.
 ALWAYS = ("psnr", "ssim", "psnr_constant_colour")
@@ -58,19 +59,20 @@ def tokenizer_eval_step(
 ) -> Callable[[Any, Any], dict[str, jax.Array]]:
     """``(params, batch) -> {metric: [B, T], reconstruction: uint8 [B, T, H, W, 3]}``.
 
-    With ``preservation`` also the sums that information preservation is made of, with ``latent``
-    also the latent of the mean ``[B, t, h, w, c]``.
-
     Args:
-      chunk: frames that the model is given at a time, each chunk by itself, so that memory is that
-        of one; 0: all at once. Not together with ``latent``.
-      draw: seed of latents drawn from the posterior, each by its clip and start alone; None: means.
+      model: a tokenizer.
+      preservation: also return the sums that information preservation is the ratio of.
+      latent: also return the mean of the posterior, ``[B, t, h, w, c]`` float32.
+      chunk: encode and decode so many frames at a time, each chunk by itself, so that memory does
+        not grow with the video; 0: all at once. Not together with ``latent``.
+      draw: decode a sample of the posterior, drawn with this seed and each clip's number and start;
+        None: decode its mean.
     """
 
-    def coded(params, batch, pixels, number):
+    def reconstruct(params, batch, pixels, number):
         if draw is None:
             return model.apply({"params": params}, pixels)
-        return _drawn(
+        return _reconstruct_drawn(
             model, params, pixels, batch, jax.random.fold_in(jax.random.key(draw), number)
         )
 
@@ -79,11 +81,11 @@ def tokenizer_eval_step(
         if chunk:
 
             def restored(part):
-                return to_pixels(coded(params, batch, from_pixels(part[1]), part[0])[0])
+                return to_pixels(reconstruct(params, batch, from_pixels(part[1]), part[0])[0])
 
-            reconstruction = _by_chunks(restored, video, chunk)
+            reconstruction = _map_chunks(restored, video, chunk)
         else:
-            prediction, posterior = coded(params, batch, from_pixels(video), 0)
+            prediction, posterior = reconstruct(params, batch, from_pixels(video), 0)
             reconstruction = to_pixels(prediction)
         colour = video.astype(jnp.float32).mean(axis=(1, 2, 3), keepdims=True)
         flat = jnp.broadcast_to(jnp.round(colour).astype(video.dtype), video.shape)
@@ -93,7 +95,7 @@ def tokenizer_eval_step(
         return {
             **extras,
             "psnr": psnr(video, reconstruction, data_range=255.0),
-            "ssim": _ssim(video, reconstruction),
+            "ssim": _ssim_or_nan(video, reconstruction),
             "psnr_constant_colour": psnr(video, flat, data_range=255.0),
             "reconstruction": reconstruction,
         }
@@ -101,7 +103,7 @@ def tokenizer_eval_step(
     return eval_step
 
 
-def _by_chunks(function: Callable, video: jax.Array, chunk: int) -> jax.Array:
+def _map_chunks(function: Callable, video: jax.Array, chunk: int) -> jax.Array:
     """``function((number, [B, chunk, H, W, 3]))`` of each chunk in turn, put together again."""
     batch, frames = video.shape[:2]
     parts = video.reshape(batch, frames // chunk, chunk, *video.shape[2:])
@@ -110,13 +112,13 @@ def _by_chunks(function: Callable, video: jax.Array, chunk: int) -> jax.Array:
     return jnp.moveaxis(done, 0, 1).reshape(video.shape)
 
 
-def _drawn(
+def _reconstruct_drawn(
     model: Any, params: Any, pixels: jax.Array, batch: Any, key: jax.Array
 ) -> tuple[jax.Array, Any]:
     """Reconstruction of a draw from the posterior, and the posterior.
 
-    The noise of a clip depends on nothing but ``key``, its number and its start, so that neither
-    the batch nor the number of processes changes a score.
+    The noise of a clip depends on ``key``, its number and its start alone, so that neither the
+    batch nor the number of processes changes a score.
     """
     posterior, _ = model.apply({"params": params}, pixels, method="encode")
     if posterior.logvar is None:
@@ -135,7 +137,7 @@ def _drawn(
     return video, posterior
 
 
-def _ssim(video: jax.Array, reconstruction: jax.Array) -> jax.Array:
+def _ssim_or_nan(video: jax.Array, reconstruction: jax.Array) -> jax.Array:
     """SSIM ``[B, T]``; NaN for frames smaller than its window, such as lines."""
     if min(video.shape[2:4]) < WINDOW:
         return jnp.full(video.shape[:2], jnp.nan)
@@ -145,9 +147,11 @@ def _ssim(video: jax.Array, reconstruction: jax.Array) -> jax.Array:
 def compile_eval_step(
     eval_step: Callable, mesh: Mesh, params: Any, metrics: Sequence[Metric] = ()
 ) -> Callable:
-    """Jit an eval step: measurements come back whole on every process, videos stay spread out.
+    """Jit an eval step, and measure ``metrics`` on its reconstruction too.
 
-    ``metrics`` are measured on its reconstruction too.
+    Returns:
+      ``(params, host batch) -> (measurements, reconstruction)``. Every process gets the
+      measurements of all rows; the reconstruction stays sharded over the batch.
     """
     placed = jax.tree.map(lambda leaf: leaf.sharding, params)
     rows, whole = batch_sharding(mesh), replicated(mesh)
@@ -165,8 +169,8 @@ def compile_eval_step(
 
 
 @dataclasses.dataclass
-class Picture:
-    """One clip and what became of it, uint8 ``[T, H, W, 3]`` each; its latent, if asked for."""
+class ClipPair:
+    """A clip and its reconstruction, uint8 ``[T, H, W, 3]`` each, and its latent if asked for."""
 
     label: str
     original: np.ndarray
@@ -181,20 +185,20 @@ class Evaluation:
 
     Attributes:
       scores: metric -> mean over clips, and ``clips``, the number of them.
-      clips: one row a clip: name, start in seconds, size, metrics of frames.
+      clips: one row a clip: name, start in seconds, size, the metrics of frames.
       positions: metric -> mean at each frame position of the window.
       pictures: the first clips, on the main process.
       group_positions: ``n`` and metric -> numbers at each place of a frame group, and
-        ``<metric>_max_margin``, best minus worst place; empty where there are no groups.
-      latents: what was asked to watch the latents.
-      definitions: metric -> what defines its number: how it is averaged, over how many clips of
-        how many frames, and, of those through networks, network, resize rule and covariance.
+        ``<metric>_max_margin``, best minus worst place; empty if there are no groups.
+      latents: statistics of the latents, if asked for.
+      definitions: score -> what defines it: how it is averaged, over how many clips of how many
+        frames, and for metrics with a network the network, resize rule and covariance.
     """
 
     scores: dict[str, float]
     clips: list[dict[str, Any]]
     positions: dict[str, list[float]]
-    pictures: list[Picture]
+    pictures: list[ClipPair]
     group_positions: dict[str, Any] = dataclasses.field(default_factory=dict)
     latents: LatentStatistics | None = None
     definitions: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -210,15 +214,21 @@ def evaluate(
     latents: LatentStatistics | None = None,
     metrics: Sequence[Metric] = (),
 ) -> Evaluation:
-    """Run a compiled eval step over a finite loader; keep ``pictures`` clips spread over it.
+    """Run a compiled eval step over a finite loader.
 
-    ``spec`` says which frames form a group; ``latents`` is shown every latent (of an eval step with
-    ``latent``); ``metrics`` are those the eval step was compiled with.
+    Args:
+      eval_step: from ``compile_eval_step``.
+      params: the tokenizer's parameters.
+      loader: of validation clips.
+      pictures: clips to keep for pictures, spread over the loader.
+      spec: says which frames form a group; None: scores by group position are left out.
+      latents: is given every latent; the eval step must return them.
+      metrics: those that the eval step was compiled with.
 
     Raises:
       VidlatentError: the loader holds no clip.
     """
-    shown: list[Picture] = []
+    shown: list[ClipPair] = []
     per_batch = -(-pictures // max(1, len(loader)))
     stride = max(1, len(loader) // max(1, pictures))
     running = _RunningScores(loader.index, metrics)
@@ -230,7 +240,7 @@ def evaluate(
             latents.add(measured["latent"], measured["mask"], measured["clip"])
         running.add(measured, batch["video"].shape[1:4])
         if is_main() and len(shown) < pictures and number % stride == 0:
-            shown += _pictures(batch, local_rows(reconstruction), loader, measured)[:per_batch]
+            shown += _make_pairs(batch, local_rows(reconstruction), loader, measured)[:per_batch]
     if not running.clips:
         raise VidlatentError(
             "no validation clip to score: raise config.data.validation_share or add files."
@@ -249,7 +259,7 @@ def evaluate(
 
 
 class _RunningScores:
-    """Running sums of an evaluation, over the real rows of all processes' batches."""
+    """Sums over the clips of all processes, from which the scores follow."""
 
     def __init__(self, index: Sequence[Any], metrics: Sequence[Metric]):
         self._index = index
@@ -262,7 +272,7 @@ class _RunningScores:
         self._absolute = np.zeros(2)
 
     def add(self, measured: dict[str, Any], size: tuple[int, ...]) -> None:
-        """Take in what an eval step returned for windows of ``size`` (frames, height, width)."""
+        """Add what an eval step returned for windows of ``size`` (frames, height, width)."""
         real = np.flatnonzero(measured["mask"])
         if _ABSOLUTE[0] in measured:
             self._absolute += [measured[name][real].sum(dtype=np.float64) for name in _ABSOLUTE]
@@ -294,7 +304,7 @@ class _RunningScores:
         """Scores and their definitions."""
         count = len(self.clips)
         lengths = sorted({int(row["size"].split("x")[0]) for row in self.clips})
-        # Exactly rounded sums: the order in which processes deliver rows leaves no trace.
+        # ``fsum`` rounds once, so that the order in which rows arrive does not matter.
         numbers = {n: math.fsum(row[n] for row in self.clips) / count for n in self.names}
         how = {"averaged": "over the frames of a clip, then over clips", "n": count}
         how |= {"clip_frames": lengths}
@@ -309,7 +319,7 @@ class _RunningScores:
             found, counted = accumulator.result(name)
             numbers |= found
             pieces = {"clip_frames": [metric.cut] if metric.cut else lengths}
-            pieces["clip_stride"] = pieces["clip_frames"]  # side by side, no frame twice
+            pieces["clip_stride"] = pieces["clip_frames"]  # pieces do not overlap
             about |= dict.fromkeys(found, {**metric.about, **pieces, **counted})
         numbers["clips"] = count
         return numbers, about
@@ -331,9 +341,9 @@ def _group_positions(sums: dict[str, Any], counts: dict[int, int], spec: LatentS
     return result
 
 
-def _pictures(
+def _make_pairs(
     batch: dict[str, Any], reconstruction: np.ndarray, loader: Loader, measured: dict[str, Any]
-) -> list[Picture]:
+) -> list[ClipPair]:
     rows = np.flatnonzero(batch["mask"])
 
     def latent(row: int) -> np.ndarray | None:
@@ -344,7 +354,7 @@ def _pictures(
         return measured["latent"][np.flatnonzero(same[0] & same[1])[0]]
 
     return [
-        Picture(
+        ClipPair(
             f"{loader.index[int(batch['clip'][row])].path} at {batch['start'][row]:.1f} s",
             np.asarray(batch["video"][row]),
             reconstruction[row],

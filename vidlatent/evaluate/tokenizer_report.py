@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from vidlatent.config import config_hash
 from vidlatent.evaluate.latent_statistics import latent_sheet
-from vidlatent.evaluate.tokenizer import Evaluation, Picture
+from vidlatent.evaluate.tokenizer import ClipPair, Evaluation
 from vidlatent.media.sheets import contact_sheet
 from vidlatent.media.write import side_by_side, write_video
 from vidlatent.report.curves import run_curves
@@ -83,7 +83,7 @@ def _describe_windows(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def pictures_sheet(pictures: list[Picture]) -> bytes:
+def pictures_sheet(pictures: list[ClipPair]) -> bytes:
     """PNG with each clip's reconstruction under its original."""
     rows, labels = [], []
     for picture in pictures:
@@ -131,7 +131,7 @@ def _make_tables(result: Evaluation, scores: dict[str, Any]) -> dict[str, list[d
     return tables
 
 
-def write_side_by_side(file: Path, picture: Picture) -> bytes:
+def write_side_by_side(file: Path, picture: ClipPair) -> bytes:
     """Write original and reconstruction of a clip, left and right, as an MP4; returns its bytes."""
     write_video(file, side_by_side(picture.original, picture.reconstruction), picture.fps)
     return file.read_bytes()

@@ -1,10 +1,10 @@
-"""Do the borders between separately coded parts show? Second differences there and elsewhere.
+"""Whether the borders between separately coded parts of a video can be seen.
 
-``|x[i-1] - 2 x[i] + x[i+1]|`` in 8-bit levels, over frames for borders in time and over rows or
-columns for borders in space: smooth motion and smooth pictures have small ones, a jump between two
-frames (or rows) has two large ones, at either side of it. The mean over all pixels is taken apart
-for the places next to a border and for all others. A codec whose parts do not show has the same
-ratio of the two as the video that it coded.
+Measured by second differences ``|x[i-1] - 2 x[i] + x[i+1]|`` in 8-bit levels, over frames for
+borders in time, over rows or columns for borders in space. Smooth motion and smooth pictures have
+small ones; a jump between two frames (or rows) gives a large one on either side. Their mean is
+taken once over the places next to a border and once over all others. If a codec leaves no visible
+border, the ratio of the two means is that of the original video.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from vidlatent.spec import check_shape
 __all__ = ["BorderDifferences", "FrameDifferences"]
 
 
-class _Means:
-    """Sums of ``near`` and ``far`` in float64, and what they come to."""
+class _NearAndFar:
+    """Means over the places ``near`` a border and ``far`` from one, summed in float64."""
 
     def __init__(self) -> None:
         self._sums = {"near": 0.0, "far": 0.0}
@@ -31,18 +31,18 @@ class _Means:
         self._counts[place] += values.size
 
     def means(self) -> dict[str, float]:
-        """``{'near', 'far'}``; one without any place is left out."""
+        """``{'near': mean, 'far': mean}``; one without any place is left out."""
         return {name: self._sums[name] / n for name, n in self._counts.items() if n}
 
 
-class FrameDifferences(_Means):
-    """Second differences over time, of a video that comes piece by piece.
+class FrameDifferences(_NearAndFar):
+    """Second differences over time, of a video that is added piece by piece.
 
     Args:
-      borders: ``(first, end)`` of the frames that each border touches, in order and without end if
-        the video's length is not known: for a hard cut between frames t - 1 and t that is
-        ``(t - 1, t + 1)``, for chunks that fade into each other over n frames from t on
-        ``(t - 1, t + n + 1)``. A border whose last frame the video does not reach is none.
+      borders: ``(first, end)`` of the frames that each border touches, in order; endless if the
+        length of the video is not known. A hard cut between frames t - 1 and t is
+        ``(t - 1, t + 1)``; chunks that fade into each other over n frames from t on give
+        ``(t - 1, t + n + 1)``. A border that the video ends inside of does not count.
     """
 
     def __init__(self, borders: Iterable[tuple[int, int]]):
@@ -50,8 +50,8 @@ class FrameDifferences(_Means):
         self._borders = iter(borders)
         self._border = next(self._borders, None)
         self._held: list[np.ndarray] = []
-        self._place = 0  # of the middle of the next three frames, less one
-        self._open: list[np.ndarray] = []  # differences at a border that is not reached to its end
+        self._place = 0  # number of the last middle frame measured
+        self._open: list[np.ndarray] = []  # at a border, until its last frame has come
 
     def add(self, frames: np.ndarray) -> None:
         """The next frames, uint8 ``[T, H, W, C]``."""
@@ -83,11 +83,11 @@ class FrameDifferences(_Means):
         self._open.clear()
 
 
-class BorderDifferences(_Means):
-    """Second differences across rows and columns, of frames that come piece by piece.
+class BorderDifferences(_NearAndFar):
+    """Second differences across rows and columns, of frames that are added piece by piece.
 
     Args:
-      rows, columns: first row or column behind each border.
+      rows, columns: the first row or column after each border.
     """
 
     def __init__(self, rows: Sequence[int], columns: Sequence[int]):

@@ -1,6 +1,6 @@
-"""Fréchet distance between two sets of features: the core of FVD (content-debiased FVD).
+"""Fréchet distance between two sets of features, as content-debiased FVD computes it.
 
-Which network makes the features is the caller's choice and belongs in the score's name.
+``fvd.py`` makes it a metric: which network the features are from belongs in the score's name.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ __all__ = ["FeatureSums", "frechet_distance", "frechet_from_moments", "frechet_o
 
 
 class FeatureSums:
-    """Sums from which mean and biased covariance of features follow: exact in pieces of any sizes.
+    """Sums of features and of their outer products, which give mean and biased covariance.
 
-    Kept in float64: the features, and their outer products. Two objects that saw disjoint clips
-    merge to what one would hold that saw them all.
+    Features may be added in pieces of any size. The sums are float64. Two objects that saw
+    different clips merge into what one would hold that saw them all.
 
     Attributes:
-      n: clips added.
+      n: number of clips added.
     """
 
     def __init__(self, width: int):
@@ -30,7 +30,7 @@ class FeatureSums:
         self._products = np.zeros((width, width))
 
     def add(self, features: Any, mask: Any = None) -> None:
-        """Take in ``[B, D]``; rows where ``mask`` ``[B]`` is 0 are padding and do not count.
+        """Add ``[B, D]``; rows where ``mask`` ``[B]`` is 0 are padding and do not count.
 
         Raises:
           VidlatentError: features of another width, or not finite.
@@ -52,7 +52,7 @@ class FeatureSums:
         self._products += rows.T @ rows
 
     def merge(self, other: FeatureSums) -> None:
-        """Take in everything that ``other`` holds."""
+        """Add everything that ``other`` holds."""
         self.n += other.n
         self._total += other._total
         self._products += other._products
@@ -101,8 +101,8 @@ def frechet_from_moments(
 ) -> float:
     """``|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``.
 
-    The root's trace is taken from the symmetric product ``A C_b A`` with ``A = C_a^(1/2)``, which
-    has the same eigenvalues and stays real when there are fewer clips than dimensions.
+    The trace of the root is computed from the symmetric product ``A C_b A`` with ``A = C_a^(1/2)``,
+    which has the same eigenvalues and stays real with fewer clips than dimensions.
     """
     values, vectors = np.linalg.eigh(cov_a)
     root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T

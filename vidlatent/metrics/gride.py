@@ -1,19 +1,19 @@
 """Intrinsic dimension of a cloud of points with Gride, equal to DADApy's numbers.
 
-Around a point, let ``r_k`` be the distance to its k-th neighbour. Where points are spread evenly
-on a d-dimensional surface, the ratio ``mu = r_n2 / r_n1`` follows a law that depends on d alone:
-``mu^-d`` is Beta(n1, n2 - n1). Gride (Denti, Doimo, Laio and Mira 2021) takes the likeliest d, with
-n2 = 2 n1, at n1 = 1, 2, 4, ...: the dimension as seen from ever farther away. Used for latents by
-FSVideo, table 1.
+Let ``r_k`` be the distance from a point to its k-th neighbour. If points are spread evenly on a
+d-dimensional surface, the ratio ``mu = r_n2 / r_n1`` has a distribution that depends on d alone:
+``mu^-d`` is Beta(n1, n2 - n1). Gride (Denti, Doimo, Laio and Mira 2021) takes the d of the greatest
+likelihood, with n2 = 2 n1, at n1 = 1, 2, 4, ...: the dimension at growing scales. FSVideo, table 1,
+uses it for latents.
 
-Distances: a Gram matrix in float32 on the device, a block of rows at a time, proposes neighbours;
-their distances are then computed in float64 from the points themselves. The differences between the
-two tell how far float32 can be trusted, and rows where it may have missed a neighbour (tight
-clusters far apart, repeated points) are searched again with a float64 Gram matrix, which is what
-DADApy uses throughout. So the usual cost is that of one matrix product, memory that of two float32
-copies of the points, and the result at least as exact as DADApy's. Only where it is rounding that
-DADApy measures (points closer than about 1e-7 of the cloud's size) do the two disagree: repeated
-points here have a distance of exactly zero.
+How distances are computed: a Gram matrix in float32 on the device, one block of rows at a time,
+proposes neighbours; their distances are then computed in float64 from the points themselves. The
+differences between the two show how far float32 can be trusted. Rows where it may have missed a
+neighbour (tight clusters far apart, repeated points) are searched again with a float64 Gram matrix,
+which DADApy uses for all rows. So the usual cost is one matrix product and the memory of two
+float32 copies of the points, and the result is at least as exact as DADApy's. The two disagree only
+for points closer than about 1e-7 of the size of the cloud, where DADApy measures rounding errors:
+repeated points have a distance of exactly zero here.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ from vidlatent.spec import check_shape
 __all__ = ["GrideScale", "gride", "gride_estimate", "neighbour_distances"]
 
 _EPS = np.finfo(np.float64).eps
-# Search interval and final width of the bisection; also the floor of 1 - mu^-d, twice over.
+# Search interval and final width of the bisection, as in DADApy; twice the width is the least value
+# of 1 - mu^-d.
 _LOWEST, _HIGHEST, _WIDTH = 0.001, 1000.0, 1e-7
-_SPARE = 31  # Neighbours proposed beyond those asked for.
-_ROWS = 512
+_SPARE = 31  # neighbours proposed beyond those asked for
+_ROWS = 512  # of the distance matrix held at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,8 @@ def gride(points: Any, range_max: int = 64, block: int = _ROWS) -> list[GrideSca
     steps = int(np.log2(min(count - 1, range_max)))
     ranks = 2 ** np.arange(steps + 1)
     distances = neighbour_distances(points, int(ranks[-1]), block=block)[:, ranks - 1]
-    # Repeated points: a zero would make the ratio infinite; so large a ratio is filtered out.
+    # Repeated points have a distance of 0, which would make the ratio infinite. With this floor the
+    # ratio is very large instead, and ``gride_estimate`` filters it out.
     distances = np.maximum(distances, _EPS)
     scales = []
     for inner, outer, n1 in zip(distances.T[:-1], distances.T[1:], ranks.tolist(), strict=False):
@@ -97,11 +99,16 @@ def gride(points: Any, range_max: int = 64, block: int = _ROWS) -> list[GrideSca
 
 
 def gride_estimate(ratios: Any, n1: int, n2: int) -> tuple[float, float]:
-    """Likeliest dimension and its standard error, given ``mu = r_n2 / r_n1 >= 1`` of each point.
+    """Maximum-likelihood dimension and its standard error.
 
-    Ratios above the median plus twenty times the distance from there to the 95th percentile are
-    left out of the estimate (repeated points), though not out of its error. The likelihood's zero
-    is found by bisection in [0.001, 1000]; for (1, 2) it is ``(N - 1) / sum(log mu)``.
+    Ratios above the median plus twenty times the distance from there to the 95th percentile
+    (repeated points) are left out of the estimate, but not of its error. The zero of the
+    likelihood's derivative is found by bisection in [0.001, 1000]; for ranks (1, 2) it is
+    ``(N - 1) / sum(log mu)``.
+
+    Args:
+      ratios: ``[N]``: ``mu = r_n2 / r_n1 >= 1`` of each point.
+      n1, n2: neighbour ranks.
     """
     mus = np.array(ratios, np.float64)
     mus[mus == 1] += 10 * _EPS
@@ -155,36 +162,42 @@ def neighbour_distances(points: Any, count: int, *, block: int = _ROWS) -> np.nd
     kept = min(total - 1, count + _SPARE)
     doubtful = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start, squares, index, error in _proposals(points, kept, min(block, total)):
+        for start, squares, index, error in _propose_neighbours(points, kept, min(block, total)):
             exact = np.stack(
-                list(pool.map(functools.partial(_squares, points), *_rows(start, index)))
+                list(
+                    pool.map(
+                        functools.partial(_squared_distances, points), *_number_rows(start, index)
+                    )
+                )
             )
             slack = 4 * np.abs(exact - squares).max(axis=1) + error
             exact.sort(axis=1)
             result[start : start + len(exact)] = np.sqrt(exact[:, :count])
             if kept < total - 1:
-                # Points left out seem farther than the farthest proposed one. Are they, for sure?
+                # Could a point that was not proposed be nearer than the ones that were?
                 unsure = exact[:, count - 1] > squares[:, -1] - slack
                 doubtful += (start + np.flatnonzero(unsure)).tolist()
         for start in range(0, len(doubtful), block):
             rows = np.asarray(doubtful[start : start + block])
-            index = _nearest_in_float64(points, rows, kept)
-            exact = np.stack(list(pool.map(functools.partial(_squares, points), rows, index)))
+            index = _find_nearest_in_float64(points, rows, kept)
+            exact = np.stack(
+                list(pool.map(functools.partial(_squared_distances, points), rows, index))
+            )
             result[rows] = np.sqrt(np.sort(exact, axis=1)[:, :count])
     return result
 
 
-def _rows(start: int, index: np.ndarray) -> tuple[range, np.ndarray]:
+def _number_rows(start: int, index: np.ndarray) -> tuple[range, np.ndarray]:
     return range(start, start + len(index)), index
 
 
-def _squares(points: np.ndarray, row: int, index: np.ndarray) -> np.ndarray:
+def _squared_distances(points: np.ndarray, row: int, index: np.ndarray) -> np.ndarray:
     """Squared distances from one point to some others, float64."""
     apart = np.subtract(points[index], points[row], dtype=np.float64)
     return np.einsum("kd,kd->k", apart, apart)
 
 
-def _proposals(
+def _propose_neighbours(
     points: np.ndarray, kept: int, block: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """For blocks of rows: first row, squared distances and indices of likely neighbours, rounding.
@@ -199,7 +212,7 @@ def _proposals(
         raise VidlatentError(
             "an intrinsic dimension needs finite points: some are infinite or NaN."
         )
-    # Scaled to length one at most: float32 squares of any unit stay in range.
+    # Scaled to a length of at most one, so that squares stay in the range of float32.
     longest = 0.0
     for start in range(0, total, block):
         part = points[start : start + block] - centre
@@ -211,21 +224,21 @@ def _proposals(
     device = jnp.asarray(moved)
     del moved
     squares = jnp.einsum("nd,nd->n", device, device, precision=jax.lax.Precision.HIGHEST)
-    # Every block has one shape; the last one reaches back into the one before.
+    # All blocks have one shape and so one compiled program: the last overlaps the one before it.
     starts = [min(start, total - block) for start in range(0, total, block)]
-    # The device works on the next block while the host measures this one.
-    ahead = _nearest(device, squares, starts[0], rows=block, kept=kept)
+    # The device works on the next block while the host computes exact distances of this one.
+    ahead = _find_nearest(device, squares, starts[0], rows=block, kept=kept)
     for number, start in enumerate(starts):
         found = jax.device_get(ahead)
         if number + 1 < len(starts):
-            ahead = _nearest(device, squares, starts[number + 1], rows=block, kept=kept)
+            ahead = _find_nearest(device, squares, starts[number + 1], rows=block, kept=kept)
         near = found[0].astype(np.float64) * unit**2
         error = np.finfo(np.float32).eps * (near[:, -1] + unit**2 * found[2].astype(np.float64))
         yield start, near, found[1], error
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "kept"))
-def _nearest(points: jax.Array, squares: jax.Array, start: Any, *, rows: int, kept: int):
+def _find_nearest(points: jax.Array, squares: jax.Array, start: Any, *, rows: int, kept: int):
     """Squared distances, indices and own squared lengths of a block of rows, ascending."""
     own = jax.lax.dynamic_slice_in_dim(points, start, rows)
     mine = jax.lax.dynamic_slice_in_dim(squares, start, rows)
@@ -236,7 +249,7 @@ def _nearest(points: jax.Array, squares: jax.Array, start: Any, *, rows: int, ke
     return -far, index, mine
 
 
-def _nearest_in_float64(points: np.ndarray, rows: np.ndarray, kept: int) -> np.ndarray:
+def _find_nearest_in_float64(points: np.ndarray, rows: np.ndarray, kept: int) -> np.ndarray:
     """Indices ``[len(rows), kept]`` of the nearest points, by a Gram matrix in float64."""
     centre = points.mean(axis=0, dtype=np.float64)
     own = points[rows] - centre

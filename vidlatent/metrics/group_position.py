@@ -1,4 +1,4 @@
-"""Quality by a frame's place in its group: whether a codec treats all frames alike."""
+"""Scores by a frame's place in its group, which show whether a codec treats all frames alike."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["by_group_position", "max_margin"]
 def by_group_position(
     sums: Sequence[float], counts: Sequence[int], *, first: int, group: int
 ) -> tuple[list[float], list[int]]:
-    """Means of a measure over the frames at each place of a frame group, and how many there are.
+    """Mean of a metric over the frames at each place of a frame group, and how many there are.
 
     A group is the frames that share a latent frame. Frames before the first whole group (frame 0 of
-    a causal tokenizer) count nowhere. For 17 frames in groups of 4, place 0 averages frames 1, 5, 9
+    a causal tokenizer) are left out. For 17 frames in groups of 4, place 0 averages frames 1, 5, 9
     and 13 (IV-VAE, supplement).
 
     Args:
-      sums: by frame of the window, the measure summed over clips.
+      sums: by frame of the window, the metric summed over clips.
       counts: by frame, the number of clips that have it.
       first: frames of the shortest legal clip.
       group: frames that share a latent frame.

@@ -1,4 +1,4 @@
-"""Looking at latents: how their channels are spread, and what they look like."""
+"""Statistics of latents by channel, and their channels as pictures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["ChannelMoments", "channel_maps"]
 class ChannelMoments:
     """Mean and standard deviation of each channel over everything added so far.
 
-    Pieces may come in any sizes and order: the result is that of all values at once. The standard
-    deviation is the population's (divided by ``n``).
+    Values may be added in pieces of any size and order; the result is that of all of them at once.
+    The standard deviation is that of a population (divided by ``n``).
 
     Attributes:
-      n: values added, of each channel.
+      n: number of values added, for each channel.
     """
 
     def __init__(self, channels: int):
@@ -25,7 +25,7 @@ class ChannelMoments:
         self._apart = np.zeros(channels)  # summed squared distances from the mean
 
     def add(self, latent: Any) -> None:
-        """Take in values ``[..., c]``."""
+        """Add values ``[..., c]``."""
         values = np.asarray(latent, np.float64).reshape(-1, len(self._mean))
         if not len(values):
             return
@@ -33,7 +33,7 @@ class ChannelMoments:
         self.merge(len(values), mean, np.square(values - mean).sum(axis=0))
 
     def merge(self, n: int, mean: Any, apart: Any) -> None:
-        """Take in ``n`` values a channel of which ``mean`` and ``apart`` ``[c]`` are known."""
+        """Add ``n`` values a channel, given their ``mean`` ``[c]`` and summed squared distances."""
         if not n:
             return
         total = self.n + n

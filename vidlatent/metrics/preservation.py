@@ -1,4 +1,4 @@
-"""How much of the pictures a codec keeps: IV-VAE's information preservation degree."""
+"""IV-VAE's information preservation degree: how much of the pictures a codec keeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vidlatent.metrics.pixels import check_pair, scale_pixels
 
 __all__ = ["PRESERVATION", "absolute_sums"]
 
-# The degree depends on where zero lies, so the range of the pixels is part of its name.
+# The degree depends on which pixel value is zero, so the range of the pixels is part of its name.
 PRESERVATION = "information_preservation_minus1_to_1"
 
 

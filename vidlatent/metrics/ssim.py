@@ -15,14 +15,15 @@ from vidlatent.metrics.pixels import check_pair
 
 __all__ = ["WINDOW", "ssim"]
 
+# Window, its Gaussian and the constants of Wang et al. 2004.
 WINDOW = 11
 _SIGMA = 1.5
 _K1, _K2 = 0.01, 0.03
-# Pixels of one channel that a CPU treats at a time: a handful of such arrays stays in its cache.
+# Pixels of one channel that a CPU works on at a time, so that a handful of arrays fits its cache.
 _BAND_PIXELS = 3 << 15
 
 
-def _window() -> list[float]:
+def _gaussian_window() -> list[float]:
     offsets = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-0.5 * (offsets / _SIGMA) ** 2)
     return (weights / weights.sum()).tolist()
@@ -33,7 +34,7 @@ def _blur(x: jax.Array, axis: int) -> jax.Array:
     size = x.shape[axis] - WINDOW + 1
     # A sum of shifted copies: XLA fuses it, whereas its depthwise convolution is slow on CPUs.
     shifted = (jax.lax.slice_in_dim(x, i, i + size, axis=axis) for i in range(WINDOW))
-    return sum(w * part for w, part in zip(_window(), shifted, strict=True))
+    return sum(w * part for w, part in zip(_gaussian_window(), shifted, strict=True))
 
 
 def ssim(a: Any, b: Any, data_range: float | None = None) -> jax.Array:
@@ -73,7 +74,7 @@ def ssim(a: Any, b: Any, data_range: float | None = None) -> jax.Array:
     return _at_once(a, b, black, data_range)
 
 
-@jax.jit  # Two hundred small operations: one program even when the caller does not compile.
+@jax.jit  # some two hundred small operations: one program even if the caller does not compile
 def _at_once(a: jax.Array, b: jax.Array, black: float, data_range: float) -> jax.Array:
     x, y = ((v.astype(jnp.float32) - black) / data_range for v in (a, b))
     shifts = [jnp.mean(v, axis=(-3, -2), keepdims=True) for v in (x, y)]
@@ -84,10 +85,10 @@ def _at_once(a: jax.Array, b: jax.Array, black: float, data_range: float) -> jax
 
 @functools.partial(jax.jit, static_argnames="rows")
 def _in_bands(a: jax.Array, b: jax.Array, black: float, data_range: float, rows: int) -> jax.Array:
-    """The same plane by plane (a channel of a frame), so many rows of the map at a time.
+    """The same, one channel of a frame after another, and ``rows`` rows of the map at a time.
 
-    On CPUs three times quicker than whole frames, whose intermediate results go through memory.
-    The batch stays one axis: it may be spread over devices.
+    On CPUs this is three times as fast as whole frames, whose intermediate results do not fit the
+    cache. The batch stays one axis, because it may be sharded.
     """
     batch, frames, height, width, channels = a.shape
     places = height - WINDOW + 1
@@ -106,11 +107,12 @@ def _in_bands(a: jax.Array, b: jax.Array, black: float, data_range: float, rows:
                 (v.astype(jnp.float32) - black) / data_range - shift
                 for v, shift in zip(near, shifts, strict=True)
             )
-            # Loops, lest XLA fuse both directions into one and compute the first again and again.
+            # In loops: otherwise XLA fuses the two directions and computes the first again for
+            # every element of the second.
             sums = jnp.stack([x, y, x * x + y * y, x * y])
             sums = jax.lax.map(lambda v: _blur(v, -2), sums)
             sums = jax.lax.map(lambda v: _blur(v, -1), sums)
-            # The last band reaches back into the one before it.
+            # The last band overlaps the one before it; count its new rows only.
             new = start + jnp.arange(rows) >= number * rows
             return jnp.sum(jnp.where(new[:, None], _similarity(*sums, *shifts), 0.0), axis=(1, 2))
 
@@ -122,9 +124,11 @@ def _in_bands(a: jax.Array, b: jax.Array, black: float, data_range: float, rows:
 
 
 def _similarity(mx, my, squares, products, x_shift, y_shift) -> jax.Array:
-    """SSIM's map from weighted means of ``x``, ``y``, ``x x + y y`` and ``x y``, each moved to a
-    mean of zero by its shift. Variances and covariance are free of shifts; about zero, less of them
-    is lost to rounding."""
+    """SSIM's map from weighted means of ``x``, ``y``, ``x x + y y`` and ``x y``.
+
+    ``x`` and ``y`` had their shifts subtracted, which brings their mean to zero. Variances and
+    covariance stay the same, and lose less to rounding.
+    """
     spread, cov = squares - mx * mx - my * my, products - mx * my
     mx, my = mx + x_shift, my + y_shift
     c1, c2 = _K1**2, _K2**2

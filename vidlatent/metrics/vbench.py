@@ -1,8 +1,8 @@
 """VBench's totals from its scores by dimension (Huang et al. 2024).
 
-VBench's own program scores videos (``config.sample.vbench`` names them for it); here its sixteen
-numbers become the three that papers print. A score is first brought to the range between the least
-and the greatest value that its authors give for the dimension.
+VBench's own program scores the videos (``config.sample.vbench`` names the files for it). Here its
+sixteen scores become the three totals that papers print. Each score is first rescaled from the
+range between the least and the greatest value that VBench states for its dimension.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from vidlatent.config import config_hash
 from vidlatent.evaluate.protocols.definitions import Protocol, ProtocolMetric
 from vidlatent.evaluate.protocols.paper_tables import PaperRow
-from vidlatent.evaluate.tokenizer import Evaluation, Picture
+from vidlatent.evaluate.tokenizer import ClipPair, Evaluation
 from vidlatent.evaluate.tokenizer_report import (
     RESIZED,
     group_rows,
@@ -68,7 +68,7 @@ class ProtocolResult:
     where: str
     found: int
     bad: Sequence[tuple[str, str, str]]
-    pictures: Mapping[str, Picture]
+    pictures: Mapping[str, ClipPair]
 
 
 def write_protocol_report(result: ProtocolResult, folder: Path, config: ConfigDict) -> None:

@@ -19,8 +19,8 @@ from vidlatent.data.stream import OneEach
 from vidlatent.evaluate.protocols.definitions import BUILT_IN, PROTOCOLS, Protocol
 from vidlatent.evaluate.protocols.report import ProtocolResult, write_protocol_report
 from vidlatent.evaluate.tokenizer import (
+    ClipPair,
     Evaluation,
-    Picture,
     compile_eval_step,
     evaluate,
     tokenizer_eval_step,
@@ -180,7 +180,7 @@ def _choose_shown(clips: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def _collect_pictures(
     eval_step: Callable, params: Any, loader: Loader, mesh: Mesh, fps: float
-) -> dict[str, Picture]:
+) -> dict[str, ClipPair]:
     """Name -> clip and reconstruction, on every process, of all clips of a small loader."""
     gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
     found = {}
@@ -192,10 +192,10 @@ def _collect_pictures(
         for row in np.flatnonzero(whole["clip"] >= 0):
             clip = loader.index[int(whole["clip"][row])]
             videos = whole["video"][row], whole["reconstruction"][row]
-            found[clip.path] = Picture(clip.path, *videos, fps or clip.fps or STILL_FPS)
+            found[clip.path] = ClipPair(clip.path, *videos, fps or clip.fps or STILL_FPS)
     return found
 
 
-def _label(picture: Picture, row: dict[str, Any]) -> Picture:
+def _label(picture: ClipPair, row: dict[str, Any]) -> ClipPair:
     picture.label = f"{row['clip']}, PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}"
     return picture
