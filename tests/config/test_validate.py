@@ -5,10 +5,14 @@ import math
 import pytest
 
 from vidlatent import config as configs
-from vidlatent.config.ranges import FIELDS, GROUPS, RULES
+from vidlatent.config.ranges import FIELDS, GROUPS, RULES, SHIPPED
 from vidlatent.config.rules import Choice, Each, Flag, Many, Number, Pattern, Text
 from vidlatent.config.validate import validate
+from vidlatent.diffusion import SCHEDULES
 from vidlatent.errors import VidlatentError
+from vidlatent.models.discriminators import DISCRIMINATORS
+from vidlatent.models.generators import GENERATORS
+from vidlatent.models.tokenizers import MODELS
 
 PRESETS = (
     "fsae",
@@ -114,14 +118,28 @@ def test_wrong_values_are_refused(key):
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_wrong_fields_of_models_are_refused(field):
-    config = configs.get_generator_defaults("x", "y")
     for value in wrong_values(FIELDS[field]):
-        for section in (config.model, config.generator, config.discriminator.model):
-            with config.ignore_type():
-                section[field] = value
+        for group, names in SHIPPED.items():
+            config = configs.get_generator_defaults("x", "y")
+            config[group].update({"name": names[0], field: value})
             with pytest.raises(VidlatentError, match="give "):
                 validate(config)
-            del section[field]
+
+
+def test_fields_of_other_packages_are_their_own_matter():
+    for group, registry in (
+        ("model", MODELS),
+        ("generator", GENERATORS),
+        ("discriminator.model", DISCRIMINATORS),
+        ("diffusion.schedule", SCHEDULES),
+    ):
+        assert {*SHIPPED[group]} == {name for name in registry.names() if name != "micro"}
+        config = configs.get_generator_defaults("x", "y")
+        config[group].update({"name": "mine", "width": -1, "steps": "as many as it takes"})
+        validate(config)
+        config[group].update({"shift": math.nan})
+        with pytest.raises(VidlatentError, match="give a finite number"):
+            validate(config)
 
 
 def test_fields_of_foreign_models_may_share_names_with_ours():

@@ -342,21 +342,23 @@ class Codec:
         """Decode each chunk by itself and fade into the next."""
         assert self._plan.chunks is not None
         frames, overlap = self._plan.chunks
-        wanted = self.spec.latent_shape((frames, self.spec.h, self.spec.w))[0]
+        whole = self._plan.whole_latents
+        count = self.spec.latent_shape((frames, self.spec.h, self.spec.w))[0]
+        wanted = None if whole else count
         slots, tail = source.slots(), None
         while piece := list(itertools.islice(slots, wanted)):
             picture = len(piece) == 1 and tail is None and self.spec.rule.legal(1)
-            if len(piece) != wanted and not picture:
+            if len(piece) != wanted and not picture and not whole:
                 raise VidlatentError(
                     f"{len(piece)} latent frames are left over: chunks of {frames} frames have "
-                    f"{wanted} each."
+                    f"{count} each."
                 )
             with self._devices():
                 condition = self._condition(source, len(piece), True)
                 latent = jnp.asarray(np.stack(piece))[None]
                 video, _ = self._programs.decode(self.params, latent, condition, None)
             last = piece[0]
-            if picture:
+            if picture or whole:
                 yield self._pixels(video, piece[0])
                 continue
             video, tail = self._fade_in(video, tail, overlap)

@@ -51,6 +51,10 @@ class CodecOptions:
     """The keys of ``config.codec``; ``config/defaults/codec.py`` says what they mean.
 
     Made by ``CodecOptions.of``, which knows the defaults.
+
+    Attributes:
+      whole_latents: no key: the latents to decode were coded whole, so that a tokenizer which has
+        no other way than chunks decodes them whole too; see ``for_latents``.
     """
 
     time: str
@@ -67,6 +71,7 @@ class CodecOptions:
     layer_dead_positions: int
     tile_pixels: int
     tile_overlap_pixels: int
+    whole_latents: bool = False
 
     @classmethod
     def of(cls, **keys: Any) -> CodecOptions:
@@ -89,8 +94,9 @@ class CodecOptions:
             keys = {"time": "chunks", "chunk_frames": frames, "overlap_frames": overlap}
             return dataclasses.replace(self, scan_groups=0, **keys)
         if self.time != "chunks":
-            return self
-        return dataclasses.replace(self, time="auto", chunk_frames=0, overlap_frames=-1)
+            return dataclasses.replace(self, whole_latents=True)
+        keys = {"time": "auto", "chunk_frames": 0, "overlap_frames": -1}
+        return dataclasses.replace(self, whole_latents=True, **keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +108,7 @@ class CodecPlan:
       time: ``'stream'``, ``'windows'`` or ``'chunks'``.
       groups, scan_groups, window_latents: see ``config.codec``; ``scan_groups`` is 1 or more.
       chunks: ``(frames, overlap_frames)`` of a chunk; None without chunks.
+      whole_latents: latents are decoded whole where chunks are the only way.
     """
 
     programs: CodecPrograms | AutoPrograms
@@ -110,6 +117,7 @@ class CodecPlan:
     scan_groups: int
     window_latents: int
     chunks: tuple[int, int] | None
+    whole_latents: bool = False
 
 
 def plan_codec(codec: CodecOptions, model: Tokenizer, devices: int = 1) -> CodecPlan:
@@ -137,7 +145,8 @@ def plan_codec(codec: CodecOptions, model: Tokenizer, devices: int = 1) -> Codec
     # One call for several pieces saves dispatches, which cost a CPU next to nothing.
     scan = codec.scan_groups or (1 if jax.default_backend() == "cpu" else 4)
     scan = scan if time == "stream" else 1
-    return CodecPlan(programs, time, codec.groups, scan, codec.window_latents, chunks)
+    given = codec.groups, scan, codec.window_latents, chunks, codec.whole_latents
+    return CodecPlan(programs, time, *given)
 
 
 def _check_values(codec: CodecOptions) -> None:

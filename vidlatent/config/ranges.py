@@ -10,7 +10,7 @@ from typing import Any
 
 from vidlatent.config.rules import Choice, Each, Flag, Many, Number, Pattern, Text, number, whole
 
-__all__ = ["FIELDS", "GROUPS", "RULES"]
+__all__ = ["FIELDS", "GROUPS", "RULES", "SHIPPED"]
 
 _COUNT = whole(1)
 _COUNT_OR_NONE = whole(0)
@@ -281,8 +281,16 @@ GROUPS: dict[str, Any] = {
 _COUNTS = Many(_COUNT, "(16, 32)")
 _COUNTS_OR_NONE = Many(whole(0), "(0, 1)")
 
-# Fields of the shipped models, generators, discriminators and schedules, by name: what is numeric
-# in them. A field of another name is only asked to be finite.
+# Group -> names whose fields ``FIELDS`` knows. Those of your own packages check their fields alone.
+SHIPPED = {
+    "model": ("dcae", "fsae", "ivvae", "magvit2", "promag", "reducio"),
+    "generator": ("latte", "promag_dit", "reducio_dit", "wan"),
+    "discriminator.model": ("multiscale3d", "patch2d", "patch3d", "stylegan3d"),
+    "diffusion.schedule": ("cosine", "flow", "linear", "scaled_linear"),
+}
+
+# Fields of these models, generators, discriminators and schedules, by name: what is numeric in
+# them. A field of another name is only asked to be finite.
 FIELDS: dict[str, Any] = {
     **dict.fromkeys(
         (

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vidlatent.config.defaults import get_defaults, get_generator_defaults, is_generator
-from vidlatent.config.ranges import FIELDS, GROUPS, RULES
+from vidlatent.config.ranges import FIELDS, GROUPS, RULES, SHIPPED
 from vidlatent.errors import VidlatentError
 
 __all__ = ["check_complete", "validate"]
@@ -21,7 +21,7 @@ __all__ = ["check_complete", "validate"]
 def validate(config: ConfigDict) -> None:
     """Raise ``VidlatentError`` for the first value that its key cannot have."""
     for key, value in _leaves(config, ""):
-        rule = RULES.get(key) or _rule_of_group(key, own=bool(config.imports))
+        rule = RULES.get(key) or _rule_of_group(config, key)
         if remedy := (rule(value) if rule else _finite(value)):
             raise VidlatentError(f"config.{key}={value!r}: {remedy}{_hint(key, value)}.")
     for check in (_check_weights, _check_chunks, _check_shares, _check_name):
@@ -53,16 +53,12 @@ def _leaves(node: ConfigDict, prefix: str, groups: bool = False) -> Iterator[tup
             yield prefix + key, value
 
 
-def _rule_of_group(key: str, own: bool) -> Any:
-    """The rule of a model's field; none where packages of the user's ``own`` are imported.
-
-    A model in such a package may have a field that shares its name, but not its meaning, with one
-    of ours.
-    """
+def _rule_of_group(config: ConfigDict, key: str) -> Any:
     for group, rule in GROUPS.items():
         if key.startswith(f"{group}."):
-            ours = group != "loss" and not own
-            return rule or (FIELDS.get(key.removeprefix(f"{group}.")) if ours else None)
+            if group in SHIPPED and config[group].get("name", "") in SHIPPED[group]:
+                return FIELDS.get(key.removeprefix(f"{group}."))
+            return rule
     return None
 
 

@@ -62,6 +62,8 @@ def encode_set(config: ConfigDict, workdir: Path, step: int, output: str) -> int
     """
     if not output:
         raise VidlatentError("--mode=encode needs --output=<folder of the latent data set>.")
+    if (Path(output) / "config.json").exists():
+        raise VidlatentError(f"--output={output} holds a run: name another folder for the set.")
     if config.data.source == "latents":
         raise VidlatentError("config.data.source='latents' is encoded already: name the videos.")
     job = _Job(config, workdir, step, Path(output))
