@@ -20,7 +20,7 @@ from vidlatent.layers.dense import exact
 from vidlatent.models.pretrained.registry import Definition
 from vidlatent.models.tokenizers.base import Posterior
 from vidlatent.models.tokenizers.reducio.blocks import Dense
-from vidlatent.models.tokenizers.reducio.coder import Network
+from vidlatent.models.tokenizers.reducio.coder import FeatureEncoder
 from vidlatent.models.tokenizers.reducio.variants import ReducioConfig, plan_resampling
 from vidlatent.spec import check_shape
 
@@ -104,7 +104,7 @@ class _Moments(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        network = Network(self.config, self.moments)
+        network = FeatureEncoder(self.config, self.moments)
         nn.share_scope(self, network)
         return Dense(self.moments, name="quant")(network(x)[0])
 

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.nets import fast_jit
 from tests.helpers.reducio_nets import net
 from vidlatent.errors import VidlatentError
-from vidlatent.models.tokenizers.reducio.coder import Network
+from vidlatent.models.tokenizers.reducio.coder import FeatureEncoder
 from vidlatent.models.tokenizers.reducio.names import SD_VAE_TABLE
 from vidlatent.weights.files import choose_table
 from vidlatent.weights.importer import export_names, export_params, import_params
@@ -66,7 +66,7 @@ def test_volume_is_the_image_encoder_on_one_frame():
 
     def deepest(params, volume):
         coder = model.make_layer_config(4, (1, 1, 2), 1, ((False, True),) * 2, volume)
-        return Network(coder).apply({"params": params}, image)[1][2]
+        return FeatureEncoder(coder).apply({"params": params}, image)[1][2]
 
     parts = [
         fast_jit(deepest, static_argnums=1)(params["encoder"][name], volume)

@@ -61,22 +61,10 @@ def decode_patch(
     condition: Any = None,
     rngs: Any = None,
 ) -> Patch:
-    """Decode a crop, for training on sizes whose whole decoding does not fit.
+    """``Tokenizer.decode_patch`` of FSAE.
 
-    Args:
-      model: the autoencoder.
-      params: its parameters.
-      latent: ``[B, t, h, w, c]``, whole.
-      start: first row and column of the crop in cells; may be traced.
-      size: rows and columns of cells.
-      frames: latent frames to decode, from the first on (a later start would spoil most of a
-        causal decoder's clip); None for all.
-      condition: frame 0's features, whole.
-      rngs: random streams, such as ``{'noise': key}``.
-
-    Returns:
-      The part of the crop that equals the whole decoding; compare it with the same part of the
-      target.
+    ``frames`` counts from the first latent frame on, because a later start would spoil most of a
+    causal decoder's clip.
     """
     stage = find_outer_stage(model)
     run = functools.partial(model.apply, {"params": params}, rngs=rngs)

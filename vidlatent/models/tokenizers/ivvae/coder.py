@@ -33,7 +33,7 @@ _AXES = ("batch", "time", "height", "width", "channel")
 _KINDS = {"res": ResBlock, "down": Down, "up": Up}
 
 
-class Step(NamedTuple):
+class Layer(NamedTuple):
     """A module, what it does, and the norm (with SiLU) in front of it."""
 
     module: nn.Module
@@ -51,7 +51,7 @@ class Step(NamedTuple):
         return {"res": 2, "up": 2}.get(self.op.kind, 1)
 
 
-def _steps(c: IVVAEConfig, ops: list[Op], part: str) -> list[Step]:
+def _steps(c: IVVAEConfig, ops: list[Op], part: str) -> list[Layer]:
     steps = []
     for i, op in enumerate(ops):
         kind = BranchAttention if op.kind == "attn" else _KINDS[op.kind]
@@ -59,7 +59,7 @@ def _steps(c: IVVAEConfig, ops: list[Op], part: str) -> list[Step]:
             kind = nn.remat(kind, prevent_cse=True)
         name = f"{part}_{i}"
         module = kind(c, name=name) if op.kind == "attn" else kind(c, op, name=name)
-        steps.append(Step(module, op))
+        steps.append(Layer(module, op))
     return steps
 
 
@@ -78,7 +78,7 @@ class _Tape:
         self.seen[name] = x = constrain(x, _AXES)
         return x
 
-    def run(self, c: IVVAEConfig, steps: list[Step], x: jax.Array) -> jax.Array:
+    def run(self, c: IVVAEConfig, steps: list[Layer], x: jax.Array) -> jax.Array:
         """All steps, a level at a time."""
         for level, group in itertools.groupby(steps, key=lambda step: step.level):
             x = self._level(c, level, list(group), x)
@@ -88,7 +88,7 @@ class _Tape:
         ops = [c.op(kind, c.last, c.widths[-1]) for kind in ("res", "attn", "res")]
         return self.run(c, _steps(c, ops, "middle"), x)
 
-    def _level(self, c: IVVAEConfig, level: int, steps: list[Step], x: jax.Array) -> jax.Array:
+    def _level(self, c: IVVAEConfig, level: int, steps: list[Layer], x: jax.Array) -> jax.Array:
         """One level and its resampling, in strips of rows where whole arrays would be too large.
 
         With strips, ``seen`` gets only what the last step returns.
@@ -143,7 +143,7 @@ class IVVAEEncoder(nn.Module):
         """``[B, T, H, W, 3] -> [B, t, h, w, 2z]`` float32, cache, values by module name."""
         c = self.config
         tape = _Tape(self, cache)
-        first = Step(conv3(c, c.widths[0], 0, "conv1"), c.op("conv", 0, c.widths[0]))
+        first = Layer(conv3(c, c.widths[0], 0, "conv1"), c.op("conv", 0, c.widths[0]))
         x = tape.run(c, [first, *_steps(c, list_encoder_ops(c), "downsamples")], video)
         x = tape.middle(c, x)
         x = nn.silu(SplitNorm(c.variant.branches, c.dtype, name="head_0")(x))
@@ -180,7 +180,7 @@ class IVVAEDecoder(nn.Module):
         plane = c.variant.branches == 2
         x = tape(x, conv3(c, c.widths[-1], c.last, "conv1", plane=plane))
         x = tape.middle(c, x)
-        last = Step(
+        last = Layer(
             conv3(c, 3, 0, "head_2", dtype=jnp.float32),
             c.op("conv", 0, 3),
             SplitNorm(c.variant.branches, c.dtype, name="head_0"),

@@ -19,7 +19,7 @@ from vidlatent.models.tokenizers.reducio.fusion import Fusion
 from vidlatent.models.tokenizers.reducio.variants import ReducioConfig
 from vidlatent.parallel.sharding import constrain
 
-__all__ = ["Network", "ReducioDecoder", "ReducioEncoder"]
+__all__ = ["FeatureEncoder", "ReducioDecoder", "ReducioEncoder"]
 
 _AXES = ("batch", "time", "height", "width", "channel")
 
@@ -30,7 +30,7 @@ def _block(c: ReducioConfig, features: int, name: str):
     return lambda x: constrain(block(x), _AXES)
 
 
-class Network(nn.Module):
+class FeatureEncoder(nn.Module):
     """An encoder down to its deepest level: of the video, or of the content frame.
 
     Attributes:
@@ -79,17 +79,17 @@ class ReducioEncoder(nn.Module):
 
     def setup(self):
         moments = 2 * self.latent_channels
-        self.volume = Network(self.video, moments)
+        self.volume = FeatureEncoder(self.video, moments)
         self.quant = Dense(moments)  # float32: the latent is stored
         if self.content is not None:
-            self.frame = Network(self.content)
+            self.frame = FeatureEncoder(self.content)
 
     def __call__(self, video: jax.Array) -> jax.Array:
         """Moments ``[B, t, h, w, 2c]`` float32."""
         return self.quant(self.volume(video)[0])
 
     def features(self, frame: jax.Array) -> tuple[jax.Array, ...]:
-        """Pyramid of ``[B, H, W, 3]``, as ``Network`` orders it, ``[B, H', W', C]`` each."""
+        """Pyramid of ``[B, H, W, 3]``, as ``FeatureEncoder`` orders it, ``[B, H', W', C]`` each."""
         return tuple(x[:, 0] for x in self.pyramid(frame)[1])
 
     def pyramid(self, frame: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
