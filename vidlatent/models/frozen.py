@@ -81,7 +81,7 @@ def hold_in(dtype: Any, abstract: Any, compute: Callable[[Any], Any]) -> Any:
         cast = bool(found) and all(use == jnp.dtype(dtype) for use in found)
         return jax.ShapeDtypeStruct(leaf.shape, dtype if cast else leaf.dtype)
 
-    return structure.unflatten(map(hold, leaves, jaxpr.invars))
+    return jax.tree.unflatten(structure, list(map(hold, leaves, jaxpr.invars)))
 
 
 def _collect_uses(jaxpr: Jaxpr, names: Mapping[Var, Var], uses: dict[Var, list[Any]]) -> None:

@@ -66,27 +66,42 @@ class Task(Protocol):
     """One thing that can be trained.
 
     Which recipes a run may be initialised from stands in ``config.train.init_recipes``.
-
-    Attributes:
-      spec: of the latents that the model makes or learns from.
-      family: name of the model, as weights files know it (``weights.tables.TABLES``).
-      arrays: names of the arrays of a batch that the steps need. The first, ``[B, T, ...]``, is
-        what is learned from.
-      frozen: networks that the step computes with and does not train, by name.
-      players: parts of the state that may be trained beside the model, by name.
     """
-
-    spec: LatentSpec
-    family: str
-    arrays: tuple[str, ...]
-    players: Mapping[str, Player]
 
     def __init__(self, config: ConfigDict) -> None:
         """Raises ``VidlatentError`` where model, data and options do not go together."""
         ...
 
     @property
-    def frozen(self) -> Mapping[str, FrozenNetwork]: ...
+    def spec(self) -> LatentSpec:
+        """Of the latents that the model makes or learns from."""
+        ...
+
+    @property
+    def family(self) -> str:
+        """Name of the model, as weights files know it (``weights.tables.TABLES``)."""
+        ...
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the arrays of a batch that the steps need. The first, ``[B, T, ...]``, is what
+        is learned from."""
+        ...
+
+    @property
+    def frozen(self) -> Mapping[str, FrozenNetwork]:
+        """Networks that the step computes with and does not train, by name."""
+        ...
+
+    @property
+    def players(self) -> Mapping[str, Player]:
+        """Parts of the state that may be trained beside the model, by name."""
+        ...
+
+    @property
+    def eval_step(self) -> Callable[..., dict[str, jax.Array]]:
+        """Measurements of one batch, ``[B, ...]`` each, as the task's own validation calls it."""
+        ...
 
     @staticmethod
     def abstract_params(config: ConfigDict) -> Any:
@@ -110,10 +125,6 @@ class Task(Protocol):
         Returns:
           The new state, and metrics: float32 scalars, with ``loss`` among them.
         """
-        ...
-
-    def eval_step(self, *given: Any) -> dict[str, jax.Array]:
-        """Measurements of one batch, ``[B, ...]`` each, as the task's own validation calls it."""
         ...
 
     def make_validation(

@@ -52,7 +52,7 @@ from vidlatent.train.state import (
     init_state,
     random_key,
 )
-from vidlatent.train.tasks.base import Player
+from vidlatent.train.tasks.base import Player, Task, Validation
 
 __all__ = ["Gradients", "TokenizerTask"]
 
@@ -151,7 +151,7 @@ class TokenizerTask:
         if "helpers" in state:
             rate = self.rate(state["step"])
             players["helpers"] = PlayerUpdate(gradients.helpers, self.optimizer, rate)
-        if gradients.adversarial is not None:
+        if self.discriminator is not None and gradients.adversarial is not None:
             update = self.discriminator.make_update(gradients.adversarial, state["step"])
             players["discriminator"] = update
         state, report = apply_gradients(
@@ -313,3 +313,8 @@ class TokenizerValidation:
     def write(self, run: Any, result: Evaluation, folder: Path) -> list[str]:
         write_evaluation(result, folder, config=run.config, step=run.step, workdir=run.workdir)
         return ["report.html", "contact_sheet.png", "side_by_side_0.mp4"]
+
+
+# The type checker compares the classes with their contracts here.
+_TASK: type[Task] = TokenizerTask
+_VALIDATION: type[Validation] = TokenizerValidation
