@@ -58,8 +58,8 @@ def make_schedule(config: Mapping[str, Any]) -> Flow | Diffusion:
       VidlatentError: no name, unknown name or option, or a value out of range.
     """
     options = dict(config)
-    factory = SCHEDULES.get(_pop(options, "name", "schedule"))
-    _check("schedule", options, inspect.signature(factory).parameters)
+    factory = SCHEDULES.get(_pop(options, "name", "config.diffusion.schedule"))
+    _check("config.diffusion.schedule", options, inspect.signature(factory).parameters)
     return factory(**options)
 
 
@@ -73,15 +73,15 @@ def make_sampler(schedule: Flow | Diffusion, config: Mapping[str, Any]) -> Sampl
       VidlatentError: no name or steps, unknown name or option, or a value out of range.
     """
     options = dict(config)
-    factory = SAMPLERS.get(_pop(options, "name", "sampler"))
+    factory = SAMPLERS.get(_pop(options, "name", "config.sampler"))
     of_grid = inspect.signature(schedule.grid).parameters
     of_solver = dict(inspect.signature(factory).parameters)
     del of_solver["grid"]
     own = {k: getattr(schedule, k) for k in ("prediction", "variance") if k in of_solver}
     open_to_config = [k for k in of_solver if k != "prediction"]
-    _check("sampler", options, (*of_grid, *open_to_config))
+    _check("config.sampler", options, (*of_grid, *open_to_config))
     if "steps" not in options:
-        raise VidlatentError("the sampler has no number of steps: set sampler.steps.")
+        raise VidlatentError("the sampler has no number of steps: set config.sampler.steps.")
     grid = schedule.grid(**{k: v for k, v in options.items() if k in of_grid})
     return factory(grid, **{**own, **{k: v for k, v in options.items() if k in of_solver}})
 
@@ -101,7 +101,7 @@ def sampler_options(
     Raises:
       VidlatentError: no name, or an unknown one.
     """
-    named = _pop(dict(config), "name", "sampler")
+    named = _pop(dict(config), "name", "config.sampler")
     SAMPLERS.get(named)
     unset = {"spacing": "", "shift": 0.0}
     grids = (schedule.grid, Flow.grid, Diffusion.grid)

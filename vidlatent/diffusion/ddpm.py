@@ -75,11 +75,14 @@ class Diffusion:
             raise VidlatentError("prediction 'velocity' is flow matching's: choose 'v' here.")
         if self.variance not in VARIANCES:
             hint = did_you_mean(self.variance, VARIANCES)
-            raise VidlatentError(f"unknown schedule.variance {self.variance!r}: {hint}")
+            raise VidlatentError(
+                f"unknown config.diffusion.schedule.variance {self.variance!r}: {hint}"
+            )
         if self.prediction == "epsilon" and self.alphas_cumprod[-1] <= 0:
             raise VidlatentError(
                 "a network that predicts noise cannot give the sample where no signal is left: "
-                "with schedule.zero_terminal_snr set schedule.prediction to 'v' or 'x0'."
+                "with config.diffusion.schedule.zero_terminal_snr set "
+                "config.diffusion.schedule.prediction to 'v' or 'x0'."
             )
 
     @property
@@ -184,9 +187,9 @@ class Diffusion:
         """
         if spacing not in SPACINGS:
             hint = did_you_mean(spacing, SPACINGS)
-            raise VidlatentError(f"unknown sampler.spacing {spacing!r}: {hint}")
+            raise VidlatentError(f"unknown config.sampler.spacing {spacing!r}: {hint}")
         if not 1 <= steps <= self.steps:
-            raise VidlatentError(f"sampler.steps must be in 1..{self.steps}, got {steps}.")
+            raise VidlatentError(f"config.sampler.steps must be in 1..{self.steps}, got {steps}.")
         if spacing == "continuous":
             return self._continuous(steps)
         if spacing == "even":
@@ -205,8 +208,8 @@ class Diffusion:
     def _continuous(self, steps: int) -> NoiseGrid:
         if self.times is not None or self.alphas_cumprod[-1] <= 0:
             raise VidlatentError(
-                "sampler.spacing 'continuous' needs the whole schedule with signal left at its "
-                "end: choose 'trailing'."
+                "config.sampler.spacing 'continuous' needs the whole schedule with signal left at "
+                "its end: choose 'trailing'."
             )
         known = np.arange(1, self.steps + 1) / self.steps
         points = np.linspace(1.0, 1.0 / self.steps, steps + 1)
@@ -220,8 +223,8 @@ class Diffusion:
         want = 2 * channels if self.variance == "learned_range" else channels
         if output.shape[-1] != want:
             raise VidlatentError(
-                f"schedule.variance {self.variance!r} needs {want} output channels for {channels} "
-                f"latent channels, but the network has {output.shape[-1]}."
+                f"config.diffusion.schedule.variance {self.variance!r} needs {want} output "
+                f"channels for {channels} latent channels, but the network has {output.shape[-1]}."
             )
 
 
@@ -302,10 +305,12 @@ def _diffusion(betas, prediction, variance, snr_shift, zero_end) -> Diffusion:
     if len(betas) < 2 or not (np.all(betas > 0) and np.all(betas < 1)):
         raise VidlatentError(
             "betas of a schedule must lie between 0 and 1 for at least 2 steps: set more "
-            "schedule.steps or a lower schedule.end."
+            "config.diffusion.schedule.steps or a lower config.diffusion.schedule.end."
         )
     if not snr_shift > 0:
-        raise VidlatentError(f"schedule.snr_shift must be above 0, got {snr_shift}.")
+        raise VidlatentError(
+            f"config.diffusion.schedule.snr_shift must be above 0, got {snr_shift}."
+        )
     abar = np.cumprod(1.0 - betas)
     # abar / (1 - abar) divided by snr_shift, solved for abar.
     abar = abar / (snr_shift + (1.0 - snr_shift) * abar)

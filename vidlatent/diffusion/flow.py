@@ -160,7 +160,7 @@ class Flow:
     def __post_init__(self):
         if not (self.shift > 0 and self.std > 0 and 0 < self.least < 1):
             raise VidlatentError(
-                "flow matching needs schedule.shift > 0, schedule.std > 0 and schedule.least in "
+                "config.diffusion.schedule of flow matching needs shift > 0, std > 0 and least in "
                 f"(0, 1), got {self.shift}, {self.std}, {self.least}."
             )
 

@@ -50,12 +50,12 @@ def make_grid(times: Sequence, alphas: Sequence, sigmas: Sequence) -> NoiseGrid:
     if grid.steps < 1 or not len(grid.alphas) == len(grid.sigmas) == grid.steps + 1:
         raise VidlatentError(
             f"a sampler needs N >= 1 times and N + 1 noise levels, got {grid.steps} times, "
-            f"{len(grid.sigmas)} levels: set sampler.steps or sampler.sigmas."
+            f"{len(grid.sigmas)} levels: set config.sampler.steps or config.sampler.sigmas."
         )
     if not (np.all(np.diff(grid.sigmas) < 0) and grid.sigmas[-1] >= 0):
         raise VidlatentError(
-            "noise levels must fall at every step and end at 0 or above: set fewer sampler.steps "
-            "or another sampler.spacing."
+            "noise levels must fall at every step and end at 0 or above: set fewer "
+            "config.sampler.steps or another config.sampler.spacing."
         )
     return grid
 
@@ -106,16 +106,17 @@ def flow_grid(
       VidlatentError: unknown spacing, a shift that is not positive, levels that do not fall.
     """
     if not shift > 0:
-        raise VidlatentError(f"sampler.shift must be above 0, got {shift}.")
+        raise VidlatentError(f"config.sampler.shift must be above 0, got {shift}.")
     if spacing not in FLOW_SPACINGS:
         hint = did_you_mean(spacing, FLOW_SPACINGS)
-        raise VidlatentError(f"unknown sampler.spacing {spacing!r}: {hint}")
+        raise VidlatentError(f"unknown config.sampler.spacing {spacing!r}: {hint}")
     if steps < 1:
-        raise VidlatentError(f"sampler.steps must be at least 1, got {steps}.")
+        raise VidlatentError(f"config.sampler.steps must be at least 1, got {steps}.")
     if sigmas is not None:
         if len(sigmas) != steps:
             raise VidlatentError(
-                f"sampler.sigmas has {len(sigmas)} levels for {steps} steps: give one for each."
+                f"config.sampler.sigmas has {len(sigmas)} levels for {steps} steps: give one for "
+                "each."
             )
         levels = shift_levels(np.asarray(sigmas, np.float64), shift)
     elif spacing == "clean":

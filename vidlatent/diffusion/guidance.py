@@ -52,7 +52,9 @@ def guidance_scales(
     if interval is not None:
         low, high = interval
         if not low <= high:
-            raise VidlatentError(f"guidance.interval must be (low, high), got {interval}.")
+            raise VidlatentError(
+                f"config.sampler.guidance.interval must be (low, high), got {interval}."
+            )
         table[(levels < low) | (levels > high)] = 1.0
     return table
 

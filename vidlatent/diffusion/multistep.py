@@ -47,10 +47,10 @@ def unipc(
         because lambda is infinite there.
     """
     if order not in (1, 2, 3):
-        raise VidlatentError(f"sampler.order of unipc must be 1, 2 or 3, got {order}.")
+        raise VidlatentError(f"config.sampler.order of unipc must be 1, 2 or 3, got {order}.")
     if solver_type not in SOLVER_TYPES:
         hint = did_you_mean(solver_type, SOLVER_TYPES)
-        raise VidlatentError(f"unknown sampler.solver_type {solver_type!r}: {hint}")
+        raise VidlatentError(f"unknown config.sampler.solver_type {solver_type!r}: {hint}")
     steps = grid.steps
     keep = order if corrector else order - 1
     predict = np.zeros((steps, 2 + keep))

@@ -283,7 +283,7 @@ def ddim(grid: NoiseGrid, prediction: str = "epsilon", eta: float = 0.0) -> Samp
     path, eta 1 is ancestral sampling with the small variance.
     """
     if not 0.0 <= eta <= 1.0:
-        raise VidlatentError(f"sampler.eta must be in [0, 1], got {eta}.")
+        raise VidlatentError(f"config.sampler.eta must be in [0, 1], got {eta}.")
     noise = eta * np.sqrt(posterior_weights(grid)[2])
     alpha, sigma, alpha_next, sigma_next = _ends(grid)
     # Weight of x: what of its noise remains. Rounding can make the difference negative at eta 1.
