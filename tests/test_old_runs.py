@@ -73,6 +73,13 @@ def test_a_run_is_resumed(runs, expected, name):
     assert any(key.startswith("critic/params/") for key in state) == (name == "tokenizer")
 
 
+def test_a_run_beyond_its_steps_is_not_trained(kept):
+    with pytest.raises(AssertionError) as raised:  # a failing exit
+        old_runs.run(kept, "--workdir=tokenizer", "--config.train.steps=30")
+    (line,) = [line for line in str(raised.value).splitlines() if "error: " in line]
+    assert "is at step 40 already, beyond config.train.steps=30" in line
+
+
 @SLOW
 def test_a_tokenizer_is_scored(kept, expected, tmp_path):
     found = old_runs.scores_of(kept, str(tmp_path / "scores"))

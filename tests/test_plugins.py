@@ -58,9 +58,10 @@ def generator(folder):
     return "generator"
 
 
-def test_training_used_loss_and_discriminator(folder):
+def test_training_used_task_loss_and_discriminator(folder):
     rows = (folder / "tokenizer" / "metrics.jsonl").read_text()
-    assert "train/example_loss" in rows and "train/discriminator" in rows
+    for name in ("example_task", "example_loss", "discriminator"):
+        assert f"train/{name}" in rows
 
 
 def test_scores_from_the_workdir_alone(folder):

@@ -142,13 +142,6 @@ def test_fields_of_other_packages_are_their_own_matter():
             validate(config)
 
 
-def test_fields_of_foreign_models_may_share_names_with_ours():
-    config = configs.load("fsae", imports=("math",))  # any module stands for a package of models
-    with config.unlocked():
-        config.model.patch = 4  # ours are tuples
-    validate(config)
-
-
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [

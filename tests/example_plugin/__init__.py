@@ -11,6 +11,7 @@ from vidlatent.metrics.base import METRICS, FrameMetric, MetricEntry
 from vidlatent.models.discriminators import DISCRIMINATORS
 from vidlatent.models.generators import GENERATORS
 from vidlatent.models.tokenizers import MODELS
+from vidlatent.train.tasks.base import TASKS
 
 MODELS.register("example_tokenizer", "example_plugin.tokenizer:build")
 GENERATORS.register("example_generator", "example_plugin.generator:build")
@@ -18,6 +19,7 @@ DISCRIMINATORS.register("example_discriminator", "example_plugin.discriminator:E
 TERMS.register("example_loss", "example_plugin.pure:squared_means_term")
 SAMPLERS.register("example_sampler", "example_plugin.pure:half_euler")
 SCHEDULES.register("example_schedule", "example_plugin.pure:shifted_flow")
+TASKS.register("example_task", "example_plugin.task:ExampleTask")
 SOURCES.register("example_source", "example_plugin.source:make")
 
 

@@ -5,6 +5,7 @@ from vidlatent.config import get_defaults
 
 def get_config(arg=""):
     config = get_defaults("example", "tokenizer")
+    config.task = "example_task"
     config.model.name = "example_tokenizer"
     config.model.latent_channels = 4
     config.loss.l1 = 1.0

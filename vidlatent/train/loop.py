@@ -106,6 +106,11 @@ def _restore_or_init(
             f"the checkpoint of step {restored.step} is of latents {restored.spec}, this config "
             f"is of {task.spec}: use another --workdir."
         )
+    if restored.step > config.train.steps:
+        raise VidlatentError(
+            f"{checkpointer.directory} is at step {restored.step} already, beyond "
+            f"config.train.steps={config.train.steps}: give more steps, or another --workdir."
+        )
     logging.info("resuming at step %d of %d", restored.step, config.train.steps)
     return restored.state, _Start(restored.step, restored.iterator)
 
