@@ -42,7 +42,7 @@ def draw_pictures(
         if preview is not None:
             small = preview(arrays["latent"])
             rows.append(small.repeat(spec.h, axis=1).repeat(spec.w, axis=2))
-        else:
+        elif codec is not None:
             size = (window.height, window.width)
             content = arrays["content"] if "content" in arrays else None
             rows.append(codec.decode(arrays["latent"], window.frames, size, content))

@@ -90,7 +90,9 @@ class _Job:
     def prepare(self) -> None:
         """Load networks and weights, index the clips, and write or check the plan."""
         networks, dtype = self.config.networks.to_dict(), self.model.dtype
-        self._text = self._image = self._still = None
+        self._text: TextStates | None = None
+        self._image: ImageTokens | None = None
+        self._still: ContentLatents | None = None
         if self.options.text:
             self._text = TextStates(self.options, networks, self.mesh, dtype)
         if self.options.image:
@@ -229,9 +231,11 @@ class _Job:
     ) -> None:
         options, videos = self.options, batch["video"]
         texts = self._text([window.caption for window in windows]) if self._text else None
-        seen = self._image_encoder_frames(videos) if self._image or self._still else None
-        images = self._image(seen) if self._image else None
-        stills = self._content_latents(seen, windows) if self._still else None
+        images = stills = None
+        if self._image or self._still:
+            seen = self._image_encoder_frames(videos)
+            images = self._image(seen) if self._image else None
+            stills = self._encode_content(self._still, seen, windows) if self._still else None
         for i, window in enumerate(windows):
             if not batch["mask"][i]:
                 continue
@@ -254,16 +258,20 @@ class _Job:
                 drawn = dataclasses.replace(window, draw=number if options.draws else 0)
                 writer.add(drawn, {"latent": stored, **common}, latent)
 
-    def _content_latents(self, frames: np.ndarray, windows: list[Window]) -> np.ndarray:
+    @staticmethod
+    def _encode_content(
+        network: ContentLatents, frames: np.ndarray, windows: list[Window]
+    ) -> np.ndarray:
         padding = len(frames) - len(windows)
         clips = [window.clip for window in windows] + [""] * padding
-        return self._still(frames, clips, [window.first for window in windows] + [0] * padding)
+        return network(frames, clips, [window.first for window in windows] + [0] * padding)
 
     def _image_encoder_frames(self, videos: np.ndarray) -> np.ndarray:
         """The frame of each window for the image encoder: its content frame, or frame 0."""
         if self.encoder.model.condition_kind != "content":
             return videos[:, 0]
-        return np.stack([self.encoder.content(video)[0] for video in videos])
+        content = (self.encoder.content(video) for video in videos)
+        return np.stack([frames[0] for frames in content if frames is not None])
 
     def finish(self) -> None:
         """Write the header if all shards are finished, and the states of the empty text.

@@ -176,7 +176,7 @@ def merge_shards(
       about: the other fields of ``Header``.
     """
     moments = ChannelMoments(spec.channels)
-    bad = {row[0]: tuple(row) for row in indexed}
+    bad: dict[str, Any] = {row[0]: tuple(row) for row in indexed}
     for shard in shards:
         moments.merge(**shard.moments)
         bad |= {row[0]: row for row in shard.bad if row[0] not in bad}

@@ -67,7 +67,7 @@ def place_as(tree: Any, like: Any) -> Any:
 
 def local_rows(array: jax.Array) -> np.ndarray:
     """This process's rows of a batch-sharded array, in order; replicated rows appear once."""
-    rows = {}
+    rows: dict[int, Any] = {}
     for shard in array.addressable_shards:
         start = shard.index[0].start or 0
         rows.setdefault(start, shard.data)

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vidlatent.parallel.paths import match_path, path_name
@@ -117,7 +117,9 @@ def find_rule(
     return ()
 
 
-def _param_spec(mesh: Mesh, name: str, shape: Sequence[int], rules: Sequence[Rule]) -> P:
+def _param_spec(
+    mesh: Mesh | AbstractMesh, name: str, shape: Sequence[int], rules: Sequence[Rule]
+) -> P:
     axes = find_rule(name, len(shape), rules)
     axes = axes[max(0, len(axes) - len(shape)) :]
     spec = [None] * (len(shape) - len(axes)) + list(axes)

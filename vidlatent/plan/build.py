@@ -36,13 +36,15 @@ def choose_bucket(config: ConfigDict, chosen: Sequence[int]) -> tuple[int, int, 
             raise VidlatentError(
                 f"config.plan.bucket={tuple(chosen)}: give (frames, height, width, global batch)."
             )
-        return tuple(chosen)
+        frames, height, width, batch = chosen
+        return frames, height, width, batch
     if not config.data.buckets:
         raise VidlatentError(
             "config.data.buckets is empty: give ((frames, height, width, batch), ...), or "
             "config.plan.bucket."
         )
-    return tuple(max(config.data.buckets, key=math.prod))
+    frames, height, width, batch = max(config.data.buckets, key=math.prod)
+    return frames, height, width, batch
 
 
 def build_program(config: ConfigDict, what: str, mesh: Mesh, bucket: tuple[int, ...]) -> Program:

@@ -95,14 +95,15 @@ class _Codec:
         self.spec.check_video(*self.size)
         self.seed = config.seed
         self.plan = plan_codec(CodecOptions.of(**config.codec), model, mesh.size)
-        self.programs, self.tiles = self.plan.programs, 1
-        if isinstance(self.programs, AutoPrograms):  # begins with whole frames; tiles come later
-            self.programs = self.programs.whole
-        self.model = self.programs.model
-        frames, *sides = self.size
-        if tiles := self.programs.coder.cut_into_tiles(*sides):  # one program, called once a tile
-            self.tiles, sides = tiles
-            self.size = (frames, *sides)
+        programs, self.tiles = self.plan.programs, 1
+        if isinstance(programs, AutoPrograms):  # begins with whole frames; tiles come later
+            programs = programs.whole
+        self.programs, self.model = programs, programs.model
+        frames, height, width = self.size
+        # Tiles are one program, called once for each.
+        if tiles := programs.coder.cut_into_tiles(height, width):
+            self.tiles, (height, width) = tiles
+            self.size = (frames, height, width)
         self.windows = self.plan.time == "windows"
         params = abstract_params(self.model)
         self.params = with_shardings(params, shardings(params, mesh))

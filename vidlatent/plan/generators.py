@@ -36,11 +36,12 @@ __all__ = ["build_nfe", "build_sample", "build_train"]
 def build_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
     """The training step on a batch of latents, or of videos where ``config.data`` holds those."""
     config, model, latents = _assume_latents(config)
-    *size, batch = bucket
+    frames, height, width, batch = bucket
+    size = (frames, height, width)
     check_batch(config, mesh, batch)
     task = GeneratorTask(config, model, latents)
     state = describe_state(task, config.seed, mesh)
-    known = _batch_shapes(model, latents, tuple(size), batch)
+    known = _batch_shapes(model, latents, size, batch)
     arrays = with_shardings({name: known[name] for name in task.arrays}, batch_sharding(mesh))
     # With a latent set that is at most the states of an empty text: small, and perhaps not there.
     from_videos = config.data.source != "latents"
@@ -48,7 +49,7 @@ def build_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Prog
     about = f"step of a batch of {batch} clips {format_size(size)}"
     return Program(
         name="train",
-        about=f"{about}, latents {format_size(latents.spec.latent_shape(tuple(size)))}",
+        about=f"{about}, latents {format_size(latents.spec.latent_shape(size))}",
         function=jit_train_step(task, state, frozen, mesh),
         arguments=(state, arrays, frozen),
         parts={
@@ -59,7 +60,7 @@ def build_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Prog
         },
         initial={0: lambda: task.init(random_key(config.seed, "params"))},
         carries=(0, 0),
-        frames=batch * size[0],
+        frames=batch * frames,
     )
 
 

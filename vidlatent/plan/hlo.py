@@ -143,8 +143,9 @@ class Module:
                 # under one channel.
                 channel = re.search(r"channel_id=(\d+)", instruction.rest)
                 # Collectives of shard_map, and combined ones, all have channel 1.
-                own = channel is not None and channel[1] != "1"
-                key = (kind, channel[1]) if own else (kind, name, instruction.name)
+                key: tuple[str, ...] = (kind, name, instruction.name)
+                if channel is not None and channel[1] != "1":
+                    key = (kind, channel[1])
                 if key in seen:
                     continue
                 seen.add(key)
@@ -217,7 +218,7 @@ class Module:
             if instruction.opcode == "parameter":
                 number = int(instruction.operands[0])
                 whole = sizes[number] if number < len(sizes) else 0
-                total += min(whole, self._count_read(instruction, body))
+                total += int(min(whole, self._count_read(instruction, body)))
         updates = [x for x in body.values() if x.opcode == "dynamic-update-slice"]
         for update in updates:  # in place: only the slice is written
             written = body[update.operands[1]].bytes if update.operands[1] in body else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jax.sharding import Mesh
@@ -48,7 +48,7 @@ class Program:
 
     name: str
     about: str
-    function: Callable[..., Any]
+    function: Any
     arguments: tuple[Any, ...]
     parts: Mapping[str, Any]
     initial: Mapping[int, Callable[[], Any]]
@@ -72,6 +72,6 @@ def check_batch(config: ConfigDict, mesh: Mesh, batch: int) -> None:
         )
 
 
-def format_size(size: Sequence[int]) -> str:
+def format_size(size: Iterable[float]) -> str:
     """``9x64x64``."""
     return "x".join(map(str, size))

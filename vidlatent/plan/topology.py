@@ -34,7 +34,7 @@ def has_devices(topology: Topology) -> bool:
     """Whether this process, as it was started, can compile for the topology."""
     if topology.hardware.platform == "cpu":
         return jax.default_backend() == "cpu" and jax.device_count() >= topology.devices
-    return jax.config.jax_platforms == "cpu" and (
+    return jax.config.values["jax_platforms"] == "cpu" and (
         topology.hardware.platform == "tpu" or _CHILD in os.environ
     )
 
