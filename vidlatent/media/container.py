@@ -17,7 +17,7 @@ import av
 import numpy as np
 
 from vidlatent.media.errors import ClipError, Deadline, Limits, named_errors
-from vidlatent.media.pictures import AREA, bilinear
+from vidlatent.media.pictures import AREA, resize_bilinear
 from vidlatent.media.transforms import CENTRE, place
 
 __all__ = [
@@ -129,7 +129,7 @@ def frame_to_array(frame: av.VideoFrame, stream, size, crop, resize=AREA) -> np.
         how["interpolation"] = "AREA" if smaller else "BICUBIC"
     image = frame.reformat(format="rgb24", **how, **_SCALING).to_ndarray()
     if resize != AREA:
-        image = bilinear(image, to_height, to_width)
+        image = resize_bilinear(image, to_height, to_width)
     if frame.rotation:
         image = np.rot90(image, frame.rotation // 90)  # both count counter-clockwise
     return image if crop is None else image[spot.slices]

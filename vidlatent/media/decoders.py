@@ -1,7 +1,7 @@
-"""Files left open where a window of them ended, for readers that go through clips in order.
+"""Files left open after a window of them was read, for readers that go through clips in order.
 
-Opening a file and seeking costs the decoding of all frames since a key frame, often more than the
-window itself. A decoder that stands shortly before the wanted window shows the same frames without.
+To open a file and seek, all frames since the last key frame must be decoded, often more than the
+window has. A decoder that stopped shortly before the window gives the same frames without that.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from vidlatent.media.errors import Deadline
 
 __all__ = ["Decoders", "Playing"]
 
-# Seconds of video that are decoded in passing rather than sought past; key frames are rarely
-# further apart than 10 s, so that on average a seek decodes more.
+# Seconds of video that are decoded and thrown away rather than sought past. Key frames may be 10 s
+# apart, so a seek decodes more on average.
 _REACH_S = 2.0
 
 
@@ -26,10 +26,10 @@ class Playing:
 
     Attributes:
       stream: PyAV's stream.
-      frames: (seconds, frame) to come.
-      deadline: the clock that ``frames`` asks.
+      frames: (seconds, frame) that follow.
+      deadline: the time limit that ``frames`` checks.
       close: closes the file.
-      at_hand: (seconds, frame) twice: what was on display when the last window ended, and the frame
+      at_hand: two (seconds, frame): the frame on display when the last window ended, and the one
         after it. Empty before the first window and at the end of the file.
     """
 
@@ -41,18 +41,21 @@ class Playing:
 
 
 class Decoders:
-    """At most ``most`` open files that nobody reads at present, safe for threads, pickled empty."""
+    """At most ``most`` open files that nobody is reading.
+
+    Threads may share it. A copy made by pickling is empty.
+    """
 
     def __init__(self, most: int):
         self._most = most
         self._lock = threading.Lock()
-        self._idle: list[tuple[str, Playing]] = []  # the one left last comes last
+        self._idle: list[tuple[str, Playing]] = []  # in the order in which they were left
 
     def __reduce__(self):
         return (Decoders, (self._most,))
 
     def take(self, path: str, start: float) -> Playing | None:
-        """The decoder of a file that stands nearest before ``start`` seconds, if it is near."""
+        """The decoder of a file that is nearest before ``start`` seconds; None if none is near."""
         with self._lock:
             near = [
                 (playing.at_hand[1][0], place)
@@ -63,7 +66,10 @@ class Decoders:
             return self._idle.pop(max(near)[1])[1] if near else None
 
     def leave(self, path: str, playing: Playing) -> None:
-        """Keep a decoder for the next window, in place of the one left first; not at its end."""
+        """Keep a decoder for the next window, unless it is at the end of its file.
+
+        If there are too many, the one that was left first is closed.
+        """
         with self._lock:
             closing = [playing]
             if playing.at_hand:
@@ -74,7 +80,7 @@ class Decoders:
             old.close()
 
     def close(self) -> None:
-        """Close all."""
+        """Close all files."""
         with self._lock:
             closing, self._idle = self._idle, []
         for _, old in closing:

@@ -1,4 +1,4 @@
-"""Why a clip cannot be used: a fixed set of reasons, one exception."""
+"""Why a clip cannot be used: one exception with a fixed set of reasons."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ REASONS = {
 
 
 class ClipError(VidlatentError):
-    """A clip that has to be left out.
+    """This clip has to be left out.
 
     Attributes:
       reason: a key of ``REASONS``.
-      detail: what was found, for people.
+      detail: what was found, in words.
     """
 
     def __init__(self, reason: str, detail: str):
@@ -47,19 +47,22 @@ class ClipError(VidlatentError):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one clip may cost: pixels in a frame, seconds for one read."""
+    """What one clip may cost: pixels of a frame, and seconds of one read."""
 
     max_pixels: int = 4096 * 4096
     timeout_s: float = 20.0
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise ``too_large`` for a frame of ``height x width`` pixels over the limit."""
+        """Raise ``ClipError`` 'too_large' if ``height x width`` pixels are over the limit."""
         if height * width > self.max_pixels:
             raise ClipError("too_large", f"{width}x{height} pixels, limit {self.max_pixels}")
 
 
 class Deadline:
-    """A clock that raises ``slow``; asked between packets, so it needs no thread or signal."""
+    """Raises ``ClipError`` 'slow' when time is up.
+
+    It is asked between packets, so it needs neither a thread nor a signal.
+    """
 
     def __init__(self, seconds: float):
         self.seconds = seconds
@@ -75,19 +78,23 @@ class Deadline:
 
 @contextlib.contextmanager
 def named_errors(invalid: str):
-    """Turn what PyAV and the file system raise into ``ClipError``; ``invalid`` names bad data."""
+    """Turn errors of PyAV and the file system into ``ClipError``.
+
+    Args:
+      invalid: the reason to give for data that cannot be decoded.
+    """
     try:
         yield
     except ClipError:
         raise
-    except av.error.ExitError as error:  # PyAV's own time limit on opening and reading
+    except av.error.ExitError as error:  # PyAV's time limit for opening and reading
         raise ClipError("slow", "reading was interrupted by the time limit") from error
     except FileNotFoundError as error:
         raise ClipError("missing", _short(error)) from error
     except PermissionError as error:
         raise ClipError("permission", _short(error)) from error
     except (av.error.FFmpegError, ValueError, EOFError) as error:
-        # ValueError is PyAV's word for pixel formats and sizes that it cannot convert.
+        # PyAV raises ValueError for pixel formats and sizes that it cannot convert.
         raise ClipError(invalid, _short(error)) from error
     except (OSError, MemoryError) as error:
         raise ClipError("unreadable", _short(error)) from error

@@ -1,4 +1,4 @@
-"""Still pictures as one-frame videos, through Pillow (it honours EXIF rotation, PyAV does not)."""
+"""Still pictures as videos of one frame, by Pillow: it applies EXIF rotation, PyAV does not."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vidlatent.media.errors import ClipError, Limits
 from vidlatent.media.transforms import CENTRE, Crop, place
 
-__all__ = ["AREA", "BILINEAR", "bilinear", "is_picture", "picture_size", "read_picture"]
+__all__ = ["AREA", "BILINEAR", "is_picture", "picture_size", "read_picture", "resize_bilinear"]
 
-# How frames are brought to a size: averaged over areas when smaller and bicubic when larger, inside
-# the colour conversion; or, as torchvision has it by default, bilinearly with antialiasing.
+# How frames are resized. AREA: averaged when made smaller, bicubic when made larger, in one pass
+# with the colour conversion. BILINEAR: with antialiasing, as torchvision does by default.
 AREA, BILINEAR = "area", "bilinear"
 
+# First bytes of PNG, JPEG, BMP and TIFF (either byte order).
 _STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\x00", b"MM\x00*")
 
 
@@ -32,8 +33,8 @@ def is_picture(media: str | bytes) -> bool:
     return head.startswith(_STARTS) or head[4:12] == b"ftypavif"
 
 
-def bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> [height, width, 3] bilinearly; making smaller, the triangle is widened."""
+def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [H, W, 3] -> [height, width, 3], bilinearly and with antialiasing."""
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized)
 
@@ -48,13 +49,13 @@ def _opened(media: str | bytes, limits: Limits):
         raise ClipError("too_large", str(error)[:160]) from error
     except UnidentifiedImageError as error:
         raise ClipError("unreadable", "Pillow does not know this picture") from error
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's words for damaged data
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged data
         reason = "truncated" if "truncated" in str(error) else "corrupt"
         raise ClipError(reason, str(error)[:160]) from error
 
 
 def picture_size(media: str | bytes, limits: Limits) -> tuple[int, int]:
-    """Displayed (height, width) in pixels, decoding the whole picture once to know it is sound."""
+    """Displayed (height, width) in pixels; the whole picture is decoded to know that it can be."""
     with _opened(media, limits) as image:
         image.load()
         upright = ImageOps.exif_transpose(image)
@@ -68,9 +69,13 @@ def read_picture(
     limits: Limits | None = None,
     resize: str = AREA,
 ) -> np.ndarray:
-    """The picture as uint8 [H, W, 3], scaled to cover ``size``, cut at ``crop`` (None: uncut).
+    """The picture as uint8 [H, W, 3], scaled to cover ``size`` and cut to it at ``crop``.
 
-    ``resize`` ``AREA`` is bicubic with antialiasing here.
+    ``crop`` None keeps the whole scaled picture. ``resize`` ``AREA`` is bicubic with antialiasing
+    here.
+
+    Raises:
+      ClipError: it cannot be read, or is larger than ``limits`` allow.
     """
     with _opened(media, limits or Limits()) as image:
         upright = ImageOps.exif_transpose(image).convert("RGB")

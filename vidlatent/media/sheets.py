@@ -1,4 +1,4 @@
-"""Still pictures for people: contact sheets of clips and captions."""
+"""Pictures for people: contact sheets of clips, latent channels, maps of weights, captions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PAPER = (255, 255, 255)
 _INK = (28, 30, 34)
 _FAINT = (112, 118, 128)
 _RULE = (214, 218, 224)
-_DEEP = (16, 62, 124)  # of a weight of 1
+_DEEP = (16, 62, 124)  # colour of a weight of 1
 _MARK = (214, 92, 24)
 _MARGIN = 14
 _GAP = 3
@@ -42,7 +42,7 @@ def to_uint8(pixels: Any) -> np.ndarray:
 
 
 def pick_frames(total: int, count: int) -> list[int]:
-    """At most ``count`` frame numbers spread evenly over a clip, its first and last included."""
+    """At most ``count`` frame numbers, evenly spread over a clip, with its first and last frame."""
     if total <= count:
         return list(range(total))
     return [round(i * (total - 1) / max(1, count - 1)) for i in range(count)]
@@ -53,8 +53,8 @@ def _font(size: int) -> Any:
     return ImageFont.load_default(size=size)
 
 
-def _fitting(text: str, width: int, size: int, smallest: int = 8) -> tuple[str, Any]:
-    """Text and font that fit ``width`` pixels: first smaller letters, then fewer of them."""
+def _fit_text(text: str, width: int, size: int, smallest: int = 8) -> tuple[str, Any]:
+    """Text and font that fit ``width`` pixels: the font is made smaller first, then text is cut."""
     while size > smallest and _font(size).getlength(text) > width:
         size -= 1
     font = _font(size)
@@ -69,12 +69,12 @@ def _fitting(text: str, width: int, size: int, smallest: int = 8) -> tuple[str, 
 def caption_bar(text: str, width: int, height: int = 20) -> np.ndarray:
     """A dark bar ``[height, width, 3]`` uint8 with ``text`` in it, for the top of a video."""
     bar = Image.new("RGB", (width, height), _INK)
-    text, font = _fitting(text, width - 8, max(8, height - 7))
+    text, font = _fit_text(text, width - 8, max(8, height - 7))
     ImageDraw.Draw(bar).text((width // 2, height // 2), text, fill=_PAPER, font=font, anchor="mm")
     return np.asarray(bar)
 
 
-def _checked(clip: Any, row: int) -> np.ndarray:
+def _check_clip(clip: Any, row: int) -> np.ndarray:
     clip = to_uint8(clip)
     if clip.ndim != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
         raise VidlatentError(
@@ -83,10 +83,10 @@ def _checked(clip: Any, row: int) -> np.ndarray:
     return clip
 
 
-def _with_differences(
+def _add_differences(
     clips: list[np.ndarray], labels: list[str], gain: float
 ) -> tuple[list[np.ndarray], list[str]]:
-    """After every pair of rows, the absolute difference of the two, times ``gain``."""
+    """Add a row after each pair: the absolute difference of the two, times ``gain``."""
     if len(clips) % 2:
         raise VidlatentError("difference rows need an even number of rows: pairs to compare.")
     rows, names = [], []
@@ -103,7 +103,7 @@ def _with_differences(
 def _cell_size(height: int, width: int, wanted: int) -> tuple[int, int, Any]:
     """Height, width and filter of a thumbnail whose longer side is about ``wanted``."""
     longer = max(height, width)
-    if longer <= wanted:  # Whole multiples, so that the pixels of small clips stay square.
+    if longer <= wanted:  # whole multiples keep the pixels of small clips square
         factor = max(1, wanted // longer)
         return height * factor, width * factor, Image.Resampling.NEAREST
     scale = wanted / longer
@@ -130,7 +130,7 @@ def _draw_label(draw: ImageDraw.ImageDraw, label: str, x: int, middle: int, widt
     lines = _label_lines(label, width)
     top = middle - 8 * len(lines)
     for number, line in enumerate(lines):
-        line, font = _fitting(line, width, 13)
+        line, font = _fit_text(line, width, 13)
         colour = _INK if number == 0 else _FAINT
         draw.text((x, top + 16 * number + 8), line, fill=colour, font=font, anchor="lm")
 
@@ -155,12 +155,13 @@ def contact_sheet(
       path: also write the PNG here.
       title: a line at the top.
       columns: most frames a row.
-      cell: longer side of a picture in pixels, about; small frames grow by whole factors.
+      cell: about the longer side of a picture in pixels; small frames are enlarged by whole
+        factors.
       difference: if positive, rows are pairs (original, reconstruction) and each pair gets a third
         row with their absolute difference times this number.
-      group: rows that belong together are set apart from the next ones (0: 3 with ``difference``,
-        else 2 if the number of rows is even, else 1).
-      numbers: what to call the frames of a clip that are not its first ones.
+      group: so many rows belong together, with a gap before the next group (0: 3 with
+        ``difference``, else 2 if the number of rows is even, else 1).
+      numbers: the number to print for each frame of a clip; empty: 0, 1, ...
 
     Returns:
       The PNG file's bytes.
@@ -170,11 +171,11 @@ def contact_sheet(
     """
     if not rows or len(rows) != len(labels):
         raise VidlatentError(f"a contact sheet got {len(rows)} rows and {len(labels)} labels.")
-    clips = [_checked(clip, i) for i, clip in enumerate(rows)]
+    clips = [_check_clip(clip, i) for i, clip in enumerate(rows)]
     labels = list(labels)
     group = group or (3 if difference else 2 - len(clips) % 2)
     if difference:
-        clips, labels = _with_differences(clips, labels, difference)
+        clips, labels = _add_differences(clips, labels, difference)
     return _png(_compose(clips, labels, title, columns, cell, group, numbers), path)
 
 
@@ -214,7 +215,7 @@ def _compose(
     sheet = Image.new("RGB", (2 * _MARGIN + label_width + wide, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
-        text, font = _fitting(title, sheet.width - 2 * _MARGIN, 17)
+        text, font = _fit_text(title, sheet.width - 2 * _MARGIN, 17)
         draw.text((_MARGIN, _MARGIN + 8), text, fill=_INK, font=font, anchor="lm")
     left, y = _MARGIN + label_width, top
     for i, (clip, (high, width, resample), pick) in enumerate(
@@ -237,7 +238,7 @@ def _compose(
 
 def _draw_times(draw: Any, pick: list[int], left: int, y: int, width: int) -> None:
     for column, frame in enumerate(pick):
-        text, font = _fitting(f"frame {frame}", width, 11)
+        text, font = _fit_text(f"frame {frame}", width, 11)
         x = left + column * (width + _GAP) + width // 2
         draw.text((x, y + 8), text, fill=_FAINT, font=font, anchor="mm")
 
@@ -257,11 +258,12 @@ def channel_sheet(
     Args:
       maps: ``[t, h, w, c]`` in [-1, 1], black to white.
       path: also write the PNG here.
-      frames: ``[t, H, W, 3]``, a picture to go with each latent frame, drawn at its left.
+      frames: ``[t, H, W, 3]``, a picture for each latent frame, drawn at its left.
       title: a line at the top.
-      shown: most latent frames, spread evenly over the clip.
+      shown: latent frames at most, evenly spread over the clip.
       columns: channels a row.
-      cell: longer side of a channel's picture in pixels, about; small maps grow by whole factors.
+      cell: about the longer side of a channel's picture in pixels; small maps are enlarged by whole
+        factors.
 
     Returns:
       The PNG file's bytes.
@@ -272,7 +274,7 @@ def channel_sheet(
     maps = to_uint8(maps)
     if maps.ndim != 4 or 0 in maps.shape:
         raise VidlatentError(f"latent maps must be [t, h, w, c], not {maps.shape}.")
-    beside = None if frames is None else _checked(frames, 0)
+    beside = None if frames is None else _check_clip(frames, 0)
     if beside is not None and len(beside) != len(maps):
         raise VidlatentError(f"{len(beside)} pictures do not go with {len(maps)} latent frames.")
     grids = [_channel_grid(maps[k], columns, cell) for k in pick_frames(len(maps), shown)]
@@ -283,7 +285,7 @@ def channel_sheet(
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
-        text, font = _fitting(title, sheet.width - 2 * _MARGIN, 17)
+        text, font = _fit_text(title, sheet.width - 2 * _MARGIN, 17)
         draw.text((_MARGIN, _MARGIN + 8), text, fill=_INK, font=font, anchor="lm")
     y = top
     for number, grid in zip(pick_frames(len(maps), shown), grids, strict=True):
@@ -327,7 +329,7 @@ def weight_map(
     across: str = "column",
     first: tuple[int, int] = (0, 0),
 ) -> bytes:
-    """A PNG of weights in [0, 1] as shaded cells, one row each; each row's largest is framed.
+    """A PNG of weights in [0, 1] as shaded cells; the largest of each row is framed.
 
     Args:
       rows: weights; rows may differ in length.
@@ -355,7 +357,7 @@ def weight_map(
         f"{down} (downwards) and {across} (across); white 0, blue 1; framed: the largest of a row"
     )
     for text, y, points, ink in ((title, 8, 17, _INK), (about, 32, 12, _FAINT)):
-        text, font = _fitting(text, room, points)
+        text, font = _fit_text(text, room, points)
         draw.text((_MARGIN, _MARGIN + y), text, fill=ink, font=font, anchor="lm")
     small = _font(min(11, cell - 6))
     for column in range(columns):

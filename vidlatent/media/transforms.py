@@ -1,4 +1,4 @@
-"""Where a frame is scaled and cut: plain arithmetic, no pixels."""
+"""Where a frame is scaled and cut: arithmetic on sizes, without pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CENTRE = (0.5, 0.5)
 
 
 class Box(NamedTuple):
-    """A part of a frame, each number a share of its height or width."""
+    """A part of a frame; each number is a share of the frame's height or width."""
 
     top: float
     left: float
@@ -22,7 +22,8 @@ class Box(NamedTuple):
     width: float
 
 
-# Where the spare rows and columns lie, or the part of the frame that is brought to the size.
+# (share of the spare rows above the cut, of the spare columns left of it), or the part of the frame
+# that is scaled to the size.
 Crop = tuple[float, float] | Box
 
 
@@ -45,9 +46,9 @@ class Placement:
 
 
 def place(height: int, width: int, size: tuple[int, int] | None, crop: Crop = CENTRE) -> Placement:
-    """Smallest scaling of ``height x width`` that covers ``size``, and the cut inside it.
+    """The smallest scaling of ``height x width`` that covers ``size``, and where to cut.
 
-    With a ``Box``: the scaling that brings the box to ``size``, each side by itself.
+    With a ``Box``: the scaling that brings the box to ``size``, each side by its own factor.
 
     Args:
       height, width: displayed size of the source in pixels.
@@ -73,16 +74,16 @@ def place(height: int, width: int, size: tuple[int, int] | None, crop: Crop = CE
 def random_box(
     rng: np.random.Generator, height: int, width: int, size: tuple[int, int], tries: int = 10
 ) -> Box:
-    """From half to all of a frame, stretched by at most 4/3 to fit ``size`` (Reducio's training).
+    """A random box of at least half the frame, stretched by at most 4/3 (Reducio's training).
 
-    The share of the area is uniform in [0.5, 1] and the logarithm of the stretch uniform in
-    [-log 4/3, log 4/3]; what does not fit into the frame is drawn again, at last the largest box of
-    the wanted aspect in the middle.
+    Its share of the frame's area is uniform in [0.5, 1], and the logarithm of the stretch uniform
+    in [-log 4/3, log 4/3]. A box that does not fit into the frame is drawn again; after ``tries``
+    draws it is the largest box of the wanted aspect ratio, in the middle.
 
     Args:
-      rng: what is drawn from; the number of draws varies.
+      rng: how many numbers are drawn from it varies.
       height, width: of the frame in pixels.
-      size: wanted ``(height, width)``, whose aspect is the unstretched one.
+      size: wanted ``(height, width)``; the aspect ratio of a box that is not stretched.
     """
     aspect = size[1] / size[0]
     for _ in range(tries):

@@ -15,7 +15,7 @@ import numpy as np
 from vidlatent.errors import VidlatentError
 from vidlatent.media.sheets import caption_bar, to_uint8
 
-STILL_FPS = 1.0  # rate of the video that a picture, which has none, is written as
+STILL_FPS = 1.0  # frame rate that a picture is written at, as a video of one frame
 
 __all__ = ["STILL_FPS", "VideoWriter", "as_fps", "side_by_side", "write_video"]
 
@@ -48,11 +48,11 @@ def as_fps(value: Fraction | float | int | str) -> Fraction:
 
 
 class VideoWriter:
-    """Writes frames to a video file as they come; memory does not grow with the length.
+    """Writes a video file frame by frame; memory does not grow with its length.
 
-    The file appears under its name only when it is complete: before, and after an error, there
-    is at most a hidden temporary file beside it. H.264 with 4:2:0 colour needs even sides: an odd
-    height or width gains one row or column, a copy of the last one.
+    The file gets its name only when it is complete: before that, and after an error, there is at
+    most a hidden temporary file next to it. H.264 with 4:2:0 colour needs an even height and width:
+    to an odd one a copy of the last row or column is added.
 
     Args:
       path: ends in .mp4, .m4v, .mov or .mkv.
@@ -147,9 +147,9 @@ class VideoWriter:
             self.discard()
 
     def discard(self) -> None:
-        """Give the file up; nothing is left of it. After ``close``: does nothing."""
+        """Abandon the file and leave nothing behind. Does nothing after ``close``."""
         if self._container is not None:
-            # Ending a file of which nothing was written, or that cannot be written, may fail.
+            # Closing fails for a file with no frame in it, or one that cannot be written.
             with contextlib.suppress(OSError, ValueError, av.FFmpegError):
                 self._container.close()
             self._container = None
@@ -186,7 +186,7 @@ def write_video(
 def side_by_side(
     a: Any, b: Any, labels: Sequence[str] | None = ("original", "reconstruction")
 ) -> np.ndarray:
-    """Two videos or frames beside each other, with a thin line between and captions above.
+    """Two videos or frames side by side, with a thin line between them and captions above.
 
     Args:
       a, b: ``[..., H, W, 3]`` of the same shape, uint8 or float in [-1, 1].
