@@ -17,7 +17,7 @@ from vidlatent.data.renderers.shapes import make_shape_scene, render_shape
 from vidlatent.data.sources.latents import LatentSource
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.inputs import Inputs
-from vidlatent.latents.space import generator_of, latents_of
+from vidlatent.latents.space import generator_of, load_latents
 from vidlatent.layers.positions import chunk_places
 from vidlatent.models.frozen import load_frozen
 from vidlatent.parallel.mesh import AXES, make_mesh
@@ -91,7 +91,7 @@ def frames_of(window):
 def test_a_set_of_chunks_is_what_the_codec_makes(places):
     source = LatentSource(str(places / "set"))
     assert source.header.spec.chunks == CHUNKS and source.header.source["chunks"] == [*CHUNKS]
-    codec = load_tokenizer_codec(config_of(places), latents_of(config_of(places)))
+    codec = load_tokenizer_codec(config_of(places), load_latents(config_of(places)))
     assert codec.time == "chunks" and load_codec(places / "run").time == "stream"
     seen = {}
     for window in source.windows:
@@ -134,7 +134,7 @@ def test_a_generator_learns_and_draws_them(places):
 def test_videos_are_coded_in_the_same_chunks(places, sizes):
     """Also on a mesh that spreads clips and rows."""
     config = config_of(places, data__source="synthetic", tokenizer__chunks=CHUNKS)
-    known = latents_of(config)
+    known = load_latents(config)
     stored = read_header(places / "set")
     assert known.spec.hash == stored.spec.hash
     inputs = Inputs(config, generator_of(config), known)

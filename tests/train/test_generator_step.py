@@ -11,7 +11,7 @@ from tests.helpers.generator_runs import QUICK
 from tests.helpers.generator_steps import batch_of, config_of, facts
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
-from vidlatent.latents.inputs import Inputs, content_latent, missing_condition_masks
+from vidlatent.latents.inputs import Inputs, missing_condition_masks, pool_content
 from vidlatent.latents.space import Latents, check_generator, generator_of
 from vidlatent.spec import FrameRule, LatentSpec
 from vidlatent.train.optim import make_optimizer
@@ -113,9 +113,9 @@ def test_latents_are_standardised_and_conditions_are_named():
     inputs = Inputs(config, generator_of(config), facts(rule=FrameRule(16, 16)))
     batch = batch_of()
     x0, conditions = inputs(batch, {}, jax.random.key(0))
-    np.testing.assert_allclose(facts().restored(x0), batch["latent"], rtol=1e-5)
+    np.testing.assert_allclose(facts().restore(x0), batch["latent"], rtol=1e-5)
     assert abs(float(x0.mean())) < 0.3 and conditions["content"].shape == (4, 4, 4, 4)
-    grey = content_latent(np.full((1, 8, 8, 3), 255, np.uint8), 4)
+    grey = pool_content(np.full((1, 8, 8, 3), 255, np.uint8), 4)
     np.testing.assert_allclose(grey, 1.0)
     with pytest.raises(VidlatentError, match="data has no label"):
         inputs({"latent": batch["latent"], "mask": batch["mask"]}, {}, None)

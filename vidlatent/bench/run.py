@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from vidlatent.bench.device import measure_peaks, read_peak_memory, read_program_memory, time_runs
 from vidlatent.errors import VidlatentError
-from vidlatent.models.load import compute_dtype
+from vidlatent.models.load import resolve_dtype
 from vidlatent.parallel.compilation import quick_options
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main
@@ -53,7 +53,7 @@ def bench(config: ConfigDict, workdir: Path, output: str) -> int:
     """
     bucket = choose_bucket(config, config.bench.bucket)
     mesh = mesh_for_batches(config.mesh, [bucket])
-    dtype = jnp.dtype(compute_dtype(config))
+    dtype = jnp.dtype(resolve_dtype(config))
     peaks = measure_peaks(dtype)
     device = jax.devices()[0]
     result: dict[str, Any] = {

@@ -40,7 +40,7 @@ from vidlatent.encode.plan import (
 )
 from vidlatent.encode.shards import ShardWriter, merge_shards, read_finished_shard, round_to_dtype
 from vidlatent.errors import VidlatentError
-from vidlatent.models.load import model_of, restored_params, spec_in_chunks
+from vidlatent.models.load import model_of, restore_tokenizer, spec_in_chunks
 from vidlatent.parallel.mesh import local_mesh
 
 __all__ = ["encode_set"]
@@ -99,7 +99,7 @@ class _Job:
             self._image = ImageTokens(self.options, networks, self.mesh, dtype)
         if self.options.content:
             self._still = ContentLatents(self.options, networks, self.mesh, dtype, self.config.seed)
-        restored = restored_params(
+        restored = restore_tokenizer(
             self.config, self.workdir, self.model, self.mesh, self._asked_step
         )
         self.step, self.weights = restored.step, hash_params(restored.state)

@@ -14,7 +14,7 @@ from vidlatent.evaluate.generator_loss import compile_loss_step, evaluate_loss, 
 from vidlatent.evaluate.generator_report import write_generator_report
 from vidlatent.evaluate.layer_memory import check_memory, measure_layer_memory
 from vidlatent.latents.inputs import Inputs
-from vidlatent.latents.space import Latents, generator_of, latents_of, restored_generator
+from vidlatent.latents.space import Latents, generator_of, load_latents, restore_generator
 from vidlatent.models.frozen import load_frozen
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main
@@ -32,7 +32,7 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
     Raises:
       VidlatentError: the data holds another tokenizer's latents.
     """
-    model, known, found = generator_of(config), Latents.load(workdir), latents_of(config)
+    model, known, found = generator_of(config), Latents.load(workdir), load_latents(config)
     if found.spec.hash != known.spec.hash:
         raise VidlatentError(
             f"{workdir} was trained on latents {known.spec}, the data holds {found.spec}: name a "
@@ -44,7 +44,7 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
     mesh = mesh_for_batches(config.mesh, config.data.buckets)
     with jax.set_mesh(mesh):
         frozen = load_frozen(inputs.frozen, mesh)
-        restored = restored_generator(config, workdir, model, mesh, step)
+        restored = restore_generator(config, workdir, model, mesh, step)
         measure = compile_loss_step(
             make_loss_step(config, model, inputs), inputs.arrays, frozen, mesh, restored.state
         )

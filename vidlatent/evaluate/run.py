@@ -16,7 +16,7 @@ from vidlatent.evaluate.protocols.run import evaluate_protocol
 from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
 from vidlatent.evaluate.tokenizer_report import write_evaluation
 from vidlatent.metrics import make_metrics
-from vidlatent.models.load import model_of, restored_params
+from vidlatent.models.load import model_of, restore_tokenizer
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main
 
@@ -43,7 +43,7 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
         is_splits=config.eval.is_splits,
     )
     with jax.set_mesh(mesh):
-        restored = restored_params(config, workdir, model, mesh, step)
+        restored = restore_tokenizer(config, workdir, model, mesh, step)
         eval_step = tokenizer_eval_step(model, preservation=config.eval.preservation, latent=True)
         with Loaders(config, model.latent_spec, workdir).validation() as loader:
             result = evaluate(

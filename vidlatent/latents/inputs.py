@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vidlatent.data.latent_set import NULL_TEXT
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels
-from vidlatent.latents.space import Latents, tokenizer_config
+from vidlatent.latents.space import Latents, read_tokenizer_config
 from vidlatent.models.frozen import FrozenNetwork, hold_in
 from vidlatent.models.load import abstract_params, model_of, smallest_video
 from vidlatent.models.tokenizers.chunks import encode_chunks
@@ -28,10 +28,10 @@ __all__ = [
     "NULL_TEXTS",
     "Inputs",
     "missing_condition_masks",
-    "content_latent",
-    "null_text_of",
-    "pooled_side",
-    "text_states",
+    "pool_content",
+    "check_null_text",
+    "find_pooled_side",
+    "make_text_states",
 ]
 
 CONTENTS = ("latents", "pooled")
@@ -67,13 +67,13 @@ class Inputs:
             raise ValueError(f"conditions {unknown} have no arrays in a batch")
         self.reads, self._latents = reads, latents
         self._text_length = model.text_length if "text" in reads else 0
-        self._null_text = "text" in reads and null_text_of(config) == "empty"
-        self._pooled = pooled_side(config, model, latents)
+        self._null_text = "text" in reads and check_null_text(config) == "empty"
+        self._pooled = find_pooled_side(config, model, latents)
         self._from_videos = config.data.source != "latents"
         self._config, self._sample = config, config.tokenizer.sample
         own = [array for name in reads for array in self._arrays_of(name)]
         self.arrays = ("video" if self._from_videos else "latent", "mask", *own)
-        self._tokenizer = model_of(tokenizer_config(config)) if self._from_videos else None
+        self._tokenizer = model_of(read_tokenizer_config(config)) if self._from_videos else None
 
     def _arrays_of(self, name: str) -> tuple[str, ...]:
         if name == "content" and self._pooled:
@@ -100,7 +100,7 @@ class Inputs:
 
     def _load(self, abstract: Any) -> Any:
         path, step = self._config.tokenizer.path, self._config.tokenizer.step
-        family = tokenizer_config(self._config).model.name
+        family = read_tokenizer_config(self._config).model.name
         return load_params(path, abstract, family=family, step=None if step < 0 else step)
 
     def _describe_null_text(self) -> FrozenNetwork:
@@ -117,7 +117,7 @@ class Inputs:
                 f"config.conditions.null_text is 'empty', but there is no {file}: run the set's "
                 "--mode=encode once more, which adds it, or set config.conditions.null_text=zeros."
             )
-        return text_states(np.load(file)[: self._text_length])
+        return make_text_states(np.load(file)[: self._text_length])
 
     def __call__(
         self, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any], key: jax.Array
@@ -133,7 +133,7 @@ class Inputs:
             latent = self._encoded(batch["video"], frozen["tokenizer"], key)
         else:
             latent = batch["latent"]
-        latent = self._latents.standardised(latent)
+        latent = self._latents.standardise(latent)
         conditions = {name: self._condition(name, batch, latent) for name in self.reads}
         if "null_text" in frozen:
             conditions["null_text"] = frozen["null_text"]
@@ -158,7 +158,7 @@ class Inputs:
                 "length": jnp.minimum(batch["text_length"], states.shape[1]),
             }
         if name == "content" and self._pooled:
-            return content_latent(self._content_frame(batch), self._pooled)
+            return pool_content(self._content_frame(batch), self._pooled)
         return batch[_ARRAYS[name][0]]
 
     def _content_frame(self, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -201,7 +201,7 @@ def missing_condition_masks(
     return found
 
 
-def null_text_of(config: ConfigDict) -> str:
+def check_null_text(config: ConfigDict) -> str:
     """``config.conditions.null_text``, checked."""
     found = config.conditions.null_text
     if found not in NULL_TEXTS:
@@ -210,7 +210,7 @@ def null_text_of(config: ConfigDict) -> str:
     return found
 
 
-def text_states(states: np.ndarray) -> dict[str, np.ndarray]:
+def make_text_states(states: np.ndarray) -> dict[str, np.ndarray]:
     """Float32 states ``[n, D]`` of one text as a condition; no token is one of zeros."""
     if not len(states):
         states = np.zeros((1, *states.shape[1:]), np.float32)
@@ -218,8 +218,8 @@ def text_states(states: np.ndarray) -> dict[str, np.ndarray]:
     return {"states": np.asarray(states, np.float32)[None], "length": length}
 
 
-def pooled_side(config: ConfigDict, model: Any, latents: Latents) -> int:
-    """Pixels a side of the squares that ``content_latent`` takes means of; 0: it is not used."""
+def find_pooled_side(config: ConfigDict, model: Any, latents: Latents) -> int:
+    """Pixels a side of the squares that ``pool_content`` takes means of; 0: it is not used."""
     content = config.conditions.content
     if content not in CONTENTS:
         hint = did_you_mean(content, CONTENTS)
@@ -229,7 +229,7 @@ def pooled_side(config: ConfigDict, model: Any, latents: Latents) -> int:
     return latents.spec.h // model.content_factor
 
 
-def content_latent(frames: Any, side: int) -> jax.Array:
+def pool_content(frames: Any, side: int) -> jax.Array:
     """Means of squares and their brightness, ``[B, H / side, W / side, 4]`` in [-1, 1].
 
     It stands in for the latent of an image autoencoder, of the same size, where there is none.

@@ -19,7 +19,7 @@ from vidlatent.data.latent_set import read_header
 from vidlatent.errors import VidlatentError
 from vidlatent.models.generators import build_generator
 from vidlatent.models.generators.fp8_weights import cast_to_fp8, is_large
-from vidlatent.models.load import compute_dtype, model_of, restored_onto, spec_in_chunks
+from vidlatent.models.load import model_of, resolve_dtype, restore_onto, spec_in_chunks
 from vidlatent.parallel.multihost import is_main
 from vidlatent.parallel.paths import path_name
 from vidlatent.spec import LatentSpec
@@ -34,9 +34,9 @@ __all__ = [
     "check_made_by",
     "example",
     "generator_of",
-    "latents_of",
-    "restored_generator",
-    "tokenizer_config",
+    "load_latents",
+    "restore_generator",
+    "read_tokenizer_config",
 ]
 
 FILE = "latents.json"
@@ -71,13 +71,13 @@ class Latents:
                 f"deviations above 0, got {len(self.mean)} and {len(self.std)}: encode them again."
             )
 
-    def standardised(self, latent: Any) -> jax.Array:
+    def standardise(self, latent: Any) -> jax.Array:
         """``[..., c]`` as a generator sees it, float32."""
         mean, std = (jnp.asarray(x, jnp.float32) for x in (self.mean, self.std))
         return (jnp.asarray(latent, jnp.float32) - mean) / std
 
-    def restored(self, latent: Any) -> np.ndarray:
-        """The inverse of ``standardised``, on the host."""
+    def restore(self, latent: Any) -> np.ndarray:
+        """The inverse of ``standardise``, on the host."""
         mean, std = (np.asarray(x, np.float32) for x in (self.mean, self.std))
         return np.asarray(latent, np.float32) * std + mean
 
@@ -119,7 +119,7 @@ class Latents:
         return cls(**{**stored, **lists, "spec": LatentSpec.from_json(stored["spec"])})
 
 
-def tokenizer_config(config: ConfigDict) -> ConfigDict:
+def read_tokenizer_config(config: ConfigDict) -> ConfigDict:
     """The config of the run ``config.tokenizer.path``.
 
     Raises:
@@ -138,7 +138,7 @@ def tokenizer_config(config: ConfigDict) -> ConfigDict:
     return configs.read(Path(path))
 
 
-def latents_of(config: ConfigDict) -> Latents:
+def load_latents(config: ConfigDict) -> Latents:
     """What ``config.data`` and ``config.tokenizer`` say of the latents, held against each other.
 
     From a latent data set they are standardised by its own moments, from videos by the scale and
@@ -149,7 +149,7 @@ def latents_of(config: ConfigDict) -> Latents:
     """
     path = config.tokenizer.path
     if config.data.source != "latents":
-        own = tokenizer_config(config)
+        own = read_tokenizer_config(config)
         spec = spec_in_chunks(model_of(own), config.tokenizer.chunks, _CHUNKS)
         known = configs.config_hash(own)
         mean, std = (spec.shift,) * spec.channels, (1.0 / spec.scale,) * spec.channels
@@ -175,7 +175,7 @@ def latents_of(config: ConfigDict) -> Latents:
                 f"{_CHUNKS}=() to take them as they are."
             )
     if path:
-        own = tokenizer_config(config)
+        own = read_tokenizer_config(config)
         check_made_by(found, own, path)
     return found
 
@@ -191,8 +191,8 @@ def check_made_by(latents: Latents, own: ConfigDict, path: str) -> None:
 
 
 def generator_of(config: ConfigDict, dtype: Any = None) -> Any:
-    """The module of ``config.generator`` computing in ``dtype`` (see ``load.compute_dtype``)."""
-    return build_generator(config.generator.to_dict(), compute_dtype(config, dtype))
+    """The module of ``config.generator`` computing in ``dtype`` (see ``load.resolve_dtype``)."""
+    return build_generator(config.generator.to_dict(), resolve_dtype(config, dtype))
 
 
 def check_generator(model: Any, latents: Latents) -> None:
@@ -255,9 +255,9 @@ def abstract_at_rest(model: Any, fp8: bool = False) -> Any:
     return jax.eval_shape(cast_to_fp8, held) if fp8 else held
 
 
-def restored_generator(config: ConfigDict, workdir: Path, model: Any, mesh: Mesh, step: int) -> Any:
+def restore_generator(config: ConfigDict, workdir: Path, model: Any, mesh: Mesh, step: int) -> Any:
     """The averaged parameters of a generator's checkpoint, placed on a mesh (``Restored``).
 
     They are as ``abstract_at_rest`` says, without 8 bits.
     """
-    return restored_onto(config, workdir, abstract_at_rest(model), mesh, step)
+    return restore_onto(config, workdir, abstract_at_rest(model), mesh, step)

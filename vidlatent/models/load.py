@@ -21,11 +21,11 @@ from vidlatent.spec import LatentSpec
 
 __all__ = [
     "abstract_params",
-    "compute_dtype",
+    "resolve_dtype",
     "model_of",
     "open_checkpoints",
-    "restored_onto",
-    "restored_params",
+    "restore_onto",
+    "restore_tokenizer",
     "spec_in_chunks",
     "smallest_video",
 ]
@@ -36,10 +36,10 @@ def model_of(config: ConfigDict, dtype: Any = None) -> Any:
 
     ``dtype`` is a name or type; None takes ``config.precision.compute``.
     """
-    return build(config.model.to_dict(), compute_dtype(config, dtype))
+    return build(config.model.to_dict(), resolve_dtype(config, dtype))
 
 
-def compute_dtype(config: ConfigDict, dtype: Any = None) -> Any:
+def resolve_dtype(config: ConfigDict, dtype: Any = None) -> Any:
     """The type of ``dtype``, a name or a type; None: of ``config.precision.compute``."""
     names = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
     # Matrix units of TPUs and GPUs are built for bfloat16; CPUs gain nothing from it.
@@ -84,16 +84,16 @@ def abstract_params(model: Any) -> Any:
     return jax.eval_shape(model.init, jax.random.key(0), video)["params"]
 
 
-def restored_params(config: ConfigDict, workdir: Path, model: Any, mesh: Mesh, step: int) -> Any:
+def restore_tokenizer(config: ConfigDict, workdir: Path, model: Any, mesh: Mesh, step: int) -> Any:
     """The parameters of a workdir's checkpoint, placed on a mesh: what ``restore_params`` returns.
 
     ``step`` below 0 is the newest sound one.
     """
-    return restored_onto(config, workdir, abstract_params(model), mesh, step)
+    return restore_onto(config, workdir, abstract_params(model), mesh, step)
 
 
-def restored_onto(config: ConfigDict, workdir: Path, abstract: Any, mesh: Mesh, step: int) -> Any:
-    """As ``restored_params``, for parameters of any model by their ShapeDtypeStructs."""
+def restore_onto(config: ConfigDict, workdir: Path, abstract: Any, mesh: Mesh, step: int) -> Any:
+    """As ``restore_tokenizer``, for parameters of any model by their ShapeDtypeStructs."""
     target = with_shardings(abstract, shardings(abstract, mesh))
     with contextlib.closing(open_checkpoints(config, workdir)) as checkpointer:
         return checkpointer.restore_params(target, step=None if step < 0 else step)

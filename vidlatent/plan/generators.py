@@ -18,7 +18,7 @@ from vidlatent.latents.space import (
     check_generator,
     example,
     generator_of,
-    latents_of,
+    load_latents,
 )
 from vidlatent.models.frozen import describe_frozen
 from vidlatent.models.generators.fp8_weights import cast_to_fp8
@@ -180,7 +180,7 @@ def _assume_latents(config: ConfigDict) -> tuple[ConfigDict, Any, Latents]:
         config = config.copy_and_resolve_references()
         config.data.source = "latents"
     else:
-        latents = latents_of(config)
+        latents = load_latents(config)
     check_generator(model, latents)
     return config, model, latents
 

@@ -13,8 +13,8 @@ from vidlatent.encode.content import ContentLatents
 from vidlatent.encode.encoders import ImageTokens, TextStates
 from vidlatent.encode.plan import EncodeOptions
 from vidlatent.errors import VidlatentError
-from vidlatent.latents.inputs import null_text_of, text_states
-from vidlatent.models.load import compute_dtype
+from vidlatent.latents.inputs import check_null_text, make_text_states
+from vidlatent.models.load import resolve_dtype
 from vidlatent.parallel.mesh import local_mesh
 
 __all__ = ["ContentEncoder", "ImageEncoder", "TextEncoder"]
@@ -40,7 +40,7 @@ class _Encoder:
                 )
             networks = self._config.networks.to_dict()
             self._mesh = local_mesh([1])
-            self._loaded = self.kind(options, networks, self._mesh, compute_dtype(self._config))
+            self._loaded = self.kind(options, networks, self._mesh, resolve_dtype(self._config))
         return self._loaded
 
 
@@ -68,9 +68,9 @@ class TextEncoder(_Encoder):
         found: dict[str, Any] = {"text": _pad(states[:-1], length)}
         if negative:
             found["null_text"] = _pad(states[-1:], length)
-        elif null_text_of(self._config) == "empty":
+        elif check_null_text(self._config) == "empty":
             with jax.set_mesh(self._mesh):
-                found["null_text"] = text_states(encoder.empty()[:length])
+                found["null_text"] = make_text_states(encoder.empty()[:length])
         return found
 
 

@@ -21,8 +21,8 @@ from vidlatent.latents.space import (
     Latents,
     check_made_by,
     generator_of,
-    latents_of,
-    tokenizer_config,
+    load_latents,
+    read_tokenizer_config,
 )
 from vidlatent.media.sheets import channel_sheet, contact_sheet
 from vidlatent.metrics import channel_maps
@@ -51,7 +51,7 @@ class SampleGrid:
 
     def __init__(self, config: ConfigDict, frozen: Any, mesh: Mesh):
         self._config, self._mesh = config, mesh
-        self._model, self._latents = generator_of(config), latents_of(config)
+        self._model, self._latents = generator_of(config), load_latents(config)
         inputs = Inputs(config, self._model, self._latents)
         self._arrays = inputs.arrays
         rows, self._whole = batch_sharding(mesh), replicated(mesh)
@@ -74,7 +74,7 @@ class SampleGrid:
             self._prepare(loader)
         conditions, clips = self._given
         seeds = self._config.sample.seed + np.arange(len(clips))
-        latents = self._latents.restored(self._sampler(params, seeds, conditions))
+        latents = self._latents.restore(self._sampler(params, seeds, conditions))
         if not self._config.tokenizer.path or jax.process_count() > 1:
             title = f"latent channels of a sample: {clips[0]['title']}"
             return channel_sheet(channel_maps(latents[0]), title=title)
@@ -143,7 +143,7 @@ def load_tokenizer_codec(config: ConfigDict, latents: Latents) -> Codec:
       VidlatentError: it did not make the latents: another kind, or other weights of this one.
     """
     path, step = config.tokenizer.path, config.tokenizer.step
-    own = tokenizer_config(config)
+    own = read_tokenizer_config(config)
     check_made_by(latents, own, path)
     options = CodecOptions.of(**own.codec).for_latents(latents.spec)
     codec = Codec.from_workdir(path, None if step < 0 else step, options)

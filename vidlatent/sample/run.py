@@ -25,8 +25,8 @@ from tqdm import tqdm
 from vidlatent import config as configs
 from vidlatent.codec.codec import Codec
 from vidlatent.errors import VidlatentError
-from vidlatent.latents.inputs import content_latent, pooled_side
-from vidlatent.latents.space import Latents, generator_of, restored_generator
+from vidlatent.latents.inputs import find_pooled_side, pool_content
+from vidlatent.latents.space import Latents, generator_of, restore_generator
 from vidlatent.media.pictures import read_picture
 from vidlatent.media.sheets import contact_sheet, pick_frames
 from vidlatent.media.write import VideoWriter
@@ -109,7 +109,7 @@ class Generator:
         latents, mesh = Latents.load(workdir), make_mesh(config.mesh)
         model = generator_of(config)
         with jax.set_mesh(mesh):
-            restored = restored_generator(config, workdir, model, mesh, step)
+            restored = restore_generator(config, workdir, model, mesh, step)
         if restored.spec is not None and restored.spec.hash != latents.spec.hash:
             raise VidlatentError(
                 f"the checkpoint of step {restored.step} is of latents {restored.spec}, but "
@@ -190,7 +190,7 @@ class Generator:
             if self.config.sample.clamp_first and "first" in conditions and pictured:
                 drawn = drawn.copy()
                 drawn[:, :1] = conditions["first"]
-            yield from zip(batch, self.known.restored(drawn)[: len(batch)], strict=True)
+            yield from zip(batch, self.known.restore(drawn)[: len(batch)], strict=True)
             start += len(batch)
 
     def _conditions(self, requests: Sequence[Request]) -> dict[str, Any]:
@@ -237,7 +237,7 @@ class Generator:
         padded = self._pad(picture)
         with use_one_device():
             latent = self._tokenizer().encode(padded[None]).latent[:1]
-        return np.asarray(self.known.standardised(latent))
+        return np.asarray(self.known.standardise(latent))
 
     def _pad(self, picture: np.ndarray) -> np.ndarray:
         """The image ``[H, W, 3]`` with its last row and column repeated up to the latents' size."""
@@ -248,8 +248,8 @@ class Generator:
 
     def _content(self, pictures: np.ndarray) -> np.ndarray:
         padded = np.stack([self._pad(picture) for picture in pictures])
-        if side := pooled_side(self.config, self.model, self.known):
-            return np.asarray(content_latent(padded, side))
+        if side := find_pooled_side(self.config, self.model, self.known):
+            return np.asarray(pool_content(padded, side))
         return self._encode_content(padded)
 
     def check(self, requests: Sequence[Request]) -> None:

@@ -27,7 +27,7 @@ from vidlatent.evaluate.tokenizer import (
 )
 from vidlatent.media.write import STILL_FPS
 from vidlatent.metrics import make_metrics
-from vidlatent.models.load import model_of, restored_params
+from vidlatent.models.load import model_of, restore_tokenizer
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.multihost import is_main, to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
@@ -48,7 +48,7 @@ def evaluate_protocol(config: ConfigDict, workdir: Path, step: int, output: str)
     mesh = make_mesh(config.mesh)
 
     def restore():
-        restored = restored_params(config, workdir, model, mesh, step)
+        restored = restore_tokenizer(config, workdir, model, mesh, step)
         return restored.state, restored.step
 
     with jax.set_mesh(mesh):

@@ -35,7 +35,7 @@ from vidlatent.latents.space import (
     check_generator,
     example,
     generator_of,
-    latents_of,
+    load_latents,
 )
 from vidlatent.models.frozen import FrozenNetwork
 from vidlatent.parallel.multihost import is_main
@@ -70,7 +70,7 @@ class GeneratorTask:
     def __init__(self, config: ConfigDict, model: Any = None, latents: Latents | None = None):
         self.config = config
         if latents is None:
-            latents = latents_of(config)
+            latents = load_latents(config)
             model = generator_of(config) if model is None else model
             check_generator(model, latents)
         self.model, self.latents, self.spec = model, latents, latents.spec
