@@ -173,6 +173,19 @@ def test_reducio_tiles(way, monkeypatch):
     )
 
 
+def test_runs_of_tiled_pieces_are_pieces_one_by_one():
+    """Where a piece takes a program for each tile, a run of pieces is a loop of calls."""
+    model, params = tokenizer("reducio")
+    keys = {"groups": 1, "space": "tiles", "tile_pixels": 8, "tile_overlap_pixels": 4}
+    one, run = (
+        Codec(model, params, CodecOptions.of(**keys, scan_groups=count)) for count in (1, 2)
+    )
+    video = clip(12, 15, 7)
+    coded = one.encode(video)
+    np.testing.assert_array_equal(run.encode(video).latent, coded.latent)
+    np.testing.assert_array_equal(run.decode(coded), one.decode(coded))
+
+
 @pytest.mark.parametrize(
     ("name", "keys", "says"),
     [

@@ -103,7 +103,7 @@ class CodecPrograms:
 
         On a mesh H may have rows of padding at its end.
         """
-        if self.coder.cut_into_tiles(*self._sides(latent.shape[2:4])):
+        if self.coder.cut_into_tiles(*self._sides(latent.shape[2], latent.shape[3])):
             return _decode(self.coder, params, latent, condition, cache)
         return self._decode(params, latent, condition, cache)
 
@@ -119,11 +119,13 @@ class CodecPrograms:
             reads one of each clip.
           cache: of the piece before.
         """
-        if not self.coder.cut_into_tiles(*self._sides(latents.shape[3:5])):
+        if not self.coder.cut_into_tiles(*self._sides(latents.shape[3], latents.shape[4])):
             return self._decode_run(params, latents, frames, cache)
         videos = []
         for number, latent in enumerate(latents):
-            condition = None if frames is None else self.condition(params, frames[number])
+            condition = None
+            if frames is not None:
+                condition = self.encode_condition(params, frames[number])
             video, cache = self.decode(params, jnp.asarray(latent), condition, cache)
             videos.append(to_pixels(video))
         return jnp.concatenate(videos, axis=1), cache
@@ -138,9 +140,10 @@ class CodecPrograms:
         """Rows and columns of a decoded frame at which one tile gives way to another."""
         return self.coder.find_borders(height, width)
 
-    def _sides(self, latent: tuple[int, int]) -> tuple[int, int]:
+    def _sides(self, rows: int, columns: int) -> tuple[int, int]:
+        """Height and width in pixels of a latent of so many rows and columns."""
         spec = self.model.latent_spec
-        return latent[0] * spec.h, latent[1] * spec.w
+        return rows * spec.h, columns * spec.w
 
 
 @dataclasses.dataclass(frozen=True)
