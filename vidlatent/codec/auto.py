@@ -128,11 +128,12 @@ class AutoPrograms:
         """The programs for a piece of ``shape`` (frames, height, width), and their cache."""
         if isinstance(cache, _Held):
             return cache.programs, cache.cache
-        key = (kind, *shape)
+        frames, height, width = shape
+        key = (kind, frames, height, width)
         if key not in self._chosen:
-            self._chosen[key] = self._choose(kind, params, tuple(shape))
+            self._chosen[key] = self._choose(kind, params, (frames, height, width))
         if kind == "decode":
-            self._decoding[key[2:]] = self._chosen[key]
+            self._decoding[height, width] = self._chosen[key]
         return self._chosen[key], None
 
     def _choose(self, kind: str, params: Any, shape: tuple[int, int, int]) -> CodecPrograms:
@@ -193,8 +194,8 @@ def estimate_bytes(coder: FrameCoder, kind: str, params: Any, shape: tuple[int, 
         program = jax.make_jaxpr(coder.encode)(params, _legal(pixels, spec))
     else:
         slots = -(-frames // spec.t)
-        latent = (1, slots, height // spec.h, width // spec.w, spec.channels)
-        latent = jax.ShapeDtypeStruct(latent, jnp.float32)
+        sides = (height // spec.h, width // spec.w)
+        latent = jax.ShapeDtypeStruct((1, slots, *sides, spec.channels), jnp.float32)
         program = jax.make_jaxpr(coder.decode)(params, latent, _condition(coder, params, pixels))
     need = int(_EXTRA * estimate_peak_bytes(program)) + video
     if any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params)):

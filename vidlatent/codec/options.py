@@ -89,6 +89,7 @@ class CodecOptions:
 
     def for_latents(self, spec: LatentSpec) -> CodecOptions:
         """The same, cutting time as the latents of ``spec`` were cut."""
+        keys: dict[str, Any]
         if spec.chunks is not None:
             frames, overlap = spec.chunks
             keys = {"time": "chunks", "chunk_frames": frames, "overlap_frames": overlap}
