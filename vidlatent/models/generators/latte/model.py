@@ -101,7 +101,12 @@ class Latte(GeneratorDefaults, nn.Module):
         return self._block("space").init(key, token, token[:, 0, 0])["params"]
 
     def denoise(
-        self, noisy: jax.Array, time: jax.Array, conditions: Conditions, drop: Drop = None
+        self,
+        noisy: jax.Array,
+        time: jax.Array,
+        conditions: Conditions,
+        drop: Drop = None,
+        condition_cache: Any = None,
     ) -> jax.Array:
         """``[B, t, h, w, 2 c]`` float32, noise and then variance, under ``conditions``.
 
@@ -110,7 +115,9 @@ class Latte(GeneratorDefaults, nn.Module):
           time: ``[B]``, the step of the diffusion.
           conditions: ``label`` ``[B]`` of a model with classes, -1 or None for no class.
           drop: ``label``: samples ``[B]`` that get the vector of no class.
+          condition_cache: not used, there is nothing to cache.
         """
+        del condition_cache
         sizes = check_shape(noisy, "B T H W C", C=self.latent_channels)
         check_shape(time, "B", B=sizes["B"])
         grid = patch_grid(noisy.shape[1:4], self.patch)

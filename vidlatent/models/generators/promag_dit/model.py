@@ -158,7 +158,12 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
         return rope_tables(grid, dim, sizes=axis_sizes_cogvideox(dim), places=places)
 
     def denoise(
-        self, noisy: jax.Array, time: jax.Array, conditions: Conditions, drop: Drop = None
+        self,
+        noisy: jax.Array,
+        time: jax.Array,
+        conditions: Conditions,
+        drop: Drop = None,
+        condition_cache: Any = None,
     ) -> jax.Array:
         """Velocity ``[B, t, h, w, c]`` float32 of a noisy latent under ``conditions``.
 
@@ -168,7 +173,9 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
           conditions: ``text`` or ``label`` (None: no condition); ``'null_text'`` is what stands
             for a dropped text, else one token of zeros.
           drop: by name, samples ``[B]`` without that condition.
+          condition_cache: not used: text tokens pass through the blocks with those of the video.
         """
+        del condition_cache
         sizes = check_shape(noisy, "B T H W C", C=self.latent_channels)
         check_shape(time, "B", B=sizes["B"])
         grid = patch_grid(noisy.shape[1:4], self.patch)

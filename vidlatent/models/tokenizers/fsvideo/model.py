@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from vidlatent.errors import VidlatentError
 from vidlatent.models.build import make_module
 from vidlatent.models.tokenizers.base import (
+    ConditionKind,
     Patch,
     Posterior,
     TokenizerModule,
@@ -228,7 +229,7 @@ class Autoencoder(TokenizerModule):
         return self.decoder_time != "centred" or self.temporal_kernel == 1
 
     @property
-    def condition_kind(self) -> str:
+    def condition_kind(self) -> ConditionKind:
         """``'first'`` for decoders that attend to features of frame 0, see ``cross_stages``."""
         return "first" if self.cross_stages else "none"
 

@@ -11,7 +11,12 @@ import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
 from vidlatent.models.build import make_module
-from vidlatent.models.tokenizers.base import TokenizerModule, check_clip, refuse_condition
+from vidlatent.models.tokenizers.base import (
+    ConditionKind,
+    TokenizerModule,
+    check_clip,
+    refuse_condition,
+)
 from vidlatent.models.tokenizers.cutting import SpaceWay
 from vidlatent.models.tokenizers.reducio import tiling
 from vidlatent.models.tokenizers.reducio.coder import ReducioDecoder, ReducioEncoder
@@ -201,7 +206,7 @@ class ReducioVAE(TokenizerModule):
         return self.frames // self.time_factor
 
     @property
-    def condition_kind(self) -> str:
+    def condition_kind(self) -> ConditionKind:
         """``'content'``: one frame of each clip, unless the field ``content`` is 'none'."""
         return "none" if self.content == "none" else "content"
 
