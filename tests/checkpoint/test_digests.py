@@ -40,17 +40,17 @@ def test_known_value():
 def test_every_change_is_noticed_and_named():
     items = trees()
     records = digests.make_manifest(1, items, {}).arrays
-    assert digests.mismatched_arrays(flat(items), records) == []
+    assert digests.find_mismatched_arrays(flat(items), records) == []
     for name, record in records.items():
         for index in {0, record.nbytes - 1}:
-            assert digests.mismatched_arrays(changed(items, name, index), records) == [name]
+            assert digests.find_mismatched_arrays(changed(items, name, index), records) == [name]
 
 
 def test_groups_give_the_same_answer(monkeypatch):
     monkeypatch.setattr(digests, "_GROUP_BYTES", 1000)
     items = trees()
     records = digests.make_manifest(1, items, {}).arrays
-    assert digests.mismatched_arrays(changed(items, "params/half"), records) == ["params/half"]
+    assert digests.find_mismatched_arrays(changed(items, "params/half"), records) == ["params/half"]
 
 
 def test_a_sample_is_of_the_asked_size_and_changes_with_the_seed():
@@ -59,7 +59,9 @@ def test_a_sample_is_of_the_asked_size_and_changes_with_the_seed():
     hurt = {}
     for name in records:
         hurt[name] = changed(items, name)[name]
-    found = [digests.mismatched_arrays(hurt, records, sample_bytes=1024, seed=s) for s in range(30)]
+    found = [
+        digests.find_mismatched_arrays(hurt, records, sample_bytes=1024, seed=s) for s in range(30)
+    ]
     assert all(2 <= len(names) <= 4 for names in found)
     assert set().union(*found) == set(records)
 
@@ -74,8 +76,8 @@ def test_shards_are_listed_once_and_any_layout_can_be_checked(spec):
     records = digests.make_manifest(1, placed, {}).arrays
     assert len(records["p/w"].shards) == (4 if spec else 1)
     for form in (plain, placed, jax.tree.map(np.asarray, plain)):
-        assert digests.mismatched_arrays(flat(form), records) == []
-    assert digests.mismatched_arrays(changed(plain, "p/w", 300), records) == ["p/w"]
+        assert digests.find_mismatched_arrays(flat(form), records) == []
+    assert digests.find_mismatched_arrays(changed(plain, "p/w", 300), records) == ["p/w"]
 
 
 def test_lists_are_written_and_read_back(tmp_path):

@@ -9,7 +9,7 @@ from vidlatent.data.loader import make_loader
 from vidlatent.data.options import SyntheticOptions
 from vidlatent.data.renderers.paths import make_path_scene, render_paths
 from vidlatent.data.sources.synthetic import PathsSource
-from vidlatent.data.stream import window_of
+from vidlatent.data.stream import cut_window
 from vidlatent.errors import VidlatentError
 from vidlatent.media.errors import Limits
 from vidlatent.media.transforms import CENTRE
@@ -69,7 +69,7 @@ def test_kept_clips_are_what_is_drawn_at_once(options):
     for fps, start in ((24.0, 3), (12.0, 1), (6.0, 2)):
         place = (start / 24, 5, fps, (options.height, options.width), CENTRE)
         drawn = source.read(info, *place, Limits())
-        np.testing.assert_array_equal(window_of(info, kept, *place), drawn)
+        np.testing.assert_array_equal(cut_window(info, kept, *place), drawn)
 
 
 def test_windows_of_the_growth_stages():
@@ -96,7 +96,7 @@ def test_rates_that_do_not_divide_show_the_frame_on_display():
     source = PathsSource(dataclasses.replace(LINE, fps=30.0), seed=0)
     info = source.probe("scene-000000", Limits())
     kept = source.read_all(info, (1, 32), Limits())
-    window = window_of(info, kept, 0.0, 5, 20.0, (1, 32), CENTRE)
+    window = cut_window(info, kept, 0.0, 5, 20.0, (1, 32), CENTRE)
     np.testing.assert_array_equal(window, kept[1][[0, 1, 3, 4, 6]])
 
 

@@ -13,7 +13,7 @@ from vidlatent.data.text.rules import (
     clean_prompt,
     text_of_markup,
 )
-from vidlatent.data.text.tokens import byte_tokens, load_tokenizer, word_tokens
+from vidlatent.data.text.tokens import load_tokenizer, word_tokens
 from vidlatent.errors import VidlatentError
 from vidlatent.models.pretrained import NETWORKS
 
@@ -100,12 +100,6 @@ def test_words():
     assert tokens[0, :2].tolist() == [95, 239]
     with pytest.raises(VidlatentError, match="1 buckets"):
         word_tokens(["a"], 3, 1)
-
-
-def test_bytes():
-    tokens, mask = byte_tokens(["ab\u00e9", ""], 4)
-    np.testing.assert_array_equal(tokens, [[98, 99, 0xC3 + 1, 0xA9 + 1], [0] * 4])
-    np.testing.assert_array_equal(mask.sum(axis=1), [4, 0])
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from vidlatent.metrics import (
     lpips,
     make_metrics,
     psnr_reducio,
-    resized_clip,
+    resize_clip,
 )
 from vidlatent.metrics.frechet import frechet_distance
 from vidlatent.metrics.inception_score import InceptionAccumulator
@@ -116,7 +116,7 @@ def test_values_against_direct_computation(run, videos, metrics):
     mae = networks["fvd_videomae_tiny"]
     look = jax.jit(mae.apply, compiler_options=QUICK)
     features = [
-        np.asarray(look(mae.params, resized_clip(clips, 32))["features"])
+        np.asarray(look(mae.params, resize_clip(clips, 32))["features"])
         for clips in (videos, restored)
     ]
     assert result.scores[FVD] == pytest.approx(frechet_distance(*features), rel=1e-3)
@@ -127,7 +127,7 @@ def test_values_against_direct_computation(run, videos, metrics):
     features = []
     for clips in (videos, restored):
         parts = [clips[:, :8], clips[:, 8:16]]  # frame 16 fills no piece
-        seen = resized_clip(np.concatenate(parts), 32, "crop")
+        seen = resize_clip(np.concatenate(parts), 32, "crop")
         features.append(np.asarray(look(mae.params, seen)["features"]))
     assert result.scores[FVD_CUT] == pytest.approx(frechet_distance(*features), rel=1e-3)
     about = result.definitions[FVD_CUT]

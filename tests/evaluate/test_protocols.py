@@ -20,7 +20,7 @@ from vidlatent.evaluate.tokenizer import tokenizer_eval_step
 from vidlatent.media.decode import read_window
 from vidlatent.media.errors import Limits
 from vidlatent.media.write import write_video
-from vidlatent.metrics import lpips, make_metrics, resized_clip
+from vidlatent.metrics import lpips, make_metrics, resize_clip
 from vidlatent.metrics.frechet import frechet_distance
 from vidlatent.models.tokenizers.base import Posterior
 from vidlatent.parallel.mesh import make_mesh
@@ -142,7 +142,7 @@ def test_numbers_equal_direct_computation(result, folder):
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def direct(*pair):
-        features = [mae.apply(mae.params, resized_clip(clip, 32))["features"] for clip in pair]
+        features = [mae.apply(mae.params, resize_clip(clip, 32))["features"] for clip in pair]
         return lpips(perceptual, *pair).mean(), jnp.concatenate(features)
 
     means, features = zip(*(direct(v[None], r[None]) for v, r in expected.values()), strict=True)

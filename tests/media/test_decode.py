@@ -46,7 +46,7 @@ def test_windows_equal_a_sequential_decode(clips, name):
         for first in {0, 1, 7, 8, 9, 17, 24, 30, 40 - count}:
             window = decode.read_window(clips[name], first / info.fps, count, size=SIZE)
             np.testing.assert_array_equal(window, whole[first : first + count], f"{first}")
-            again = decode.window_of(info, kept, first / info.fps, count, 0.0, SIZE, (0.5, 0.5))
+            again = decode.cut_window(info, kept, first / info.fps, count, 0.0, SIZE, (0.5, 0.5))
             np.testing.assert_array_equal(again, window)
 
 
@@ -110,7 +110,7 @@ def test_variable_frame_rate_keeps_true_time(tools, tmp_path):
         instants = 1000 * (start + np.arange(9) / 20)
         shown = np.searchsorted(stamps, instants + 3, side="right") - 1
         np.testing.assert_array_equal(window, whole[shown])
-        again = decode.window_of(info, kept, start, 9, 20.0, (48, 64), (0.5, 0.5))
+        again = decode.cut_window(info, kept, start, 9, 20.0, (48, 64), (0.5, 0.5))
         np.testing.assert_array_equal(again, window)
 
 

@@ -46,7 +46,7 @@ def test_bilinear_with_antialiasing_to_rounding(clip, size):
     assert np.abs(found - wanted).max() <= 1.01  # two passes, each rounded
     kept = decode.read_all(clip, size, resize="bilinear")
     info = probe(clip)
-    again = decode.window_of(info, kept, 0.0, 3, 0.0, size, (0.5, 0.5))
+    again = decode.cut_window(info, kept, 0.0, 3, 0.0, size, (0.5, 0.5))
     np.testing.assert_array_equal(again, found)
     if size == (20, 40):
         area = decode.read_window(clip, 0, 3, size=size)

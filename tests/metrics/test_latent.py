@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vidlatent.metrics import ChannelMoments, channel_maps
+from vidlatent.metrics import ChannelMoments, stretch_channels
 
 
 def test_moments_by_hand():
@@ -36,7 +36,7 @@ def test_channel_maps_by_hand():
     latent[0, 0, :, 0] = [2.0, 4.0, 3.0]
     latent[1, 0, :, 0] = [-10.0, 0.0, -7.5]
     latent[0, 0, :, 1] = 5.0
-    maps = channel_maps(latent)
+    maps = stretch_channels(latent)
     assert maps.shape == latent.shape and maps.dtype == np.float32
     assert maps[0, 0, :, 0].tolist() == [-1.0, 1.0, 0.0], "each latent frame has its own range"
     assert maps[1, 0, :, 0].tolist() == [-1.0, 1.0, -0.5]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vidlatent.errors import VidlatentError
-from vidlatent.metrics import RESIZE, fvd_features, fvd_name, lpips, lpips_name, resized_clip
+from vidlatent.metrics import RESIZE, fvd_features, fvd_name, lpips, lpips_name, resize_clip
 from vidlatent.models.pretrained.load import load_network
 
 QUICK = {"xla_backend_optimization_level": 0}  # each program runs once
@@ -41,26 +41,26 @@ def test_lpips_of_frames():
 
 def test_resize_rules():
     video = pixels(1, 2, 40, 60, 3)
-    plain = resized_clip(video, 20)
+    plain = resize_clip(video, 20)
     assert plain.shape == (1, 2, 20, 20, 3) and plain.dtype == np.float32
     # Two to one: the mean of two neighbours; three to one: the middle one.
     x = video.astype(np.float32) / 127.5 - 1
     expected = (x[:, :, ::2, 1::3] + x[:, :, 1::2, 1::3]) / 2
     np.testing.assert_allclose(plain, expected, atol=1e-6)
-    np.testing.assert_allclose(resized_clip(x, 20), plain, atol=1e-6)
-    smooth = resized_clip(video, 20, "antialias")
+    np.testing.assert_allclose(resize_clip(x, 20), plain, atol=1e-6)
+    smooth = resize_clip(video, 20, "antialias")
     # Widened triangles of 2 (half) pixels: weights 1, 3, 3, 1.
     rows = (x[:, :, 9] + 3 * x[:, :, 10] + 3 * x[:, :, 11] + x[:, :, 12]) / 8
     weights = np.array([1, 2, 3, 2, 1]) / 9
     found = np.einsum("btwc,w->btc", rows[:, :, 14:19], weights)
     np.testing.assert_allclose(smooth[:, :, 5, 5], found, atol=1e-6)
-    cropped = resized_clip(video, 20, "crop")
+    cropped = resize_clip(video, 20, "crop")
     # Short side 20, long side 30, of which the middle 20 are kept.
-    whole = resized_clip(video[:, :, :, 10:50], 20, "antialias")
+    whole = resize_clip(video[:, :, :, 10:50], 20, "antialias")
     np.testing.assert_allclose(cropped[:, :, :, 2:-2], whole[:, :, :, 2:-2], atol=1e-6)
-    np.testing.assert_array_equal(resized_clip(plain, 20, "crop"), plain)
+    np.testing.assert_array_equal(resize_clip(plain, 20, "crop"), plain)
     with pytest.raises(VidlatentError, match="not by 'nearest'"):
-        resized_clip(video, 20, "nearest")
+        resize_clip(video, 20, "nearest")
 
 
 def test_fvd_features():
@@ -71,7 +71,7 @@ def test_fvd_features():
     found = fvd_features(network, video)
     assert found.shape == (2, 16)
     for rule in RESIZE:
-        expected = apply(network.params, resized_clip(video, 32, rule))["features"]
+        expected = apply(network.params, resize_clip(video, 32, rule))["features"]
         np.testing.assert_array_equal(fvd_features(network, video, rule), expected)
     assert np.abs(fvd_features(network, video, "crop") - found).max() > 1e-4
     assert fvd_name(network) == "fvd_videomae_tiny_random0_biased_bilinear32"

@@ -6,7 +6,7 @@ import pytest
 
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.vbench import main
-from vidlatent.metrics.vbench import DIMENSIONS, vbench_totals
+from vidlatent.metrics.vbench import DIMENSIONS, compute_vbench_totals
 
 # Reducio-DiT (supplement), in per cent and in the order of DIMENSIONS.
 REDUCIO = (98.05, 99.13, 98.45, 98.77, 27.78, 64.02, 67.67)
@@ -15,16 +15,16 @@ SCORES = {name: score / 100 for name, score in zip(DIMENSIONS, REDUCIO, strict=T
 
 
 def test_totals_as_printed():
-    found = vbench_totals(SCORES)
+    found = compute_vbench_totals(SCORES)
     assert found["quality"] == pytest.approx(0.8224, abs=1e-4)
     # Printed 78.00 and 81.39: seven hundredths from what the printed scores give.
     assert found["semantic"] == pytest.approx(0.7800, abs=1e-3)
     assert found["total"] == pytest.approx(0.8139, abs=5e-4)
     best = {name: rule.greatest for name, rule in DIMENSIONS.items()}
-    assert vbench_totals(best) == {kind: pytest.approx(1.0) for kind in found}
+    assert compute_vbench_totals(best) == {kind: pytest.approx(1.0) for kind in found}
     least = {name: rule.least for name, rule in DIMENSIONS.items()}
-    assert vbench_totals(least) == {kind: pytest.approx(0.0) for kind in found}
-    still = vbench_totals(SCORES | {"dynamic_degree": 0.0})["quality"]
+    assert compute_vbench_totals(least) == {kind: pytest.approx(0.0) for kind in found}
+    still = compute_vbench_totals(SCORES | {"dynamic_degree": 0.0})["quality"]
     assert found["quality"] - still == pytest.approx(0.5 * 0.2778 / 6.5)
 
 
@@ -47,6 +47,6 @@ def test_from_the_files_that_vbench_writes(tmp_path, capsys):
 
 def test_mistakes_are_named():
     with pytest.raises(VidlatentError, match="no dimension 'colour': did you mean 'color'"):
-        vbench_totals({"colour": 0.5})
+        compute_vbench_totals({"colour": 0.5})
     with pytest.raises(VidlatentError, match="color = 89.0 is outside"):
-        vbench_totals(SCORES | {"color": 89.0})
+        compute_vbench_totals(SCORES | {"color": 89.0})

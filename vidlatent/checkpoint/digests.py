@@ -34,7 +34,7 @@ __all__ = [
     "json_crc",
     "leaf_paths",
     "make_manifest",
-    "mismatched_arrays",
+    "find_mismatched_arrays",
     "read_manifest",
     "write_manifest",
 ]
@@ -204,7 +204,7 @@ def _saved_slices(array: Any, record: ArrayRecord) -> Iterator[tuple[str, Any]]:
     yield from ((key, whole[_slices(key)]) for key in record.shards)
 
 
-def mismatched_arrays(
+def find_mismatched_arrays(
     restored: Mapping[str, Any],
     records: Mapping[str, ArrayRecord],
     *,

@@ -505,4 +505,4 @@ class Checkpointer:
         if mode == "off":
             return []
         sample = _SAMPLE_BYTES if mode == "sample" else None
-        return digests.mismatched_arrays(flat, records, sample_bytes=sample, seed=step)
+        return digests.find_mismatched_arrays(flat, records, sample_bytes=sample, seed=step)

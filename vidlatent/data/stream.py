@@ -24,7 +24,7 @@ from vidlatent.data.clip_cache import ClipCache
 from vidlatent.data.index import Clip
 from vidlatent.data.sources import Source
 from vidlatent.data.sources.latents import LatentSource
-from vidlatent.media.decode import window_of
+from vidlatent.media.decode import cut_window
 from vidlatent.media.errors import ClipError, Limits
 from vidlatent.media.transforms import CENTRE, random_box
 
@@ -86,7 +86,7 @@ class Reading:
                     (row, size), lambda: self.source.read_all(info, size, self.limits)
                 )
                 if clip is not None:
-                    return window_of(info, clip, start, bucket.frames, self.fps, size, crop)
+                    return cut_window(info, clip, start, bucket.frames, self.fps, size, crop)
             return self.source.read(info, start, bucket.frames, self.fps, size, crop, self.limits)
         except OSError as error:  # the source's storage, not the clip's content
             raise ClipError("unreadable", str(error)[:160]) from error

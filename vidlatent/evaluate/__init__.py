@@ -1,1 +1,13 @@
-"""The mode ``eval``: scores of tokenizers and generators, and the pages that show them."""
+"""The mode ``eval``: scores of tokenizers and generators, and the reports that show them.
+
+A metric defines a number (``vidlatent.metrics``), a protocol is one paper's procedure
+(``protocols/``), a score is a result.
+
+    run.py                 the mode: which evaluation a workdir gets
+    tokenizer.py           scores of a tokenizer on validation clips; ``tokenizer_report.py``
+    latent_statistics.py   what those clips' latents are like
+    protocols/             scores as a paper computed them, next to the paper's own numbers
+    generator.py           a generator: ``generator_loss.py``, ``generator_report.py``
+    layer_memory.py        how much a generator's layers read of earlier ones
+    vbench.py              VBench's totals from the files that its own program writes
+"""

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 
 from vidlatent.media.sheets import channel_sheet
-from vidlatent.metrics import ChannelMoments, channel_maps, gride
+from vidlatent.metrics import ChannelMoments, gride, stretch_channels
 from vidlatent.spec import LatentSpec
 
 __all__ = ["LatentStatistics", "latent_sheet"]
@@ -132,4 +132,4 @@ def latent_sheet(latent: np.ndarray, video: np.ndarray, spec: LatentSpec, title:
     """
     lead = spec.rule.first % spec.t
     starts = [max(0, lead + (k - 1) * spec.t) if lead else k * spec.t for k in range(len(latent))]
-    return channel_sheet(channel_maps(latent), frames=video[starts], title=title)
+    return channel_sheet(stretch_channels(latent), frames=video[starts], title=title)

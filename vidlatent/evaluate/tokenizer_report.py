@@ -18,9 +18,9 @@ from vidlatent.report.page import write_report
 
 __all__ = [
     "RESIZED",
-    "group_rows",
-    "pictures_sheet",
-    "position_rows",
+    "make_group_rows",
+    "make_pictures_sheet",
+    "make_position_rows",
     "write_evaluation",
     "write_side_by_side",
 ]
@@ -55,7 +55,7 @@ def write_evaluation(
     (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     shown = []
     if result.pictures:
-        sheet = pictures_sheet(result.pictures)
+        sheet = make_pictures_sheet(result.pictures)
         (folder / "contact_sheet.png").write_bytes(sheet)
         shown.append(("Frames of validation clips, reconstruction under original", sheet))
     for number, picture in enumerate(result.pictures):
@@ -83,7 +83,7 @@ def _describe_windows(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def pictures_sheet(pictures: list[ClipPair]) -> bytes:
+def make_pictures_sheet(pictures: list[ClipPair]) -> bytes:
     """PNG with each clip's reconstruction under its original."""
     rows, labels = [], []
     for picture in pictures:
@@ -118,9 +118,12 @@ def _write_latent_sheets(result: Evaluation, folder: Path) -> list[tuple[str, by
 
 
 def _make_tables(result: Evaluation, scores: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    tables = {"Scores by clip": result.clips, "Scores by frame position": position_rows(result)}
+    tables = {
+        "Scores by clip": result.clips,
+        "Scores by frame position": make_position_rows(result),
+    }
     if "by_group_position" in scores:
-        tables["Scores by place in the frame group"] = group_rows(scores["by_group_position"])
+        tables["Scores by place in the frame group"] = make_group_rows(scores["by_group_position"])
     if "intrinsic_dimension" in scores:
         tables["Intrinsic dimension of latents"] = scores["intrinsic_dimension"]
     if "latent" in scores:
@@ -137,7 +140,7 @@ def write_side_by_side(file: Path, picture: ClipPair) -> bytes:
     return file.read_bytes()
 
 
-def position_rows(result: Evaluation) -> list[dict[str, Any]]:
+def make_position_rows(result: Evaluation) -> list[dict[str, Any]]:
     """``Evaluation.positions`` as rows of a table: one a frame, with every metric."""
     return [
         {"frame": frame, **{name: values[frame] for name, values in result.positions.items()}}
@@ -145,7 +148,7 @@ def position_rows(result: Evaluation) -> list[dict[str, Any]]:
     ]
 
 
-def group_rows(groups: dict[str, Any]) -> list[dict[str, Any]]:
+def make_group_rows(groups: dict[str, Any]) -> list[dict[str, Any]]:
     """``Evaluation.group_positions`` as rows of a table: one a place in the frame group."""
     names = ("psnr", "ssim", "n")
     rows = [

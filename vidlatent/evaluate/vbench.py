@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vidlatent.errors import VidlatentError
-from vidlatent.metrics.vbench import DIMENSIONS, vbench_totals
+from vidlatent.metrics.vbench import DIMENSIONS, compute_vbench_totals
 
 __all__ = ["main"]
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scores: dict[str, float] = {}
         for file in options.files:
             scores |= _read(file)
-        totals = vbench_totals(scores)
+        totals = compute_vbench_totals(scores)
     except VidlatentError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -33,7 +33,7 @@ from vidlatent.media.pictures import AREA, is_picture, read_picture
 from vidlatent.media.probe import ClipInfo, probe
 from vidlatent.media.transforms import CENTRE, Crop, place
 
-__all__ = ["iter_frames", "read_all", "read_window", "window_of"]
+__all__ = ["iter_frames", "read_all", "read_window", "cut_window"]
 
 # When a seek lands after the wanted frame, it is tried again this many seconds earlier, and at last
 # from the beginning of the file.
@@ -219,7 +219,7 @@ def read_all(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A whole clip: time stamps float64 [N] and uint8 [N, H, W, 3] scaled to cover ``size``.
 
-    ``window_of`` cuts windows out of it that equal those of ``read_window`` bit by bit.
+    ``cut_window`` cuts windows out of it that equal those of ``read_window`` bit by bit.
     """
     limits = limits or Limits()
     check_file(media)
@@ -237,7 +237,7 @@ def read_all(
     return np.asarray(times), np.stack(images)
 
 
-def window_of(
+def cut_window(
     info: ClipInfo,
     clip: tuple[np.ndarray, np.ndarray],
     start: float,

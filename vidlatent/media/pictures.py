@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vidlatent.media.errors import ClipError, Limits
 from vidlatent.media.transforms import CENTRE, Crop, place
 
-__all__ = ["AREA", "BILINEAR", "is_picture", "picture_size", "read_picture", "resize_bilinear"]
+__all__ = ["AREA", "BILINEAR", "is_picture", "read_picture_size", "read_picture", "resize_bilinear"]
 
 # How frames are resized. AREA: averaged when made smaller, bicubic when made larger, in one pass
 # with the colour conversion. BILINEAR: with antialiasing, as torchvision does by default.
@@ -54,7 +54,7 @@ def _opened(media: str | bytes, limits: Limits):
         raise ClipError(reason, str(error)[:160]) from error
 
 
-def picture_size(media: str | bytes, limits: Limits) -> tuple[int, int]:
+def read_picture_size(media: str | bytes, limits: Limits) -> tuple[int, int]:
     """Displayed (height, width) in pixels; the whole picture is decoded to know that it can be."""
     with _opened(media, limits) as image:
         image.load()

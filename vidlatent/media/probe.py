@@ -18,7 +18,7 @@ from vidlatent.media.container import (
     to_fraction,
 )
 from vidlatent.media.errors import ClipError, Deadline, Limits, named_errors
-from vidlatent.media.pictures import is_picture, picture_size
+from vidlatent.media.pictures import is_picture, read_picture_size
 
 __all__ = ["ClipInfo", "probe", "verify"]
 
@@ -70,7 +70,7 @@ def probe(media: str | bytes, limits: Limits | None = None) -> ClipInfo:
     check_file(media)
     name = "<bytes>" if isinstance(media, bytes) else str(media)
     if is_picture(media):
-        height, width = picture_size(media, limits)
+        height, width = read_picture_size(media, limits)
         return ClipInfo(name, 1, 0.0, width, height, 0.0, True)
     deadline = Deadline(limits.timeout_s)
     with open_video(media, limits) as (container, stream):

@@ -43,11 +43,11 @@ from vidlatent.metrics.base import (
     make_metrics,
 )
 from vidlatent.metrics.frechet import FeatureSums, frechet_of_sums
-from vidlatent.metrics.fvd import RESIZE, fvd_features, fvd_name, resized_clip
+from vidlatent.metrics.fvd import RESIZE, fvd_features, fvd_name, resize_clip
 from vidlatent.metrics.gride import gride
 from vidlatent.metrics.group_position import by_group_position, max_margin
 from vidlatent.metrics.inception_score import InceptionScore, inception_score
-from vidlatent.metrics.latent import ChannelMoments, channel_maps
+from vidlatent.metrics.latent import ChannelMoments, stretch_channels
 from vidlatent.metrics.lpips import lpips, lpips_name
 from vidlatent.metrics.preservation import PRESERVATION, absolute_sums
 from vidlatent.metrics.psnr import psnr
@@ -69,7 +69,7 @@ __all__ = [
     "SetMetric",
     "absolute_sums",
     "by_group_position",
-    "channel_maps",
+    "stretch_channels",
     "collect_networks",
     "frechet_of_sums",
     "fvd_features",
@@ -82,7 +82,7 @@ __all__ = [
     "max_margin",
     "psnr",
     "psnr_reducio",
-    "resized_clip",
+    "resize_clip",
     "ssim",
     "ssim_reducio",
 ]

@@ -20,7 +20,7 @@ from vidlatent.models.pretrained import NETWORKS, Network
 from vidlatent.models.pretrained.resize import center_crop_short_side, resize
 from vidlatent.spec import check_shape
 
-__all__ = ["RESIZE", "FrechetAccumulator", "fvd_features", "fvd_name", "resized_clip"]
+__all__ = ["RESIZE", "FrechetAccumulator", "fvd_features", "fvd_name", "resize_clip"]
 
 # bilinear: each frame straight to the square, whatever its aspect ratio, from the nearest pixels
 # only (what content-debiased FVD does for both networks). antialias: the same with a wider kernel.
@@ -29,7 +29,7 @@ __all__ = ["RESIZE", "FrechetAccumulator", "fvd_features", "fvd_name", "resized_
 RESIZE = ("bilinear", "antialias", "crop")
 
 
-def resized_clip(video: Any, side: int, rule: str = "bilinear") -> jax.Array:
+def resize_clip(video: Any, side: int, rule: str = "bilinear") -> jax.Array:
     """``[..., H, W, 3]`` to ``[..., side, side, 3]`` float32 in [-1, 1].
 
     Args:
@@ -65,7 +65,7 @@ def fvd_features(network: Network, video: Any, rule: str = "bilinear") -> jax.Ar
     ``network._replace(params=params)``.
     """
     check_shape(video, "B T H W C", C=3)
-    return network.apply(network.params, resized_clip(video, _side(network), rule))["features"]
+    return network.apply(network.params, resize_clip(video, _side(network), rule))["features"]
 
 
 def _side(network: Network) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["ChannelMoments", "channel_maps"]
+__all__ = ["ChannelMoments", "stretch_channels"]
 
 
 class ChannelMoments:
@@ -64,7 +64,7 @@ class ChannelMoments:
         return mean, float(np.sqrt(within + np.square(self._mean - mean).mean()))
 
 
-def channel_maps(latent: Any) -> np.ndarray:
+def stretch_channels(latent: Any) -> np.ndarray:
     """Every map of every channel stretched to [-1, 1] (IV-VAE, supplement, eq. 6).
 
     ``(F - (max + min) / 2) * 2 / (max - min)`` with the extremes of one channel of one latent

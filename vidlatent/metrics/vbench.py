@@ -13,7 +13,7 @@ from typing import NamedTuple
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
 
-__all__ = ["DIMENSIONS", "Dimension", "vbench_totals"]
+__all__ = ["DIMENSIONS", "Dimension", "compute_vbench_totals"]
 
 
 class Dimension(NamedTuple):
@@ -46,7 +46,7 @@ DIMENSIONS: dict[str, Dimension] = {
 _WEIGHTS = {"quality": 4.0, "semantic": 1.0}
 
 
-def vbench_totals(scores: Mapping[str, float]) -> dict[str, float]:
+def compute_vbench_totals(scores: Mapping[str, float]) -> dict[str, float]:
     """``quality``, ``semantic`` and ``total`` in [0, 1] of raw scores by dimension, in [0, 1].
 
     Raises:

@@ -25,7 +25,7 @@ from vidlatent.latents.space import (
     read_tokenizer_config,
 )
 from vidlatent.media.sheets import channel_sheet, contact_sheet
-from vidlatent.metrics import channel_maps
+from vidlatent.metrics import stretch_channels
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.multihost import to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
@@ -77,7 +77,7 @@ class SampleGrid:
         latents = self._latents.restore(self._sampler(params, seeds, conditions))
         if not self._config.tokenizer.path or jax.process_count() > 1:
             title = f"latent channels of a sample: {clips[0]['title']}"
-            return channel_sheet(channel_maps(latents[0]), title=title)
+            return channel_sheet(stretch_channels(latents[0]), title=title)
         videos = [self._decode(latent, clip) for latent, clip in zip(latents, clips, strict=True)]
         return contact_sheet(videos, [clip["title"] for clip in clips], group=len(videos))
 

@@ -1,1 +1,1 @@
-"""Captions, how each system cleans its texts, and their token numbers."""
+"""Captions of clips, how each system cleans its texts, and their token numbers."""

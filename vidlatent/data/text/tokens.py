@@ -17,7 +17,7 @@ from vidlatent.data.text.rules import RULES, TextRule
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
 
-__all__ = ["TextTokenizer", "byte_tokens", "load_tokenizer", "word_tokens"]
+__all__ = ["TextTokenizer", "load_tokenizer", "word_tokens"]
 
 Tokens = tuple[np.ndarray, np.ndarray]
 
@@ -108,11 +108,6 @@ def word_tokens(texts: Sequence[str], length: int, buckets: int) -> Tokens:
         raise VidlatentError(f"{buckets} buckets hold no word: use at least 2.")
     rows = [[_hash_word(word, buckets) for word in _split_words(text)] for text in texts]
     return _pad(rows, length, 0)
-
-
-def byte_tokens(texts: Sequence[str], length: int) -> Tokens:
-    """UTF-8 bytes plus 1 (vocabulary 257), 0 for padding, and the mask ``[B, length]``."""
-    return _pad([[byte + 1 for byte in text.encode()] for text in texts], length, 0)
 
 
 def _split_words(text: str) -> list[str]:

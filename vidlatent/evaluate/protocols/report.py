@@ -21,8 +21,8 @@ from vidlatent.evaluate.protocols.paper_tables import PaperRow
 from vidlatent.evaluate.tokenizer import ClipPair, Evaluation
 from vidlatent.evaluate.tokenizer_report import (
     RESIZED,
-    group_rows,
-    position_rows,
+    make_group_rows,
+    make_position_rows,
     write_side_by_side,
 )
 from vidlatent.media.sheets import contact_sheet
@@ -215,10 +215,10 @@ def _make_tables(result: ProtocolResult) -> dict[str, list[dict[str, Any]]]:
             for name, about in evaluation.definitions.items()
         ],
         "Scores by clip, worst first": by_clip,
-        "Scores by frame position": position_rows(evaluation),
+        "Scores by frame position": make_position_rows(evaluation),
     }
     if evaluation.group_positions:
-        tables["Scores by place in the frame group"] = group_rows(evaluation.group_positions)
+        tables["Scores by place in the frame group"] = make_group_rows(evaluation.group_positions)
     if result.bad:
         tables["Clips left out"] = [
             dict(zip(("clip", "reason", "detail"), bad, strict=True)) for bad in result.bad

@@ -27,7 +27,7 @@ from vidlatent.evaluate.tokenizer import (
     evaluate,
     tokenizer_eval_step,
 )
-from vidlatent.evaluate.tokenizer_report import pictures_sheet, write_evaluation
+from vidlatent.evaluate.tokenizer_report import make_pictures_sheet, write_evaluation
 from vidlatent.latents.pixels import from_pixels
 from vidlatent.losses import LossInputs
 from vidlatent.losses.adversarial import adaptive_weight
@@ -308,7 +308,7 @@ class TokenizerValidation:
     def pictures(self, result: Evaluation) -> dict[str, bytes]:
         if not result.pictures:
             return {}
-        return {"val/original_above_reconstruction": pictures_sheet(result.pictures)}
+        return {"val/original_above_reconstruction": make_pictures_sheet(result.pictures)}
 
     def write(self, run: Any, result: Evaluation, folder: Path) -> list[str]:
         write_evaluation(result, folder, config=run.config, step=run.step, workdir=run.workdir)

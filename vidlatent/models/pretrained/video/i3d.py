@@ -115,7 +115,7 @@ class I3D(nn.Module):
     def __call__(self, video: jax.Array) -> dict[str, jax.Array]:
         """``features`` and ``logits`` ``[B, classes]`` float32, the same, of ``[B, T, H, W, 3]``.
 
-        Pixels lie in [-1, 1] at 224x224 already (``metrics.fvd.resized_clip``), at least 9 frames.
+        Pixels lie in [-1, 1] at 224x224 already (``metrics.fvd.resize_clip``), at least 9 frames.
         The logits are averaged over time. FVD uses them as features, before the softmax.
 
         Raises:
