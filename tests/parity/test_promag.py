@@ -99,7 +99,7 @@ def test_chunks(fixtures):
 def test_tile_spans(fixtures):
     for entry in fixtures["tile_spans"]:
         got = cut_line(entry["L"], entry["tile"], entry["overlap"])
-        assert got == [tuple(pair) for pair in entry["cut_line"]]
+        assert got == [tuple(pair) for pair in entry["spans"]]
 
 
 @pytest.mark.parametrize(
