@@ -45,6 +45,7 @@ def get_config(arg: str = ""):
         join="",
         stage="",
         gan=False,
+        spelt_out={"stage": "I"},
     )
     _read_stage(arg)
     direct = {4: 0, 8: 1, 16: 2}

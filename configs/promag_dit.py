@@ -27,8 +27,17 @@ from vidlatent.config import (
 
 
 def get_config(arg: str = ""):
+    # The tokenizer's k alone changes nothing in stages 1 and 2 but what the run is called.
     arg = parse_arg(
-        arg, presets=("demo", "paper"), stage=1, k=4, z=16, loss="v", overlap=4, places="latent"
+        arg,
+        presets=("demo", "paper"),
+        labels=("k",),
+        stage=1,
+        k=4,
+        z=16,
+        loss="v",
+        overlap=4,
+        places="latent",
     )
     if arg.stage not in (1, 2, 3) or arg.k not in (4, 8, 16) or arg.loss not in ("v", "flow"):
         raise VidlatentError(

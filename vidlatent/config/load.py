@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from vidlatent.config.arguments import run_config
 from vidlatent.config.imports import import_packages
 from vidlatent.config.overrides import apply_overrides
 from vidlatent.config.validate import check_complete, validate
@@ -62,7 +63,7 @@ def load_base(spec: str) -> ConfigDict:
     if not callable(getattr(module, "get_config", None)):
         raise VidlatentError(f"--config={path}: the file has no function get_config(arg).")
     with _explained(path, file):
-        config = module.get_config(arg)
+        config = run_config(module.get_config, arg)
     if not isinstance(config, ConfigDict):
         raise VidlatentError(
             f"--config={path}: get_config returned {type(config).__name__}, not a config: let it "
