@@ -79,20 +79,20 @@ def test_networks_are_named():
 def test_vf_learns_its_map_and_ignores_the_target(networks):
     _, params = made("vf")
     assert params["projection"]["kernel"].shape == (4, 16)
-    objective = LossTerms({"vf": {"weight": 0.5, "network": "dinov2_tiny"}})
-    loss = jax.value_and_grad(lambda i, p: objective(i, {"vf": p}, networks), (0, 1), has_aux=True)
+    terms = LossTerms({"vf": {"weight": 0.5, "network": "dinov2_tiny"}})
+    loss = jax.value_and_grad(lambda i, p: terms(i, {"vf": p}, networks), (0, 1), has_aux=True)
     (total, values), (grads, of_params) = jax.jit(loss, compiler_options=CHEAP)(inputs(), params)
     # Equations 2 and 3 have curves of their own.
     assert values["vf/cosine"] > 0 and values["vf/relation"] > 0
     assert values["vf"] == values["vf/cosine"] + values["vf/relation"] == 2 * total
-    shown = objective.shown({**values, "discriminator/loss": 1}, {"dinov2_tiny": "random"})
+    shown = terms.label_random({**values, "discriminator/loss": 1}, {"dinov2_tiny": "random"})
     assert set(shown) == {
         "vf_random",
         "vf_random/cosine",
         "vf_random/relation",
         "discriminator/loss",
     }
-    assert objective.shown(values, {"dinov2_tiny": "file.npz"}) == values
+    assert terms.label_random(values, {"dinov2_tiny": "file.npz"}) == values
     assert np.abs(grads.posterior.mean).max() > 0
     assert np.abs(of_params["projection"]["kernel"]).max() > 0
     assert np.abs(grads.target).max() == 0 == np.abs(grads.prediction).max()

@@ -90,7 +90,7 @@ class Inputs:
         if self._tokenizer is None:
             return {"null_text": self._describe_null_text()} if self._null_text else {}
         model = self._tokenizer
-        video = jnp.zeros(smallest_video(model.latent_spec), jnp.float32)
+        video = np.zeros(smallest_video(model.latent_spec), np.float32)
 
         def encode(params):
             return model.apply({"params": params}, video, method="encode")[0].mode()
