@@ -37,7 +37,8 @@ from vidlatent.report.writers import read_metrics
 from vidlatent.train.loop import INTERRUPTED
 
 ROOT = Path(__file__).resolve().parent.parent
-_POLL_S = 0.5
+_POLL_S = 0.5  # seconds between looks at the log of a run
+# Compile fast, run slowly: for runs of a few steps.
 _QUICK = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
 
 

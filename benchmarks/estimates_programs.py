@@ -24,7 +24,7 @@ __all__ = ["CONTEXT", "Row", "rows"]
 
 HALF = jnp.bfloat16
 CONTEXT = {"text": 512, "image": 257}  # tokens
-_HEAD = 128
+_HEAD = 128  # width of an attention head in Wan's 14 B transformer
 _PLAIN = {"attention": "splash", "qk_norm_rope": "xla"}
 _FUSED = {"attention": "splash", "qk_norm_rope": "pallas"}
 

@@ -57,7 +57,7 @@ SECTIONS: dict[str, tuple[Callable[[int], Iterator[Row]], float]] = {
 }
 _TOY = 40  # sizes are divided by it
 _BURST_MS = 10.0  # a timed burst of runs should take at least this long
-_MOST_RUNS = 200
+_MOST_RUNS = 200  # in a burst, so that a loop compiles and runs in seconds
 
 
 @dataclasses.dataclass

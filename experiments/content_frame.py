@@ -48,7 +48,7 @@ FRAMES = 16
 MIDDLE = (FRAMES - 1) // 2
 CHANNELS = 16
 RATES = ("5e-4", "1e-3")
-_TIE_DB = 0.2
+_TIE_DB = 0.2  # fixed before the first run, see the page
 _NOTES = (
     "All latents but the last arm's have the same size; a content frame is kept beside them, "
     "uncoded. Beating 'none' is no compression gain: compare with the last arm, which keeps as "

@@ -14,7 +14,7 @@ from vidlatent.parallel.sharding import ACTIVATION_AXES
 
 __all__ = ["override_keys", "propose_changes"]
 
-# Pieces of a batch, and devices to a clip, that are tried.
+# Pieces of a batch, and devices to a clip, that are tried: powers of two, as meshes have.
 _PIECES = (2, 4, 8, 16, 32, 64)
 _SPLITS = (2, 4, 8, 16)
 

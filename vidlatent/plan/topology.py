@@ -27,7 +27,7 @@ _TPU = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 _CHILD = "VIDLATENT_PLANS_HERE"
-_GPUS_OF_A_NODE = 8
+_GPUS_OF_A_NODE = 8  # of an HGX board of H100 or H200, connected by NVLink
 
 
 def has_devices(topology: Topology) -> bool:
