@@ -2,7 +2,7 @@
 
     python -m benchmarks.h200                        every row, within 25 minutes
     python -m benchmarks.h200 --only attention,nfe   sections by name
-    python -m benchmarks.h200 --minutes 8 --resume   go on with what --output lacks
+    python -m benchmarks.h200 --minutes 8 --resume   measure what --output lacks
     python -m benchmarks.h200 --size=small           the same rows at toy size, on any machine
 
 The most important rows come first. Each section has a share of ``--minutes`` and starts no new row

@@ -2,7 +2,7 @@
 
     python -m experiments.alignment              one CPU core
     python -m experiments.alignment --size=gpu   64x64 videos, for one GPU
-    python -m experiments.alignment --report     table and plot of what has finished
+    python -m experiments.alignment --report     table and plot of finished runs
 
 An FSAE is trained further from the same weights, with and without the Video VF loss (FSVideo,
 equations 2 to 4), for the same number of steps. The dimension is Gride's estimate. A small network

@@ -2,7 +2,7 @@
 
     python -m experiments.content_frame              one CPU core
     python -m experiments.content_frame --size=gpu   64x64 videos, for one GPU
-    python -m experiments.content_frame --report     table and plot of what has finished
+    python -m experiments.content_frame --report     table and plot of finished runs
 
 All arms have a latent of the same size and keep the content frame as it is beside it, except for
 one: it keeps no frame, and its latent has as many more values instead. Design and result:

@@ -1,11 +1,11 @@
-"""What do FSAE-Standard and FSAE-Lite gain over finetuning the causal decoder for as long?
+"""What do FSAE-Standard and FSAE-Lite gain over fine-tuning the causal decoder as many steps?
 
     python -m experiments.decoder_finetune              one CPU core
     python -m experiments.decoder_finetune --size=gpu   64x64 videos, for one GPU
-    python -m experiments.decoder_finetune --report     table and plot of what has finished
+    python -m experiments.decoder_finetune --report     table and plot of finished runs
 
-All start from one causal FSAE, whose encoder stays as it is (FSVideo 2.2). Standard sees later
-frames, frame 0's features, and noise; one arm of it sees later frames alone. Lite goes on from
+All start from one causal FSAE and keep its encoder frozen (FSVideo 2.2). Standard's decoder reads
+later frames, features of frame 0, and noise; one arm reads only later frames. Lite starts from
 Standard. Design and result: docs/experiments/decoder_finetune.md.
 """
 

@@ -2,7 +2,7 @@
 
     python -m experiments.group_causal              one CPU core
     python -m experiments.group_causal --size=gpu   64x64 videos, for one GPU
-    python -m experiments.group_causal --report     table and plot of what has finished
+    python -m experiments.group_causal --report     table and plot of finished runs
 
 IV-VAE's inflated baseline is trained with causal and with group causal convolutions, which have the
 same parameters; so is the model with separate branches for key frames and motion (IV-VAE, table 5).

@@ -2,7 +2,7 @@
 
     python -m experiments.growth                     an hour or two of one CPU core
     python -m experiments.growth --size=gpu          64x64 videos, for one GPU
-    python -m experiments.growth --report            table and plot of what has finished
+    python -m experiments.growth --report            table and plot of finished runs
 
 A 4x ProMAG is grown to 8x and 16x (ProMAG 3.2), as published or plainly (without key frames and
 adaptive norm). It is compared with 8x and 16x models that are trained directly, for as many steps

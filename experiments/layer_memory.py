@@ -2,7 +2,7 @@
 
     python -m experiments.layer_memory               one CPU core, an hour
     python -m experiments.layer_memory --size=gpu    a wider and deeper one, for one GPU
-    python -m experiments.layer_memory --report      table and plot of what has finished
+    python -m experiments.layer_memory --report      table and plot of finished runs
 
 FSVideo's transformer is trained with and without layer memory (section 2.3; figure 7 compares
 training losses). All else is equal: the same latents of labelled shapes in the same order, the same
