@@ -6,6 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from tests.helpers import micro_config
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
 from vidlatent.losses import TERMS, Term, l1
@@ -32,6 +33,7 @@ def poison(one_device, monkeypatch):
 def config(term, **overrides):
     loaded = load(str(TINY), {"train.steps": "12"})
     with loaded.unlocked():
+        loaded.model = micro_config.get_config().model  # two convolutions compile in no time
         loaded.loss[term] = 1.0
     loaded.train.log_every = 1
     loaded.eval.every = 0
