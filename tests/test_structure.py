@@ -131,6 +131,7 @@ def test_size_and_manners():
         ("train", "from . import loop", "relative import at line 1"),
         ("train", "import flax.linen", "flax.linen imported outside"),
         ("train", "def f():\n    import torch", "torch imported at run time"),
+        ("train", "import logging", "import logging at line 1"),
         ("cellar", "", "cellar is not a room"),
         ("train", "x = 1\n" * 601, "has 601 lines"),
         ("train", "x = 1", "module without a docstring"),
@@ -144,26 +145,30 @@ def test_a_fault_is_found(tmp_path, monkeypatch, room_of_file, text, fault):
     path = tmp_path / room_of_file / "file.py"
     path.parent.mkdir()
     path.write_text(text)
-    faults = [*import_faults(path), *size_and_manner_faults(path)]
+    checks = (import_faults, size_and_manner_faults, logger_faults)
+    faults = [fault for check in checks for fault in check(path)]
     assert any(found.startswith(fault) for found in faults), faults
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_library_code_logs_through_absl(path):
+def logger_faults(path: Path):
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            if ("logging", None) in [(alias.name, alias.asname) for alias in node.names]:
+                yield f"import logging at line {node.lineno}; use: from absl import logging"
+
+
+def test_library_code_logs_through_absl():
     """One logger: ``from absl import logging``. What a mode prints as its result is ``print``ed.
 
     The standard library's module is imported as ``std_logging``, to quieten other packages.
     """
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [(alias.name, alias.asname) for alias in node.names]
-            assert ("logging", None) not in names, "use: from absl import logging"
+    check_every_source(logger_faults)
 
 
 def classes_of(folder: Path) -> set[str]:
     """Names of the classes that the packages in ``folder`` define."""
     files = [path for path in folder.rglob("*.py") if path.parent != folder]
-    trees = [ast.parse(path.read_text()) for path in files]
+    trees = [tree_of(path) for path in files]
     return {n.name for tree in trees for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
 
 
@@ -183,7 +188,7 @@ def test_models_are_asked_by_their_protocol():
     for path in SOURCES:
         parts = path.relative_to(PACKAGE).parts
         foreign = set().union(*(own[kind] for kind in kinds if parts[:2] != ("models", kind)))
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
                 continue
             if node.func.id == "hasattr":
@@ -199,7 +204,7 @@ def test_tokenizers_are_known_to_their_registry_alone():
     """Nothing but models, and what reads files of one system, imports one tokenizer's package."""
     for path in SOURCES:
         if room(path) not in ("models", "weights", "convert"):
-            for module in imported_modules(ast.parse(path.read_text())):
+            for module in imported_modules(tree_of(path)):
                 parts = module.split(".")
                 assert len(parts) < 5 or parts[1:3] != ["models", "tokenizers"], f"{path}: {module}"
 
