@@ -110,8 +110,9 @@ _ENDINGS = r"(?:_(antialias|crop))?(?:_cut(\d+))?"
 def _make(request: MetricRequest) -> SetMetric:
     network = request.network
     assert network is not None
-    rule, cut = re.fullmatch(_ENDINGS, request.ending).groups()
-    rule = rule or RESIZE[0]
+    match = re.fullmatch(_ENDINGS, request.ending)
+    assert match is not None
+    rule, cut = match[1] or RESIZE[0], match[2]
 
     def features(network, clips):
         return fvd_features(network, clips, rule)

@@ -34,7 +34,8 @@ def _blur(x: jax.Array, axis: int) -> jax.Array:
     size = x.shape[axis] - WINDOW + 1
     # A sum of shifted copies: XLA fuses it, whereas its depthwise convolution is slow on CPUs.
     shifted = (jax.lax.slice_in_dim(x, i, i + size, axis=axis) for i in range(WINDOW))
-    return sum(w * part for w, part in zip(_gaussian_window(), shifted, strict=True))
+    weighted: Any = sum(w * part for w, part in zip(_gaussian_window(), shifted, strict=True))
+    return weighted
 
 
 def ssim(a: Any, b: Any, data_range: float | None = None) -> jax.Array:
