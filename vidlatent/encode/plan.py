@@ -59,7 +59,7 @@ class EncodeOptions:
 
     @classmethod
     def of(cls, keys: Mapping[str, Any]) -> EncodeOptions:
-        """From ``config.encode.to_dict()``.
+        """From ``config.encode``.
 
         Raises:
           VidlatentError: a value is illegal; the message names its key.

@@ -79,7 +79,7 @@ class _Job:
 
     def __init__(self, config: ConfigDict, workdir: Path, step: int, folder: Path):
         self.config, self.workdir, self.folder = config, workdir, folder
-        self.options = EncodeOptions.of(config.encode.to_dict())
+        self.options = EncodeOptions.of(config.encode)
         self.process = self.options.process(jax.process_index(), jax.process_count())
         self.model = model_of(config)
         self.spec = spec_in_chunks(self.model, self.options.chunks, "config.encode.chunks")
@@ -89,7 +89,7 @@ class _Job:
 
     def prepare(self) -> None:
         """Load networks and weights, index the clips, and write or check the plan."""
-        networks, dtype = self.config.networks.to_dict(), self.model.dtype
+        networks, dtype = self.config.networks, self.model.dtype
         self._text: TextStates | None = None
         self._image: ImageTokens | None = None
         self._still: ContentLatents | None = None

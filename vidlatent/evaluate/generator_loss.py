@@ -39,7 +39,7 @@ _NOISE = 20_240  # seed of the evaluation's noise, the same in every run
 
 def make_noise_schedule(config: ConfigDict, model: Any, grid: tuple[int, ...]) -> Flow | Diffusion:
     """The schedule of ``config.diffusion`` for latents of ``grid`` (frames, rows, columns)."""
-    schedule = make_schedule(config.diffusion.schedule.to_dict())
+    schedule = make_schedule(config.diffusion.schedule)
     if isinstance(schedule, Flow):
         return schedule.for_tokens(math.prod(grid) // math.prod(model.patch))
     return schedule

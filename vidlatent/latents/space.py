@@ -192,7 +192,7 @@ def check_made_by(latents: Latents, own: ConfigDict, path: str) -> None:
 
 def generator_of(config: ConfigDict, dtype: Any = None) -> Any:
     """The module of ``config.generator`` computing in ``dtype`` (see ``load.resolve_dtype``)."""
-    return build_generator(config.generator.to_dict(), resolve_dtype(config, dtype))
+    return build_generator(config.generator, resolve_dtype(config, dtype))
 
 
 def check_generator(model: Any, latents: Latents) -> None:

@@ -36,7 +36,7 @@ def model_of(config: ConfigDict, dtype: Any = None) -> Any:
 
     ``dtype`` is a name or type; None takes ``config.precision.compute``.
     """
-    return build(config.model.to_dict(), resolve_dtype(config, dtype))
+    return build(config.model, resolve_dtype(config, dtype))
 
 
 def resolve_dtype(config: ConfigDict, dtype: Any = None) -> Any:
@@ -55,7 +55,7 @@ def resolve_dtype(config: ConfigDict, dtype: Any = None) -> Any:
 
 def open_checkpoints(config: ConfigDict, workdir: Path) -> Checkpointer:
     """The checkpoints of a workdir, with the keep-policy of ``config.checkpoint``."""
-    return Checkpointer(workdir / "checkpoints", **config.checkpoint.to_dict())
+    return Checkpointer(workdir / "checkpoints", **config.checkpoint)
 
 
 def spec_in_chunks(model: Any, chunks: Sequence[int], key: str) -> LatentSpec:

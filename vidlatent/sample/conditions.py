@@ -32,13 +32,13 @@ class _Encoder:
 
     def _load(self) -> Any:
         if self._loaded is None:
-            options = EncodeOptions.of(self._config.encode.to_dict())
+            options = EncodeOptions.of(self._config.encode)
             if not self._config.encode[self.key]:
                 raise VidlatentError(
                     f"config.encode.{self.key} is empty: name what encoded the {self.key} in the "
                     "latents' set, as for --mode=encode."
                 )
-            networks = self._config.networks.to_dict()
+            networks = self._config.networks
             self._mesh = local_mesh([1])
             self._loaded = self.kind(options, networks, self._mesh, resolve_dtype(self._config))
         return self._loaded
