@@ -1,4 +1,4 @@
-"""FSAE, FSVideo's autoencoder: 64x64x4 compression into 128 channels (FSVideo, section 2.1).
+"""FSAE, FSVideo's autoencoder: 64x64x4 compression into 128 channels (FSVideo, section 2.2).
 
 ``configs/fsae.py``           a small FSAE on the sample clips, minutes on a laptop
 ``configs/fsae.py:paper``     the published size and the first training stage
@@ -193,7 +193,7 @@ def _mixed_sizes(config):
 
 
 def _discriminator(config):
-    """MAGVIT's discriminator at three scales (FSVideo 2.1; layers are not stated)."""
+    """MAGVIT's discriminator at three scales (FSVideo 2.2.1; layers are not stated)."""
     discriminator = config.discriminator
     discriminator.model.name = "multiscale3d"
     discriminator.loss = "non_saturating"
@@ -213,7 +213,7 @@ _STAGE = {
 
 
 def _finetuned(config, form, from_scratch):
-    """The decoder's finetuned forms (FSVideo 2.2)."""
+    """The decoder's finetuned forms (FSVideo 2.2.3)."""
     model = config.model
     # The encoder stages that see frame 0 by itself: those after both temporal down operations.
     model.cross_stages = tuple(range(2, len(model.decoder_widths)))

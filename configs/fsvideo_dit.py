@@ -1,4 +1,4 @@
-"""FSVideo's base DiT: Wan2.1's transformer with layer memory on FSAE's latents (sections 2.2-2.4).
+"""FSVideo's base DiT: Wan2.1's transformer with layer memory on FSAE's latents (section 2.3).
 
 ``configs/fsvideo_dit.py``           a small one for labelled shapes; it needs a tokenizer and its
                                      latents, which ``python -m experiments.generator_demo`` makes
@@ -35,7 +35,7 @@ def get_config(arg: str = ""):
     config = get_generator_defaults("fsvideo_dit", arg.preset)
     generator = config.generator
     generator.name = "wan"
-    generator.memory = arg.memory  # layer memory (2.3)
+    generator.memory = arg.memory  # layer memory (2.3.1)
     # Weight of the previous layer in it at the start (not stated): 0.5 from scratch, 0.98 where
     # Wan's weights go on.
     generator.memory_share = 0.5
@@ -57,7 +57,7 @@ def get_config(arg: str = ""):
 
 
 def _flow(config):
-    """Flow matching: eqs. 10-11, logit-normal levels, pseudo-Huber (2.4.1)."""
+    """Flow matching: eqs. 10-11, logit-normal levels, pseudo-Huber (2.3.2)."""
     schedule = config.diffusion.schedule
     schedule.name = "flow"
     # Not stated: mean and spread of the logit, and the shift.
@@ -110,7 +110,7 @@ def _paper(config, arg):
 
 
 def _stage(config, stage):
-    """The stages' sizes and the shares of their steps, 1 : 2 : 2, are stated (2.4.1); numbers of
+    """The stages' sizes and the shares of their steps, 1 : 2 : 2, are stated (2.3.2); numbers of
     steps, rates, batches and the share of pictures are not."""
     pictures = area_buckets(1, 256, 64, batch=512)
     small = area_buckets(121, 256, 64, batch=128)

@@ -4,7 +4,7 @@
     python -m experiments.decoder_finetune --size=gpu   64x64 videos, for one GPU
     python -m experiments.decoder_finetune --report     table and plot of finished runs
 
-All start from one causal FSAE and keep its encoder frozen (FSVideo 2.2). Standard's decoder reads
+All start from one causal FSAE and keep its encoder frozen (FSVideo 2.2.3). Standard's decoder reads
 later frames, features of frame 0, and noise; one arm reads only later frames. Lite starts from
 Standard. Design and result: docs/experiments/decoder_finetune.md.
 """

@@ -4,7 +4,7 @@
     python -m experiments.layer_memory --size=gpu    a wider and deeper one, for one GPU
     python -m experiments.layer_memory --report      table and plot of finished runs
 
-FSVideo's transformer is trained with and without layer memory (section 2.3; figure 7 compares
+FSVideo's transformer is trained with and without layer memory (section 2.3.1; figure 7 compares
 training losses). All else is equal: the same latents of labelled shapes in the same order, the same
 number of steps, and the same learning rates to choose from. The arms are compared by their loss at
 fixed noise levels on held-out clips. The tokenizer is trained and the clips encoded once, first.

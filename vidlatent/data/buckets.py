@@ -1,7 +1,7 @@
 """Buckets: a few fixed (frames, height, width) shapes, each with its batch size.
 
 Each shape is one compiled program, so there should be few. For each number of frames a clip joins
-the bucket whose aspect ratio is nearest to its own, so that cropping loses little (FSVideo 2.1
+the bucket whose aspect ratio is nearest to its own, so that cropping loses little (FSVideo 2.2.1
 trains on mixed resolutions; the resolutions it states are averages over such buckets). If several
 buckets have exactly that ratio, they are sizes to train on side by side: a training clip joins all
 of them that do not enlarge it.

@@ -30,7 +30,7 @@ class ResBlock(nn.Module):
     Attributes:
       norm_kind: ``'rms'`` (over channels) or ``'batch'`` (fixed statistics).
       activation: ``'silu'`` or ``'relu'``.
-      noise_weight: scale of the noise added after each convolution (FSVideo 2.2).
+      noise_weight: scale of the noise added after each convolution (FSVideo 2.2.3).
     """
 
     temporal_kernel: int = 3

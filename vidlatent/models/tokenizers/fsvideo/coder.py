@@ -1,4 +1,4 @@
-"""Encoder and decoder of the DC-AE family (DC-AE; FSVideo sections 2.1 and 2.2).
+"""Encoder and decoder of the DC-AE family (DC-AE; FSVideo sections 2.2.1 and 2.2.3).
 
 Stage ``i`` works at ``H / 2^i``. Parameter paths follow the published checkpoints:
 ``down_blocks_{i}_{j}`` with the down operation last, ``up_blocks_{i}_{j}`` with the up operation

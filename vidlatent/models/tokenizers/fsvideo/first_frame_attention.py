@@ -1,4 +1,4 @@
-"""Attention of every decoded frame to the encoder's features of frame 0 (FSVideo 2.2)."""
+"""Attention of every decoded frame to the encoder's features of frame 0 (FSVideo 2.2.3)."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ Params = Mapping[str, Any]
 def inflate(
     params: Mapping[str, Any], target_shapes: Mapping[str, Any], mode: str = "tail"
 ) -> dict[str, Any]:
-    """Image-model parameters as video-model parameters (FSVideo 2.1).
+    """Image-model parameters as video-model parameters (FSVideo 2.2.1).
 
     Args:
       params: nested dict with temporal kernels of one tap.
@@ -96,7 +96,7 @@ def centre_taps(decoder: Params) -> dict[str, Any]:
     """Causal decoder kernels (t-2, t-1, t) as centred ones (t-1, t, t+1): (w0 + w1, w2, 0).
 
     A static clip decodes to the same, and on a moving one the start is near: the oldest tap moves
-    one frame up, nothing looks ahead yet (FSVideo 2.2 leaves the conversion open).
+    one frame up, nothing looks ahead yet (FSVideo 2.2.3 leaves the conversion open).
 
     Args:
       decoder: the ``decoder`` part of the parameters. Kernels without three time taps stay.

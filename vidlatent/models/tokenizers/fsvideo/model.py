@@ -35,7 +35,7 @@ class Autoencoder(TokenizerModule):
 
     With ``temporal_kernel`` 1 every frame is an image (DC-AE). With 3 and ``temporal_down`` (0, 1)
     it is FSVideo's causal FSAE: 1 + 4n frames to 1 + n latent frames, frame 0 on its own, attention
-    inside a frame only. Its decoder has two fine-tuned forms (FSVideo 2.2): Standard looks both
+    inside a frame only. Its decoder has two fine-tuned forms (FSVideo 2.2.3): Standard looks both
     ways in time (``decoder_time='centred'``), Lite is group-causal with narrower outer stages, and
     both attend to the encoder's features of frame 0 and inject noise.
 

@@ -1,4 +1,4 @@
-"""Where FSAE can be cut, and how far a cut spoils what is computed from a part (FSVideo 2.2).
+"""Where FSAE can be cut, and how far a cut spoils what is computed from a part (FSVideo 2.2.1).
 
 The inner stages attend over the whole frame, and cost little; the outer ones are convolutions with
 norms of a position's own channels, so a crop decodes correctly except near its cut sides. Nothing

@@ -29,7 +29,7 @@ _PAD = ((1, 1), (1, 1))
 
 
 class Down(nn.Module):
-    """Halve H and W (and T): convolution plus averaging shortcut (DC-AE; FSVideo 2.1).
+    """Halve H and W (and T): convolution plus averaging shortcut (DC-AE; FSVideo 2.2.1).
 
     Attributes:
       features: output channels.
