@@ -13,9 +13,9 @@ from vidlatent.models.tokenizers.base import Tokenizer
 from vidlatent.models.tokenizers.fsvideo.model import Autoencoder
 from vidlatent.models.tokenizers.ivvae.model import IVVAE
 from vidlatent.models.tokenizers.promag.model import ProMAG
-from vidlatent.train.tasks.base import Task
-from vidlatent.train.tasks.generator import GeneratorTask
-from vidlatent.train.tasks.tokenizer import TokenizerTask
+from vidlatent.train.tasks.base import Task, Validation
+from vidlatent.train.tasks.generator import GeneratorTask, GeneratorValidation
+from vidlatent.train.tasks.tokenizer import TokenizerTask, TokenizerValidation
 
 
 def use_tokenizer(model: Tokenizer) -> None:
@@ -46,3 +46,12 @@ def use_generators(wan: WanDiT, latte: Latte, reducio: ReducioDiT, promag: ProMA
 def use_tasks(tokenizer: TokenizerTask, generator: GeneratorTask) -> None:
     use_task(tokenizer)
     use_task(generator)
+
+
+def use_validation(validation: Validation) -> None:
+    del validation
+
+
+def use_validations(tokenizer: TokenizerValidation, generator: GeneratorValidation) -> None:
+    use_validation(tokenizer)
+    use_validation(generator)

@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from vidlatent import config as configs
-from vidlatent.checkpoint.manager import Checkpointer
+from vidlatent.checkpoint.digests import read_manifest
 from vidlatent.codec.codec import Codec
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import abstract_params, model_of
@@ -56,10 +57,8 @@ def check_finetuned(before, after):
     jax.tree.map(np.testing.assert_array_equal, new["encoder"], old["encoder"])
     assert np.any(new["decoder"]["first_frame_attn_2"]["to_out"]["kernel"])
     # No moments are kept for what stays.
-    checkpoints = Checkpointer(after / "checkpoints", every=0)
-    manifest, _ = checkpoints._open(2)
+    manifest = read_manifest(epath.Path(after / "checkpoints" / "2" / "digests"))
     assert not any("encoder" in name for name in manifest.item("opt"))
-    checkpoints.close()
     return old["decoder"], new["decoder"]
 
 

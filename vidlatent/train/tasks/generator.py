@@ -45,7 +45,7 @@ from vidlatent.train.freeze import stop_frozen_gradients
 from vidlatent.train.microbatches import accumulate_gradients
 from vidlatent.train.optim import make_learning_rate, make_optimizer
 from vidlatent.train.state import State, apply_gradients, init_state, random_key
-from vidlatent.train.tasks.base import Player, Task, Validation
+from vidlatent.train.tasks.base import Player
 
 __all__ = ["GeneratorTask"]
 
@@ -239,8 +239,3 @@ class GeneratorValidation:
             workdir=run.workdir,
             sheet=self._sheet,
         )
-
-
-# The type checker compares the classes with their contracts here.
-_TASK: type[Task] = GeneratorTask
-_VALIDATION: type[Validation] = GeneratorValidation

@@ -52,7 +52,7 @@ from vidlatent.train.state import (
     init_state,
     random_key,
 )
-from vidlatent.train.tasks.base import Player, Task, Validation
+from vidlatent.train.tasks.base import Player
 
 __all__ = ["Gradients", "TokenizerTask"]
 
@@ -313,8 +313,3 @@ class TokenizerValidation:
     def write(self, run: Any, result: Evaluation, folder: Path) -> list[str]:
         write_evaluation(result, folder, config=run.config, step=run.step, workdir=run.workdir)
         return ["report.html", "contact_sheet.png", "side_by_side_0.mp4"]
-
-
-# The type checker compares the classes with their contracts here.
-_TASK: type[Task] = TokenizerTask
-_VALIDATION: type[Validation] = TokenizerValidation
