@@ -1,6 +1,8 @@
 """A run cut anywhere goes on as if nothing had happened: equal SHA-256 over the whole state."""
 
+import functools
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -12,20 +14,38 @@ from vidlatent.train.loop import INTERRUPTED
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """40 steps in one process, with worker processes on."""
+def finished(tmp_path_factory):
+    """A run of 40 steps in one process, with worker processes on: its workdir."""
     workdir = tmp_path_factory.mktemp("straight")
     train(workdir)
-    return digest(workdir, 40)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def straight(finished):
+    return digest(finished, 40)
+
+
+@pytest.fixture(scope="module")
+def stopped_at(tmp_path_factory):
+    """``stopped_at(cut, folder)`` copies a run that was stopped at that step into the folder."""
+    runs = tmp_path_factory.mktemp("stopped")
+
+    @functools.cache
+    def run(cut):
+        out = train(runs / str(cut), f"--config.train.stop_at={cut}", status=INTERRUPTED)
+        assert f"saved step {cut}" in out
+        return runs / str(cut)
+
+    return lambda cut, folder: shutil.copytree(run(cut), folder, dirs_exist_ok=True)
 
 
 SLOW = pytest.mark.slow  # each run of 40 steps is a process that compiles
 
 
 @pytest.mark.parametrize("cut", [pytest.param(7, marks=SLOW), 17, pytest.param(33, marks=SLOW)])
-def test_cut_and_resumed_run_is_bitwise_equal(straight, tmp_path, cut):
-    out = train(tmp_path, f"--config.train.stop_at={cut}", status=INTERRUPTED)
-    assert f"saved step {cut}" in out
+def test_cut_and_resumed_run_is_bitwise_equal(straight, stopped_at, tmp_path, cut):
+    stopped_at(cut, tmp_path)
     out = train(tmp_path)
     assert f"resuming at step {cut} of 40" in out
     assert digest(tmp_path, 40) == straight
@@ -96,21 +116,19 @@ def test_killed_run_resumes_from_its_last_checkpoint(straight, tmp_path):
     assert digest(tmp_path, 40) == straight
 
 
-def test_finished_run_says_so_and_changes_nothing(tmp_path):
-    train(tmp_path, "--config.train.steps=10", preset="tiny")
-    before = digest(tmp_path, 10)
-    assert "step 10 of 10" in train(tmp_path, "--config.train.steps=10", preset="tiny")
-    assert digest(tmp_path, 10) == before
+def test_finished_run_says_so_and_changes_nothing(finished, straight):
+    assert "step 40 of 40" in train(finished)
+    assert digest(finished, 40) == straight
 
 
-def test_flipped_byte_falls_back_to_the_sound_step(straight, tmp_path):
-    train(tmp_path, "--config.train.stop_at=25", status=INTERRUPTED)
-    files = [p for p in (tmp_path / "checkpoints" / "25").rglob("*") if p.is_file()]
+def test_flipped_byte_falls_back_to_the_sound_step(straight, stopped_at, tmp_path):
+    stopped_at(17, tmp_path)
+    files = [p for p in (tmp_path / "checkpoints" / "17").rglob("*") if p.is_file()]
     largest = max(files, key=lambda p: p.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
     out = train(tmp_path)
-    assert "resuming at step 20 of 40" in out
-    assert "25" in out
+    assert "resuming at step 10 of 40" in out
+    assert "17" in out
     assert digest(tmp_path, 40) == straight
