@@ -57,7 +57,7 @@ def check_network(case):
 def test_network(reference, name):
     case = Case(reference("reducio", f"{name}.npz")).load()
     check_latent(case, check_network(case))
-    np.testing.assert_array_equal(case.frame, case.run("content_frames", case.video))
+    np.testing.assert_array_equal(case.frame, case.run("pick_content_frames", case.video))
 
 
 @pytest.fixture(scope="module")
