@@ -20,6 +20,7 @@ from jax import lax
 
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels, to_pixels
+from vidlatent.models.tokenizers.base import decode_checked, encode_checked
 from vidlatent.models.tokenizers.cutting import Borders, FrameCoder
 from vidlatent.parallel.sharding import pad_rows
 
@@ -182,14 +183,17 @@ def _take(cache: Any) -> Any:
 
 
 def _encode(coder, params, pixels, cache, key, start):
-    posterior, cache = coder.encode(params, from_pixels(pixels), _take(cache))
+    encode = functools.partial(coder.encode, params)
+    posterior, cache = encode_checked(coder.model, encode, from_pixels(pixels), _take(cache))
     return _latent(posterior, key, start), _lay(cache)
 
 
 def _encode_run(coder, params, pixels, cache, key, start):
+    encode = functools.partial(coder.encode, params)
+
     def one(carry, piece):
         start, cache = carry
-        posterior, cache = coder.encode(params, from_pixels(piece), cache)
+        posterior, cache = encode_checked(coder.model, encode, from_pixels(piece), cache)
         latent = _latent(posterior, key, start)
         return (start + latent.shape[1], cache), latent
 
@@ -216,15 +220,18 @@ def _condition(coder, params, frames):
 
 
 def _decode(coder, params, latent, condition, cache):
-    video, cache = coder.decode(params, latent, condition, _take(cache))
+    decode = functools.partial(coder.decode, params)
+    video, cache = decode_checked(coder.model, decode, latent, condition, _take(cache))
     return pad_rows(video), _lay(cache)
 
 
 def _decode_run(coder, params, latents, frames, cache):
+    decode = functools.partial(coder.decode, params)
+
     def one(cache, piece):
         latent, seen = piece
         condition = None if seen is None else _condition(coder, params, seen)
-        video, cache = coder.decode(params, latent, condition, cache)
+        video, cache = decode_checked(coder.model, decode, latent, condition, cache)
         return cache, to_pixels(video)
 
     cache, videos = lax.scan(one, _take(cache), (latents, frames))

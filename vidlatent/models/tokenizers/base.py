@@ -4,10 +4,14 @@ A tokenizer is a Linen module that is registered in ``models.tokenizers.MODELS``
 ``TokenizerModule`` and writes ``latent_spec``, ``encode`` and ``decode``; that is enough to train,
 score, serve and plan it: videos are then coded whole or in chunks. What else it can do it says by
 the other members of ``Tokenizer``.
+
+``models.tokenizers.check.check_tokenizer`` tries a module on a tiny clip and says what it gets
+wrong.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
 import flax.linen as nn
@@ -26,6 +30,8 @@ __all__ = [
     "TokenizerModule",
     "check_clip",
     "choose_latent",
+    "decode_checked",
+    "encode_checked",
     "refuse_condition",
 ]
 
@@ -230,9 +236,9 @@ class TokenizerModule(nn.Module):
 
     def __call__(self, video: jax.Array) -> tuple[jax.Array, Posterior]:
         """Reconstruction ``[B, T, H, W, 3]`` float32 and the posterior, see ``Tokenizer``."""
-        posterior, _ = self.encode(video)
-        condition = self.make_condition(video)
-        return self.decode(choose_latent(self, posterior), condition=condition)[0], posterior
+        posterior, _ = encode_checked(self, self.encode, video)
+        latent, condition = choose_latent(self, posterior), self.make_condition(video)
+        return decode_checked(self, self.decode, latent, condition)[0], posterior
 
     def make_condition(self, video: jax.Array) -> Any:
         """The decoder's condition from ``[B, T, H, W, 3]`` in [-1, 1]; None if it takes none."""
@@ -298,3 +304,95 @@ def refuse_condition(condition: Any) -> None:
     """Raise if a decoder that reads nothing but the latent is given a condition."""
     if condition is not None:
         raise VidlatentError("this decoder takes no condition: pass condition=None.")
+
+
+def encode_checked(
+    model: Any, encode: Callable[..., Any], video: jax.Array, cache: Any = None
+) -> tuple[Any, Any]:
+    """``encode(video, cache=cache)`` of ``model``, whose result must be what ``Tokenizer`` asks.
+
+    Only types and shapes are looked at: inside ``jax.jit`` this costs nothing at run time.
+
+    Raises:
+      VidlatentError: no ``Posterior``, of another shape or type, or a cache that does not continue
+        the stream.
+    """
+    spec = model.latent_spec
+    no_memory = cache is not None and not jax.tree.leaves(cache)
+    try:
+        result = encode(video, cache=cache)
+    except VidlatentError as error:
+        if not no_memory or not model.streams:
+            raise
+        raise VidlatentError(
+            f"{spec.name} claims to stream, but encode returned an empty cache and then refused "
+            f"the next piece ({str(error).rstrip('.')}): return what the next piece needs, or let "
+            "streams be False."
+        ) from error
+    if type(result) is not tuple or len(result) != 2:
+        raise VidlatentError(
+            f"encode of {spec.name} must return (Posterior, cache), not {_describe(result)}."
+        )
+    posterior, after = result
+    if not hasattr(posterior, "logvar"):
+        raise VidlatentError(
+            f"encode of {spec.name} must return (Posterior, cache), but the first of the two is "
+            f"{_describe(posterior)}: wrap it, Posterior(mean)."
+        )
+    batch, frames, height, width, _ = video.shape
+    if cache is None:
+        shape = spec.whole.latent_shape((frames, height, width))
+    else:
+        shape = (frames // spec.t, height // spec.h, width // spec.w, spec.channels)
+    for name in ("mean", "logvar"):
+        leaf = getattr(posterior, name)
+        if leaf is not None:
+            _check_array(leaf, (batch, *shape), f"encode of {spec.name}: the posterior's {name}")
+    if model.streams and after is None and spec.rule.first != spec.rule.step:
+        raise VidlatentError(
+            f"{spec.name} claims to stream, but encode returned None as its cache, with which the "
+            f"next piece would be coded as the first of {spec.rule} frames: return a cache, or let "
+            "streams be False."
+        )
+    return posterior, after
+
+
+def decode_checked(
+    model: Any,
+    decode: Callable[..., Any],
+    latent: jax.Array,
+    condition: Any = None,
+    cache: Any = None,
+) -> tuple[jax.Array, Any]:
+    """As ``encode_checked``, for ``decode(latent, condition=condition, cache=cache)``.
+
+    Raises:
+      VidlatentError: no ``(video, cache)``, or a video of another shape or type.
+    """
+    spec = model.latent_spec
+    result = decode(latent, condition=condition, cache=cache)
+    if type(result) is not tuple or len(result) != 2:
+        raise VidlatentError(
+            f"decode of {spec.name} must return (video, cache), not {_describe(result)}."
+        )
+    batch, length, rows, columns, _ = latent.shape
+    frames = length * spec.t
+    if cache is None:
+        frames += spec.rule.first - max(1, spec.rule.first // spec.t) * spec.t
+    shape = (batch, frames, rows * spec.h, columns * spec.w, 3)
+    piece = "first" if cache is None else "later"
+    what = f"decode of {spec.name}: the video of a {piece} piece of {length} latent frames"
+    _check_array(result[0], shape, what)
+    return result
+
+
+def _check_array(x: Any, shape: tuple[int, ...], what: str) -> None:
+    if getattr(x, "shape", None) != shape or x.dtype != jnp.float32:
+        raise VidlatentError(f"{what} must be float32 {list(shape)}, not {_describe(x)}.")
+
+
+def _describe(x: Any) -> str:
+    """``x`` in a message: arrays by type and shape."""
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return f"{x.dtype} {list(x.shape)}"
+    return f"{type(x).__name__}"
