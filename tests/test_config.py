@@ -64,6 +64,8 @@ def test_override(key, text, value):
     ("key", "text", "says"),
     [
         ("optim.learning_rate", "1", "config.optim has no key 'learning_rate'"),
+        ("loss.edge", "1", "config.loss has no key 'edge': .*new loss term is added in a config f"),
+        ("model.dtype", "bfloat16", "config.model has no key 'dtype': .*config.precision.compute"),
         ("optim.warmup_step", "1", "did you mean 'warmup_steps'?"),
         ("optm.lr", "1", "did you mean 'optim'?"),
         ("optim.lr", "fast", "expected float"),

@@ -86,7 +86,7 @@ def test_a_run_whose_package_is_missing_is_one_sentence(folder):
     )
     assert code == 2 and "Traceback" not in output
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert "--import=example_plugin: the module cannot be imported (ModuleNotFoundError" in line
+    assert "config.imports names 'example_plugin': the module cannot be imported (Module" in line
     assert "PYTHONPATH" in line
 
 
@@ -135,3 +135,5 @@ def test_importing_packages(tmp_path, monkeypatch):
         with pytest.raises(VidlatentError) as raised:
             import_packages([name])
         assert says in str(raised.value) and "\n" not in str(raised.value)
+    with pytest.raises(VidlatentError, match="^config.imports names 'no_such_plugin': the module"):
+        import_packages(["plugin_that_works", "no_such_plugin"], ["no_such_plugin"])

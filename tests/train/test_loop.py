@@ -63,9 +63,12 @@ def test_batch_that_does_not_divide_is_refused(tmp_path):
         train(tiny(optim__accumulate="3", data__buckets="((5, 16, 16, 2),)"), tmp_path)
 
 
-def test_a_refused_start_leaves_no_config(tmp_path):
+def test_a_refused_start_leaves_no_folder(tmp_path):
+    workdir = tmp_path / "refused"
     with pytest.raises(VidlatentError, match="config.train.init_kind is 'image'"):
-        train(tiny(train__init_kind="image"), tmp_path)
+        train(tiny(train__init_kind="image"), workdir)
     with pytest.raises(VidlatentError, match="elsewhere"):
-        train(tiny(train__init_from=str(tmp_path / "elsewhere")), tmp_path)
-    assert not (tmp_path / "config.json").exists()
+        train(tiny(train__init_from=str(tmp_path / "elsewhere")), workdir)
+    with pytest.raises(VidlatentError, match="config.data.buckets"):
+        train(tiny(data__buckets="((4, 16, 16, 2),)"), workdir)
+    assert not workdir.exists()

@@ -15,13 +15,17 @@ from vidlatent.errors import VidlatentError
 __all__ = ["import_packages"]
 
 
-def import_packages(names: Iterable[str]) -> tuple[str, ...]:
+def import_packages(names: Iterable[str], stored: Iterable[str] = ()) -> tuple[str, ...]:
     """Import modules by their dotted names; returns the names without repetitions.
+
+    Args:
+      names: of the modules.
+      stored: those of them that ``config.imports`` names, not the command line; for messages.
 
     Raises:
       VidlatentError: one cannot be imported.
     """
-    unique = tuple(dict.fromkeys(names))
+    unique, stored = tuple(dict.fromkeys(names)), tuple(stored)
     for name in unique:
         try:
             importlib.import_module(name)
@@ -29,8 +33,9 @@ def import_packages(names: Iterable[str]) -> tuple[str, ...]:
             raise
         except Exception as error:  # whatever the package does while it is imported
             reason = " ".join(f"{type(error).__name__}: {error}".split())
+            source = f"config.imports names {name!r}" if name in stored else f"--import={name}"
             raise VidlatentError(
-                f"--import={name}: the module cannot be imported ({reason}); install it, or add "
+                f"{source}: the module cannot be imported ({reason}); install it, or add "
                 "the folder that holds it to PYTHONPATH."
             ) from error
     return unique

@@ -41,7 +41,7 @@ def load(
     config = load_base(spec)
     config.lock()
     apply_overrides(config, overrides or {})
-    config.imports = import_packages((*imports, *config.imports))
+    config.imports = import_packages((*imports, *config.imports), config.imports)
     validate(config)
     return config
 

@@ -16,6 +16,16 @@ from vidlatent.registry import did_you_mean
 
 __all__ = ["apply_overrides", "coerce", "to_tuples"]
 
+# Keys that are looked for in the wrong section, and groups whose keys a config file chooses.
+_ELSEWHERE = {
+    ("model", "dtype"): "the compute dtype of every model is config.precision.compute.",
+    ("generator", "dtype"): "the compute dtype of every model is config.precision.compute.",
+}
+_ADDED_IN_FILES = {
+    "loss": "a new loss term is added in a config file (vidlatent.config.load_base), since the "
+    "command line only changes keys that exist.",
+}
+
 
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
     """Set ``config.a.b`` from text, checked against the type of the present value."""
@@ -47,7 +57,10 @@ def _child(node: ConfigDict, name: str, where: str) -> Any:
                 f"{place} is empty in this config, so {name!r} cannot be set: fill it in a config "
                 "file that builds on this one (vidlatent.config.load_base)."
             )
-        raise VidlatentError(f"{place} has no key {name!r}: {did_you_mean(name, node.keys())}")
+        hint = _ELSEWHERE.get((where, name)) or did_you_mean(name, node.keys())
+        if more := _ADDED_IN_FILES.get(where):
+            hint = f"{hint.rstrip('.')}; {more}"
+        raise VidlatentError(f"{place} has no key {name!r}: {hint}")
     return node[name]
 
 

@@ -79,7 +79,7 @@ def read(
         )
     config.lock()
     apply_overrides(config, overrides or {})
-    config.imports = import_packages((*config.imports, *imports))
+    config.imports = import_packages((*config.imports, *imports), config.imports)
     validate(config)
     return config
 

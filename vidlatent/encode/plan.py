@@ -204,7 +204,7 @@ def write_or_check_plan(folder: Path, made_of: Mapping[str, Any], shards: int, a
     """Write the plan into the folder of the set, or check that the stored one is the same.
 
     Args:
-      folder: of the set.
+      folder: of the set; made here, so that an encoding that is refused leaves no empty one.
       made_of: everything that the content depends on, by name.
       shards: of a new set.
       asked: number of shards that the user asked for; 0: any.
@@ -219,6 +219,7 @@ def write_or_check_plan(folder: Path, made_of: Mapping[str, Any], shards: int, a
     if not file.is_file():
         if (folder / HEADER).exists():
             raise VidlatentError(f"--output={folder} holds a {HEADER} already: choose another.")
+        folder.mkdir(parents=True, exist_ok=True)
         write_json(file, {"format": FORMAT, "shards": shards, "made_of": made_of})
         return shards
     stored = read_json(os.fspath(file))

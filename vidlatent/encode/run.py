@@ -114,7 +114,6 @@ class _Job:
             self.config.seed,
             self.spec.chunks,
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._data = self._video_options()
         self._index = make_index(self._data, seed=self.config.seed)
         with self._loader(None) as loader:

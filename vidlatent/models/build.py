@@ -70,6 +70,10 @@ def make_module(
     hidden = {"parent", "name", "dtype", *given}
     known = {f.name: f for f in dataclasses.fields(kind) if f.name not in hidden}
     for key in fields:
+        if key == "dtype":
+            raise VidlatentError(
+                f"{section} has no field dtype: models compute in config.precision.compute."
+            )
         if key not in known:
             raise VidlatentError(f"unknown field {section}.{key}: {did_you_mean(key, known)}")
     missing = [k for k, f in known.items() if k not in fields and f.default is dataclasses.MISSING]

@@ -40,7 +40,6 @@ def train(config: ConfigDict, workdir: Path) -> int:
 
     Returns the exit status: 0 when finished, ``INTERRUPTED`` when stopped by a signal after saving.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     task = make_task(config)
     mesh = mesh_for_batches(config.mesh, config.data.buckets)
     with contextlib.ExitStack() as stack:
@@ -52,10 +51,12 @@ def train(config: ConfigDict, workdir: Path) -> int:
         stack.callback(checkpointer.close)
         state, start = _restore_or_init(config, task, checkpointer, mesh)
         loader = stack.enter_context(contextlib.closing(loaders.train(start.step)))
+        # Only now, so that a start that is refused leaves no empty folder.
+        workdir.mkdir(parents=True, exist_ok=True)
         task.begin(workdir, start.step, loader.labels)
         if start.iterator:
             loader.check_state(start.iterator)
-        # Only now: a start that is refused leaves the workdir's config, or the lack of one, alone.
+        # Last: a start that is refused leaves the workdir's config, or the lack of one, alone.
         if is_main():
             for change in configs.write(config, workdir):
                 logging.warning("config differs from the one this workdir had: %s", change)
