@@ -38,7 +38,11 @@ from vidlatent.metrics import make_metrics
 video = np.random.default_rng(0).integers(0, 255, (2, 3, 8, 8, 3), np.uint8)
 assert np.allclose(metric.measure({}, video, video), 1.0)
 source = SOURCES.get("glob")(type("Options", (), {"path": "*.py"}), 0)
-assert [entry.name for entry in source.entries()] == ["fsae_edges.py", "patches.py"]
+assert [entry.name for entry in source.entries()] == [
+    "fsae_edges.py", "patches.py", "rendered.py", "try_causal.py"
+]
+assert config.load("rendered.py").data.source == "synthetic"
+import try_causal
 """
 
 
