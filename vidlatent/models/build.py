@@ -1,4 +1,4 @@
-"""From a section of a config to a module: by its name, with its fields checked."""
+"""Building a module from a section of a config: look up its name, check its fields."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["build_module", "look_up", "make_module"]
 def build_module(
     registry: Registry, config: Mapping[str, Any], dtype: Any = jnp.float32
 ) -> nn.Module:
-    """The module that ``registry`` has under ``config['name']``; other entries are its fields.
+    """The module registered as ``config['name']``; the other entries of ``config`` are its fields.
 
     Args:
-      registry: of a kind of model; its factories take ``(fields, dtype)``.
-      config: the section of a run's config that is called like the registry's kind, such as
-        ``config.model``. Lists may stand for tuples.
+      registry: registry of one kind of model; its factories take ``(fields, dtype)``.
+      config: the section of a run's config named after ``registry.kind``, such as
+        ``config.model``. Lists are turned into tuples.
       dtype: compute dtype; parameters are float32.
 
     Raises:
@@ -39,7 +39,7 @@ def look_up(
     """The entry of ``registry`` called ``config['name']``, and the other entries of ``config``.
 
     Raises:
-      VidlatentError: no name (``section`` says where it belongs), or an unknown one.
+      VidlatentError: no name or an unknown one; the error names ``section``.
     """
     if "name" not in config:
         raise VidlatentError(f"{section} has no name: choose one of {', '.join(registry.names())}.")
@@ -55,14 +55,14 @@ def make_module(
     section: str = "config.model",
     **given: Any,
 ) -> nn.Module:
-    """A module from a section of a config; unset fields take the class defaults.
+    """A module of class ``kind`` from a section of a config; unset fields take class defaults.
 
     Args:
       kind: module class with a ``dtype`` field.
-      fields: values by field name; lists may stand for tuples.
+      fields: values by field name; lists are turned into tuples.
       dtype: compute dtype.
-      section: what the fields are called in errors.
-      given: fields that the config may not set.
+      section: name of the section, for errors.
+      given: further fields, which the config may not set.
 
     Raises:
       VidlatentError: unknown or missing field.
@@ -83,5 +83,5 @@ def make_module(
 
 
 def _to_tuples(value: Any) -> Any:
-    """Lists as tuples, all the way down: module fields must hash."""
+    """Turn nested lists into tuples, because module fields must be hashable."""
     return tuple(map(_to_tuples, value)) if isinstance(value, (list, tuple)) else value

@@ -1,18 +1,18 @@
-"""Frozen networks: what a training step computes with and does not train.
+"""Frozen networks: what a training step uses but does not train.
 
-A generator's tokenizer, the networks of perceptual losses, later teachers and rewards. They are
-arguments of the compiled step. Each is split over the mesh by the rules that trained parameters
-follow (``parallel.sharding``), so that no device holds a whole copy of a large one, and read
-straight to its place: from a weights file, or from the workdir of a run of ours.
+Examples are a generator's tokenizer and the networks of perceptual losses. Their parameters are
+arguments of the compiled step. They are sharded by the same rules as trained parameters
+(``parallel.sharding``), so that no device holds a whole copy of a large network, and are read
+directly onto their devices, from a weights file or from the workdir of a run.
 
-In which type they are kept, a network declares by the types of its abstract parameters:
+A network declares the dtypes it is kept in by those of its abstract parameters:
 
-* a tokenizer: what its layers cast to the compute type before they use it, kernels above all, is
-  kept in that type, which changes no number (``hold_in``). Norms, and the layers beside the latent,
-  which compute in float32 since latents are stored, stay float32;
-* networks of loss terms (LPIPS, DINOv2): float32. They compare features that differ by little, and
-  their terms choose the type to compute in themselves (``config.loss.<term>.dtype``);
-* stored arrays, such as the states of an empty text: as they are.
+* Tokenizer: parameters that layers cast to the compute dtype before any use, mostly kernels, are
+  kept in that dtype, which changes no result (``hold_in``). Norms stay float32, and so do the
+  layers next to the latent, which compute in float32 because latents are stored.
+* Networks of loss terms (LPIPS, DINOv2): float32, since they compare features that differ little.
+  The terms choose the compute dtype themselves (``config.loss.<term>.dtype``).
+* Stored arrays, such as the states of an empty text: the dtype they are stored in.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ __all__ = ["FrozenNetwork", "describe_frozen", "hold_in", "load_frozen"]
 
 
 class FrozenNetwork(NamedTuple):
-    """A network that a task computes with and does not train.
+    """A network that a task uses but does not train.
 
     Attributes:
-      abstract: its parameters as ShapeDtypeStructs, in the types that they are kept in.
-      load: ``load(abstract) -> parameters``, given the same with shardings. Raises
-        ``VidlatentError`` where the weights are missing or do not fit.
+      abstract: its parameters as ShapeDtypeStructs, in the dtypes they are kept in.
+      load: ``load(abstract) -> parameters``; its argument is ``abstract`` with shardings. Raises
+        ``VidlatentError`` if the weights are missing or do not fit.
     """
 
     abstract: Any
@@ -50,7 +50,7 @@ def describe_frozen(networks: Mapping[str, FrozenNetwork], mesh: Mesh) -> dict[s
 
 
 def load_frozen(networks: Mapping[str, FrozenNetwork], mesh: Mesh) -> dict[str, Any]:
-    """Name -> parameters on the devices of ``mesh``, as ``describe_frozen`` says.
+    """Name -> parameters on the devices of ``mesh``, as described by ``describe_frozen``.
 
     Raises:
       VidlatentError: weights are missing or do not fit.
@@ -60,12 +60,13 @@ def load_frozen(networks: Mapping[str, FrozenNetwork], mesh: Mesh) -> dict[str, 
 
 
 def hold_in(dtype: Any, abstract: Any, compute: Callable[[Any], Any]) -> Any:
-    """``abstract`` with ``dtype`` for the parameters that ``compute`` casts to it before all else.
+    """``abstract`` with ``dtype`` for the parameters that ``compute`` only uses cast to ``dtype``.
 
-    Keeping those in ``dtype`` changes no result. What ``compute`` does not use keeps its type.
+    Keeping those in ``dtype`` changes no result. Parameters that ``compute`` does not use keep
+    their dtype.
 
     Args:
-      dtype: to keep parameters in.
+      dtype: the dtype to keep parameters in.
       abstract: parameters as ShapeDtypeStructs.
       compute: function of the parameters, as the step uses them; it is traced, not run.
     """
@@ -85,16 +86,16 @@ def hold_in(dtype: Any, abstract: Any, compute: Callable[[Any], Any]) -> Any:
 
 
 def _collect_uses(jaxpr: Jaxpr, names: Mapping[Var, Var], uses: dict[Var, list[Any]]) -> None:
-    """Notes under each variable what it is cast to, or None for another use.
+    """Add to ``uses``, for each variable and each use, the dtype it is cast to, or None.
 
-    ``names`` are the variables of an inner program that stand for variables of the outer one; uses
-    are noted under the outermost.
+    None stands for any use that is not a cast. ``names`` maps variables of an inner program to the
+    outermost variables that are passed in for them; ``uses`` is keyed by the outermost ones.
     """
     for eqn in jaxpr.eqns:
         inner = [p.jaxpr if hasattr(p, "jaxpr") else p for p in eqn.params.values()]
         inner = [p for p in inner if isinstance(p, Jaxpr)]
         same = len(inner) == 1 and len(inner[0].invars) == len(eqn.invars)
-        if same:  # a call, a loop or a recomputed block: look at what it does with its arguments
+        if same:  # a call, a loop or a remat block: look inside at what happens to its arguments
             pairs = zip(inner[0].invars, eqn.invars, strict=True)
             known = {v: names.get(o, o) for v, o in pairs if isinstance(o, Var)}
             _collect_uses(inner[0], known, uses)

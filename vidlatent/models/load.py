@@ -1,4 +1,4 @@
-"""From a config to a module, the shapes of its parameters, and the checkpoints that hold them."""
+"""From a config to a tokenizer module, its parameter shapes, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ __all__ = [
 
 
 def model_of(config: ConfigDict, dtype: Any = None) -> Any:
-    """The module of ``config.model`` computing in ``dtype``.
-
-    ``dtype`` is a name or type; None takes ``config.precision.compute``.
-    """
+    """The tokenizer of ``config.model``, computing in ``dtype`` (see ``resolve_dtype``)."""
     return build(config.model, resolve_dtype(config, dtype))
 
 
 def resolve_dtype(config: ConfigDict, dtype: Any = None) -> Any:
-    """The type of ``dtype``, a name or a type; None: of ``config.precision.compute``."""
+    """The compute dtype: ``dtype``, a name or a type; None takes ``config.precision.compute``.
+
+    Raises:
+      VidlatentError: unknown name.
+    """
     names = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
     # Matrix units of TPUs and GPUs are built for bfloat16; CPUs gain nothing from it.
     names["auto"] = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -54,15 +55,16 @@ def resolve_dtype(config: ConfigDict, dtype: Any = None) -> Any:
 
 
 def open_checkpoints(config: ConfigDict, workdir: Path) -> Checkpointer:
-    """The checkpoints of a workdir, with the keep-policy of ``config.checkpoint``."""
+    """The checkpoints of a workdir, kept as ``config.checkpoint`` says."""
     return Checkpointer(workdir / "checkpoints", **config.checkpoint)
 
 
 def spec_in_chunks(model: Any, chunks: Sequence[int], key: str) -> LatentSpec:
-    """The card of a tokenizer's latents of clips coded in ``chunks``, see ``LatentSpec.in_chunks``.
+    """The spec of a tokenizer's latents for clips coded in ``chunks`` (``LatentSpec.in_chunks``).
 
     Raises:
-      VidlatentError: also where its decoder looks at frames, which belong to whole clips.
+      VidlatentError: the chunks do not fit the tokenizer, or its decoder is conditioned on frames,
+        which belong to whole clips.
     """
     spec = model.latent_spec.in_chunks(chunks, key)
     if spec.chunks is not None and model.condition_kind != "none":
@@ -74,26 +76,26 @@ def spec_in_chunks(model: Any, chunks: Sequence[int], key: str) -> LatentSpec:
 
 
 def smallest_video(spec: LatentSpec) -> tuple[int, int, int, int, int]:
-    """Shape of a smallest legal video: parameters do not depend on the size."""
+    """``[B, T, H, W, 3]`` of a smallest legal video, to trace with (any size gives the same)."""
     return (1, spec.rule.first + spec.rule.step, spec.h, spec.w, 3)
 
 
 def abstract_params(model: Any) -> Any:
-    """Parameters of a tokenizer as ShapeDtypeStructs, without making any."""
+    """Parameters of a tokenizer as ShapeDtypeStructs; nothing is allocated."""
     video = jax.ShapeDtypeStruct(smallest_video(model.latent_spec), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), video)["params"]
 
 
 def restore_tokenizer(config: ConfigDict, workdir: Path, model: Any, mesh: Mesh, step: int) -> Any:
-    """The parameters of a workdir's checkpoint, placed on a mesh: what ``restore_params`` returns.
+    """The EMA parameters of a workdir's checkpoint, on a mesh (``Checkpointer.restore_params``).
 
-    ``step`` below 0 is the newest sound one.
+    A ``step`` below 0 is the newest valid one.
     """
     return restore_onto(config, workdir, abstract_params(model), mesh, step)
 
 
 def restore_onto(config: ConfigDict, workdir: Path, abstract: Any, mesh: Mesh, step: int) -> Any:
-    """As ``restore_tokenizer``, for parameters of any model by their ShapeDtypeStructs."""
+    """As ``restore_tokenizer``, for any model; ``abstract`` are its ShapeDtypeStructs."""
     target = with_shardings(abstract, shardings(abstract, mesh))
     with contextlib.closing(open_checkpoints(config, workdir)) as checkpointer:
         return checkpointer.restore_params(target, step=None if step < 0 else step)

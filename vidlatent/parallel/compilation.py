@@ -1,4 +1,4 @@
-"""Compiled programs on disk: a second process of the same program starts without compiling."""
+"""The on-disk cache of compiled programs: running the same program again skips compilation."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def cache_folder() -> Path:
 
 
 def keep_compiled() -> None:
-    """Keep compiled programs in ``cache_folder`` from now on; called by every command."""
+    """Turn on JAX's compilation cache in ``cache_folder``; every command calls this."""
     jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
 
 
 def quick_options(level: int = 1) -> dict[str, Any] | None:
     """``compiler_options`` of ``jax.jit`` for a program that runs once, such as an ``init``.
 
-    On CPUs LLVM's optimisation takes longer than it saves there (20 s of 22 for FSVideo's
-    tokenizer). Accelerators compile as always.
+    On CPUs LLVM's optimisation takes longer than it saves in such a program (20 of 22 s for
+    FSVideo's tokenizer). None, the default options, on accelerators.
 
     Args:
-      level: of XLA's backend optimisation; 0 compiles fastest, 1 still vectorises.
+      level: XLA's backend optimisation level; 0 compiles fastest, 1 still vectorises.
     """
     return {"xla_backend_optimization_level": level} if jax.default_backend() == "cpu" else None

@@ -1,11 +1,11 @@
-"""Meshes; all of them are built here.
+"""Device meshes; all of them are built here.
 
 Axes, outermost first:
 
-* ``data``: the batch, with whole parameters on each device (spans slices or hosts);
-* ``fsdp``: the batch too, with parameters and optimizer state sharded along it;
-* ``context``: image height inside tokenizers, tokens inside transformers;
-* ``tensor``: output channels inside transformers, image height again inside tokenizers.
+* ``data``: shards the batch and replicates parameters (may span slices or hosts);
+* ``fsdp``: shards the batch too, and parameters and optimizer state;
+* ``context``: shards image height in tokenizers, tokens in transformers;
+* ``tensor``: shards output channels in transformers, and image height again in tokenizers.
 
 Axis types are Auto: XLA propagates shardings from the parameters' specs and the activations'
 constraints, so that a convolution sharded by height becomes a halo exchange. (JAX's own
@@ -30,7 +30,7 @@ AXES = ("data", "fsdp", "context", "tensor")
 
 
 def resolve_sizes(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:
-    """Axis sizes in the order of ``AXES``; one of them may be -1: all remaining devices."""
+    """Axis sizes in the order of ``AXES``; a size of -1 becomes all remaining devices."""
     values = [int(sizes[name]) for name in AXES]
     wild = [i for i, value in enumerate(values) if value == -1]
     if len(wild) > 1 or any(value < 1 and value != -1 for value in values):
@@ -52,8 +52,8 @@ def resolve_sizes(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh over ``devices`` (by default all) with axes ``AXES``.
 
-    If the topology of the hardware is known, inner axes connect near neighbours; otherwise devices
-    stay in their order.
+    Where JAX knows the hardware's topology, inner axes connect near neighbours; otherwise devices
+    keep their order.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = resolve_sizes(sizes, len(devices))
@@ -65,10 +65,10 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 
 def mesh_for_batches(sizes: Mapping[str, int], buckets: Sequence[Sequence[int]]) -> Mesh:
-    """Mesh of all devices or, if an axis is -1, of as many as divide every batch.
+    """Mesh of all devices or, if ``data`` or ``fsdp`` is -1, of as many as divide every batch.
 
-    So a small batch can be trained on a large host: a batch of 4 uses four of eight chips, with a
-    warning in the log.
+    This allows small batches on a large host: a batch of 4 uses four of eight chips, and the log
+    warns of the idle ones.
 
     Args:
       sizes: ``config.mesh``.
@@ -77,7 +77,8 @@ def mesh_for_batches(sizes: Mapping[str, int], buckets: Sequence[Sequence[int]])
 
     Raises:
       VidlatentError: the sizes are wrong, or a batch does not divide among the devices and no axis
-        can shrink, because all sizes are given or because several processes need their devices.
+        can shrink: all sizes are given, or there are several processes, none of which may be left
+        without a device.
     """
     devices = jax.devices()
     batches = sorted({int(row[3]) for row in buckets if len(row) == 4 and row[3] >= 1})
@@ -105,16 +106,16 @@ def mesh_for_batches(sizes: Mapping[str, int], buckets: Sequence[Sequence[int]])
 
 
 def local_mesh(batches: Sequence[int]) -> Mesh:
-    """Mesh of those of this process's devices that divide all batches, with whole parameters."""
+    """Data-parallel mesh of as many of this process's devices as divide all batch sizes."""
     devices = jax.local_devices()
     count = math.gcd(len(devices), *batches)
     return make_mesh({**dict.fromkeys(AXES, 1), "data": count}, devices[:count])
 
 
 def mesh_of_rows(mesh: Mesh) -> Mesh:
-    """A mesh of the same devices with all of them on the axis of image height, ``context``.
+    """A mesh of the same devices with all of them on ``context``, the axis of image height.
 
-    It is for one video at a time, which has no batch for ``data`` and ``fsdp`` to divide.
+    It serves single videos, which have no batch to shard over ``data`` and ``fsdp``.
     """
     if mesh.shape["context"] == mesh.size:
         return mesh

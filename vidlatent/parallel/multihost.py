@@ -1,4 +1,4 @@
-"""Several processes as one program: joining them, and arrays between hosts and devices."""
+"""Programs of several processes: joining them, and moving arrays between hosts and devices."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def initialize() -> None:
-    """Join the other processes named by ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and
-    ``JAX_PROCESS_ID``; without them this process is alone and nothing happens.
+    """Join a run of several processes, described by environment variables.
+
+    They are ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``. Without them
+    this does nothing: the run has one process.
+
+    Raises:
+      VidlatentError: only some of the three are set.
     """
     given = [name for name in _VARIABLES if os.environ.get(name)]
     if not given:
@@ -34,26 +39,26 @@ def initialize() -> None:
 
 
 def is_main() -> bool:
-    """Whether this process prints and writes files. All processes save and evaluate together."""
+    """Whether this process prints and writes reports; saving and evaluation involve all of them."""
     return jax.process_index() == 0
 
 
 def to_global(tree: Any, sharding: Sharding) -> Any:
-    """Global arrays of all processes' rows from host arrays with this process's rows."""
+    """Global arrays ``[B, ...]`` from host arrays that hold this process's rows of the batch."""
     return jax.tree.map(
         lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), tree
     )
 
 
 def place_as(tree: Any, like: Any) -> Any:
-    """Whole host arrays, the same on every process -> arrays on the devices that ``like`` names.
+    """Move host arrays, the same on every process, to devices with the shardings of ``like``.
 
-    Each device is given its own part alone.
+    Each device receives only its own shard.
 
     Args:
       tree: pytree of arrays.
-      like: the same structure of ShapeDtypeStructs, whose types are taken too. Leaves without a
-        sharding stay NumPy arrays.
+      like: ShapeDtypeStructs in the same structure; arrays are cast to their dtypes. Leaves without
+        a sharding stay NumPy arrays.
     """
 
     def place(leaf, like):
@@ -66,7 +71,7 @@ def place_as(tree: Any, like: Any) -> Any:
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-    """This process's rows of a batch-sharded array, in order; replicated rows appear once."""
+    """This process's rows of a batch-sharded array ``[B, ...]``, in order and without copies."""
     rows: dict[int, Any] = {}
     for shard in array.addressable_shards:
         start = shard.index[0].start or 0

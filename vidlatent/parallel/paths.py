@@ -1,10 +1,10 @@
-"""Paths of parameters, and what an expression that selects some of them means.
+"""Parameter paths, and the path expressions that select some of them.
 
-One meaning for all of them: ``config.optim.freeze``, ``config.optim.lr_factors``,
+All path expressions work alike: ``config.optim.freeze``, ``config.optim.lr_factors``,
 ``config.optim.no_decay``, ``config.discriminator.adaptive_layer`` and the sharding rules are
-regular expressions that are matched **from the start of the path** (``re.match``). What follows the
-match is free: ``encoder/`` selects everything in ``encoder``, and neither ``grow1/encoder/...`` nor
-``image_encoder/...``. ``.*`` in front looks anywhere in the path, ``$`` at the end closes it.
+regular expressions that must match **from the start of the path** (``re.match``), but not up to its
+end. So ``encoder/`` selects everything in ``encoder``, but neither ``grow1/encoder/...`` nor
+``image_encoder/...``. Begin with ``.*`` to match anywhere, end with ``$`` to match to the end.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def match_path(pattern: str, name: str, key: str = "the path expression") -> boo
       key: where the expression comes from, such as ``config.optim.freeze``, for the error.
 
     Raises:
-      VidlatentError: ``pattern`` is no regular expression.
+      VidlatentError: ``pattern`` is not a regular expression.
     """
     try:
         return bool(pattern) and re.match(pattern, name) is not None

@@ -1,25 +1,25 @@
-"""Where arrays live: parameters by path, activations by the names of their axes.
+"""Shardings of arrays: parameters by their paths, activations by the names of their axes.
 
-Models know nothing of shardings. Parameters are placed by rules on their paths (``PARAM_RULES``),
-so a new model needs no annotation; activations are pinned with ``constrain`` at the borders of
-blocks, which does nothing when no mesh is set.
+Models do not declare shardings. Rules on parameter paths (``PARAM_RULES``) place the parameters, so
+a new model needs no annotation. Blocks call ``constrain`` on the activations at their borders,
+which does nothing when no mesh is set.
 
-For authors of models, what the names of parameters mean here:
+What parameter names mean here, for authors of models:
 
-* Only parameters called ``kernel`` are split over devices. Everything else (biases, scales,
-  tables, modulations) is small and kept whole on each. A large matrix under another name would be,
-  too: call it ``kernel``.
-* The last two axes of a kernel are ``(inputs, outputs)``; axes before them (layers of a scan, the
-  window of a convolution) are never split.
-* Five axes, ``[kt, kh, kw, inputs, outputs]``, make a convolution: it is split by its inputs,
-  wherever it stands. Write convolutions over fewer axes with windows of 1. With fewer axes a kernel
-  outside of ``encoder`` and ``decoder`` counts as a matrix.
-* Everything under modules called ``encoder`` and ``decoder`` is split by its inputs alone, since
-  the devices of the tensor axis share the height of the frames there.
-* ``patch_embedding`` and ``content_embedding`` are products of patches, not convolutions.
-* ``self_attn/q`` and ``self_attn/k`` have kernels ``[..., inputs, heads, width of a head]`` and are
-  split by heads; ``o`` and ``fc2`` read what others have split by their outputs (heads, hidden
-  channels), so that only sums travel between devices.
+* Only parameters called ``kernel`` are sharded. Everything else (biases, scales, tables,
+  modulations) is expected to be small and is replicated, so call every large matrix ``kernel``.
+* The last two axes of a kernel are ``(inputs, outputs)``. Axes before them (layers of a scan, the
+  window of a convolution) are never sharded.
+* A kernel with five axes, ``[kt, kh, kw, inputs, outputs]``, is a convolution and is sharded by its
+  inputs, wherever it is. Write 1-D and 2-D convolutions in this form, with windows of 1: a kernel
+  with fewer axes counts as a matrix, unless it is in ``encoder`` or ``decoder``.
+* Everything in modules called ``encoder`` and ``decoder`` is sharded by its inputs only, because
+  there the tensor axis shards the height of the frames.
+* ``patch_embedding`` and ``content_embedding`` are treated as matrix products over patches, not as
+  convolutions.
+* ``self_attn/q`` and ``self_attn/k`` have kernels ``[..., inputs, heads, head width]`` and are
+  sharded by heads. ``o`` and ``fc2`` are sharded by their inputs, the axis that the layers before
+  them shard (heads, hidden channels), so that devices only exchange sums (an all-reduce).
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ __all__ = [
 
 
 class Rule(NamedTuple):
-    """Where parameters of some paths are split.
+    """How to shard the parameters that a path expression matches.
 
     Attributes:
       pattern: path expression, see ``parallel.paths``.
-      axes: for each of the last array axes, the mesh axes that split it; None keeps it whole.
-      ndim: number of array axes that the parameter must have; None: any.
+      axes: for each of the last array axes, the mesh axes that shard it; None keeps it whole.
+      ndim: number of array axes the parameter must have; None: any.
     """
 
     pattern: str
@@ -70,15 +70,15 @@ class Rule(NamedTuple):
     ndim: int | None = None
 
 
-# The first rule that fits counts. Kernels end in (inputs, outputs): FSDP splits the inputs, tensor
-# parallelism the outputs; the inputs, too, where those are what another kernel has split, so that
-# nothing but sums is sent.
+# The first rule that matches is used. Kernels end in (inputs, outputs): FSDP shards the inputs and
+# tensor parallelism the outputs. Where the layer before has sharded its outputs (o, fc2), tensor
+# parallelism shards the inputs instead, so that devices only exchange sums.
 #
-# Tokenizers spend the tensor axis on height too. XLA's partitioner (jax 0.10.2) gives wrong
-# convolutions in two cases that a mesh must not get into once height is sharded: a kernel sharded
+# In tokenizers the tensor axis shards height as well. Once height is sharded, XLA's partitioner
+# (jax 0.10.2) computes convolutions wrongly in two cases, which these rules avoid: a kernel sharded
 # by output channels, and a mesh axis that shards neither batch nor height (the kernel's gradient
-# then comes out multiplied by that axis' size). tests/parallel/test_conv_partitioning.py holds the
-# layouts that are right.
+# is then too large by the factor of that axis' size). tests/parallel/test_conv_partitioning.py
+# checks the layouts that are used.
 PARAM_RULES: tuple[Rule, ...] = (
     Rule(r"(.*/)?(encoder|decoder)/.*kernel$", ("fsdp", None)),
     Rule(r"(.*/)?(patch|content)_embedding/kernel$", ("fsdp", "tensor")),
@@ -93,7 +93,8 @@ ACTIVATION_AXES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "height": ("context", "tensor"),
     "tokens": ("context",),
-    "rows": ("data", "fsdp", "context"),  # batch and tokens in one, where frames attend along time
+    # Batch and tokens merged into one axis, for attention along time.
+    "rows": ("data", "fsdp", "context"),
     "channel": (),
     "heads": ("tensor",),
     "time": (),
@@ -110,57 +111,57 @@ def _divides(mesh: Any, size: int, axes: Sequence[str]) -> bool:
 def find_rule(
     name: str, ndim: int, rules: Sequence[Rule] = PARAM_RULES
 ) -> tuple[str | tuple[str, ...] | None, ...]:
-    """Mesh axes of the last array axes of the parameter ``name``; ``()``: it is kept whole."""
+    """Mesh axes for the last array axes of the parameter ``name``; ``()`` replicates it."""
     for rule in rules:
         if rule.ndim in (None, ndim) and match_path(rule.pattern, name, "the sharding rule"):
             return rule.axes
     return ()
 
 
-def _param_spec(
+def _make_param_spec(
     mesh: Mesh | AbstractMesh, name: str, shape: Sequence[int], rules: Sequence[Rule]
 ) -> P:
     axes = find_rule(name, len(shape), rules)
     axes = axes[max(0, len(axes) - len(shape)) :]
     spec = [None] * (len(shape) - len(axes)) + list(axes)
     for i, entry in enumerate(spec):
-        # What does not divide is left whole: a 3-channel input cannot be split in 8.
-        split = _axes(entry)
+        # Drop mesh axes until the size divides: 3 input channels cannot be sharded 8 ways.
+        split = _list_axes(entry)
         while split and not _divides(mesh, shape[i], split):
             split = split[1:]
-        spec[i] = _entry(split)
+        spec[i] = _make_entry(split)
     return P(*spec)
 
 
-def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+def _list_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else entry or ()
 
 
-def _entry(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
+def _make_entry(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
     return axes if len(axes) > 1 else axes[0] if axes else None
 
 
 def shardings(tree: Any, mesh: Mesh, whole: Sequence[str] = ()) -> Any:
-    """NamedShardings for a pytree of arrays or ShapeDtypeStructs, by path.
+    """NamedShardings for a pytree of arrays or ShapeDtypeStructs, by the rules on paths.
 
-    Optimizer moments and EMA copies repeat the parameters' paths as a suffix, so one set of rules
-    places the whole training state.
+    The paths of optimizer moments and EMA weights end like those of their parameters, so one set of
+    rules shards the whole training state.
 
     Args:
       tree: parameters, or a training state.
-      mesh: where they go.
-      whole: top-level names of parts that each device holds whole.
+      mesh: mesh to place them on.
+      whole: top-level names of parts to replicate on every device.
     """
     rules = (*(Rule(f"{name}/", ()) for name in whole), *PARAM_RULES)
 
     def place(path, leaf):
-        return NamedSharding(mesh, _param_spec(mesh, path_name(path), leaf.shape, rules))
+        return NamedSharding(mesh, _make_param_spec(mesh, path_name(path), leaf.shape, rules))
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
 def with_shardings(abstract: Any, where: Any) -> Any:
-    """Shapes and dtypes of ``abstract`` as ShapeDtypeStructs that say where they live.
+    """Shapes and dtypes of ``abstract`` as ShapeDtypeStructs with shardings.
 
     Args:
       abstract: pytree of arrays or ShapeDtypeStructs.
@@ -180,15 +181,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis over ``data`` and ``fsdp``, everything else whole."""
+    """Sharding of a batch ``[B, ...]``: the leading axis over ``data`` and ``fsdp``."""
     return NamedSharding(mesh, P(ACTIVATION_AXES["batch"]))
 
 
 def constrain(x: jax.Array, names: Sequence[str]) -> jax.Array:
-    """Pin an activation's layout by the names of its axes; a no-op without a mesh.
+    """Constrain an activation's sharding by the names of its axes; a no-op without a mesh.
 
-    An axis without a rule, or whose size does not divide by its mesh axes, is kept whole; inside
-    ``uneven_rows`` the height is split all the same.
+    An axis without mesh axes, or whose size they do not divide, is not sharded. Inside
+    ``uneven_rows`` the height is sharded even if it does not divide.
+
+    Args:
+      x: any activation.
+      names: a name of ``ACTIVATION_AXES`` for each axis of ``x``.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -200,54 +205,54 @@ def constrain(x: jax.Array, names: Sequence[str]) -> jax.Array:
 
 
 def gathered(kernel: jax.Array, name: str, batch: int) -> jax.Array:
-    """A parameter whole along ``fsdp``, for products with an array of ``batch`` samples.
+    """All-gather a parameter along ``fsdp`` before it multiplies an array of ``batch`` samples.
 
-    Left alone, the partitioner gathers for each product that it meets: a layer that is recomputed
-    in the backward pass about three times a step. Gathered here, it is once forward and once
-    backward, in the dtype that it comes in; a loop without remat keeps it whole in between. The
-    cotangent is split at once, which is a reduce-scatter.
+    Without this, XLA gathers the parameter anew for each product: about three times a step for a
+    layer that is recomputed in the backward pass. With it, it gathers once in the forward pass and
+    once in the backward pass, in the dtype of ``kernel`` (a loop without remat keeps the gathered
+    kernel in between). The gradient is sharded again at once, by a reduce-scatter.
 
-    Nothing is done without a mesh, for a parameter that is not split, and for a batch that is not
-    (a sampler's of one): with whole kernels every device would do the work of all.
+    The kernel is returned unchanged if there is no mesh, if it is not sharded, or if the batch is
+    not (a sampler's batch of one): with gathered kernels every device would repeat the same work.
 
     Args:
-      kernel: the parameter, cast to what it is multiplied in.
+      kernel: the parameter, already cast to the dtype of the product.
       name: its path, for ``PARAM_RULES``.
-      batch: size of the first axis of what it is multiplied with.
+      batch: size of the first axis of the array it is multiplied with.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or split_axes("batch", batch) is None:
         return kernel
-    spec = _param_spec(mesh, name, kernel.shape, PARAM_RULES)
-    if mesh.shape["fsdp"] == 1 or not any("fsdp" in _axes(entry) for entry in spec):
+    spec = _make_param_spec(mesh, name, kernel.shape, PARAM_RULES)
+    if mesh.shape["fsdp"] == 1 or not any("fsdp" in _list_axes(entry) for entry in spec):
         return kernel
-    return _whole(spec, kernel)
+    return _gather(spec, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _whole(spec: P, kernel: jax.Array) -> jax.Array:
-    rest = P(*(_entry(tuple(a for a in _axes(entry) if a != "fsdp")) for entry in spec))
+def _gather(spec: P, kernel: jax.Array) -> jax.Array:
+    rest = P(*(_make_entry(tuple(a for a in _list_axes(entry) if a != "fsdp")) for entry in spec))
     return jax.lax.with_sharding_constraint(kernel, rest)
 
 
-def _whole_kept(spec: P, kernel: jax.Array) -> tuple[jax.Array, None]:
-    return _whole(spec, kernel), None
+def _gather_forward(spec: P, kernel: jax.Array) -> tuple[jax.Array, None]:
+    return _gather(spec, kernel), None
 
 
-def _whole_backward(spec: P, kept: None, cotangent: jax.Array) -> tuple[jax.Array]:
+def _gather_backward(spec: P, kept: None, cotangent: jax.Array) -> tuple[jax.Array]:
     del kept
     return (jax.lax.with_sharding_constraint(cotangent, spec),)
 
 
-_whole.defvjp(_whole_kept, _whole_backward)
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 @contextlib.contextmanager
 def uneven_rows() -> Iterator[None]:
-    """Split heights that do not divide too: the last devices then hold fewer rows, or none.
+    """Shard heights that do not divide as well; the last devices then hold fewer rows, or none.
 
-    For what is traced inside, forward computations only. Arguments and results of a compiled
-    program must divide; ``pad_rows`` sees to it.
+    This applies to what is traced inside, which must be forward computations only. Arguments and
+    results of a compiled program still must divide; ``pad_rows`` pads them.
     """
     token = _UNEVEN.set(True)
     try:
@@ -257,7 +262,10 @@ def uneven_rows() -> Iterator[None]:
 
 
 def pad_rows(x: jax.Array) -> jax.Array:
-    """Zeros below ``[B, T, H, W, C]``, up to a height that divides; a no-op without a mesh."""
+    """Pad ``[B, T, H, W, C]`` with zero rows at the bottom until the height can be sharded.
+
+    A no-op without a mesh.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -268,20 +276,20 @@ def pad_rows(x: jax.Array) -> jax.Array:
 
 
 def split_axes(name: str, size: int) -> tuple[str, ...] | None:
-    """Axes of the mesh that is set which split an activation axis, or None to keep it whole."""
+    """Axes of the current mesh that shard an activation axis; None if it is not sharded."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = ACTIVATION_AXES[name]
     return axes if axes and not mesh.empty and _divides(mesh, size, axes) else None
 
 
 def ways(axes: Sequence[str] | None) -> int:
-    """Into how many parts these axes of the mesh that is set split something."""
+    """Into how many shards these axes of the current mesh divide an array; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape[axis] for axis in axes or ())
 
 
 def spreads(name: str, *sizes: int) -> bool:
-    """Whether axes of this name and all of these sizes are split on the mesh that is set."""
+    """Whether the current mesh can shard axes of this name in all of these sizes."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = ACTIVATION_AXES[name]
     return not mesh.empty and all(_divides(mesh, size, axes) for size in sizes)

@@ -1,8 +1,8 @@
-"""The discriminator beside a tokenizer: its state, its gradients and its schedule.
+"""Training a discriminator against a tokenizer: its state, its gradients and its schedule.
 
-One evaluation of the discriminator on the reconstruction serves both sides: its pullback with the
-adversarial loss gives the gradient that goes on into the reconstruction, with the discriminator's
-own loss the gradient of the discriminator's parameters.
+The discriminator runs once on the reconstruction, and both gradients are taken from that one
+forward pass: that of the adversarial loss with respect to the reconstruction (for the tokenizer),
+and that of the discriminator's own loss with respect to its parameters.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ __all__ = ["AdversarialResult", "DiscriminatorTrainer"]
 
 
 class AdversarialResult(NamedTuple):
-    """Losses and gradients of one batch, of the tokenizer's side and of the discriminator's.
+    """Losses and gradients of one batch, for the tokenizer and for the discriminator.
 
     Attributes:
       loss: the tokenizer's adversarial loss, unweighted, float32 scalar.
-      to_prediction: its gradient, the shape of the reconstruction.
-      weight: of that loss at this step, before an adaptive factor.
-      grads: of the discriminator's parameters for the discriminator's own loss.
+      to_prediction: gradient of ``loss`` with respect to the reconstruction,
+        ``[B, T, H, W, 3]``.
+      weight: weight of ``loss`` at this step, before the adaptive factor; float32 scalar.
+      grads: gradient of the discriminator's own loss with respect to its parameters.
       values: new batch statistics and LeCam anchors.
-      report: numbers for the curves: mean logits, the discriminator's loss without regularisers
-        (``discriminator/loss``), LeCam's value without its weight (``discriminator/lecam``) and
-        R1's with it (``discriminator/r1``, of the steps that take it: see ``SHARE``).
+      report: scalars to log: mean logits, the discriminator's loss without regularisers
+        (``discriminator/loss``), LeCam without its weight (``discriminator/lecam``), and R1 with
+        its weight (``discriminator/r1``, only on steps that compute it: see ``SHARE``).
     """
 
     loss: jax.Array
@@ -55,7 +56,7 @@ class DiscriminatorTrainer:
     """Trains the discriminator of ``config.discriminator``, and the tokenizer against it.
 
     Args:
-      config: of the run; ``config.discriminator.model`` is not empty.
+      config: config of the run; ``config.discriminator.model`` must not be empty.
       dtype: compute dtype.
     """
 
@@ -66,7 +67,7 @@ class DiscriminatorTrainer:
         self.rate = make_learning_rate(config.discriminator, config.train.steps)
 
     def init(self, key: jax.Array, clip: tuple[int, int, int]) -> State:
-        """The discriminator's part of a new state, for clips ``(frames, rows, columns)``."""
+        """The discriminator's part of a new state, for clips of ``(frames, height, width)``."""
         stats = self.model.init_stats()
         video = jnp.zeros((1, *clip, 3), jnp.float32)
         params = self.model.init(key, video, stats, True)["params"]
@@ -76,12 +77,15 @@ class DiscriminatorTrainer:
         return init_player(params, self.optimizer, **values)
 
     def accepts(self, frames: int) -> bool:
-        """Whether batches of clips with so many frames go to the discriminator."""
+        """Whether clips of ``frames`` frames are shown to the discriminator."""
         images = self.config.discriminator.images and self.model.smallest_clip[0] == 1
         return frames > 1 or images
 
     def compute_weight(self, step: jax.Array) -> jax.Array:
-        """Weight of the tokenizer's adversarial loss at a step; 0 before ``start_step``."""
+        """Weight of the tokenizer's adversarial loss at ``step``.
+
+        It is 0 before ``start_step`` and then grows linearly over ``warmup_steps``.
+        """
         since = jnp.asarray(step - self.config.discriminator.start_step, jnp.float32)
         grown = jnp.clip((since + 1.0) / max(1, self.config.discriminator.warmup_steps), 0.0, 1.0)
         return self.config.discriminator.weight * jnp.where(since >= 0, grown, 0.0)
@@ -89,13 +93,13 @@ class DiscriminatorTrainer:
     def compute_losses(
         self, state: State, prediction: jax.Array, target: jax.Array, step: jax.Array, key: Any
     ) -> AdversarialResult:
-        """Losses and gradients of both sides on one batch.
+        """Losses and gradients of one batch, for the tokenizer and for the discriminator.
 
         Args:
           state: the discriminator's part of the training state.
           prediction, target: ``[B, T, H, W, 3]`` in [-1, 1].
           step: training step.
-          key: randomness of the gradient penalty's crop.
+          key: random key that places the crop for the gradient penalty.
         """
         options = self.config.discriminator
 
@@ -103,8 +107,8 @@ class DiscriminatorTrainer:
             real, stats = self._apply(params, target, state["stats"])
             fake, stats = self._apply(params, prediction, stats)
             own = discriminator_loss(options.loss, real, fake)
-            report = {"discriminator/real": _mean_logit(real)}
-            report["discriminator/fake"] = _mean_logit(fake)
+            report = {"discriminator/real": _average_logits(real)}
+            report["discriminator/fake"] = _average_logits(fake)
             report["discriminator/loss"] = own
             extra, anchors = jnp.float32(0), {}
             if options.lecam_weight:
@@ -119,6 +123,7 @@ class DiscriminatorTrainer:
         (loss, _), pullback, (values, report) = jax.vjp(
             compute, prediction, state["params"], has_aux=True
         )
+        # Two backward passes through the same forward pass, one for each loss.
         one, none = jnp.float32(1), jnp.float32(0)
         to_prediction = pullback((one, none))[0]
         grads = pullback((none, one))[1]
@@ -129,7 +134,7 @@ class DiscriminatorTrainer:
         return AdversarialResult(loss, to_prediction, weight, grads, values, report)
 
     def make_update(self, result: AdversarialResult, step: jax.Array) -> PlayerUpdate:
-        """The discriminator's update; it changes nothing before ``start_step``."""
+        """The discriminator's update; before ``start_step`` it leaves everything unchanged."""
         return PlayerUpdate(
             result.grads,
             self.optimizer,
@@ -142,9 +147,10 @@ class DiscriminatorTrainer:
         return self.model.apply({"params": params}, video, stats, True)
 
     def _add_penalty(self, grads, state, target, step, key):
-        """Adds R1's gradient at every ``r1_every``-th step, multiplied by ``r1_every`` (lazy R1).
+        """Add R1's gradient every ``r1_every`` steps, multiplied by ``r1_every``.
 
-        Returns the gradients, and R1's value with its share in the report: 1, or 0 at other steps.
+        This is the lazy regularisation of StyleGAN2 (Karras et al. 2020, appendix B). Returns the
+        gradients and the scalars to log: R1 and its 0/1 indicator (see ``SHARE``).
         """
         every = self.config.discriminator.r1_every
         crop = _crop_randomly(key, target, self.config.discriminator.r1_crop)
@@ -152,22 +158,22 @@ class DiscriminatorTrainer:
         def penalty(params):
             return r1_penalty(logits, params, crop, gamma=self.config.discriminator.r1_weight)
 
-        # In float32, and with fixed statistics: with those of the batch, the gradient at one sample
-        # would depend on the others.
+        # Use the running statistics: with batch statistics, the gradient at one sample would
+        # depend on the other samples. Second derivatives are computed in float32.
         discriminator = self.model.clone(dtype=jnp.float32)
 
         def logits(params, video):
             return discriminator.apply({"params": params}, video, state["stats"], False)[0]
 
-        def now(grads):
+        def add(grads):
             value, own = jax.value_and_grad(penalty)(state["params"])
             return jax.tree.map(lambda g, o: g + every * o, grads, own), value
 
-        def later(grads):
+        def skip(grads):
             return grads, jnp.float32(0)
 
         due = step % every == 0
-        grads, value = jax.lax.cond(due, now, later, grads)
+        grads, value = jax.lax.cond(due, add, skip, grads)
         report = {
             "discriminator/r1": value,
             "discriminator/r1" + SHARE: jnp.asarray(due, jnp.float32),
@@ -175,13 +181,16 @@ class DiscriminatorTrainer:
         return grads, report
 
 
-def _mean_logit(logits: Any) -> jax.Array:
+def _average_logits(logits: Any) -> jax.Array:
     """Mean logit over scales, samples and positions."""
     return sum(scale.mean() for scale in logits) / len(logits)
 
 
 def _crop_randomly(key: jax.Array, video: jax.Array, size: tuple[int, int, int]) -> jax.Array:
-    """A window of at most ``size`` (frames, height, width), float32; from the first frame on."""
+    """Crop ``[B, T, H, W, C]`` to at most ``size`` (frames, height, width), float32.
+
+    The place is random in height and width; in time the crop starts at the first frame.
+    """
     wanted = [min(have, most) for have, most in zip(video.shape[1:4], size, strict=True)]
     rooms = [have - want for have, want in zip(video.shape[2:4], wanted[1:], strict=True)]
     places = [

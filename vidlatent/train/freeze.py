@@ -1,4 +1,4 @@
-"""Training a part of a model: which parameters stay as they are (``config.optim.freeze``)."""
+"""Training only part of a model: which parameters are frozen (``config.optim.freeze``)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ __all__ = ["mark_frozen", "stop_frozen_gradients"]
 
 
 def mark_frozen(params: Any, pattern: str) -> Any:
-    """A tree of bools: True for the parameters that ``pattern`` matches and that stay as they are.
+    """A tree of bools: True for the frozen parameters, those that ``pattern`` matches.
 
     Args:
       params: pytree of parameters or shapes.
-      pattern: path expression (``parallel.paths``), such as ``'encoder/'``; empty: none.
+      pattern: path expression (``parallel.paths``), such as ``'encoder/'``; empty freezes nothing.
 
     Raises:
-      VidlatentError: ``pattern`` is no expression, or matches no parameter or every one.
+      VidlatentError: ``pattern`` is not a regular expression, or it matches every parameter or
+        none.
     """
     mask = jax.tree_util.tree_map_with_path(
         lambda path, _: match_path(pattern, path_name(path), "config.optim.freeze"), params
@@ -33,7 +34,7 @@ def mark_frozen(params: Any, pattern: str) -> Any:
 
 
 def stop_frozen_gradients(params: Any, pattern: str) -> Any:
-    """``params`` whose frozen leaves carry no gradient, so that none is computed for them."""
+    """``params`` with ``stop_gradient`` on the frozen leaves, so their gradients cost nothing."""
     if not pattern:
         return params
     return jax.tree.map(

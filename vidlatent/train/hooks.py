@@ -1,4 +1,4 @@
-"""What happens around the steps: logging, evaluating, saving, profiling."""
+"""Hooks that the training loop calls after each step: logging, evaluation, saving, profiling."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Evaluate", "Log", "Profile", "Run", "Save", "mean_metrics"]
 
 @dataclasses.dataclass
 class Run:
-    """Everything a hook may look at; ``step`` counts finished steps."""
+    """What hooks may read of a running training; ``step`` counts finished steps."""
 
     config: ConfigDict
     workdir: Path
@@ -40,13 +40,13 @@ class Run:
     progress: Progress
     hash: str
     spec: Any
-    learns: str = "video"  # array of a batch that is learned from, [B, T, ...]
+    learns: str = "video"  # the array of a batch that the model learns from, [B, T, ...]
     aside_seconds: float = 0.0
-    evaluation: tuple[int, Any] | None = None  # step, and what its validation returned
+    evaluation: tuple[int, Any] | None = None  # (step, result) of the last validation
 
     @contextlib.contextmanager
     def aside(self):
-        """Time spent in here does not count as training time."""
+        """Exclude the time spent inside from the measured training time."""
         begin = time.perf_counter()
         try:
             yield
@@ -55,9 +55,9 @@ class Run:
 
 
 class Log:
-    """Means over the last ``log_every`` steps; stops a run whose numbers stay non-finite.
+    """Logs means over the last ``log_every`` steps; stops a run whose losses stay non-finite.
 
-    Metrics stay on the device until a report is due, so the device never waits for the host.
+    Metrics stay on the device until they are logged, so the device never waits for the host.
     """
 
     def __init__(self, run: Run):
@@ -75,7 +75,12 @@ class Log:
     def __call__(
         self, run: Run, metrics: dict, batch: dict, *, waited: float, called: float
     ) -> None:
-        """Note a step: seconds waited for its batch, and seconds until its call returned."""
+        """Record a step; log if it is due.
+
+        Args:
+          waited: seconds spent waiting for the batch.
+          called: seconds until the call of the step returned (it may still be running).
+        """
         names = [run.loader.index[int(clip)].path for clip in batch["clip"]]
         self._pending.append((run.step, metrics, names))
         shape = batch[run.learns].shape
@@ -91,7 +96,7 @@ class Log:
     def _note_compilation(
         self, run: Run, metrics: dict, shape: tuple[int, ...], called: float
     ) -> None:
-        """The first step of each shape is compiled; it would spoil the speed of its window."""
+        """Keep compilation, on the first step of each shape, out of the reported speed."""
         begin = time.perf_counter()
         jax.block_until_ready(metrics)
         if not self._compiled:
@@ -104,7 +109,7 @@ class Log:
             run.aside_seconds += called + time.perf_counter() - begin
 
     def flush(self, run: Run) -> None:
-        """Fetch, check and report what has gathered."""
+        """Fetch the pending metrics from the device, log them, and check that they are finite."""
         if not self._pending:
             return
         rows = [(step, jax.device_get(m), names) for step, m, names in self._pending]
@@ -114,7 +119,7 @@ class Log:
         values = mean_metrics([m for _, m, _ in rows], good)
         values["bad_steps"] = int(rows[-1][1]["bad_steps"])
         values["steps_per_second"] = self._steps / elapsed
-        # Of latents: latent frames.
+        # For runs on latents these are latent frames.
         values[f"{self._unit}frames_per_second"] = self._frames / elapsed
         values["data_wait_share"] = self._waited / elapsed
         values["bad_clips"] = len(run.loader.report.clips)
@@ -147,14 +152,14 @@ class Log:
 
 
 def mean_metrics(rows: list[dict], good: list[dict]) -> dict[str, float]:
-    """Mean of each metric over the good steps that have it; not every bucket has every loss.
+    """Mean of each metric over the good steps that report it; some buckets lack some losses.
 
-    A metric with an indicator beside it (``tasks.base.SHARE``) counts where it was computed, and is
-    left out if no good step computed it.
+    A metric with an indicator (``tasks.base.SHARE``) is averaged over the steps that computed it,
+    and left out if no good step did. A metric without any good step is NaN.
 
     Args:
       rows: metrics of every step.
-      good: those of the steps that were not skipped.
+      good: metrics of the steps whose update was applied (not skipped as non-finite).
     """
     counters = ("bad_streak", "bad_steps")
     names = {n: None for row in rows for n in row if n not in counters and not n.endswith(SHARE)}
@@ -182,7 +187,7 @@ class Evaluate:
             self.evaluate(run)
 
     def evaluate(self, run: Run) -> Any:
-        """Evaluate now, unless this step has been evaluated."""
+        """Evaluate now, or return the result if this step was evaluated already."""
         if run.evaluation and run.evaluation[0] == run.step:
             return run.evaluation[1]
         with run.aside():
@@ -200,7 +205,10 @@ class Evaluate:
 
 @jax.jit
 def _check_finite(parts: dict[str, Any]) -> dict[str, jax.Array]:
-    """For each tree whether all its numbers are finite: one answer on all devices and processes."""
+    """For each tree, whether all its numbers are finite.
+
+    It is one compiled program over the global arrays, so all processes get the same answer.
+    """
     return {
         name: jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
         for name, tree in parts.items()
@@ -208,14 +216,13 @@ def _check_finite(parts: dict[str, Any]) -> dict[str, jax.Array]:
 
 
 class Save:
-    """Checkpoints: state, data position, latent identity, config hash and scores.
+    """Saves checkpoints: state, data position, latent spec, config hash and scores.
 
-    A good checkpoint is never replaced by a bad one: parameters that are NaN or infinite stop the
-    run, and saves that are merely due are skipped while steps are non-finite, since the cause may
-    be the parameters.
+    Never overwrite a good checkpoint with a bad one: raise if any parameter is NaN or infinite, and
+    skip scheduled saves while recent steps were non-finite, since the parameters may be the cause.
 
     Args:
-      players: of the task, by name; their learning rates are named where they diverge.
+      players: the task's players by name; if one diverges, the error names its learning rate.
     """
 
     def __init__(self, players: Mapping[str, Player]):
@@ -248,7 +255,7 @@ class Save:
             )
 
     def _check(self, run: Run) -> None:
-        """Raise ``VidlatentError`` unless all parameters are finite."""
+        """Raise ``VidlatentError`` if any parameter is NaN or infinite."""
         parts = {"config.optim.lr": [run.state["params"]]}
         for name in find_players(run.state):
             key = self._players[name].lr_key
@@ -265,7 +272,7 @@ class Save:
 
 
 class Profile:
-    """A profiler trace of a few steps into ``<workdir>/profile``, for TensorBoard or Perfetto."""
+    """Writes a profiler trace of a few steps to ``<workdir>/profile`` (TensorBoard, Perfetto)."""
 
     def __init__(self, run: Run):
         self.first = run.config.train.profile_at

@@ -1,7 +1,7 @@
-"""Initialising a run from weights that exist: ``config.train.init_from`` and its companions.
+"""Initialising a run from existing weights: ``config.train.init_from`` and the keys beside it.
 
-The weights are those of an earlier run (the stage before) or of a file, of this model or of one
-that ``config.train.init_kind`` turns into it.
+The weights come from an earlier run, such as the previous stage, or from a file. They belong to the
+same model, or to another one that ``config.train.init_kind`` says how to convert.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ __all__ = ["check_init_from", "initialize_state", "load_initial_params"]
 
 
 def check_init_from(config: ConfigDict) -> None:
-    """Check ``config.train.init_from`` by names alone, before anything is made or read.
+    """Check ``config.train.init_from`` against the recipe, before any weights are read.
 
     Raises:
-      VidlatentError: it is empty although this stage follows on another one, or names a run of
-        another recipe than ``config.train.init_recipes``.
+      VidlatentError: it is empty although this stage follows another one, or it names a run whose
+        recipe is not in ``config.train.init_recipes``.
     """
     source, kind = config.train.init_from, config.train.init_kind
     if source:
@@ -65,16 +65,17 @@ def _check_recipe(config: ConfigDict) -> None:
 
 
 def initialize_state(task: Task, config: ConfigDict, state: Any, target: Any) -> Any:
-    """A new state whose parameters are those that ``config.train.init_from`` names, if any.
+    """``state`` with the weights that ``config.train.init_from`` names; unchanged if it is empty.
 
-    Parameters and EMA both become the (averaged) weights. Players that the task inherits go on with
-    all of theirs. Otherwise optimizers and step start anew.
+    Parameters and EMA both start from the EMA weights of the earlier run (or from the file).
+    Inherited players keep their whole state, optimizer included; otherwise optimizers and the step
+    start from zero.
 
     Args:
       task: what is trained.
-      config: of this run, after ``check_init_from``.
-      state: newly initialised, on its devices.
-      target: the same as ShapeDtypeStructs with shardings.
+      config: config of this run, already checked by ``check_init_from``.
+      state: newly initialised state, on its devices.
+      target: the same state as ShapeDtypeStructs with shardings.
 
     Raises:
       VidlatentError: the weights do not fit the model.
@@ -96,7 +97,7 @@ def initialize_state(task: Task, config: ConfigDict, state: Any, target: Any) ->
 
 
 def _load_players(task: Task, source: str, target: Any) -> dict[str, Any]:
-    """The players that go on from the run in ``source``, by name."""
+    """State of the players that are inherited from the run in ``source``, by name."""
     former = configs.read(Path(source))
     names = [name for name in task.inherit_players(former) if name in target]
     found = {}
@@ -117,17 +118,18 @@ def load_initial_params(
     table: str = "auto",
     step: int | None = None,
 ) -> Any:
-    """Parameters from the weights at ``path``: this model's, or another's that ``kind`` turns.
+    """Parameters from the weights at ``path``, of this model or converted from another's.
 
     Args:
       path: weights file, or workdir of an earlier run.
-      abstract: the wanted parameters as ShapeDtypeStructs, with shardings where they are placed.
+      abstract: the wanted parameters as ShapeDtypeStructs, with shardings if they are to be placed
+        on devices.
       fresh: makes newly initialised parameters; called only if ``kind`` needs them.
       family: ``config.model.name`` or ``config.generator.name``.
-      kind: ``''`` when the weights are this model's own, else a name of
-        ``weights.tables.INIT_KINDS``.
-      table: naming of the file.
-      step: checkpoint of a workdir; None for the newest sound one.
+      kind: the conversion, a name of ``weights.tables.INIT_KINDS``; ``''`` if the weights are of
+        this same model.
+      table: naming scheme of the file's tensors.
+      step: checkpoint of a workdir; None for the newest valid one.
 
     Raises:
       VidlatentError: the weights do not fit.
@@ -142,6 +144,6 @@ def load_initial_params(
         tensors = read_tensors(path)
         table = choose_table(tensors, family, table)
         source = import_params(tensors, table, None, hints=abstract)
-    # On the host: the two may lie on different devices.
+    # Combine them on the host, because the two trees may be on different devices.
     source, new = (jax.tree.map(np.asarray, tree) for tree in (source, fresh()))
     return place_as(initialize_from(kind, source, new), abstract)

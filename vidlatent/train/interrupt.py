@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as requests: finish the step, save, leave."""
+"""Ctrl-C and SIGTERM ask a run to finish its step, save and exit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["Interruption"]
 class Interruption:
     """While active, the first signal sets ``requested``; a second one interrupts at once.
 
-    Only in a run of one process: over several, all must stop at the same step, which is the
-    checkpointer's ``reached_preemption`` to agree on.
+    This handles runs of one process only. Several processes must all stop at the same step, and
+    they agree on it through the checkpointer's ``reached_preemption``.
     """
 
     def __init__(self):

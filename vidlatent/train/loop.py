@@ -1,4 +1,4 @@
-"""The training loop. Everything is trained here; what differs is the task (``train.tasks``)."""
+"""The training loop, shared by all models; what differs between them is in ``train.tasks``."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ INTERRUPTED = 130  # exit status of a run that was asked to stop, saved and left
 
 
 def train(config: ConfigDict, workdir: Path) -> int:
-    """Train (or go on training) to ``config.train.steps``, then score and show the result.
+    """Train, or resume training, up to ``config.train.steps``; then evaluate and write a report.
 
-    Returns the exit status: 0 when finished, ``INTERRUPTED`` when stopped by a signal after saving.
+    Returns the exit status: 0 when finished, ``INTERRUPTED`` if the run stopped early after saving.
     """
     task = make_task(config)
     mesh = mesh_for_batches(config.mesh, config.data.buckets)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        # First: missing weights are reported before clips are read and a large model is made.
+        # Load these first, to report missing weights before reading clips and making a large model.
         frozen = load_frozen(task.frozen, mesh)
         loaders = Loaders(config, task.spec, workdir)
         checkpointer = open_checkpoints(config, workdir)
@@ -56,7 +56,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
         task.begin(workdir, start.step, loader.labels)
         if start.iterator:
             loader.check_state(start.iterator)
-        # Last: a start that is refused leaves the workdir's config, or the lack of one, alone.
+        # Write the config only after all checks, so that a refused start leaves the workdir as it
+        # was.
         if is_main():
             for change in configs.write(config, workdir):
                 logging.warning("config differs from the one this workdir had: %s", change)
@@ -84,7 +85,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
 
 
 class _Start:
-    """Where a run begins: its step and, when resumed, the data position stored with it."""
+    """The step a run starts at and, if it is resumed, the stored position in the data."""
 
     def __init__(self, step: int = 0, iterator: dict | None = None):
         self.step, self.iterator = step, iterator
@@ -97,7 +98,7 @@ def _restore_or_init(
     restored = checkpointer.restore(target)
     if restored is None:
         check_init_from(config)
-        # Parameters are born on their devices: the whole model never exists in one place.
+        # Initialise each parameter on its own devices, so that no device holds the whole model.
         where = jax.tree.map(lambda leaf: leaf.sharding, target)
         init = jax.jit(task.init, out_shardings=where, compiler_options=quick_options())
         state = init(random_key(config.seed, "params"))
@@ -117,7 +118,7 @@ def _restore_or_init(
 
 
 def _run_steps(run: Run, task: Task, frozen: Any, mesh: Any, evaluate: Evaluate, save: Save) -> str:
-    """Step until done or asked to stop; returns the reason for stopping early or ''."""
+    """Run steps until done or asked to stop; returns why it stopped early, or ''."""
     rows = batch_sharding(mesh)
     train_step = jit_train_step(task, run.state, frozen, mesh)
     log, profile = Log(run), Profile(run)
@@ -133,8 +134,8 @@ def _run_steps(run: Run, task: Task, frozen: Any, mesh: Any, evaluate: Evaluate,
             called = time.perf_counter() - begin - waited
             run.step += 1
             run.progress.advance()
-            # Numbers first: nothing is evaluated or saved on top of a run that has diverged.
-            # Evaluation precedes saving so that its scores are stored with the step.
+            # Log first, since it stops a diverged run before anything is evaluated or saved.
+            # Evaluate before saving, so that the scores are stored in the checkpoint.
             log(run, metrics, batch, waited=waited, called=called)
             evaluate(run)
             save(run)

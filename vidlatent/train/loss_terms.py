@@ -37,7 +37,10 @@ class LossTerms:
         self.networks = tuple(sorted(needed))
 
     def init(self, key: jax.Array, spec: LatentSpec) -> dict[str, Any]:
-        """Trainable parameters of the terms that have any, by term; of no use after training."""
+        """Trainable parameters of the loss terms that have any, by term.
+
+        They serve training only and are not part of the model.
+        """
         return {
             name: term.init(jax.random.fold_in(key, place), spec)
             for place, (name, term) in enumerate(self.terms.items())
@@ -45,17 +48,19 @@ class LossTerms:
         }
 
     def check(self, names: Iterable[str], key: str) -> None:
-        """Raise unless ``names``, the value of config key ``key``, are terms of this sum."""
+        """Raise if a name in ``names``, the value of config key ``key``, is not a loss term."""
         for name in names:
             if name not in self.terms:
                 known = ", ".join(self.terms)
                 raise VidlatentError(f"{key} names {name!r}, config.loss has {known}.")
 
     def label_random(self, report: Mapping[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
-        """The report, with ``_random`` in the names of terms whose networks have random weights.
+        """``report`` with ``_random`` added to the names of terms whose networks are random.
+
+        So a curve of a perceptual loss on random weights cannot be mistaken for the real one.
 
         Args:
-          report: values by name, of terms and of others.
+          report: values by name, of loss terms and of other metrics.
           paths: weights file of each network, ``config.networks``.
         """
 
@@ -74,14 +79,15 @@ class LossTerms:
         networks: Mapping[str, Any],
         only: Iterable[str] = (),
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The weighted sum, of the terms named in ``only`` or of all, and each unweighted value.
+        """The weighted sum of the terms (float32 scalar), and each term's unweighted value by name.
 
-        Beside a term's value stand those of its parts, as ``<term>/<part>``.
+        A term that consists of parts also reports each part, as ``<term>/<part>``.
 
         Args:
           inputs: what a term may use.
-          helpers: parameters that ``init`` made, as they are now.
+          helpers: current values of the parameters that ``init`` made.
           networks: parameters of the frozen networks by name.
+          only: names of the terms to sum; empty: all.
         """
         values, total = {}, 0
         for place, (name, term) in enumerate(self.terms.items()):

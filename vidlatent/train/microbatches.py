@@ -1,4 +1,4 @@
-"""Gradient accumulation: a batch in slices, one after another, where it does not fit at once."""
+"""Gradient accumulation: process a batch in slices when it does not fit into memory at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def accumulate_gradients(compute: Callable[[Any, Any], Any], batch: Any, microba
     """Mean of ``compute(rows, number)`` over equal slices of the batch, in a loop on the device.
 
     Args:
-      compute: gradients (any pytree of arrays) of a slice and its number, an int32 scalar.
+      compute: maps a slice of the batch and its number (int32 scalar) to gradients, any pytree of
+        arrays.
       batch: pytree of arrays ``[B, ...]``.
       microbatches: number of slices.
 
@@ -31,8 +32,8 @@ def accumulate_gradients(compute: Callable[[Any, Any], Any], batch: Any, microba
             "change one of them."
         )
 
-    # A slice takes every microbatches-th sample. So each device has a share of every slice; slices
-    # of neighbouring samples would lie on a few devices each, and the others would wait.
+    # A slice takes every ``microbatches``-th sample, so each device holds part of every slice.
+    # Contiguous slices would each lie on a few devices while the others wait.
     def split(x):
         return jnp.moveaxis(x.reshape(size // microbatches, microbatches, *x.shape[1:]), 1, 0)
 

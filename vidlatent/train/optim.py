@@ -1,10 +1,10 @@
-"""The optimizer: AdamW whose learning rate is a function of the training step alone.
+"""The optimizer: AdamW with a learning rate that depends on the training step alone.
 
-The learning rate multiplies the update outside optax's chain, so it follows ``state['step']``:
-a skipped step or a restored optimizer can never shift the schedule.
+The learning rate multiplies the update outside optax's chain and follows ``state['step']``, so a
+skipped step or a restored optimizer can never shift the schedule.
 
-``config`` is here whatever has a section ``optim``: the config of a run, for its model, or
-``config.discriminator``, for the discriminator.
+``config`` is anything with a section ``optim``: the config of a run for its model, or
+``config.discriminator`` for the discriminator.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from vidlatent.train.freeze import mark_frozen
 
 __all__ = ["interpolate_ramp", "make_learning_rate", "make_optimizer"]
 
-# ``config.optim.schedule``: share of the peak rate by progress, from 0 after warm-up to 1.
+# ``config.optim.schedule``: fraction of the peak learning rate as a function of progress, which
+# runs from 0 (end of warm-up) to 1 (end of the run).
 _SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "constant": lambda progress: jnp.ones_like(progress),
     "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(math.pi * progress)),
@@ -40,7 +41,7 @@ def make_learning_rate(config: ConfigDict, steps: int) -> Callable[[jax.Array], 
 
     Args:
       config: has a section ``optim``.
-      steps: length of the run.
+      steps: number of steps of the run.
 
     Raises:
       VidlatentError: unknown schedule.
@@ -63,21 +64,22 @@ def make_learning_rate(config: ConfigDict, steps: int) -> Callable[[jax.Array], 
 
 
 def interpolate_ramp(step: jax.Array | int, points: Sequence[tuple[float, float]]) -> jax.Array:
-    """Straight lines between ``(step, factor)`` points, constant outside of them.
+    """Piecewise linear interpolation of ``(step, factor)`` points, constant outside of them.
 
-    ``((0, 0), (1000, 1))`` grows over 1000 steps. Reducio's discriminator learns at ``((4999, 0.1),
-    (5999, 1))`` of its rate and its autoencoder at ``((0, 1), (1_000_000, 0.01))``.
+    ``((0, 0), (1000, 1))`` rises over the first 1000 steps. Reducio scales the learning rate of its
+    discriminator by ``((4999, 0.1), (5999, 1))`` and that of its autoencoder by
+    ``((0, 1), (1_000_000, 0.01))``.
     """
     steps, factors = (jnp.asarray(column, jnp.float32) for column in zip(*points, strict=True))
     return jnp.interp(jnp.asarray(step, jnp.float32), steps, factors)
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Clipping by global norm, Adam moments, decoupled weight decay; no learning rate.
+    """Clipping by global norm, Adam, decoupled weight decay; the learning rate is applied outside.
 
-    Updates come out as the direction to subtract. Weight decay applies to kernels only, without
-    those that ``config.optim.no_decay`` matches. Parameters that ``config.optim.freeze`` matches
-    get no update, and no moments are kept for them.
+    The updates are to be subtracted, after multiplication with the learning rate. Weight decay
+    applies only to kernels that ``config.optim.no_decay`` does not match. Parameters that
+    ``config.optim.freeze`` matches get no update and no Adam moments.
     """
 
     def mark_decayed(params):
@@ -89,7 +91,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         return jax.tree_util.tree_map_with_path(decays, params)
 
     steps = [
-        _clip(config.optim.clip_norm, config.optim.clip_after),
+        _make_clipping(config.optim.clip_norm, config.optim.clip_after),
         optax.scale_by_adam(b1=config.optim.b1, b2=config.optim.b2, eps=config.optim.eps),
         optax.add_decayed_weights(config.optim.weight_decay, mask=mark_decayed),
     ]
@@ -106,8 +108,8 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, label)
 
 
-def _clip(norm: float, after: int) -> optax.GradientTransformation:
-    """Clipping by global norm, from the update after ``after`` others on."""
+def _make_clipping(norm: float, after: int) -> optax.GradientTransformation:
+    """Clipping by global norm that starts after the first ``after`` updates."""
     if not norm:
         return optax.identity()
     clip = optax.clip_by_global_norm(norm)
@@ -124,7 +126,7 @@ def _clip(norm: float, after: int) -> optax.GradientTransformation:
 
 
 def _scale_by_path(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
-    """Updates times the factor of the first expression that matches their path, or 1."""
+    """Multiply each update by the factor of the first expression that matches its path, else 1."""
 
     def scale_all(updates, params=None):
         del params

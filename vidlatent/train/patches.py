@@ -1,4 +1,4 @@
-"""What a tokenizer's step reconstructs: whole clips, or one random patch of frames too large."""
+"""What a tokenizer's step reconstructs: whole clips, or a random patch if frames are too large."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from vidlatent.models.tokenizers.base import Tokenizer
 
 __all__ = ["make_reconstruct"]
 
-# ``(params, video, rngs, key) -> ((reconstruction, posterior), the part of the video it shows)``
+# ``(params, video, rngs, key) -> ((reconstruction, posterior), target)``, where the target is the
+# part of the video that is reconstructed.
 Reconstruct = Callable[[Any, jax.Array, dict, jax.Array], tuple[Any, jax.Array]]
 
 
 def make_reconstruct(config: ConfigDict, model: Tokenizer) -> Reconstruct:
     """``reconstruct(params, video, rngs, key) -> ((reconstruction, posterior), target)``.
 
-    ``video`` is ``[B, T, H, W, 3]`` in [-1, 1]; reconstruction and target are the whole of it, or a
-    patch where ``config.train.patch_cells`` asks for patches and frames have more pixels than
+    ``video`` is ``[B, T, H, W, 3]`` in [-1, 1]. Reconstruction and target cover all of it, or only
+    a patch if ``config.train.patch_cells`` is set and frames have more pixels than
     ``config.train.patch_above``.
 
     Raises:
-      VidlatentError: patches are asked of a model that cannot decode them exactly.
+      VidlatentError: patches are requested of a model that cannot decode them exactly.
     """
     cells, above = config.train.patch_cells, config.train.patch_above
     if not cells:
-        return _make_whole(model)
+        return _make_whole_clips(model)
     if "vf" in config.loss:
         raise VidlatentError(
             "config.loss.vf compares whole clips with their latents: set config.train.patch_cells "
@@ -41,8 +42,8 @@ def make_reconstruct(config: ConfigDict, model: Tokenizer) -> Reconstruct:
             f"config.train.patch_cells is {cells}, but only fsae and dcae decode patches: set it "
             "to 0."
         )
-    whole = _make_whole(model)
-    patch = _make_patch(model, cells, config.train.patch_latents, config.train.patch_encoder)
+    whole = _make_whole_clips(model)
+    patch = _make_patches(model, cells, config.train.patch_latents, config.train.patch_encoder)
 
     def reconstruct(params, video, rngs, key):
         large = video.shape[2] * video.shape[3] > above
@@ -51,7 +52,7 @@ def make_reconstruct(config: ConfigDict, model: Tokenizer) -> Reconstruct:
     return reconstruct
 
 
-def _make_whole(model: Any) -> Reconstruct:
+def _make_whole_clips(model: Any) -> Reconstruct:
     def reconstruct(params, video, rngs, key):
         del key
         return model.apply({"params": params}, video, rngs=rngs), video
@@ -59,12 +60,13 @@ def _make_whole(model: Any) -> Reconstruct:
     return reconstruct
 
 
-def _make_patch(model: Tokenizer, cells: int, latents: int, encoder: bool) -> Reconstruct:
-    """A crop of the outer decoder stages at a random place, compared where it is exact.
+def _make_patches(model: Tokenizer, cells: int, latents: int, encoder: bool) -> Reconstruct:
+    """Run the outer decoder stages on a random crop, and compare only the pixels it gets exactly.
 
-    The gradient reaches the inner stages through the crop, and the encoder if ``encoder``. In time
-    a crop holds the first ``latents`` latent frames (0: all): one that starts later would have next
-    to no exact frame, because a causal decoder looks back further than clips are long.
+    Pixels near the edge of a crop differ from those of a whole decoding, so they are left out. The
+    gradient reaches the inner decoder stages through the crop, and the encoder if ``encoder``. In
+    time a crop holds the first ``latents`` latent frames (0: all). A crop that starts later would
+    have almost no exact frame, because a causal decoder looks back further than clips are long.
     """
     scale = model.patch_cell
 

@@ -1,6 +1,6 @@
-"""The training step as a compiled program: where its arguments live, and what is donated.
+"""The training step as a compiled program: shardings of its arguments, and what is donated.
 
-The loop runs it; ``--mode=plan`` and ``--mode=bench`` compile the very same.
+The loop, ``--mode=plan`` and ``--mode=bench`` all compile this same program.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["describe_state", "jit_train_step"]
 
 
 def describe_state(task: Task, seed: int, mesh: Mesh) -> Any:
-    """The state that ``task.init`` makes, as ShapeDtypeStructs with their shardings on ``mesh``."""
+    """The state that ``task.init`` makes, as ShapeDtypeStructs with shardings on ``mesh``."""
     abstract = jax.eval_shape(lambda: task.init(random_key(seed, "params")))
     whole = [name for name, player in task.players.items() if player.whole]
     return with_shardings(abstract, shardings(abstract, mesh, whole))
@@ -28,12 +28,12 @@ def describe_state(task: Task, seed: int, mesh: Mesh) -> Any:
 def jit_train_step(task: Task, state: Any, frozen: Any, mesh: Mesh) -> Callable[..., Any]:
     """``(state, batch, frozen) -> (state, metrics)``, compiled on its first call.
 
-    The state is donated: its arrays are overwritten by the new state's.
+    The state is donated: its memory is reused for the new state, so do not read it afterwards.
 
     Args:
       task: what is trained.
-      state, frozen: arrays or ShapeDtypeStructs that say where they live.
-      mesh: over which batches are spread.
+      state, frozen: arrays or ShapeDtypeStructs with shardings.
+      mesh: mesh over which batches are sharded.
     """
     where, places = jax.tree.map(lambda leaf: leaf.sharding, (state, frozen))
     return jax.jit(

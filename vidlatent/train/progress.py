@@ -1,4 +1,4 @@
-"""What a person sees of a run: one line that says how far, how fast and how good."""
+"""The progress line of a run: how far it is, how fast, and with which losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """A bar with ETA on a terminal; a log line every report elsewhere (pods, files, pipes)."""
+    """A progress bar on a terminal; a log line for each report elsewhere (pods, files, pipes)."""
 
     def __init__(self, total: int, start: int, name: str):
         self._terminal = is_main() and sys.stderr.isatty()
@@ -34,15 +34,15 @@ class Progress:
 
     def report(self, step: int, values: Mapping[str, float], seconds_per_step: float) -> None:
         """Show ``values`` at ``step``."""
-        text = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+        text = ", ".join(f"{name} {_format_value(value)}" for name, value in values.items())
         if self._terminal:
             self._bar.set_postfix_str(text)
         elif is_main():
-            left = _clock((self._total - step) * seconds_per_step)
+            left = _format_seconds((self._total - step) * seconds_per_step)
             logging.info("step %d/%d, %s, %s left", step, self._total, text, left)
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if self._terminal:
             self._bar.clear()
         if is_main():
@@ -54,11 +54,11 @@ class Progress:
         self._bar.close()
 
 
-def _short(value: float) -> str:
+def _format_value(value: float) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _clock(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,10 +1,10 @@
-"""The training state: one plain pytree, and the one way to update it.
+"""The training state, a plain pytree, and the one function that updates it.
 
-``{step, params, opt, ema, extra}`` and, where a task has them, players: parts that are trained
-beside the model, such as a discriminator, each under its own name with ``params`` and ``opt``
-inside. Nothing here or around the loop knows players by name.
+The state is ``{step, params, opt, ema, extra}`` and any number of players. A player is a part that
+is trained next to the model, such as a discriminator; it is stored under its own name with its own
+``params`` and ``opt``. Neither this module nor the loop knows players by name.
 
-Random numbers are a function of (seed, stream name, step), so there is no generator state to save.
+Random keys are a function of (seed, stream name, step), so checkpoints hold no random state.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ State = dict[str, Any]
 
 
 class PlayerUpdate(NamedTuple):
-    """What one step does to a part of the state that is trained beside the model.
+    """The update of one player in one step.
 
     Attributes:
-      grads: of ``state[name]['params']``.
-      optimizer: the one whose moments are ``state[name]['opt']``.
-      rate: learning rate now, float32 scalar.
-      values: new values of further entries of ``state[name]``, such as batch statistics.
-      active: bool scalar; False leaves all of it as it is.
+      grads: gradient with respect to ``state[name]['params']``.
+      optimizer: the optimizer whose moments are ``state[name]['opt']``.
+      rate: learning rate at this step, float32 scalar.
+      values: new values of other entries of ``state[name]``, such as batch statistics.
+      active: bool scalar; False leaves the player unchanged.
     """
 
     grads: Any
@@ -47,26 +47,26 @@ def random_key(seed: int, stream: str, step: int | jax.Array = 0) -> jax.Array:
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, **players: Any) -> State:
-    """State at step 0; the EMA starts as a copy of the parameters.
+    """The state at step 0; the EMA starts as a copy of the parameters.
 
     Args:
-      params: of the model.
-      optimizer: of the model.
-      players: further parts that are trained, by name, each made by ``init_player``.
+      params: the model's parameters.
+      optimizer: the model's optimizer.
+      players: by name, each made by ``init_player``.
     """
     return {
         "step": jnp.zeros((), jnp.int32),
         "params": params,
         "opt": optimizer.init(params),
         "ema": jax.tree.map(jnp.copy, params),
-        # Non-finite steps so far, and how many of them came last in a row.
+        # Number of non-finite steps so far, and length of the current run of them.
         "extra": {"bad_steps": jnp.zeros((), jnp.int32), "bad_streak": jnp.zeros((), jnp.int32)},
         **players,
     }
 
 
 def init_player(params: Any, optimizer: optax.GradientTransformation, **values: Any) -> State:
-    """A part of the state with an optimizer of its own, at step 0."""
+    """The state of a player at step 0; ``values`` are further entries, such as statistics."""
     return {"params": params, "opt": optimizer.init(params), **values}
 
 
@@ -80,14 +80,15 @@ def apply_gradients(
     ema_decay: float,
     players: Mapping[str, PlayerUpdate] | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One update. A non-finite loss or gradient leaves everything but ``step`` and counters alone.
+    """Apply one update of the model, its EMA and its players.
 
-    The step advances either way: it is the position in the data stream. The EMA's decay is ramped
-    as min(decay, (1 + step) / (10 + step)), so that short runs do not average in the random start.
-    ``players`` are updated in the same step; a gradient of one that is not finite stops all.
+    If the loss or any gradient, a player's included, is not finite, the whole update is skipped and
+    only ``step`` and the counters change. ``step`` advances because it is also the position in the
+    data. The EMA decay is min(ema_decay, (1 + step) / (10 + step)), so that the random start does
+    not weigh on the average of a short run.
 
     Returns:
-      The new state, and float32 scalars for the curves.
+      The new state, and scalars to log.
     """
     players = players or {}
     norm = optax.global_norm(grads)
@@ -122,7 +123,7 @@ def apply_gradients(
         "bad_steps": new["extra"]["bad_steps"],
         "bad_streak": new["extra"]["bad_streak"],
     }
-    # Players without an update in this step stay as they were.
+    # Players without an update in this step keep their state.
     return {**state, **new}, report
 
 

@@ -1,9 +1,10 @@
 """Discriminators by name.
 
 A discriminator is called as ``apply({"params": params}, video, stats, train) -> (logit maps,
-stats)``: ``video`` ``[B, T, H, W, 3]``, the maps a list of float32 arrays ``[B, ...]``, one for
-each of its ``scales``. ``stats`` is a plain pytree of what it remembers beside its parameters, from
-``init_stats()``. ``smallest_clip`` is the least number of frames, rows and columns that it takes.
+stats)``. ``video`` is ``[B, T, H, W, 3]`` in [-1, 1]; the maps are a list of float32 arrays
+``[B, ...]``, one for each of its ``scales``. ``stats`` is a plain pytree of its state beside the
+parameters (running means, power iteration), first made by ``init_stats()``. ``smallest_clip`` is
+the smallest (frames, height, width) that it accepts.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ DISCRIMINATORS.register("stylegan3d", (StyleDiscriminator, {}))
 
 
 def build_discriminator(config: Mapping[str, Any], dtype: Any = jnp.float32) -> nn.Module:
-    """The discriminator of ``config['name']``; the other entries are its fields.
+    """The discriminator ``config['name']``; the other entries of ``config`` are its fields.
 
     Args:
-      config: the section ``config.discriminator.model``. Lists may stand for tuples.
+      config: the section ``config.discriminator.model``. Lists are turned into tuples.
       dtype: compute dtype; parameters, statistics and logits are float32.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Layers of discriminators. State kept between steps goes in and out as plain values."""
+"""Layers of discriminators. Their running statistics are explicit arguments and results."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ Stats = Mapping[str, Any]
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:
-    """Slope 0.2 below zero."""
+    """Leaky ReLU with slope 0.2 below zero, as in pix2pix and StyleGAN2."""
     return jax.nn.leaky_relu(x, 0.2)
 
 
 def check_norm(norm: str, known: Sequence[str]) -> None:
-    """Raise unless the discriminator has this norm."""
+    """Raise ``VidlatentError`` if ``norm`` is not one of ``known``."""
     if norm not in known:
         raise VidlatentError(
             f"config.discriminator.model.norm {norm!r}: {did_you_mean(norm, known)}"
@@ -45,14 +45,14 @@ def check_norm(norm: str, known: Sequence[str]) -> None:
 
 
 def shrink(x: jax.Array, taps: Sequence[int]) -> jax.Array:
-    """Halve T, H and W (rounding up) by a short filter along each; edges are repeated.
+    """Halve T, H and W (rounding up) with a short filter along each axis; edges are replicated.
 
-    With taps ``(1, 1)`` this is average pooling that counts only the frames and pixels that exist;
-    ``(1, 3, 3, 1)`` is StyleGAN2's blur. A single frame stays what it is.
+    Taps ``(1, 1)`` give average pooling without any padding values in the averages;
+    ``(1, 3, 3, 1)`` is StyleGAN2's blur. An axis of length 1, such as a single frame, is unchanged.
 
     Args:
       x: ``[B, T, H, W, C]``.
-      taps: filter, normalised here; an even number of them.
+      taps: an even number of filter taps; they are normalised to sum 1.
     """
     for axis in (1, 2, 3):
         length = x.shape[axis]
@@ -71,12 +71,12 @@ def shrink(x: jax.Array, taps: Sequence[int]) -> jax.Array:
 
 
 class DiscriminatorConv(nn.Module):
-    """Convolution with given zero padding; optionally of spectral norm one.
+    """3-D convolution with explicit zero padding and, optionally, spectral normalisation.
 
     Attributes:
-      kernel, strides, padding: over T, H, W; the padding counts for both sides.
-      spectral: divide the kernel by its largest singular value, followed by one step of power
-        iteration in every training call (Miyato et al. 2018).
+      kernel, strides, padding: over T, H, W; the padding is added on both sides.
+      spectral: divide the kernel by an estimate of its largest singular value, which one step of
+        power iteration improves in every training call (Miyato et al. 2018).
     """
 
     features: int
@@ -94,9 +94,9 @@ class DiscriminatorConv(nn.Module):
         shape = (*self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         if self.spectral:
-            kernel, stats = _spectral(kernel, stats, train)
-        # Rows are spread over devices where those before and after the layer can be: XLA gets the
-        # gradient of a convolution wrong that is split on one side alone (jax 0.10.2).
+            kernel, stats = _normalize_spectrally(kernel, stats, train)
+        # Shard the height only if it divides both before and after the layer: XLA (jax 0.10.2)
+        # computes a wrong gradient for a convolution that is sharded on one side only.
         before, taps, step, pad = x.shape[2], self.kernel[1], self.strides[1], self.padding[1]
         after = (before + 2 * pad - taps) // step + 1
         rows = "height" if spreads("height", before, after) else "width"
@@ -111,31 +111,31 @@ class DiscriminatorConv(nn.Module):
 
 
 def spectral_start(features: int) -> dict[str, jax.Array]:
-    """Start of a kernel's power iteration: a fixed direction."""
-    return {"u": _unit(jax.random.normal(jax.random.key(0), (features,), jnp.float32))}
+    """Start of the power iteration for a kernel with ``features`` outputs: a fixed unit vector."""
+    return {"u": _scale_to_unit(jax.random.normal(jax.random.key(0), (features,), jnp.float32))}
 
 
-def _spectral(kernel: jax.Array, stats: Stats, train: bool) -> tuple[jax.Array, Stats]:
+def _normalize_spectrally(kernel: jax.Array, stats: Stats, train: bool) -> tuple[jax.Array, Stats]:
     matrix = kernel.reshape(-1, kernel.shape[-1])
     fixed, u = lax.stop_gradient((matrix, stats["u"]))
-    v = _unit(fixed @ u)
+    v = _scale_to_unit(fixed @ u)
     if train:
-        u = _unit(v @ fixed)
+        u = _scale_to_unit(v @ fixed)
     return kernel / (v @ matrix @ u), {"u": u}
 
 
-def _unit(x: jax.Array) -> jax.Array:
+def _scale_to_unit(x: jax.Array) -> jax.Array:
     return x * lax.rsqrt(jnp.maximum(jnp.square(x).sum(), 1e-24))
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation whose running statistics are an argument and a result.
+    """Batch normalisation with running statistics as explicit argument and result.
 
-    In training the statistics are those of the whole batch over B, T, H and W, of all devices
-    where the batch is spread over several; the running variance takes the unbiased one.
+    In training it normalises with the statistics of the global batch over B, T, H and W, on all
+    devices. The running variance averages the unbiased variance, as PyTorch's does.
 
     Attributes:
-      momentum: share of the new batch in the running statistics.
+      momentum: weight of the new batch in the running statistics.
     """
 
     eps: float = 1e-5
@@ -143,9 +143,9 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, stats: Stats, train: bool) -> tuple[jax.Array, Stats]:
-        """``[B, T, H, W, C]``, ``{"mean", "var"}`` ``[C]`` -> the same two."""
+        """``[B, T, H, W, C]`` and statistics ``{"mean", "var"}``, each ``[C]`` -> both, updated."""
         shape = (x.shape[-1],)
-        scale = self.param("scale", _around_one, shape, jnp.float32)
+        scale = self.param("scale", _init_around_one, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         h = x.astype(jnp.float32)
         if train:
@@ -161,12 +161,15 @@ class BatchNorm(nn.Module):
         return h.astype(x.dtype), stats
 
 
-def _around_one(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+def _init_around_one(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
     return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
 
 
 class FrameGroupNorm(nn.Module):
-    """Group norm of each frame by itself; the groups shrink where they do not divide."""
+    """Group norm of each frame separately.
+
+    If ``groups`` does not divide the channels, the greatest common divisor is used.
+    """
 
     groups: int = 32
 

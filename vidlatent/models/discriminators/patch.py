@@ -1,4 +1,4 @@
-"""PatchGAN over video: pix2pix's layers, with time kernels (Reducio, ProMAG) or without."""
+"""PatchGAN over video: pix2pix's layers with kernels in time (Reducio, ProMAG) or without."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _normal = nn.initializers.normal(0.02)
 
 
 class PatchDiscriminator(nn.Module):
-    """Convolutions 4x4 in space that end in one logit for each patch.
+    """Convolutions with 4x4 kernels in space that end in one logit for each patch.
 
-    The last two layers keep the grid (stride 1), those before halve it; in time too where their
-    time kernel has more than one tap. Time is padded by one frame on both sides of such kernels.
+    The last two layers have stride 1, the others stride 2 in space. A layer whose time kernel has
+    more than one tap has the same stride in time, and pads time by one frame on both sides.
 
     Attributes:
-      width: channels after the first layer; doubled by each further one up to eightfold.
-      time_kernels: taps in time, one number a layer. ``(4, 4, 3, 1, 1)`` is Reducio's
-        discriminator, ``(3, 3, 3, 3, 3)`` the form of ProMAG's that takes 17 frames and single
-        images, all 1 the image discriminator of latent diffusion, frame by frame.
-      norm: ``'batch'`` (of the published discriminators), ``'group'`` (per frame and sample),
-        ``'none'``, or ``'spectral'`` (no norm of features, all kernels of spectral norm one).
-      groups: of the group norm.
+      width: channels after the first layer; each further layer doubles them, up to 8 x ``width``.
+      time_kernels: taps in time of each layer. ``(4, 4, 3, 1, 1)`` is Reducio's discriminator,
+        ``(3, 3, 3, 3, 3)`` is used for ProMAG, as it accepts 17 frames and single images, and all 1
+        is the image discriminator of latent diffusion, applied frame by frame.
+      norm: ``'batch'`` (the published discriminators), ``'group'`` (per frame and sample),
+        ``'none'``, or ``'spectral'`` (spectral normalisation of the kernels, no feature norm).
+      groups: number of groups of the group norm.
       dtype: compute dtype; logits are float32.
     """
 
@@ -54,7 +54,7 @@ class PatchDiscriminator(nn.Module):
         """Number of logit maps."""
         return 1
 
-    def _geometry(self) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    def _list_layers(self) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
         """Kernel, strides and padding of each layer."""
         layers = []
         for index, taps in enumerate(self.time_kernels):
@@ -65,16 +65,16 @@ class PatchDiscriminator(nn.Module):
 
     @property
     def smallest_clip(self) -> tuple[int, int, int]:
-        """Frames, height and width below which no logit is left; one frame: takes images."""
+        """The smallest (frames, height, width) that yields a logit; 1 frame means images work."""
         size = (1, 1, 1)
-        for kernel, strides, padding in reversed(self._geometry()):
+        for kernel, strides, padding in reversed(self._list_layers()):
             size = tuple(
                 max(1, (n - 1) * s + k - 2 * p)
                 for n, k, s, p in zip(size, kernel, strides, padding, strict=True)
             )
         return size
 
-    def _features(self, index: int) -> int:
+    def _count_features(self, index: int) -> int:
         last = index == len(self.time_kernels) - 1
         return 1 if last else self.width * min(2**index, 8)
 
@@ -83,13 +83,13 @@ class PatchDiscriminator(nn.Module):
         check_norm(self.norm, NORMS)
         count = len(self.time_kernels)
         if self.norm == "batch":
-            sizes = {i: (self._features(i),) for i in range(1, count - 1)}
+            sizes = {i: (self._count_features(i),) for i in range(1, count - 1)}
             return {
                 f"norm_{i}": {"mean": jnp.zeros(size), "var": jnp.ones(size)}
                 for i, size in sizes.items()
             }
         if self.norm == "spectral":
-            return {f"conv_{i}": spectral_start(self._features(i)) for i in range(count)}
+            return {f"conv_{i}": spectral_start(self._count_features(i)) for i in range(count)}
         return {}
 
     @nn.compact
@@ -101,23 +101,23 @@ class PatchDiscriminator(nn.Module):
         Args:
           video: ``[B, T, H, W, 3]`` in [-1, 1].
           stats: from ``init_stats`` or the last call.
-          train: use the batch's statistics and move the running ones.
+          train: normalise with the batch's statistics and update the running ones.
 
         Returns:
           One logit map ``[B, T', H', W']`` float32 in a list, and the new statistics.
 
         Raises:
-          VidlatentError: a clip so small that no logit is left, or an unknown norm.
+          VidlatentError: the clip is too small to yield a logit, or the norm is unknown.
         """
         check_norm(self.norm, NORMS)
         self._check_size(video)
         x, new = video.astype(self.dtype), {}
         last = len(self.time_kernels) - 1
-        for index, (kernel, strides, padding) in enumerate(self._geometry()):
+        for index, (kernel, strides, padding) in enumerate(self._list_layers()):
             normed = 0 < index < last and self.norm in ("batch", "group")
             spectral = self.norm == "spectral"
             conv = DiscriminatorConv(
-                self._features(index),
+                self._count_features(index),
                 kernel,
                 strides,
                 padding,
@@ -150,19 +150,19 @@ class PatchDiscriminator(nn.Module):
             )
 
 
-def _positions(layers: int) -> list[tuple[int, int]]:
-    """Our layer number and the place of its convolution in the published list of modules."""
+def _list_positions(layers: int) -> list[tuple[int, int]]:
+    """Pairs of a layer's number here and its convolution's index in the published Sequential."""
     return [(0, 0), *((i, 3 * i - 1) for i in range(1, layers))]
 
 
 def patch_table(layers: int = 5) -> tuple[tuple[str, str, str], ...]:
-    """Importer rows of Reducio's and latent diffusion's names, ``main.2.weight`` and so on.
+    """Importer rows for Reducio's and latent diffusion's tensor names, such as ``main.2.weight``.
 
     Args:
-      layers: convolutions (``len(time_kernels)``).
+      layers: number of convolutions, ``len(time_kernels)``.
     """
     rows = [(r"main[.]\d+[.](?:running_mean|running_var|num_batches_tracked)", "", "drop")]
-    for index, place in _positions(layers):
+    for index, place in _list_positions(layers):
         source = f"main[.]{place}[.]"
         rows.append((source + "weight", f"conv_{index}/kernel", "conv3d"))
         rows.append((source + "bias", f"conv_{index}/bias", "copy"))
@@ -174,9 +174,9 @@ def patch_table(layers: int = 5) -> tuple[tuple[str, str, str], ...]:
 
 
 def patch_stats_table(layers: int = 5) -> tuple[tuple[str, str, str], ...]:
-    """The running statistics under the same names; everything else is left out."""
+    """Importer rows for the running statistics under the same names; the rest is dropped."""
     rows = []
-    for index, place in _positions(layers)[1:-1]:
+    for index, place in _list_positions(layers)[1:-1]:
         source = f"main[.]{place + 1}[.]running_"
         rows += [(source + part, f"norm_{index}/{part}", "copy") for part in ("mean", "var")]
     rows.append((r"main[.]\d+[.](?:weight|bias|num_batches_tracked)", "", "drop"))

@@ -1,4 +1,4 @@
-"""Residual discriminators without feature norms: StyleGAN's tower over video (MAGVIT, FSVideo)."""
+"""Residual discriminators without feature norms: StyleGAN2's blocks in 3-D (MAGVIT, FSVideo)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _FILTERS = {"mean": (1, 1), "blur": (1, 3, 3, 1)}
 
 
 class _Convs(nn.Module):
-    """Makes convolutions that keep the grid and gathers what they remember."""
+    """Base class that makes size-preserving convolutions and collects their statistics."""
 
     norm: str = "none"
     dtype: Any = jnp.float32
 
     @nn.nowrap
-    def _conv(self, name, features, size, x, stats, train, new):
+    def _apply_conv(self, name, features, size, x, stats, train, new):
         layer = DiscriminatorConv(
             features,
             (size,) * 3,
@@ -59,20 +59,20 @@ class _Block(_Convs):
     def __call__(self, x: jax.Array, stats: Stats, train: bool) -> tuple[jax.Array, Stats]:
         """``[B, T, H, W, C] -> [B, T/2, H/2, W/2, features]``, rounded up."""
         taps, new = _FILTERS[self.pool], {}
-        main = leaky_relu(self._conv("in", x.shape[-1], 3, x, stats, train, new))
-        main = self._conv("out", self.features, 3, shrink(main, taps), stats, train, new)
-        skip = self._conv("skip", self.features, 1, shrink(x, taps), stats, train, new)
+        main = leaky_relu(self._apply_conv("in", x.shape[-1], 3, x, stats, train, new))
+        main = self._apply_conv("out", self.features, 3, shrink(main, taps), stats, train, new)
+        skip = self._apply_conv("skip", self.features, 1, shrink(x, taps), stats, train, new)
         return (leaky_relu(main) + skip) * math.sqrt(0.5), new
 
 
 class _Tower(_Convs):
-    """Stem, halving residual blocks, and one more convolution.
+    """A stem, residual blocks that halve T, H and W, and one more convolution.
 
     Attributes:
       widths: channels after the stem and after each block.
       pool: ``'mean'`` (average of 2x2x2) or ``'blur'`` (four taps).
       norm: ``'none'`` or ``'spectral'``.
-      remat: compute each block again for the gradient.
+      remat: recompute each block in the backward pass, to save memory.
     """
 
     widths: tuple[int, ...] = ()
@@ -90,17 +90,17 @@ class _Tower(_Convs):
         block = nn.remat(_Block, static_argnums=(3,)) if self.remat else _Block
         new = {}
         x = x.astype(self.dtype)
-        x = leaky_relu(self._conv("stem", self.widths[0], 3, x, stats, train, new))
+        x = leaky_relu(self._apply_conv("stem", self.widths[0], 3, x, stats, train, new))
         for i, features in enumerate(self.widths[1:]):
             name = f"block_{i}"
             layer = block(self.norm, self.dtype, features, self.pool, name=name)
             x, seen = layer(x, stats[name] if stats else {}, train)
             if seen:
                 new[name] = seen
-        return leaky_relu(self._conv("last", x.shape[-1], 3, x, stats, train, new)), new
+        return leaky_relu(self._apply_conv("last", x.shape[-1], 3, x, stats, train, new)), new
 
 
-def _tower_stats(widths: tuple[int, ...], norm: str) -> dict[str, Stats]:
+def _init_tower_stats(widths: tuple[int, ...], norm: str) -> dict[str, Stats]:
     check_norm(norm, NORMS)
     if norm == "none":
         return {}
@@ -112,16 +112,17 @@ def _tower_stats(widths: tuple[int, ...], norm: str) -> dict[str, Stats]:
 
 
 class MultiscaleDiscriminator(nn.Module):
-    """One tower a scale, each with weights of its own, on a clip halved once more for each.
+    """One tower per scale, with separate weights; each scale halves the clip once more.
 
-    FSVideo states a 3-D multi-scale discriminator with the non-saturating loss and R1 and no
-    layers; these are MAGVIT's blocks, made fully convolutional because clip sizes vary. Nothing is
-    normalised over the batch, as R1 requires. Images are clips of one frame.
+    FSVideo specifies a 3-D multi-scale discriminator with the non-saturating loss and R1, but not
+    its layers. These are MAGVIT's blocks, made fully convolutional because clip sizes vary. There
+    is no batch norm, since R1 needs the gradient of each sample separately. Images are clips of one
+    frame.
 
     Attributes:
-      scales: towers; the first sees the clip as it is.
-      widths, pool, norm: of each tower.
-      remat: compute blocks again for the gradient; keeps their inputs alone.
+      scales: number of towers; the first one sees the clip at full size.
+      widths, pool, norm: of each tower, see ``_Tower``.
+      remat: recompute blocks in the backward pass; only their inputs are kept.
       dtype: compute dtype; logits are float32.
     """
 
@@ -134,12 +135,12 @@ class MultiscaleDiscriminator(nn.Module):
 
     @property
     def smallest_clip(self) -> tuple[int, int, int]:
-        """Any clip leaves a logit."""
+        """Clips of any size yield a logit."""
         return (1, 1, 1)
 
     def init_stats(self) -> dict[str, Stats]:
         """Statistics before the first step: ``{}`` without spectral norm."""
-        tower = _tower_stats(self.widths, self.norm)
+        tower = _init_tower_stats(self.widths, self.norm)
         if not tower:
             return {}
         towers = {f"scale_{s}": tower for s in range(self.scales)}
@@ -149,12 +150,12 @@ class MultiscaleDiscriminator(nn.Module):
     def __call__(
         self, video: jax.Array, stats: Stats, train: bool
     ) -> tuple[list[jax.Array], dict[str, Stats]]:
-        """Logits of clips, a map for each scale.
+        """Logits of clips, one map for each scale.
 
         Args:
           video: ``[B, T, H, W, 3]`` in [-1, 1], of any size.
           stats: from ``init_stats`` or the last call.
-          train: move the statistics, where there are any.
+          train: update the statistics, if there are any.
 
         Returns:
           A logit map ``[B, T', H', W']`` float32 for each scale, and the new statistics.
@@ -178,14 +179,15 @@ class MultiscaleDiscriminator(nn.Module):
 
 
 class StyleDiscriminator(nn.Module):
-    """MAGVIT-v2's discriminator: the tower with blurred halving, flattened into two dense layers.
+    """MAGVIT-v2's discriminator: a tower with blurred downsampling, flattened, two dense layers.
 
-    It has one clip size, that of its first call: the first dense layer reads all positions.
+    It works for one clip size only, that of its first call, because the first dense layer reads all
+    positions.
 
     Attributes:
-      widths, pool: of the tower.
-      norm: ``'none'`` or ``'spectral'``, of the tower and of the dense layers.
-      remat: compute blocks again for the gradient; keeps their inputs alone.
+      widths, pool: of the tower, see ``_Tower``.
+      norm: ``'none'`` or ``'spectral'``, for the tower and the dense layers.
+      remat: recompute blocks in the backward pass; only their inputs are kept.
       hidden: width of the first dense layer.
       dtype: compute dtype; logits are float32.
     """
@@ -204,12 +206,12 @@ class StyleDiscriminator(nn.Module):
 
     @property
     def smallest_clip(self) -> tuple[int, int, int]:
-        """Any clip leaves a logit; only the size of the first call is taken later."""
+        """Any size yields a logit, but later calls must repeat the size of the first one."""
         return (1, 1, 1)
 
     def init_stats(self) -> dict[str, Stats]:
         """Statistics before the first step: ``{}`` without spectral norm."""
-        tower = _tower_stats(self.widths, self.norm)
+        tower = _init_tower_stats(self.widths, self.norm)
         if not tower:
             return {}
         return {"tower": tower, "dense": spectral_start(self.hidden), "logit": spectral_start(1)}
@@ -218,10 +220,10 @@ class StyleDiscriminator(nn.Module):
     def __call__(
         self, video: jax.Array, stats: Stats, train: bool
     ) -> tuple[list[jax.Array], dict[str, Stats]]:
-        """Logits of clips: as ``MultiscaleDiscriminator``, with one logit ``[B]`` a clip.
+        """Logits of clips ``[B, T, H, W, 3]``: a list of one array ``[B]``, and the statistics.
 
         Raises:
-          VidlatentError: another clip size than the parameters were made for.
+          VidlatentError: the parameters were made for another clip size.
         """
         size = check_shape(video, "B T H W C", C=3)
         fields = (self.norm, self.dtype, self.widths, self.pool, self.remat)

@@ -1,8 +1,8 @@
-"""What a task is: everything that differs between training one kind of model and another.
+"""The contract of a task: everything that differs between training one kind of model and another.
 
-``config.task`` names an entry of ``TASKS``, a class that is made from the config alone. The loop,
-its hooks, checkpoints, plan and bench know of tasks what the protocols here say and nothing else.
-A task of another package adds itself by ``TASKS.register("mine", MyTask)``.
+``config.task`` names an entry of ``TASKS``, a class whose only required argument is the config. The
+loop, its hooks, checkpoints, plan and bench use nothing of a task but the protocols defined here.
+Another package adds its own task with ``TASKS.register("mine", MyTask)``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from vidlatent.train.state import State
 
 __all__ = ["SHARE", "TASKS", "Player", "Task", "Validation", "make_task"]
 
-# Suffix of a 0/1 indicator beside a metric that only some steps compute (the metric is 0 in the
-# others). Average such a metric as the sum of its values over the sum of the indicator.
+# Suffix of a 0/1 indicator logged next to a metric that only some steps compute (the metric is 0 in
+# the others). Average such a metric as sum(metric) / sum(indicator).
 SHARE = "/share"
 
 TASKS = Registry("task")
@@ -32,11 +32,11 @@ TASKS.register("generator", "vidlatent.train.tasks.generator:GeneratorTask")
 
 
 class Player(NamedTuple):
-    """A part of the state that is trained beside the model, such as a discriminator.
+    """A part of the state that is trained next to the model, such as a discriminator.
 
     Attributes:
-      lr_key: config key of its learning rate, named to the user when its parameters diverge.
-      whole: each device keeps all of it, instead of a share by the sharding rules.
+      lr_key: config key of its learning rate, which the error names if its parameters diverge.
+      whole: True to replicate it on every device instead of sharding it by the rules.
     """
 
     lr_key: str
@@ -44,17 +44,17 @@ class Player(NamedTuple):
 
 
 class Validation(Protocol):
-    """Evaluation on the validation clips while a run trains, compiled once for that run."""
+    """Evaluation on the validation clips during training, compiled once per run."""
 
     def __call__(self, run: Any) -> Any:
-        """Evaluate ``run.state`` now (``train.hooks.Run``).
+        """Evaluate ``run.state`` now; ``run`` is a ``train.hooks.Run``.
 
-        The result has ``scores``, numbers by name with ``clips``, how many were scored.
+        The result has ``scores``: numbers by name, among them ``clips``, the number of clips.
         """
         ...
 
     def pictures(self, result: Any) -> dict[str, bytes]:
-        """PNG files for the curves' writers, by name."""
+        """PNG files to log (TensorBoard), by name."""
         ...
 
     def write(self, run: Any, result: Any, folder: Path) -> list[str]:
@@ -63,18 +63,18 @@ class Validation(Protocol):
 
 
 class Task(Protocol):
-    """One thing that can be trained.
+    """One kind of training.
 
-    Which recipes a run may be initialised from stands in ``config.train.init_recipes``.
+    The recipes that a run may be initialised from are listed in ``config.train.init_recipes``.
     """
 
     def __init__(self, config: ConfigDict) -> None:
-        """Raises ``VidlatentError`` where model, data and options do not go together."""
+        """Raises ``VidlatentError`` if model, data and options do not fit together."""
         ...
 
     @property
     def spec(self) -> LatentSpec:
-        """Of the latents that the model makes or learns from."""
+        """Spec of the latents that the model makes or learns from."""
         ...
 
     @property
@@ -84,38 +84,43 @@ class Task(Protocol):
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """Names of the arrays of a batch that the steps need. The first, ``[B, T, ...]``, is what
-        is learned from."""
+        """Names of the arrays of a batch that the step needs.
+
+        The first one, ``[B, T, ...]``, holds what the model learns from: videos or latents.
+        """
         ...
 
     @property
     def frozen(self) -> Mapping[str, FrozenNetwork]:
-        """Networks that the step computes with and does not train, by name."""
+        """Networks that the step uses but does not train, by name."""
         ...
 
     @property
     def players(self) -> Mapping[str, Player]:
-        """Parts of the state that may be trained beside the model, by name."""
+        """All players that a state of this task may contain, by name."""
         ...
 
     @property
     def eval_step(self) -> Callable[..., dict[str, jax.Array]]:
-        """Measurements of one batch, ``[B, ...]`` each, as the task's own validation calls it."""
+        """The function that measures one batch: arrays ``[B, ...]`` by name.
+
+        Its arguments are the task's own affair, since only the task's validation calls it.
+        """
         ...
 
     @staticmethod
     def abstract_params(config: ConfigDict) -> Any:
-        """The model's parameters of any run of this task, as ShapeDtypeStructs."""
+        """The model's parameters as ShapeDtypeStructs, for the config of any run of this task."""
         ...
 
     def init(self, key: jax.Array) -> State:
-        """The state at step 0; traced, so that every array is born where it lives."""
+        """The state at step 0. It is traced, so that every array is created on its own devices."""
         ...
 
     def train_step(
         self, state: State, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any]
     ) -> tuple[State, dict[str, jax.Array]]:
-        """One update: a pure function, the same numbers whatever it is compiled for.
+        """One update: a pure function, the same computation on every mesh.
 
         Args:
           state: training state.
@@ -137,15 +142,18 @@ class Task(Protocol):
         """Check the data, and write what later modes need besides config and checkpoints.
 
         Args:
-          workdir: of the run.
-          step: at which it starts or goes on.
+          workdir: folder of the run.
+          step: step at which the run starts or resumes.
           labels: names of the classes in the data.
         """
         ...
 
     def inherit_players(self, former: ConfigDict) -> tuple[str, ...]:
-        """Names of players that go on from the run of config ``former``, which this run is
-        initialised from; the others start anew."""
+        """Names of the players whose state is taken over from an earlier run; others start fresh.
+
+        Args:
+          former: config of the run that this one is initialised from.
+        """
         ...
 
 

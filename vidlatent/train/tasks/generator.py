@@ -1,6 +1,6 @@
-"""Training a generator: noise the latents, drop conditions, compare with the target, update.
+"""Training a generator: add noise to latents, drop conditions, compare with the target, update.
 
-Latents come from a data set of them, or from videos through the frozen tokenizer.
+Latents are read from a latent data set, or encoded from videos by the frozen tokenizer.
 """
 
 from __future__ import annotations
@@ -53,13 +53,14 @@ __all__ = ["GeneratorTask"]
 class GeneratorTask:
     """Trains ``config.generator`` by ``config.diffusion`` (``tasks.base.Task``).
 
-    Batches hold ``latent`` float32 ``[B, t, h, w, c]`` as encoded (or ``video`` uint8
-    ``[B, T, H, W, 3]``), ``mask`` float32 ``[B]`` and what the generator's conditions are made of.
+    Batches hold ``latent`` float32 ``[B, t, h, w, c]``, not yet standardised (or ``video`` uint8
+    ``[B, T, H, W, 3]``), ``mask`` float32 ``[B]`` (0 for padding), and the arrays that conditions
+    are made from.
 
     Args:
-      config: of the run.
-      model, latents: the generator and the facts about its latents, if they are not to be made from
-        the config.
+      config: config of the run.
+      model, latents: the generator and the facts about its latents; None makes them from the
+        config.
 
     Attributes:
       inputs: makes latents and conditions from batches.
@@ -97,7 +98,7 @@ class GeneratorTask:
 
     @functools.cached_property
     def frozen(self) -> dict[str, FrozenNetwork]:
-        """The tokenizer, where the data are videos; the empty text's states, if they are used."""
+        """The tokenizer if the data are videos; the states of the empty text if they are used."""
         return self.inputs.frozen
 
     @staticmethod
@@ -136,10 +137,10 @@ class GeneratorTask:
     def compute_loss(
         self, params: Any, batch: Mapping[str, jax.Array], frozen: Any, step: Any, number: Any
     ) -> jax.Array:
-        """Mean over the real samples of a slice of the batch, float32 scalar.
+        """Mean loss over the real (not padding) samples of a slice of the batch, float32 scalar.
 
-        All randomness is a function of the seed, the stream's name, the step and the slice's
-        ``number``.
+        Random numbers depend only on the seed, the stream's name, the step and ``number``, which
+        is the number of the slice.
         """
         config = self.config
 
@@ -166,9 +167,10 @@ class GeneratorTask:
         return jnp.sum(losses * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
     def draw_drop_masks(self, key: Any, x0: jax.Array, conditions: Any) -> dict[str, jax.Array]:
-        """Condition -> bool ``[B]``: samples that train without it, by chance or for lack of it.
+        """Condition -> bool ``[B]``: True where it is dropped at random or the sample lacks it.
 
-        Chances are those of ``config.conditions``; a name such as ``first+image`` drops both.
+        The rates are those of ``config.conditions.drop``; a name such as ``first+image`` drops both
+        conditions together. ``x0`` is ``[B, t, h, w, c]``.
         """
         batch, frames = x0.shape[:2]
         rates, joint = self.config.conditions.drop.to_dict(), self.config.conditions.joint
@@ -187,7 +189,7 @@ class GeneratorTask:
         return GeneratorValidation(self, run, frozen, mesh, make_loader)
 
     def begin(self, workdir: Path, step: int, labels: Sequence[str]) -> None:
-        """Store the facts about the latents, with the names of the classes, for sampling."""
+        """Store the facts about the latents and the class names, which sampling needs."""
         named = dataclasses.replace(self.latents, label_names=tuple(labels))
         check_generator(self.model, named)
         named.write_or_check(workdir, step)
@@ -198,9 +200,10 @@ class GeneratorTask:
 
 
 class GeneratorValidation:
-    """The EMA parameters' loss on validation clips, and a few samples (``tasks.base.Validation``).
+    """Loss of the EMA weights on validation clips, and a few samples (``tasks.base.Validation``).
 
-    The loss is taken at fixed noise levels. Samples have the conditions of validation clips.
+    The loss uses fixed noise levels, so that evaluations of a run are comparable. Samples are made
+    with the conditions of validation clips.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""Training a tokenizer: reconstruct, weigh the loss terms, ask the discriminator, update.
+"""Training a tokenizer: reconstruct, sum the loss terms, add the adversarial loss, update.
 
-``config.loss`` names the terms that are summed, ``config.discriminator`` the adversarial loss.
+``config.loss`` lists the loss terms, ``config.discriminator`` configures the adversarial loss.
 
-The model runs forward once. Every loss gives a gradient with respect to its outputs, and their sum
-goes back through the model in one sweep.
+The model runs forward once. Each loss gives a gradient with respect to the model's outputs, and
+their weighted sum is propagated back through the model in a single backward pass.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class Gradients(NamedTuple):
     """Gradients of one batch.
 
     Attributes:
-      params: of the model's parameters.
-      helpers: of the loss terms' own parameters.
-      adversarial: what the discriminator says; None where it is not asked.
+      params: gradient of the model's parameters.
+      helpers: gradient of the loss terms' own parameters.
+      adversarial: the discriminator's losses and gradients; None if this batch is not shown to it.
       loss: sum of the weighted losses, float32 scalar.
-      report: values for the curves, float32 scalars.
+      report: float32 scalars to log.
     """
 
     params: Any
@@ -87,13 +87,13 @@ class TokenizerTask:
       model: the tokenizer, if it is not to be made from ``config.model``.
 
     Attributes:
-      terms: the sum of loss terms.
-      discriminator: None where the config has none.
+      terms: the weighted loss terms.
+      discriminator: the discriminator's trainer; None if the config has no discriminator.
     """
 
     arrays = ("video", "mask")
-    # Helpers are parameters of loss terms. Discriminators are kept whole: they are small, and
-    # stride with even kernels, which XLA gets wrong once their inputs are sharded.
+    # "helpers" are the parameters of loss terms. Discriminators are replicated: they are small, and
+    # XLA gets strided convolutions of even width wrong once a kernel's input axis is sharded.
     players = {
         "helpers": Player("config.optim.lr"),
         "discriminator": Player("config.discriminator.optim.lr", whole=True),
@@ -120,7 +120,7 @@ class TokenizerTask:
 
     @functools.cached_property
     def frozen(self) -> dict[str, FrozenNetwork]:
-        """The networks that loss terms compare features of."""
+        """The networks whose features the loss terms compare."""
 
         def describe(name):
             load = functools.partial(load_network_params, name, self.config.networks[name])
@@ -138,7 +138,7 @@ class TokenizerTask:
         if helpers := self.terms.init(jax.random.fold_in(key, 1), self.spec):
             players["helpers"] = init_player(helpers, self.optimizer)
         if self.discriminator is not None:
-            # Some discriminators flatten their input: their parameters belong to one size of clip.
+            # Some discriminators flatten their input, so their parameters depend on the clip size.
             clip = max(self.config.data.buckets, key=lambda bucket: bucket[0])[:3]
             players["discriminator"] = self.discriminator.init(jax.random.fold_in(key, 2), clip)
         return init_state(self.model.init(key, video)["params"], self.optimizer, **players)
@@ -178,20 +178,21 @@ class TokenizerTask:
             gradients = self._differentiate(state, rows, frozen, number)
             if gradients.adversarial is None:
                 return gradients
-            # Has been used, and is as large as the slice: not to be summed up over slices.
+            # This gradient has served its purpose and is as large as the video: do not sum it.
             small = gradients.adversarial._replace(to_prediction=jnp.float32(0))
             return gradients._replace(adversarial=small)
 
         return accumulate_gradients(compute, batch, microbatches)
 
     def _differentiate(self, state: State, batch: Any, frozen: Any, number: Any) -> Gradients:
-        """The gradients of a slice of the batch; ``number`` sets its random numbers apart."""
+        """Gradients of one slice of the batch; ``number`` gives each slice other random numbers."""
         step = state["step"]
 
         def key(stream):
             return jax.random.fold_in(random_key(self.config.seed, stream, step), number)
 
-        # What models draw in training: noise, Reducio's content frame, the latent.
+        # Random streams that models use in training: decoder noise, the choice of Reducio's
+        # content frame, and the latent sample.
         streams = ("noise", "content") + ("latent",) * self.config.train.sample_latent
         rngs = {stream: key(stream) for stream in streams}
         video = constrain(from_pixels(batch["video"]), VIDEO_AXES)
@@ -235,9 +236,10 @@ class TokenizerTask:
     def _compute_ratio(
         self, pullback: Callable, reconstruction: Any, adversarial: Any, no_posterior: Any
     ) -> jax.Array:
-        """How much stronger the reconstruction pulls at ``config.discriminator.adaptive_layer``.
+        """Ratio of gradient norms, reconstruction over adversarial, at the adaptive layer.
 
-        ``reconstruction`` and ``adversarial`` are gradients at the prediction.
+        ``reconstruction`` and ``adversarial`` are gradients with respect to the prediction,
+        ``[B, T, H, W, 3]``; the layer is ``config.discriminator.adaptive_layer`` (VQGAN).
         """
         return adaptive_weight(
             self._pick_layer(pullback((reconstruction, no_posterior))[0]),
@@ -245,8 +247,10 @@ class TokenizerTask:
         )
 
     def _pick_layer(self, gradients: Any) -> list[jax.Array]:
-        """Gradients at ``config.discriminator.adaptive_layer``. Nothing else of ``gradients`` is
-        used, so the compiler drops the rest of that sweep."""
+        """Gradients of the kernels that ``config.discriminator.adaptive_layer`` matches.
+
+        The other gradients stay unused, so the compiler removes the rest of that backward pass.
+        """
         key, pattern = (
             "config.discriminator.adaptive_layer",
             self.config.discriminator.adaptive_layer,
@@ -268,7 +272,7 @@ class TokenizerTask:
         return TokenizerValidation(self, run, mesh, make_loader)
 
     def begin(self, workdir: Path, step: int, labels: Sequence[str]) -> None:
-        """Nothing: config and checkpoints say everything about a tokenizer."""
+        """Do nothing: config and checkpoints are all that later modes need of a tokenizer."""
 
     def inherit_players(self, former: ConfigDict) -> tuple[str, ...]:
         """The discriminator, if ``config.discriminator.inherit`` and both runs have the same."""
