@@ -71,11 +71,11 @@ class Inputs:
         self._pooled = find_pooled_side(config, model, latents)
         self._from_videos = config.data.source != "latents"
         self._config, self._sample = config, config.tokenizer.sample
-        own = [array for name in reads for array in self._arrays_of(name)]
+        own = [array for name in reads for array in self._list_arrays(name)]
         self.arrays = ("video" if self._from_videos else "latent", "mask", *own)
         self._tokenizer = model_of(read_tokenizer_config(config)) if self._from_videos else None
 
-    def _arrays_of(self, name: str) -> tuple[str, ...]:
+    def _list_arrays(self, name: str) -> tuple[str, ...]:
         if name == "content" and self._pooled:
             return () if self._from_videos else ("content",)
         return _ARRAYS[name]
@@ -130,16 +130,16 @@ class Inputs:
                 "reads less."
             )
         if self._from_videos:
-            latent = self._encoded(batch["video"], frozen["tokenizer"], key)
+            latent = self._encode(batch["video"], frozen["tokenizer"], key)
         else:
             latent = batch["latent"]
         latent = self._latents.standardise(latent)
-        conditions = {name: self._condition(name, batch, latent) for name in self.reads}
+        conditions = {name: self._make_condition(name, batch, latent) for name in self.reads}
         if "null_text" in frozen:
             conditions["null_text"] = frozen["null_text"]
         return latent, conditions
 
-    def _encoded(self, video: jax.Array, params: Any, key: jax.Array) -> jax.Array:
+    def _encode(self, video: jax.Array, params: Any, key: jax.Array) -> jax.Array:
         def whole(clips):
             pixels = constrain(from_pixels(clips), _VIDEO_AXES)
             return self._tokenizer.apply({"params": params}, pixels, method="encode")[0]
@@ -148,7 +148,7 @@ class Inputs:
         latent = posterior.sample(key) if self._sample else posterior.mode()
         return jax.lax.stop_gradient(latent)
 
-    def _condition(self, name: str, batch: Mapping[str, jax.Array], latent: jax.Array) -> Any:
+    def _make_condition(self, name: str, batch: Mapping[str, jax.Array], latent: jax.Array) -> Any:
         if name == "first":
             return latent[:, :1]
         if name == "text":
@@ -158,10 +158,10 @@ class Inputs:
                 "length": jnp.minimum(batch["text_length"], states.shape[1]),
             }
         if name == "content" and self._pooled:
-            return pool_content(self._content_frame(batch), self._pooled)
+            return pool_content(self._pick_content_frame(batch), self._pooled)
         return batch[_ARRAYS[name][0]]
 
-    def _content_frame(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def _pick_content_frame(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         if not self._from_videos:
             return batch["content"][:, 0]
         model = self._tokenizer

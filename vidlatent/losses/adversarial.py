@@ -50,17 +50,17 @@ def discriminator_loss(
     """
     _check_kind(kind)
     if kind == "hinge":
-        real = _mean([jax.nn.relu(1 - x) for x in _maps(real_logits)], mask)
-        return real + _mean([jax.nn.relu(1 + x) for x in _maps(fake_logits)], mask)
-    real = _mean([jax.nn.softplus(-x) for x in _maps(real_logits)], mask)
-    return real + _mean([jax.nn.softplus(x) for x in _maps(fake_logits)], mask)
+        real = _average([jax.nn.relu(1 - x) for x in _list_maps(real_logits)], mask)
+        return real + _average([jax.nn.relu(1 + x) for x in _list_maps(fake_logits)], mask)
+    real = _average([jax.nn.softplus(-x) for x in _list_maps(real_logits)], mask)
+    return real + _average([jax.nn.softplus(x) for x in _list_maps(fake_logits)], mask)
 
 
 def generator_loss(kind: str, fake_logits: Logits, mask: jax.Array | None = None) -> jax.Array:
     """What the tokenizer minimises: ``-mean D(y)`` for hinge, else ``mean softplus(-D(y))``."""
     _check_kind(kind)
-    maps = _maps(fake_logits)
-    return _mean([-x if kind == "hinge" else jax.nn.softplus(-x) for x in maps], mask)
+    maps = _list_maps(fake_logits)
+    return _average([-x if kind == "hinge" else jax.nn.softplus(-x) for x in maps], mask)
 
 
 def r1_penalty(
@@ -82,15 +82,15 @@ def r1_penalty(
       mask: ``[B]`` or None.
     """
     video = video.astype(jnp.float32)
-    shapes = [x.shape for x in _maps(jax.eval_shape(apply, params, video))]
+    shapes = [x.shape for x in _list_maps(jax.eval_shape(apply, params, video))]
 
     def of_scale(index, shape):
         # One scale at a time: the program of the others' gradients is then not built at all.
-        grad = jax.grad(lambda x: _maps(apply(params, x))[index].sum())(video)
+        grad = jax.grad(lambda x: _list_maps(apply(params, x))[index].sum())(video)
         positions = math.prod(shape[1:])
         return jnp.square(grad).sum(axis=tuple(range(1, grad.ndim))) / positions
 
-    return gamma * _mean([of_scale(i, shape) for i, shape in enumerate(shapes)], mask)
+    return gamma * _average([of_scale(i, shape) for i, shape in enumerate(shapes)], mask)
 
 
 def lecam_anchors(scales: int = 1) -> dict[str, jax.Array]:
@@ -108,7 +108,7 @@ def lecam_update(
     """The moving means after one more step."""
 
     def moved(old, logits):
-        new = jnp.stack([_mean([x], mask) for x in _maps(logits)])
+        new = jnp.stack([_average([x], mask) for x in _list_maps(logits)])
         return decay * old + (1 - decay) * jax.lax.stop_gradient(new)
 
     return {
@@ -132,10 +132,10 @@ def lecam(
     """
     anchors = jax.lax.stop_gradient(anchors)
     part = jax.nn.relu if one_sided else (lambda x: x)
-    real, fake = _maps(real_logits), _maps(fake_logits)
+    real, fake = _list_maps(real_logits), _list_maps(fake_logits)
     above = [jnp.square(part(x - a)) for x, a in zip(real, anchors["fake"], strict=True)]
     below = [jnp.square(part(a - x)) for x, a in zip(fake, anchors["real"], strict=True)]
-    return _mean(above, mask) + _mean(below, mask)
+    return _average(above, mask) + _average(below, mask)
 
 
 def adaptive_weight(
@@ -150,20 +150,20 @@ def adaptive_weight(
     Both gradients are those with respect to the decoder's last kernel (VQGAN; Reducio with weight
     0.05, where the reconstruction includes the perceptual part).
     """
-    ratio = _norm(reconstruction_grad) / (_norm(adversarial_grad) + eps)
+    ratio = _compute_norm(reconstruction_grad) / (_compute_norm(adversarial_grad) + eps)
     return jax.lax.stop_gradient(weight * jnp.clip(ratio, 0.0, ceiling))
 
 
-def _norm(tree: Any) -> jax.Array:
+def _compute_norm(tree: Any) -> jax.Array:
     """Euclidean norm of all leaves together, float32."""
     return optax.global_norm(jax.tree.map(lambda x: x.astype(jnp.float32), tree))
 
 
-def _maps(logits: Logits) -> list[jax.Array]:
+def _list_maps(logits: Logits) -> list[jax.Array]:
     return list(logits) if isinstance(logits, (list, tuple)) else [logits]
 
 
-def _mean(maps: Sequence[jax.Array], mask: jax.Array | None) -> jax.Array:
+def _average(maps: Sequence[jax.Array], mask: jax.Array | None) -> jax.Array:
     means = [mean_over_samples(x, jnp.ones(x.shape[0]) if mask is None else mask) for x in maps]
     return sum(means) / len(means)
 

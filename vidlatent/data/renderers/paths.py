@@ -101,7 +101,7 @@ def make_path_scene(
     extent = (width, height)
     drawn = []
     for _ in range(shapes):
-        tracks = [_track(rng, n, speed, turns, frames) for n in extent]
+        tracks = [_make_track(rng, n, speed, turns, frames) for n in extent]
         radius = float(rng.uniform(0.08, 0.18) * width)
         angle = rng.uniform(0, 2 * np.pi)
         own = rng.uniform(0.06, 0.16) * (np.array([np.cos(angle), np.sin(angle)]) * moving)
@@ -115,7 +115,9 @@ def make_path_scene(
     )
 
 
-def _track(rng: np.random.Generator, size: int, speed: float, turns: float, frames: int) -> Track:
+def _make_track(
+    rng: np.random.Generator, size: int, speed: float, turns: float, frames: int
+) -> Track:
     if turns:
         number = rng.poisson(turns * frames) if size > 1 else 0
         times = np.concatenate([[0.0], np.sort(rng.uniform(0, frames, number)), [frames]])

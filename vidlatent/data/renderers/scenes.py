@@ -109,7 +109,7 @@ def make_scene(seed: int, index: int, shapes: int = 5) -> Scene:
     return Scene(camera, tuple(things), colour, np.concatenate([waves, amplitude], 1))
 
 
-def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def _make_grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Picture coordinates of the pixel centres: x [1, W], y [H, 1]."""
     y = (np.arange(height, dtype=np.float32) + 0.5) * 2 / height - 1
     x = ((np.arange(width, dtype=np.float32) + 0.5) * 2 - width) / height
@@ -118,13 +118,13 @@ def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 def render(scene: Scene, times: Sequence[float], height: int, width: int) -> np.ndarray:
     """Frames at ``times`` (in frames, any real numbers) as uint8 [T, height, width, 3]."""
-    x, y = _grid(height, width)
+    x, y = _make_grid(height, width)
     video = np.empty((len(times), height, width, 3), np.uint8)
     for number, time in enumerate(times):
         centre, zoom = scene.camera.at(time)
         plane_x = (centre[0] + x / zoom).astype(np.float32)
         plane_y = (centre[1] + y / zoom).astype(np.float32)
-        frame = _plane(scene, plane_x, plane_y)
+        frame = _paint_plane(scene, plane_x, plane_y)
         pixel = 2 / height / zoom  # one pixel's side on the plane
         for shape in scene.shapes:
             _paint(frame, shape, time, plane_x, plane_y, pixel)
@@ -132,7 +132,7 @@ def render(scene: Scene, times: Sequence[float], height: int, width: int) -> np.
     return video
 
 
-def _plane(scene: Scene, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _paint_plane(scene: Scene, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The plane's colour [H, W, 3]; sin(a + b) is split so that waves cost a matrix product."""
     turn = np.float32(2 * np.pi)
     fx, fy, phase = (scene.waves[:, k].astype(np.float32) for k in range(3))
@@ -160,7 +160,7 @@ def _paint(frame, shape: Shape, time: float, x, y, pixel: float) -> None:
     angle = shape.angle + shape.spin * time
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     u, v = cos * dx + sin * dy, cos * dy - sin * dx  # the shape's own axes
-    inside = _inside(shape, u, v)
+    inside = _compute_depth(shape, u, v)
     cover = np.clip(inside / np.float32(pixel) + 0.5, 0, 1)[..., None]
     first, second = (np.asarray(colour, np.float32) for colour in shape.colours)
     mix = (0.5 + 0.5 * np.sin(u * np.float32(2 * np.pi * shape.stripes / shape.radius / 2)))[
@@ -169,7 +169,7 @@ def _paint(frame, shape: Shape, time: float, x, y, pixel: float) -> None:
     frame[box] += cover * (first + mix * (second - first) - frame[box])
 
 
-def _inside(shape: Shape, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+def _compute_depth(shape: Shape, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Signed distance to the edge in plane units, positive inside (the star's is approximate)."""
     if shape.kind == "box":
         return np.float32(shape.radius * 0.7) - np.maximum(np.abs(u), np.abs(v))
@@ -185,7 +185,7 @@ def background_flow(scene: Scene, time: float, height: int, width: int) -> np.nd
 
     Exact for pixels that no shape covers at either time.
     """
-    x, y = _grid(height, width)
+    x, y = _make_grid(height, width)
     centre, zoom = scene.camera.at(time)
     next_centre, next_zoom = scene.camera.at(time + 1)
     ratio = next_zoom / zoom

@@ -112,12 +112,14 @@ def render_shape(scene: ShapeScene, times: Sequence[float], height: int, width: 
     """Frames at ``times`` (in frames, any real numbers) as uint8 [T, height, width, 3]."""
     centres = np.array([scene.centre(time, height, width) for time in times]).reshape(-1, 2)
     radius = scene.radius * min(height, width)
-    cover = _cover(scene.shape, centres, radius, height, width)[..., None]
+    cover = _compute_cover(scene.shape, centres, radius, height, width)[..., None]
     paint, ground = np.float32(scene.paint), np.float32(scene.ground)
     return np.uint8(ground + cover * (paint - ground) + np.float32(0.5))
 
 
-def _cover(shape: str, centres: np.ndarray, radius: float, height: int, width: int) -> np.ndarray:
+def _compute_cover(
+    shape: str, centres: np.ndarray, radius: float, height: int, width: int
+) -> np.ndarray:
     """How much of each pixel a shape covers at ``centres`` [T, 2]: [T, H, W], edges one pixel."""
     x = np.arange(width, dtype=np.float32) + np.float32(0.5) - np.float32(centres)[:, :1]
     y = np.arange(height, dtype=np.float32) + np.float32(0.5) - np.float32(centres)[:, 1:]
@@ -159,7 +161,7 @@ def read_label(video: np.ndarray) -> tuple[str, str, str]:
     if most < _LEAST_CONTRAST:
         return "", "", ""
     core = apart > 0.7 * most
-    cover = _sharpened(apart / most)
+    cover = _sharpen(apart / most)
     area = cover.sum(axis=(1, 2))
     seen = np.flatnonzero(area > 0)
     cover, area = cover[seen], area[seen]
@@ -168,9 +170,9 @@ def read_label(video: np.ndarray) -> tuple[str, str, str]:
     centres = np.stack([x, y], axis=1)
     # Along the shape's own colour, noise around it has mean 0.
     paint = above[core].mean(axis=0)
-    mean = _centred(above[seen] @ paint, centres, float(np.sqrt(np.median(area) / np.pi)))
-    shape = max(SHAPES, key=lambda name: float(np.max(_outlines(name) @ mean.ravel())))
-    return _nearest_hue(pixels[core].mean(axis=0)), shape, _way(seen, centres)
+    mean = _average_centred(above[seen] @ paint, centres, float(np.sqrt(np.median(area) / np.pi)))
+    shape = max(SHAPES, key=lambda name: float(np.max(_draw_outlines(name) @ mean.ravel())))
+    return _find_nearest_hue(pixels[core].mean(axis=0)), shape, _find_direction(seen, centres)
 
 
 # Places on each side of a centre at which a shape is looked at, and how many make its radius.
@@ -179,7 +181,7 @@ _SIZES = (0.85, 1.0, 1.15)  # of outlines, against the measured radius
 _BLURS = (0, 1, 2, 4, 8, 16)  # times that [1, 2, 1] / 4 goes over rows and columns
 
 
-def _centred(values: np.ndarray, centres: np.ndarray, radius: float) -> np.ndarray:
+def _average_centred(values: np.ndarray, centres: np.ndarray, radius: float) -> np.ndarray:
     """Mean over frames of ``values`` [T, H, W] around ``centres`` [T, 2], zero beyond the picture.
 
     Returns:
@@ -197,14 +199,17 @@ def _centred(values: np.ndarray, centres: np.ndarray, radius: float) -> np.ndarr
 
 
 @functools.cache
-def _outlines(shape: str) -> np.ndarray:
-    """A shape in all sizes and blurs as seen by ``_centred``, of length 1 each: ``[N, G * G]``."""
+def _draw_outlines(shape: str) -> np.ndarray:
+    """A shape in all sizes and blurs, as ``_average_centred`` would see it: ``[N, G * G]``.
+
+    Rows have Euclidean norm 1, so that products with them are correlations.
+    """
     edge = 2 * _SIDE  # blurs do not meet the border
     inner = slice(edge - _SIDE, edge + _SIDE + 1)
     centre = np.full((1, 2), edge + 0.5)
     found = []
     for size in _SIZES:
-        cover = _cover(shape, centre, size * _RADIUS, 2 * edge + 1, 2 * edge + 1)[0]
+        cover = _compute_cover(shape, centre, size * _RADIUS, 2 * edge + 1, 2 * edge + 1)[0]
         for passes in range(max(_BLURS) + 1):
             if passes in _BLURS:
                 found.append(cover[inner, inner].ravel() / np.linalg.norm(cover[inner, inner]))
@@ -214,12 +219,12 @@ def _outlines(shape: str) -> np.ndarray:
     return np.stack(found)
 
 
-def _sharpened(cover: np.ndarray) -> np.ndarray:
+def _sharpen(cover: np.ndarray) -> np.ndarray:
     """Coverage with a steeper edge: faint noise around a decoded shape does not count."""
     return np.clip((cover - 0.2) / 0.6, 0, 1)
 
 
-def _nearest_hue(colour: np.ndarray) -> str:
+def _find_nearest_hue(colour: np.ndarray) -> str:
     def hue(rgb) -> float:
         return colorsys.rgb_to_hsv(*(float(level) / 255 for level in rgb))[0]
 
@@ -228,7 +233,7 @@ def _nearest_hue(colour: np.ndarray) -> str:
     return min(COLOURS, key=lambda name: abs((hue(COLOURS[name]) - found + 0.5) % 1 - 0.5))
 
 
-def _way(times: np.ndarray, centres: np.ndarray) -> str:
+def _find_direction(times: np.ndarray, centres: np.ndarray) -> str:
     """Main direction of centroids [T, 2] at frame numbers [T]; '' if they stay where they are."""
     apart = times - times.mean()
     if not apart.any():

@@ -27,7 +27,7 @@ def read_table(path: str) -> dict[str, tuple[str, str]]:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            name, *words = _row(path, number, line)
+            name, *words = _parse_row(path, number, line)
             name = os.path.relpath(os.path.join(root, name), root).replace(os.sep, "/")
             if name in table:
                 raise VidlatentError(f"{path}, line {number}: {name} is named a second time.")
@@ -35,7 +35,7 @@ def read_table(path: str) -> dict[str, tuple[str, str]]:
     return table
 
 
-def _row(path: str, number: int, line: str) -> tuple[str, str, str]:
+def _parse_row(path: str, number: int, line: str) -> tuple[str, str, str]:
     """(file, label, caption)."""
     if not path.endswith(".jsonl"):
         return line.strip(), "", ""

@@ -101,17 +101,17 @@ _DASHES = (
 Rules = tuple[tuple[re.Pattern[str], str], ...]
 
 
-def _rules(*rows: tuple[str, str]) -> Rules:
+def _compile_rules(*rows: tuple[str, str]) -> Rules:
     return tuple((re.compile(pattern), replacement) for pattern, replacement in rows)
 
 
 # In the published order, slips included: it decides what the encoder has seen.
-_ADDRESSES = _rules(
+_ADDRESSES = _compile_rules(
     ("<person>", "person"),
     (rf"\b((?:https?:(?:\/{{1,3}}|[a-zA-Z0-9%])|{_HOSTS}))", ""),
     (rf"\b((?:www:(?:\/{{1,3}}|[a-zA-Z0-9%])|{_HOSTS}))", ""),
 )
-_SIGNS = _rules(
+_SIGNS = _compile_rules(
     (r"@[\w\d]+\b", ""),  # names of users
     # CJK strokes, phonetic extensions, enclosed and compatibility forms, ideographs, hexagrams.
     ("[\u31c0-\u31ef]+", ""),
@@ -142,7 +142,7 @@ _SIGNS = _rules(
     (r"\s+\.\s+", " "),
 )
 _JOINED = re.compile(r"[-_]")
-_WORDS = _rules(
+_WORDS = _compile_rules(
     (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),  # article codes
     (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),
     (r"\b\d+[a-zA-Z]+\d+\b", ""),
@@ -188,7 +188,7 @@ def _apply(rules: Rules, text: str) -> str:
     return text
 
 
-def _untouched(text: str) -> str:
+def _keep_text(text: str) -> str:
     return text
 
 
@@ -214,5 +214,5 @@ RULES = {
     "wan": TextRule(512, clean_prompt, "umt5_xxl", "google/umt5-xxl on huggingface.co"),
     "reducio": TextRule(120, clean_caption_twice, "t5_v11_xxl", _T5),
     # CogVideoX's, whose layout ProMAG's generator has.
-    "promag": TextRule(226, _untouched, "t5_v11_xxl", _T5),
+    "promag": TextRule(226, _keep_text, "t5_v11_xxl", _T5),
 }
