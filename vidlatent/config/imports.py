@@ -25,7 +25,7 @@ def import_packages(names: Iterable[str], stored: Iterable[str] = ()) -> tuple[s
     Raises:
       VidlatentError: one cannot be imported.
     """
-    unique, stored = tuple(dict.fromkeys(names)), tuple(stored)
+    unique, of_config = tuple(dict.fromkeys(names)), frozenset(stored)
     for name in unique:
         try:
             importlib.import_module(name)
@@ -33,7 +33,7 @@ def import_packages(names: Iterable[str], stored: Iterable[str] = ()) -> tuple[s
             raise
         except Exception as error:  # whatever the package does while it is imported
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            source = f"config.imports names {name!r}" if name in stored else f"--import={name}"
+            source = f"config.imports names {name!r}" if name in of_config else f"--import={name}"
             raise VidlatentError(
                 f"{source}: the module cannot be imported ({reason}); install it, or add "
                 "the folder that holds it to PYTHONPATH."

@@ -90,10 +90,10 @@ class _Trial:
         def decode(latent, condition, cache):
             return decode_checked(module, method("decode"), latent, condition, cache)
 
-        options = {"compiler_options": quick_options(0)}
-        self.encode = jax.jit(encode, **options)
-        self.decode = jax.jit(decode, **options)
-        self.make_condition = jax.jit(method("make_condition"), **options)
+        options = quick_options(0)
+        self.encode = jax.jit(encode, compiler_options=options)
+        self.decode = jax.jit(decode, compiler_options=options)
+        self.make_condition = jax.jit(method("make_condition"), compiler_options=options)
 
     def check_whole(self, video: jax.Array) -> None:
         posterior, _ = self.encode(video, None)
