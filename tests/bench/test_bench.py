@@ -46,6 +46,18 @@ def dtypes(tree):
     return {path_name(path): leaf.dtype for path, leaf in leaves}
 
 
+@pytest.fixture(autouse=True)
+def usual_compilation(monkeypatch):
+    """Programs are compiled as outside of the tests, where reading one from the cache is faster."""
+    options = {
+        "xla_backend_optimization_level": 3,
+        "xla_cpu_use_fusion_emitters": True,
+        "xla_cpu_parallel_codegen_split_count": 32,
+    }
+    by_flags = jax.stages.Lowered.compile
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: by_flags(self, options))
+
+
 def benched(config, folder, **keys):
     keys = {"bench.repeats": "2", "bench.warmup": "1", **keys}
     target = folder / "bench.json"
