@@ -1,4 +1,4 @@
-"""What a generator's step works on: latents and conditions, made from a batch of the loader."""
+"""The inputs of a generator's step: latents and conditions, made from a batch of the loader."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 
 CONTENTS = ("latents", "pooled")
 NULL_TEXTS = ("empty", "zeros")
-# Arrays of a batch that a condition is made of.
+# For each condition, the arrays of a batch that it is made from.
 _ARRAYS = {
     "label": ("label",),
     "text": ("text", "text_length"),
@@ -51,13 +51,13 @@ class Inputs:
     """``(batch, frozen, key) -> (standardised latent [B, t, h, w, c], conditions)``.
 
     Args:
-      config: of the run.
-      model: the generator, whose ``reads`` are the names of its conditions.
+      config: config of the run.
+      model: the generator; ``model.reads`` are the names of its conditions.
       latents: facts about the latents.
 
     Attributes:
       reads: names of the conditions.
-      arrays: names of the arrays of a batch that are needed, the latents or videos first.
+      arrays: names of the arrays of a batch that are needed; the first is the latents or videos.
     """
 
     def __init__(self, config: ConfigDict, model: Any, latents: Latents):
@@ -82,7 +82,7 @@ class Inputs:
 
     @property
     def frozen(self) -> dict[str, FrozenNetwork]:
-        """The frozen tokenizer, where videos are encoded in the step; the null text, if stored.
+        """The tokenizer, if the step encodes videos; else the states of the empty text, if used.
 
         Raises:
           VidlatentError: the data set has no states of the empty text.
@@ -152,7 +152,7 @@ class Inputs:
         if name == "first":
             return latent[:, :1]
         if name == "text":
-            states = batch["text"][:, : self._text_length]  # what is longer is cut
+            states = batch["text"][:, : self._text_length]  # longer texts are cut
             return {
                 "states": states,
                 "length": jnp.minimum(batch["text_length"], states.shape[1]),
@@ -180,13 +180,14 @@ def missing_condition_masks(
 ) -> dict[str, jax.Array]:
     """Which samples lack a condition that others in their batch have: name -> bool ``[B]``.
 
-    A label below 0 and a text of length 0 stand for none. In training on single frames, the first
-    frame and the semantic tokens made of it count as missing too: they would show the generator
-    the very frame that it has to make.
+    A label below 0 and a text of length 0 mean that there is none. In training on single frames,
+    the first frame and the semantic tokens of it count as missing too, because they would show the
+    generator the very frame that it must generate.
 
     Args:
-      conditions: by name, ``[B, ...]`` each, or None for none in the whole batch.
-      reads, frames: names of the generator's conditions and number of latent frames, in training.
+      conditions: by name, ``[B, ...]`` each, or None if the whole batch has none.
+      reads: in training, the names of the generator's conditions.
+      frames: in training, the number of latent frames.
     """
     given = {name: value for name, value in conditions.items() if value is not None}
     found = {}
@@ -202,7 +203,7 @@ def missing_condition_masks(
 
 
 def check_null_text(config: ConfigDict) -> str:
-    """``config.conditions.null_text``, checked."""
+    """``config.conditions.null_text``; raises ``VidlatentError`` if it is not in ``NULL_TEXTS``."""
     found = config.conditions.null_text
     if found not in NULL_TEXTS:
         hint = did_you_mean(found, NULL_TEXTS)
@@ -211,7 +212,10 @@ def check_null_text(config: ConfigDict) -> str:
 
 
 def make_text_states(states: np.ndarray) -> dict[str, np.ndarray]:
-    """Float32 states ``[n, D]`` of one text as a condition; no token is one of zeros."""
+    """The condition for one text from its states ``[n, D]``: states ``[1, n, D]``, length ``[1]``.
+
+    A text without tokens gets one token of zeros.
+    """
     if not len(states):
         states = np.zeros((1, *states.shape[1:]), np.float32)
     length = np.asarray([len(states)], np.int32)
@@ -219,7 +223,11 @@ def make_text_states(states: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def find_pooled_side(config: ConfigDict, model: Any, latents: Latents) -> int:
-    """Pixels a side of the squares that ``pool_content`` takes means of; 0: it is not used."""
+    """Side in pixels of the squares that ``pool_content`` averages; 0 if it is not used.
+
+    Raises:
+      VidlatentError: unknown ``config.conditions.content``.
+    """
     content = config.conditions.content
     if content not in CONTENTS:
         hint = did_you_mean(content, CONTENTS)
@@ -230,13 +238,14 @@ def find_pooled_side(config: ConfigDict, model: Any, latents: Latents) -> int:
 
 
 def pool_content(frames: Any, side: int) -> jax.Array:
-    """Means of squares and their brightness, ``[B, H / side, W / side, 4]`` in [-1, 1].
+    """Mean RGB and brightness of squares: ``[B, H / side, W / side, 4]`` in [-1, 1].
 
-    It stands in for the latent of an image autoencoder, of the same size, where there is none.
+    In small runs without an image autoencoder it replaces that autoencoder's latent, and has the
+    same shape.
 
     Args:
-      frames: uint8 ``[B, H, W, 3]``, of NumPy or JAX.
-      side: of a square, in pixels; divides H and W.
+      frames: uint8 ``[B, H, W, 3]``, NumPy or JAX.
+      side: side of a square in pixels; must divide H and W.
     """
     batch, height, width, _ = frames.shape
     pixels = from_pixels(frames).reshape(batch, height // side, side, width // side, side, 3)

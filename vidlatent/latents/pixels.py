@@ -1,4 +1,4 @@
-"""Between stored pixels (uint8) and the range models work in ([-1, 1])."""
+"""Conversion between stored pixels (uint8) and the range that models use ([-1, 1])."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["from_pixels", "to_pixels"]
 
 
 def from_pixels(pixels: jax.Array) -> jax.Array:
-    """uint8 -> float32 in [-1, 1]."""
+    """uint8 of any shape -> float32 in [-1, 1]."""
     return pixels.astype(jnp.float32) / 127.5 - 1.0
 
 
 def to_pixels(video: jax.Array) -> jax.Array:
-    """[-1, 1] -> uint8, clipped and rounded to the nearest level."""
+    """Floats in [-1, 1] of any shape -> uint8, clipped and rounded to the nearest level."""
     return jnp.round(jnp.clip((video.astype(jnp.float32) + 1.0) * 127.5, 0.0, 255.0)).astype(
         jnp.uint8
     )

@@ -1,4 +1,4 @@
-"""From a config to a generator: its module, its parameters, and the latents that it knows."""
+"""From a config to a generator: its module, its parameters, and the facts about its latents."""
 
 from __future__ import annotations
 
@@ -45,15 +45,16 @@ _CHUNKS = "config.tokenizer.chunks"
 
 @dataclasses.dataclass(frozen=True)
 class Latents:
-    """What a generator knows of its latents; kept in its workdir.
+    """What a generator knows about its latents; stored in its workdir as ``latents.json``.
 
     Attributes:
-      spec: their identity card.
+      spec: spec of the latents.
       mean, std: of each channel; the generator sees ``(latent - mean) / std``.
-      label_names: classes by number; empty where there are none.
-      fps: frame rate of the clips; 0 where nobody knows.
-      tokenizer: hash of the config of the tokenizer that made them; empty where nobody knows.
-      weights: digest of its parameters (``encode.plan.hash_params``), likewise.
+      label_names: class names by number; empty if there are no classes.
+      fps: frame rate of the clips; 0 if unknown.
+      tokenizer: hash of the config of the tokenizer that made them; empty if unknown.
+      weights: digest of that tokenizer's parameters (``encode.plan.hash_params``); empty if
+        unknown.
     """
 
     spec: LatentSpec
@@ -72,20 +73,21 @@ class Latents:
             )
 
     def standardise(self, latent: Any) -> jax.Array:
-        """``[..., c]`` as a generator sees it, float32."""
+        """``(latent - mean) / std`` for a latent ``[..., c]``, float32."""
         mean, std = (jnp.asarray(x, jnp.float32) for x in (self.mean, self.std))
         return (jnp.asarray(latent, jnp.float32) - mean) / std
 
     def restore(self, latent: Any) -> np.ndarray:
-        """The inverse of ``standardise``, on the host."""
+        """The inverse of ``standardise`` for ``[..., c]``, float32 on the host."""
         mean, std = (np.asarray(x, np.float32) for x in (self.mean, self.std))
         return np.asarray(latent, np.float32) * std + mean
 
     def write_or_check(self, workdir: Path, step: int) -> None:
-        """Write into a workdir whose run is at ``step``, after a look at what a former start wrote.
+        """Write ``latents.json`` into a workdir whose run is at ``step``.
 
         Raises:
-          VidlatentError: the run has learned from latents of other means or standard deviations.
+          VidlatentError: the run is resumed, and it has learned from latents with other means or
+            standard deviations.
         """
         if step and (workdir / FILE).is_file():
             before = Latents.load(workdir)
@@ -106,7 +108,7 @@ class Latents:
         """Read what ``save`` wrote.
 
         Raises:
-          VidlatentError: there is none, so the workdir is no generator's.
+          VidlatentError: the file is missing, so the workdir does not belong to a generator.
         """
         path = workdir / FILE
         if not path.is_file():
@@ -123,7 +125,7 @@ def read_tokenizer_config(config: ConfigDict) -> ConfigDict:
     """The config of the run ``config.tokenizer.path``.
 
     Raises:
-      VidlatentError: no path, or no run there.
+      VidlatentError: the path is empty, or there is no run.
     """
     path = config.tokenizer.path
     if not path:
@@ -139,13 +141,13 @@ def read_tokenizer_config(config: ConfigDict) -> ConfigDict:
 
 
 def load_latents(config: ConfigDict) -> Latents:
-    """What ``config.data`` and ``config.tokenizer`` say of the latents, held against each other.
+    """The latents that ``config.data`` and ``config.tokenizer`` describe; checks that both agree.
 
-    From a latent data set they are standardised by its own moments, from videos by the scale and
-    shift that the tokenizer was given.
+    Latents of a data set are standardised by its stored mean and standard deviation. Latents that
+    are encoded from videos are standardised by the shift and scale of the tokenizer's config.
 
     Raises:
-      VidlatentError: the set was made by another tokenizer, or nothing says what the latents are.
+      VidlatentError: the set was made by another tokenizer, or no tokenizer is given for videos.
     """
     path = config.tokenizer.path
     if config.data.source != "latents":
@@ -158,7 +160,7 @@ def load_latents(config: ConfigDict) -> Latents:
     found = Latents(
         header.spec,
         tuple(float(x) for x in header.mean),
-        # A channel that never moves is 0 for the generator, whatever it is divided by.
+        # A constant channel has std 0; dividing by 1 instead makes it 0 for the generator.
         tuple(float(x) if x > 0 else 1.0 for x in header.std),
         tuple(header.label_names),
         float(header.fps or 0.0),
@@ -181,7 +183,10 @@ def load_latents(config: ConfigDict) -> Latents:
 
 
 def check_made_by(latents: Latents, own: ConfigDict, path: str) -> None:
-    """Raise unless a tokenizer of config ``own`` can have made the latents."""
+    """Raise ``VidlatentError`` if a tokenizer of config ``own`` cannot have made the latents.
+
+    ``path`` is that tokenizer's workdir, for the error.
+    """
     spec = model_of(own).latent_spec
     if spec.hash != latents.spec.whole.hash:
         raise VidlatentError(
@@ -191,12 +196,15 @@ def check_made_by(latents: Latents, own: ConfigDict, path: str) -> None:
 
 
 def generator_of(config: ConfigDict, dtype: Any = None) -> Any:
-    """The module of ``config.generator`` computing in ``dtype`` (see ``load.resolve_dtype``)."""
+    """The generator of ``config.generator``, computing in ``dtype`` (see ``resolve_dtype``)."""
     return build_generator(config.generator, resolve_dtype(config, dtype))
 
 
 def check_generator(model: Any, latents: Latents) -> None:
-    """Raise unless the generator fits the latents: channels, classes, a first frame."""
+    """Raise ``VidlatentError`` if the generator does not fit the latents.
+
+    It checks the channels, the number of classes, and whether a first frame can be coded alone.
+    """
     channels, classes = latents.spec.channels, len(latents.label_names)
     if model.latent_channels != channels:
         raise VidlatentError(
@@ -217,10 +225,13 @@ def check_generator(model: Any, latents: Latents) -> None:
 
 
 def example(model: Any, grid: Sequence[int] = ()) -> tuple[Any, Any, dict[str, Any]]:
-    """``(noisy, time, conditions)`` as ShapeDtypeStructs, without any condition.
+    """Example arguments to trace a generator with: ``(noisy, time, conditions)``.
+
+    ``noisy`` ``[1, t, h, w, c]`` and ``time`` ``[1]`` are ShapeDtypeStructs, each condition None.
 
     Args:
-      grid: latent frames, rows and columns; empty: a few patches.
+      model: the generator.
+      grid: latent frames, height and width; empty: a few patches.
     """
     grid = tuple(grid) or tuple(4 * part for part in model.patch)
     noisy = jax.ShapeDtypeStruct((1, *grid, model.latent_channels), jnp.float32)
@@ -228,7 +239,7 @@ def example(model: Any, grid: Sequence[int] = ()) -> tuple[Any, Any, dict[str, A
 
 
 def abstract_generator(model: Any) -> Any:
-    """The generator's parameters as ShapeDtypeStructs; they do not depend on the size of clips."""
+    """The generator's parameters as ShapeDtypeStructs; they do not depend on the clip size."""
     noisy, time, conditions = example(model)
 
     def init(key, noisy, time):
@@ -238,13 +249,15 @@ def abstract_generator(model: Any) -> Any:
 
 
 def abstract_at_rest(model: Any, fp8: bool = False) -> Any:
-    """``abstract_generator`` as inference holds it: large kernels in the type they multiply in.
+    """Parameters as inference holds them: ``abstract_generator`` with large kernels in ``dtype``.
 
-    Layers cast them to it before every product, so no result is another for it. What layers read in
-    float32 (norms, modulations, time, routers) and what is small stays as it was trained.
+    Layers cast these kernels to the compute dtype before every product anyway, so results do not
+    change. Parameters that layers read in float32 (norms, modulations, time, routers), and small
+    ones, keep their dtype.
 
     Args:
-      fp8: as ``cast_to_fp8`` makes them of these (``config.sampler.fp8``).
+      model: the generator.
+      fp8: large kernels in fp8 instead, as ``cast_to_fp8`` stores them (``config.sampler.fp8``).
     """
 
     def rest(path, leaf):
@@ -256,8 +269,8 @@ def abstract_at_rest(model: Any, fp8: bool = False) -> Any:
 
 
 def restore_generator(config: ConfigDict, workdir: Path, model: Any, mesh: Mesh, step: int) -> Any:
-    """The averaged parameters of a generator's checkpoint, placed on a mesh (``Restored``).
+    """The EMA parameters of a generator's checkpoint, on a mesh (``Restored``).
 
-    They are as ``abstract_at_rest`` says, without 8 bits.
+    Their dtypes are those of ``abstract_at_rest`` without fp8.
     """
     return restore_onto(config, workdir, abstract_at_rest(model), mesh, step)

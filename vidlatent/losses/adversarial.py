@@ -1,6 +1,6 @@
-"""The discriminator's and the generator's losses, and what keeps the discriminator in bounds.
+"""GAN losses of both sides, the discriminator's regularisers, and the adaptive weight.
 
-Logits are one array ``[B, ...]`` or a list of them, one for each scale; a loss is the mean over
+Logits are one array ``[B, ...]`` or a list of them, one for each scale. Every loss is the mean over
 scales, samples and positions.
 """
 
@@ -37,12 +37,13 @@ KINDS = ("hinge", "non_saturating")
 def discriminator_loss(
     kind: str, real_logits: Logits, fake_logits: Logits, mask: jax.Array | None = None
 ) -> jax.Array:
-    """What the discriminator minimises; float32 scalar.
+    """The discriminator's loss, float32 scalar.
 
     Args:
-      kind: ``'hinge'`` (``mean relu(1 - D(x)) + mean relu(1 + D(y))``, 2 at zero logits; Reducio
-        and latent diffusion halve it) or ``'non_saturating'`` (softplus of ``-D(x)`` and ``D(y)``).
-      real_logits, fake_logits: of the clips and of the reconstructions.
+      kind: ``'hinge'``: ``mean relu(1 - D(x)) + mean relu(1 + D(y))``, which Reducio and latent
+        diffusion multiply by 1/2; or ``'non_saturating'``: ``mean softplus(-D(x)) +
+        mean softplus(D(y))`` (Goodfellow et al. 2014).
+      real_logits, fake_logits: logits of the clips ``x`` and of the reconstructions ``y``.
       mask: ``[B]``, 1 for a real sample and 0 for padding; None counts all.
 
     Raises:
@@ -57,7 +58,11 @@ def discriminator_loss(
 
 
 def generator_loss(kind: str, fake_logits: Logits, mask: jax.Array | None = None) -> jax.Array:
-    """What the tokenizer minimises: ``-mean D(y)`` for hinge, else ``mean softplus(-D(y))``."""
+    """The tokenizer's adversarial loss, float32 scalar.
+
+    It is ``-mean D(y)`` for ``'hinge'`` and ``mean softplus(-D(y))`` for ``'non_saturating'``;
+    arguments as in ``discriminator_loss``.
+    """
     _check_kind(kind)
     maps = _list_maps(fake_logits)
     return _average([-x if kind == "hinge" else jax.nn.softplus(-x) for x in maps], mask)
@@ -70,14 +75,14 @@ def r1_penalty(
     gamma: float = 10.0,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Squared gradient of the discriminator at real clips, the same at every clip size.
+    """R1: the squared gradient of the discriminator at real clips (Mescheder et al. 2018).
 
-    For a scale with ``P`` logits it is ``gamma / P * |d(sum of its logits) / dx|^2``: with one
-    logit MAGVIT's ``gamma |grad|^2`` (no factor 1/2). Averaged over samples and scales. A lazy
-    penalty is this every n steps, n times as heavy; take a crop of the clip if memory is short.
+    For a scale with ``P`` logits per sample it is ``gamma / P * |d(sum of logits) / dx|^2``,
+    averaged over samples and scales; the division by ``P`` keeps it comparable between clip sizes.
+    With a single logit this is MAGVIT's ``gamma |grad|^2``, without Mescheder's factor 1/2.
 
     Args:
-      apply: ``(params, video) -> logits``; must treat samples one by one (no batch norm).
+      apply: ``(params, video) -> logits``; must not mix samples (no batch norm in training mode).
       video: ``[B, T, H, W, 3]``.
       mask: ``[B]`` or None.
     """
@@ -85,7 +90,7 @@ def r1_penalty(
     shapes = [x.shape for x in _list_maps(jax.eval_shape(apply, params, video))]
 
     def of_scale(index, shape):
-        # One scale at a time: the program of the others' gradients is then not built at all.
+        # Differentiate one scale at a time, so that the other scales drop out of the program.
         grad = jax.grad(lambda x: _list_maps(apply(params, x))[index].sum())(video)
         positions = math.prod(shape[1:])
         return jnp.square(grad).sum(axis=tuple(range(1, grad.ndim))) / positions
@@ -94,7 +99,7 @@ def r1_penalty(
 
 
 def lecam_anchors(scales: int = 1) -> dict[str, jax.Array]:
-    """Starting value of the moving means of logits: one for each scale, real and fake."""
+    """Initial moving averages of the real and the fake logits: zeros ``[scales]`` each."""
     return {name: jnp.zeros((scales,), jnp.float32) for name in ("real", "fake")}
 
 
@@ -105,7 +110,7 @@ def lecam_update(
     decay: float = 0.999,
     mask: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
-    """The moving means after one more step."""
+    """The moving averages after one more step: ``decay * old + (1 - decay) * mean logit``."""
 
     def moved(old, logits):
         new = jnp.stack([_average([x], mask) for x in _list_maps(logits)])
@@ -124,11 +129,10 @@ def lecam(
     mask: jax.Array | None = None,
     one_sided: bool = True,
 ) -> jax.Array:
-    """LeCam regulariser: keeps the discriminator's two populations within reach of each other.
+    """LeCam regulariser (Tseng et al. 2021): keeps real and fake logits from drifting apart.
 
-    ``mean (D(x) - fake anchor)^2 + mean (real anchor - D(y))^2``, each difference counted only
-    where it is positive unless ``one_sided`` is False (the released code and the paper of Tseng et
-    al. 2021 differ here).
+    ``mean (D(x) - fake anchor)^2 + mean (real anchor - D(y))^2``. By default a difference counts
+    only where it is positive, as in the authors' code; ``one_sided=False`` is the paper's equation.
     """
     anchors = jax.lax.stop_gradient(anchors)
     part = jax.nn.relu if one_sided else (lambda x: x)
@@ -145,10 +149,10 @@ def adaptive_weight(
     eps: float = 1e-4,
     ceiling: float = 1e4,
 ) -> jax.Array:
-    """``weight * clip(|g_rec| / (|g_adv| + eps), 0, ceiling)``, a constant to differentiation.
+    """VQGAN's adaptive weight: ``weight * clip(|g_rec| / (|g_adv| + eps), 0, ceiling)``.
 
-    Both gradients are those with respect to the decoder's last kernel (VQGAN; Reducio with weight
-    0.05, where the reconstruction includes the perceptual part).
+    Both gradients are with respect to the decoder's last kernel. Reducio uses weight 0.05 and
+    counts the perceptual loss as reconstruction. The result carries no gradient.
     """
     ratio = _compute_norm(reconstruction_grad) / (_compute_norm(adversarial_grad) + eps)
     return jax.lax.stop_gradient(weight * jnp.clip(ratio, 0.0, ceiling))

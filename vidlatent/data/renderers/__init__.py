@@ -1,1 +1,1 @@
-"""Videos that are drawn rather than read, for demos and tests."""
+"""Renderers of synthetic videos, for demos and tests."""

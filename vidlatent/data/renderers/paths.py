@@ -1,11 +1,12 @@
-"""A renderer of textures and shapes whose motion is set in pixels a frame, in numpy.
+"""A NumPy renderer of textures and shapes with a motion speed in pixels per frame.
 
-Two panning textures of sine waves lie under shapes that cover each other. Shapes sway on bounded
-smooth paths or, with ``turns``, fly straight and change direction abruptly, which no interpolation
-can foresee. Everything is a continuous function of place and time, so any frame rate is exact;
-scene ``i`` depends on ``(seed, i)`` and the size alone. A height of one pixel gives moving lines.
+The background is the sum of two panning textures of sine waves; shapes move over it and cover each
+other. Shapes sway on bounded smooth paths or, with ``turns``, fly straight and change direction
+abruptly, so that interpolation between frames cannot predict them. Everything is a continuous
+function of position and time, so frames are exact at any frame rate. Scene ``i`` depends only on
+``(seed, i)`` and the arguments. With a height of one pixel, videos are moving lines.
 
-Time counts frames of the nominal rate; lengths are pixels, x to the right and y down.
+Time counts frames at the nominal rate. Lengths are in pixels, x to the right and y down.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ import numpy as np
 
 __all__ = ["PathScene", "Track", "make_path_scene", "render_paths"]
 
-_WAVES = 3  # of each texture
+_WAVES = 3  # sine waves per texture
 _TURN = np.float32(2 * np.pi)
 
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-    """Where a shape's centre is along one axis.
+    """Position of a shape's centre along one axis.
 
     Attributes:
-      times, places: corners of a path of straight pieces, reflected at the picture's borders;
-        empty for a shape that sways.
-      centre, reach, rate, phase: ``centre + reach * sin(rate * time + phase)``.
-      size: of the picture along this axis; 1: nothing moves.
+      size: size of the picture along this axis in pixels; with 1 nothing moves.
+      centre, reach, rate, phase: for a swaying shape,
+        ``centre + reach * sin(rate * time + phase)``.
+      times, places: corners of a piecewise straight path, reflected at the picture's borders; empty
+        for a swaying shape.
     """
 
     size: int
@@ -41,7 +43,7 @@ class Track:
     places: tuple[float, ...] = ()
 
     def at(self, time: np.ndarray) -> np.ndarray:
-        """Place at each time, float32."""
+        """Position in pixels at each of ``time`` ``[T]``, float32 ``[T]``."""
         if self.size == 1:
             return np.zeros(len(time), np.float32)
         if not self.times:
@@ -57,9 +59,10 @@ class PathScene:
     Attributes:
       height, width: pixels.
       colour: mean RGB in [0, 1].
-      waves: ``[n, 7]``: cycles a pixel in x and y and a frame, phase in cycles, RGB amplitude.
-      shapes: of each, back to front: tracks in x and y, radius, two colours, and its own wave
-        (cycles a pixel in x and y, phase).
+      waves: ``[n, 7]``: cycles per pixel in x and in y, cycles per frame, phase in cycles, and RGB
+        amplitude.
+      shapes: back to front; each is its tracks in x and y, radius, two colours ``[2, 3]``, and the
+        wave that mixes them (cycles per pixel in x and y, phase in cycles).
     """
 
     height: int
@@ -78,14 +81,16 @@ def make_path_scene(
     turns: float = 0.0,
     frames: int = 0,
 ) -> PathScene:
-    """Scene ``index`` of a data set; a pure function.
+    """Scene ``index`` of a data set; a pure function of its arguments.
 
     Args:
+      seed: seed of the data set.
+      index: number of the scene.
       size: (height, width) in pixels.
       shapes: number of shapes.
-      speed: root mean square speed of textures and shapes along each axis, pixels a frame.
-      turns: abrupt changes of direction of each shape, a frame on average; 0: smooth paths.
-      frames: times up to here have turns.
+      speed: root mean square speed of textures and shapes along each axis, in pixels per frame.
+      turns: mean number of abrupt turns per shape and frame; 0 gives smooth paths.
+      frames: turns happen at times from 0 to ``frames``.
     """
     rng = np.random.default_rng([seed, index])
     height, width = size
@@ -95,7 +100,7 @@ def make_path_scene(
     cycles = 1.0 / np.exp(rng.uniform(np.log(6.0), np.log(32.0), count))
     where = np.stack([np.cos(direction), np.sin(direction)], 1) if height > 1 else np.eye(2)[[0]]
     where = where * cycles[:, None] * moving
-    pan = rng.normal(0, speed, (2, 2)) * moving  # of each texture: they slide over each other
+    pan = rng.normal(0, speed, (2, 2)) * moving  # one per texture, so they slide over each other
     rate = -np.sum(where * np.repeat(pan, _WAVES, 0), 1, keepdims=True)
     waves = [where, rate, rng.uniform(0, 1, (count, 1)), rng.normal(0, 0.09, (count, 3))]
     extent = (width, height)
@@ -131,12 +136,12 @@ def _make_track(
 
 
 def render_paths(scene: PathScene, times: Sequence[float]) -> np.ndarray:
-    """Frames at ``times`` (in frames, any real numbers) as uint8 ``[T, height, width, 3]``."""
+    """Frames at ``times`` (in frames, not necessarily whole) as uint8 ``[T, H, W, 3]``."""
     moments = np.asarray(times, np.float64)
     x = np.arange(scene.width, dtype=np.float32) + np.float32(0.5)
     y = (np.arange(scene.height, dtype=np.float32) + np.float32(0.5))[:, None]
     w = scene.waves
-    # The angle is reduced in double precision before the sine: times may be large.
+    # Reduce the phase modulo one cycle in float64 first, because times may be large.
     begin = np.mod(moments[:, None] * w[:, 2].astype(np.float64) + w[:, 3], 1).astype(np.float32)
     place = x[..., None] * w[:, 0] + (y[..., None] * w[:, 1] if scene.height > 1 else 0)
     place = np.broadcast_to(place, (scene.height, scene.width, len(w)))

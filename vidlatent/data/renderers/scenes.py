@@ -1,10 +1,10 @@
-"""A renderer of small moving scenes whose motion is known exactly, in numpy.
+"""A NumPy renderer of small moving scenes whose motion is known exactly.
 
-A scene is a textured plane seen by a panning, zooming camera, and textured shapes that move in
-straight lines and spin over it. Everything is a continuous function of place and time: a scene
-renders at any size and any instant, and scene ``i`` depends on ``(seed, i)`` alone.
+A panning and zooming camera looks at a textured plane, over which textured shapes move in straight
+lines and spin. Everything is a continuous function of position and time, so a scene can be rendered
+at any size and time. Scene ``i`` depends only on ``(seed, i)`` and the number of shapes.
 
-Coordinates: the picture's height spans [-1, 1], y down; x spans [-aspect, aspect]. A picture point
+Picture coordinates: y spans [-1, 1] from top to bottom, x spans [-aspect, aspect]. A picture point
 p shows the plane's point ``centre(t) + p / zoom(t)``. Time counts frames.
 """
 
@@ -26,9 +26,9 @@ class Camera:
 
     Attributes:
       start: plane point (x, y) at the picture's centre at time 0.
-      pan: plane units a frame (x, y).
+      pan: velocity (x, y) in plane units per frame.
       zoom: magnification at time 0.
-      zoom_rate: natural logarithm of the magnification's growth a frame.
+      zoom_rate: the magnification grows by ``exp(zoom_rate)`` per frame.
     """
 
     start: tuple[float, float]
@@ -44,8 +44,18 @@ class Camera:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One shape on the plane: place and size in plane units, velocity a frame, spin in radians a
-    frame; colours are RGB in [0, 1]."""
+    """One shape on the plane.
+
+    Attributes:
+      kind: disc, box or star.
+      start: centre (x, y) at time 0, in plane units.
+      velocity: plane units per frame (x, y).
+      radius: in plane units.
+      angle: rotation at time 0, in radians.
+      spin: radians per frame.
+      colours: the two RGB colours of its stripes, in [0, 1].
+      stripes: periods of the stripes across its diameter.
+    """
 
     kind: str
     start: tuple[float, float]
@@ -63,8 +73,14 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Everything there is to know about a clip: the camera, the shapes back to front, and the
-    plane's texture as waves (frequency x, y, phase, and an RGB amplitude each) around a colour."""
+    """Everything in a clip.
+
+    Attributes:
+      camera: the camera.
+      shapes: back to front.
+      colour: mean RGB of the plane, in [0, 1].
+      waves: the plane's texture, a sum of sine waves added to ``colour``.
+    """
 
     camera: Camera
     shapes: tuple[Shape, ...]
@@ -73,7 +89,7 @@ class Scene:
 
 
 def make_scene(seed: int, index: int, shapes: int = 5) -> Scene:
-    """Scene ``index`` of a data set, with one to ``shapes`` shapes; a pure function."""
+    """Scene ``index`` of a data set, with one to ``shapes`` shapes (0: none); a pure function."""
     rng = np.random.default_rng([seed, index])
 
     def uniform(low, high, size=None):
@@ -83,7 +99,7 @@ def make_scene(seed: int, index: int, shapes: int = 5) -> Scene:
     camera = Camera(
         uniform(-0.3, 0.3, 2), uniform(-0.03, 0.03, 2), uniform(0.8, 1.3), uniform(-0.012, 0.012)
     )
-    # Octaves from broad to fine with falling amplitude look like a natural picture's spectrum.
+    # Amplitudes fall with frequency, roughly like the spectrum of natural images.
     octaves = np.repeat([0.35, 0.8, 1.8, 4.0], 3)
     direction = rng.uniform(0, 2 * np.pi, octaves.size)
     frequency = octaves * rng.uniform(0.7, 1.4, octaves.size)
@@ -117,7 +133,7 @@ def _make_grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def render(scene: Scene, times: Sequence[float], height: int, width: int) -> np.ndarray:
-    """Frames at ``times`` (in frames, any real numbers) as uint8 [T, height, width, 3]."""
+    """Frames at ``times`` (in frames, not necessarily whole) as uint8 [T, height, width, 3]."""
     x, y = _make_grid(height, width)
     video = np.empty((len(times), height, width, 3), np.uint8)
     for number, time in enumerate(times):
@@ -133,7 +149,10 @@ def render(scene: Scene, times: Sequence[float], height: int, width: int) -> np.
 
 
 def _paint_plane(scene: Scene, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The plane's colour [H, W, 3]; sin(a + b) is split so that waves cost a matrix product."""
+    """The plane's colour [H, W, 3] at coordinates ``x`` [1, W] and ``y`` [H, 1].
+
+    ``sin(a + b) = sin a cos b + cos a sin b`` turns the sum over waves into one matrix product.
+    """
     turn = np.float32(2 * np.pi)
     fx, fy, phase = (scene.waves[:, k].astype(np.float32) for k in range(3))
     across = turn * (x.T * fx + phase)  # [W, waves]
@@ -147,7 +166,10 @@ def _paint_plane(scene: Scene, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _paint(frame, shape: Shape, time: float, x, y, pixel: float) -> None:
-    """Draw one shape over ``frame`` in place, its edge one pixel soft."""
+    """Draw one shape over ``frame`` [H, W, 3] in place, with an edge one pixel wide.
+
+    ``pixel`` is the side of a pixel in plane units.
+    """
     centre = shape.centre(time)
     reach = shape.radius * 1.05 + pixel
     columns = np.flatnonzero(np.abs(x[0] - centre[0]) < reach)
@@ -170,7 +192,7 @@ def _paint(frame, shape: Shape, time: float, x, y, pixel: float) -> None:
 
 
 def _compute_depth(shape: Shape, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Signed distance to the edge in plane units, positive inside (the star's is approximate)."""
+    """Distance to the edge in plane units, positive inside (approximate for the star)."""
     if shape.kind == "box":
         return np.float32(shape.radius * 0.7) - np.maximum(np.abs(u), np.abs(v))
     distance = np.sqrt(u * u + v * v)
@@ -181,9 +203,9 @@ def _compute_depth(shape: Shape, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def background_flow(scene: Scene, time: float, height: int, width: int) -> np.ndarray:
-    """Where the plane's points go from ``time`` to ``time + 1``: float32 [H, W, 2], pixels (x, y).
+    """Optical flow of the plane from ``time`` to ``time + 1``: float32 [H, W, 2], pixels (x, y).
 
-    Exact for pixels that no shape covers at either time.
+    It is exact for pixels that no shape covers at either time.
     """
     x, y = _make_grid(height, width)
     centre, zoom = scene.camera.at(time)

@@ -1,11 +1,11 @@
-"""A renderer of one labelled shape: its colour, its form and where it goes, in numpy.
+"""A NumPy renderer of one labelled moving shape, and a reader of such labels.
 
-A flat shape crosses a plain dark picture at constant speed; its label says all there is to see,
-such as "red square moving left". Clip ``i`` depends on ``(seed, i)`` and the clip's length alone
-and is drawn at any size and time. The same geometry reads the label off any video (``read_label``),
-which tells how often a generator does as it is told.
+A flat shape crosses a plain dark picture at constant speed. Its label describes the whole clip,
+such as "red square moving left". Clip ``i`` depends only on ``(seed, i)`` and the clip's length,
+and can be rendered at any size and time. ``read_label`` finds the label of any such video with the
+same geometry; it measures how often a generator follows its condition.
 
-Time counts frames; the shape never touches the picture's border.
+Time counts frames. The shape never touches the picture's border.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  
 
 
 def label_of(colour: str, shape: str, direction: str) -> str:
-    """The words for a clip."""
+    """The label of a clip, in words."""
     return f"{colour} {shape} moving {direction}"
 
 
 _KINDS = tuple(itertools.product(COLOURS, SHAPES, DIRECTIONS))
 LABELS = tuple(label_of(*kind) for kind in _KINDS)
 
-# Shapes of one radius have the area of the circle: half the square's side, and the distance from
-# the triangle's centre to its edges. Its corners lie twice as far away.
+# Shapes of radius 1 all have the area of the unit circle. These are half the square's side, the
+# distance from the triangle's centre to its edges, and that to its corners, twice as far.
 _HALF_SIDE = np.sqrt(np.pi) / 2
 _EDGE = np.sqrt(np.pi / np.sqrt(27))
 _REACH = 2 * _EDGE
@@ -55,9 +55,9 @@ class ShapeScene:
     Attributes:
       colour, shape, direction: what its label says.
       paint, ground: RGB of the shape and of the picture behind it, in [0, 255].
-      radius: of the circle with the shape's area, as a share of the picture's shorter side.
-      start: place of the centre at time 0 (x, y), as shares of the room that it has.
-      speed: shares of that room a frame, along ``direction``.
+      radius: radius of the circle of the same area, as a fraction of the picture's shorter side.
+      start: centre (x, y) at time 0, as fractions of the range in which the shape stays inside.
+      speed: fraction of that range per frame, along ``direction``.
     """
 
     colour: str
@@ -74,8 +74,8 @@ class ShapeScene:
         return label_of(self.colour, self.shape, self.direction)
 
     def centre(self, time: float, height: int, width: int) -> tuple[float, float]:
-        """(x, y) in pixels."""
-        reach = self.radius * min(height, width) * _REACH + 1.5  # soft corners reach a pixel on
+        """Centre (x, y) in pixels."""
+        reach = self.radius * min(height, width) * _REACH + 1.5  # soft edges add a pixel
         way = DIRECTIONS[self.direction]
         x, y = (at + time * self.speed * step for at, step in zip(self.start, way, strict=True))
         return reach + x * (width - 2 * reach), reach + y * (height - 2 * reach)
@@ -84,7 +84,7 @@ class ShapeScene:
 def make_shape_scene(seed: int, index: int, frames: int) -> ShapeScene:
     """Clip ``index`` of a data set, ``frames`` long; a pure function.
 
-    Each run of ``len(LABELS)`` clips has every label once.
+    Clips are labelled in blocks of ``len(LABELS)``, each of which has every label once.
     """
     block, place = divmod(index, len(_KINDS))
     kind = np.random.default_rng([seed, block, 1]).permutation(len(_KINDS))[place]
@@ -92,7 +92,7 @@ def make_shape_scene(seed: int, index: int, frames: int) -> ShapeScene:
     rng = np.random.default_rng([seed, index, 2])
     bright = rng.uniform(0.85, 1.0)
     travel = rng.uniform(0.6, 1.0)
-    ahead = rng.uniform(0, 1 - travel)  # room left at the end of the way
+    ahead = rng.uniform(0, 1 - travel)  # distance of the start from the border behind it
     across = rng.uniform(0, 1)
     x, y = DIRECTIONS[direction]
     along = ahead if x + y > 0 else 1 - ahead
@@ -109,7 +109,7 @@ def make_shape_scene(seed: int, index: int, frames: int) -> ShapeScene:
 
 
 def render_shape(scene: ShapeScene, times: Sequence[float], height: int, width: int) -> np.ndarray:
-    """Frames at ``times`` (in frames, any real numbers) as uint8 [T, height, width, 3]."""
+    """Frames at ``times`` (in frames, not necessarily whole) as uint8 [T, height, width, 3]."""
     centres = np.array([scene.centre(time, height, width) for time in times]).reshape(-1, 2)
     radius = scene.radius * min(height, width)
     cover = _compute_cover(scene.shape, centres, radius, height, width)[..., None]
@@ -120,7 +120,7 @@ def render_shape(scene: ShapeScene, times: Sequence[float], height: int, width: 
 def _compute_cover(
     shape: str, centres: np.ndarray, radius: float, height: int, width: int
 ) -> np.ndarray:
-    """How much of each pixel a shape covers at ``centres`` [T, 2]: [T, H, W], edges one pixel."""
+    """Share of each pixel that a shape covers at ``centres`` [T, 2]: [T, H, W] in [0, 1]."""
     x = np.arange(width, dtype=np.float32) + np.float32(0.5) - np.float32(centres)[:, :1]
     y = np.arange(height, dtype=np.float32) + np.float32(0.5) - np.float32(centres)[:, 1:]
     x, y, r = x[:, None, :], y[:, :, None], np.float32(radius)
@@ -134,21 +134,22 @@ def _compute_cover(
     return np.clip(inside + np.float32(0.5), 0, 1)
 
 
-_LEAST_CONTRAST = 24.0  # levels that the shape differs from the ground by, at least
-_LEAST_WAY = 0.5  # pixels that it moves over the clip, at least
+# Chosen for these clips: faint noise is not taken for a shape, nor jitter for a motion.
+_LEAST_CONTRAST = 24.0  # least difference of the shape from the background, of 255 levels
+_LEAST_WAY = 0.5  # least motion over the clip, in pixels
 
 
 def read_label(video: np.ndarray) -> tuple[str, str, str]:
     """(colour, shape, direction) of a video uint8 [T, H, W, 3].
 
-    The ground is the median pixel; what differs from it is the shape. Colour: the nearest hue.
-    Shape: the frames are laid over each other by their centroids, and the outline, sharp or blurred
-    and of about the measured area, that correlates best with their mean is taken. Direction: the
-    straight line through the centroids.
+    The background is the median pixel; pixels that differ from it are the shape. The colour is the
+    nearest hue. For the shape, frames are aligned at their centroids and averaged, and the outline
+    that correlates best is taken, out of sharp and blurred ones of about the measured area. The
+    direction is that of the straight line fitted to the centroids.
 
     Returns:
-      Names of ``COLOURS``, ``SHAPES`` and ``DIRECTIONS``; '' for what cannot be told, such as
-      everything in an empty picture or the direction of one that stands still.
+      Names of ``COLOURS``, ``SHAPES`` and ``DIRECTIONS``; '' for what cannot be told, such as all
+      three of an empty picture or the direction of a shape that stands still.
 
     Raises:
       VidlatentError: not ``[T, H, W, 3]``.
@@ -168,24 +169,27 @@ def read_label(video: np.ndarray) -> tuple[str, str, str]:
     x = (cover.sum(axis=1) @ (np.arange(sizes["W"]) + 0.5)) / area
     y = (cover.sum(axis=2) @ (np.arange(sizes["H"]) + 0.5)) / area
     centres = np.stack([x, y], axis=1)
-    # Along the shape's own colour, noise around it has mean 0.
+    # Project on the shape's colour instead of taking absolute values, so that noise averages out.
     paint = above[core].mean(axis=0)
     mean = _average_centred(above[seen] @ paint, centres, float(np.sqrt(np.median(area) / np.pi)))
     shape = max(SHAPES, key=lambda name: float(np.max(_draw_outlines(name) @ mean.ravel())))
     return _find_nearest_hue(pixels[core].mean(axis=0)), shape, _find_direction(seen, centres)
 
 
-# Places on each side of a centre at which a shape is looked at, and how many make its radius.
+# Outlines are compared on a grid that extends ``_SIDE`` points to each side of the centre, with
+# ``_RADIUS`` points per radius of the shape.
 _SIDE, _RADIUS = 12, 6
-_SIZES = (0.85, 1.0, 1.15)  # of outlines, against the measured radius
-_BLURS = (0, 1, 2, 4, 8, 16)  # times that [1, 2, 1] / 4 goes over rows and columns
+_SIZES = (0.85, 1.0, 1.15)  # radii of outlines, relative to the measured one
+_BLURS = (0, 1, 2, 4, 8, 16)  # how often rows and columns are filtered by [1, 2, 1] / 4
 
 
 def _average_centred(values: np.ndarray, centres: np.ndarray, radius: float) -> np.ndarray:
-    """Mean over frames of ``values`` [T, H, W] around ``centres`` [T, 2], zero beyond the picture.
+    """Mean over frames of ``values`` [T, H, W], aligned at ``centres`` [T, 2].
+
+    Values are interpolated linearly between pixels and are zero outside of the picture.
 
     Returns:
-      ``[G, G]``, ``_RADIUS`` places a radius; straight lines between pixels.
+      ``[G, G]`` with ``G = 2 * _SIDE + 1``.
     """
     steps = np.arange(-_SIDE, _SIDE + 1) * (radius / _RADIUS) - 0.5
 
@@ -204,7 +208,7 @@ def _draw_outlines(shape: str) -> np.ndarray:
 
     Rows have Euclidean norm 1, so that products with them are correlations.
     """
-    edge = 2 * _SIDE  # blurs do not meet the border
+    edge = 2 * _SIDE  # far enough that blurring does not reach the border
     inner = slice(edge - _SIDE, edge + _SIDE + 1)
     centre = np.full((1, 2), edge + 0.5)
     found = []
@@ -220,7 +224,7 @@ def _draw_outlines(shape: str) -> np.ndarray:
 
 
 def _sharpen(cover: np.ndarray) -> np.ndarray:
-    """Coverage with a steeper edge: faint noise around a decoded shape does not count."""
+    """Coverage with a steeper edge, which removes faint noise around a decoded shape."""
     return np.clip((cover - 0.2) / 0.6, 0, 1)
 
 
@@ -234,7 +238,7 @@ def _find_nearest_hue(colour: np.ndarray) -> str:
 
 
 def _find_direction(times: np.ndarray, centres: np.ndarray) -> str:
-    """Main direction of centroids [T, 2] at frame numbers [T]; '' if they stay where they are."""
+    """Main direction of centroids [T, 2] at frame numbers [T]; '' if they hardly move."""
     apart = times - times.mean()
     if not apart.any():
         return ""

@@ -1,1 +1,1 @@
-"""Captions of clips, how each system cleans its texts, and their token numbers."""
+"""Captions of clips, how each system cleans them, and their token numbers."""

@@ -1,4 +1,4 @@
-"""Files that name clips and say what they show: one JSON object a line, or one path a line."""
+"""Lists of clips with labels and captions: one JSON object per line, or one path per line."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from vidlatent.errors import VidlatentError
 
 __all__ = ["read_caption", "read_table"]
 
-_LONGEST = 1 << 14  # letters of a caption
+# Characters of a caption that are kept. No text encoder here reads more than 512 tokens.
+_LONGEST = 1 << 14
 
 
 def read_table(path: str) -> dict[str, tuple[str, str]]:
     """Name of a clip -> (label, caption).
 
-    A ``.jsonl`` file has ``{"file": "b/a.mp4", "caption": "...", "label": "..."}`` in each line,
-    any other the file alone; files are relative to the list's folder, and so are the names.
+    Each line of a ``.jsonl`` file is ``{"file": "b/a.mp4", "caption": "...", "label": "..."}``;
+    each line of any other file is a path. Paths are relative to the list's folder, and so are the
+    returned names.
 
     Raises:
-      VidlatentError: a line that is no such thing, or a clip named twice.
+      VidlatentError: a malformed line, or a clip that is listed twice.
     """
     table: dict[str, tuple[str, str]] = {}
     root = os.path.dirname(os.path.abspath(path))
@@ -36,7 +38,7 @@ def read_table(path: str) -> dict[str, tuple[str, str]]:
 
 
 def _parse_row(path: str, number: int, line: str) -> tuple[str, str, str]:
-    """(file, label, caption)."""
+    """(file, label, caption) of one line."""
     if not path.endswith(".jsonl"):
         return line.strip(), "", ""
     try:
@@ -51,7 +53,7 @@ def _parse_row(path: str, number: int, line: str) -> tuple[str, str, str]:
 
 
 def read_caption(path: str) -> str:
-    """The text of a file; '' if there is none."""
+    """The text of a file, stripped; '' if there is no such file."""
     if not os.path.isfile(path):
         return ""
     with open(path, encoding="utf-8", errors="replace") as file:

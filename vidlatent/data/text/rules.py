@@ -1,6 +1,6 @@
-"""Texts as the generators' text encoders were fed them: cleaning, and what goes with each system.
+"""How each system prepares texts for its text encoder: cleaning, length and vocabulary.
 
-Pure functions. Mojibake is mended by ``ftfy``, as the published code does.
+All functions are pure. ``ftfy`` repairs wrongly decoded text, as in the published code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def clean_basic(text: str) -> str:
-    """Unicode mended, HTML references resolved (twice: ``&amp;lt;`` is ``<``), ends stripped.
+    """Repair Unicode, resolve HTML references twice (``&amp;lt;`` is ``<``), strip the ends.
 
     Raises:
       VidlatentError: ``ftfy`` is not installed.
@@ -42,12 +42,12 @@ def clean_basic(text: str) -> str:
 
 
 def clean_prompt(text: str) -> str:
-    """Wan's: ``clean_basic``, then every run of white space is one blank."""
+    """Wan's cleaning: ``clean_basic``, then each run of white space becomes one space."""
     return re.sub(r"\s+", " ", clean_basic(text)).strip()
 
 
 class _Markup(HTMLParser):
-    """Collects what a page would show; the text in these elements is not part of it."""
+    """Collects the text that a page would show, without that of the ``HIDDEN`` elements."""
 
     HIDDEN = frozenset({"script", "style", "template", "rt", "rp"})
 
@@ -84,7 +84,10 @@ class _Markup(HTMLParser):
 
 
 def text_of_markup(text: str) -> str:
-    """Text without tags, comments and scripts, references resolved once (as BeautifulSoup's)."""
+    """The text of HTML without tags, comments and scripts, as BeautifulSoup's ``.text``.
+
+    References are resolved once.
+    """
     parser = _Markup()
     parser.feed(text)
     parser.close()
@@ -105,7 +108,8 @@ def _compile_rules(*rows: tuple[str, str]) -> Rules:
     return tuple((re.compile(pattern), replacement) for pattern, replacement in rows)
 
 
-# In the published order, slips included: it decides what the encoder has seen.
+# The published rules in the published order, mistakes included, because the text encoder's inputs
+# in training were cleaned by exactly these.
 _ADDRESSES = _compile_rules(
     ("<person>", "person"),
     (rf"\b((?:https?:(?:\/{{1,3}}|[a-zA-Z0-9%])|{_HOSTS}))", ""),
@@ -156,7 +160,8 @@ _WORDS = _compile_rules(
     (r"\b\s+\:\s+", ": "),
     (r"(\D[,\./])\b", r"\1 "),
     (r"\s+", " "),
-    # The ends are not stripped before these: they act where no blank is left at the end.
+    # As published, the text is not stripped before these, so they fail where a space is left at
+    # the end.
     (r"^[\"\']([\w\W]+)[\"\']$", r"\1"),
     (r"^[\'\_,\-\:;]", ""),
     (r"[\'\_,\-\:\-\+]$", ""),
@@ -165,10 +170,10 @@ _WORDS = _compile_rules(
 
 
 def clean_caption(text: str) -> str:
-    """DeepFloyd's cleaning of web captions, as PixArt and Reducio have it: one pass.
+    """One pass of DeepFloyd's cleaning of web captions, as used by PixArt and Reducio.
 
-    Lower case; addresses, tags, ideographs, codes, file names and shop talk go away; quotes and
-    dashes become plain.
+    It lowers the case, removes addresses, tags, ideographs, codes, file names and shopping phrases,
+    and replaces typographic quotes and dashes by plain ones.
     """
     text = _apply(_ADDRESSES, unquote_plus(str(text)).strip().lower())
     text = _apply(_SIGNS, text_of_markup(text))
@@ -178,7 +183,7 @@ def clean_caption(text: str) -> str:
 
 
 def clean_caption_twice(text: str) -> str:
-    """``clean_caption`` of itself: what PixArt and Reducio call preprocessing."""
+    """``clean_caption`` applied twice, which is the text preprocessing of PixArt and Reducio."""
     return clean_caption(clean_caption(text))
 
 
@@ -194,13 +199,13 @@ def _keep_text(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TextRule:
-    """How a system feeds its text encoder.
+    """How a system prepares texts for its text encoder.
 
     Attributes:
-      length: tokens, end mark included; longer texts are cut, shorter ones padded.
-      clean: applied to each text first.
-      network: of ``models.pretrained.NETWORKS``.
-      source: where its ``tokenizer.json`` is published.
+      length: number of tokens, end mark included; longer texts are cut, shorter ones padded.
+      clean: cleaning function, applied to each text first.
+      network: the text encoder, a name of ``models.pretrained.NETWORKS``.
+      source: where the encoder's ``tokenizer.json`` is published.
     """
 
     length: int
@@ -213,6 +218,6 @@ _T5 = "google/flan-t5-xxl on huggingface.co (all of T5 v1.0, v1.1 and Flan share
 RULES = {
     "wan": TextRule(512, clean_prompt, "umt5_xxl", "google/umt5-xxl on huggingface.co"),
     "reducio": TextRule(120, clean_caption_twice, "t5_v11_xxl", _T5),
-    # CogVideoX's, whose layout ProMAG's generator has.
+    # As in CogVideoX, whose architecture ProMAG's generator uses.
     "promag": TextRule(226, _keep_text, "t5_v11_xxl", _T5),
 }

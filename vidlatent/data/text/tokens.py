@@ -1,4 +1,4 @@
-"""Texts to token numbers: published vocabularies, and one that needs no file."""
+"""Texts to token numbers, by published vocabularies or by a hash that needs no file."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Tokens = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class TextTokenizer:
-    """Cleans texts as a system does, and turns them into token numbers of its text encoder.
+    """Cleans texts as a system does, and converts them to token numbers for its text encoder.
 
     Attributes:
-      encoder: of the ``tokenizers`` package.
+      encoder: a ``tokenizers.Tokenizer``.
       rule: length and cleaning.
-      end, padding: numbers of ``</s>`` and ``<pad>``.
+      end, padding: token numbers of ``</s>`` and ``<pad>``.
     """
 
     encoder: Any
@@ -49,11 +49,12 @@ def load_tokenizer(system: str, path: str | os.PathLike[str]) -> TextTokenizer:
     """The tokenizer of a system (a key of ``data.text.rules.RULES``) from its ``tokenizer.json``.
 
     Args:
+      system: key of ``RULES``.
       path: the file, or the folder that holds it.
 
     Raises:
-      VidlatentError: unknown system; no such file, naming it and its source; one that cannot be
-        read or has no ``</s>`` or ``<pad>``; ``tokenizers`` is not installed.
+      VidlatentError: the system is unknown; the file is missing, malformed, or has no ``</s>`` or
+        ``<pad>``; or ``tokenizers`` is not installed.
     """
     if system not in RULES:
         raise VidlatentError(f"no text rule is called {system!r}: {did_you_mean(system, RULES)}")
@@ -72,7 +73,7 @@ def load_tokenizer(system: str, path: str | os.PathLike[str]) -> TextTokenizer:
             "reading tokenizer.json needs the package tokenizers: `pip install tokenizers`."
         ) from error
     encoder = tokenizers.Tokenizer.from_str(_read_checked(file))
-    # The file's own truncation and padding would leave no room for ``</s>``.
+    # Turn off the file's own truncation and padding, which would leave no room for ``</s>``.
     encoder.no_truncation()
     encoder.no_padding()
     marks = {mark: encoder.token_to_id(mark) for mark in ("</s>", "<pad>")}
@@ -96,10 +97,10 @@ def _read_checked(file: Path) -> str:
 
 
 def word_tokens(texts: Sequence[str], length: int, buckets: int) -> Tokens:
-    """Words by hash: numbers in 1..``buckets`` - 1, 0 for padding, and the mask ``[B, length]``.
+    """Token numbers by hashing words, and their mask, both ``[B, length]`` int32.
 
-    The same word has the same number everywhere and always. For demonstrations without files; two
-    words may share a number.
+    Words get numbers from 1 to ``buckets - 1``, padding gets 0. A word has the same number in every
+    process and release; two words may share one. It serves demos that need no vocabulary file.
 
     Raises:
       VidlatentError: fewer than 2 buckets.
