@@ -279,10 +279,10 @@ def test_bad_clips_are_left_out_and_listed(run, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"encode_windows": "some"}, "config.encode.windows 'some'"),
+        ({"encode_windows": "some"}, "config.encode.windows='some': give one of one, all"),
         ({"encode_dtype": "float61"}, "did you mean 'float16'"),
         ({"encode_draws": -1}, "config.encode.draws=-1"),
-        ({"encode_process_count": 2, "encode_process_index": 2}, "process_index=2: use 0 to 1"),
+        ({"encode_process_count": 2, "encode_process_index": 2}, "indices go from 0 to 1"),
         ({"encode_text": "wann"}, "encode.text='wann' is no text rule: did you mean 'wan'"),
         ({"encode_text": "wan"}, "config.networks.umt5_xxl is empty"),
         ({"encode_text": "wan", "encode_text_network": "umt5_tiny"}, "no tokenizer at"),

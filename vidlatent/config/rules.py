@@ -91,7 +91,9 @@ class Choice:
     def __call__(self, value: Any) -> str:
         if value in self.known:
             return ""
-        return f"give {self}; {did_you_mean(str(value), self.known)}".rstrip(".")
+        hint = did_you_mean(str(value), self.known)
+        near = f"; {hint}".rstrip(".") if hint.startswith("did you mean") else ""
+        return f"give {self}{near}"
 
     def __str__(self) -> str:
         return f"one of {', '.join(name or repr('') for name in self.known)}"

@@ -223,7 +223,7 @@ def test_mistakes_are_named(change, message):
 
 
 def test_missing_condition_is_named(standard, clip):
-    with pytest.raises(VidlatentError, match="model.condition"):
+    with pytest.raises(VidlatentError, match="model.make_condition"):
         standard.decode(clip[1])
 
 
