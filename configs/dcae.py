@@ -1,4 +1,4 @@
-"""DC-AE, the image autoencoder that FSAE grows from (Deep Compression Autoencoder, 32x to 128x).
+"""DC-AE, the image autoencoder that FSAE extends to video (Deep Compression Autoencoder, 32-128x).
 
 ``configs/dcae.py``        a small DC-AE on the frames of the sample clips, minutes on a laptop
 ``configs/dcae.py:paper``  the published models, for released weights and fine-tuning;
@@ -16,7 +16,7 @@ from vidlatent.config import (
     parse_arg,
 )
 
-# Latent channels and scale. -in and -mix differ in their training images alone.
+# Latent channels and scale. -in and -mix differ only in their training images.
 _RELEASED = {
     "f32c32-sana-1.0": (32, 0.41407),
     "f32c32-in-1.0": (32, 0.3189),
@@ -48,7 +48,7 @@ def _shared(model):
     model.decoder_activations = ()  # per stage silu | relu; empty: all silu
     model.latent_scale = 1.0
     model.conv_impl = "auto"
-    model.norm_scale_init = 0.0  # residual branches start at zero; released weights bring their own
+    model.norm_scale_init = 0.0  # residual branches start at zero; released weights replace it
     model.remat = False
 
 
@@ -63,8 +63,8 @@ def _paper(config, arg):
         model.multiscales = ((),) * 3 + ((5,),) * 3
         model.down_type, model.up_type = "conv", "interpolate"
     else:
-        # An empty stage 0, no local branch, and a decoder whose outer stages carry the statistics
-        # of a batch normalisation.
+        # An empty stage 0, no local branch, and batch norm (with its running statistics) in the
+        # outer stages of the decoder.
         widths = (128, 256, 512, 512, 1024, 1024, 2048, 2048)
         widths = widths[: {32: 6, 128: 7, 512: 8}[model.latent_channels]]
         inner = len(widths) - 3
@@ -77,7 +77,7 @@ def _paper(config, arg):
     model.encoder_widths = model.decoder_widths = widths
     model.block_types = ("res",) * 3 + ("evit",) * (len(widths) - 3)
     model.remat = True
-    # The papers' image sets are not ours to ship; batch size and schedule are common choices.
+    # The papers' image data cannot be shipped here; batch size and schedule are common choices.
     config.data.buckets = ((1, 256, 256, 256),)
     long_run(config, steps=200_000, lr=1e-4)
 

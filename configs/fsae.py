@@ -3,11 +3,10 @@
 ``configs/fsae.py``           a small FSAE on the sample clips, minutes on a laptop
 ``configs/fsae.py:paper``     the published size and the first training stage
                               (``paper,width=1024`` for the narrower deepest stage)
-``paper,stage=2``, ``stage=3``  longer and larger clips with a discriminator; ``stage=vf`` the
-  finetuning
-                              towards DINOv2's features
-``configs/fsae.py:standard``  FSAE-Standard at that size: the decoder finetuned to look both ways in
-                              time, at frame 0's features, with noise (``paper,form=standard``)
+``paper,stage=2``, ``stage=3``  longer and larger clips, with a discriminator
+``paper,stage=vf``            fine-tuning towards DINOv2's features
+``configs/fsae.py:standard``  FSAE-Standard at that size: the decoder fine-tuned to use past and
+                              future frames, frame 0's features and noise (``paper,form=standard``)
 ``configs/fsae.py:lite``      FSAE-Lite, group-causal with narrow outer stages, finetuned from
                               Standard (``paper,form=lite``); both are stages too:
                               ``paper,stage=standard``, ``paper,stage=lite``
@@ -37,7 +36,7 @@ _STAGES = ("1", "2", "3", "vf", "standard", "lite")
 def get_config(arg: str = ""):
     presets = ("demo", "paper", *_FORMS[1:])
     arg = parse_arg(arg, presets=presets, width=2048, form="base", stage="1", finetune=False)
-    if arg.stage in _FORMS and arg.form == "base":  # the decoder's finetuning as a stage
+    if arg.stage in _FORMS and arg.form == "base":  # fine-tuning the decoder is a stage of its own
         arg.form, arg.stage, arg.finetune = arg.stage, "1", True
     form = arg.preset if arg.preset in _FORMS else arg.form
     check_choice("form", form, _FORMS)
@@ -70,7 +69,7 @@ def get_config(arg: str = ""):
 
 
 def _model(config):
-    """Fields shared by both presets; what the paper leaves open carries the recommended choice."""
+    """Fields shared by both presets. Where the paper is silent, they are our recommendation."""
     model = config.model
     model.name = "fsae"
     model.down_type = "conv"  # conv | shuffle
@@ -78,8 +77,8 @@ def _model(config):
     model.shortcut_order = "hwt"  # sub-index order of the 3D shortcuts: hwt | thw (not stated)
     model.time_padding = "replicate"  # left of frame 0: replicate | zeros (not stated)
     model.decoder_time = "causal"  # causal | centred (Standard) | group (Lite)
-    # Attention to frame 0 and noise of the finetuned forms. Stated: features of the last five
-    # encoder blocks, noise of weight 0.05 in each convolution block; the rest is not.
+    # Attention to frame 0, and noise, in the fine-tuned forms. The paper states the features (of
+    # the last five encoder blocks) and noise of weight 0.05 in each convolution block, no more.
     model.cross_stages = ()
     model.cross = "softmax"  # softmax | linear
     model.cross_head_dim = 64
@@ -88,11 +87,11 @@ def _model(config):
     model.noise_weight = 0.0
     model.noise_stages = (0, 1, 2)
     model.norm_eps = 1e-5
-    model.norm_affine = True  # False: the strict pixel norm without scale and bias (not stated)
+    model.norm_affine = True  # False: pixel norm without scale and bias (not stated)
     model.temporal_down = (0, 1)  # time halves after these stages, the two nearest the pixels
     model.conv_impl = "auto"
-    model.up_form = "nearest"  # nearest | subpixel: two ways to compute the interpolating up op
-    model.norm_scale_init = 0.0  # residual branches start at zero; released weights bring their own
+    model.up_form = "nearest"  # nearest | subpixel: two equivalent ways to upsample
+    model.norm_scale_init = 0.0  # residual branches start at zero; released weights replace it
     model.remat = False
     return model
 
@@ -113,13 +112,13 @@ def _paper(config, width):
     config.checkpoint.keep_every = 50_000
 
 
-# The paper names average resolutions and crops similar aspect ratios to one size, which it does not
-# list. Here a short list: a size for each sixth of an octave or so of aspect ratio around a square
-# (height, width), since each shape is a program. data.buckets takes a longer one.
+# The paper states average resolutions and says that clips of similar aspect ratio are cropped to
+# one size, but does not list the sizes. This list of (height, width) around a square is short,
+# because each shape is compiled separately; data.buckets accepts a longer one.
 _BUCKETS_256 = ((384, 192), (320, 192), (256, 256), (192, 320), (192, 384))
 _BUCKETS_512 = ((704, 384), (576, 448), (512, 512), (448, 576), (384, 704))
 _ASPECT_WEIGHTS = (0.02, 0.08, 0.3, 0.08, 0.02)
-# Fewer where there are several sizes: each shape is a program.
+# Three aspect ratios only for stages with several sizes, again to compile fewer programs.
 _THREE = {
     256: ((320, 192), (256, 256), (192, 320)),
     512: ((640, 384), (512, 512), (384, 640)),
@@ -130,7 +129,10 @@ _THREE_WEIGHTS = (0.2, 0.6, 0.2)
 
 
 def _buckets(config, sizes, kinds):
-    """``kinds`` are (frames, batch, share) at every size; shares of the middle size are largest."""
+    """Buckets of all ``sizes`` for each of ``kinds``, which are (frames, batch, share).
+
+    Within a kind the middle size, a square, gets the largest share.
+    """
     config.data.buckets = tuple((t, h, w, batch) for t, batch, _ in kinds for h, w in sizes)
     config.data.bucket_weights = tuple(
         share * weight for *_, share in kinds for weight in _ASPECT_WEIGHTS
@@ -138,15 +140,18 @@ def _buckets(config, sizes, kinds):
 
 
 def _mixed_buckets(config, kinds):
-    """``kinds`` are (frames, side of the square, batch, share)."""
+    """Buckets in three aspect ratios for each of ``kinds``: (frames, side, batch, share).
+
+    ``side`` is that of the square; the other two sizes have about its area.
+    """
     config.data.buckets = tuple((t, h, w, b) for t, side, b, _ in kinds for h, w in _THREE[side])
     config.data.bucket_weights = tuple(
         share * weight for *_, share in kinds for weight in _THREE_WEIGHTS
     )
 
 
-# Sizes, frames, losses and steps of the stages are stated. Learning rates, warm-up, decay,
-# clipping, EMA, batches and the share of images are not.
+# The paper states sizes, frames, losses and steps of the stages, but not learning rates, warm-up,
+# weight decay, clipping, EMA, batch sizes and the share of images.
 def _stage_1(config):
     _buckets(config, _BUCKETS_256, ((17, 64, 1), (1, 512, 1)))
     long_run(config, steps=200_000, lr=1e-4)
@@ -185,10 +190,11 @@ def _mixed_sizes(config):
         config,
         ((169, 256, 16, 0.4), (9, 704, 16, 0.4), (121, 1024, 8, 0.15), (1, 1024, 64, 0.05)),
     )
-    config.train.patch_cells = 40  # 320 pixels, of which the middle 220 are compared
+    config.train.patch_cells = 40  # patches of 320 pixels, of which the middle 220 are exact
     config.train.patch_above = 704 * 704
-    # "3D patch" (2.2.1): of all frames, since only a spatial margin is spoken of. In a causal model
-    # train.patch_latents=9 keeps the first 33 frames, which are exact, and a quarter of the memory.
+    # The paper's "3D patch" (2.2.1) is taken to hold all frames, since it mentions a spatial margin
+    # only. In a causal model train.patch_latents=9 decodes just the first 33 frames, which are
+    # exact, with a quarter of the memory.
     _discriminator(config)
 
 
@@ -213,28 +219,31 @@ _STAGE = {
 
 
 def _finetuned(config, form, from_scratch):
-    """The decoder's finetuned forms (FSVideo 2.2.3)."""
+    """The fine-tuned forms of the decoder (FSVideo 2.2.3)."""
     model = config.model
-    # The encoder stages that see frame 0 by itself: those after both temporal down operations.
+    # Attend to frame 0's features in the encoder stages after both temporal downsamplings.
     model.cross_stages = tuple(range(2, len(model.decoder_widths)))
     model.noise_weight = 0.05
     model.decoder_time = "centred" if form == "standard" else "group"
     if form == "lite":
         outer, inner = model.decoder_widths[:2], model.decoder_widths[2:]
-        model.decoder_widths = (*(width // 2 for width in outer), *inner)  # how far: not stated
+        model.decoder_widths = (
+            *(width // 2 for width in outer),
+            *inner,
+        )  # halving is our choice (not stated)
     if not from_scratch:
-        # Finetuned from the causal model (Lite: from Standard): --config.train.init_from=...
+        # Fine-tuned from the causal model (Lite: from Standard): --config.train.init_from=...
         config.optim.freeze = "encoder/"
         config.train.init_kind = form
-        # Whether its losses are those of the stage before is not stated.
+        # The paper does not state the losses; these are the previous stage's.
         follows = {"standard": ("fsae vf", "fsae 3"), "lite": ("fsae standard",)}
         config.train.init_recipes = follows[form]
 
 
 def _demo(config):
     model = _model(config)
-    # 4x4x4 into 16 channels (12 to 1) instead of 64x64x4 into 128 (384 to 1), and no blocks at
-    # full resolution, so that minutes on two cores show clips one recognises.
+    # 4x4x4 compression into 16 channels (12:1) instead of 64x64x4 into 128 (384:1), and no blocks
+    # at full resolution, so that a few minutes on two CPU cores give recognisable clips.
     model.encoder_widths = (16, 32, 64)
     model.decoder_widths = (16, 32, 64)
     model.encoder_depths = (0, 1, 1)

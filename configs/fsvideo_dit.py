@@ -36,16 +36,17 @@ def get_config(arg: str = ""):
     generator = config.generator
     generator.name = "wan"
     generator.memory = arg.memory  # layer memory (2.3.1)
-    # Weight of the previous layer in it at the start (not stated): 0.5 from scratch, 0.98 where
-    # Wan's weights go on.
+    # Initial weight of the previous layer (not stated): 0.5 from scratch; use 0.98 when starting
+    # from Wan's weights.
     generator.memory_share = 0.5
-    # Not stated: where the mixture is normalised, post | pre; a gate of the memory for each layer,
-    # closed at the start; and, for comparisons, of how many earlier states one counts.
+    # Not stated: whether to normalise after or before mixing (post | pre), and whether each layer
+    # has a gate on the memory that starts closed. A stride n uses every n-th earlier layer only.
     generator.memory_norm = "post"
     generator.router_gate = False
     generator.memory_stride = 1
     generator.eps = 1e-6
-    # Routers: no weight decay and a higher rate (not stated; as in LIMe, whose idea they follow).
+    # Routers get no weight decay and a higher learning rate (not stated; as in LIMe, on which the
+    # layer memory builds).
     if arg.memory:
         config.optim.no_decay = "router_"
         config.optim.lr_factors = (("router_", 10.0),)
@@ -60,14 +61,14 @@ def _flow(config):
     """Flow matching: eqs. 10-11, logit-normal levels, pseudo-Huber (2.3.2)."""
     schedule = config.diffusion.schedule
     schedule.name = "flow"
-    # Not stated: mean and spread of the logit, and the shift.
+    # Not stated: mean and standard deviation of the logit, and the shift.
     schedule.mean, schedule.std = 0.0, 1.0
     schedule.shift = 1.0
     config.diffusion.huber_reduction = "sample"  # sample | token | element (not stated)
-    config.diffusion.huber_c0 = 0.00054  # not stated; the cited paper's
+    config.diffusion.huber_c0 = 0.00054  # not stated; value of the paper it cites
     config.optim.b1, config.optim.b2 = 0.9, 0.95  # stated
     sampler = config.sampler
-    sampler.name, sampler.order = "unipc", 2  # solver and shift are not stated: Wan's
+    sampler.name, sampler.order = "unipc", 2  # solver and shift are Wan's (not stated)
     sampler.shift = 1.0
 
 
@@ -86,16 +87,17 @@ def _paper(config, arg):
     generator.stack = "recomputed"
     generator.remat = True
     generator.residual_dtype = "float32"
-    # The shift grows with the root of the tokens: 1 for pictures, 2.5 at 256x256, 5 at 512x512.
+    # The shift grows with the square root of the number of tokens: 1 for images, 2.5 for videos at
+    # 256x256, 5 at 512x512.
     config.diffusion.schedule.shift = 5.0
     config.diffusion.schedule.base_tokens = 1984
     config.sampler.steps = 30  # stated: 30 steps, two evaluations each
     config.sampler.shift = 5.0
     config.sampler.guidance.scales = (5.0,)  # not stated; Wan's
-    config.sampler.guidance.drops = (("text",),)  # the image stays on both sides
-    # Dropout (not stated): the text, and what is given of the first frame.
+    config.sampler.guidance.drops = (("text",),)  # the image is kept in both evaluations
+    # Dropout rates of the text and of the first frame's conditions (not stated).
     config.conditions.drop = {"text": 0.1, "first+image": 0.1}
-    config.encode.text = "wan"  # of prompts, as of the captions in the set
+    config.encode.text = "wan"  # prompts are encoded like the captions of the data set
     config.encode.image = "clip_vith14_wan"
     config.conditions.null_text = "empty"  # not stated; Wan's
     config.data.source = "latents"
@@ -110,8 +112,11 @@ def _paper(config, arg):
 
 
 def _stage(config, stage):
-    """The stages' sizes and the shares of their steps, 1 : 2 : 2, are stated (2.3.2); numbers of
-    steps, rates, batches and the share of pictures are not."""
+    """Sizes, steps and buckets of a stage.
+
+    The paper states the sizes and that steps are shared 1 : 2 : 2 between the stages (2.3.2), but
+    not the number of steps, learning rates, batch sizes or the share of images.
+    """
     pictures = area_buckets(1, 256, 64, batch=512)
     small = area_buckets(121, 256, 64, batch=128)
     large = area_buckets(121, 512, 64, batch=64)
@@ -119,7 +124,7 @@ def _stage(config, stage):
     steps = {"image": 100_000, "video": 200_000, "target": 200_000, "sft": 5000}[stage]
     rate = {"image": 1e-4, "video": 1e-4, "target": 5e-5, "sft": 1e-5}[stage]
     shares = (1.0,) * len(chosen)
-    if stage in ("video", "target"):  # 15 % pictures
+    if stage in ("video", "target"):  # 15 % images
         side = {"video": 256, "target": 512}[stage]
         more = area_buckets(1, side, 64, batch=512)
         shares = (0.85 / len(chosen),) * len(chosen) + (0.15 / len(more),) * len(more)
@@ -127,7 +132,8 @@ def _stage(config, stage):
     config.data.buckets, config.data.bucket_weights = chosen, shares
     long_run(config, steps=steps, lr=rate)
     side = {"image": (1, 256, 256), "video": (121, 256, 256)}
-    # 720x1280 is no multiple of 64 and the refiner doubles the base's size: 384x640 below 768x1280.
+    # The refiner doubles the base's size, and 720x1280 is not a multiple of 64: so the base makes
+    # 384x640, for a refined video of 768x1280.
     config.sample.size = side[stage] if stage in side else (121, 384, 640)
     before = {"image": None, "video": "image", "target": "video", "sft": "target"}[stage]
     if before:
@@ -139,21 +145,21 @@ def _demo(config, arg):
     generator.latent_channels = 8
     generator.mask_channels = 1 if arg.first else 0
     generator.condition_channels = 8 if arg.first else 0
-    generator.patch = (1, 2, 2)  # latents of 4x4x4 need fewer tokens, those of 64x64x4 do not
+    generator.patch = (1, 2, 2)  # the demo's 4x4x4 latents have more positions than 64x64x4
     generator.width, generator.depth = 128, 6
     generator.heads, generator.hidden = 4, 512
     generator.freq_dim = 64
     generator.text_dim, generator.text_length = 16, 8
     generator.label_classes, generator.label_tokens = 48, 4
     generator.image_dim = 0
-    generator.stack = "scanned"  # quicker at so few layers
+    generator.stack = "scanned"  # faster with so few layers
     generator.remat = False
     generator.residual_dtype = "float32"
     told = "label"
     if arg.text:
         told = "text"
         generator.label_classes = 0
-        # A random T5 of 16 channels over hashed words stands in for UMT5.
+        # A random T5 with 16 channels over hashed words replaces UMT5, so that no file is needed.
         config.encode.text, config.encode.text_network = "wan", "umt5_tiny"
         config.encode.tokenizer = "words"
         config.preset += "-text"

@@ -6,7 +6,7 @@
 ``configs/ivvae.py:paper,variant=causal,width=96``  a baseline or ablation: ``causal`` (the
                              inflated VAE), ``gcconv``, ``ktc``, ``ktc_causal``, ``volumes``; with
                              ``demo`` too, each with stages of its own
-``demo,stage=4``             the demo going on with a small discriminator
+``demo,stage=4``             the demo continued with a small discriminator
 
 A stage starts from the workdir of the one before it: ``--config.train.init_from=runs/ivvae-paper``.
 """
@@ -41,8 +41,9 @@ def get_config(arg: str = ""):
     return config
 
 
-# Image VAE that each variant is inflated from, by the recipe of its training: of one branch of
-# channels with attention after every block ("ivvae 1") or without ("plain"), or of all channels.
+# The recipe that trains the image VAE from which each variant is inflated. It has the channels of
+# one branch, with attention after every block ("ivvae 1") or without ("plain"), or all channels
+# ("single").
 _IMAGE_VAE = {
     "ivvae": "ivvae 1",
     "volumes": "ivvae 1",
@@ -56,7 +57,7 @@ _CAUSAL = ("causal", "ktc_causal")
 
 
 def _recipe(arg, stage):
-    """Variants have recipes of their own, but share the image VAEs."""
+    """Name of a stage's recipe; variants differ in it, but some share an image VAE (stage 1)."""
     if stage == 1:
         return _IMAGE_VAE[arg.variant]
     return f"ivvae {stage}" if arg.variant == "ivvae" else f"ivvae {arg.variant} {stage}"
@@ -67,13 +68,13 @@ def _model(config, arg):
     model = config.model
     model.name = "ivvae"
     model.variant = arg.variant
-    model.pac_dilations = (0, 1, 3, 6, 9, 12)  # of the parallel convolutions; 0: 1x1
-    model.up_form = "subpixel"  # nearest | subpixel: two ways to compute the up operations
-    # Residual branches start at zero; released weights bring their own.
+    model.pac_dilations = (0, 1, 3, 6, 9, 12)  # dilations of the parallel convolutions; 0: 1x1
+    model.up_form = "subpixel"  # nearest | subpixel: two equivalent ways to upsample
+    # Residual branches start at zero; released weights replace it.
     model.residual_scale = 0.0
     model.conv_impl = "auto"
     model.remat = False
-    model.row_limit = 3 * 2**27  # bytes of an array above which CPUs work in strips; 0: never
+    model.row_limit = 3 * 2**27  # above this many bytes per array CPUs work in strips; 0: never
     model.latent_scale = 1.0  # a generator sees scale * (latent - shift)
     model.latent_shift = 0.0
     return model
@@ -94,9 +95,9 @@ def _paper(config, arg):
     size = (model.latent_channels, model.width)
     if arg.variant == "ivvae" and size in _RELEASED:
         model.latent_scale, model.latent_shift = _RELEASED[size]
-    config.codec.groups = 1  # as the released code; at 720p a group is 1.9 GB a layer
-    # Sizes, steps and order of the stages are second-hand; frames, batch, optimizer and EMA are
-    # not stated.
+    config.codec.groups = 1  # as in the released code; at 720p a group takes 1.9 GB a layer
+    # Sizes, steps and order of the stages come from secondary sources; frames, batch sizes,
+    # optimizer and EMA are not stated anywhere.
     buckets, steps = {
         1: (((1, 256, 256, 256),), 200_000),
         2: (((17, 256, 256, 32),), 500_000),
@@ -105,18 +106,20 @@ def _paper(config, arg):
     }[arg.stage]
     config.data.buckets = buckets
     if arg.stage == 1:
-        # An ordinary image VAE with the channels of one branch; the video model is inflated of it.
+        # An ordinary image VAE (most with the channels of one branch) that the video model is
+        # inflated from.
         image = _IMAGE_VAE[arg.variant]
         model.variant = "image" if image == "ivvae 1" else "image_plain"
         model.latent_channels //= 1 if image == "ivvae single 1" else 2
         model.temporal_down = ()
     long_run(config, steps=steps, lr=5e-5 if arg.stage == 4 else 1e-4)
-    # Equation 5, whose sums over 256x256 images are means here: all terms divided by 3 * 256^2.
+    # Equation 5. It sums over 256x256 images where the losses here are means, so all of its weights
+    # are divided by 3 * 256^2.
     config.train.sample_latent = True
     config.loss.lpips_vgg = 1.0
     config.loss.kl = {"weight": 3e-6 * model.latent_channels / 192, "reduction": "mean"}
     if arg.stage > 1:
-        # A stage goes on where the one before it ended, the video model from the image model.
+        # A stage starts from the weights of the previous one; stage 2 inflates the image VAE.
         config.train.init_recipes = (_recipe(arg, arg.stage - 1),)
     if arg.stage == 2:
         causal = arg.variant in _CAUSAL
@@ -128,7 +131,10 @@ def _paper(config, arg):
 
 
 def _discriminator(config):
-    """Beta of equation 5; the discriminator and that beta scales with gradients are not stated."""
+    """Add the adversarial loss with the beta of equation 5.
+
+    The discriminator, and that beta is scaled by a ratio of gradients, are not stated.
+    """
     discriminator = config.discriminator
     discriminator.model.name = "patch3d"
     discriminator.weight = 0.8
@@ -148,16 +154,16 @@ _RELEASED = {
 
 def _demo(config, arg):
     model = _model(config, arg)
-    config.loss.l2 = 0.0  # squared error finds the way from the mean colour sooner
-    # 4x4x4 into 16 channels (12 to 1) instead of 4x8x8 into 16 (48 to 1), and narrow, so that
-    # minutes on two cores show clips one recognises.
+    config.loss.l2 = 0.0  # off, but ready to use: it leaves the mean colour sooner than l1
+    # 4x4x4 compression into 16 channels (12:1) instead of 4x8x8 into 16 (48:1), and a narrow model,
+    # so that a few minutes on two CPU cores give recognisable clips.
     model.latent_channels = 16
     model.width = 8
     model.multipliers = (1, 2, 4)
     model.blocks = 1
     model.temporal_down = (0, 1)
     model.pac_dilations = (0, 1, 3)
-    model.up_form = "nearest"  # faster here, at so few channels
+    model.up_form = "nearest"  # faster with so few channels
     demo_on_samples(config, bucket=(9, 64, 64, 2), steps=300, lr=3e-3)
     if arg.stage == 4:
         config.train.sample_latent = True

@@ -18,7 +18,7 @@ from vidlatent.config import (
     parse_arg,
 )
 
-# Classes; steps after which gradients are clipped (Latte's code).
+# For each data set: number of classes, and the step at which clipping starts (Latte's code).
 _DATA = {"ucf101": (101, 100_000), "kinetics400": (400, 100_000), "sky": (0, 20_000)}
 _DATA["faces"] = (0, 20_000)
 
@@ -31,7 +31,7 @@ def get_config(arg: str = ""):
     generator.name = "latte"
     generator.patch = (1, 2, 2)
     generator.learned_variance = True
-    generator.images_skip_time = True  # pictures pass the spatial blocks alone
+    generator.images_skip_time = True  # images only pass through the spatial blocks
     generator.eps = 1e-6
     generator.residual_dtype = "float32"
     noise_prediction(config)  # Latte's
@@ -42,25 +42,28 @@ def get_config(arg: str = ""):
 def _paper(config, arg):
     classes, clip_after = _DATA[arg.data]
     generator = config.generator
-    generator.latent_channels = arg.z  # which z is not stated; the others compared have 4
+    generator.latent_channels = (
+        arg.z
+    )  # the paper does not state z; the models it compares with have 4
     generator.width, generator.depth = 1152, 28
     generator.heads, generator.hidden = 16, 4608
     generator.freq_dim = 256
     generator.label_classes = classes
     generator.remat = True
     config.data.source = "latents"
-    # 17 frames, every third of the source; 32 videos in a step (stated).
+    # Stated: 17 frames, every third of the source, and 32 videos per step.
     config.data.buckets = ((17, 256, 256, 32),)
-    if arg.data == "sky":  # 20 pictures beside them (stated), here in batches of their own
+    if arg.data == "sky":  # with 20 images per step (stated), here in separate batches
         config.data.buckets = ((17, 256, 256, 32), (1, 256, 256, 20))
     if classes:
         config.conditions.drop = {"label": 0.1}
-    # 250 steps (stated); guidance 7 for UCF-101 (Latte's), none elsewhere.
+    # 250 steps are stated. The guidance scale of 7 with classes is Latte's; none without.
     config.sampler.name, config.sampler.steps = "ancestral", 250
     config.sampler.guidance.scales = (7.0,) if classes else ()
     config.sample.size = (17, 256, 256)
     config.sample.fps = 8.0
-    # Rate stated; its schedule, decay, clipping and EMA are Latte's, the number of steps is open.
+    # The learning rate is stated; schedule, decay, clipping and EMA are Latte's. The number of
+    # steps is our choice.
     long_run(config, steps=300_000, lr=1e-4)
     config.optim.warmup_steps = 0
     config.optim.b2 = 0.999

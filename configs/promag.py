@@ -1,4 +1,4 @@
-"""ProMAG, a 4x8x8 tokenizer grown to 8x8x8 and 16x8x8, and its MAGVIT-v2 baseline.
+"""ProMAG: a tokenizer with 4x8x8 compression grown to 8x8x8 and 16x8x8; its MAGVIT-v2 baseline.
 
 ``configs/promag.py``                a small 4x ProMAG on the sample clips, minutes on a laptop
 ``configs/promag.py:paper``          stage I at the published size (``z=8`` for the narrow latent)
@@ -59,7 +59,8 @@ def get_config(arg: str = ""):
     config = get_defaults(arg.model, arg.preset + suffix)
     config.loss.l1 = 1.0
     _model(config, arg, extra=direct[arg.k])
-    # Each stage sees the frame rate at which its key frames have the spacing of the stage before.
+    # The frame rate doubles with each stage, so that key frames keep the spacing that the previous
+    # stage was trained on.
     config.data.fps = _STAGE_FPS[max(arg.grow, direct[arg.k])]
     config.optim.b2 = 0.99
     {"demo": _demo, "paper": _paper, "line": _line, "square": _square}[arg.preset](config, arg)
@@ -88,7 +89,7 @@ def _read_stage(arg):
 
 
 def _stage(config, arg, stage):
-    """What the stage is called, what it follows on, and its losses (ProMAG, appendix B)."""
+    """The stage's recipe, the stages it may start from, and its losses (ProMAG, appendix B)."""
     config.recipe = _recipe(arg, stage)
     if arg.grow:
         config.train.init_recipes = (_recipe(arg, _STAGES[arg.grow]),)
@@ -101,14 +102,15 @@ def _stage(config, arg, stage):
     config.train.sample_latent = True
     config.loss.lpips_vgg = 1.0
     config.loss.kl = 1e-12
-    # Growing stages have none but in the paper's rows "w/ GAN", whose weight is not stated.
+    # In growing stages the paper uses a discriminator only in its rows "w/ GAN", and does not state
+    # the weight.
     if not arg.grow or arg.gan:
         _discriminator(config, arg)
         config.discriminator.optim.warmup_steps = 1000
 
 
 def _recipe(arg, stage):
-    """What else than the stage a following one depends on is part of the name."""
+    """Name of a stage's recipe: the stage and all options that a following stage depends on."""
     words = [arg.model, stage]
     if arg.k != 4 and stage != "0":
         words.append(f"{arg.k}x")
@@ -120,8 +122,11 @@ def _recipe(arg, stage):
 
 
 def _discriminator(config, arg):
-    """Stable Diffusion's discriminator, over video; its kernel in time and its start are not
-    stated, nor is anything of stage 0, which gets the losses of stage I."""
+    """Add Stable Diffusion's discriminator, applied to video.
+
+    Its kernel size in time and its first step are not stated. Nothing is stated about stage 0,
+    which gets the losses of stage I.
+    """
     discriminator = config.discriminator
     discriminator.model.name = "patch2d" if arg.image else "patch3d"
     if not arg.image:
@@ -139,9 +144,9 @@ def _demo_discriminator(config, arg):
 
 
 def _start(config, arg):
-    """What a stage starts from and leaves alone."""
+    """How a stage is initialised, and which parameters it freezes."""
     join = "none" if arg.image else config.model.first_frame_join
-    # Trained are the blocks of this growth and the 1x1x1 layers at the latent.
+    # A growing stage trains only its new blocks and the 1x1x1 layers at the latent.
     frozen = ["image"] if join != "none" else []
     if arg.grow:
         frozen += ["encoder", "decoder", *(f"grow{i}" for i in range(1, arg.grow))]
@@ -153,12 +158,12 @@ def _start(config, arg):
 
 
 def _model(config, arg, extra):
-    """Fields shared by both presets; what the paper leaves open carries the recommended choice."""
+    """Fields shared by all presets. Where the paper is silent, they are our recommendation."""
     baseline = arg.model == "magvit2"
     model = config.model
     model.name = arg.model
     model.norm_kind = "group" if baseline else "rms"  # rms | std_no_shift | group
-    model.norm_axes = "hw"  # hw: each frame by itself | thw: gives up causality and streams
+    model.norm_axes = "hw"  # hw: each frame alone | thw: no longer causal, so no streaming
     model.norm_eps = 1e-6
     model.time_padding = "zeros"  # before frame 0: zeros | replicate (not stated)
     model.drop_mode = "final" if baseline else "each"  # each up layer | at the decoder's end
@@ -171,8 +176,8 @@ def _model(config, arg, extra):
     model.line = arg.preset == "line"
     model.grow = arg.grow
     model.grow_mode = arg.mode  # full | plain: without key frames, residual and adaptive norm
-    model.ada_mode = "position"  # of the added blocks: position | pooled | none
-    model.zero_init_residual = False  # True: a grown model starts as its key frames' latents
+    model.ada_mode = "position"  # adaptive norm of the added blocks: position | pooled | none
+    model.zero_init_residual = False  # True: a grown model starts with its key frames' latents
     model.extra_multipliers = (4,) * extra  # levels of a directly trained 8x or 16x model
     model.logvar_init = -6.0
     model.tile_size = 0  # tiles of the decoder's convolutions for large pictures; 0: none
@@ -195,7 +200,7 @@ def _paper(config, arg):
     model.groups = 32
     model.remat = True
     config.data.buckets = ((17, 256, 256, 32),)
-    # A directly trained model gets as many steps as all of ProMAG's stages (not stated).
+    # A directly trained model gets as many steps as all ProMAG stages together (not stated).
     direct_steps = {4: 300_000, 8: 400_000, 16: 500_000}
     long_run(config, steps=100_000 if arg.grow else direct_steps[arg.k], lr=1e-4)
     # Warm-up, schedule, clipping and EMA are not stated.
@@ -205,8 +210,8 @@ def _paper(config, arg):
 
 def _demo(config, arg):
     model = config.model
-    # 4x4x4 into 16 channels (12 to 1) instead of 4x8x8 into 16 (48 to 1), and narrow, so that
-    # minutes on two cores show clips one recognises.
+    # 4x4x4 compression into 16 channels (12:1) instead of 4x8x8 into 16 (48:1), and a narrow model,
+    # so that a few minutes on two CPU cores give recognisable clips.
     model.latent_channels = 16
     model.width = 16
     model.multipliers = (1, 2, 4)
@@ -222,7 +227,7 @@ def _line(config, arg):
     model.width = 8
     model.multipliers = (1, 4, 4)
     model.temporal_down = (0, 1)
-    model.conv_impl = "fold2d"  # the quicker form on CPUs when channels are few
+    model.conv_impl = "fold2d"  # faster on CPUs with few channels
     model.blocks = model.grow_blocks = 1
     model.groups = 8
     config.data.buckets = ((17, 1, 32, 16),)
@@ -245,7 +250,7 @@ def _square(config, arg):
     model.multipliers = (1, 2, 2, 4)
     model.temporal_down = (1, 2)
     config.data.buckets = ((17, 64, 64, 8),)
-    # Motion that no interpolation foresees: about one abrupt turn in 12 frames of each shape.
+    # Each shape turns abruptly about every 12 frames, which interpolation cannot predict.
     _rendered(config, clips=20_000, shapes=4, speed=0.45)
     config.data.synthetic.turns = 1 / 12
     config.data.synthetic.height, config.data.synthetic.width = 64, 64
@@ -258,13 +263,13 @@ def _square(config, arg):
 
 
 def _rendered(config, clips, shapes, speed):
-    """Clips drawn at 24 fps, of which a stage takes every n-th frame exactly."""
+    """Use clips rendered at 24 fps; a stage at a lower rate takes exactly every n-th frame."""
     config.data.source = "synthetic"
     synthetic = config.data.synthetic
     synthetic.kind = "paths"
     synthetic.clips, synthetic.frames, synthetic.shapes = clips, 97, shapes
     synthetic.speed = speed
-    # A run of any length is the beginning of a longer one: the rate does not know the end.
+    # With a constant learning rate, a short run is exactly the beginning of a longer one.
     config.optim.schedule = "constant"
     config.train.log_every = 50
     config.train.tensorboard = False

@@ -1,4 +1,4 @@
-"""ProMAG's text-to-video DiT, of CogVideoX-5B's layout, on 4x, 8x and 16x latents (section 4.2).
+"""ProMAG's text-to-video DiT, built like CogVideoX-5B, on 4x, 8x and 16x latents (section 4.2).
 
 ``configs/promag_dit.py``         a small one for labelled shapes; it needs a tokenizer and its
                                   latents: ``python -m experiments.generator_demo
@@ -27,7 +27,7 @@ from vidlatent.config import (
 
 
 def get_config(arg: str = ""):
-    # The tokenizer's k alone changes nothing in stages 1 and 2 but what the run is called.
+    # In stages 1 and 2 the tokenizer's k alone changes only the name of the run.
     arg = parse_arg(
         arg,
         presets=("demo", "paper"),
@@ -60,7 +60,7 @@ def get_config(arg: str = ""):
 
 
 def _objective(config, loss):
-    """Not stated: CogVideoX's v-prediction on its schedule, or flow matching."""
+    """Set CogVideoX's v-prediction and schedule, or flow matching; the paper states neither."""
     schedule = config.diffusion.schedule
     if loss == "flow":
         schedule.name, schedule.shift = "flow", 1.0
@@ -75,8 +75,8 @@ def _objective(config, loss):
 
 def _paper(config, arg):
     generator = config.generator
-    generator.latent_channels = arg.z  # which z is not stated; 16 is the best tokenizer's
-    # CogVideoX-5B's (about 5 billion parameters are stated).
+    generator.latent_channels = arg.z  # the paper does not state z; its best tokenizer has 16
+    # CogVideoX-5B's sizes (the paper states about 5 billion parameters).
     generator.width, generator.depth = 3072, 42
     generator.heads, generator.hidden = 48, 12288
     generator.time_dim = 512
@@ -88,7 +88,7 @@ def _paper(config, arg):
     config.conditions.drop = {"text": 0.1}  # not stated
     config.sampler.steps = 50  # not stated
     config.sampler.guidance.scales = (6.0,)  # not stated
-    config.encode.text = "promag"  # of prompts, as of the captions in the set
+    config.encode.text = "promag"  # prompts are encoded like the captions of the data set
     config.conditions.null_text = "empty"  # not stated; CogVideoX's
     config.data.source = "latents"
     config.data.fps = 24.0
@@ -102,11 +102,15 @@ def _paper(config, arg):
 
 
 def _stage(config, arg):
-    """Steps of the stages and their sizes are stated; batches, rate and the share of pictures are
-    not. Figures say 192x360, the videos shown have 192x320, which 8 pixels a latent divide."""
+    """Sizes, steps and buckets of a stage.
+
+    Steps and sizes are stated; batch sizes, learning rate and the share of images are not. Figures
+    say 192x360, but the published videos are 192x320, which unlike 360 is a multiple of 16.
+    """
     pictures = area_buckets(1, 256, 32, batch=1024)
-    # 4 chunks of 17 frames, each coded by itself, neighbours sharing 4: 20, 12 or 8 latents; in
-    # stage 3 as many as make about 40. The paper counts 68 and 340 frames: chunks that share none.
+    # Clips are 4 chunks of 17 frames that are coded separately and overlap by ``overlap`` frames:
+    # 20, 12 or 8 latent frames. Stage 3 takes as many chunks as give about 40 latent frames. The
+    # paper counts 68 and 340 frames, which are chunks without overlap.
     count, step = 4 if arg.stage < 3 else {4: 8, 8: 13, 16: 20}[arg.k], 17 - arg.overlap
     video = (17 + (count - 1) * step, 192, 320, 64)
     if arg.stage > 1:
@@ -118,7 +122,7 @@ def _stage(config, arg):
         long_run(config, steps=200_000, lr=1e-4)
         config.sample.size = (1, 256, 256)
         return
-    if arg.stage == 2:  # 25 % pictures
+    if arg.stage == 2:  # 25 % images
         config.data.buckets = (*pictures, video)
         config.data.bucket_weights = (0.25 / len(pictures),) * len(pictures) + (0.75,)
         long_run(config, steps=150_000, lr=1e-4)

@@ -22,8 +22,8 @@ from vidlatent.config import (
     parse_arg,
 )
 
-# Heights and widths of stage 3 (released code); those of tall clips are the same turned round, but
-# for one that the code leaves out.
+# (height, width) of stage 3, from the released code. Tall clips have the same sizes transposed,
+# except one that the code lacks.
 _WIDE = ((512, 2048), (512, 1984), (512, 1920), (512, 1856), (576, 1792), (576, 1728), (576, 1664))
 _WIDE += ((640, 1600), (640, 1536), (704, 1472), (704, 1408), (704, 1344), (768, 1344), (768, 1280))
 _WIDE += ((832, 1216), (832, 1152), (896, 1152), (896, 1088), (960, 1088), (960, 1024))
@@ -43,7 +43,7 @@ def get_config(arg: str = ""):
     generator = config.generator
     generator.name = "reducio_dit"
     generator.latent_channels = 16
-    generator.patch = (1, 1, 1)  # not stated: 352 pixels are 11 latents, which 2 does not divide
+    generator.patch = (1, 1, 1)  # not stated; 352 pixels are 11 latents, which is odd
     generator.attention = arg.attention  # joint | 2d+1d
     generator.null_text = "fixed"  # fixed | learned (PixArt's)
     generator.null_image = "zeros"  # zeros | learned (not stated)
@@ -52,11 +52,11 @@ def get_config(arg: str = ""):
     generator.learned_variance = True
     generator.eps = 1e-6
     generator.residual_dtype = "float32"
-    # The objective is noise prediction; schedule and learned variance are PixArt's.
+    # Noise prediction is stated; the schedule and the learned variance are PixArt's.
     noise_prediction(config)
-    # Text and image are dropped independently, each with 0.1 (released code): both are missing in
-    # 1 % only, which ``conditions.joint`` can raise.
-    # Not stated: PixArt's solver.
+    # The released code drops text and image independently with probability 0.1 each, so only 1 % of
+    # samples lack both; ``conditions.joint`` can raise that share.
+    # The solver is PixArt's (not stated).
     config.sampler.name = "dpmpp_2m"
     config.sampler.steps, config.sampler.spacing = 20, "continuous"
     {"demo": _demo, "paper": _paper}[arg.preset](config, arg)
@@ -81,17 +81,21 @@ def _paper(config, arg):
     config.conditions.drop = {"text": 0.1, "content+image": 0.1}
     config.sampler.guidance.scales = (2.5,)  # released code
     config.sampler.guidance.drops = (("text", "image", "content"),)
-    config.encode.text = "reducio"  # of prompts, as of the captions in the set
+    config.encode.text = "reducio"  # prompts are encoded like the captions of the data set
     config.encode.image = "clip_vith14"
-    config.encode.content = "sd_vae"  # ft-ema of SD 1 in the script, SD 2.1's in the paper
+    config.encode.content = "sd_vae"  # the script uses SD 1's ft-ema, the paper says SD 2.1
     config.data.source = "latents"
     config.data.fps = 16.0
-    side, batch = {1: (256, 512), 2: (512, 128), 3: (1024, 32)}[arg.stage]  # batch of 1 is stated
+    side, batch = {1: (256, 512), 2: (512, 128), 3: (1024, 32)}[
+        arg.stage
+    ]  # stated for stage 1 only
     config.data.buckets = ((16, side, side, batch),)
     if arg.stage == 3:
         config.data.buckets = tuple((16, *size, batch) for size in _sizes())
-        config.data.bucket_rule = "inward"  # released code; its clips are scaled to cover and cut
-    # Steps are not stated; rate, decay, clipping, warm-up and EMA are PixArt's.
+        config.data.bucket_rule = (
+            "inward"  # as in the released code, which scales to cover and crops
+        )
+    # Steps are not stated; learning rate, decay, clipping, warm-up and EMA are PixArt's.
     long_run(config, steps=100_000, lr=2e-5)
     config.optim.warmup_steps = 1000
     config.optim.b2, config.optim.eps = 0.999, 1e-10
@@ -114,7 +118,7 @@ def _demo(config, arg):
     generator.text_dim, generator.text_length = 16, 4
     generator.label_classes, generator.label_tokens = 48, 4
     generator.image_dim, generator.image_tokens = 0, 4
-    # Means of small squares stand in for the image autoencoder's latent.
+    # Mean colours of small squares replace the image autoencoder's latent.
     config.conditions.content = "pooled"
     generator.content_channels, generator.content_factor = 4, 1
     generator.content_patch, generator.content_scale = 2, 1.0

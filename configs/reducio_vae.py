@@ -35,14 +35,14 @@ def _model(config, arg):
     model.latent_channels = 16
     model.frames = 16  # of a clip; longer videos are coded clip by clip
     model.content = arg.content  # frame kept: middle (7 of 16) | first | random | none
-    model.fuse_middle = True  # attend to the content frame at the lowest resolution too
-    model.time = "centred"  # convolutions in time: centred | causal (in no released model)
-    model.renorm_latent = False  # normalise before decoding once more, for generated latents
-    model.fuse_window = 128  # larger content maps are cut into windows of this side
+    model.fuse_middle = True  # attend to the content frame at the lowest resolution as well
+    model.time = "centred"  # convolutions in time: centred | causal (no released model)
+    model.renorm_latent = False  # normalise again before decoding, for generated latents
+    model.fuse_window = 128  # larger content maps are split into windows of this side
     model.attention_window = 256  # the same for self-attention of the content encoder; 0: never
     model.heads = 8
-    model.up_form = "subpixel"  # nearest | subpixel: two ways to compute the up operations
-    model.residual_scale = 1.0  # of the residual branches at the start
+    model.up_form = "subpixel"  # nearest | subpixel: two equivalent ways to upsample
+    model.residual_scale = 1.0  # initial scale of the residual branches
     model.conv_impl = "auto"
     model.remat = False
     model.latent_scale = 1.0
@@ -67,7 +67,8 @@ def _paper(config, arg):
     config.loss.lpips_vgg = 0.1
     _discriminator(config, start=5000)
     config.discriminator.adaptive_terms = ("l1", "lpips_vgg")
-    # A tenth of the autoencoder's rate, and a tenth of that until it is heard.
+    # A tenth of the autoencoder's learning rate, and a tenth of that again until the adversarial
+    # loss starts.
     config.discriminator.optim.lr = 4e-6
     config.discriminator.optim.ramp = ((4999, 0.1), (5999, 1.0))
     config.data.fps = 16.0
@@ -75,8 +76,8 @@ def _paper(config, arg):
     config.data.crop = "resized"
     config.data.resize = "bilinear"
     config.data.buckets = ((16, 256, 256, 32 if model.time_factor == 4 else 24),)
-    # Learning rate and batch are the paper's; the released config has 2e-5 and 16. Its decay to a
-    # hundredth over a million steps ends where the schedule here does.
+    # Learning rate and batch size are the paper's; the released config has 2e-5 and 16. As there,
+    # the rate decays to a hundredth over a million steps.
     long_run(config, steps=1_000_000, lr=4e-5)
     config.optim.warmup_steps = 0
     config.optim.schedule = "linear"
@@ -85,12 +86,15 @@ def _paper(config, arg):
     config.optim.b2 = 0.9
     config.optim.weight_decay = 0.0
     config.optim.clip_norm = 0.0
-    config.optim.ema_decay = 0.0  # the weights as they are
+    config.optim.ema_decay = 0.0  # no averaging
     config.checkpoint.keep_every = 50_000
 
 
 def _discriminator(config, start):
-    """The whole objective (released code; the outlier penalty is not in the paper)."""
+    """Add the KL, outlier and adversarial losses.
+
+    They follow the released code; the outlier penalty is not in the paper.
+    """
     config.loss.kl = 1e-6
     config.loss.outlier = 1.0
     discriminator = config.discriminator
@@ -98,7 +102,8 @@ def _discriminator(config, start):
     discriminator.loss = "hinge"
     discriminator.weight = 0.05
     discriminator.scale = 0.5
-    # The released code counts steps of both players: its 10,001st is the batch 5000 here.
+    # The released code counts the updates of autoencoder and discriminator: its 10,001st is that of
+    # batch 5000 here.
     discriminator.start_step = start
     discriminator.adaptive_layer = "decoder/conv_out/kernel"
     discriminator.adaptive_terms = ("l1",)
@@ -108,9 +113,9 @@ def _discriminator(config, start):
 
 def _demo(config, arg):
     model = _model(config, arg)
-    config.loss.l2 = 0.0  # squared error finds the way from the mean colour sooner
-    # 4x4x4 into 16 channels (12 to 1, beside the content frame) instead of 4x32x32 (768 to 1), and
-    # narrow, so that minutes on two cores show clips one recognises.
+    config.loss.l2 = 0.0  # off, but ready to use: it leaves the mean colour sooner than l1
+    # 4x4x4 compression into 16 channels (12:1, besides the content frame) instead of 4x32x32
+    # (768:1), and a narrow model, so that a few minutes on two CPU cores give recognisable clips.
     model.width = 8
     model.multipliers = (1, 2, 4)
     model.blocks = 1

@@ -1,4 +1,4 @@
-"""Clips that cannot be used: named, counted, replaced, and at some point too many."""
+"""Unusable clips are named, counted and replaced, until there are too many."""
 
 import os
 
@@ -61,7 +61,7 @@ def test_ten_kinds_among_good_clips(tools, tmp_path, slow, caplog, verify, worke
         assert f"{name}: {reason}: " in report.table() and reason in caplog.text
     assert all(batch["mask"].all() for batch in batches)
     skipped = [bad for batch in batches for bad in batch["skipped"]]
-    if verify == "auto":  # decoded whole beforehand: nothing is left to find
+    if verify == "auto":  # clips were decoded beforehand, so no bad one is left
         assert not skipped and report.failed == 0
     else:
         assert {bad[:2] for bad in skipped} == {("corrupt.mp4", "corrupt")}
@@ -142,7 +142,7 @@ def test_the_budget_looks_at_the_last_window_only():
     report = BadClips("here", [BadClip("x", "empty", "0 bytes")], budget=0.1, window=100)
     for _ in range(30):
         report.record(10, [("a", "corrupt", "?")])
-        report.check()  # 10 of 100: not over
+        report.check()  # 10 of 100 is not above the limit
     report.record(10, [("a", "corrupt", "?"), ("b", "slow", "?")])
     with pytest.raises(VidlatentError, match="11 of the last 100 draws from here"):
         report.check()

@@ -1,4 +1,4 @@
-"""Buckets: which clip goes where, and how the steps are shared."""
+"""Buckets: which clips they get, and how steps are shared between them."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_clips_go_to_the_nearest_aspect_ratio_of_each_length():
         clip(300, 600, 1),  # a wide picture
     ]
     assert assign_clips(clips, buckets, 0.0) == [[2], [0], [1], [1, 2, 3], [0, 4]]
-    # At 5 frames a second 40 frames are worth 8: nothing is left for 17.
+    # At 5 frames a second, 40 frames become 8, too few for 17.
     assert assign_clips(clips, buckets, 5.0)[:3] == [[], [], []]
 
 
@@ -60,7 +60,7 @@ def test_training_clips_join_every_size_of_their_aspect_that_does_not_enlarge_th
     squares = [Bucket(1, size, size, 1) for size in (64, 128, 256)]
     clips = [clip(40, 40), clip(130, 130), clip(600, 600), clip(100, 200)]
     assert assign_clips(clips, squares, 0.0, every_size=True) == [[0, 1, 2, 3], [1, 2], [2]]
-    # Another ratio, however near (1.29 and 1.25), and another number of frames are no other size.
+    # Close aspect ratios (1.29 and 1.25) and other frame counts are not sizes of one bucket.
     rows = ((17, 448, 576, 4), (17, 512, 640, 4), (17, 96, 128, 4), (5, 224, 288, 4))
     buckets = parse_buckets((*rows, (17, 224, 288, 8)), RULE, 1)
     clips = [clip(1000, 1286), clip(1000, 1250), clip(300, 390)]
@@ -104,7 +104,7 @@ def test_inward_ratios_are_those_of_the_released_table(height, width, size):
         if rows
     ]
     assert (found.height, found.width) == size
-    # What is lost lies along the longer side.
+    # The crop removes pixels along the longer side only.
     spot = place(height, width, size)
     longer = (spot.width, size[1]) if width >= height else (spot.height, size[0])
     assert longer[0] >= longer[1]
@@ -158,7 +158,7 @@ def test_random_parts_of_a_frame(source):
     tall = source[0] * np.array([box.height for box in boxes])
     stretches = source[1] * np.array([box.width for box in boxes]) / tall
     assert 3 / 4 <= stretches.min() and stretches.max() <= 4 / 3
-    if source == (320, 100):  # nothing fits: the middle
+    if source == (320, 100):  # no place fits, so crop at the centre
         assert set(boxes) == {Box(0.34375, 0.0, 0.3125, 1.0)}
         return
     assert 0.5 <= areas.min() and areas.max() <= 1 and np.ptp(areas) > 0.05

@@ -151,5 +151,5 @@ def test_a_captions_file_that_is_none(tools, tmp_path):
 def test_sources_without_words_are_what_they_were(tools):
     with make_loader(tools.options(), split="train", rule=tools.rule, seed=5) as loader:
         assert set(next(loader)) == {"video", "mask", "clip", "start", "skipped"}
-        # Runs begun before there were labels resume without a warning.
+        # Runs from before labels existed resume without a warning.
         assert loader.fingerprint.startswith("111bd7d63bc3ef8dc5dd563bb63822817108")

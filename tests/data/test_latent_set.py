@@ -178,7 +178,7 @@ def test_validation_is_every_window_once_and_of_other_clips(tools, latents):
                 assert not batch["latent"][batch["mask"] == 0].any()
                 assert (batch["label"][batch["mask"] == 0] == -1).all()
     assert len(names["whole"]) == 14
-    # A clip's video and picture stay on one side.
+    # A clip's video and its image are on the same side of the split.
     clips = [{name.partition(":")[0] for name in names[split]} for split in ("train", "validation")]
     assert clips[0] and clips[1] and not clips[0] & clips[1]
 
@@ -225,13 +225,13 @@ def test_damage_is_named(tools, tmp_path):
     shard = folder / "part-00001-of-00003.array_record"
     content = shard.read_bytes()
     rows = Shard.load(str(shard)).windows
-    # Half of a shard is overwritten: its records are left out one by one.
+    # Half of a shard is overwritten, so its records are skipped one by one.
     middle = len(content) // 2
     shard.write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])
     index = make_index(options_of(tools, folder, verify="decode"))
     assert index.bad and {bad.reason for bad in index.bad} == {"corrupt"}
     assert {bad.path for bad in index.bad} <= {row.name for row in rows}
-    # The same damage met on the way counts like a bad clip's.
+    # The same damage, found while reading, counts as bad clips.
     options = options_of(tools, folder, verify="header", validation_share=0.0)
     with make_loader(options, split="train", rule=tools.rule, seed=0) as loader:
         batches = [next(loader) for _ in range(8)]

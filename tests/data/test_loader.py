@@ -18,7 +18,7 @@ BUCKETS = ((5, 32, 48, 4), (5, 48, 32, 4), (1, 32, 32, 8))
 
 @pytest.fixture(scope="module")
 def folder(tools, tmp_path_factory):
-    """Wide and tall clips and pictures."""
+    """Wide and tall clips and images."""
     path = tmp_path_factory.mktemp("clips")
     for number in range(8):
         height, width = (48, 72) if number % 2 else (72, 48)
@@ -60,7 +60,7 @@ def test_batches_are_as_described(tools, folder):
 
 
 def test_two_sizes_of_one_number_of_frames(tools, folder):
-    """Wide clips train in both wide buckets, tall ones in theirs; each is scored in one."""
+    """Wide clips train in both wide buckets, tall ones in the tall one; each is scored once."""
     buckets = ((5, 32, 48, 4), (5, 48, 72, 2), (5, 48, 32, 2))
     options = tools.options(
         source="folder", path=folder, buckets=buckets, bucket_weights=(1.0, 2.0, 1.0)
@@ -79,7 +79,7 @@ def test_two_sizes_of_one_number_of_frames(tools, folder):
 
 
 def test_listed_windows_in_order(tools, folder):
-    """What read on in open files gives is what each window read by itself gives."""
+    """Reading on in open files gives the same frames as reading each window separately."""
     options = tools.options(source="folder", path=folder, buckets=((5, 32, 48, 2),))
     windows = [(row, first) for row in (0, 1, 4) for first in range(0, 15, 3)]
     given = dict(split="whole", rule=tools.rule, seed=0, windows=Listed([(0, windows)]))
@@ -136,7 +136,7 @@ def test_processes_share_one_stream(tools, folder):
             together = {clip.tobytes() for video in dealt for clip in video}
             assert together == {clip.tobytes() for clip in batch["video"]}
             keys = [tuple(zip(p[step]["clip"], p[step]["start"], strict=True)) for p in parts]
-            assert len(set(keys)) == count  # no two processes draw alike
+            assert len(set(keys)) == count  # no two processes draw the same
 
 
 def test_streams_of_buckets_and_epochs_differ(tools):
@@ -173,7 +173,7 @@ def test_flip_and_crop(tools, folder):
 
 
 def test_random_parts_are_read_at_every_scale(tools, folder):
-    """The same windows as from the centre, with more of the detail than the whole frame has."""
+    """The same windows in time as for centre crops, with more detail than the whole frame."""
     whole = read(tools, options_of(tools, folder, flip=False, crop="centre"), 2)
     parts = read(tools, options_of(tools, folder, flip=False, crop="resized"), 2)
     for one, other in zip(whole, parts, strict=True):

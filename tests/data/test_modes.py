@@ -14,7 +14,7 @@ from PIL import Image
 from vidlatent.media.decode import iter_frames
 
 ROOT = Path(__file__).parent.parent.parent
-# Kinds of unusable clips that a fast machine and the root user meet too.
+# Kinds of bad clips that do not depend on the machine's speed or the user's rights.
 REASONS = (
     "missing",
     "corrupt",
@@ -42,7 +42,7 @@ def run(*args):
 
 @pytest.fixture(scope="module")
 def trained(tools, tmp_path_factory):
-    """A workdir trained on a folder in which most kinds of bad clips lie among good ones."""
+    """A workdir trained on a folder that mixes good clips with most kinds of bad ones."""
     folder = tools.make_bad_folder(tmp_path_factory.mktemp("clips"))
     workdir = tmp_path_factory.mktemp("run")
     out = run(
@@ -50,7 +50,7 @@ def trained(tools, tmp_path_factory):
         f"--workdir={workdir}",
         "--config.data.source=folder",
         f"--config.data.path={folder}",
-        "--config.data.buckets=((5, 16, 16, 2),)",  # no single frames: short clips are useless
+        "--config.data.buckets=((5, 16, 16, 2),)",  # none of single frames, for short clips
         "--config.data.max_pixels=250000",
         "--config.data.validation_share=0.3",
         "--config.train.steps=12",

@@ -1,4 +1,4 @@
-"""A source from somebody else's module: registered, checked, loaded, also by worker processes."""
+"""A source of a user's own module: registered, checked, and loaded, in worker processes too."""
 
 import importlib
 import sys
@@ -54,7 +54,7 @@ SOURCES.register("grey", lambda options, seed: GreySource(int(options.path), see
 
 @pytest.fixture
 def grey(tmp_path, monkeypatch):
-    """The module above, imported as a user's own; the table of sources is put back afterwards."""
+    """The module above, imported like a user's; the registry of sources is restored afterwards."""
     monkeypatch.setattr(SOURCES, "_entries", dict(SOURCES._entries))
     (tmp_path / "my_grey_clips.py").write_text(_MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Rendered paths: pure functions of (seed, index), exact at any frame rate, as fast as they say."""
+"""Rendered paths: pure functions of (seed, index), exact at any frame rate, of the set speed."""
 
 import dataclasses
 
@@ -73,7 +73,7 @@ def test_kept_clips_are_what_is_drawn_at_once(options):
 
 
 def test_windows_of_the_growth_stages():
-    """ProMAG's stages see s + 4i, s + 2i and s + i of 24 frames a second, i = 0 ... 16."""
+    """Of 24 frames a second, ProMAG's stages read s + 4i, s + 2i and s + i, i = 0 ... 16."""
     source = PathsSource(LINE, seed=0)
     info = source.probe("scene-000000", Limits())
     _, clip = source.read_all(info, (1, 32), Limits())
@@ -82,11 +82,11 @@ def test_windows_of_the_growth_stages():
         start = 11
         windows[fps] = source.read(info, start / 24, 17, fps, (1, 32), CENTRE, Limits())
         np.testing.assert_array_equal(windows[fps], clip[start : start + 16 * stride + 1 : stride])
-        # A clip as long as the window has one place for it, one frame less has none.
+        # A clip as long as the window has one position for it, a shorter one has none.
         span = 16 * stride + 1
         assert dataclasses.replace(info, frames=span).starts(17, fps) == 1
         assert dataclasses.replace(info, frames=span - 1).starts(17, fps) == 0
-    # Key frames of a 16x clip are what a sampler of 6 frames a second gives, of 8x alike.
+    # Key frames of 16x and 8x clips equal those sampled at 6 frames a second.
     np.testing.assert_array_equal(windows[24.0][::4], windows[6.0][:5])
     np.testing.assert_array_equal(windows[24.0][::2], windows[12.0][:9])
     np.testing.assert_array_equal(windows[12.0][::2], windows[6.0][:9])

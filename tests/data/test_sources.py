@@ -1,4 +1,4 @@
-"""Sources: what they find, what they hold together, what they say when something is missing."""
+"""Sources: which clips they find, what they pair with them, and their errors."""
 
 import importlib.metadata
 import json

@@ -1,4 +1,4 @@
-"""Rendered scenes: pure functions of (seed, index), with the motion they say they have."""
+"""Rendered scenes: pure functions of (seed, index) whose motion matches their flow."""
 
 import dataclasses
 import time

@@ -1,4 +1,4 @@
-"""Text cleaning and token numbers."""
+"""Text cleaning and tokenization."""
 
 import json
 
@@ -104,7 +104,7 @@ def test_words():
 
 @pytest.fixture(scope="module")
 def tokenizer_file(tmp_path_factory):
-    """A vocabulary like T5's: pieces with a mark for blanks, pad 0, end 1, unknown 2."""
+    """A vocabulary like T5's: pieces that mark spaces, pad 0, end 1, unknown 2."""
     tokenizers = pytest.importorskip("tokenizers")
     blank = "\u2581"
     pieces = ["<pad>", "</s>", "<unk>", blank, f"{blank}a", f"{blank}cat", "s", f"{blank}dog", "c"]
@@ -112,7 +112,7 @@ def tokenizer_file(tmp_path_factory):
     made = tokenizers.Tokenizer(model)
     made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     made.add_special_tokens(pieces[:3])
-    # Published files carry cutting and padding of their own.
+    # Published files bring their own truncation and padding.
     made.enable_truncation(2)
     made.enable_padding(length=9)
     folder = tmp_path_factory.mktemp("tokenizer")

@@ -1,4 +1,4 @@
-"""Scoring a whole folder: each clip once, in the longest bucket it fills, where it was asked."""
+"""Scoring a whole folder: each clip once, in the longest bucket that it fills."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Which layouts of a convolution XLA partitions rightly.
+"""Which shardings of a convolution XLA computes correctly.
 
 ``parallel.sharding`` uses only the layouts tested here. Others are known to be wrong (see there),
 so a change of the rules has to add its layout to this list first.

@@ -1,4 +1,4 @@
-"""Attention within frames: its loop runs over no axis that a mesh splits."""
+"""Attention within frames: its loop does not run over a sharded axis."""
 
 import jax
 import numpy as np
@@ -47,7 +47,7 @@ def test_devices_attend_in_their_own_frames(attend, monkeypatch):
         compiled = run.lower(*placed).compile()
         for ours, theirs in zip(compiled(*placed), want, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=2e-5)
-    # Nothing leaves the two devices of a frame, and they exchange no more than the frame holds.
+    # Only the two devices that share a frame communicate, and exchange at most that frame.
     found = parse(compiled.as_text()).collectives()
     assert {each.group for each in found} == {2}
     own = 4 * FRAMES // 4 * POSITIONS * WIDTH

@@ -1,4 +1,4 @@
-"""Kernels of transformers on a mesh: gathered once a pass, their gradients sent back in shards."""
+"""Kernels of transformers are gathered once per pass, and their gradients reduce-scattered."""
 
 import re
 from collections import Counter
@@ -55,7 +55,7 @@ def mesh_of(devices, **sizes):
 
 @pytest.mark.parametrize("sizes", [{"fsdp": 4, "context": 2}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_a_stack_gathers_twice_and_is_the_stack_on_one_device(sizes):
-    """A kernel is whole once in the forward loop and once in the backward loop, remat or not."""
+    """A kernel is gathered once in the forward and once in the backward loop, remat or not."""
     mlp, width, hidden = Mlp(48, 32), 32, 48
     sizes_of = {
         "fc1": {"kernel": (3, width, hidden), "bias": (3, hidden)},
@@ -85,7 +85,7 @@ def test_a_stack_gathers_twice_and_is_the_stack_on_one_device(sizes):
 
 
 def test_what_is_left_alone():
-    """Without a mesh, a batch that is on every device, a parameter that is."""
+    """Unchanged without a mesh, for a replicated batch, and for a replicated parameter."""
     kernel = jnp.ones((8, 4))
     assert gathered(kernel, "fc1/kernel", 4) is kernel
     with jax.set_mesh(mesh_of(jax.devices()[:4], fsdp=4)):
@@ -97,7 +97,7 @@ def test_what_is_left_alone():
 
 
 def test_a_tensor_axis_sums_results_and_leaves_the_layer_memory_where_it_is():
-    """What is split by kernels is summed after the next ones; states are whole on every device."""
+    """Tensor-parallel outputs are summed after the next kernels; states are replicated."""
     model = net(width=32, heads=4, hidden=64, depth=5, image_dim=0)
     mesh = mesh_of(jax.devices()[:4], tensor=4)
     params, given = shapes_of(model), input_shapes(model)
@@ -115,7 +115,7 @@ def test_a_tensor_axis_sums_results_and_leaves_the_layer_memory_where_it_is():
 
 @pytest.mark.slow
 def test_a_training_step_on_tpus_scatters_every_gradient(topology_devices):
-    """The transformer with layer memory as the TPU compiler leaves it, in bfloat16."""
+    """The transformer with layer memory, compiled for TPU in bfloat16."""
     model = net(jnp.bfloat16, width=256, heads=2, hidden=640, depth=2, image_dim=0, text_dim=16)
     mesh = mesh_of(topology_devices("v5p:2x2x2"), fsdp=4, context=2)
     params = shapes_of(model)

@@ -1,4 +1,4 @@
-"""Mesh sizes and where parameters and activations are put."""
+"""Mesh sizes, and the shardings of parameters and activations."""
 
 import jax
 import jax.numpy as jnp
@@ -81,14 +81,14 @@ def test_param_rules_by_path():
         "step": shape((), "int32"),
     }
     placed = jax.tree.map(lambda s: s.spec, rules.shardings(tree, mesh, whole=("other",)))
-    # Convolutions are never split by outputs, wherever they stand.
+    # Convolutions are never sharded by outputs, wherever they are.
     assert placed["params"]["conv"]["kernel"] == P(None, None, None, "fsdp", None)
-    # three input channels cannot be cut in four
+    # three input channels cannot be sharded 4 ways
     assert placed["opt"][0]["mu"]["conv"]["kernel"] == P(None, None, None, None, None)
     assert placed["ema"]["decoder"]["conv"]["kernel"] == P(None, None, None, "fsdp", None)
     assert placed["dense"]["kernel"] == P("fsdp", "tensor")
     assert placed["other"]["params"]["dense"]["kernel"] == P(None, None)
-    # twelve cannot be cut in eight, but in four
+    # twelve cannot be sharded 8 ways, but 4 ways
     assert placed["blocks"]["o"]["kernel"] == P(None, ("tensor", "fsdp"), None)
     assert placed["blocks"]["fc2"]["kernel"] == P(None, "fsdp", None)
     assert placed["bias"] == P(None) or placed["bias"] == P()

@@ -1,4 +1,4 @@
-"""Path expressions mean one thing, and every shipped one selects what it always did."""
+"""Path expressions all work alike, and the shipped ones select what they always did."""
 
 import re
 
@@ -28,7 +28,7 @@ def test_expressions_are_matched_from_the_start():
 
 
 def expressions(config):
-    """The config's expressions, each with the function of ``re`` that once read it."""
+    """The config's expressions, each with the function of ``re`` that formerly matched it."""
     optim = [config.optim, config.discriminator.optim]
     found = [(o.freeze, re.match) for o in optim] + [(o.no_decay, re.match) for o in optim]
     found += [(pattern, re.match) for o in optim for pattern, _ in o.lr_factors]

@@ -26,8 +26,8 @@ DISCRIMINATOR_FIELDS = {
     "multiscale3d": {"widths": (4, 6), "scales": 2},
     "stylegan3d": {"widths": (4, 6), "hidden": 8},
 }
-# Outside of encoder and decoder, kernels with an axis in front of inputs and outputs that is no
-# window: layers of a scan, and heads.
+# Outside of encoder and decoder, kernels with axes before inputs and outputs that are not the
+# window of a convolution: layers of a scan, and heads.
 STACKED = r"((.*/)?(blocks|temporal_blocks|spatial_blocks)/|.*self_attn/[qk]/)"
 
 
@@ -36,7 +36,7 @@ def list_leaves(tree):
 
 
 def check(tree):
-    """What the rules must never do, whatever a parameter is called."""
+    """Check what the rules must never do, whatever a parameter is called."""
     kernels = 0
     for name, leaf in list_leaves(tree):
         axes = find_rule(name, leaf.ndim)
@@ -57,7 +57,7 @@ def check(tree):
 def test_tokenizers(name):
     params = abstract_params(build(TOKENIZERS[name]))
     check(params)
-    # Height is spread over the tensor axis in tokenizers: nothing of theirs may be split by it.
+    # In tokenizers the tensor axis shards height, so it must not shard their parameters.
     for path, leaf in list_leaves(params):
         assert "tensor" not in str(find_rule(path, leaf.ndim)), path
 
@@ -105,6 +105,6 @@ def test_every_registered_model_is_here():
     assert {fields["name"] for fields in TOKENIZERS.values()} == set(MODELS.names())
     assert {fields["name"] for fields in KINDS.values()} == set(GENERATORS.names())
     assert set(DISCRIMINATOR_FIELDS) == set(DISCRIMINATORS.names())
-    # A tiny network of every class that larger ones are made of.
+    # A tiny network of each class; larger ones consist of the same modules.
     kinds = {name: type(NETWORKS.get(name).module(dtype=jnp.float32)) for name in NETWORKS.names()}
     assert {kinds[name] for name in TINY} == set(kinds.values())

@@ -1,4 +1,4 @@
-"""A codec over eight devices: rows are exchanged with neighbours, and nothing is gathered."""
+"""A codec on eight devices: neighbours exchange rows, and nothing is gathered."""
 
 import functools
 import re
@@ -21,8 +21,8 @@ from vidlatent.parallel.sharding import shardings, uneven_rows
 
 QUICK = {"xla_backend_optimization_level": "0"}
 MODELS = {"fsae": FSAE, "promag": PROMAG}
-# What is summed over the frame: per head head_dim x (head_dim + 1) products, and there are twice
-# the heads for the mixed projections; per frame and group of a norm a mean square.
+# Sizes of the sums over a frame: head_dim x (head_dim + 1) products per head, with twice the heads
+# because of the mixed projections, and a mean square per frame and group of a norm.
 SUMS = {"fsae": 2 * (8 // 4) * 4 * 5, "promag": 2 * 8}
 FOUND = re.compile(
     r"= (\([^=]*?\)|\S+) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
@@ -42,7 +42,7 @@ def draw(model):
 
 
 def collectives(text):
-    """Kind -> values of the largest result, of a compiled program's collectives."""
+    """For each kind of collective in a compiled program, the size of its largest result."""
     largest = {}
     for result, kind in FOUND.findall(text):
         shapes = re.findall(r"\[([\d,]*)\]", result)
@@ -52,7 +52,7 @@ def collectives(text):
 
 
 def lowered(kind, model, mesh, rows, columns):
-    """The coding of a piece in the middle of a stream (the second), lowered for ``mesh``."""
+    """The program that codes the second piece of a stream, lowered for ``mesh``."""
     programs = CodecPrograms(model.make_frame_coder())
     spec = model.latent_spec
     params = abstract_params(model)
@@ -100,7 +100,7 @@ def test_rows_are_exchanged_and_not_gathered(kind, name, rows, mesh):
     found = collectives(program.as_text())
     assert found.keys() == {"collective-permute", "all-reduce"}
     assert found["all-reduce"] <= SUMS[name]
-    # No device receives more than a few rows of the widest map.
+    # Each device receives only a few rows of the widest map.
     spec = model.latent_spec
     assert found["collective-permute"] < 8 * spec.t * 4 * 3 * spec.w * 8
 
@@ -111,7 +111,7 @@ OTHERS = ("dcae", "fsae_standard", "fsae_lite", "ivvae", "promag_grown", "reduci
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*MODELS, *OTHERS])
 def test_eight_devices_equal_one(name, mesh, monkeypatch):
-    """A stream in three pieces, of a height that no level divides by eight."""
+    """A stream in three pieces, with a height that is not a multiple of eight at any level."""
     quick = functools.partial(jax.jit, compiler_options=QUICK)
     monkeypatch.setattr(compiled_steps, "_compiled", quick)
     model = build(TOKENIZERS[name])
@@ -126,7 +126,7 @@ def test_eight_devices_equal_one(name, mesh, monkeypatch):
 
 
 def tpu_mesh():
-    """Eight v5e chips, two by four, of which only the compiler is here."""
+    """Eight v5e chips, two by four; only their compiler is needed."""
     from jax.experimental import topologies
 
     return mesh_of_rows(

@@ -1,4 +1,4 @@
-"""A discriminator on eight devices judges as on one: both players' gradients, and its statistics.
+"""A discriminator on eight devices equals that on one: gradients of both sides, statistics.
 
 Its batch norm counts the whole batch, its convolutions stride over a sharded height.
 """

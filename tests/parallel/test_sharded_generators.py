@@ -1,4 +1,4 @@
-"""Every generator on eight devices is the generator on one: output and gradients."""
+"""Every generator gives the same output and gradients on eight devices as on one."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def test_eight_devices_equal_one(kind):
 
 
 def test_parameters_are_split():
-    """Kernels of stacked blocks lie on both axes that parameters are spread over."""
+    """Kernels of stacked blocks are sharded over both axes that shard parameters."""
     mesh = make_mesh(dict(zip(AXES, EIGHT, strict=True)), jax.devices()[:8])
     for kind in ("wan", "latte", "reducio_dit", "promag_dit"):
         model = build(kind)
@@ -54,7 +54,7 @@ def test_parameters_are_split():
         }
         last = {path for path in kernels if path.split("/")[-2] in ("o", "fc2")}
         assert len(kernels) >= 4 and len(last) >= 2
-        # Layers come first, and some cut their outputs into heads.
+        # The layer axis comes first, and some kernels split their outputs into heads.
         for path, spec in kernels.items():
             split = (("tensor", "fsdp"), None) if path in last else ("fsdp", "tensor")
             assert spec[:3] == (None, *split), (kind, path)

@@ -1,4 +1,4 @@
-"""Loss and gradients of IV-VAE on eight devices are those on one."""
+"""Loss and gradients of IV-VAE are the same on eight devices as on one."""
 
 import jax
 import jax.numpy as jnp

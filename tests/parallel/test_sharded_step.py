@@ -1,4 +1,4 @@
-"""The FSAE training step on eight devices is the step on one."""
+"""FSAE's training step gives the same result on eight devices as on one."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ TINY = Path(__file__).parent.parent / "tiny.py"
 @pytest.fixture(scope="module")
 def setting():
     config = load(str(TINY), {"optim.lr": "1e-2", "optim.weight_decay": "0.1"})
-    # Both kinds of block, a step in time, and nothing that compiles without being needed.
+    # Both kinds of block and a temporal downsampling, but nothing else to compile.
     model = config.model
     model.encoder_widths = model.decoder_widths = (8, 16)
     model.encoder_depths = model.decoder_depths = (1, 1)

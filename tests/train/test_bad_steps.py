@@ -33,7 +33,7 @@ def poison(one_device, monkeypatch):
 def config(term, **overrides):
     loaded = load(str(TINY), {"train.steps": "12"})
     with loaded.unlocked():
-        loaded.model = micro_config.get_config().model  # two convolutions compile in no time
+        loaded.model = micro_config.get_config().model  # two convolutions, quick to compile
         loaded.loss[term] = 1.0
     loaded.train.log_every = 1
     loaded.eval.every = 0

@@ -1,4 +1,4 @@
-"""The discriminator in the tokenizer's step: gradients, schedule, what stops it."""
+"""The discriminator in the tokenizer's step: gradients, schedule, and when it is skipped."""
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def norm(tree):
 
 
 def test_both_players_get_their_own_gradient(batch):
-    """Compared with plain differentiation of each player's loss, the other held fixed."""
+    """Compare with plain differentiation of each side's loss while the other is held fixed."""
     states, report = run(config(), batch)
     model, discriminator = Micro(), build_discriminator(DISCRIMINATOR)
     target = from_pixels(batch["video"])
@@ -163,7 +163,7 @@ def test_pieces_of_a_batch_make_the_whole(batch):
         )
     for name in ("discriminator/loss", "discriminator/lecam"):
         np.testing.assert_allclose(whole[1][name], parts[1][name], rtol=1e-5)
-    # LeCam has a curve of its own, without its weight.
+    # LeCam is logged separately, without its weight.
     state, target = whole[0][0], from_pixels(batch["video"])
     videos = target, jax.jit(Micro().apply)({"params": state["params"]}, target)[0]
     judge, discriminator = (
@@ -204,7 +204,7 @@ def test_lazy_penalty_counts_as_often_as_it_is_left_out(batch):
     np.testing.assert_allclose(report["discriminator_grad_norm"], norm(grads), rtol=1e-4)
     np.testing.assert_allclose(report["discriminator/r1"], penalty, rtol=1e-4)
     assert idle["discriminator/r1"] == 0.0
-    # The curve shows what the penalty was where it was taken, and nothing where it was not.
+    # The log shows the penalty on the steps that computed it, and nothing on the others.
     assert (
         mean_metrics([report, idle], [report, idle])["discriminator/r1"]
         == report["discriminator/r1"]
@@ -217,7 +217,7 @@ def test_lazy_penalty_counts_as_often_as_it_is_left_out(batch):
 
 
 def test_a_discriminator_for_one_size_of_clip(batch):
-    """MAGVIT's, flattened: it is made for the buckets' clips, learns, and refuses others."""
+    """MAGVIT's discriminator flattens: it fits the buckets' clips, and refuses other sizes."""
     loaded = config(
         discriminator__model={
             "name": "stylegan3d",
@@ -229,7 +229,7 @@ def test_a_discriminator_for_one_size_of_clip(batch):
     (first, second), report = run(loaded, batch, options=QUICK)
     assert all(changed(first["discriminator"]["params"], second["discriminator"]["params"]))
     changes = changed(first["discriminator"]["stats"], second["discriminator"]["stats"])
-    # The last kernel has one output and so one direction, up to its sign.
+    # The last kernel has one output, so its direction is unique up to the sign.
     assert sum(changes) >= len(changes) - 1 > 0
     assert all(np.isfinite(value) for value in report.values())
     larger = {"video": np.zeros((4, 2, 8, 16, 3), np.uint8), "mask": batch["mask"]}
@@ -238,7 +238,7 @@ def test_a_discriminator_for_one_size_of_clip(batch):
 
 
 def test_equation_5_is_a_mean_in_disguise_with_a_discriminator():
-    """IV-VAE: sums at 256x256 over 3 * 256^2 are means, and beta is relative to either."""
+    """IV-VAE: its sums at 256x256 divided by 3 * 256^2 are our means; beta is the same for both."""
     rng, latent_channels = np.random.default_rng(1), Micro().latent_spec.channels
     video = rng.integers(0, 256, (2, 2, 16, 16, 3), np.uint8)
     batch = {"video": video, "mask": np.ones(2, np.float32)}
@@ -264,12 +264,12 @@ def test_equation_5_is_a_mean_in_disguise_with_a_discriminator():
         return jax.jit(compute, compiler_options=QUICK), state
 
     summed, state = gradients("sum_at_256", 0.03)
-    # A latent of this model stands for one pixel of three channels.
+    # In this model each latent value corresponds to one pixel of three channels.
     mean, _ = gradients("mean", 0.03 * latent_channels / 3)
     found, expected = summed(state), mean(state)
     scale = 3 * 256**2
-    # As in latent diffusion the factor ends at 1e4, which a quiet discriminator and sums would
-    # reach.
+    # As in latent diffusion the factor is capped at 1e4, which summed losses and a discriminator
+    # with small gradients would reach.
     assert 0 < found.report["adversarial_weight"] < 0.8e4
     for name in ("l1", "lpips_tiny", "adversarial_weight"):
         value = found.report[name] / scale
@@ -280,7 +280,7 @@ def test_equation_5_is_a_mean_in_disguise_with_a_discriminator():
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
 
     jax.tree.map(lambda a, b: close(a / scale, b), found.params, expected.params)
-    # A discriminator ten times as loud pushes no more.
+    # With ten times the discriminator's gradient, the total gradient stays the same.
     state["discriminator"]["params"]["head_0"] = jax.tree.map(
         lambda x: 10 * x, state["discriminator"]["params"]["head_0"]
     )

@@ -1,4 +1,4 @@
-"""Starting from other weights, and training the decoder alone."""
+"""Fine-tuning: starting from other weights, and training only the decoder."""
 
 import jax
 import numpy as np
@@ -31,7 +31,7 @@ FORMS = {
 
 
 def finetuned(form, source="", follows=()):
-    """As ``fsae:paper,stage=<form>`` has it: the decoder alone, from the run before."""
+    """As in ``fsae:paper,stage=<form>``: train only the decoder, from the previous run."""
     loaded = config(**FORMS[form])
     with loaded.unlocked():
         loaded.recipe = f"fsae {form}"
@@ -43,7 +43,7 @@ def finetuned(form, source="", follows=()):
 
 @pytest.fixture(scope="module")
 def runs(one_device, tmp_path_factory):
-    """Workdirs of a causal run and of Standard, finetuned from it."""
+    """Workdirs of a causal run and of a Standard run that is fine-tuned from it."""
     folder = tmp_path_factory.mktemp("finetune")
     base, standard = folder / "base", folder / "standard"
     train(config(), base)
@@ -52,11 +52,11 @@ def runs(one_device, tmp_path_factory):
 
 
 def check_finetuned(before, after):
-    """The encoder is what it was, the decoder's end and attention to frame 0 have moved."""
+    """The encoder is unchanged; the decoder's end and the attention to frame 0 have changed."""
     old, new = Codec.from_workdir(before).params, Codec.from_workdir(after).params
     jax.tree.map(np.testing.assert_array_equal, new["encoder"], old["encoder"])
     assert np.any(new["decoder"]["first_frame_attn_2"]["to_out"]["kernel"])
-    # No moments are kept for what stays.
+    # The optimizer keeps no moments for frozen parameters.
     manifest = read_manifest(epath.Path(after / "checkpoints" / "2" / "digests"))
     assert not any("encoder" in name for name in manifest.item("opt"))
     return old["decoder"], new["decoder"]
@@ -85,7 +85,7 @@ def test_lite_starts_from_standard_and_nothing_else(tmp_path):
         abstract_params(model_of(loaded))
         for loaded in (finetuned("lite"), config(), finetuned("standard"))
     )
-    # Without the names, by what it holds.
+    # The table is recognised by the tensors in the file.
     with pytest.raises(VidlatentError, match="belong to another form.*first_frame_attn_2"):
         jax.eval_shape(lambda *params: initialize_from("lite", *params), causal, lite)
     started = jax.eval_shape(lambda *params: initialize_from("lite", *params), centred, lite)
@@ -97,7 +97,7 @@ def test_lite_is_trained_from_standard(runs, one_device, tmp_path):
     _, standard = runs
     train(finetuned("lite", standard, ("fsae standard",)), tmp_path)
     old, new = check_finetuned(standard, tmp_path)
-    # Narrow outer stages start anew; the inner one goes on.
+    # The narrower outer stages are new; the inner one keeps its weights.
     assert new["conv_out"]["kernel"].shape != old["conv_out"]["kernel"].shape
     assert np.abs(new["conv_in"]["kernel"] - old["conv_in"]["kernel"]).max() < 0.1
 

@@ -1,4 +1,4 @@
-"""Frozen networks: split over the mesh, in the types they declare, from files and from workdirs."""
+"""Frozen networks: sharded, in the dtypes they declare, from files and from workdirs."""
 
 import contextlib
 
@@ -70,7 +70,7 @@ def test_networks_of_losses_are_split_and_the_step_is_that_of_one_device():
 
 @pytest.mark.parametrize("name", ["fsae_lite", "ivvae", "promag_joined", "reducio"])
 def test_kernels_of_a_tokenizer_are_kept_in_the_compute_type(name):
-    """Those that its layers cast to it; no number changes."""
+    """Kernels that layers cast to bfloat16 are kept in it, and no result changes."""
     model, params = tokenizer(name)
     model = model.clone(dtype=jnp.bfloat16)
     video = jnp.asarray(
@@ -88,14 +88,14 @@ def test_kernels_of_a_tokenizer_are_kept_in_the_compute_type(name):
     ]
     kernels = [path for path in low if path.endswith("kernel")]
     assert len(kernels) > 5 and not [path for path in low if path.endswith(("scale", "gamma"))]
-    # One operation after another: a compiler may leave out roundings to bfloat16.
+    # Not compiled: a compiler may leave out roundings to bfloat16.
     np.testing.assert_array_equal(encode(place_as(params, held)), encode(params))
     assert hold_in(jnp.float32, abstract_params(model), encode) == abstract_params(model)
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """As of a run that trained the network: its parameters are the averaged ones."""
+    """As from a run that trained the network: the EMA weights are loaded."""
     folder = tmp_path_factory.mktemp("network")
     params = random_params("lpips_tiny", 3)
     with contextlib.closing(Checkpointer(folder / "checkpoints", every=0)) as checkpoints:

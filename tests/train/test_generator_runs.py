@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """A tokenizer and the latents that it makes of shapes."""
+    """A tokenizer, and its latents of rendered shapes."""
     folder = tmp_path_factory.mktemp("generator")
     tokenizer_run(folder / "tokenizer")
     encoded(folder, "latents")
@@ -50,7 +50,7 @@ def config_of(places, arg="latents", **keys):
 
 @pytest.fixture(scope="module")
 def straight(places):
-    """12 steps on latents, examined half-way."""
+    """12 steps on latents, evaluated half-way."""
     config = config_of(places, eval__every=6)
     assert train(config, places / "straight") == 0
     return places / "straight"
@@ -118,12 +118,14 @@ def test_evaluation_shows_where_layers_look_back_to(straight, places):
     for rows in found.values():
         first, second = rows
         assert first == pytest.approx([1.0], abs=1e-6) and len(second) == 2
-    # Half each at the start.
+    # Both have weight 1/2 at the start.
     means, largest = found["mean"][1], found["largest"][1]
     assert sum(means) == pytest.approx(1) and 0.2 < means[0] < 0.8
     assert all(mean <= weight < 1 for mean, weight in zip(means, largest, strict=True))
     picture = Image.open(folder / "layer_memory.png").convert("RGB")
-    assert (16, 62, 124) in {color for _, color in picture.getcolors(1 << 20)}  # of a weight of 1
+    assert (16, 62, 124) in {
+        color for _, color in picture.getcolors(1 << 20)
+    }  # the colour of weight 1
     assert "mean weight over tokens" in (folder / "report.html").read_text()
     plain = configs.read(straight, {**keys, "generator.memory": "false"})
     with pytest.raises(VidlatentError, match="has no layer memory"):
@@ -138,7 +140,7 @@ def sampled(workdir, output, prompt="", prompts="", input="", **keys):
 
 
 def test_samples_are_decided_by_their_seeds(straight, tmp_path):
-    """Whatever the batch, the order and the number of videos that are made with them."""
+    """Samples do not depend on the batch size, the order or the number of videos."""
     prompts = tmp_path / "prompts.jsonl"
     rows = [{"prompt": "Red  square moving LEFT"}, {"prompt": "3", "seed": 7}]
     prompts.write_text("\n".join(map(json.dumps, rows)))
@@ -221,7 +223,7 @@ def test_vbench_finds_its_names_and_mistakes_are_named(straight, tmp_path):
 
 @pytest.mark.slow
 def test_a_first_frame_is_read_from_videos_and_from_a_picture(places, tmp_path):
-    """Trained from videos through the frozen tokenizer, which is no part of the state."""
+    """Train from videos through the frozen tokenizer, which is not part of the state."""
     run = places / "first"
     config = config_of(places, "videos,first=true", train__steps=2, sample__clamp_first="true")
     assert train(config, run) == 0

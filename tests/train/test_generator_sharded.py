@@ -49,5 +49,5 @@ def test_eight_devices_learn_score_and_draw_what_one_does():
     one, many = run((1, 1, 1, 1)), run((1, 2, 2, 2))
     np.testing.assert_allclose(many[0], one[0], rtol=1e-4)
     np.testing.assert_allclose(many[1], one[1], rtol=1e-3)
-    # The second step's update is Adam's of gradients that are rounded otherwise.
+    # Adam amplifies the different rounding of gradients in the second step.
     np.testing.assert_allclose(many[2], one[2], atol=2e-2)

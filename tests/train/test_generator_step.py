@@ -1,4 +1,4 @@
-"""The generator's step: it learns, drops what it should, and asks the same at every evaluation."""
+"""The generator's step: it learns, drops conditions, and every evaluation is the same task."""
 
 import functools
 
@@ -41,13 +41,13 @@ def test_loss_falls_on_a_repeated_batch(system):
 
 
 class Probe:
-    """A generator as far as its conditions are looked at."""
+    """A stand-in that has only what the code for conditions reads of a generator."""
 
     reads = ("label", "image", "first")
 
 
 def dropped(frames, drop, joint=0.0, labels=0):
-    """Masks of 64 samples by condition."""
+    """Drop masks of 64 samples, by condition."""
     config = config_of("fsvideo_dit")
     with config.unlocked():
         config.conditions.drop, config.conditions.joint = drop, joint
@@ -66,7 +66,7 @@ def test_conditions_are_dropped_alone_together_and_where_they_are_missing():
     every = dropped(2, {"label": 0.0, "first": 0.0}, joint=0.5)
     np.testing.assert_array_equal(every["label"], every["first"])
     assert dropped(2, {}, labels=-1)["label"].all()
-    # A picture's only frame is not given.
+    # For images, the first frame is never given: it is all there is to generate.
     alone = dropped(1, {})
     assert alone["first"].all() and alone["image"].all()
     with pytest.raises(VidlatentError, match="conditions.drop names 'text'"):
@@ -84,7 +84,7 @@ def test_noise_depends_on_seed_and_step_alone():
     later = train_step({**state, "step": state["step"] + 1}, batch, {})[1]["loss"]
     assert first == again != later
 
-    # A mask leaves a sample out; pieces make the whole.
+    # A masked sample does not count, and slices add up to the whole batch.
     halves = config_of("latte", optim__accumulate=2)
     halved = GeneratorTask(halves, model, facts())
     loss = jax.jit(halved.train_step, compiler_options=QUICK)(state, batch, {})[1]["loss"]

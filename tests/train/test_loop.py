@@ -1,4 +1,4 @@
-"""The loop's own promises: what it reports, refuses and leaves in the workdir."""
+"""The training loop: what it logs, what it refuses, and what it writes to the workdir."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Patches in training: exact where they are compared, with the gradients that were asked for."""
+"""Training on patches: exact where they are compared, with the configured gradients."""
 
 import jax
 import jax.numpy as jnp

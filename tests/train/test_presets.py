@@ -12,7 +12,7 @@ from vidlatent.losses.reconstruction import outlier
 from vidlatent.losses.vf import vf_term
 
 OFF = {"discriminator.model": {}}
-# Keys of the config, by the place that states them. What a paper leaves open is not here.
+# Config keys, grouped by where they are published. What a paper does not state is not listed.
 FSAE_LOSS = {"loss.l1": 1.0, "loss.lpips_vgg": 0.1}
 FSAE_DISCRIMINATOR = {
     "discriminator.model.name": "multiscale3d",

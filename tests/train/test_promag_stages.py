@@ -1,4 +1,4 @@
-"""Three steps of a grown stage: earlier parts stay bit for bit, all new ones move."""
+"""Three steps of a growing stage: earlier parts stay bit-identical, all new ones change."""
 
 import jax
 import jax.numpy as jnp

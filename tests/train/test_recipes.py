@@ -1,4 +1,4 @@
-"""Every stage of every recipe: its step, by shapes at full size and for real when tiny."""
+"""Every stage of every recipe: its step is traced at full size, and run at a tiny size."""
 
 import functools
 import re
@@ -23,15 +23,15 @@ from vidlatent.train.loss_terms import LossTerms
 from vidlatent.train.tasks.tokenizer import TokenizerTask
 
 COMPILER = {**QUICK, "xla_cpu_parallel_codegen_split_count": 1}
-# Programs of published size; those of other variants differ in a layer or a number.
+# Programs of the published size; those of other variants differ only in a layer or a number.
 LOWERED = (
     *(stage for stage in PAPER if not re.search("variant|time|promag.*(mode|gan|k=8)", stage)),
     "reducio_vae:paper,time=2,space=16",
     "promag:paper,grow=1,gan=true",
     "ivvae:paper,variant=causal,stage=4",
 )
-# Of several buckets the longest clip, and where the program is another one the largest frames
-# (decoded by patches in FSAE) and single frames.
+# Of several buckets, take the longest clip and those that compile another program: the largest
+# frames (decoded by patches in FSAE) and single frames.
 BUCKETS = (
     *((stage, "longest") for stage in LOWERED),
     ("fsae:paper,stage=3", "largest"),
@@ -40,14 +40,14 @@ BUCKETS = (
     ("ivvae:paper,stage=4", "largest"),
     ("ivvae:paper,stage=4", "image"),
 )
-# One of each family; the others take as long each.
+# One of each family runs always; each of the others takes as long.
 QUICK_STAGES = {
     "fsae:demo,stage=2",
     "ivvae:paper,variant=ktc,stage=1",
     "reducio_vae:demo,discriminator=true",
     "promag:demo,gan=true",
 }
-# Their programs are those of others here, but for a count of blocks or levels.
+# Their programs equal those of others here, except for the number of blocks or levels.
 ALIKE = {
     "ivvae:paper,variant=causal,stage=1",
     "ivvae:paper,variant=causal,stage=3",
@@ -63,8 +63,8 @@ ALIKE = {
     "promag:demo",
     "promag:demo,grow=1",
 }
-# The published content encoder ends in a block and a norm that reach no output, and the tables of
-# places are fixed; all of it is kept for the weights' names.
+# The published content encoder ends in a block and a norm that no output depends on, and position
+# tables are fixed. All of them exist only so that published weights fit.
 IDLE = r"encoder/frame/(mid_block_2|norm_out)/.*|decoder/.*/pos_embed"
 STEPPED = [
     pytest.param(stage, marks=() if stage in QUICK_STAGES else pytest.mark.slow)
@@ -85,7 +85,7 @@ def test_a_recipe_says_what_it_needs(stage):
 
 @pytest.mark.parametrize("stage", PAPER)
 def test_every_bucket_can_have_clips(stage):
-    """Of buckets of one length and aspect a clip joins the largest: no two are alike."""
+    """No two buckets share length and aspect ratio, as clips would only join the larger one."""
     config = load(stage)
     buckets = config.data.buckets
     assert len({(t, round(h / w, 2)) for t, h, w, _ in buckets}) == len(buckets)
@@ -151,7 +151,7 @@ def network(name):
 
 @pytest.mark.parametrize("stage", STEPPED)
 def test_two_batches_of_every_stage(stage):
-    """One of videos and one of images where a recipe has both; all that is trained moves."""
+    """A step on videos, and one on images if there are any: all trained parameters change."""
     config, (frames, height, width) = small(stage)
     step = TokenizerTask(config, model_of(config))
     networks = {name: network(name) for name in LossTerms(config.loss.to_dict()).networks}
@@ -173,7 +173,7 @@ def test_two_batches_of_every_stage(stage):
     assert terms <= set(reports[0])
 
     def still(part):
-        """Paths of a player's parameters that are what they were."""
+        """Paths of the parameters that are unchanged."""
         pairs = (jax.tree_util.tree_leaves_with_path(x) for x in (part(begin), part(state)))
         both = zip(*pairs, strict=True)
         return {path_name(path) for (path, a), (_, b) in both if np.array_equal(a, b)}
@@ -187,7 +187,7 @@ def test_two_batches_of_every_stage(stage):
     assert still(lambda state: state["params"]) == frozen | idle
     if config.discriminator.model:
         assert "adversarial" in reports[0]
-        # The hinge loss pushes the last bias both ways alike.
+        # The hinge loss pushes the last bias up and down equally, so it need not change.
         alike = {"conv_4/bias"} if config.discriminator.loss == "hinge" else set()
         assert still(lambda state: state["discriminator"]["params"]) <= alike
     if "vf" in config.loss:

@@ -1,4 +1,4 @@
-"""Reducio-DiT's published recipe from videos to videos, every network at a tiny size."""
+"""Reducio-DiT's published recipe from videos to samples, with tiny networks."""
 
 import json
 
@@ -17,7 +17,7 @@ from vidlatent.train import loop
 
 pytestmark = pytest.mark.slow
 
-# An eighth of the frames' sides, as the image autoencoder's latents have.
+# An eighth of the frames' sides, as in the image autoencoder.
 TOKENIZER = MODELS["reducio"] | {"multipliers": (1, 1, 1, 2), "space_factor": 8}
 TOKENIZER |= {"fuse": (-1, 1, -1, -1)}
 ENCODERS = {"text": "reducio", "text_network": "t5_tiny", "tokenizer": "words"}

@@ -1,4 +1,4 @@
-"""A run cut anywhere goes on as if nothing had happened: equal SHA-256 over the whole state."""
+"""A run that is stopped anywhere and resumed ends in the same state, by SHA-256 of all of it."""
 
 import functools
 import os
@@ -15,7 +15,7 @@ from vidlatent.train.loop import INTERRUPTED
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of 40 steps in one process, with worker processes on: its workdir."""
+    """Workdir of an uninterrupted run of 40 steps with data worker processes."""
     workdir = tmp_path_factory.mktemp("straight")
     train(workdir)
     return workdir
@@ -28,7 +28,7 @@ def straight(finished):
 
 @pytest.fixture(scope="module")
 def stopped_at(tmp_path_factory):
-    """``stopped_at(cut, folder)`` copies a run that was stopped at that step into the folder."""
+    """``stopped_at(cut, folder)`` copies a run that was stopped at step ``cut`` into ``folder``."""
     runs = tmp_path_factory.mktemp("stopped")
 
     @functools.cache

@@ -1,4 +1,4 @@
-"""What is saved, and what is not: weights that are broken or under suspicion."""
+"""Saving: non-finite weights are never saved, and suspicious steps only on request."""
 
 import contextlib
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from vidlatent.train.tasks.tokenizer import TokenizerTask
 
 @pytest.fixture
 def run(tmp_path):
-    """A run of a small state that is spread over eight devices, saving every second step."""
+    """A run with a small state sharded over eight devices that saves every second step."""
     mesh = make_mesh({"data": 2, "fsdp": 4, "context": 1, "tensor": 1})
     spread = NamedSharding(mesh, PartitionSpec("fsdp"))
     optimizer = optax.scale_by_adam()
@@ -54,7 +54,7 @@ def run(tmp_path):
 
 
 def poisoned(leaf, value):
-    """The same array with one bad number, on whichever device holds it."""
+    """The same array with one non-finite number, on whichever device holds it."""
     bad = np.asarray(leaf).copy()
     bad.flat[-1] = value
     return jax.device_put(bad, leaf.sharding)

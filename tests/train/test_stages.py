@@ -1,4 +1,4 @@
-"""What a stage takes over from the run before it, and which runs it refuses to start from."""
+"""Stages: what they inherit from the previous run, and which runs they refuse to start from."""
 
 import functools
 
@@ -27,7 +27,7 @@ def stage(source, *recipes):
 
 
 def folder(path, recipe):
-    """A workdir as far as its recipe is looked at."""
+    """A workdir with just enough in it to read its recipe."""
     config = configs.load("tests/tiny.py")
     with config.unlocked():
         config.recipe = recipe
@@ -49,7 +49,7 @@ def test_a_wrong_stage_is_refused_by_name(tmp_path):
         check_init_from(stage("", "tiny discriminator"))
 
 
-# What each stage may start from, by its recipe; those that are not here, from anything or nothing.
+# Recipes that each stage may start from. Stages not listed may start from any weights or none.
 AFTER = {
     "fsae 2": {"fsae 1"},
     "fsae 3": {"fsae 2"},
@@ -87,7 +87,7 @@ AFTER_DEMOS = {
 
 
 def test_every_stage_refuses_every_run_but_those_it_follows_on(tmp_path, monkeypatch):
-    """No arrays: what is looked at is the name of the recipe."""
+    """Weights without arrays, since only the name of the recipe is read."""
     stages = {spec: configs.load(spec) for spec in (*PAPER, *DEMOS)}
     recipes = {config.recipe for config in stages.values()}
     assert set(AFTER) <= recipes and set().union(*AFTER.values()) <= recipes
@@ -156,7 +156,7 @@ def test_resume_is_bitwise_with_a_discriminator_and_the_next_stage_takes_it_alon
     first = saved(straight, 12)
     assert float(np.abs(first["discriminator"]["anchors"]["real"]).max()) > 0
 
-    # A stage that does not move: its discriminator is the one it was given.
+    # With a learning rate of 0, the discriminator stays the inherited one.
     still = tmp_path / "still"
     train(
         still,

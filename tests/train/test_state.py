@@ -1,4 +1,4 @@
-"""The update rule: schedules, averaging, and what a non-finite step leaves alone."""
+"""The update of the state: schedules, EMA, and what a non-finite step leaves unchanged."""
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def test_weight_decay_is_on_kernels_only(config):
 
 
 def test_matches_optax_adamw(config):
-    """The learning rate outside the chain gives what optax.adamw gives inside."""
+    """With the learning rate outside the chain, updates equal those of optax.adamw."""
     rate = make_learning_rate(config, 20)
     optimizer = make_optimizer(config)
     state = init_state(params(), optimizer)

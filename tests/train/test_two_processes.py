@@ -1,4 +1,4 @@
-"""Two processes train as one: they save together, stop together, and one alone goes on."""
+"""Two processes train as one: they save and stop together, and one process can resume."""
 
 import json
 import os
@@ -21,7 +21,7 @@ TINY = ROOT / "tests" / "tiny.py"
 
 
 def start(workdir, *overrides, processes=2):
-    """Start the processes of one run on this machine."""
+    """Start all processes of one run on this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
