@@ -156,7 +156,7 @@ def test_resume_is_bitwise_with_a_discriminator_and_the_next_stage_takes_it_alon
     first = saved(straight, 12)
     assert float(np.abs(first["discriminator"]["anchors"]["real"]).max()) > 0
 
-    # With a learning rate of 0, the discriminator stays the inherited one.
+    # Before its ``start_step`` the discriminator is not trained, so it stays the inherited one.
     still = tmp_path / "still"
     train(
         still,
