@@ -77,6 +77,7 @@ def make_sampler(schedule: Flow | Diffusion, config: Mapping[str, Any]) -> Sampl
     of_grid = inspect.signature(schedule.grid).parameters
     of_solver = dict(inspect.signature(factory).parameters)
     del of_solver["grid"]
+    # What the network predicts is settled by its training. The variance may be chosen anew.
     own = {k: getattr(schedule, k) for k in ("prediction", "variance") if k in of_solver}
     open_to_config = [k for k in of_solver if k != "prediction"]
     _check("config.sampler", options, (*of_grid, *open_to_config))
@@ -107,6 +108,7 @@ def sampler_options(
     grids = (schedule.grid, Flow.grid, Diffusion.grid)
     factories = [SAMPLERS.get(name) for name in (named, *SAMPLERS.names())]
     own, found, odd = (*_options_of(grids[0]), *_options_of(factories[0])), {}, []
+    # Reversed, so that the named sampler's own default wins where names are shared.
     others = {k: v for f in reversed((*grids, *factories)) for k, v in _options_of(f).items()}
     for option, value in config.items():
         if option in unset and value == unset[option]:

@@ -90,12 +90,14 @@ def evaluate_or_reuse(
     before, now = (x.astype(jnp.float32) for x in (state.signal, signal))
     # One number for the whole batch, because lax.cond takes one decision.
     size = jnp.abs(before).mean()
+    # Before the first step the signal is zeros; that step is evaluated whatever comes out here.
     moved = jnp.abs(now - before).mean() / jnp.maximum(size, 1e-12)
     poly = jnp.asarray(rule.polynomial, jnp.float32)
     # A fitted polynomial may be negative outside the range that it was fitted on.
     change = state.change + jnp.maximum(jnp.polyval(poly, moved), 0.0)
     inner = (index > 0) & (index < rule.steps - 1)
     reuse = inner & (change < rule.threshold) & (state.skips < rule.max_skips)
+    # cond and not where: the network must not run where its output is not used.
     output = lax.cond(reuse, lambda: state.output, compute)
     counts = jnp.where(reuse, state.skips + 1, 0), state.evaluated + jnp.where(reuse, 0, 1)
     return output, CacheState(signal, output, jnp.where(reuse, change, 0.0), *counts)
@@ -120,6 +122,7 @@ def cache_denoiser(
         jax.ShapeDtypeStruct(x.shape[:1], dtype),
         jax.ShapeDtypeStruct((), jnp.int32),
     )
+    # Shapes alone: nothing runs.
     state = empty_cache(jax.eval_shape(signal, *inputs), jax.eval_shape(denoise, *inputs))
 
     def with_state(x, t, index, state):

@@ -52,6 +52,7 @@ class ReverseStep:
     log_variance: jax.Array
 
 
+# eq=False: arrays have no single truth value to compare by, and the object stays hashable.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Diffusion:
     """A discrete noise schedule with what the network predicts.
@@ -93,6 +94,7 @@ class Diffusion:
     def tables(self) -> dict[str, np.ndarray]:
         """By name ``[S]``: alpha, sigma, beta, and the posterior's weights and variances."""
         abar = self.alphas_cumprod
+        # abar of the step before; before the first step there is no noise.
         before = np.append(1.0, abar[:-1])
         # Not the betas that the schedule was made of: a respaced one skips steps.
         beta = 1.0 - abar / before
@@ -108,6 +110,7 @@ class Diffusion:
             # The first variance is 0, so its logarithm is replaced by the second's (IDDPM's code).
             "log_small": np.log(np.append(variance[1:2], variance[1:])),
             "log_large": np.log(beta),
+            # The same replacement; DDPM's code found a better likelihood of the decoder with it.
             "log_fixed_large": np.log(np.append(variance[1:2], beta[1:])),
         }
 
@@ -126,6 +129,7 @@ class Diffusion:
 
     def fixed_times(self, count: int) -> np.ndarray:
         """``count`` steps spread evenly, ``[count]`` int64."""
+        # The middles of equal shares, so that neither end counts for more.
         return ((np.arange(count) + 0.5) * self.steps / count).astype(np.int64)
 
     def add_noise(self, x0: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
@@ -163,6 +167,7 @@ class Diffusion:
         mean = self.posterior_mean(x0, x.astype(jnp.float32), t)
         if self.variance == "learned_range":
             low, high = self.at("log_small", t, x), self.at("log_large", t, x)
+            # The network's -1 stands for the least and 1 for the greatest (IDDPM's code).
             log_variance = low + 0.5 * (output[..., channels:] + 1.0) * (high - low)
         else:
             name = "log_small" if self.variance == "fixed_small" else "log_fixed_large"
@@ -195,8 +200,10 @@ class Diffusion:
         if spacing == "even":
             times = even_times(self.steps, steps)
         elif spacing == "stride":
+            # Stops short of the last step (at 980 of 1000 for 50 steps), as DDIM's code does.
             times = np.arange(steps) * (self.steps // steps)
         else:
+            # The first step is the noisiest of all, where zero terminal SNR put pure noise.
             ends = np.round(self.steps - np.arange(steps) * (self.steps / steps))
             times = ends.astype(np.int64)[::-1] - 1
         # The sampler's levels are those of the steps it visits, and after the last one no noise.
@@ -216,6 +223,7 @@ class Diffusion:
         log_alpha = np.interp(points, known, 0.5 * np.log(self.alphas_cumprod))
         # Continuous time t = (n + 1) / S stands for the discrete step n (DPM-Solver's code).
         times = (points[:-1] - 1.0 / self.steps) * self.steps
+        # sigma^2 = 1 - alpha^2, by expm1: near t = 0 the difference would cancel.
         return make_grid(times, np.exp(log_alpha), np.sqrt(-np.expm1(2.0 * log_alpha)))
 
     def check_channels(self, output: jax.Array, channels: int) -> None:
@@ -279,6 +287,8 @@ def cosine(
 
     Other arguments as in ``linear``.
     """
+    # The offset keeps the first betas from vanishing, and the bound avoids a singularity at the
+    # last step (IDDPM, 3.2).
     u = np.arange(steps + 1) / steps
     abar = np.cos((u + offset) / (1.0 + offset) * np.pi / 2.0) ** 2
     betas = np.minimum(1.0 - abar[1:] / abar[:-1], max_beta)
@@ -297,6 +307,7 @@ def zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
 
 def even_times(steps: int, count: int) -> np.ndarray:
     """IDDPM's choice of ``count`` out of ``steps`` steps, ``[count]``: even from 0 to the last."""
+    # One step alone stands at 0, as in IDDPM's code.
     stride = (steps - 1) / (count - 1) if count > 1 else 1.0
     return np.round(np.arange(count) * stride).astype(np.int64)
 

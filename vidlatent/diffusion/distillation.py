@@ -61,6 +61,7 @@ def halve_steps(teacher: Network, z: jax.Array, sigmas: Sequence[Any]) -> Halved
       sigmas: ``s0 > s1 > s2 >= 0``, each ``[B]`` or a scalar.
     """
     first, second, last = (_broadcast_level(sigma, z) for sigma in sigmas)
+    # Euler on the flow: z' = z + (s' - s) v.
     middle = z + per_sample(second - first, z) * teacher(z, first)
     end = middle + per_sample(last - second, z) * teacher(middle, second)
     target = (end - z) / per_sample(last - first, z)  # the slope of the straight line to the end

@@ -99,6 +99,7 @@ def fixed_sigmas(count: int, mean: float = 0.0, std: float = 1.0, shift: float =
     For evaluation: the mean of the loss over them estimates the training loss without its noise.
     """
     normal = statistics.NormalDist(mean, std)
+    # Quantiles at the middles of equal shares.
     logits = np.array([normal.inv_cdf((k + 0.5) / count) for k in range(count)])
     return shift_levels(1.0 / (1.0 + np.exp(-logits)), shift)
 
@@ -154,6 +155,7 @@ class Flow:
     std: float = 1.0
     least: float = 1e-4
     base_tokens: int = 0
+    # Not fields: a flow has no choice here, but samplers ask every schedule.
     prediction = "velocity"
     variance = "fixed_small"
 
@@ -169,6 +171,7 @@ class Flow:
         if not self.base_tokens:
             return self
         shift = shift_for_tokens(tokens, self.base_tokens, self.shift)
+        # The new shift holds for the new size, so asking again changes nothing.
         return dataclasses.replace(self, shift=shift, base_tokens=tokens)
 
     def sample_sigma(self, key: jax.Array, batch: int) -> jax.Array:

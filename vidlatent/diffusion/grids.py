@@ -132,5 +132,6 @@ def flow_grid(
     times = 1000.0 * levels
     if sigmas is None and spacing in ("diffusers_unipc", "wan_unipc"):
         times = np.trunc(times)  # their schedulers cast times to int64
+    # A sampler of N steps has N + 1 levels; the last is clean data.
     levels = np.append(levels, 0.0)
     return make_grid(times, 1.0 - levels, levels)

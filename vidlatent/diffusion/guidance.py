@@ -55,6 +55,7 @@ def guidance_scales(
             raise VidlatentError(
                 f"config.sampler.guidance.interval must be (low, high), got {interval}."
             )
+        # Guidance harms at high noise and is hardly needed at low noise (Kynkaanniemi et al.).
         table[(levels < low) | (levels > high)] = 1.0
     return table
 
@@ -106,6 +107,7 @@ def guide(
 
     def every(x, t, index):
         outputs = _evaluate(network, conditions, x, t, index, batched, batch_axis)
+        # The index is traced, so the whole table is a constant of the program.
         row = jnp.asarray(scales, outputs[0].dtype)[index]
         return combine(outputs, row, rescale, channels)
 
@@ -139,6 +141,7 @@ def guide_batched(
         return network(x, t, index, positive)
 
     def every(x, t, index):
+        # States are small beside the conditions: only they are joined in every step.
         many = jnp.concatenate([x] * count), jnp.concatenate([t] * count)
         outputs = jnp.split(network(*many, index, together), count)
         row = jnp.asarray(scales, outputs[0].dtype)[index]
@@ -220,6 +223,7 @@ def drop_masks(
         if not 0.0 <= rate <= 1.0:
             raise VidlatentError(f"the drop rate of {name} must be in [0, 1], got {rate}.")
     keys = jax.random.split(key, len(rates) + 1)
+    # The last key is not for a name, so ``joint`` leaves the other draws unchanged.
     every = jax.random.bernoulli(keys[-1], joint, (batch,))
     return {
         name: every | jax.random.bernoulli(k, rates[name], (batch,))
@@ -235,6 +239,7 @@ def replace_dropped(mask: jax.Array, condition: Any, null: Any) -> Any:
     """
 
     def leaf(value, other):
+        # [B] -> [B, 1, ...]
         return jnp.where(mask.reshape(mask.shape + (1,) * (value.ndim - 1)), other, value)
 
     return jax.tree.map(leaf, condition, null)

@@ -52,15 +52,19 @@ def unipc(
         hint = did_you_mean(solver_type, SOLVER_TYPES)
         raise VidlatentError(f"unknown config.sampler.solver_type {solver_type!r}: {hint}")
     steps = grid.steps
+    # A predictor of order p takes p - 1 earlier samples beside m. The corrector takes p, as the new
+    # m comes on top.
     keep = order if corrector else order - 1
     predict = np.zeros((steps, 2 + keep))
     correct = np.zeros((steps, 3 + keep))
+    # Where nothing is corrected, x stays as it is.
     correct[:, 0] = 1.0
     used = 0
     for i in range(steps):
         # The corrector of step i - 1 needs the network's output at its end, which step i computes.
         if corrector and i > 0 and i - 1 not in disable_corrector:
             correct[i] = 0.0
+            # It repeats the last predictor's step, in the order that was used there.
             of_last, weights = _step(grid, i - 1, used, solver_type, corrects=True)
             correct[i, 1] = of_last
             correct[i, 2 : 2 + len(weights)] = weights
@@ -104,6 +108,7 @@ def _step(grid: NoiseGrid, s: int, order: int, solver_type: str, corrects: bool)
     alpha = grid.alphas[s + 1]
     of_state = grid.sigmas[s + 1] / grid.sigmas[s]
     phi = np.expm1(-h)
+    # Where earlier samples lie, in units of this step: below 0.
     points = [(log_ratio[s - j] - log_ratio[s]) / h for j in range(1, order)]
     scale = phi if solver_type == "bh2" else -h
     slopes = _slopes(points, h, phi, scale, order, corrects)
@@ -111,6 +116,7 @@ def _step(grid: NoiseGrid, s: int, order: int, solver_type: str, corrects: bool)
     of_data[0] = -alpha * phi
     new = 0.0
     if len(slopes) and not np.all(np.isfinite(slopes)):
+        # The step ends at level 0 with too high an order: make_plan says so to the user.
         of_data[:] = np.nan
     elif len(slopes):
         # The divided difference at a point r is (m(r) - m_s) / r; the new m lies at r = 1.
@@ -133,10 +139,12 @@ def _slopes(points, h, phi, scale, order, corrects):
         return np.array([0.5 if np.isfinite(h) else np.nan])
     if not np.isfinite(h):
         return np.full(order if corrects else order - 1, np.nan)
+    # b_n = g_n n! / B(h), with the recursion of the authors' code for g_n.
     rights, g = [], phi / -h - 1.0
     for n in range(1, order + 1):
         rights.append(g * math.factorial(n) / scale)
         g = g / -h - 1.0 / math.factorial(n + 1)
+    # A Vandermonde system; the new sample lies at 1. A predictor lacks it, and one row with it.
     powers = np.array([[r**n for r in (*points, 1.0)] for n in range(order)])
     if corrects:
         return np.linalg.solve(powers, rights)
@@ -144,5 +152,6 @@ def _slopes(points, h, phi, scale, order, corrects):
 
 
 def _log_ratio(grid: NoiseGrid) -> np.ndarray:
+    # sigma 0 gives infinity, which the weights of order 1 bear.
     with np.errstate(divide="ignore"):
         return np.log(np.maximum(grid.alphas, _LEAST_ALPHA)) - np.log(grid.sigmas)

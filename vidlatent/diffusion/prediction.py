@@ -34,6 +34,7 @@ def data_weights(prediction: str, alpha: Any, sigma: Any) -> tuple[Any, Any]:
     """
     check_prediction(prediction)
     if prediction == "velocity":
+        # 0 * sigma lends the constant sigma's shape and kind of array.
         return 1.0 + 0.0 * sigma, -sigma
     if prediction == "epsilon":
         return 1.0 / alpha, -sigma / alpha

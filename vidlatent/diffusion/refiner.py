@@ -61,6 +61,7 @@ def deviate(base, z0: jax.Array, eps: jax.Array, sigma: jax.Array) -> dict[str, 
       ``z_sigma``, ``velocity``, ``z0_hat`` (eq. 12) and ``z0_tilde`` (eq. 13).
     """
     z = interpolate(z0, eps, sigma)
+    # The base model is not trained here: its error is data for the refiner.
     v = jax.lax.stop_gradient(base(z, sigma)).astype(z.dtype)
     tilde = add_velocity_error(z0, eps.astype(z.dtype), v, sigma)
     return {
@@ -98,6 +99,7 @@ def estimate_confidence(
     if mode not in MASK_MODES:
         hint = did_you_mean(mode, MASK_MODES)
         raise VidlatentError(f"unknown refiner.mask_mode {mode!r}: {hint}")
+    # [B, 1, h, w, c] -> [B, 1, h, w, 1]
     error = jnp.abs(first - upsampled).mean(axis=-1, keepdims=True)
     if not spatial:
         error = jnp.broadcast_to(error.mean(axis=(1, 2, 3), keepdims=True), error.shape)
@@ -155,9 +157,11 @@ def draw_frame_order(
     keys = jax.random.split(key, 4)
     here = jnp.arange(frames)
     free = frames - 1
+    # A single movable frame has only one order.
     if free < 2:
         return here
     choice = jax.random.categorical(keys[0], jnp.log(jnp.asarray(odds, jnp.float32)))
+    # All three are drawn and one is taken, because the choice is traced.
     choices = jnp.stack(
         [_window(keys[1], frames, window), _swap(keys[2], frames), _all(keys[2], frames)]
     )
@@ -182,6 +186,7 @@ def draw_real_frames(key: jax.Array, frames: int, rate: float = 0.2) -> jax.Arra
     count = jnp.where(jax.random.bernoulli(keys[1], rate), count, 0)
     # Places in a random order; frame 0 comes last and is never among the first few.
     draw = jax.random.uniform(keys[2], (frames,)).at[0].set(2.0)
+    # The inverse permutation: argsort lists frames by rank, this lists ranks by frame.
     rank = jnp.zeros(frames, jnp.int32).at[jnp.argsort(draw)].set(jnp.arange(frames))
     return rank < count
 
@@ -224,6 +229,7 @@ def _window(key, frames, sizes):
     # Sorting by random numbers inside and by place outside permutes the window alone.
     draw = jax.random.uniform(keys[2], (frames,))
     order = jnp.argsort(jnp.where(inside, start + size * draw, here))
+    # A permutation drawn at random may be the identity; a rotation then takes its place.
     rolled = jnp.where(inside, start + (here - start + 1) % size, here)
     return jnp.where(jnp.all(order == here), rolled, order)
 
@@ -231,6 +237,7 @@ def _window(key, frames, sizes):
 def _swap(key, frames):
     """Swap frames i < j of 1.. with j - i >= 2."""
     here = jnp.arange(frames)
+    # Listed on the host, as the number of frames is static; one index then picks evenly.
     pairs = [(i, j) for i in range(1, frames) for j in range(i + 2, frames)]
     if not pairs:
         return here

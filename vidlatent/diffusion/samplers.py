@@ -162,9 +162,11 @@ def sample(
         new, kept, past, state = apply_step(row, evaluate, x, last, past, state, drawn)
         return (new, kept, past, state), (new if trajectory else None)
 
+    # Rounded once here, after all differences were taken in float64.
     rows = jax.tree.map(lambda a: jnp.asarray(a, dtype), plan.rows)
     past = tuple(jnp.zeros_like(x) for _ in range(plan.history))
     inputs = (jnp.arange(plan.nfe), rows, noise if plan.random else None)
+    # Only a corrector needs the last sample; without one the carry has no place for it.
     last = None if plan.rows.correct is None else x
     (end, _, _, state), states = lax.scan(body, (x, last, past, state), inputs)
     if trajectory:
@@ -195,14 +197,17 @@ def apply_step(
     Returns:
       ``(next x, last, past, state)``.
     """
+    # NumPy's ones, so that a step in NumPy stays in NumPy; a traced row makes a traced product.
     t = row.time * np.ones(x.shape[0], np.float32)
     output, state = evaluate(x, t, state)
     output = output.astype(x.dtype)
     channels = x.shape[-1]
+    # A learned variance comes after the prediction: [B, ..., 2 C]
     f = output[..., :channels]
     m = row.convert[0] * x + row.convert[1] * f
     if row.correct is not None:
         x = _combine(row.correct, (x, last, m, *past))
+        # The next corrector starts from the corrected sample, not from the predictor's.
         last = x
     new = _combine(row.predict, (x, m, *past))
     if noise is not None:
@@ -263,6 +268,7 @@ def euler(grid: NoiseGrid, prediction: str = "velocity") -> SamplerPlan:
     if prediction != "velocity":
         raise VidlatentError(f"sampler euler needs a velocity, not {prediction!r}: use ddim.")
     ahead = np.diff(grid.sigmas)
+    # m is the velocity itself: Euler's step needs no clean sample.
     return make_plan(grid, (0.0, 1.0), np.stack([np.ones_like(ahead), ahead], axis=1))
 
 
@@ -350,11 +356,13 @@ def _combine(weights, arrays):
 
 
 def _between(v, low, high):
+    # The network's -1 stands for the least and 1 for the greatest (IDDPM's code).
     return low + 0.5 * (v + 1.0) * (high - low)
 
 
 def _draw_noise(key, index, x):
     if key.ndim == 0:
+        # Folded by step: noise of a step does not depend on the steps before it.
         return jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
     keys = jax.vmap(lambda k: jax.random.fold_in(k, index))(key)
     return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(keys)

@@ -91,6 +91,7 @@ def r1_penalty(
 
     def of_scale(index, shape):
         # Differentiate one scale at a time, so that the other scales drop out of the program.
+        # Samples do not mix, so the gradient of the batch's sum holds each sample's own.
         grad = jax.grad(lambda x: _list_maps(apply(params, x))[index].sum())(video)
         positions = math.prod(shape[1:])
         return jnp.square(grad).sum(axis=tuple(range(1, grad.ndim))) / positions
@@ -134,6 +135,7 @@ def lecam(
     ``mean (D(x) - fake anchor)^2 + mean (real anchor - D(y))^2``. By default a difference counts
     only where it is positive, as in the authors' code; ``one_sided=False`` is the paper's equation.
     """
+    # Averages of the past are constants of this step.
     anchors = jax.lax.stop_gradient(anchors)
     part = jax.nn.relu if one_sided else (lambda x: x)
     real, fake = _list_maps(real_logits), _list_maps(fake_logits)
@@ -154,6 +156,7 @@ def adaptive_weight(
     Both gradients are with respect to the decoder's last kernel. Reducio uses weight 0.05 and
     counts the perceptual loss as reconstruction. The result carries no gradient.
     """
+    # Both terms then pull on the decoder with equal strength, times ``weight``.
     ratio = _compute_norm(reconstruction_grad) / (_compute_norm(adversarial_grad) + eps)
     return jax.lax.stop_gradient(weight * jnp.clip(ratio, 0.0, ceiling))
 

@@ -34,10 +34,12 @@ def map_frames(
     """
     videos = tuple(constrain(video, _WHOLE) for video in videos)
     batch, frames = videos[0].shape[:2]
+    # Rounded up twice, so that slices are equal: 9 frames, 4 at once, make 3 slices of 3.
     slices = -(-frames // at_once)
     size = -(-frames // slices)
 
     def run(parts):
+        # [B, size, H, W, C] -> [B size, H, W, C]
         images = [part.reshape(batch * size, *part.shape[2:]) for part in parts]
         y = network(*images)
         return y.reshape(batch, size, *y.shape[1:])
@@ -47,9 +49,11 @@ def map_frames(
         return run(videos)
 
     def cut(video):
+        # [B, T, ...] -> [slices, B, size, ...]
         pads = [(0, 0), (0, slices * size - frames)] + [(0, 0)] * (video.ndim - 2)
         video = jnp.pad(video, pads, mode="edge")
         return jnp.moveaxis(video.reshape(batch, slices, size, *video.shape[2:]), 1, 0)
 
+    # [slices, B, size, ...] -> [B, slices, size, ...]
     y = jnp.moveaxis(lax.map(run, tuple(map(cut, videos))), 0, 1)
     return y.reshape(batch, slices * size, *y.shape[3:])[:, :frames]

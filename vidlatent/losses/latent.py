@@ -45,6 +45,7 @@ def kl(
     each = 0.5 * (jnp.square(mean) + jnp.expm1(logvar) - logvar)
     if reduction == "mean":
         return mean_over_samples(each, mask)
+    # [B, t, h, w, c] -> [B, t]
     per_frame = each.sum(axis=(2, 3, 4))
     if reduction == "sum_per_clip":
         return mean_over_samples(per_frame.sum(axis=1), mask)

@@ -58,6 +58,7 @@ def pool_frames(features: jax.Array, latents: int, first_alone: bool = True) -> 
         )
     if not shares:
         return features
+    # [B, T - 1, ...] -> [B, shares, frames of a share, ...]
     rest = features[:, alone:].reshape(
         features.shape[0], shares, rest // shares, *features.shape[2:]
     )
@@ -130,6 +131,7 @@ relation_distance.defvjp(_relation_forward, _relation_backward)
 
 def _pairs(z, f, margin, rows, gradient: bool):
     batch, tokens, _ = z.shape
+    # Blocks of equal size, so that little padding is needed.
     blocks = -(-tokens // rows)
     rows = -(-tokens // blocks)
     # Padding tokens are zero vectors: their cosines are 0 in both matrices, so they add nothing.
@@ -148,10 +150,12 @@ def _pairs(z, f, margin, rows, gradient: bool):
             return total, grad
         # Each pair occurs as (p, q) and as (q, p) with the same gradient: one product, factor 2.
         push = jnp.where(jnp.abs(apart) > margin, (2.0 / pairs) * jnp.sign(apart), 0.0)
+        # A cosine is a product of unit vectors, so its gradient to z_p is z_q.
         moved = jnp.einsum("bpq,bqc->bpc", push, z, precision=_EXACT)
         return total, lax.dynamic_update_slice_in_dim(grad, moved, index * rows, 1)
 
     pairs = float(tokens) ** 2
+    # Without a gradient its place in the carry is a scalar.
     start = jnp.zeros(batch, jnp.float32), jnp.zeros_like(z) if gradient else jnp.zeros(())
     total, grad = lax.fori_loop(0, blocks, block, start)
     return total / pairs, grad[:, :tokens] if gradient else None
@@ -178,6 +182,7 @@ def video_vf(
     """
     aligned = project_to_features(latent, kernel, features.shape[2:4])
     batch, width = aligned.shape[0], aligned.shape[-1]
+    # All tokens of a clip in one list: [B, t, h', w', C] -> [B, t h' w', C]
     z = normalise(aligned).reshape(batch, -1, width)
     f = normalise(lax.stop_gradient(features)).reshape(batch, -1, width)
     near = cosine_distance(z, f, cosine_margin)
@@ -245,7 +250,9 @@ def vf_term(
 
     def init(key, spec):
         image = jax.ShapeDtypeStruct(NETWORKS.get(network).inputs[0], jnp.float32)
+        # Traced, not run: only the width of the features is asked for.
         width = jax.eval_shape(apply, network_shapes(network), image).shape[-1]
+        # Projected latents then start with the variance that latents have.
         scale = 1.0 / math.sqrt(spec.channels)
         kernel = scale * jax.random.normal(key, (spec.channels, width), jnp.float32)
         return {"projection": {"kernel": kernel}}

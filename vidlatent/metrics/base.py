@@ -130,6 +130,7 @@ class _Base:
 
     def _network_with(self, params: Mapping[str, Any]) -> Network:
         assert self.network is not None
+        # The arguments of the compiled step in place of the weights loaded here.
         return self.network._replace(params=params[self.network.name])
 
 
@@ -200,6 +201,7 @@ class SetMetric(_Base):
             )
 
         def look(clip):
+            # [B, T, H, W, 3] -> [B pieces, length, H, W, 3]
             parts = clip[:, : pieces * length].reshape(batch * pieces, length, *clip.shape[2:])
             return self._features(network, parts).reshape(batch, pieces, -1)
 
@@ -236,6 +238,7 @@ def make_metrics(
         network = entry.network
         if random_networks:
             network = _SMALL_NETWORKS.get(network, network)
+        # Several metrics may look through one network; its file is read once.
         if network and network not in loaded:
             loaded[network] = load_network(network, weights[network])
         metric = entry.make(MetricRequest(name, ending, entry, loaded.get(network), is_splits))
@@ -246,6 +249,7 @@ def make_metrics(
 def _find(name: str) -> tuple[MetricEntry, str]:
     """The entry that a name in the config stands for, and the ending the name has beyond it."""
     known = METRICS.names()
+    # Longest first: fvd_i3d_tiny is a name of its own, not fvd_i3d with an ending.
     for start in sorted(filter(name.startswith, known), key=len, reverse=True):
         entry, ending = METRICS.get(start), name.removeprefix(start)
         if not ending or (entry.endings and re.fullmatch(entry.endings, ending)):

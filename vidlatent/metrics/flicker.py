@@ -57,6 +57,7 @@ class FrameDifferences(_NearAndFar):
         """The next frames, uint8 ``[T, H, W, C]``."""
         check_shape(frames, "T H W C")
         for frame in frames:
+            # Second differences of bytes lie in [-510, 510], where uint8 would wrap.
             self._held.append(frame.astype(np.int16))
             if len(self._held) < 3:
                 continue
@@ -74,6 +75,7 @@ class FrameDifferences(_NearAndFar):
             del self._held[0]
 
     def means(self) -> dict[str, float]:
+        # If the video ended inside a border, its places count as far from one.
         self._close(False)
         return super().means()
 
@@ -104,6 +106,7 @@ class BorderDifferences(_NearAndFar):
                 x = np.moveaxis(frame, axis - 1, 0).astype(np.int16)
                 second = np.abs(x[:-2] - 2 * x[1:-1] + x[2:])
                 middles = np.arange(1, len(x) - 1)
+                # A border before row b is touched by the triples around b - 1 and b.
                 near = np.isin(middles, [*borders, *(border - 1 for border in borders)])
                 self.take(second[near], True)
                 self.take(second[~near], False)

@@ -35,6 +35,7 @@ class FeatureSums:
         Raises:
           VidlatentError: features of another width, or not finite.
         """
+        # float64: the covariance is a small difference of large sums.
         rows = np.asarray(features, np.float64)
         if mask is not None:
             rows = rows[np.asarray(mask) > 0]
@@ -64,6 +65,7 @@ class FeatureSums:
     @classmethod
     def unpack(cls, vector: np.ndarray) -> FeatureSums:
         """Inverse of ``pack``."""
+        # 1 + D + D^2 numbers, solved for D and rounded.
         width = int((np.sqrt(4 * len(vector) - 3) - 1) / 2 + 0.5)
         sums = cls(width)
         sums.n = int(vector[0])
@@ -105,6 +107,7 @@ def frechet_from_moments(
     which has the same eigenvalues and stays real with fewer clips than dimensions.
     """
     values, vectors = np.linalg.eigh(cov_a)
+    # With fewer clips than dimensions many eigenvalues are 0, which rounding may make negative.
     root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
     shared = np.linalg.eigvalsh(root @ cov_b @ root)
     cross = np.sqrt(np.maximum(shared, 0)).sum()

@@ -111,6 +111,7 @@ def gride_estimate(ratios: Any, n1: int, n2: int) -> tuple[float, float]:
       n1, n2: neighbour ranks.
     """
     mus = np.array(ratios, np.float64)
+    # As in DADApy: with neighbours at equal distance 1 - mu^-d would be 0.
     mus[mus == 1] += 10 * _EPS
     high, middle = np.percentile(mus, [95, 50])
     kept = mus[mus < middle + 20 * (high - middle)]
@@ -118,6 +119,7 @@ def gride_estimate(ratios: Any, n1: int, n2: int) -> tuple[float, float]:
     at_top = _slope(top, kept, n1, n2)
     while top - low > _WIDTH:
         centre = (low + top) / 2.0
+        # The slope has one zero; the half whose ends differ in sign holds it.
         if _slope(centre, kept, n1, n2) * at_top > 0:
             top = centre
         else:
@@ -159,6 +161,7 @@ def neighbour_distances(points: Any, count: int, *, block: int = _ROWS) -> np.nd
     if not np.issubdtype(points.dtype, np.floating):
         points = points.astype(np.float64)
     result = np.empty((total, count))
+    # Spare ones, as float32 may put close neighbours in the wrong order.
     kept = min(total - 1, count + _SPARE)
     doubtful = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -170,6 +173,7 @@ def neighbour_distances(points: Any, count: int, *, block: int = _ROWS) -> np.nd
                     )
                 )
             )
+            # How far float32 was off where float64 is known, with a margin for where it is not.
             slack = 4 * np.abs(exact - squares).max(axis=1) + error
             exact.sort(axis=1)
             result[start : start + len(exact)] = np.sqrt(exact[:, :count])
@@ -221,6 +225,7 @@ def _propose_neighbours(
     unit = longest or 1.0
     for start in range(0, total, block):
         moved[start : start + block] = (points[start : start + block] - centre) / unit
+    # Only the device's copy is needed from here on.
     device = jnp.asarray(moved)
     del moved
     squares = jnp.einsum("nd,nd->n", device, device, precision=jax.lax.Precision.HIGHEST)
@@ -243,8 +248,10 @@ def _find_nearest(points: jax.Array, squares: jax.Array, start: Any, *, rows: in
     own = jax.lax.dynamic_slice_in_dim(points, start, rows)
     mine = jax.lax.dynamic_slice_in_dim(squares, start, rows)
     products = jnp.einsum("nd,md->nm", own, points, precision=jax.lax.Precision.HIGHEST)
+    # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b: [rows, N]
     apart = mine[:, None] + squares - 2 * products
     itself = start + jnp.arange(rows)[:, None] == jnp.arange(len(points))
+    # top_k finds the greatest, so distances change sign; a point is no neighbour of itself.
     far, index = jax.lax.top_k(-jnp.where(itself, jnp.inf, apart), kept)
     return -far, index, mine
 
@@ -257,6 +264,7 @@ def _find_nearest_in_float64(points: np.ndarray, rows: np.ndarray, kept: int) ->
     for start in range(0, len(points), 1024):
         part = points[start : start + 1024] - centre
         lengths = np.einsum("nd,nd->n", part, part)
+        # The row's own length is left out: it is the same for all candidates.
         apart[:, start : start + 1024] = lengths - 2 * own @ part.T
     apart[np.arange(len(rows)), rows] = np.inf
     return np.argpartition(apart, kept - 1, axis=1)[:, :kept]

@@ -27,6 +27,7 @@ def by_group_position(
     Returns:
       ``group`` means (NaN where there is no frame) and as many counts.
     """
+    # Frames before the first whole group get places below 0.
     places = np.arange(len(sums)) - first % group
     means, numbers = [], []
     for place in range(group):

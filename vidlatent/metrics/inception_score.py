@@ -82,6 +82,7 @@ class InceptionAccumulator:
         rows = np.asarray(rows)
         for row in np.flatnonzero(mask):
             for piece in range(rows.shape[2]):
+                # The same on any number of processes, unlike the order of arrival.
                 key = (int(clips[row]), float(starts[row]), piece)
                 self._rows[key] = rows[:, row, piece]
 

@@ -38,6 +38,8 @@ class ChannelMoments:
             return
         total = self.n + n
         step = np.asarray(mean, np.float64) - self._mean
+        # Two parts differ within themselves and by their means (Chan et al. 1979). Sums of squares
+        # would cancel where the mean is large.
         self._apart += np.asarray(apart, np.float64) + step**2 * (self.n * n / total)
         self._mean += step * (n / total)
         self.n = total
@@ -60,6 +62,7 @@ class ChannelMoments:
     def overall(self) -> tuple[float, float]:
         """Mean and standard deviation of all channels together."""
         mean = float(self._mean.mean())
+        # Variance within channels, plus that of the channels' means.
         within = self._apart.mean() / max(1, self.n)
         return mean, float(np.sqrt(within + np.square(self._mean - mean).mean()))
 

@@ -32,6 +32,7 @@ def lpips(network: Network, a: Any, b: Any, *, unit_range: bool = False) -> jax.
 
     def frames_first(video):
         x = scale_pixels(video)
+        # [B, T, ...] -> [T, B, ...]: lax.map loops over the first axis.
         return jnp.moveaxis((x + 1.0) / 2.0 if unit_range else x, 1, 0)
 
     pair = frames_first(a), frames_first(b)

@@ -43,6 +43,7 @@ def ssim_reducio(a: Any, b: Any) -> jax.Array:
       ``[B, T]`` float32.
     """
     sizes = check_pair(a, b, "SSIM")
+    # Python's rounding, as in the authors' evaluation.
     factor = max(1, round(min(sizes["H"], sizes["W"]) / 256))
     return ssim(_pooled(_unit(a), factor), _pooled(_unit(b), factor), data_range=1.0)
 
@@ -58,6 +59,7 @@ def _pooled(x: jax.Array, factor: int) -> jax.Array:
     batch, time, height, width, channels = x.shape
     rows, columns = height // factor, width // factor
     x = x[:, :, : rows * factor, : columns * factor]
+    # [B, T, H, W, C] -> [B, T, rows, f, columns, f, C], averaged over both f.
     x = x.reshape(batch, time, rows, factor, columns, factor, channels)
     return jnp.mean(x, axis=(3, 5))
 

@@ -65,11 +65,13 @@ def ssim(a: Any, b: Any, data_range: float | None = None) -> jax.Array:
             f"SSIM needs frames of at least {WINDOW}x{WINDOW} pixels, "
             f"not {sizes['H']}x{sizes['W']}."
         )
+    # SSIM compares means as ratios, so black must be 0.
     black = 0.0 if data_range is not None or a.dtype == jnp.uint8 else -1.0
     if data_range is None:
         data_range = 255.0 if a.dtype == jnp.uint8 else 2.0
     a, b = jnp.asarray(a), jnp.asarray(b)
     if current_platform() == "cpu":
+        # A band of n rows reads n + 10: below the window's height most of the work would be double.
         rows = _BAND_PIXELS // (sizes["B"] * sizes["W"])
         return _in_bands(a, b, black, data_range, max(rows, WINDOW))
     return _at_once(a, b, black, data_range)
@@ -102,6 +104,7 @@ def _in_bands(a: jax.Array, b: jax.Array, black: float, data_range: float, rows:
         shifts = [(v - black) / data_range for v in (x, y)]
 
         def band(number):
+            # All bands have one size, so that one program serves all.
             start = jnp.minimum(number * rows, places - rows)
             near = (jax.lax.dynamic_slice_in_dim(v, start, rows + WINDOW - 1, 1) for v in pair)
             x, y = (
@@ -119,6 +122,7 @@ def _in_bands(a: jax.Array, b: jax.Array, black: float, data_range: float, rows:
 
         return jnp.sum(jax.lax.map(band, jnp.arange(bands)), axis=0)
 
+    # [B, T, H, W, C] -> [T C, B, H, W]
     pair = [jnp.moveaxis(v, (1, 4), (0, 1)).reshape(-1, batch, height, width) for v in (a, b)]
     sums = jax.lax.map(plane, pair).reshape(frames, channels, batch)
     return jnp.sum(sums, axis=1).T / (channels * places * (width - WINDOW + 1))

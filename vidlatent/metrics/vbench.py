@@ -43,6 +43,7 @@ DIMENSIONS: dict[str, Dimension] = {
     "temporal_style": Dimension("semantic", 0.0, 0.364),
     "overall_consistency": Dimension("semantic", 0.0, 0.364),
 }
+# VBench's own weights of the two totals.
 _WEIGHTS = {"quality": 4.0, "semantic": 1.0}
 
 

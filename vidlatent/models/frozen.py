@@ -73,6 +73,7 @@ def hold_in(dtype: Any, abstract: Any, compute: Callable[[Any], Any]) -> Any:
     leaves, structure = jax.tree.flatten(abstract)
     if all(leaf.dtype == jnp.dtype(dtype) for leaf in leaves):
         return abstract
+    # The traced program says how each parameter is used, whatever layers it passes through.
     jaxpr = jax.make_jaxpr(compute)(abstract).jaxpr
     uses: dict[Var, list[Any]] = {}
     _collect_uses(jaxpr, {}, uses)
@@ -92,6 +93,7 @@ def _collect_uses(jaxpr: Jaxpr, names: Mapping[Var, Var], uses: dict[Var, list[A
     outermost variables that are passed in for them; ``uses`` is keyed by the outermost ones.
     """
     for eqn in jaxpr.eqns:
+        # Programs inside an equation are given closed (with constants) or open.
         inner = [p.jaxpr if hasattr(p, "jaxpr") else p for p in eqn.params.values()]
         inner = [p for p in inner if isinstance(p, Jaxpr)]
         same = len(inner) == 1 and len(inner[0].invars) == len(eqn.invars)
@@ -104,6 +106,7 @@ def _collect_uses(jaxpr: Jaxpr, names: Mapping[Var, Var], uses: dict[Var, list[A
         for variable in eqn.invars:
             if isinstance(variable, Var):
                 uses.setdefault(names.get(variable, variable), []).append(cast)
+    # What is returned is used as it is, without a cast.
     for variable in jaxpr.outvars:
         if isinstance(variable, Var):
             uses.setdefault(names.get(variable, variable), []).append(None)

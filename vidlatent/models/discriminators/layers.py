@@ -60,7 +60,9 @@ def shrink(x: jax.Array, taps: Sequence[int]) -> jax.Array:
             continue
         side = len(taps) // 2 - 1
         pads = [(0, 0)] * x.ndim
+        # Odd lengths get one more at the end, so that the last frame or row counts too.
         pads[axis] = (side, side + length % 2)
+        # Zeros would pull the averages at the border towards 0.
         padded = jnp.pad(x, pads, mode="edge")
         outputs = -(-length // 2)
         x = sum(
@@ -116,11 +118,13 @@ def spectral_start(features: int) -> dict[str, jax.Array]:
 
 
 def _normalize_spectrally(kernel: jax.Array, stats: Stats, train: bool) -> tuple[jax.Array, Stats]:
+    # [kt, kh, kw, I, O] -> [kt kh kw I, O]
     matrix = kernel.reshape(-1, kernel.shape[-1])
     fixed, u = lax.stop_gradient((matrix, stats["u"]))
     v = _scale_to_unit(fixed @ u)
     if train:
         u = _scale_to_unit(v @ fixed)
+    # u and v are constants: the gradient flows through the kernel alone, as in PyTorch.
     return kernel / (v @ matrix @ u), {"u": u}
 
 
@@ -147,6 +151,7 @@ class BatchNorm(nn.Module):
         shape = (x.shape[-1],)
         scale = self.param("scale", _init_around_one, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        # float32: a mean over a whole batch would lose its digits in bfloat16.
         h = x.astype(jnp.float32)
         if train:
             mean = h.mean(axis=(0, 1, 2, 3))
@@ -162,6 +167,7 @@ class BatchNorm(nn.Module):
 
 
 def _init_around_one(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+    # pix2pix draws scales from N(1, 0.02).
     return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
 
 

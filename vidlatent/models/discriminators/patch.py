@@ -23,6 +23,7 @@ from vidlatent.spec import check_shape
 __all__ = ["NORMS", "PatchDiscriminator", "patch_stats_table", "patch_table"]
 
 NORMS = ("batch", "group", "none", "spectral")
+# As pix2pix draws kernels.
 _normal = nn.initializers.normal(0.02)
 
 
@@ -67,6 +68,7 @@ class PatchDiscriminator(nn.Module):
     def smallest_clip(self) -> tuple[int, int, int]:
         """The smallest (frames, height, width) that yields a logit; 1 frame means images work."""
         size = (1, 1, 1)
+        # Backwards from a single logit: what each layer needs to yield so many outputs.
         for kernel, strides, padding in reversed(self._list_layers()):
             size = tuple(
                 max(1, (n - 1) * s + k - 2 * p)
@@ -83,6 +85,7 @@ class PatchDiscriminator(nn.Module):
         check_norm(self.norm, NORMS)
         count = len(self.time_kernels)
         if self.norm == "batch":
+            # pix2pix has no norm after the first and the last convolution.
             sizes = {i: (self._count_features(i),) for i in range(1, count - 1)}
             return {
                 f"norm_{i}": {"mean": jnp.zeros(size), "var": jnp.ones(size)}
@@ -121,6 +124,7 @@ class PatchDiscriminator(nn.Module):
                 kernel,
                 strides,
                 padding,
+                # No bias before a norm, which has one of its own.
                 not normed,
                 spectral,
                 self.dtype,
@@ -152,6 +156,7 @@ class PatchDiscriminator(nn.Module):
 
 def _list_positions(layers: int) -> list[tuple[int, int]]:
     """Pairs of a layer's number here and its convolution's index in the published Sequential."""
+    # The Sequential counts norms and activations too: conv, leaky; then conv, norm, leaky each.
     return [(0, 0), *((i, 3 * i - 1) for i in range(1, layers))]
 
 
@@ -161,6 +166,7 @@ def patch_table(layers: int = 5) -> tuple[tuple[str, str, str], ...]:
     Args:
       layers: number of convolutions, ``len(time_kernels)``.
     """
+    # Statistics are no parameters: patch_stats_table reads them.
     rows = [(r"main[.]\d+[.](?:running_mean|running_var|num_batches_tracked)", "", "drop")]
     for index, place in _list_positions(layers):
         source = f"main[.]{place}[.]"

@@ -38,6 +38,7 @@ class _Convs(nn.Module):
             features,
             (size,) * 3,
             padding=(size // 2,) * 3,
+            # The skips, of size 1, have none in StyleGAN2.
             use_bias=size > 1,
             spectral=self.norm == "spectral",
             dtype=self.dtype,
@@ -62,6 +63,7 @@ class _Block(_Convs):
         main = leaky_relu(self._apply_conv("in", x.shape[-1], 3, x, stats, train, new))
         main = self._apply_conv("out", self.features, 3, shrink(main, taps), stats, train, new)
         skip = self._apply_conv("skip", self.features, 1, shrink(x, taps), stats, train, new)
+        # The sum of two branches has twice the variance of one (StyleGAN2).
         return (leaky_relu(main) + skip) * math.sqrt(0.5), new
 
 
@@ -87,6 +89,7 @@ class _Tower(_Convs):
             raise VidlatentError(
                 f"config.discriminator.model.pool {self.pool!r}: use 'mean' or 'blur'."
             )
+        # Argument 3, counted from self, is ``train``: it decides what is traced.
         block = nn.remat(_Block, static_argnums=(3,)) if self.remat else _Block
         new = {}
         x = x.astype(self.dtype)
@@ -229,8 +232,10 @@ class StyleDiscriminator(nn.Module):
         fields = (self.norm, self.dtype, self.widths, self.pool, self.remat)
         tower = _Tower(*fields, name="tower")
         x, seen = tower(video, stats["tower"] if stats else {}, train)
+        # One position with all values, so that dense layers are convolutions with spectral norm.
         x = x.reshape(x.shape[0], 1, 1, 1, -1)
         if not self.is_initializing():
+            # Checked here, because Flax's message would not name the clip's size.
             rows = self.get_variable("params", "dense")["kernel"].shape[-2]
             if rows != x.shape[-1]:
                 raise VidlatentError(

@@ -69,10 +69,14 @@ def mark_first_frame(frame: jax.Array, frames: int, channels: int = _STEP) -> ja
     Returns:
       ``[B, frames, h, w, channels + c]``; later frames are zeros.
     """
+    # Wan2.1 makes the mask on pixel frames: one, then four for each later latent frame.
     known = jnp.zeros((1 + _STEP * (frames - 1),)).at[0].set(1.0)
     mask = make_frame_mask(known, channels).astype(frame.dtype)
     batch, _, height, width, _ = frame.shape
+    # [t, m] -> [B, t, h, w, m]
     mask = jnp.broadcast_to(mask[None, :, None, None], (batch, frames, height, width, channels))
+    # Zeros, the mean of standardised latents (FSVideo 2.4.2), so no grey frames are encoded as
+    # Wan2.1 does.
     later = ((0, 0), (0, frames - 1), (0, 0), (0, 0), (0, 0))
     return jnp.concatenate([mask, jnp.pad(frame, later)], axis=-1)
 
@@ -126,6 +130,7 @@ def apply_drop(x: jax.Array, null: Any, drop: Drop, name: str) -> jax.Array:
     """``x`` ``[B, ...]`` with ``null`` (broadcast) where ``drop[name]`` ``[B]`` is true."""
     if drop is None or name not in drop:
         return x
+    # [B] -> [B, 1, ...]
     mask = drop[name].reshape(-1, *[1] * (x.ndim - 1))
     return jnp.where(mask, null, x)
 
@@ -150,6 +155,7 @@ def read_text(
     if "null_text" in conditions and conditions["null_text"] is not None:
         null, null_length = (conditions["null_text"][key] for key in ("states", "length"))
     else:
+        # One token of zeros rather than none: a softmax needs at least one key.
         null, null_length = jnp.zeros((1, 1, width)), jnp.ones((1,), jnp.int32)
     if text is None:
         states = jnp.broadcast_to(null, (batch, *null.shape[1:]))

@@ -33,6 +33,8 @@ def cast_to_fp8(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(leaf, Mapping):
             out[name] = cast_to_fp8(leaf, path)
         elif is_large(path):
+            # Layers lie on the first axis; a scale for each lets the scan slice scales with
+            # kernels.
             out["kernel"], out["kernel_scale"] = quantise_fp8(leaf, tuple(range(1, leaf.ndim)))
         else:
             out[name] = leaf

@@ -17,6 +17,8 @@ from vidlatent.layers.residual import add_residual
 __all__ = ["ModulatedBlock", "ModulatedHead", "small_mlp"]
 
 _LAYOUT = ("batch", "time", "tokens", "channel")
+# What the attention's batch and tokens are on the mesh. Along time every place of a frame is a
+# sequence of its own, so the batch holds samples times places: 'rows'.
 _AXES = {"space": ("batch", "tokens"), "time": ("rows", "time")}
 
 
@@ -97,14 +99,18 @@ class ModulatedBlock(nn.Module):
           lengths: ``[B]``, how many condition tokens exist, from the first on; None for all.
         """
         if self.single:
+            # [6, D] + [B, 6, D]
             parts = self.modulation + time
         else:
             parts = self.modulation(nn.silu(time)).reshape(-1, 6, self.width)
         parts = parts[:, :, None, None]  # over frames and tokens
+        # [B, 6, 1, 1, D] -> six of [B, 1, 1, D], in the order of DiT and PixArt.
         shift, scale, gate, shift_ff, scale_ff, gate_ff = jnp.moveaxis(parts, 1, 0)
         u = modulate(x, scale, shift, self.eps)
         x = self._add(x, gate * self._attend(self.attn, u, self.along))
         if self.cross:
+            # All frames in one sequence, as they read the same conditions.
+            # [B, T, N, D] -> [B, T N, D]
             tokens = x.reshape(x.shape[0], -1, self.width).astype(self.dtype)
             h = self.cross_attn(self.cross_attn.queries(tokens), context, lengths=lengths)
             x = self._add(x, h.reshape(x.shape))
@@ -118,6 +124,7 @@ class ModulatedBlock(nn.Module):
     def _attend(self, attn: TokenAttention, u: jax.Array, along: str) -> jax.Array:
         u = u.astype(self.dtype)
         # Attention runs over the second-last axis; the axes before it become the batch.
+        # [B, T, N, D], along time [B, N, T, D]
         u = u if along == "space" else u.swapaxes(1, 2)
         tokens = u.reshape(-1, *u.shape[2:])
         h = attn(attn.queries(tokens), attn.pair(tokens)).reshape(u.shape)
@@ -153,5 +160,6 @@ class ModulatedHead(nn.Module):
             parts = parts.reshape(-1, 2, width)
         shift, scale = jnp.split(parts, 2, axis=1)
         y = modulate(x, scale, shift, self.eps).astype(self.dtype)
+        # Zeros: a new model predicts 0 (DiT, 3.2).
         linear = Linear(self.features, self.dtype, nn.initializers.zeros, name="linear")
         return linear(y).astype(jnp.float32)

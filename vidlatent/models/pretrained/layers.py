@@ -52,6 +52,7 @@ class PlainConv(nn.Module):
         """``[N, H, W, I] -> [N, H', W', O]`` or ``[B, T, H, W, I] -> [B, T', H', W', O]``."""
         shape = (*self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        # 1 for images, which lack the time axis, else 0.
         skip = 5 - x.ndim
         axes = "THW"[skip:]
         y = lax.conv_general_dilated(
@@ -78,6 +79,7 @@ def max_pool(
     pads = [(0, 0)] * len(window) if padding is None else list(padding)
     return lax.reduce_window(
         x,
+        # The identity of max, so that padding never wins.
         -jnp.inf,
         lax.max,
         (1, *window, 1),

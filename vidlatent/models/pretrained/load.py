@@ -116,8 +116,10 @@ def read_network(name: str, paths: Sequence[str | os.PathLike[str]]) -> Any:
         return jax.tree.map(np.asarray, params)
     tensors: dict[str, np.ndarray] = {}
     for path in paths:
+        # Trunk and heads, or shards, come in files of their own.
         tensors |= _read(path)
     tensors = definition.prepare(tensors)
+    # The naming that knows most names; what then does not fit is reported by its names.
     counts = {table: count_known(tensors, TABLES.get(table)) for table in definition.tables}
     best = max(counts, key=lambda table: counts[table])
     logging.info("%s: weights table %s, %d of %d names", name, best, counts[best], len(tensors))
@@ -126,6 +128,7 @@ def read_network(name: str, paths: Sequence[str | os.PathLike[str]]) -> Any:
     except VidlatentError as error:
         files = ",".join(map(os.fspath, paths))
         raise VidlatentError(f"config.networks.{name}={files}: {error}") from error
+    # Metrics and losses compare small differences; text encoders are too large for float32.
     if definition.keeps_dtype:
         return params
     return jax.tree.map(lambda x: np.asarray(x, np.float32), params)

@@ -140,6 +140,7 @@ def network_shapes(name: str) -> Any:
 
 def random_params(name: str, seed: int = 0) -> Any:
     """Random parameters as NumPy arrays, for tests and smoke runs."""
+    # Run once, so compiling fast matters more than running fast.
     init = jax.jit(
         functools.partial(_init, NETWORKS.get(name)), compiler_options=quick_options(level=0)
     )

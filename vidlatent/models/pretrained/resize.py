@@ -62,6 +62,7 @@ def resize_matrix(
     centres = (np.arange(target) + 0.5) * step - 0.5
     if corners:
         centres = np.linspace(0, size - 1, target) if target > 1 else np.zeros(1)
+    # Only shrinking needs a wider kernel.
     if antialias and step > 1:
         weights = kernel((np.arange(size) - centres[:, None]) / step)
         return np.float32(weights / weights.sum(axis=1, keepdims=True))
@@ -69,6 +70,7 @@ def resize_matrix(
     first = np.floor(centres).astype(int)
     for tap in range(1 - reach, reach + 1):
         place = np.clip(first + tap, 0, size - 1)
+        # Added, not assigned: clipped taps may meet on one border pixel.
         np.add.at(weights, (np.arange(target), place), kernel(first + tap - centres))
     return np.float32(weights)
 

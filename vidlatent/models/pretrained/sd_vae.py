@@ -61,6 +61,7 @@ class SdEncoder(nn.Module):
             volume=False,
             causal=False,
             groups=self.groups,
+            # As published; Reducio's own encoders have eight.
             heads=1,
             window=0,
             residual_scale=1.0,
@@ -92,6 +93,7 @@ class SdEncoder(nn.Module):
             )
         # As in all pretrained networks, float32 products are exact on every device.
         with jax.default_matmul_precision(exact(self.dtype).name.lower()):
+            # An image is a clip of one frame: [N, H, W, 3] -> [N, 1, H, W, 3]
             moments = self.encoder(images[:, None])[:, 0]
         return Posterior(*jnp.split(moments.astype(jnp.float32), 2, axis=-1))
 

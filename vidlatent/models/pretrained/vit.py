@@ -90,6 +90,7 @@ class _Attention(nn.Module):
         precision = exact(self.dtype)
         # Scaled before the product, as in the released code: in half precision the order matters.
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * head**-0.5, k, precision=precision)
+        # [B, heads, queries, keys]; float32 also where the products are half precision.
         weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, v, precision=precision)
         return linear(width, self.dtype, "o")(y.reshape(x.shape))

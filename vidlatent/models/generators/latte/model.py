@@ -80,7 +80,10 @@ class Latte(GeneratorDefaults, nn.Module):
         self.time_embedding = small_mlp(self.width)
         if self.label_classes:
             self.label_embedding = LabelEmbedding(self.label_classes, self.width)
+        # Both kinds of blocks have the same parameters. One stack holds them in the published
+        # order: even ones attend within a frame, odd ones along time.
         self.blocks = stack_params(self, "blocks", self._first_block, self.depth)
+        # Values of a patch, and as many for the variance.
         size = int(np.prod(self.patch)) * self.latent_channels * (1 + self.learned_variance)
         self.head = ModulatedHead(size, eps=self.eps, dtype=self.dtype)
 
@@ -93,6 +96,7 @@ class Latte(GeneratorDefaults, nn.Module):
             eps=self.eps,
             residual_dtype=self.residual_dtype,
             dtype=self.dtype,
+            # Not a submodule, but a pure function applied to slices of the stack.
             parent=None,
         )
 
@@ -125,6 +129,7 @@ class Latte(GeneratorDefaults, nn.Module):
         if self.label_classes:
             labels = read_labels(conditions, drop, self.reads, sizes["B"])
             embedded = embedded + self.label_embedding(labels)
+        # [B, t h w, D] -> [B, t, h w, D]
         x = self.patch_embedding(noisy).reshape(sizes["B"], grid[0], -1, self.width)
         x = x + sincos_plane(grid[1], grid[2], self.width)
         x = self._run(x.astype(self.residual_dtype), embedded)
@@ -138,6 +143,7 @@ class Latte(GeneratorDefaults, nn.Module):
         still = x.shape[1] == 1 and self.images_skip_time
         places = sincos(np.arange(x.shape[1]), self.width)[:, None]
 
+        # A pair is one step of the scan, so that all its steps are alike.
         def step(x, layer):
             own, first = layer
             first_half, second = (jax.tree.map(lambda leaf, i=i: leaf[i], own) for i in (0, 1))
@@ -148,6 +154,7 @@ class Latte(GeneratorDefaults, nn.Module):
             x = (x + first * places).astype(x.dtype)
             return over_time.apply({"params": second}, x, embedded)
 
+        # [depth, ...] -> [depth / 2, 2, ...]
         pairs = jax.tree.map(lambda leaf: leaf.reshape(-1, 2, *leaf.shape[1:]), self.blocks)
         first = jnp.zeros(self.depth // 2).at[0].set(1.0)
         return run_stacked(step, x, (pairs, first), remat=self.remat)

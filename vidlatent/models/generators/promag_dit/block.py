@@ -71,6 +71,8 @@ class JointBlock(nn.Module):
         """
         time = nn.silu(time)
         (u, gate), (v, text_gate) = self._modulate(self.norm1, self.modulation1(time), video, text)
+        # Video first, so that padding of the text stands at the end and one length hides it.
+        # [B, N, K, d] and [B, S, K, d] -> [B, N + S, K, d], for keys and for values.
         pairs = zip(self.attn.pair(u, tables), self.attn.pair(v), strict=True)
         k, values = (jnp.concatenate(pair, axis=1) for pair in pairs)
         if lengths is not None:
@@ -85,6 +87,7 @@ class JointBlock(nn.Module):
 
     def _modulate(self, norm, parts, video, text):
         """For video and text: normalised, scaled and shifted states, and the gate ``[B, 1, D]``."""
+        # [B, 6 D] -> six of [B, 1, D]: shift, scale, gate of the video, then of the text.
         parts = jnp.split(parts[:, None], 6, axis=-1)
 
         def one(x, shift, scale, gate):

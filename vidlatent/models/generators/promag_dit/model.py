@@ -138,6 +138,7 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
             self.head_eps,
             self.residual_dtype,
             self.dtype,
+            # Not a submodule, but a pure function applied to slices of the stack.
             parent=None,
         )
 
@@ -152,6 +153,7 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
             high, wide = self.position_plane
             places = fit_places(grid, (high, wide))
         if self.time_places:
+            # Only time changes: rows and columns stay as they are, or as fitted above.
             latents, step, group = self.time_places
             rows, columns = (np.arange(n) for n in grid[1:]) if places is None else places[1:]
             places = (chunk_places(grid[0], latents, step, group), rows, columns)
@@ -193,6 +195,7 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
         y = self.head_norm(self.last_norm(video))
         shift, scale = jnp.split(self.head_modulation(nn.silu(embedded))[:, None], 2, axis=-1)
         y = self.head((y * (1 + scale) + shift).astype(self.dtype))
+        # CogVideoX's head has the channels of a patch before its places.
         return from_patches(y.astype(jnp.float32), grid, self.patch, channels_first=True)
 
     def _text(
@@ -208,5 +211,6 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
             states = pad_text(states, lengths, self.text_length)
             # An empty text keeps one token, as a dropped text has.
             return self.text_embedding(states), jnp.maximum(lengths, 1)
+        # All rows count as text: CogVideoX was trained with the encoder's values at padding.
         states = pad_text(states, jnp.full((batch,), sizes["S"]), self.text_length)
         return self.text_embedding(states), None

@@ -77,10 +77,12 @@ def fields_from_cogvideox(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "width": width,
         "depth": arguments["num_layers"],
         "heads": heads,
+        # Not among the arguments: always four times the width.
         "hidden": 4 * width,
         "time_dim": arguments["time_embed_dim"],
         "text_dim": arguments["text_embed_dim"],
         "text_length": arguments["max_text_seq_length"],
+        # CogVideoX was trained without a text mask.
         "padding": "attended",
         "position_plane": (arguments["sample_height"] // side, arguments["sample_width"] // side),
         "eps": arguments["norm_eps"],

@@ -141,6 +141,7 @@ class ReducioDiT(GeneratorDefaults, nn.Module):
         self.time_embedding = small_mlp(self.width)
         self.time_projection = Linear(6 * self.width, jnp.float32, _small)
         if self.size_embedding:
+            # Three embeddings of a third of the width: height, width and ratio are concatenated.
             self.extent_embedding = small_mlp(self.width // 3)
             self.ratio_embedding = small_mlp(self.width // 3)
         self.conditions = ConditionTokens(
@@ -168,6 +169,8 @@ class ReducioDiT(GeneratorDefaults, nn.Module):
         token = jnp.zeros((1, 1, 1, self.width))
         block = self._block()
 
+        # Keys and values of the cross-attention are made in ``context``, the rest in ``__call__``:
+        # both must run for all parameters to exist.
         def both(block, x, time):
             return block(x, time, block.context(x[:, 0]))
 
@@ -199,12 +202,14 @@ class ReducioDiT(GeneratorDefaults, nn.Module):
         if self.size_embedding:
             embedded = embedded + self._embed_size(noisy, conditions)
         shared = self.time_projection(nn.silu(embedded)).reshape(-1, 6, self.width)
+        # A block's number tells it which grid of content tokens to read.
         layers = {"params": self.blocks, "number": jnp.arange(self.depth)}
         # With a cache, keys and values are sliced with the layers; else each block makes its own.
         tokens = None
         if condition_cache is None:
             tokens = self.conditions(conditions, drop, sizes["B"], noisy.shape[2:4])
         else:
+            # [B, L, ...] -> [L, B, ...]: the cache has the batch first, the scan slices layers.
             layers["pair"] = [jnp.moveaxis(x, 1, 0) for x in condition_cache["pair"]]
         lengths = condition_cache["lengths"] if tokens is None else tokens.lengths
         block = self._block()
@@ -218,6 +223,7 @@ class ReducioDiT(GeneratorDefaults, nn.Module):
             return block.apply(variables, x, shared, pair, lengths)
 
         x = run_stacked(step, self._tokens(noisy, grid), layers, remat=self.remat)
+        # The head reads the embedding itself, not its projection for the blocks (PixArt).
         y = self.head(x.reshape(sizes["B"], -1, self.width), embedded)
         return from_patches(y, grid, self.patch)
 
@@ -234,15 +240,19 @@ class ReducioDiT(GeneratorDefaults, nn.Module):
             own, number = layer
             return block.apply({"params": own}, tokens.of_block(number), method="context")
 
+        # Two of [L, B, S, K, d]
         pair = lax.map(one, (self.blocks, jnp.arange(self.depth)))
         return {"pair": [jnp.moveaxis(x, 0, 1) for x in pair], "lengths": tokens.lengths}
 
     def _tokens(self, noisy: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
         """``[B, 1, t h w, D]`` of joint attention, else ``[B, t, h w, D]``."""
+        # [B, t h w, D] -> [B, t, h w, D]
         x = self.patch_embedding(noisy).reshape(noisy.shape[0], grid[0], -1, self.width)
         x = x + sincos_plane(grid[1], grid[2], self.width, self.position_span, self.position_scale)
         if self.time_positions:
             x = x + sincos(np.arange(grid[0]), self.width)[:, None]
+        # Joint attention takes the whole clip as one long frame; PixArt's weights fit it as they
+        # are (Reducio, supplement).
         if self.attention == "joint":
             x = x.reshape(noisy.shape[0], 1, -1, self.width)
         return x.astype(self.residual_dtype)
@@ -255,6 +265,7 @@ class ReducioDiT(GeneratorDefaults, nn.Module):
             height, width = (self.pixels_per_latent * n for n in noisy.shape[2:4])
             size = jnp.broadcast_to(jnp.array([height, width, height / width]), (len(noisy), 3))
         check_shape(size, "B three", B=noisy.shape[0], three=3)
+        # 256 sinusoids each, as for the time in PixArt; sizes are in pixels.
         features = [time_features(part, 256) for part in jnp.asarray(size, jnp.float32).T]
         parts = [self.extent_embedding(x) for x in features[:2]]
         return jnp.concatenate([*parts, self.ratio_embedding(features[2])], axis=-1)

@@ -96,6 +96,7 @@ def from_pixart(params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str
     """
     if "blocks" not in params or "cross_attn" not in params["blocks"]:
         raise VidlatentError("these weights are not PixArt's: they lack blocks with cross_attn.")
+    # Patch embedding and last layer see latents of other channels or patches.
     start = take_matching(
         params,
         fresh,
@@ -106,6 +107,7 @@ def from_pixart(params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str
         {name: jnp.shape(leaf) for name, leaf in tree.items()}
         for tree in (params["patch_embedding"], _content(fresh))
     ]
+    # Equal for image latents of four channels in patches of 2x2, the default.
     if shapes[0] == shapes[1]:
         start["conditions"]["content_embedding"] = dict(params["patch_embedding"])
     return start

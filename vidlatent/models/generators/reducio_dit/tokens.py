@@ -49,6 +49,7 @@ class Tokens:
         """``[B, n + S, D]`` for a block by its number."""
         if self.grids is None:
             return self.every
+        # The number is traced: blocks run in a scan.
         grid = lax.dynamic_index_in_dim(self.grids, number % self.grids.shape[1], 1, False)
         return jnp.concatenate([grid, self.every], axis=1)
 
@@ -128,15 +129,18 @@ class ConditionTokens(nn.Module):
             masks = [drop[name] for name in ("image", "content") if name in drop]
             if masks:
                 # Both come from the content frame: one alone would give away the other.
+                # One mask or two; a single one is both the first and the last.
                 either = masks[0] | masks[-1]
                 drop = {**drop, "image": either, "content": either}
         text, lengths = self._text(conditions, drop, batch)
+        # Text stays last: only it has padding, which one length can then hide.
         every, grids = [text], None
         if self.image_dim:
             every.insert(0, self._image(conditions, drop, batch))
         if self.content_channels:
             grids = self._content(conditions, drop, batch, plane)
         tokens = Tokens(jnp.concatenate(every, axis=1), grids, lengths)
+        # Tokens before the text all exist.
         before = tokens.every.shape[1] - text.shape[1] + (0 if grids is None else grids.shape[2])
         return dataclasses.replace(tokens, lengths=lengths + before)
 
@@ -147,6 +151,7 @@ class ConditionTokens(nn.Module):
             return self.label_embedding(labels), jnp.full((batch,), self.label_tokens, jnp.int32)
         text = get_condition(conditions, "text", self.reads)
         null = self.missing_text
+        # PixArt's null text is a random constant that was never trained.
         null = lax.stop_gradient(null) if self.null_text == "fixed" else null
         if text is None:
             states = jnp.broadcast_to(null, (batch, *null.shape))
@@ -155,6 +160,7 @@ class ConditionTokens(nn.Module):
             check_shape(text["states"], "B S D", B=batch, D=self.text_dim)
             states = pad_text(text["states"], text["length"], self.text_length)
             states = apply_drop(states, null, drop, "text")
+            # Where text is the only condition, an empty one must leave a key to attend to.
             lengths = jnp.maximum(text["length"], 1).astype(jnp.int32)
             if not self.null_as_long:
                 lengths = apply_drop(lengths, self.text_length, drop, "text")
@@ -179,6 +185,7 @@ class ConditionTokens(nn.Module):
             raise VidlatentError(
                 "a content frame of None has no size to cache tokens for: give one, and drop it."
             )
+        # Without a content frame, its size follows from the video's latent.
         latent = content
         if content is None:
             rows, columns = (self.content_factor * n for n in plane)
@@ -187,9 +194,11 @@ class ConditionTokens(nn.Module):
             rows, columns = (self.content_factor * n for n in plane)
             check_shape(latent, "B H W C", B=batch, H=rows, W=columns, C=channels)
         check_shape(latent, "B H W C", B=batch, C=channels)
+        # Latents are stored unscaled. As a clip of one frame: [B, 1, h', w', c] -> [B, n, D]
         tokens = self.content_embedding(latent[:, None] * self.content_scale)
         rows, columns = (n // self.content_patch for n in latent.shape[1:3])
         tokens = tokens + sincos_plane(rows, columns, self.width, self.position_span)
+        # After the positions: a dropped frame is zeros, and says nothing about places either.
         tokens = self._replace_missing(tokens, content is None, null, drop, "content")
         side = self.content_side
         if rows % side or columns % side:
@@ -199,6 +208,7 @@ class ConditionTokens(nn.Module):
             )
         # Grid (i, j) holds the tokens of rows i mod side and columns j mod side: every grid covers
         # the whole frame, at a lower resolution (stage 3 of Reducio-DiT).
+        # [B, h / s, s, w / s, s, D] -> [B, s, s, h / s, w / s, D] -> [B, s s, n, D]
         grids = tokens.reshape(batch, rows // side, side, columns // side, side, self.width)
         grids = grids.transpose(0, 2, 4, 1, 3, 5)
         return grids.reshape(batch, side * side, -1, self.width).astype(self.dtype)

@@ -52,6 +52,7 @@ class WanBlock(nn.Module):
         self.modulation = self.param("modulation", table, (1, 6, self.width), jnp.float32)
         fields = {"eps": self.eps, "dtype": self.dtype}
         self.self_attn = TokenAttention(self.width, self.heads, rotary=True, **fields)
+        # The only norm with weights of its own: no modulation follows it (Wan2.1).
         self.cross_norm = LayerNorm(**fields)
         self.cross_attn = TokenAttention(self.width, self.heads, self.image, **fields)
         self.ffn = Mlp(self.hidden, self.width, dtype=self.dtype)
@@ -112,10 +113,12 @@ class WanBlock(nn.Module):
         # A mixture of raw states is normalised and modulated like the state it stands for.
         if mixture is not None and not self.normed:
             source = self.inputs(mixture, time)
+        # Keys of a mixture keep the position of the token that reads it.
         source = source.astype(self.dtype)
         h = self.self_attn(self.self_attn.queries(u, tables), self.self_attn.pair(source, tables))
         x = self._add(x, gate * h)
         # Text and image in a softmax each, and neither gated nor modulated by time (Wan2.1).
+        # Both share the queries, and are summed before the output projection.
         h = self.cross_attn(self.cross_attn.queries(self.cross_norm(x)), *context.values())
         x = self._add(x, h)
         h = self.ffn(modulate(x, scale_ff, shift_ff, self.eps).astype(self.dtype))

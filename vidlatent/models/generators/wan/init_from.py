@@ -39,6 +39,7 @@ def take_matching(
         for path, leaf in jax.tree_util.tree_flatten_with_path(dict(fresh))[0]
         if path_name(path) in source and jnp.shape(source[path_name(path)]) != jnp.shape(leaf)
     ]
+    # Kernel and bias of a layer belong together: one that does not fit renews both.
     new = tuple(
         start
         for group in anew
@@ -73,5 +74,6 @@ def wan_memory(params: Params, fresh: Params) -> dict[str, Any]:
     Raises:
       VidlatentError: a weight is absent or has another shape.
     """
+    # Only these two see the latent's channels.
     latent = (("patch_embedding/",), ("head/",))
     return take_matching(params, fresh, anew=latent, optional=("router_", "label_embedding/"))

@@ -71,6 +71,7 @@ class Stack:
         for layer in range(len(routers) + 1):
             own = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params)
             sources.append(self._source(own, x, shared))
+            # Layer 0 has one source, X_0 itself.
             weights = jnp.ones((*x.shape[:2], 1), jnp.float32)
             if layer:
                 read = self.inputs(own, x, shared)
@@ -126,8 +127,10 @@ class Stack:
             source = self._source(own, x, shared)
             buffer = constrain(lax.dynamic_update_index_in_dim(buffer, source, layer, 0), _BUFFER)
             weights = self._weights(own, router, x, shared, layer)
+            # Slots of later layers are zeros; the kernel need not fetch them.
             fused = _mixture(buffer, weights, layer + 1)
             out = self.block(own, x, fused, shared)
+            # With ``normed`` the buffer holds U_l, so the backward pass needs X_l besides.
             return (out, buffer), (x if self.normed else None, look(weights))
 
         x = constrain(x, _STATE)
@@ -154,10 +157,12 @@ class Stack:
             fused = _mixture(buffer, weights, layer + 1)
             _, to_block = jax.vjp(self.block, own, x, fused, shared)
             own_grad, x_grad, fused_grad, shared_grad = to_block(grad)
+            # The cotangent of weight j is <X_j, G_l>: [B, N, L]
             more = to_weights(layer_dots(buffer, fused_grad, 0, layer + 1))
             # Higher layers have stored the cotangents of their mixtures already.
             mixtures = lax.dynamic_update_index_in_dim(mixtures, fused_grad, layer, 0)
             spread = lax.dynamic_update_index_in_dim(spread, weights, layer, 0)
+            # Weights that all layers give to this one's source: [L, B, N, L] -> [B, N, L]
             column = jnp.moveaxis(lax.dynamic_index_in_dim(spread, layer, 3, False), 0, -1)
             total = layer_mix(mixtures, column, layer, depth)  # of this layer's source
             own_grad = jax.tree.map(jnp.add, own_grad, more[0])
@@ -167,14 +172,18 @@ class Stack:
                 own_more, total, shared_more = to_source(total.astype(x.dtype))
                 own_grad = jax.tree.map(jnp.add, own_grad, own_more)
                 to_shared = jax.tree.map(_accumulate, to_shared, shared_more)
+            # A state is read three ways: by later mixtures, by its own block, and by its own
+            # router.
             total = total.astype(jnp.float32) + x_grad.astype(jnp.float32)
             total = total + more[2].astype(jnp.float32)
             carry = (total.astype(x.dtype), constrain(mixtures, _BUFFER), spread, to_shared)
             return carry, (own_grad, more[1])
 
+        # All layers add to these cotangents, so they are summed in float32.
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shared)
         spread = jnp.zeros((depth, *tokens, depth), jnp.float32)
         start = (cotangent, jnp.zeros_like(buffer), spread, zeros)
+        # Without ``normed`` the final buffer is the layers' inputs: nothing else was saved.
         items = (jnp.arange(depth), params, routers, buffer if states is None else states)
         (grad, _, _, to_shared), (to_params, to_routers) = lax.scan(
             step, start, items, reverse=True
@@ -220,6 +229,7 @@ def router_weights(
       last: the last source that exists; later ones get weight 0. None for all.
       stride: sources other than the last whose number is no multiple of it get weight 0.
     """
+    # HIGHEST: by default TPUs would multiply in bfloat16 and GPUs in TF32.
     logits = jnp.einsum(
         "bnd,dj->bnj",
         x.astype(jnp.float32),
@@ -248,6 +258,7 @@ def pad_routers(routers: Sequence[Mapping[str, jax.Array]], width: int) -> dict[
     depth = len(routers) + 1
     kernels, biases = [jnp.zeros((width, depth))], [jnp.zeros((depth,))]
     for router in routers:
+        # Columns of sources that do not exist for this layer; ``last`` gives them weight 0.
         rest = (0, depth - router["bias"].shape[0])
         kernels.append(jnp.pad(router["kernel"], ((0, 0), rest)))
         biases.append(jnp.pad(router["bias"], rest))
@@ -266,4 +277,5 @@ def last_bias(sources: int, share: float) -> float:
         raise VidlatentError(
             f"memory_share {share}: the previous layer's weight lies in [0, 1), 0 for uniform."
         )
+    # share = e^b / (e^b + sources - 1), solved for b.
     return math.log((sources - 1) * share / (1 - share)) if share else 0.0

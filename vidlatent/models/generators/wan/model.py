@@ -183,6 +183,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
 
     def _first_router(self, key: jax.Array, layer: int) -> dict[str, jax.Array]:
         del key  # kernels start at 0, so that new routers do not depend on the state
+        # Sources that the layer reads: every ``memory_stride``-th, and always the last.
         sources = len({*range(0, layer, self.memory_stride), layer - 1})
         bias = jnp.zeros((layer,)).at[-1].set(last_bias(sources, self.memory_share))
         gate = {"gate": jnp.zeros(())} if self.router_gate else {}
@@ -238,6 +239,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
         Returns:
           Pairs of ``[B, L, S, K, d]`` by kind; every leaf has the batch first.
         """
+        # The first frame is joined to the noisy latent, which changes at every step.
         batch = count_samples(conditions, [name for name in self.reads if name != "first"])
         context = self._contexts(self._read(conditions, drop, batch))
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), context)
@@ -250,6 +252,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
         else:
             states, length = read_text(conditions, drop, self.reads, batch, self.text_dim)
             check_shape(states, "B S D", B=batch, D=self.text_dim)
+            # Wan2.1 has no text mask: zeros at padding become one constant vector, which is read.
             states = pad_text(states, length, self.text_length)
             tokens = {"text": self.text_embedding(states)}
         if self.image_dim:
@@ -263,6 +266,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
         """Mask and given latent, ``[B, t, h, w, mask + condition channels]``."""
         if not self.condition_channels:
             return None
+        # For given frames other than the first: the caller makes mask and latent itself.
         if "given" in conditions:
             given = conditions["given"]
         else:
@@ -344,6 +348,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
     def _contexts(self, tokens: dict[str, jax.Array]) -> Context:
         block = self._block()
         return lax.map(
+            # Pairs of [L, B, S, K, d]
             lambda own: block.apply({"params": own}, **tokens, method="context"), self.blocks
         )
 
@@ -375,13 +380,16 @@ class WanDiT(GeneratorDefaults, nn.Module):
         check_shape(time, "B", B=sizes["B"])
         grid = patch_grid(tuple(sizes[name] for name in "THW"), self.patch)
         temb = self.time_embedding(time_features(time, self.freq_dim))
+        # [B, 6 D] -> [B, 6, D]; the head reads temb, before this projection (Wan2.1).
         shared = {"time": self.time_projection(nn.silu(temb)).reshape(-1, 6, self.width)}
         layers = {"params": self.blocks}
         if context is None:
             shared |= tokens
         else:
+            # Cached keys and values are sliced with the layers that made them.
             layers["context"] = context
         x = self.patch_embedding(latent).astype(self.residual_dtype)
+        # In NumPy: constants of the program, from angles in float64.
         tables = rope_tables(grid, self.width // self.heads)
         return self._stack(tables), layers, shared, x, (temb, grid)
 

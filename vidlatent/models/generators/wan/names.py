@@ -36,6 +36,7 @@ def _table(ends: Mapping[str, str], parts: Mapping[str, str]) -> Rows:
         if name != "head_modulation":
             rows += (norm_rows if "norm" in name else dense_rows)(source, name)
     for name, source in parts.items():
+        # 'halves' permutes the channels once, so that the file's rotation becomes ours.
         rotated = name in _ROTATED
         if name.rpartition("/")[2].startswith("norm_"):  # RMS norms have no bias
             layout = "halves" if rotated else "copy"
@@ -161,6 +162,7 @@ def fields_from_original(config: Mapping[str, Any]) -> dict[str, Any]:
         "heads": config["num_heads"],
         "hidden": config["ffn_dim"],
         "freq_dim": config["freq_dim"],
+        # Not in the file: the widths of UMT5-XXL and of CLIP ViT-H/14.
         "text_dim": 4096,
         "image_dim": 1280 if config["model_type"] == "i2v" else 0,
         "eps": config["eps"],
@@ -170,6 +172,7 @@ def fields_from_original(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _channels(inputs: int, outputs: int) -> dict[str, int]:
     """Split the input channels: noisy latent, then mask and given latent or nothing."""
+    # Wan2.1's image to video: 36 = 16 noisy + 4 mask + 16 given; text to video: 16 and no more.
     rest = inputs - outputs
     given = outputs if rest >= outputs else 0
     return {

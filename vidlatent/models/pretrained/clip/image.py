@@ -51,6 +51,7 @@ def preprocess(images: jax.Array, side: int, kind: str) -> jax.Array:
         down, across = (blurred_matrix(size, side, smooth) for size in (height, width))
     else:
         down, across = (_center(size, min(height, width), side) for size in (height, width))
+    # Rows by ``down`` [side, H] and columns by ``across`` [side, W] at once.
     x = jnp.einsum(
         "hy,wx,nyxc->nhwc",
         down,
@@ -59,6 +60,7 @@ def preprocess(images: jax.Array, side: int, kind: str) -> jax.Array:
         precision=lax.Precision.HIGHEST,
     )
     x = jnp.clip(x, -1, 1) if kind == "center" else x
+    # CLIP's statistics are those of pixels in [0, 1].
     return ((x + 1) / 2 - jnp.array(MEAN)) / jnp.array(STD)
 
 
@@ -101,12 +103,14 @@ def blurred_matrix(size: int, target: int, smooth: bool) -> np.ndarray:
     if not smooth:
         return np.float32(sampled)
     sigma = max((size / target - 1) / 2, 0.001)
+    # | 1 makes it odd, so that the window has a middle.
     taps = int(max(4 * sigma, 3)) | 1
     if taps // 2 >= size:
         raise VidlatentError(f"a side of {size} pixels is too short to become {target}.")
     offsets = np.arange(taps) - taps // 2
     gauss = np.exp(-(offsets**2) / (2 * sigma**2))
     places = np.abs(np.arange(size)[:, None] + offsets)
+    # Mirrored without repeating the border pixel, as kornia's 'reflect' does.
     places = np.where(places >= size, 2 * (size - 1) - places, places)
     blur = np.zeros((size, size))
     rows = np.broadcast_to(np.arange(size)[:, None], places.shape)

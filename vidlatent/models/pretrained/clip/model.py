@@ -115,6 +115,7 @@ class ClipVision(nn.Module):
             name="patch_embed",
         )(x)
         normal = nn.initializers.normal(0.02)
+        # The class token comes first, then patches row by row: [N, 1 + n, D]
         first = self.param("cls_token", normal, (self.width,)).astype(self.dtype)
         first = jnp.broadcast_to(first, (len(x), 1, self.width))
         count = 1 + (self.side // side) ** 2

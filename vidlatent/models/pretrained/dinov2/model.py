@@ -124,6 +124,7 @@ def positions(table: jax.Array, side: int, grid: tuple[int, int]) -> jax.Array:
     """
     if grid == (side, side):
         return table
+    # The class token has a position but no place: [1 + side^2, C] -> [side, side, C]
     square = table[0, 1:].reshape(side, side, -1)
     down, across = (resize_matrix(side, size, "bicubic") for size in grid)
     square = jnp.einsum("hy,wx,yxc->hwc", down, across, square, precision=lax.Precision.HIGHEST)

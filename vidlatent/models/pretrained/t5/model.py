@@ -125,6 +125,7 @@ class _Block(nn.Module):
         if self.buckets:
             shape = (self.buckets, self.heads)
             table = self.param("relative_bias", nn.initializers.normal(0.1), shape)
+            # [queries, keys, heads] -> [heads, queries, keys]
             bias = jnp.moveaxis(jnp.take(table, places, axis=0), -1, 0).astype(jnp.float32)
         h = _norm(self.eps, self.dtype, "norm1")(x)
         x = x + self._attend(h, bias, mask)
@@ -154,6 +155,7 @@ class _Block(nn.Module):
 
     def _feed(self, h):
         if self.gated:
+            # The tanh form, as in the released code.
             gate = nn.gelu(_dense(self.hidden, self.dtype, "wi_0")(h), approximate=True)
             y = gate * _dense(self.hidden, self.dtype, "wi_1")(h)
         else:

@@ -93,6 +93,7 @@ class C3D(nn.Module):
         """BGR in 0 to 256, resized, minus the mean of the training clips: ``[B, T, h, w, 3]``."""
         shape = (3, self.frames, self.side, self.side)
         mean = self.param("mean", nn.initializers.constant(128.0), shape, jnp.float32)
+        # Channel order, range and aligned corners are those of the code that came with the weights.
         x = resize(video[..., ::-1] * 128.0, self.side, self.side, corners=True) + 128.0
         return x - jnp.moveaxis(mean, 0, -1)
 

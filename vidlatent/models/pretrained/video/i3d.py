@@ -93,6 +93,7 @@ class _Logits(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        # [B, T, C] -> [B, T, 1, 1, C], as the weights are of a convolution.
         y = PlainConv(self.classes, (1, 1, 1), name="conv3d")(x[:, :, None, None])
         return jnp.mean(y, axis=(1, 2, 3))
 
@@ -140,6 +141,8 @@ class I3D(nn.Module):
                 f"I3D reads {8 * self.pool[0] - 7} or more frames of {high}x{wide} pixels, not "
                 f"{sizes['T']} of {sizes['H']}x{sizes['W']}: resize them first."
             )
+        # Average pooling with stride 1: whole frames first, then windows of ``pool[0]`` of them.
+        # [B, t, h, w, C] -> [B, t, C] -> [B, windows, C]
         frames = jnp.mean(h.astype(jnp.float32), axis=(2, 3))
         windows = sum(frames[:, i : time - self.pool[0] + 1 + i] for i in range(self.pool[0]))
         logits = _Logits(self.classes, name="logits")(windows / self.pool[0])

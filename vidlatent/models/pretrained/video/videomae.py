@@ -69,6 +69,7 @@ class VideoMae(nn.Module):
             (video.astype(jnp.float32) + 1) / 2
         )
         h = h + self._positions(h.shape[1]).astype(self.dtype)
+        # [B, pairs, rows, columns, D] -> [B, N, D]
         h = h.reshape(sizes["B"], -1, self.width)
         for i in range(self.depth):
             h = ViTBlock(
@@ -79,6 +80,7 @@ class VideoMae(nn.Module):
                 dtype=self.dtype,
                 name=f"blocks_{i}",
             )(h)
+        # There is no class token: the mean over all tokens is classified.
         pooled = jnp.mean(h.astype(jnp.float32), axis=1)
         features = layer_norm(self.eps, jnp.float32, "fc_norm")(pooled)
         logits = linear(self.classes, jnp.float32, "head")(features)
@@ -86,6 +88,7 @@ class VideoMae(nn.Module):
 
     def _positions(self, pairs: int) -> jax.Array:
         """``[pairs, rows, columns, width]``."""
+        # One sequence through the whole clip, not a table for each axis (VideoMAE).
         table = interleaved_sincos(int(np.prod(self.grid)), self.width)
         table = table.reshape(*self.grid, self.width)
         if pairs == self.grid[0]:
