@@ -92,6 +92,7 @@ def _array_crc(array: np.ndarray) -> int:
 
 
 def _slice_key(index: tuple[slice, ...], shape: tuple[int, ...]) -> str:
+    # slice(None) and slice(0, n) are the same place and must get the same key.
     bounds = (s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
     return ",".join(f"{start}:{stop}" for start, stop in bounds)
 
@@ -105,6 +106,7 @@ def _local_shards(array: Any, *, every_replica: bool) -> Iterator[tuple[str, Any
     """Slice key and single-device data of the shards that this process can read."""
     if isinstance(array, jax.Array):
         for shard in array.addressable_shards:
+            # Of several copies one is saved, so one digest is enough.
             if every_replica or shard.replica_id == 0:
                 yield _slice_key(shard.index, array.shape), shard.data
     elif jax.process_index() == 0 or every_replica:
@@ -114,6 +116,7 @@ def _local_shards(array: Any, *, every_replica: bool) -> Iterator[tuple[str, Any
 def _crc_all(jobs: Iterable[tuple[Any, Any]]) -> dict[Any, int]:
     """CRC-32 of many ``(key, array or shard)`` pairs on a few threads."""
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        # Copies from the devices are made in the threads, too.
         futures = {key: pool.submit(lambda d=data: _array_crc(np.asarray(d))) for key, data in jobs}
         return {key: future.result() for key, future in futures.items()}
 
@@ -137,6 +140,7 @@ def make_manifest(step: int, items: Mapping[str, Any], meta: Any) -> Manifest:
 
 def write_manifest(folder: epath.Path, manifest: Manifest) -> None:
     """Write this process's part of the digests into ``folder``."""
+    # The list has a checksum too: a byte flipped in it would condemn sound arrays.
     body = {"format": _FORMAT, **dataclasses.asdict(manifest)}
     name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
     (folder / name).write_text(json.dumps({"crc": json_crc(body), "body": body}))
@@ -170,6 +174,7 @@ def read_manifest(folder: epath.Path) -> Manifest:
             empty = ArrayRecord(tuple(record["shape"]), record["dtype"], {})
             arrays.setdefault(name, empty).shards.update(record["shards"])
     for name, record in arrays.items():
+        # Slices do not overlap, so their sizes must add up to that of the array.
         sizes = (math.prod(s.stop - s.start for s in _slices(key)) for key in record.shards)
         if sum(sizes) != math.prod(record.shape):
             raise ValueError(f"the digests do not cover the array {name}")
@@ -179,6 +184,7 @@ def read_manifest(folder: epath.Path) -> Manifest:
 def _sample(records: Mapping[str, ArrayRecord], budget: int, seed: int) -> list[str]:
     """A random choice of whole arrays of about ``budget`` bytes, the same on every process."""
     names = sorted(records)
+    # A generator of its own: the global one may differ between processes.
     random.Random(seed).shuffle(names)
     chosen, total = [], 0
     for name in names:
@@ -192,6 +198,7 @@ def _saved_slices(array: Any, record: ArrayRecord) -> Iterator[tuple[str, Any]]:
     """The saved slices of a restored array that this process can or must check."""
     if isinstance(array, jax.Array):
         placed = array.sharding.devices_indices_map(array.shape).values()
+        # Placed as it was saved: every process checks the slices that it holds.
         if set(record.shards) <= {_slice_key(index, array.shape) for index in placed}:
             local = dict(_local_shards(array, every_replica=True))
             yield from ((key, local[key]) for key in record.shards if key in local)
@@ -218,6 +225,7 @@ def find_mismatched_arrays(
       records: path → saved record; the same paths.
       sample_bytes: check only about so many bytes, chosen by ``seed`` (None: everything).
     """
+    # In one order on all processes, since checking may gather an array among them.
     names = sorted(records) if sample_bytes is None else _sample(records, sample_bytes, seed)
     bad: set[str] = set()
     jobs: list[tuple[tuple[str, str], Any]] = []

@@ -155,6 +155,7 @@ class Checkpointer:
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
+                    # Opening and reading leave no trace; the first save makes the folder.
                     create=False,
                     preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 ),
@@ -197,6 +198,7 @@ class Checkpointer:
                 self._metrics[step] = self._read_meta(step)["metrics"]
             except Damaged as reason:
                 logging.warning("The metrics of step %d cannot be read: %s.", step, reason)
+                # It cannot be the best then, but must not stop the saving of others.
                 self._metrics[step] = {}
         return self._metrics[step]
 
@@ -243,6 +245,7 @@ class Checkpointer:
         Raises:
           VidlatentError: when this save, or the one before it in the background, failed.
         """
+        # A damaged step is not among them and may be saved anew.
         if step in self.all_steps() or not (force or self.should_save(step)):
             return False
         self._prepare_saves()
@@ -271,6 +274,7 @@ class Checkpointer:
         self.wait()  # a failure in here is that of the step before
         self._metrics[step], self._last_saved = metrics, step
         with self._explain_errors(f"saving step {step}"):
+            # force: whether to save is decided above, and Orbax refuses steps below its newest.
             self._manager.save(step, args=ocp.args.Composite(**args), force=True)
         return True
 
@@ -307,7 +311,9 @@ class Checkpointer:
                     for step in sorted(self._damaged):
                         self._move_aside(step)
                 if jax.process_count() > 1:
+                    # No process may begin to save while the first one still cleans up.
                     multihost_utils.sync_global_devices("vidlatent.checkpoint.manager.prepare")
+                # Orbax lists the steps once and keeps the list; the folder has changed.
                 self._manager.reload()
             self._damaged, self._prepared = {}, True
 
@@ -319,6 +325,7 @@ class Checkpointer:
         logging.warning("Moved the damaged step %d aside to %s.", step, target)
         aside = [p for p in self.directory.glob(f"*{_DAMAGED}") if p != target]
         aside.sort(key=lambda p: int(p.name.removesuffix(_DAMAGED)))
+        # The one just moved is kept as well, hence one less of the others.
         for old in aside[: 1 - _DAMAGED_KEPT]:
             old.rmtree()
 
@@ -400,6 +407,7 @@ class Checkpointer:
     def _read_newest(self, read: Callable[[int], Restored], step: int | None) -> Restored | None:
         self.wait()
         with self._explain_errors("listing the steps"):
+            # A training that is still running may have saved since the last look.
             self._manager.reload()
         steps = self.all_steps()
         if step is not None:
@@ -412,6 +420,7 @@ class Checkpointer:
                     f"Step {step} in {self.directory} is damaged: {reason}. Leave the step open to "
                     "use the newest sound one."
                 ) from reason
+        # From the newest on; the damaged ones are only noted, since reading changes nothing.
         for number in reversed(steps):
             try:
                 return read(number)
@@ -455,6 +464,7 @@ class Checkpointer:
             result = Damaged(f"its digests cannot be read ({type(error).__name__}: {error})")
         except Damaged as reason:
             result = reason
+        # Errors are kept until here: a process that raised alone would leave the others waiting.
         if not agree_on_all_processes(not isinstance(result, Damaged)):
             raise result if isinstance(result, Damaged) else Damaged("another process says so")
         return result
@@ -467,6 +477,7 @@ class Checkpointer:
         on_disk = {item: layout.name_on_disk(item, folder) for item in wanted}
         for item, tree in wanted.items():
             saved = manifest.item(item)
+            # As saved, because a cast would change the bytes that the digests describe.
             targets = [
                 layout.target(leaf, saved[p].dtype) for p, leaf in digests.leaf_paths(tree).items()
             ]
@@ -505,4 +516,5 @@ class Checkpointer:
         if mode == "off":
             return []
         sample = _SAMPLE_BYTES if mode == "sample" else None
+        # The same sample on all processes, another one for each step.
         return digests.find_mismatched_arrays(flat, records, sample_bytes=sample, seed=step)

@@ -72,6 +72,7 @@ class _QuietOrbax(std_logging.Filter):
     """
 
     def filter(self, record: std_logging.LogRecord) -> bool:
+        # Orbax logs through absl's logger, so only the file tells whose a line is.
         if f"{os.sep}orbax{os.sep}" not in record.pathname:
             return True
         if record.levelno >= std_logging.WARNING:

@@ -109,6 +109,7 @@ class AutoPrograms:
         return video, _held(programs, cache)
 
     def decode_windows(self, params, latents, size, condition):
+        # Look at the first latent for the size of the frames, and put it back in front.
         head = next(latents := iter(latents))
         shape = self._pixels((self.whole.coder.count_window_latents(size), *head.shape[1:3]))
         programs = self._for("decode", params, shape, None)[0]
@@ -127,22 +128,26 @@ class AutoPrograms:
     ) -> tuple[CodecPrograms, Any]:
         """The programs for a piece of ``shape`` (frames, height, width), and their cache."""
         if isinstance(cache, _Held):
+            # A stream goes on with the programs that it began with: caches fit no others.
             return cache.programs, cache.cache
         frames, height, width = shape
         key = (kind, frames, height, width)
         if key not in self._chosen:
             self._chosen[key] = self._choose(kind, params, (frames, height, width))
         if kind == "decode":
+            # ``find_borders`` asks later, knowing only the size of the frames.
             self._decoding[height, width] = self._chosen[key]
         return self._chosen[key], None
 
     def _choose(self, kind: str, params: Any, shape: tuple[int, int, int]) -> CodecPrograms:
         at_hand, whose = find_free_memory(self._gigabytes)
+        # "encode" -> "encoding"
         what = "{} of {} frames of {}x{}".format(f"{kind[:-1]}ing", *shape)
         if at_hand is None:
             logging.info("codec.space: whole frames, since nothing says how much memory there is.")
             return self.whole
         room = _SHARE * at_hand
+        # Shapes alone give this bound, so small videos need no tracing of the model.
         bound = _most(params, shape) / self._devices
         if bound <= room:
             logging.info(
@@ -152,6 +157,7 @@ class AutoPrograms:
             return self.whole
         tried: list[tuple[float, str, CodecPrograms]] = []
         for number, candidate in enumerate(self._candidates):
+            # It leaves frames of this size whole, which was considered first.
             if number and candidate.cuts >= max(shape[1:]):
                 continue
             programs = self._made.get(number) or CodecPrograms(candidate.make())
@@ -160,6 +166,7 @@ class AutoPrograms:
             tried.append((need, candidate.words, programs))
             if need <= room:
                 break
+        # If none leaves headroom, take what needs least: the headroom may be enough.
         need, words, programs = min(tried, key=lambda found: found[0]) if need > room else tried[-1]
         others = ", ".join(f"{w} would need {_gb(n)}" for n, w, _ in tried if w != words)
         about = f"{_gb(need)} of the {_gb(at_hand)} {whose}{others and f' ({others})'}"
@@ -186,6 +193,7 @@ def estimate_bytes(coder: FrameCoder, kind: str, params: Any, shape: tuple[int, 
     """
     frames, height, width = shape
     spec = coder.model.latent_spec
+    # The whole result in float32; with tiles the program below sees only one of them.
     video = frames * height * width * 3 * 4
     if tiles := coder.cut_into_tiles(height, width):
         height, width = tiles[1]
@@ -205,6 +213,7 @@ def estimate_bytes(coder: FrameCoder, kind: str, params: Any, shape: tuple[int, 
 
 
 def _legal(pixels: Any, spec: Any) -> Any:
+    # Models refuse other lengths; the codec pads the last piece in the same way.
     frames = spec.rule.ceil(pixels.shape[1])
     return jax.ShapeDtypeStruct((1, frames, *pixels.shape[2:]), pixels.dtype)
 
@@ -214,6 +223,7 @@ def _condition(coder: FrameCoder, params: Any, pixels: Any) -> Any:
     if kind == "none":
         return None
     spec = coder.model.latent_spec
+    # Reducio reads one frame of each clip, the others frame 0 alone.
     count = max(pixels.shape[1] // spec.rule.step, 1) if kind == "content" else 1
     frames = jax.ShapeDtypeStruct((count, *pixels.shape[2:]), jnp.float32)
     return jax.eval_shape(coder.encode_condition, params, frames)
@@ -221,6 +231,7 @@ def _condition(coder: FrameCoder, params: Any, pixels: Any) -> Any:
 
 def _most(params: Any, shape: tuple[int, int, int]) -> float:
     """An upper bound: ``_ARRAYS`` float32 arrays at full size, each as wide as the widest layer."""
+    # Kernels end in (inputs, outputs), so these are numbers of channels.
     width = max(max(leaf.shape[-2:], default=1) for leaf in jax.tree.leaves(params) if leaf.ndim)
     return _ARRAYS * 4.0 * math.prod(shape) * width + count_tree_bytes(params)
 

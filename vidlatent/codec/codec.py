@@ -65,6 +65,7 @@ class Codec:
         options: CodecOptions | None = None,
         mesh: Mesh | None = None,
     ):
+        # A single video has no batch to divide, so all devices share its rows.
         self._mesh = None if mesh is None else mesh_of_rows(mesh)
         self._plan = plan_codec(
             options or CodecOptions.of(), model, 1 if mesh is None else mesh.size
@@ -102,6 +103,7 @@ class Codec:
         model = model_of(config, dtype)
         checkpointer = open_checkpoints(config, workdir)
         try:
+            # Read straight to where they belong: no device holds all of them.
             placed = _placed(model, None if mesh is None else mesh_of_rows(mesh))
             restored = checkpointer.restore_params(placed, step=step)
         finally:
@@ -151,11 +153,14 @@ class Codec:
                     encode, pixels = self._programs.encode, pixels[None]
                 else:
                     encode = self._programs.encode_run
+                    # [n * T, H, W, 3] -> [n, 1, T, H, W, 3]: n pieces, each a batch of one
                     pixels = pixels.reshape(len(pieces), 1, length, *pixels.shape[1:])
                 latent, cache = encode(self.params, pixels, cache, key, start)
             content = self._programs.pick_content_frames(padded, first)
             if content is not None and self._programs.condition_kind == "content":
+                # One for each clip that is kept; clips of padding alone have none.
                 content = content[: kept // self._per_group]
+            # Each chunk begins anew, with a latent of its own for its first frame.
             cache = None if self._plan.chunks else cache
             yield Coded(
                 np.asarray(latent[0, :kept]),
@@ -187,6 +192,7 @@ class Codec:
             if source.size is not None:
                 video = video[:, : source.size[0], : source.size[1]]
             if source.frames is not None:
+                # What goes beyond the frames of the pieces read so far is padding.
                 video = video[: source.frames - done]
             done += len(video)
             if len(video):
@@ -199,6 +205,7 @@ class Codec:
 
         ``watch`` is called with the latent of each piece, for example ``Sizes().add``.
         """
+        # The encoder reads ahead of the decoder: originals wait here for their reconstruction.
         waiting: list[np.ndarray] = []
 
         def remember() -> Iterator[np.ndarray]:
@@ -229,6 +236,7 @@ class Codec:
     def tile_borders(self, height: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Rows and columns at which tiles meet in frames of this size, once one is decoded."""
         spec = self.spec
+        # Tiles cut the padded frame; borders inside the padding are left out.
         sides = height + -height % spec.h, width + -width % spec.w
         rows, columns = self._programs.find_borders(*sides)
         return tuple(y for y in rows if y < height), tuple(x for x in columns if x < width)
@@ -239,10 +247,12 @@ class Codec:
         if self._plan.chunks:
             chunk, overlap = self._plan.chunks
             for count, (piece, new) in enumerate(stream_chunks(frames, overlap, chunk)):
+                # A video of one frame is coded as a picture, not as a chunk full of copies.
                 picture = count == 0 and len(piece) == 1 and rule.legal(1)
                 yield piece, new, 1 if picture else chunk
             return
         stream, wanted = iter(frames), self._plan.groups * rule.step
+        # The first piece also takes frame 0 of causal tokenizers, which is in no group.
         piece = list(itertools.islice(stream, wanted + self._lead))
         # A short video is coded at its own length; later pieces keep one compiled shape.
         length = rule.ceil(len(piece))
@@ -278,6 +288,7 @@ class Codec:
         wanted = self._plan.groups * self._per_group
         many = wanted * self._plan.scan_groups
         while piece := list(itertools.islice(slots, wanted + (self._lead > 0) if first else many)):
+            # A full run goes through one program; the first piece and left-overs one by one.
             if not first and len(piece) == many > wanted:
                 video, cache = self._decode_run(source, piece, cache)
                 yield self._pixels(video, piece[0])
@@ -285,6 +296,8 @@ class Codec:
             size = len(piece) if first else wanted
             for part in (piece[i : i + size] for i in range(0, len(piece), size)):
                 video, cache = self._decode_piece(source, part, cache, first)
+                # Frame 0's latent stands for one frame, the others for ``t`` each; what is beyond
+                # comes from padding.
                 lead = first and self._lead > 0
                 end = self.spec.t * (len(part) - lead) + self._lead * lead
                 yield self._pixels(video, part[0])[:end]
@@ -305,6 +318,7 @@ class Codec:
             )
         with self._devices():
             condition = self._condition(source, count, first)
+            # t latent frames [h, w, c] -> [1, t, h, w, c]
             latent = jnp.asarray(np.stack(piece))[None]
             return self._programs.decode(self.params, latent, condition, cache)
 
@@ -313,6 +327,7 @@ class Codec:
     ) -> tuple[jax.Array, Any]:
         """Decode ``scan_groups`` later pieces by one call."""
         count, content = self._plan.scan_groups, None
+        # [n * t, h, w, c] -> [n, 1, t, h, w, c]
         latents = np.stack(pieces).reshape(count, 1, -1, *pieces[0].shape)
         if self._programs.condition_kind == "content":
             content = self._pad(source.content(len(pieces) // self._per_group))
@@ -323,6 +338,7 @@ class Codec:
     def _windowed(self, source: Reader) -> Iterator[np.ndarray]:
         """Decode window by window, for decoders that look ahead."""
         slots = source.slots()
+        # Reading the first latent also brings in the content frame that the condition needs.
         head = next(slots, None)
         if head is None:
             return
@@ -332,6 +348,7 @@ class Codec:
             core = self._plan.window_latents
             windows = self._programs.decode_windows(self.params, latents, core, condition)
         while True:
+            # The mesh is set while a window is computed, not while the caller uses it.
             with self._devices():
                 video = next(windows, None)
             if video is None:
@@ -344,6 +361,7 @@ class Codec:
         frames, overlap = self._plan.chunks
         whole = self._plan.whole_latents
         count = self.spec.latent_shape((frames, self.spec.h, self.spec.w))[0]
+        # None reads all latents at once.
         wanted = None if whole else count
         slots, tail = source.slots(), None
         while piece := list(itertools.islice(slots, wanted)):
@@ -364,6 +382,7 @@ class Codec:
             video, tail = self._fade_in(video, tail, overlap)
             yield self._pixels(video, piece[0])
         if tail is not None and overlap:
+            # No chunk follows, so the frames kept for fading are shown as they are.
             yield self._pixels(tail, last)
 
     def _condition(self, source: Reader, count: int, first: bool) -> Any:
@@ -377,6 +396,7 @@ class Codec:
 
     def _pixels(self, video: jax.Array, latent: np.ndarray) -> np.ndarray:
         """uint8 ``[T, H, W, 3]`` on the host, without the rows that pad frames to a mesh."""
+        # Converted on the device, since uint8 is a quarter of the transfer; runs return uint8.
         video = video if video.dtype == np.uint8 else self._to_pixels(video)
         return np.asarray(video[0])[:, : latent.shape[0] * self.spec.h]
 
@@ -464,5 +484,6 @@ def load_codec(
     params = load_params(
         weights, _placed(model, mesh), family=config.model.name, table=table, step=step
     )
+    # Without a mesh they may be NumPy arrays, which every call would send to the device again.
     params = jax.tree.map(jnp.asarray, params) if mesh is None else params
     return Codec(model, params, CodecOptions.of(**{**config.codec, **options}), mesh)

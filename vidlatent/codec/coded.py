@@ -49,6 +49,7 @@ class Coded:
         first = pieces[0]
         content = None
         if first.content is not None:
+            # With FSAE only the first piece has one, frame 0.
             content = np.concatenate([p.content for p in pieces if p.content is not None])
         latent = np.concatenate([piece.latent for piece in pieces])
         frames = sum(piece.frames for piece in pieces)
@@ -65,6 +66,7 @@ class Coded:
         arrays: dict[str, Any] = {"latent": self.latent, "about": json.dumps(about)}
         if self.content is not None:
             arrays["content"] = self.content
+        # An open file, because np.savez adds .npz to names that lack it.
         with open(path, "wb") as file:
             np.savez(file, **arrays)
 
@@ -78,6 +80,7 @@ class Coded:
         with np.load(path) as stored:
             if not {"latent", "about"} <= set(stored.files):
                 raise VidlatentError(f"{path} holds no coded video: write one by Coded.save.")
+            # NumPy stores a text as an array without axes.
             about = json.loads(str(stored["about"]))
             return cls(
                 latent=stored["latent"],
@@ -144,6 +147,7 @@ class Reader:
         self.size = size
         self._content: deque[np.ndarray] = deque()
         if content is not None:
+            # A single frame [H, W, 3] is allowed: FSAE's decoders read just frame 0.
             content = content if content.ndim == 4 else content[None]
             check_shape(content, "n H W C", C=3)
             self._content.extend(content)

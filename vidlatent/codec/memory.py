@@ -46,6 +46,7 @@ def _available() -> float | None:
     table = Path("/proc/meminfo")
     if table.exists():
         for line in table.read_text().splitlines():
+            # Unlike MemFree it counts caches that the kernel would give up.
             if line.startswith("MemAvailable:"):
                 return 1024.0 * int(line.split()[1])
     if "SC_AVPHYS_PAGES" in os.sysconf_names:
@@ -94,13 +95,17 @@ def _peak(jaxpr: Any) -> int:
     for place, eqn in enumerate(jaxpr.eqns):
         kind = eqn.primitive.name
         read = [var for var in eqn.invars if not isinstance(var, jex.Literal)]
+        # The passes of a loop reuse the same memory, and only one branch runs: no sum.
         inner = max((_peak(sub) for sub in _subs(eqn)), default=0)
         ends = {root for var in read for root in roots[var] if last[root] == place}
+        # Arguments are not ours to free.
         ends &= held.keys()
         made = sum(_bytes(var.aval) for var in eqn.outvars if var in roots[var])
         written = 0
         if kind in _READERS:
+            # Views that were free so far are written to memory for it.
             written = sum(_bytes(var.aval) for var in read if var not in aliases)
+        # What is read is still held while the result, or an inner program, takes memory.
         highest = max(highest, now + written + max(inner, made))
         if made:
             for var in eqn.outvars:
@@ -130,6 +135,7 @@ def _lives(jaxpr: Any) -> tuple[dict[Any, set[Any]], set[Any], dict[Any, int]]:
         seen = set().union(*(roots[var] for var in read))
         kind = eqn.primitive.name
         for var in eqn.outvars:
+            # An update in place gives back the array that it was given, unless that is a view.
             over = kind in _UPDATES and eqn.invars[0] in aliases
             roots[var] = seen if kind in _VIEWS or over else {var}
             if kind not in _VIEWS or (kind in _ALIASES and aliases.issuperset(read)):
@@ -137,6 +143,7 @@ def _lives(jaxpr: Any) -> tuple[dict[Any, set[Any]], set[Any], dict[Any, int]]:
     for var in jaxpr.outvars:
         if not isinstance(var, jex.Literal):
             for root in roots[var]:
+                # Results outlive the program.
                 last[root] = len(jaxpr.eqns)
     return roots, aliases, last
 

@@ -93,9 +93,11 @@ class CodecOptions:
         if spec.chunks is not None:
             frames, overlap = spec.chunks
             keys = {"time": "chunks", "chunk_frames": frames, "overlap_frames": overlap}
+            # scan_groups belongs to streams and would be refused beside chunks.
             return dataclasses.replace(self, scan_groups=0, **keys)
         if self.time != "chunks":
             return dataclasses.replace(self, whole_latents=True)
+        # The config asks for chunks, but these latents were coded whole: back to the defaults.
         keys = {"time": "auto", "chunk_frames": 0, "overlap_frames": -1}
         return dataclasses.replace(self, whole_latents=True, **keys)
 
@@ -166,6 +168,7 @@ def _choose_time(codec: CodecOptions, model: Tokenizer) -> str:
     """``config.codec.time``, or the tokenizer's best way for 'auto'."""
     ways = {way.name: way for way in model.list_time_ways()}
     if codec.time == "auto":
+        # Tokenizers list the best way first.
         return next(iter(ways))
     if codec.time in ways:
         return codec.time
@@ -195,6 +198,7 @@ def _plan_chunks(codec: CodecOptions, model: Tokenizer, time: str) -> tuple[int,
             f"config.codec.chunk_frames={frames} is no clip of {model.latent_spec.name}, which "
             f"takes {rule} frames: use {low} or {high}."
         )
+    # Short chunks share at most half, so that no frame lies in three of them.
     overlap = min(_OVERLAP, frames // 2) if codec.overlap_frames < 0 else codec.overlap_frames
     if overlap > frames // 2:
         raise VidlatentError(
@@ -211,6 +215,7 @@ def _choose_space(
     if codec.space == "auto":
         _refuse(codec, "space is 'auto'", *_CUTTING_KEYS)
         candidates = [Candidate("whole frames", model.make_frame_coder)]
+        # On a mesh frames are spread by height already, so they are not cut as well.
         if devices == 1:
             candidates += _list_candidates(codec, model)
         return AutoPrograms(candidates, codec.memory_gb, devices)
@@ -219,6 +224,7 @@ def _choose_space(
         _refuse(codec, "space is 'whole'", *_CUTTING_KEYS)
         return CodecPrograms(model.make_frame_coder())
     way = _find_way(codec, model)
+    # A key that this way ignores is more likely a mistake than meant.
     unread = [key for key in _CUTTING_KEYS if key not in way.keys]
     _refuse(codec, f"space is {codec.space!r}", *unread)
     return CodecPrograms(way.make(codec))

@@ -48,6 +48,7 @@ class LinearFit:
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         """Rows ``[n, inputs]`` and ``[n, outputs]``."""
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        # The column of ones gives the map its constant term.
         x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
         self.n += len(x)
         self._xx += x.T @ x
@@ -63,8 +64,10 @@ class LinearFit:
 
     def explained(self, weights: np.ndarray) -> float:
         """Share (0 to 1) of the variance of all outputs that ``weights`` explain on these rows."""
+        # |y - x w|^2 = |y|^2 - 2 w.(x y) + w.(x x) w, from the sums alone: no second pass.
         error = self._yy - 2 * (weights * self._xy).sum(0)
         error = error + (weights * (self._xx @ weights)).sum(0)
+        # The row of the ones holds the sums of y, so this is n times the variance of y.
         total = self._yy - np.square(self._xy[-1]) / max(self.n, 1)
         return float(1 - error.sum() / total.sum())
 
@@ -129,8 +132,10 @@ class PreviewSums:
         """A clip's latent ``[t, h, w, c]`` and its frames uint8 ``[T, H, W, 3]``."""
         spec, lead = self.spec, _lead(self.spec)
         t, h, w, c = latent.shape
+        # [T, H, W, 3] -> [T, h, w, 3]: the mean of the pixels that a latent position covers
         small = video.reshape(len(video), h, spec.h, w, spec.w, 3).mean(axis=(2, 4)) / 255.0
         self._fits["first"].add(latent[:lead].reshape(-1, c), small[:lead].reshape(-1, 3))
+        # [t * spec.t, h, w, 3] -> [t, h, w, spec.t, 3]: all frames of a latent side by side
         frames = small[lead:].reshape(t - lead, spec.t, h, w, 3).transpose(0, 2, 3, 1, 4)
         self._fits["group"].add(latent[lead:].reshape(-1, c), frames.reshape(-1, 3 * spec.t))
 
@@ -149,6 +154,7 @@ class PreviewSums:
 
 
 def _lead(spec: LatentSpec) -> int:
+    # Lengths 1 + step k: frame 0 has a latent of its own. Lengths step k: it has none.
     return 1 if spec.rule.first % spec.rule.step else 0
 
 
@@ -157,6 +163,7 @@ def _applied(latent: np.ndarray, weights: np.ndarray | None, frames: int) -> np.
     if not len(latent) or weights is None:
         return None
     y = np.asarray(latent, np.float64) @ weights[:-1] + weights[-1]
+    # [t, h, w, frames * 3] -> [t, frames, h, w, 3]
     y = y.reshape(*latent.shape[:3], frames, 3).transpose(0, 3, 1, 2, 4)
     pixels = np.clip(np.round(y * 255.0), 0, 255).astype(np.uint8)
     return pixels.reshape(-1, *pixels.shape[2:])
@@ -179,6 +186,7 @@ def fit_preview(config: ConfigDict, workdir: Path, step: int) -> int:
     def clips(batches):
         for batch in batches:
             latents = np.asarray(encode(codec.params, batch["video"]))
+            # Padding would count as black clips.
             for row in np.flatnonzero(batch["mask"]):
                 yield latents[row], batch["video"][row]
 
@@ -189,6 +197,7 @@ def fit_preview(config: ConfigDict, workdir: Path, step: int) -> int:
     preview, shown = seen.fit(), []
     with loaders.validation() as loader:
         for latent, video in clips(loader):
+            # Scored on clips that the map was not fitted to.
             held.add(latent, video)
             if len(shown) < 2 * _SHOWN:
                 small = preview(latent).repeat(spec.h, axis=1).repeat(spec.w, axis=2)

@@ -75,6 +75,7 @@ class CodecPrograms:
         """Pieces uint8 ``[n, 1, T, H, W, 3]``, one after the other -> ``[1, n * t, h, w, c]``."""
         if not self.coder.cut_into_tiles(*pixels.shape[3:5]):
             return self._encode_run(params, pixels, cache, key, start)
+        # Tiles are programs of their own and cannot be inside a loop on the device.
         latents = []
         for piece in pixels:
             latent, cache = self.encode(params, piece, cache, key, start)
@@ -155,6 +156,7 @@ class _Laid:
     heights: tuple[int, ...]
 
 
+# Heights are static, because cutting the padding off needs them while tracing.
 jax.tree_util.register_dataclass(_Laid, data_fields=["leaves"], meta_fields=["heights"])
 
 
@@ -197,6 +199,7 @@ def _encode_run(coder, params, pixels, cache, key, start):
         latent = _latent(posterior, key, start)
         return (start + latent.shape[1], cache), latent
 
+    # The padding is off inside the loop: only arguments and results must divide.
     carry = jnp.asarray(start, jnp.int32), _take(cache)
     (_, cache), latents = lax.scan(one, carry, pixels)
     return _in_a_row(latents), _lay(cache)
@@ -212,6 +215,7 @@ def _latent(posterior: Any, key: jax.Array | None, start: Any) -> jax.Array:
     def noise(place):
         return jax.random.normal(jax.random.fold_in(key, place), shape, posterior.mean.dtype)
 
+    # A key for each place in the stream: [t, h, w, c] -> [1, t, h, w, c]
     return posterior.draw(jax.vmap(noise)(start + jnp.arange(length))[None])
 
 
@@ -232,6 +236,7 @@ def _decode_run(coder, params, latents, frames, cache):
         latent, seen = piece
         condition = None if seen is None else _condition(coder, params, seen)
         video, cache = decode_checked(coder.model, decode, latent, condition, cache)
+        # uint8 in the loop, so that the pieces take a quarter of the memory when stacked.
         return cache, to_pixels(video)
 
     cache, videos = lax.scan(one, _take(cache), (latents, frames))

@@ -122,6 +122,7 @@ class _Tally:
     def __init__(self, expected: int):
         self.frames = 0
         self._sums = {"psnr": 0.0, "ssim": 0.0}
+        # ``expected`` is what the file claims, and may be 0 or wrong.
         self._stride = max(1, expected // self.SHOWN)
         self._kept: list[tuple[int, np.ndarray, np.ndarray]] = []
 
@@ -129,6 +130,7 @@ class _Tally:
         # Frame by frame, because SSIM holds about ten float32 arrays of a frame's size.
         for pair in zip(original, reconstruction, strict=True):
             for name, metric in _METRICS.items():
+                # Metrics take [B, T, H, W, 3] and give [B, T].
                 self._sums[name] += float(metric(*(frame[None, None] for frame in pair))[0, 0])
         for position in range(len(original)):
             if (self.frames + position) % self._stride == 0:
@@ -160,9 +162,11 @@ class _Borders:
 
     def add(self, original: np.ndarray, reconstruction: np.ndarray) -> None:
         if not self._space:
+            # Known only now: with space='auto' the first decoded frame decides on the tiles.
             lines = self._codec.tile_borders(*original.shape[1:3])
             self._space = [BorderDifferences(*lines) for _ in range(2)]
         for meters in (self._time, self._space):
+            # The original is measured too: its own edges and cuts are no fault of the codec.
             for meter, frames in zip(meters, (reconstruction, original), strict=True):
                 meter.add(frames)
 

@@ -66,7 +66,9 @@ class ContentLatents:
 
         def draw(params, frames, names):
             pixels = from_pixels(frames)
+            # Shape of one latent, found by tracing without running the network.
             shape = jax.eval_shape(network.apply, params, pixels).shape[1:]
+            # A key for each window, so that a draw does not depend on the rest of the batch.
             keys = jax.vmap(lambda name: make_window_key(seed, name, _DRAW))(names)
             noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
             return network.apply(params, pixels, noise)

@@ -41,6 +41,7 @@ _KEPT_BYTES = 256 << 20  # cache of text states, for captions that occur again
 
 def make_window_names(clips: Sequence[str], firsts: Sequence[int]) -> np.ndarray:
     """uint32 ``[B, 2]``: hash of each clip's name, and the window's first frame."""
+    # crc32 is the same in all processes and runs; Python salts its own hash of a string.
     names = [(zlib.crc32(clip.encode()), first) for clip, first in zip(clips, firsts, strict=True)]
     return np.array(names, np.uint32)
 
@@ -108,6 +109,7 @@ def _encode(model, draws, seed, chunks, params, video, names):
 
     posterior = encode_chunks(whole, video, chunks)
     if not draws:
+        # The mean takes the place of a single draw: [B, t, h, w, c] -> [B, 1, t, h, w, c]
         return posterior.mode()[:, None].astype(jnp.float32)
     if posterior.logvar is None:
         raise VidlatentError(
@@ -120,8 +122,10 @@ def _encode(model, draws, seed, chunks, params, video, names):
         return jax.random.normal(key, posterior.mean.shape[1:], posterior.mean.dtype)
 
     def draw(number):
+        # [B, t, h, w, c], each window with noise from its own key
         return posterior.draw(jax.vmap(noise, (0, None))(names, number))
 
+    # From 1 on: draw 0 is that of the content frame (``encode.content``).
     drawn = [draw(number + 1) for number in range(draws)]
     return jnp.stack(drawn, axis=1).astype(jnp.float32)
 
@@ -167,6 +171,7 @@ class TextStates:
 
     def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
         """Float32 states ``[n, D]`` of each caption's ``n`` tokens; an empty caption has n = 0."""
+        # Sorted, because the order of a set of strings changes from run to run.
         new = sorted({caption for caption in captions if caption not in self._known})
         if new:
             # Padded to one shape, so that it is compiled once, however many are new.
@@ -176,8 +181,10 @@ class TextStates:
             lengths = np.asarray(mask).sum(axis=1)
             self._width = states.shape[-1]
             if len(self._known) * self.length * self._width * 4 > _KEPT_BYTES:
+                # Keep what this call returns, and start collecting anew.
                 self._known = {text: self._known[text] for text in captions if text in self._known}
             for text, row, length in zip(texts, states, lengths, strict=True):
+                # An empty caption has no states. A copy, since a view would keep the padded batch.
                 self._known[text] = row[: length if text else 0].copy()
         return [self._known[caption] for caption in captions]
 

@@ -34,6 +34,7 @@ def draw_pictures(
     quick = spec.chunks is None and (workdir / PREVIEW).is_file()
     preview = Preview.load(workdir / PREVIEW, spec) if quick else None
     coding = CodecOptions.of().for_latents(spec)
+    # Parameters go through the host: they lie on the encoder's mesh, and this codec has none.
     codec = None if preview else Codec(model, jax.tree.map(np.asarray, params), coding)
     rows, labels = [], []
     for number in pick_frames(len(source.windows), options.pictures):

@@ -118,7 +118,9 @@ def plan_windows(
             if windows == "one":
                 places.append((number, row, round(last / 2)))
                 continue
+            # In frames of the source, which may have more of them a second.
             step = stride * (info.fps / fps if fps and info.fps else 1.0)
+            # One more than fits before rounding; the next line drops it if it does not fit after.
             firsts = [round(step * k) for k in range(int(last / step) + 2)]
             places += [(number, row, first) for first in firsts if first <= last]
     return places
@@ -142,12 +144,14 @@ class EncodePlan:
     def shard(self, number: int) -> Sequence[Place]:
         """Windows of a shard."""
         total = len(self.places)
+        # Whole numbers spread the remainder: no two shards differ by more than one window.
         return self.places[number * total // self.shards : (number + 1) * total // self.shards]
 
     def groups(self, number: int) -> list[tuple[int, list[tuple[int, int]]]]:
         """The windows of a shard, ``(number of a bucket, [(row, first frame), ...])`` in order."""
         groups: list[tuple[int, list[tuple[int, int]]]] = []
         for bucket, row, first in self.shard(number):
+            # Windows of a bucket follow each other, so a group fills batches of one shape.
             if not groups or groups[-1][0] != bucket:
                 groups.append((bucket, []))
             groups[-1][1].append((row, first))
@@ -162,6 +166,7 @@ class EncodePlan:
             frames=size.frames,
             height=size.height,
             width=size.width,
+            # A picture has no frame rate.
             fps=0.0 if size.frames == 1 else float(self.fps or clip.fps),
             label=clip.label,
             caption=clip.caption,
@@ -215,6 +220,7 @@ def write_or_check_plan(folder: Path, made_of: Mapping[str, Any], shards: int, a
     Raises:
       VidlatentError: the folder holds another set.
     """
+    # Through JSON, so that it equals what is read back: tuples become lists.
     file, made_of = folder / PLAN, json.loads(json.dumps(made_of))
     if not file.is_file():
         if (folder / HEADER).exists():
@@ -238,6 +244,7 @@ def write_or_check_plan(folder: Path, made_of: Mapping[str, Any], shards: int, a
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object; a crash midway leaves the file as it was."""
+    # The process number keeps processes that write at the same time apart.
     part = file.with_name(f"{file.name}.{os.getpid()}.partial")
     part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(part, file)

@@ -116,6 +116,7 @@ class _Job:
         )
         self._data = self._video_options()
         self._index = make_index(self._data, seed=self.config.seed)
+        # No windows yet: this loader only indexes the clips.
         with self._loader(None) as loader:
             self._indexed = [dataclasses.astuple(bad) for bad in loader.report.clips]
             self.plan = self._make_plan(loader.index)
@@ -124,6 +125,7 @@ class _Job:
         """``config.data`` without flips and random crops: windows as they are in their clips."""
         data = self.config.data.to_dict() | {"flip": False, "crop": "centre"}
         if data["source"] == "folder" and not data["index_cache"]:
+            # A run that is resumed need not open every file again.
             data["index_cache"] = str(self.folder / "clips.json")
         return data
 
@@ -155,6 +157,7 @@ class _Job:
             "config.data": self._pixel_settings(),
             "windows": [len(places), plan.digest()],
             "config.encode.dtype": options.dtype,
+            # Without draws the seed decides nothing, so another one may resume the set.
             "config.encode.draws": [options.draws, self.config.seed if options.draws else 0],
             "config.encode.text": self._text.label if self._text else "",
             "config.encode.image": self._image.label if self._image else "",
@@ -165,6 +168,7 @@ class _Job:
                 self._still.label,
                 self.config.seed if draws else 0,
             ]
+        # A set has no more shards than windows, whatever was asked for.
         asked = min(options.shards, len(places))
         shards = write_or_check_plan(self.folder, made_of, shards, asked)
         return dataclasses.replace(plan, shards=shards)
@@ -189,6 +193,7 @@ class _Job:
             return
         groups = [group for k in todo for group in self.plan.groups(k)]
         with self._loader(Listed(groups)) as loader, _Progress(total, done) as progress:
+            # The devices encode the next batch while the host writes this one.
             encoded = _delay_by_one(self._encode(loader, groups))
             for k in todo:
                 with ShardWriter(self._path(k), self.spec.channels) as writer:
@@ -236,6 +241,7 @@ class _Job:
             images = self._image(seen) if self._image else None
             stills = self._encode_content(self._still, seen, windows) if self._still else None
         for i, window in enumerate(windows):
+            # The window could not be read; the shard lists its clip among the bad ones.
             if not batch["mask"][i]:
                 continue
             common: dict[str, np.ndarray] = {}
@@ -254,6 +260,7 @@ class _Job:
                 common["content_latent"] = round_to_dtype(stills[i], options.dtype, what)
             for number, latent in enumerate(latents[i], 1):
                 stored = round_to_dtype(latent, options.dtype, f"the latent of {window.clip}")
+                # Draws count from 1, and 0 stands for the mean.
                 drawn = dataclasses.replace(window, draw=number if options.draws else 0)
                 writer.add(drawn, {"latent": stored, **common}, latent)
 
@@ -278,6 +285,7 @@ class _Job:
         Those stand for texts that training drops; a set that was finished before gets them, too.
         """
         if self._text and not (self.folder / NULL_TEXT).exists():
+            # Under another name first: several processes may write it, and others may read it.
             part = self.folder / f"{NULL_TEXT}.{os.getpid()}.partial"
             with part.open("wb") as file:
                 np.save(file, self._text.empty())

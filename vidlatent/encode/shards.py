@@ -35,6 +35,7 @@ def round_to_dtype(values: np.ndarray, dtype: str, what: str) -> np.ndarray:
       VidlatentError: values are not finite, before or after rounding; ``what`` names them.
     """
     values = np.asarray(values, np.float32)
+    # What overflows becomes infinite, which is reported below.
     with np.errstate(over="ignore"):
         stored = values.astype(_FLOATS[dtype])
     if not np.isfinite(stored.astype(np.float32)).all():
@@ -90,10 +91,12 @@ class ShardWriter:
     def add(self, window: Window, arrays: Mapping[str, np.ndarray], exact: np.ndarray) -> None:
         """Add a window with its arrays as they are stored; ``exact`` is the unrounded latent."""
         stored = arrays["latent"].astype(np.float32)
+        # Of the rounded values, since these are what generators will read.
         self._moments.add(stored)
         error = np.abs(stored.astype(np.float64) - exact)
         self._largest = max(self._largest, float(error.max()))
         self._squares += float(np.square(error).sum())
+        # A text, because keys of JSON objects are.
         known = self._arrays.setdefault("x".join(map(str, window.size)), {})
         for name, array in arrays.items():
             row = {"dtype": array.dtype.name, "shape": list(array.shape)}
@@ -106,6 +109,7 @@ class ShardWriter:
 
     def bad(self, clips: Iterable[tuple[str, str, str]]) -> None:
         """Add clips that could not be read, (name, reason, detail)."""
+        # A clip comes up again for each of its windows.
         self._bad += [row for row in clips if row not in self._bad]
 
     def publish(self) -> Shard:
@@ -114,6 +118,8 @@ class ShardWriter:
             self._writer.close()
         except RuntimeError as error:
             raise self._write_error(error) from error
+        # The data must be on disk before the name: after a power cut the shard would count as
+        # finished and be empty.
         with open(self._part, "rb+") as file:
             os.fsync(file.fileno())
         moments = self._moments
@@ -186,6 +192,7 @@ def merge_shards(
         )
     windows = [window for shard in shards for window in shard.windows]
     values = moments.n * spec.channels
+    # Pictures have no rate, and sets of several rates have none to give.
     rates = {window.fps for window in windows if window.frames > 1}
     header = Header(
         spec=spec,
@@ -204,6 +211,7 @@ def merge_shards(
         bad=[bad[name] for name in sorted(bad)],
         **about,
     )
+    # Written last: a set that has its header is complete.
     write_json(folder / HEADER, header.to_json())
     return header
 

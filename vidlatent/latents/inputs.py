@@ -41,6 +41,7 @@ _ARRAYS = {
     "label": ("label",),
     "text": ("text", "text_length"),
     "image": ("image",),
+    # Cut from the latent itself.
     "first": (),
     "content": ("content_latent",),
 }
@@ -77,6 +78,7 @@ class Inputs:
 
     def _list_arrays(self, name: str) -> tuple[str, ...]:
         if name == "content" and self._pooled:
+            # Pooled from pixels: of the video, which is there, or of the frames that a set stores.
             return () if self._from_videos else ("content",)
         return _ARRAYS[name]
 
@@ -95,6 +97,7 @@ class Inputs:
         def encode(params):
             return model.apply({"params": params}, video, method="encode")[0].mode()
 
+        # Kernels that are cast to the compute dtype anyway are kept in it: half the memory.
         held = hold_in(model.dtype, abstract_params(model), encode)
         return {"tokenizer": FrozenNetwork(held, self._load)}
 
@@ -150,6 +153,7 @@ class Inputs:
 
     def _make_condition(self, name: str, batch: Mapping[str, jax.Array], latent: jax.Array) -> Any:
         if name == "first":
+            # Causal tokenizers code frame 0 by itself, so its latent needs no second encoding.
             return latent[:, :1]
         if name == "text":
             states = batch["text"][:, : self._text_length]  # longer texts are cut
@@ -170,6 +174,7 @@ class Inputs:
                 f"this generator reads a content frame, and {self._latents.spec.name} has none: "
                 "use a tokenizer with one, such as configs/reducio_vae.py."
             )
+        # It only picks frames, one a clip, and so needs no parameters.
         return model.apply({}, batch["video"], method="pick_content_frames").reshape(
             batch["video"].shape[0], *batch["video"].shape[2:]
         )
@@ -217,6 +222,7 @@ def make_text_states(states: np.ndarray) -> dict[str, np.ndarray]:
     A text without tokens gets one token of zeros.
     """
     if not len(states):
+        # Attention needs at least one key.
         states = np.zeros((1, *states.shape[1:]), np.float32)
     length = np.asarray([len(states)], np.int32)
     return {"states": np.asarray(states, np.float32)[None], "length": length}
@@ -248,6 +254,7 @@ def pool_content(frames: Any, side: int) -> jax.Array:
       side: side of a square in pixels; must divide H and W.
     """
     batch, height, width, _ = frames.shape
+    # [B, H, W, 3] -> [B, H / side, side, W / side, side, 3], averaged over each square
     pixels = from_pixels(frames).reshape(batch, height // side, side, width // side, side, 3)
     mean = pixels.mean(axis=(2, 4))
     return jnp.concatenate([mean, mean.mean(axis=-1, keepdims=True)], axis=-1)

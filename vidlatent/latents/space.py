@@ -89,6 +89,7 @@ class Latents:
           VidlatentError: the run is resumed, and it has learned from latents with other means or
             standard deviations.
         """
+        # At step 0 nothing has been learned yet, so the file may be replaced.
         if step and (workdir / FILE).is_file():
             before = Latents.load(workdir)
             if (before.mean, before.std) != (self.mean, self.std):
@@ -154,6 +155,7 @@ def load_latents(config: ConfigDict) -> Latents:
         own = read_tokenizer_config(config)
         spec = spec_in_chunks(model_of(own), config.tokenizer.chunks, _CHUNKS)
         known = configs.config_hash(own)
+        # The spec's (latent - shift) * scale, written with a mean and a deviation.
         mean, std = (spec.shift,) * spec.channels, (1.0 / spec.scale,) * spec.channels
         return Latents(spec, mean, std, (), float(config.data.fps), known)
     header = read_header(config.data.path)
@@ -188,6 +190,7 @@ def check_made_by(latents: Latents, own: ConfigDict, path: str) -> None:
     ``path`` is that tokenizer's workdir, for the error.
     """
     spec = model_of(own).latent_spec
+    # Chunks say how a set was coded, not by which tokenizer: compare without them.
     if spec.hash != latents.spec.whole.hash:
         raise VidlatentError(
             f"the latents were made by {latents.spec}, but config.tokenizer.path={path} makes "
@@ -211,6 +214,7 @@ def check_generator(model: Any, latents: Latents) -> None:
             f"config.generator.latent_channels is {model.latent_channels}, but the latents of "
             f"{latents.spec.name} have {channels}: set it to {channels}."
         )
+    # More classes than the data has do no harm.
     if "label" in model.reads and model.label_classes < classes:
         raise VidlatentError(
             f"config.generator.label_classes is {model.label_classes}, but the data has {classes} "

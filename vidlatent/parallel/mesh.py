@@ -39,6 +39,7 @@ def resolve_sizes(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:
         )
     if wild:
         rest = math.prod(value for value in values if value != -1)
+        # At least 1; if the others ask for too many devices, the check below says so.
         values[wild[0]] = max(1, devices // rest)
     if math.prod(values) != devices:
         asked = " x ".join(f"{name} {value}" for name, value in zip(AXES, values, strict=True))
@@ -58,6 +59,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     devices = list(jax.devices() if devices is None else devices)
     shape = resolve_sizes(sizes, len(devices))
     if devices[0].platform == "tpu":
+        # Without splitting, JAX refuses sizes that are no products of the torus' own axes.
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
         grid = mesh_utils.create_device_mesh(shape, devices)
@@ -87,6 +89,7 @@ def mesh_for_batches(sizes: Mapping[str, int], buckets: Sequence[Sequence[int]])
     if all(batch % rows == 0 for batch in batches):
         return make_mesh(sizes)
     named = ", ".join(map(str, batches))
+    # Only an axis that was left open (-1) may shrink, and the other must divide all batches.
     wild = next((name for name in ("data", "fsdp") if int(sizes[name]) == -1), None)
     other = rows // shape[wild] if wild else rows
     share = math.gcd(*batches)
@@ -108,6 +111,7 @@ def mesh_for_batches(sizes: Mapping[str, int], buckets: Sequence[Sequence[int]])
 def local_mesh(batches: Sequence[int]) -> Mesh:
     """Data-parallel mesh of as many of this process's devices as divide all batch sizes."""
     devices = jax.local_devices()
+    # Every device must get the same number of rows, in every bucket.
     count = math.gcd(len(devices), *batches)
     return make_mesh({**dict.fromkeys(AXES, 1), "data": count}, devices[:count])
 

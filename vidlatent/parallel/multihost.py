@@ -75,5 +75,6 @@ def local_rows(array: jax.Array) -> np.ndarray:
     rows: dict[int, Any] = {}
     for shard in array.addressable_shards:
         start = shard.index[0].start or 0
+        # Devices along context and tensor hold copies of the same rows: one of them will do.
         rows.setdefault(start, shard.data)
     return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])

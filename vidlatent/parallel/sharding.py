@@ -83,6 +83,7 @@ PARAM_RULES: tuple[Rule, ...] = (
     Rule(r"(.*/)?(encoder|decoder)/.*kernel$", ("fsdp", None)),
     Rule(r"(.*/)?(patch|content)_embedding/kernel$", ("fsdp", "tensor")),
     Rule(r".*kernel$", ("fsdp", None), ndim=5),
+    # [inputs, heads, head width]: a head stays whole on its device.
     Rule(r".*self_attn/[qk]/kernel$", ("fsdp", "tensor", None)),
     Rule(r"(.*/)?(o|fc2)/kernel$", (("tensor", "fsdp"), None)),
     Rule(r".*kernel$", ("fsdp", "tensor")),
@@ -101,6 +102,7 @@ ACTIVATION_AXES: dict[str, tuple[str, ...]] = {
     "width": (),
 }
 
+# A context variable, so that a thread that traces something else is not affected.
 _UNEVEN = contextvars.ContextVar("uneven_rows", default=False)
 
 
@@ -122,6 +124,7 @@ def _make_param_spec(
     mesh: Mesh | AbstractMesh, name: str, shape: Sequence[int], rules: Sequence[Rule]
 ) -> P:
     axes = find_rule(name, len(shape), rules)
+    # A kernel may have fewer axes than its rule, which counts from the last one.
     axes = axes[max(0, len(axes) - len(shape)) :]
     spec = [None] * (len(shape) - len(axes)) + list(axes)
     for i, entry in enumerate(spec):
@@ -152,6 +155,7 @@ def shardings(tree: Any, mesh: Mesh, whole: Sequence[str] = ()) -> Any:
       mesh: mesh to place them on.
       whole: top-level names of parts to replicate on every device.
     """
+    # In front, because the first rule that matches is used.
     rules = (*(Rule(f"{name}/", ()) for name in whole), *PARAM_RULES)
 
     def place(path, leaf):
@@ -231,6 +235,7 @@ def gathered(kernel: jax.Array, name: str, batch: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gather(spec: P, kernel: jax.Array) -> jax.Array:
+    # Gathered along fsdp only: the parts along tensor stay where they are.
     rest = P(*(_make_entry(tuple(a for a in _list_axes(entry) if a != "fsdp")) for entry in spec))
     return jax.lax.with_sharding_constraint(kernel, rest)
 
@@ -241,6 +246,8 @@ def _gather_forward(spec: P, kernel: jax.Array) -> tuple[jax.Array, None]:
 
 def _gather_backward(spec: P, kept: None, cotangent: jax.Array) -> tuple[jax.Array]:
     del kept
+    # Split at once, so that the sum over the batch can be a reduce-scatter and no device
+    # holds the whole gradient.
     return (jax.lax.with_sharding_constraint(cotangent, spec),)
 
 
@@ -270,6 +277,7 @@ def pad_rows(x: jax.Array) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     axes = ACTIVATION_AXES["height"]
+    # Rows of zeros; whoever takes the result cuts them off.
     below = -x.shape[2] % ways(axes)
     x = jnp.pad(x, ((0, 0), (0, 0), (0, below), (0, 0), (0, 0))) if below else x
     return jax.lax.with_sharding_constraint(x, P(None, None, axes))

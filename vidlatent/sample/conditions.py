@@ -39,6 +39,7 @@ class _Encoder:
                     "latents' set, as for --mode=encode."
                 )
             networks = self._config.networks
+            # Prompts come in any number, which only one device always divides.
             self._mesh = local_mesh([1])
             self._loaded = self.kind(options, networks, self._mesh, resolve_dtype(self._config))
         return self._loaded
@@ -63,6 +64,7 @@ class TextEncoder(_Encoder):
     def __call__(self, texts: Sequence[str]) -> dict[str, Any]:
         encoder, negative = self._load(), self._config.sampler.guidance.negative
         with jax.set_mesh(self._mesh):
+            # The negative prompt joins the same call, as the last row.
             states = encoder([*texts, negative])
         length = min(encoder.length, self._length)
         found: dict[str, Any] = {"text": _pad(states[:-1], length)}
@@ -95,6 +97,7 @@ class ContentEncoder(ImageEncoder):
 def _pad(states: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
     states = [row[:length] for row in states]
     width = max(row.shape[-1] for row in states)
+    # B texts [n, D] -> [B, length, D], with zeros behind each
     padded = np.zeros((len(states), length, width), np.float32)
     for number, row in enumerate(states):
         padded[number, : len(row)] = row

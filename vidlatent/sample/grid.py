@@ -57,6 +57,7 @@ class SampleGrid:
         rows, self._whole = batch_sharding(mesh), replicated(mesh)
         self._rows = rows
         self._frozen = frozen
+        # Fixed, so that draws from the posterior are the same at every evaluation.
         key = jax.random.key(0)
         self._inputs = jax.jit(
             lambda frozen, batch: inputs(batch, frozen, key),
@@ -70,6 +71,7 @@ class SampleGrid:
     def __call__(self, params: Any, loader: Loader) -> bytes:
         if not self._config.sample.grid:
             return b""
+        # Once: later evaluations must show the same clips, or they could not be compared.
         if self._given is None:
             self._prepare(loader)
         conditions, clips = self._given
@@ -89,9 +91,11 @@ class SampleGrid:
         batch = max(batches, key=lambda b: b[learned].shape[1])
         host = {name: batch[name] for name in self._arrays if name in batch}
         arrays = {**host, "row": np.arange(len(batch["mask"]))}
+        # Every process has only its own rows and must choose the same ones: gather them.
         whole = jax.jit(lambda x: x, out_shardings=self._whole)(to_global(arrays, self._rows))
         latent, conditions = self._inputs(self._frozen, to_global(host, self._rows))
         real = np.flatnonzero(np.asarray(whole["mask"]))[: self._config.sample.grid]
+        # The null text is one for all samples, so there are no rows to pick.
         own = {name: value for name, value in conditions.items() if name != "null_text"}
         chosen = jax.tree.map(lambda x: np.asarray(x)[real], own)
         conditions = jax.tree.map(np.asarray, conditions) | chosen

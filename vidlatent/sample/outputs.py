@@ -10,6 +10,7 @@ from vidlatent.config import config_hash
 
 __all__ = ["collect_settings", "name_video"]
 
+# File systems allow 255 bytes; the rest is for the number and the ending.
 _LONGEST, _VBENCH_LONGEST = 200, 240  # bytes of a file name, its ending excluded
 
 
@@ -24,6 +25,7 @@ def name_video(prompt: str, number: int, taken: set[str], *, vbench: bool = Fals
         kept = "".join(c if c.isalnum() else "_" for c in text.casefold())
         text = "_".join(filter(None, kept.split("_"))) or "sample"
     longest = _VBENCH_LONGEST if vbench else _LONGEST
+    # Cut in bytes, as file systems count; half a character at the end is dropped.
     text = text.encode()[:longest].decode(errors="ignore")
     name, again = f"{text}-{number}.mp4", 0
     while name in taken:  # two prompts may become the same name

@@ -57,6 +57,7 @@ def read_prompts(path: str) -> list[dict[str, object]]:
     if not file.is_file():
         raise VidlatentError(f"--prompts={path}: there is no such file.")
     try:
+        # Some editors put a byte order mark first, which would end up in the first prompt.
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise VidlatentError(f"--prompts={path} is no text in UTF-8: {error}.") from error
@@ -80,9 +81,11 @@ def _parse(line: str, where: str) -> dict[str, object]:
     for key in row:
         if key not in _KEYS:
             raise VidlatentError(f"{where}: unknown key {key!r}: {did_you_mean(key, _KEYS)}")
+    # A number is the number of a class.
     if not isinstance(row["prompt"], str | int) or not isinstance(row.get("image", ""), str):
         raise VidlatentError(f"{where}: prompt and image are texts in quotes.")
     seed = row.get("seed", 0)
+    # True and False are integers in Python.
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise VidlatentError(f"{where}: seed {seed!r} is no whole number from 0 on.")
     return row
@@ -95,6 +98,7 @@ def find_class(prompt: str, names: Sequence[str], classes: int) -> int:
       VidlatentError: there is no such class.
     """
     wanted = " ".join(prompt.casefold().split())
+    # Names before numbers: a class may be called 7.
     for number, name in enumerate(names):
         if " ".join(name.casefold().split()) == wanted:
             return number

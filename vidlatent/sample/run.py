@@ -133,6 +133,7 @@ class Generator:
         spec, patch = self.known.spec, self.model.patch
         frames = spec.lengths.ceil(self.size[0])
         sides = [
+            # A patch covers ``part`` latents of ``factor`` pixels in each direction.
             -(-side // (factor * part)) * factor * part
             for side, factor, part in zip(self.size[1:], (spec.h, spec.w), patch[1:], strict=True)
         ]
@@ -152,6 +153,7 @@ class Generator:
         names, classes = None, 0
         if "label" in self.model.reads:
             names, classes = self.known.label_names, self.model.label_classes
+            # Without names the classes go by their numbers.
             rows = rows or [{"prompt": name} for name in names or map(str, range(classes))]
         elif "text" in self.model.reads and not rows:
             raise VidlatentError(
@@ -182,12 +184,14 @@ class Generator:
             with jax.set_mesh(self._mesh):
                 drawn = self.sampler(self.params, seeds, conditions)
                 if self._exact is not None:
+                    # A sampler of its own: the compiled one expects parameters in fp8.
                     exact = self._new_sampler()(self._exact, seeds, conditions)
                     self._exact, self.fp8_psnr = None, latent_psnr(drawn, exact)
                     message = "latents sampled in fp8: %.2f dB PSNR against those in %s"
                     logging.info(message, self.fp8_psnr, self.compute)
             # The first latent frame is known exactly, so the sampled one can be replaced by it.
             if self.config.sample.clamp_first and "first" in conditions and pictured:
+                # NumPy's view of a device array cannot be written to.
                 drawn = drawn.copy()
                 drawn[:, :1] = conditions["first"]
             yield from zip(batch, self.known.restore(drawn)[: len(batch)], strict=True)
@@ -236,6 +240,7 @@ class Generator:
     def _first(self, picture: np.ndarray) -> np.ndarray:
         padded = self._pad(picture)
         with use_one_device():
+            # [H, W, 3] -> [1, h, w, c]: a picture is a video of one frame.
             latent = self._tokenizer().encode(padded[None]).latent[:1]
         return np.asarray(self.known.standardise(latent))
 
@@ -282,6 +287,7 @@ class Generator:
         codec, picture = self._tokenizer(), self.picture(request)
         content = None
         if picture is not None:
+            # Reducio reads a content frame for each clip: the one picture stands for all.
             clips = -(-self.size[0] // self.known.spec.rule.first)
             several = codec.model.condition_kind == "content"
             content = np.stack([picture] * (clips if several else 1))

@@ -60,6 +60,7 @@ class LatentSampler:
         schedule = make_schedule(config.diffusion.schedule)
         self._check_variance(schedule)
         if isinstance(schedule, Flow):
+            # As in training: the shift may grow with the number of tokens.
             schedule = schedule.for_tokens(math.prod(shape[:3]) // math.prod(model.patch))
         self.plan = self._make_plan(schedule, config)
         guidance = config.sampler.guidance
@@ -67,6 +68,7 @@ class LatentSampler:
             interval = tuple(guidance.interval) or None
             self.scales = guidance_scales(self.plan.levels, guidance.scales, interval)
         else:
+            # One branch, so there is no pair to weigh.
             self.scales = np.ones((self.plan.nfe, 0))
         self.drops = self._branches()
         self.nfe = count_evaluations(self.scales)
@@ -97,6 +99,7 @@ class LatentSampler:
         if not scales:
             return ((),)
         if not drops and scales == 1:
+            # Usual guidance: the other branch goes without any condition.
             drops = (reads,)
         if len(drops) != scales:
             raise VidlatentError(
@@ -145,6 +148,7 @@ class LatentSampler:
         denoise, state = self.denoiser(params, conditions, len(seeds)), None
         if self._config.cache.threshold:
             rule = CacheRule(**self._config.cache, steps=self.plan.nfe)
+            # Changes are measured on x itself, which costs no layer of the network.
             denoise, state = cache_denoiser(denoise, lambda x, t, index: x, rule, x)
         return sample(self.plan, denoise, x, steps, state=state).x
 
@@ -166,11 +170,13 @@ class LatentSampler:
             cache = self.model.apply(variables, **branch, method="cache_conditions")
             return {**branch, "condition_cache": cache}
 
+        # Guidance is for the prediction; the variance that comes with it is not extrapolated.
         channels = self.shape[-1] if self.model.learned_variance else None
         how = {"rescale": self._config.guidance.rescale, "channels": channels}
         if len(branches) == 1 or not self._config.guidance.batched:
             branches = [with_cache(branch) for branch in branches]
             return guide(network, branches, self.scales, batched=False, **how)
+        # Joined once here, not in every step: [B, ...] each -> [(K + 1) B, ...]
         together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *branches)
         # Outside the guidance interval the most conditioned branch runs alone.
         some_unguided = bool(np.any(np.all(self.scales == 1.0, axis=1)))
@@ -184,6 +190,7 @@ class LatentSampler:
         lacking = missing_condition_masks(conditions)
         drop = {}
         for name in self.model.reads:
+            # An array also where nothing is dropped: all branches must have one structure.
             drop[name] = jnp.full((batch,), name in dropped)
             if name in lacking:
                 drop[name] |= lacking[name]

@@ -78,6 +78,7 @@ class DiscriminatorTrainer:
 
     def accepts(self, frames: int) -> bool:
         """Whether clips of ``frames`` frames are shown to the discriminator."""
+        # A discriminator that needs several frames cannot see pictures.
         images = self.config.discriminator.images and self.model.smallest_clip[0] == 1
         return frames > 1 or images
 
@@ -87,6 +88,7 @@ class DiscriminatorTrainer:
         It is 0 before ``start_step`` and then grows linearly over ``warmup_steps``.
         """
         since = jnp.asarray(step - self.config.discriminator.start_step, jnp.float32)
+        # + 1, so that the first adversarial step has a weight above 0.
         grown = jnp.clip((since + 1.0) / max(1, self.config.discriminator.warmup_steps), 0.0, 1.0)
         return self.config.discriminator.weight * jnp.where(since >= 0, grown, 0.0)
 
@@ -104,6 +106,8 @@ class DiscriminatorTrainer:
         options = self.config.discriminator
 
         def compute(prediction, params):
+            # [B, T, H, W, 3] -> a list of logit maps. Two calls, so that batch statistics never
+            # mix real and fake clips.
             real, stats = self._apply(params, target, state["stats"])
             fake, stats = self._apply(params, prediction, stats)
             own = discriminator_loss(options.loss, real, fake)
@@ -117,6 +121,7 @@ class DiscriminatorTrainer:
                 extra = options.lecam_weight * report["discriminator/lecam"]
                 new = lecam_update(old, real, fake, decay=options.lecam_decay)
                 anchors = {"anchors": new}
+            # Latent diffusion and Reducio halve the discriminator's loss: scale is 0.5 there.
             both = generator_loss(options.loss, fake), options.scale * (own + extra)
             return both, ({"stats": stats, **anchors}, report)
 
@@ -125,6 +130,7 @@ class DiscriminatorTrainer:
         )
         # Two backward passes through the same forward pass, one for each loss.
         one, none = jnp.float32(1), jnp.float32(0)
+        # The half of each result that is not used is never computed: the compiler removes it.
         to_prediction = pullback((one, none))[0]
         grads = pullback((none, one))[1]
         if options.r1_weight:
@@ -172,6 +178,7 @@ class DiscriminatorTrainer:
         def skip(grads):
             return grads, jnp.float32(0)
 
+        # A branch and not a factor of 0: other steps must not pay for second derivatives.
         due = step % every == 0
         grads, value = jax.lax.cond(due, add, skip, grads)
         report = {
@@ -191,12 +198,14 @@ def _crop_randomly(key: jax.Array, video: jax.Array, size: tuple[int, int, int])
 
     The place is random in height and width; in time the crop starts at the first frame.
     """
+    # Small buckets have clips below the size of the crop: these are taken whole.
     wanted = [min(have, most) for have, most in zip(video.shape[1:4], size, strict=True)]
     rooms = [have - want for have, want in zip(video.shape[2:4], wanted[1:], strict=True)]
     places = [
         jax.random.randint(k, (), 0, room + 1)
         for k, room in zip(jax.random.split(key), rooms, strict=True)
     ]
+    # All samples and channels, from frame 0, at one place for the whole batch.
     starts = (0, 0, *places, 0)
     return jax.lax.dynamic_slice(
         video.astype(jnp.float32), starts, (video.shape[0], *wanted, video.shape[4])

@@ -27,6 +27,7 @@ def mark_frozen(params: Any, pattern: str) -> Any:
         lambda path, _: match_path(pattern, path_name(path), "config.optim.freeze"), params
     )
     found = jax.tree.leaves(mask)
+    # Neither can be meant: nothing would be trained, or the key would have no effect.
     if pattern and (all(found) or not any(found)):
         what = "every" if all(found) else "no"
         raise VidlatentError(f"config.optim.freeze {pattern!r} matches {what} parameter.")

@@ -81,6 +81,7 @@ class Log:
           waited: seconds spent waiting for the batch.
           called: seconds until the call of the step returned (it may still be running).
         """
+        # Kept with the step: if its loss is not finite, these are the clips to look at.
         names = [run.loader.index[int(clip)].path for clip in batch["clip"]]
         self._pending.append((run.step, metrics, names))
         shape = batch[run.learns].shape
@@ -88,6 +89,7 @@ class Log:
             self._note_compilation(run, metrics, shape, called)
         else:
             self._steps += 1
+            # The batch here holds the rows of this process; all processes have as many.
             self._frames += shape[0] * shape[1] * jax.process_count()
             self._waited += waited
         if run.step % self.every == 0 or run.step == run.config.train.steps:
@@ -103,6 +105,7 @@ class Log:
             seconds = time.perf_counter() - self._since
             run.progress.say(f"first step ready after {seconds:.1f} s (compilation included)")
         self._compiled.add(shape)
+        # With nothing else to measure yet, start the clock anew; else only take this time out.
         if len(self._pending) == 1:
             self._restart(run)
         else:
@@ -114,9 +117,12 @@ class Log:
             return
         rows = [(step, jax.device_get(m), names) for step, m, names in self._pending]
         self._pending = []
+        # No time is left if every step of the window was a first one, which compiles.
         elapsed = max(time.perf_counter() - self._since - run.aside_seconds, 1e-9)
+        # One NaN would make the whole mean NaN, so steps that were skipped do not count.
         good = [m for _, m, _ in rows if m["bad_streak"] == 0]
         values = mean_metrics([m for _, m, _ in rows], good)
+        # Counted since the start of the run, so take the last value and no mean.
         values["bad_steps"] = int(rows[-1][1]["bad_steps"])
         values["steps_per_second"] = self._steps / elapsed
         # For runs on latents these are latent frames.
@@ -133,6 +139,7 @@ class Log:
         line |= {name: values[name] for name in ("bad_steps", "bad_clips") if values[name]}
         run.progress.report(run.step, line, elapsed / max(self._steps, 1))
         self._restart(run)
+        # Last, because it may raise: the values that led there should be logged.
         self._check(rows, run)
 
     def _check(self, rows: list, run: Run) -> None:
@@ -162,6 +169,7 @@ def mean_metrics(rows: list[dict], good: list[dict]) -> dict[str, float]:
       good: metrics of the steps whose update was applied (not skipped as non-finite).
     """
     counters = ("bad_streak", "bad_steps")
+    # A dict in place of a set keeps the metrics in their order.
     names = {n: None for row in rows for n in row if n not in counters and not n.endswith(SHARE)}
     means = {}
     for name in names:
@@ -232,8 +240,10 @@ class Save:
         if not (force or run.checkpointer.should_save(run.step)):
             return
         with run.aside():
+            # Both read from the device, and so wait for the steps that are still running.
             self._check(run)
             streak = int(run.state["extra"]["bad_streak"])
+        # A forced save is the last chance to keep the work, and the weights have passed the check.
         if streak:
             run.progress.say(
                 f"step {run.step}: {'saved although' if force else 'not saved, as'} the last "
@@ -241,6 +251,7 @@ class Save:
             )
             if not force:
                 return
+        # Scores of an earlier step would make ``keep_best`` keep the wrong checkpoint.
         fresh = run.evaluation is not None and run.evaluation[0] == run.step
         scores = run.evaluation[1].scores if fresh else None
         with run.aside():
@@ -259,6 +270,7 @@ class Save:
         parts = {"config.optim.lr": [run.state["params"]]}
         for name in find_players(run.state):
             key = self._players[name].lr_key
+            # Players may share a learning rate: loss helpers have the model's.
             parts.setdefault(key, []).append(run.state[name]["params"])
         found = jax.device_get(_check_finite(parts))
         rates = [key for key, finite in found.items() if not finite]
@@ -284,6 +296,7 @@ class Profile:
             jax.profiler.start_trace(str(run.workdir / "profile"))
             self._active = True
         elif self._active and run.step >= self.last:
+            # Steps are only queued when they return: wait, or the trace ends before they ran.
             jax.block_until_ready(run.state["step"])
             self.close()
             logging.info("profile written to %s", run.workdir / "profile")

@@ -92,6 +92,7 @@ def initialize_state(task: Task, config: ConfigDict, state: Any, target: Any) ->
         table=config.train.init_table,
     )
     logging.info("starting from %s", source)
+    # A copy, because the step donates both, and one buffer cannot be donated twice.
     state = {**state, "params": params, "ema": jax.tree.map(jnp.copy, params)}
     return state | _load_players(task, source, target) if is_workdir(source) else state
 
@@ -137,11 +138,13 @@ def load_initial_params(
     if not kind:
         return load_params(path, abstract, family=family, table=table, step=step)
     if is_workdir(path):
+        # The source may be another kind of model: its own config says what to read.
         former = configs.read(Path(path))
         shapes = TASKS.get(former.task).abstract_params(former)
         source = load_params(path, shapes, family=family, step=step)
     else:
         tensors = read_tensors(path)
+        # A weights file has no config, so its tensors tell which naming they follow.
         table = choose_table(tensors, family, table)
         source = import_params(tensors, table, None, hints=abstract)
     # Combine them on the host, because the two trees may be on different devices.

@@ -29,9 +29,11 @@ class Interruption:
 
     def __exit__(self, *unused) -> None:
         for number, handler in self._previous.items():
+            # Put back what was there before: the program may go on after training.
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
+            # The second signal: whoever sends it does not want to wait for the step and the save.
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name

@@ -32,6 +32,7 @@ from vidlatent.train.tasks.base import Task, make_task
 
 __all__ = ["INTERRUPTED", "train"]
 
+# 128 + SIGINT, as shells report a program that Ctrl-C ended.
 INTERRUPTED = 130  # exit status of a run that was asked to stop, saved and left
 
 
@@ -55,6 +56,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
         workdir.mkdir(parents=True, exist_ok=True)
         task.begin(workdir, start.step, loader.labels)
         if start.iterator:
+            # Positions are those of the data at the start; it warns if that has changed since.
             loader.check_state(start.iterator)
         # Write the config only after all checks, so that a refused start leaves the workdir as it
         # was.
@@ -78,6 +80,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
             spec=task.spec,
             learns=task.arrays[0],
         )
+        # Now and not at the first evaluation, so that missing networks show at once.
         validation = task.make_validation(run, frozen, mesh, loaders.validation)
         evaluate, save = Evaluate(run, validation), Save(task.players)
         stopped = _run_steps(run, task, frozen, mesh, evaluate, save)
@@ -95,6 +98,7 @@ def _restore_or_init(
     config: ConfigDict, task: Task, checkpointer: Checkpointer, mesh: Any
 ) -> tuple[Any, _Start]:
     target = describe_state(task, config.seed, mesh)
+    # Checkpoints come before ``init_from``: a run that is resumed must keep what it learned.
     restored = checkpointer.restore(target)
     if restored is None:
         check_init_from(config)
@@ -131,6 +135,7 @@ def _run_steps(run: Run, task: Task, frozen: Any, mesh: Any, evaluate: Evaluate,
             arrays = {name: batch[name] for name in task.arrays if name in batch}
             arrays = to_global(arrays, rows)
             run.state, metrics = train_step(run.state, arrays, frozen)
+            # The call only queues the step, except on the first one of a shape, which compiles.
             called = time.perf_counter() - begin - waited
             run.step += 1
             run.progress.advance()
@@ -141,6 +146,7 @@ def _run_steps(run: Run, task: Task, frozen: Any, mesh: Any, evaluate: Evaluate,
             save(run)
             profile(run)
             if reason := _find_stop_reason(run, interruption):
+                # Metrics not yet logged would be lost, and so would a save in the background.
                 log.flush(run)
                 save(run, force=True)
                 run.checkpointer.wait()
@@ -153,6 +159,7 @@ def _find_stop_reason(run: Run, interruption: Interruption) -> str:
         return interruption.requested
     if run.checkpointer.reached_preemption(run.step):
         return "preemption"
+    # Unlike train.steps, this leaves the learning rate schedule as it is.
     if run.step == run.config.train.stop_at:
         return "config.train.stop_at"
     return ""
@@ -166,6 +173,7 @@ def _finish(run: Run, evaluate: Evaluate, save: Save, stopped: str) -> int:
         )
         return INTERRUPTED
     result = evaluate.evaluate(run)
+    # The last step need not be a multiple of the save interval.
     if run.checkpointer.latest() != run.step:
         save(run, force=True)
     run.checkpointer.wait()

@@ -68,6 +68,7 @@ class LossTerms:
             term, slash, part = name.partition("/")
             networks = self.terms[term].networks if term in self.terms else ()
             random = any(seed_of(paths[network]) is not None for network in networks)
+            # "lpips" -> "lpips_random", "vf/cosine" -> "vf_random/cosine"
             return term + "_random" * random + slash + part
 
         return {label(name): value for name, value in report.items()}
@@ -93,6 +94,7 @@ class LossTerms:
         for place, (name, term) in enumerate(self.terms.items()):
             if only and name not in only:
                 continue
+            # By the place among all terms: with ``only``, a term draws what it draws in the sum.
             key = None if inputs.key is None else jax.random.fold_in(inputs.key, place)
             own = helpers[name] if name in helpers else {}
             given = inputs._replace(key=key), own, networks

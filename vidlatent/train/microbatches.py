@@ -35,6 +35,7 @@ def accumulate_gradients(compute: Callable[[Any, Any], Any], batch: Any, microba
     # A slice takes every ``microbatches``-th sample, so each device holds part of every slice.
     # Contiguous slices would each lie on a few devices while the others wait.
     def split(x):
+        # [B, ...] -> [n, B / n, ...] for n slices
         return jnp.moveaxis(x.reshape(size // microbatches, microbatches, *x.shape[1:]), 1, 0)
 
     def add(total, piece):
@@ -43,6 +44,7 @@ def accumulate_gradients(compute: Callable[[Any, Any], Any], batch: Any, microba
 
     rows = jax.tree.map(split, batch)
     first = jax.tree.map(lambda x: x[0], rows)
+    # The scan needs a sum to start from: zeros in the shapes of the result, found by tracing.
     shapes = jax.eval_shape(lambda: compute(first, 0))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, (jnp.arange(microbatches), rows))

@@ -57,6 +57,7 @@ def make_learning_rate(config: ConfigDict, steps: int) -> Callable[[jax.Array], 
         progress = jnp.clip((step - warmup) / max(1, steps - warmup), 0.0, 1.0)
         decayed = final + (1.0 - final) * decay(progress)
         factor = interpolate_ramp(step, config.optim.ramp) if config.optim.ramp else 1.0
+        # + 1, because a rate of 0 at step 0 would waste that step.
         warm = jnp.minimum((step + 1) / max(1, warmup), 1.0)
         return config.optim.lr * warm * decayed * factor
 
@@ -93,9 +94,11 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     steps = [
         _make_clipping(config.optim.clip_norm, config.optim.clip_after),
         optax.scale_by_adam(b1=config.optim.b1, b2=config.optim.b2, eps=config.optim.eps),
+        # After Adam: weight decay must not be divided by its second moments (AdamW).
         optax.add_decayed_weights(config.optim.weight_decay, mask=mark_decayed),
     ]
     if config.optim.lr_factors:
+        # Last, so that the factor acts like a learning rate, on the weight decay too.
         steps.append(_scale_by_path(config.optim.lr_factors))
     trained = optax.chain(*steps)
     if not config.optim.freeze:
@@ -105,6 +108,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         frozen = mark_frozen(params, config.optim.freeze)
         return jax.tree.map(lambda stays: "frozen" if stays else "trained", frozen)
 
+    # Not optax.masked, which hands the gradients of the other parameters on as updates.
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, label)
 
 
@@ -117,6 +121,7 @@ def _make_clipping(norm: float, after: int) -> optax.GradientTransformation:
         return clip
 
     def update(grads, count, params=None):
+        # Clipping has no state of its own, so the count is all that is kept.
         clipped, _ = clip.update(grads, optax.EmptyState(), params)
         late = count >= after
         chosen = jax.tree.map(lambda c, g: jnp.where(late, c, g), clipped, grads)
@@ -142,6 +147,7 @@ def _scale_by_path(factors: Sequence[tuple[str, float]]) -> optax.GradientTransf
 
         result = jax.tree_util.tree_map_with_path(scale, updates)
         for row, (pattern, _) in enumerate(factors):
+            # A misspelt path would silently train at the full rate.
             if row not in found:
                 raise VidlatentError(f"config.optim.lr_factors {pattern!r} matches no parameter.")
         return result

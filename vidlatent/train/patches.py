@@ -46,6 +46,7 @@ def make_reconstruct(config: ConfigDict, model: Tokenizer) -> Reconstruct:
     patch = _make_patches(model, cells, config.train.patch_latents, config.train.patch_encoder)
 
     def reconstruct(params, video, rngs, key):
+        # Shapes are known when tracing, so each bucket compiles only the form that it needs.
         large = video.shape[2] * video.shape[3] > above
         return (patch if large else whole)(params, video, rngs, key)
 
@@ -77,7 +78,10 @@ def _make_patches(model: Tokenizer, cells: int, latents: int, encoder: bool) -> 
         posterior = run("encode")[0]
         condition = run("make_condition")
         if not encoder:
+            # Then nothing of the encoder is kept for the backward pass: at 1024 pixels a single
+            # tensor of its first stage takes tens of GiB.
             posterior, condition = lax.stop_gradient((posterior, condition))
+        # In cells, so that the crop lies on the grid of the decoder stage where it is made.
         sides = [side // scale for side in video.shape[2:4]]
         size = tuple(min(cells, side) for side in sides)
         start = tuple(
@@ -93,6 +97,7 @@ def _make_patches(model: Tokenizer, cells: int, latents: int, encoder: bool) -> 
             condition=condition,
             rngs=rngs,
         )
+        # The same pixels of the original: [B, T', H', W', 3] at (top, left), from frame 0.
         window = lax.dynamic_slice(video, (0, 0, region.top, region.left, 0), region.video.shape)
         return (region.video, posterior), window
 

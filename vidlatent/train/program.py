@@ -20,6 +20,7 @@ __all__ = ["describe_state", "jit_train_step"]
 
 def describe_state(task: Task, seed: int, mesh: Mesh) -> Any:
     """The state that ``task.init`` makes, as ShapeDtypeStructs with shardings on ``mesh``."""
+    # Only traced: a whole state may be larger than the memory of one device.
     abstract = jax.eval_shape(lambda: task.init(random_key(seed, "params")))
     whole = [name for name, player in task.players.items() if player.whole]
     return with_shardings(abstract, shardings(abstract, mesh, whole))
@@ -38,6 +39,7 @@ def jit_train_step(task: Task, state: Any, frozen: Any, mesh: Mesh) -> Callable[
     where, places = jax.tree.map(lambda leaf: leaf.sharding, (state, frozen))
     return jax.jit(
         task.train_step,
+        # One sharding stands for all arrays of the batch, and one for all metrics.
         in_shardings=(where, batch_sharding(mesh), places),
         out_shardings=(where, replicated(mesh)),
         donate_argnums=0,

@@ -43,6 +43,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
+        # Otherwise the text would be written into the line of the bar.
         if self._terminal:
             self._bar.clear()
         if is_main():

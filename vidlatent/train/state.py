@@ -42,6 +42,7 @@ class PlayerUpdate(NamedTuple):
 
 def random_key(seed: int, stream: str, step: int | jax.Array = 0) -> jax.Array:
     """Key of a named stream at a step: ``fold_in(fold_in(key(seed), crc32(stream)), step)``."""
+    # crc32, because Python salts its own hash of a string: a resumed run would draw anew.
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
     return jax.random.fold_in(key, step)
 
@@ -58,6 +59,7 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, **players: 
         "step": jnp.zeros((), jnp.int32),
         "params": params,
         "opt": optimizer.init(params),
+        # A copy, because the step donates both, and one buffer cannot be donated twice.
         "ema": jax.tree.map(jnp.copy, params),
         # Number of non-finite steps so far, and length of the current run of them.
         "extra": {"bad_steps": jnp.zeros((), jnp.int32), "bad_streak": jnp.zeros((), jnp.int32)},
@@ -93,6 +95,7 @@ def apply_gradients(
     players = players or {}
     norm = optax.global_norm(grads)
     norms = {name: optax.global_norm(player.grads) for name, player in players.items()}
+    # One value that is not finite makes the whole norm so: this checks every gradient.
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
     for other in norms.values():
         good &= jnp.isfinite(other)
@@ -112,6 +115,7 @@ def apply_gradients(
         "extra": {
             **state["extra"],
             "bad_steps": state["extra"]["bad_steps"] + bad,
+            # The product with 0 starts the count anew after a good step.
             "bad_streak": (state["extra"]["bad_streak"] + bad) * bad,
         },
         **{name: _update_player(state[name], player, good) for name, player in players.items()},
@@ -128,6 +132,7 @@ def apply_gradients(
 
 
 def _select(good: jax.Array, new: Any, old: Any) -> Any:
+    # A choice and not a product with 0, since 0 * NaN is NaN.
     return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
 

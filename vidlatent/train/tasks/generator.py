@@ -123,6 +123,7 @@ class GeneratorTask:
         if microbatches == 1:
             loss, gradients = compute(batch, 0)
         else:
+            # The loss is averaged over the slices together with the gradients.
             loss, gradients = accumulate_gradients(compute, batch, microbatches)
         state, report = apply_gradients(
             state,
@@ -148,6 +149,7 @@ class GeneratorTask:
             return jax.random.fold_in(random_key(config.seed, stream, step), number)
 
         x0, conditions = self.inputs(batch, frozen, key("latent"))
+        # Of this bucket: the shift of flow matching may grow with the number of tokens.
         schedule = make_noise_schedule(config, self.model, x0.shape[1:4])
         drawn = draw(schedule, key("diffusion"), x0)
         drop = self.draw_drop_masks(key("drop"), x0, conditions)
@@ -164,6 +166,7 @@ class GeneratorTask:
             config.diffusion.huber_c0,
         )
         mask = batch["mask"]
+        # A slice may hold padding only: 0 and not 0 / 0.
         return jnp.sum(losses * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
     def draw_drop_masks(self, key: Any, x0: jax.Array, conditions: Any) -> dict[str, jax.Array]:
@@ -177,6 +180,7 @@ class GeneratorTask:
         drop: dict[str, jax.Array] = {}
         for group, mask in drop_masks(key, batch, rates, joint).items():
             for name in group.split("+"):
+                # A name may be in several groups, such as first and first+image.
                 drop[name] = drop[name] | mask if name in drop else mask
         missing = missing_condition_masks(conditions, self.model.reads, frames)
         for name, mask in missing.items():
@@ -190,6 +194,7 @@ class GeneratorTask:
 
     def begin(self, workdir: Path, step: int, labels: Sequence[str]) -> None:
         """Store the facts about the latents and the class names, which sampling needs."""
+        # The data is opened after the task is made; only now are its class names known.
         named = dataclasses.replace(self.latents, label_names=tuple(labels))
         check_generator(self.model, named)
         named.write_or_check(workdir, step)

@@ -135,6 +135,8 @@ class TokenizerTask:
     def init(self, key: jax.Array) -> State:
         video = jnp.zeros(smallest_video(self.spec), jnp.float32)
         players = {}
+        # Keys by fixed numbers: a run with a discriminator starts from the same helpers as one
+        # without.
         if helpers := self.terms.init(jax.random.fold_in(key, 1), self.spec):
             players["helpers"] = init_player(helpers, self.optimizer)
         if self.discriminator is not None:
@@ -150,6 +152,7 @@ class TokenizerTask:
         players = {}
         if "helpers" in state:
             rate = self.rate(state["step"])
+            # Helpers follow the model's optimizer settings, with moments of their own.
             players["helpers"] = PlayerUpdate(gradients.helpers, self.optimizer, rate)
         if self.discriminator is not None and gradients.adversarial is not None:
             update = self.discriminator.make_update(gradients.adversarial, state["step"])
@@ -171,6 +174,7 @@ class TokenizerTask:
     ) -> Gradients:
         """Means over ``config.optim.accumulate`` equal slices of the batch, one after another."""
         microbatches = self.config.optim.accumulate
+        # A loop would hold a second set of gradients, the running sum.
         if microbatches == 1:
             return self._differentiate(state, batch, frozen, 0)
 
@@ -193,14 +197,17 @@ class TokenizerTask:
 
         # Random streams that models use in training: decoder noise, the choice of Reducio's
         # content frame, and the latent sample.
+        # Without a stream "latent", models decode the mean of the posterior.
         streams = ("noise", "content") + ("latent",) * self.config.train.sample_latent
         rngs = {stream: key(stream) for stream in streams}
+        # Batches arrive split by samples; from here on they are split by height as well.
         video = constrain(from_pixels(batch["video"]), VIDEO_AXES)
 
         def reconstruct(params):
             params = stop_frozen_gradients(params, self.config.optim.freeze)
             return self.reconstruct(params, video, rngs, key("patch"))
 
+        # One forward pass; the adaptive weight and the update each pull gradients back through it.
         (prediction, posterior), pullback, target = jax.vjp(
             reconstruct, state["params"], has_aux=True
         )
@@ -210,10 +217,12 @@ class TokenizerTask:
             inputs = LossInputs(prediction, target, batch["mask"], posterior, key("loss"))
             return self.terms(inputs, helpers, frozen, only)
 
+        # Gradients with respect to the model's outputs; its own backward pass comes at the end.
         (loss, report), (to_prediction, to_posterior, to_helpers) = jax.value_and_grad(
             sum_terms, argnums=(0, 1, 2), has_aux=True
         )(prediction, posterior, helpers)
         result = None
+        # Decided while tracing: batches of pictures and of clips are programs of their own.
         if self.discriminator is not None and self.discriminator.accepts(target.shape[1]):
             result = self.discriminator.compute_losses(
                 state["discriminator"], prediction, target, step, key("r1")
@@ -225,10 +234,14 @@ class TokenizerTask:
                     pullback,
                     jax.grad(sum_terms, has_aux=True)(prediction, posterior, helpers, only)[0],
                     result.to_prediction,
+                    # The ratio is about gradients through the pixels: terms on the posterior,
+                    # such as KL, stay out.
                     jax.tree.map(jnp.zeros_like, posterior),
                 )
+            # Adding weighted gradients is the same as differentiating the weighted sum.
             loss += weight * result.loss
             to_prediction += weight * result.to_prediction
+            # Without its weight, as all terms are reported, and the weight beside it.
             report |= {"adversarial": result.loss, "adversarial_weight": weight, **result.report}
         gradients = pullback((to_prediction, to_posterior))[0]
         return Gradients(gradients, to_helpers, result, loss, report)
