@@ -122,6 +122,7 @@ def sampler_options(
 
 def _options_of(function: Any) -> dict[str, inspect.Parameter]:
     """Parameters of a grid or a sampler that a config may set."""
+    # The caller gives these itself.
     closed = ("self", "grid", "prediction", "steps")
     known = inspect.signature(function).parameters
     return {name: about for name, about in known.items() if name not in closed}

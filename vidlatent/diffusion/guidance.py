@@ -182,6 +182,7 @@ def combine(
     """
     parts = [f if channels is None else f[..., :channels] for f in outputs]
     total = parts[0]
+    # Each difference is the effect of one more condition, at a scale of its own.
     for k in range(1, len(parts)):
         total = total + scales[k - 1] * (parts[k] - parts[k - 1])
     if rescale:
@@ -249,6 +250,7 @@ def _evaluate(network, conditions, x, t, index, batched, axis):
     if not batched:
         return [network(x, t, index, condition) for condition in conditions]
     count = len(conditions)
+    # K + 1 branches of B samples -> (K + 1) B, the least conditioned first.
     together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=axis), *conditions)
     f = network(jnp.concatenate([x] * count), jnp.concatenate([t] * count), index, together)
     return jnp.split(f, count)

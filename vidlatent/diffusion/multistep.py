@@ -90,6 +90,7 @@ def dpmpp_2m(
         lower_order_final = steps < 10 or grid.sigmas[-1] == 0
     predict = np.zeros((steps, 3))
     for i in range(steps):
+        # The first step has no earlier sample.
         order = 1 if i == 0 or (lower_order_final and i == steps - 1) else 2
         predict[i, 0], weights = _step(grid, i, order, "bh2", corrects=False)
         predict[i, 1 : 1 + len(weights)] = weights

@@ -137,6 +137,7 @@ def make_given_mask(
     mask = jnp.concatenate([jnp.repeat(given[:, :1], step, axis=1), given[:, 1:]], axis=1)
     mask = mask.reshape(batch, -1, 1, 1, step)
     if channels == 1:
+        # A latent frame counts as given only if all of its pixel frames are.
         mask = mask.min(axis=-1, keepdims=True)
     return jnp.broadcast_to(mask, (batch, mask.shape[1], height, width, channels))
 

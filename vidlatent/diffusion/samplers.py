@@ -151,6 +151,7 @@ def sample(
         x, last, past, state = carry
         index, row, given = inputs
         drawn = given
+        # Drawn inside the loop: the noise of all steps at once would take N times the memory of x.
         if plan.random and noise is None:
             drawn = _draw_noise(key, index, x)
 
@@ -328,6 +329,7 @@ def posterior_weights(grid: NoiseGrid) -> tuple[np.ndarray, ...]:
     their squares sum to 1.
     """
     alpha, sigma, alpha_next, sigma_next = _ends(grid)
+    # x follows from x' as ratio x' + sqrt(beta) noise, so beta is what x has more of noise.
     ratio = alpha / alpha_next
     beta = sigma**2 - (ratio * sigma_next) ** 2
     of_x = ratio * (sigma_next / sigma) ** 2

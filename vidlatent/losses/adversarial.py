@@ -87,6 +87,7 @@ def r1_penalty(
       mask: ``[B]`` or None.
     """
     video = video.astype(jnp.float32)
+    # Traced, not run: how many scales there are, and how many logits each.
     shapes = [x.shape for x in _list_maps(jax.eval_shape(apply, params, video))]
 
     def of_scale(index, shape):
@@ -171,6 +172,7 @@ def _list_maps(logits: Logits) -> list[jax.Array]:
 
 
 def _average(maps: Sequence[jax.Array], mask: jax.Array | None) -> jax.Array:
+    # Every scale counts alike, however many logits it has.
     means = [mean_over_samples(x, jnp.ones(x.shape[0]) if mask is None else mask) for x in maps]
     return sum(means) / len(means)
 

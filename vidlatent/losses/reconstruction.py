@@ -137,6 +137,7 @@ def check_choice(term: str, reduction: str, known: tuple[str, ...]) -> None:
 
 
 def _pixel_term(loss, name: str, reduction: str) -> Term:
+    # Refused here, before anything is compiled.
     check_choice(name, reduction, PIXEL_REDUCTIONS)
 
     def value(inputs, params, networks):

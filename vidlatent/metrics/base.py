@@ -242,6 +242,7 @@ def make_metrics(
         if network and network not in loaded:
             loaded[network] = load_network(network, weights[network])
         metric = entry.make(MetricRequest(name, ending, entry, loaded.get(network), is_splits))
+        # Names in the config may differ and mean one score: it is measured once.
         metrics.setdefault(metric.name, metric)
     return tuple(metrics.values())
 

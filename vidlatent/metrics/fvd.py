@@ -110,6 +110,7 @@ _ENDINGS = r"(?:_(antialias|crop))?(?:_cut(\d+))?"
 def _make(request: MetricRequest) -> SetMetric:
     network = request.network
     assert network is not None
+    # It matches: the entry allows no other endings.
     match = re.fullmatch(_ENDINGS, request.ending)
     assert match is not None
     rule, cut = match[1] or RESIZE[0], match[2]

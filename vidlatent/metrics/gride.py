@@ -111,8 +111,9 @@ def gride_estimate(ratios: Any, n1: int, n2: int) -> tuple[float, float]:
       n1, n2: neighbour ranks.
     """
     mus = np.array(ratios, np.float64)
-    # As in DADApy: with neighbours at equal distance 1 - mu^-d would be 0.
+    # With neighbours at equal distance 1 - mu^-d would be 0, and it is divided by.
     mus[mus == 1] += 10 * _EPS
+    # Repeated points have enormous ratios, which would dominate the sum of logarithms.
     high, middle = np.percentile(mus, [95, 50])
     kept = mus[mus < middle + 20 * (high - middle)]
     low, top = _LOWEST, _HIGHEST

@@ -67,6 +67,7 @@ def make_module(
     Raises:
       VidlatentError: unknown or missing field.
     """
+    # The first two are Linen's own fields; dtype is settled by config.precision.
     hidden = {"parent", "name", "dtype", *given}
     known = {f.name: f for f in dataclasses.fields(kind) if f.name not in hidden}
     for key in fields:

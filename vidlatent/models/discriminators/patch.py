@@ -117,6 +117,7 @@ class PatchDiscriminator(nn.Module):
         x, new = video.astype(self.dtype), {}
         last = len(self.time_kernels) - 1
         for index, (kernel, strides, padding) in enumerate(self._list_layers()):
+            # Neither pixels nor logits are normalised (pix2pix).
             normed = 0 < index < last and self.norm in ("batch", "group")
             spectral = self.norm == "spectral"
             conv = DiscriminatorConv(

@@ -45,6 +45,7 @@ class _Convs(nn.Module):
             name=name,
         )
         y, seen = layer(x, stats[name] if stats else {}, train)
+        # Only spectral norm keeps statistics; without it none are passed on.
         if seen:
             new[name] = seen
         return y
@@ -177,6 +178,7 @@ class MultiscaleDiscriminator(nn.Module):
             x, of_head = head(x, stats[f"head_{s}"] if stats else {}, train)
             if stats:
                 new[f"scale_{s}"], new[f"head_{s}"] = seen, of_head
+            # [B, T', H', W', 1] -> [B, T', H', W']; losses compare logits in float32.
             maps.append(x[..., 0].astype(jnp.float32))
         return maps, new
 

@@ -54,6 +54,7 @@ def make_frame_mask(given: jax.Array, channels: int = _STEP) -> jax.Array:
     # The first latent frame holds one pixel frame, repeated to fill its four channels.
     first = jnp.repeat(given[..., :1], _STEP - 1, axis=-1)
     mask = jnp.concatenate([first, given], axis=-1)
+    # [..., 3 + F] -> [..., 1 + k, 4]
     mask = mask.reshape(*given.shape[:-1], -1, _STEP)
     return mask if channels == _STEP else jnp.mean(mask, axis=-1, keepdims=True)
 

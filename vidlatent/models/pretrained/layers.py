@@ -57,6 +57,7 @@ class PlainConv(nn.Module):
         axes = "THW"[skip:]
         y = lax.conv_general_dilated(
             x.astype(self.dtype),
+            # Images use the only frame of a kernel [1, kh, kw, I, O].
             kernel[0] if skip else kernel,
             self.strides[skip:],
             list(self.padding[skip:]),

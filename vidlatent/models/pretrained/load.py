@@ -56,6 +56,7 @@ def load_network(name: str, path: str | os.PathLike[str], dtype: Any = jnp.float
     seed = seed_of(path)
     if seed is None:
         return Network(network_apply(name, dtype), read_network(name, path.split(",")), name, name)
+    # Part of every score's name, so that no one takes it for the published network's.
     label = f"{name}_random{seed}"
     logging.warning("%s: random weights (%s); its numbers mean nothing.", name, label)
     return Network(network_apply(name, dtype), random_params(name, seed), name, label)

@@ -87,6 +87,7 @@ def resize(
     """``[..., H, W, C] -> [..., height, width, C]`` float32; see ``resize_matrix``."""
     x = jnp.asarray(x, jnp.float32)
     for axis, target in ((-3, height), (-2, width)):
+        # An axis of the right length stays untouched, without rounding.
         if x.shape[axis] != target:
             options = {"antialias": antialias, "corners": corners}
             weights = resize_matrix(x.shape[axis], target, method, **options)

@@ -111,5 +111,6 @@ class _Mlp(nn.Module):
             h = nn.silu(dense(self.hidden, "gate")(x)) * dense(self.hidden, "up")(x)
             return dense(x.shape[-1], "down")(h)
         h = dense(self.hidden, "fc1")(x)
+        # OpenAI's weights were trained with this approximation, all others with the exact GELU.
         h = h * nn.sigmoid(1.702 * h) if self.quick else nn.gelu(h, approximate=False)
         return dense(x.shape[-1], "fc2")(h)

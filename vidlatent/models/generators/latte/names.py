@@ -7,6 +7,7 @@ from vidlatent.weights.rows import Rows, dense_rows
 __all__ = ["LATTE_TABLE"]
 
 _BLOCK, _TO = r"blocks[.](?P<i>\d+)[.]", "blocks/#{i}/"
+# One matrix in the file; the importer cuts it in this order.
 _QKV = tuple(f"{_TO}attn/{name}" for name in "qkv")
 
 LATTE_TABLE: Rows = (

@@ -347,8 +347,8 @@ class WanDiT(GeneratorDefaults, nn.Module):
 
     def _contexts(self, tokens: dict[str, jax.Array]) -> Context:
         block = self._block()
+        # Pairs of [L, B, S, K, d]
         return lax.map(
-            # Pairs of [L, B, S, K, d]
             lambda own: block.apply({"params": own}, **tokens, method="context"), self.blocks
         )
 

@@ -56,6 +56,7 @@ def _attention(ours: str, theirs: str, names: Mapping[str, str]) -> dict[str, st
 
 
 _OWN = {name: name for name in ("q", "k", "v", "o", "norm_q", "norm_k")}
+# The image has keys and values of its own, and shares the queries of the text.
 _OWN_IMAGE = {name: name for name in ("k_img", "v_img", "norm_k_img")}
 _TO = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out[.]0", "norm_q": "norm_q"}
 _TO |= {"norm_k": "norm_k"}

@@ -72,6 +72,7 @@ class ClipVision(nn.Module):
         h = self._embed(x)
         before = h
         for i in range(self.depth):
+            # After the loop this is the input of the last block, which Wan reads.
             before = h
             h = ViTBlock(
                 self.heads,
@@ -143,6 +144,7 @@ def _select_image_encoder(
         ours = name.startswith(("vision_model.", "visual.", "visual_projection."))
         if not ours or name.endswith("position_ids") or (name in heads and not projection):
             continue
+        # Wan's [1, 1, D] -> [D] and [1, 1 + n, D] -> [1 + n, D]
         wans = name in ("visual.cls_embedding", "visual.pos_embedding")
         found[name] = (
             tensor.reshape(tensor.shape[-1 if "cls" in name else -2 :]) if wans else tensor

@@ -30,6 +30,7 @@ CLIP_OPENCLIP_TABLE = (
     ("visual[.]conv1[.]weight", "patch_embed/kernel", "conv2d"),
     ("visual[.]positional_embedding", "pos_embed", "copy"),
     *norm_rows("visual[.]ln_pre", "norm_pre"),
+    # Query, key and value in one matrix, as torch's attention has them.
     (_BLOCK + "attn[.]in_proj_weight", tuple(f"{end}/kernel" for end in _QKV), "dense"),
     (_BLOCK + "attn[.]in_proj_bias", tuple(f"{end}/bias" for end in _QKV), "copy"),
     *dense_rows(_BLOCK + "attn[.]out_proj", _TO + "attn/o"),

@@ -34,6 +34,7 @@ DINOV2_TABLE = _table(
     _BLOCK,
     r"ls(?P<n>1|2)[.]gamma",
     (
+        # Matrices in one: query, key and value here; gate and then up in w12.
         *dense_rows(_BLOCK + "attn[.]qkv", _QKV),
         *dense_rows(_BLOCK + "attn[.]proj", _TO + "attn/o"),
         *dense_rows(_BLOCK + "mlp[.]w12", _GATED),

@@ -90,6 +90,7 @@ class T5Encoder(nn.Module):
             )
         table = self.param("embedding", nn.initializers.normal(1.0), (self.vocab, self.width))
         x = jnp.take(table, tokens, axis=0).astype(self.dtype)
+        # Computed on the host once for all layers: a constant of the program.
         places = distance_buckets(length, self.buckets, self.farthest)
         states, bias = [x], None
         for i in range(self.depth):

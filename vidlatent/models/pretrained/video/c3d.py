@@ -110,6 +110,7 @@ def with_cropped_mean(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     mean = tensors["mean"] if "mean" in tensors else None
     if mean is None or mean.shape[-2:] != (128, 171):
         return dict(tensors)
+    # For both sides, although the middle of 171 columns lies elsewhere.
     cut = slice(8, 8 + _SIDE)
     return {**tensors, "mean": mean[..., cut, cut]}
 

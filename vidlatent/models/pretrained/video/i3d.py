@@ -136,6 +136,7 @@ class I3D(nn.Module):
                 h = _Mixed(features, self.dtype, name=name)(h)
         time, *space = h.shape[1:4]
         if tuple(space) != self.pool[1:] or time < self.pool[0]:
+            # The network shrinks frames 32 times and time 8 times.
             high, wide = (32 * side for side in self.pool[1:])
             raise VidlatentError(
                 f"I3D reads {8 * self.pool[0] - 7} or more frames of {high}x{wide} pixels, not "

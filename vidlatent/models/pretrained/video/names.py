@@ -50,6 +50,7 @@ VIDEOMAE_TABLE = (
         tuple(f"{_TO}attn/{name}/kernel" for name in "qkv"),
         "dense",
     ),
+    # Keys have no bias, so the others' stand apart from the packed kernel.
     (_BLOCK + "attn[.](?P<m>q|v)_bias", _TO + "attn/{m}/bias", "copy"),
     *dense_rows(_BLOCK + "attn[.]proj", _TO + "attn/o"),
     *dense_rows(_BLOCK + "mlp[.](?P<m>fc1|fc2)", _TO + "mlp/{m}"),
