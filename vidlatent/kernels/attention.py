@@ -149,9 +149,11 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None) -> ja
     """The plain form: a block of queries at a time, so that few scores exist at once."""
     batch, queries, heads, dim = q.shape
     scale = dim**-0.5
+    # -inf, not a large negative number: missing keys get a weight of exactly 0.
     bias = None if seen is None else jnp.where(seen, 0.0, -jnp.inf)[:, None, None, :]
 
     def attend(part):
+        # part [B, n, K, d] -> scores [B, K, n, M]
         scores = jnp.einsum("nqhd,nkhd->nhqk", part, k, preferred_element_type=jnp.float32)
         scores = scores * scale if bias is None else scores * scale + bias
         weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
@@ -181,8 +183,10 @@ def map_query_blocks(
     """
     count = q.shape[1]
     size = -(-count // (blocks * _SPLIT)) * _SPLIT
+    # Sizes were rounded up, so fewer blocks may be enough.
     blocks = -(-count // size)
     fill = [(0, 0), (0, blocks * size - count)] + [(0, 0)] * (q.ndim - 2)
+    # [B, N, ...] -> [B, size, blocks, ...]: query i belongs to block i % blocks.
     parts = jnp.pad(q, fill).reshape(q.shape[0], size, blocks, *q.shape[2:])
     out = lax.map(jax.checkpoint(attend), jnp.moveaxis(parts, 2, 0))
     out = jnp.moveaxis(out, 0, 2)
@@ -193,6 +197,7 @@ def _blocks(length: int, largest: int) -> tuple[int, int]:
     """Block size and padded length of an axis: least padding first, then the largest block."""
     fewest = -(-length // largest)
     choices = []
+    # Up to three blocks more than necessary are tried: smaller ones may need less padding.
     for count in range(fewest, fewest + 4):
         block = -(-length // (count * _LANES)) * _LANES
         choices.append((-(-length // block) * block, -block))
@@ -213,8 +218,10 @@ def _splash(q, k, v, seen, interpret=False):
     block_q, total_q = _blocks(count, largest)
     block_k, total_k = _blocks(k.shape[1], largest)
     compute = _part(block_k, _BLOCK_COMPUTE)
+    # Cut out of the padded length, which these smaller blocks must divide.
     back_q = _part(total_q, _BLOCK_BACKWARD)
     kernel = splash.make_splash_mha(
+        # No mask here: padding and missing keys are hidden by segment ids below.
         splash.MultiHeadMask([splash.FullMask((total_q, total_k))] * heads),
         block_sizes=splash.BlockSizes(
             block_q=block_q,
@@ -226,6 +233,8 @@ def _splash(q, k, v, seen, interpret=False):
             block_q_dq=back_q,
             block_kv_dq=block_k,
         ),
+        # Inside shard_map the kernel sees one device's heads and tokens, which nothing splits
+        # further.
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name="attention",
@@ -277,6 +286,7 @@ def _spread(local: Any, q: jax.Array, k: jax.Array, v: jax.Array, rows: jax.Arra
     names = ("batch", "tokens", "heads")
     batch, tokens, heads = map(split_axes, names, q.shape[:3])
     own_heads = q.shape[2] // ways(heads)
+    # Keys of another length (text) are not split like the queries: every device needs them all.
     swap = tokens and q.shape[1] == k.shape[1] and own_heads % ways(tokens) == 0
 
     def run(q, k, v, rows):
@@ -288,6 +298,7 @@ def _spread(local: Any, q: jax.Array, k: jax.Array, v: jax.Array, rows: jax.Arra
 
     mine = P(batch, tokens, heads)
     others = mine if swap else P(batch, None, heads)
+    # check_vma is off: fused kernels do not say over which mesh axes their result varies.
     return jax.shard_map(
         run, in_specs=(mine, others, others, P(batch)), out_specs=mine, check_vma=False
     )(q, k, v, rows)

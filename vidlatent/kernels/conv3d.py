@@ -80,6 +80,8 @@ def conv3d(
             f"convolution input has {x.shape[-1]} channels, but the kernel {kernel.shape} with "
             f"{feature_group_count} groups reads {group_in * feature_group_count}."
         )
+    # Depthwise: one filter per channel. Groups of several channels go the dense way, where only
+    # 'native' knows them.
     if feature_group_count > 1 and feature_group_count == features == x.shape[-1]:
         return _depthwise(x, kernel, strides, padding, implementation, platform)
     return _dense(x, kernel, strides, padding, feature_group_count, implementation, platform)
@@ -115,6 +117,8 @@ def conv_frames(
     """
     if len(frames) != kernel.shape[0]:
         raise VidlatentError(f"{len(frames)} tap inputs for a kernel of {kernel.shape[0]} taps.")
+    # Without a sum over channels there is nothing to fold: every tap is a depthwise convolution of
+    # its own.
     if feature_group_count > 1:
         pad = ((0, 0), *padding)
         parts = (
@@ -137,12 +141,14 @@ def conv_frames(
             "none and take 'fold2d'"
         )
     pad = ((0, 0), *padding)
+    # A form that was named is taken at its word; only 'auto' may fold instead.
     few = not named and frames[0].shape[-1] < _FEW_CHANNELS
     if form == "taps" and not few:
         return sum(
             _plane(f, kernel[k : k + 1], (1, *strides), pad, 1) for k, f in enumerate(frames)
         )
     kt, kh, kw, group_in, features = kernel.shape
+    # [kt, kh, kw, I, O] -> [1, kh, kw, kt I, O]: tap k meets its own block of the joined channels.
     folded = jnp.moveaxis(kernel, 0, 2).reshape(1, kh, kw, kt * group_in, features)
     return _plane(jnp.concatenate(frames, axis=-1), folded, (1, *strides), pad, 1)
 
@@ -156,14 +162,18 @@ def _dense(x, kernel, strides, padding, groups, implementation, platform):
         return f"does not know {groups} groups of channels (kernel {kernel.shape})"
 
     named, form = _chosen(implementation, "dense", platform, lacks)
+    # A single tap needs no neighbours, so frames that the stride skips are never convolved.
     if kt == 1 and padding[0] == (0, 0) and not (named and form == "native"):
         return _plane(x[:, :: strides[0]], kernel, strides, padding, groups)
     if form == "native":
         return _native(x, kernel, strides, padding, groups)
     few = not named and x.shape[-1] < _FEW_CHANNELS
+    # This pays only where padding would add zero frames, and it counts on neighbouring frames
+    # (stride 1 in time).
     if form == "taps" and strides[0] == 1 and padding[0] != (0, 0) and not few:
         return _real_taps(x, kernel, strides, padding)
     frames = _time_slices(x, kt, strides[0], padding[0])
+    # Passed on by name only if it was named: conv_frames has its own rule for few channels.
     form = form if named else "auto"
     return conv_frames(
         frames, kernel, strides[1:], padding[1:], implementation=form, platform=platform
@@ -182,6 +192,7 @@ def _chosen(
     """
     known, other, auto = _KINDS[kind]
     names = list_wanted("conv3d", implementation)
+    # A name that neither kind knows stays in, so that pick can refuse it.
     own = tuple(name for name in names if name in known or name not in other)
     form = pick(f"conv3d ({kind})", own, known, auto, platform, lacks).name
     if names and not own:
@@ -230,6 +241,7 @@ def _real_taps(x, kernel, strides, padding):
     for tap in range(taps):
         shift = tap - low  # output i meets input i + shift
         first, end = max(0, -shift), min(outputs, frames - shift)
+        # A tap that would meet padding alone is left out.
         if first < end:
             met = x[:, first + shift : end + shift]
             y = _plane(met, kernel[tap : tap + 1], strides, padding, 1)
@@ -303,6 +315,8 @@ def _rows_forward(x, kernel, padding):
 def _rows_backward(padding, saved, grad):
     x, kernel = saved
     taps = kernel.shape[:3]
+    # The gradient of the input is a convolution with the mirrored kernel. Each side is padded by
+    # what the forward padding lacks of a full overlap.
     mirrored = tuple(
         (k - 1 - low, k - 1 - high) for k, (low, high) in zip(taps, padding, strict=True)
     )
@@ -318,6 +332,8 @@ def _rows_kernel_gradient(x, grad, taps, padding):
     frames, height, width, channels = grad.shape[1:]
 
     def add_row(total, row):
+        # near: the kh input rows that this output row meets, [B, T, kh, W, C]; line: the row
+        # itself, [B, T', W', C].
         near = lax.dynamic_slice_in_dim(x, row, kh, axis=2).astype(jnp.float32)
         line = lax.dynamic_slice_in_dim(grad, row, 1, axis=2)[:, :, 0].astype(jnp.float32)
         sums = [
@@ -328,6 +344,7 @@ def _rows_kernel_gradient(x, grad, taps, padding):
         ]
         return total + jnp.stack(sums), None
 
+    # float32, because each entry is a sum over all positions of the batch.
     start = jnp.zeros((kt * kh * kw, channels), jnp.float32)
     return lax.scan(add_row, start, jnp.arange(height))[0]
 

@@ -69,6 +69,7 @@ def current_platform() -> str:
     mesh = jax.sharding.get_abstract_mesh()
     platform = None if mesh.empty else mesh.abstract_device.platform
     platform = platform or jax.default_backend()
+    # JAX names GPU platforms after the vendor's software.
     return "gpu" if platform in ("cuda", "rocm") else platform
 
 
@@ -83,6 +84,7 @@ def prefer(**forms: Names) -> Iterator[None]:
     """
     for kind in forms.keys() - FORMS.keys():
         raise VidlatentError(f"there is no kernel {kind!r}: {did_you_mean(kind, FORMS)}")
+    # An inner `prefer` changes only the kernels that it names.
     token = _PREFERRED.set({**_PREFERRED.get(), **forms})
     try:
         yield
@@ -194,6 +196,7 @@ def _automatic(
     return form
 
 
+# The cache is what makes it 'once': a repeated sentence never reaches the log.
 @functools.lru_cache
 def say_once(sentence: str, level: int = logging.INFO) -> None:
     """Log ``sentence``, once in the life of the process."""

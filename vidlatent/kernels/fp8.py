@@ -44,9 +44,12 @@ def quantise_fp8(x: jax.Array, axes: tuple[int, ...] | None = None) -> Fp8Matrix
     """
     h = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(h), axis=axes, keepdims=axes is not None)
+    # A matrix of zeros keeps scale 1: 0 / 0 would fill it with NaN.
     scale = jnp.where(largest > 0, largest / _LARGEST, 1.0)
     # reduce_precision, because XLA may remove a cast to bfloat16 and back as excess precision.
     scale = lax.reduce_precision(scale, exponent_bits=8, mantissa_bits=7)
+    # A scale that was rounded down can push the largest value out of range, and this fp8 has no
+    # infinity: it would become NaN.
     value = jnp.clip(h / scale, -_LARGEST, _LARGEST).astype(DTYPE)
     return Fp8Matrix(value, scale if axes is None else jnp.squeeze(scale, axes))
 
@@ -59,6 +62,7 @@ def fp8_product(x: jax.Array, kernel: Fp8Matrix, dtype: jnp.dtype) -> jax.Array:
       gradient flows through the rounding.
     """
     rounded = quantise_fp8(lax.stop_gradient(x))
+    # Keep this form: XLA finds the fp8 product by the pattern `convert(value) * scale`.
     left = rounded.value.astype(dtype) * rounded.scale.astype(dtype)
     right = kernel.value.astype(dtype) * kernel.scale.astype(dtype)
     return jnp.dot(left, right, preferred_element_type=dtype)

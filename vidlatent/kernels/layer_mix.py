@@ -97,6 +97,7 @@ def layer_dots(
 def _mix(run, states, weights, limits):
     if run.form == "pallas":
         return _spread(functools.partial(_mix_rows, run.interpret), states, weights, limits)
+    # [L, B, N, 1] times [L, B, N, D], summed over the slots.
     return jnp.sum(_column(weights, limits) * states.astype(jnp.float32), axis=0)
 
 
@@ -109,6 +110,7 @@ def _mix_backward(run, kept, cotangent):
     # d/dX_j = w_j g for every slot, and d/dw_j = <X_j, g>, which is the other kernel.
     to_states = _column(weights, limits) * cotangent
     to_weights = _dots(run, states, cotangent, limits)
+    # Nothing flows into the limits, which are integers.
     return to_states.astype(states.dtype), to_weights.astype(weights.dtype), None
 
 
@@ -119,6 +121,7 @@ _mix.defvjp(_mix_kept, _mix_backward)
 def _dots(run, states, tokens, limits):
     if run.form == "pallas":
         return _spread(functools.partial(_dots_rows, run.interpret), states, tokens, limits)
+    # [L, B, N]: one dot product per slot and token.
     dots = jnp.sum(states.astype(jnp.float32) * tokens.astype(jnp.float32), axis=-1)
     return jnp.where(_within(states.shape[0], limits), jnp.moveaxis(dots, 0, -1), 0.0)
 
@@ -150,6 +153,7 @@ def _column(weights: jax.Array, limits: jax.Array) -> jax.Array:
 
 
 def _range(first: Any, end: Any) -> jax.Array:
+    # One array, because Pallas prefetches it to find the blocks to fetch.
     return jnp.stack([jnp.asarray(first, jnp.int32), jnp.asarray(end, jnp.int32)])
 
 
@@ -158,6 +162,7 @@ def _spread(local: Any, states: jax.Array, tokens: jax.Array, limits: jax.Array)
     if not needs_manual():
         return local(states, tokens, limits)
     axes = split_axes("batch", tokens.shape[0]), split_axes("tokens", tokens.shape[1])
+    # check_vma is off: a Pallas call does not say over which mesh axes its result varies.
     return jax.shard_map(
         local, in_specs=(P(None, *axes), P(*axes), P()), out_specs=P(*axes), check_vma=False
     )(states, tokens, limits)
@@ -176,6 +181,7 @@ def _sweep(
     ``state`` is ``[rows, D]`` float32, ``token`` ``[rows, C]``; the result has ``channels``.
     """
     depth, batch, count, width = states.shape
+    # bfloat16 is stored in tiles of 16 rows, so a block has a multiple of them.
     rows = min(_ROWS, -(-count // 16) * 16)
 
     def body(limits, state, token, out):
@@ -195,6 +201,7 @@ def _sweep(
 
     spec = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=1,
+        # Slots are the innermost axis: the output block stays in vector memory while its sum grows.
         grid=(batch, pl.cdiv(count, rows), depth),
         in_specs=[
             pl.BlockSpec((1, 1, rows, width), slot),
@@ -215,6 +222,7 @@ def _sweep(
         body,
         grid_spec=spec,
         out_shape=jax.ShapeDtypeStruct((batch, count, channels), jnp.float32),
+        # Slots in order, since they add to the same block; the other axes may be split over cores.
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_SCRATCH
         ),
@@ -240,6 +248,7 @@ def _dots_rows(interpret, states, cotangent, limits):
     depth = states.shape[0]
 
     def term(k, state, grad):
+        # Slot k adds to lane k of [rows, L] and leaves the other lanes as they are.
         lane = jax.lax.broadcasted_iota(jnp.int32, (state.shape[0], depth), 1)
         dots = jnp.sum(state * grad.astype(jnp.float32), axis=1, keepdims=True)
         return jnp.where(lane == k, dots, 0.0)

@@ -73,6 +73,7 @@ def qk_norm_rope(
     run = functools.partial(_run_fused, heads, eps, interpret)
     if not needs_manual():
         return run(x, scale, *tables)
+    # Samples and tokens are split, but never the width: the norm needs all of it.
     batch, tokens = split_axes("batch", sizes["B"]), split_axes("tokens", sizes["N"])
     return jax.shard_map(
         run,
@@ -127,12 +128,16 @@ def _forward(heads, eps, interpret, x, scale, cos, sin):
         h = h * lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + eps) * scale_ref[0]
         h = h.astype(out_ref.dtype).astype(jnp.float32)  # rounds as the plain form does
         cos, sin = cos_ref[...], sin_ref[...]
+        # A head is a whole number of registers wide, so cutting it out moves no lanes.
         for head in range(heads):
             t = h[:, head * dim : (head + 1) * dim]
+            # Rolling by half a head swaps the two channels of every pair (j, j + d / 2).
             rotated = t * cos + pltpu.roll(t, dim // 2, 1) * sin
             out_ref[0, head] = rotated.astype(out_ref.dtype)
 
     rows = _ROWS
+    # Written as [B, K, N, d]: the last two axes are stored in tiles, and one head's block [rows, d]
+    # fills whole ones.
     out = pl.pallas_call(
         body,
         grid=(batch, pl.cdiv(count, rows)),
@@ -155,6 +160,7 @@ def _backward(heads, eps, interpret, kept, cotangent):
     cosines, sines = _double_tables(cos, sin)
 
     def body(x_ref, scale_ref, cos_ref, sin_ref, grad_ref, dx_ref, dscale_ref, unrotated):
+        # All blocks add to one gradient of the scale, so only the very first clears it.
         first = (pl.program_id(0) == 0) & (pl.program_id(1) == 0)
         # The last block reaches beyond the last token, and what it reads there is not data.
         place = pl.program_id(1) * rows + lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
@@ -169,6 +175,7 @@ def _backward(heads, eps, interpret, kept, cotangent):
         inverse = lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + eps)
         unit = h * inverse
         g = unrotated[...] * scale_ref[0]
+        # Derivative of x / rms(x): what points along x itself drops out.
         dx = inverse * (g - unit * jnp.mean(g * unit, axis=-1, keepdims=True))
         dx_ref[0] = dx.astype(dx_ref.dtype)
 
@@ -193,6 +200,7 @@ def _backward(heads, eps, interpret, kept, cotangent):
             jax.ShapeDtypeStruct(x.shape, x.dtype),
             jax.ShapeDtypeStruct((1, width), jnp.float32),
         ],
+        # The unrotated heads side by side: the norm's derivative needs the full width.
         scratch_shapes=[pltpu.VMEM((rows, width), jnp.float32)],
         compiler_params=pltpu.CompilerParams(
             # Not parallel: all blocks add to the same gradient of the scale.

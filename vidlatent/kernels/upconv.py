@@ -23,11 +23,13 @@ ODD = ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 def fold_taps(kernel: jax.Array, phase: tuple[tuple[float, ...], ...], axis: int) -> jax.Array:
     """Sum the three taps ``[..., 3, ...]`` along ``axis`` into the two of ``EVEN`` or ``ODD``."""
     matrix = jnp.asarray(phase, kernel.dtype)
+    # tensordot puts the new axis of two taps first.
     return jnp.moveaxis(jnp.tensordot(matrix, kernel, axes=(1, axis)), 0, axis)
 
 
 def interleave(even: jax.Array, odd: jax.Array, axis: int) -> jax.Array:
     """Alternate two arrays of one shape along ``axis``: even, odd, even, ..."""
+    # [..., n, 2, ...]: the new axis stands right after the old one, so it varies faster.
     y = jnp.stack([even, odd], axis=axis + 1)
     shape = list(even.shape)
     shape[axis] *= 2
@@ -49,6 +51,7 @@ def subpixel_conv(
       ``[B, T, 2H, 2W, O]``.
     """
     rows = []
+    # An even pixel reads one neighbour before it, an odd one after it: zeros on that side only.
     for phase_h, pad_h in ((EVEN, (1, 0)), (ODD, (0, 1))):
         part = fold_taps(kernel, phase_h, 1)
         pixels = [

@@ -82,6 +82,7 @@ class TokenAttention(nn.Module):
         if norm and self.rotary:
             scale = getattr(self, norm)().reshape(-1)
             return constrain(qk_norm_rope(x, scale, tables, self.heads, self.eps), axes)
+        # [B, N, D] -> [B, N, K, d]: a norm by width comes before the cut, one by head after it.
         if norm and self.norm == "width":
             x = getattr(self, norm)(x)
         x = x.reshape(*x.shape[:-1], self.heads, -1)

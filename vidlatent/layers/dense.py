@@ -69,6 +69,7 @@ class Linear(nn.Module):
         axes = self.features if isinstance(self.features, tuple) else (self.features,)
         shape = (x.shape[-1], math.prod(axes))
         x = x.astype(self.dtype)
+        # Drawn as a matrix, then cut by axes: the split into heads must not change the fans.
         kernel = self.param("kernel", lambda key: self.init(key, shape).reshape(shape[0], *axes))
         if self.has_variable("params", "kernel_scale"):
             scale = self.get_variable("params", "kernel_scale")
@@ -142,6 +143,7 @@ class GroupedPointwise(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[..., G I] -> [..., G I]``."""
         groups = x.shape[-1] // self.group
+        # Groups count as a batch: the fan of an output is its own group, not all channels.
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
         kernel = self.param("kernel", init, (groups, self.group, self.group), jnp.float32)
         parts = x.astype(self.dtype).reshape(*x.shape[:-1], groups, self.group)

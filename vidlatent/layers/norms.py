@@ -149,6 +149,7 @@ def group_affine(
         )
     if channels % groups:
         raise VidlatentError(f"{groups} norm groups do not divide {channels} channels.")
+    # float32 or more: float64 stays as it is.
     h = x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def mean_of(values):
@@ -163,6 +164,7 @@ def group_affine(
         scale = lax.rsqrt(mean_of(jnp.square(h)) + eps)
         return scale, jnp.zeros_like(scale)
     mean = mean_of(h)
+    # Not mean(x^2) - mean^2, which loses all digits where the mean is large.
     scale = lax.rsqrt(mean_of(jnp.square(h - mean)) + eps)
     return scale, -mean * scale if kind == "group" else jnp.zeros_like(scale)
 
@@ -195,4 +197,5 @@ class GroupNorm(nn.Module):
             return scale, shift
         gamma = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         beta = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        # (x * scale + shift) * gamma + beta, as one map.
         return scale * gamma, shift * gamma + beta

@@ -38,6 +38,7 @@ def to_patches(latent: jax.Array, patch: Patch) -> jax.Array:
     """``[B, T, H, W, C] -> [B, N, pt ph pw C]``, tokens numbered with columns fastest."""
     (t, h, w), (pt, ph, pw) = patch_grid(latent.shape[1:4], patch), patch
     x = latent.reshape(-1, t, pt, h, ph, w, pw, latent.shape[-1])
+    # [B, t, pt, h, ph, w, pw, C] -> [B, t, h, w, pt, ph, pw, C] -> [B, N, P]
     return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(latent.shape[0], t * h * w, -1)
 
 
@@ -55,9 +56,11 @@ def from_patches(
     (t, h, w), (pt, ph, pw) = grid, patch
     if channels_first:
         x = tokens.reshape(-1, t, h, w, tokens.shape[-1] // (pt * ph * pw), pt, ph, pw)
+        # [B, t, h, w, C, pt, ph, pw] -> [B, t, pt, h, ph, w, pw, C]
         x = x.transpose(0, 1, 5, 2, 6, 3, 7, 4)
     else:
         x = tokens.reshape(-1, t, h, w, pt, ph, pw, tokens.shape[-1] // (pt * ph * pw))
+        # [B, t, h, w, pt, ph, pw, C] -> [B, t, pt, h, ph, w, pw, C]
         x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
     return x.reshape(-1, t * pt, h * ph, w * pw, x.shape[-1])
 

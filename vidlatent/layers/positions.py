@@ -107,6 +107,7 @@ def axis_sizes(head_dim: int) -> tuple[int, int, int]:
             f"heads of {head_dim} channels cannot hold rotary positions of three axes: "
             "use an even number of 6 or more."
         )
+    # Whole pairs of channels for each axis; what is left over goes to time.
     side = 2 * (head_dim // 6)
     return head_dim - 2 * side, side, side
 
@@ -136,6 +137,7 @@ def fit_places(
       Coordinates along time ``[t]``, rows ``[h]`` and columns ``[w]``, float64.
     """
     (_, rows, columns), (high, wide) = grid, plane
+    # The side that is longer, compared with the plane's, fills it; the other lies in the middle.
     if rows / columns > high / wide:
         extent = (high, round(high / rows * columns))
     else:
@@ -143,6 +145,7 @@ def fit_places(
     places = [np.arange(grid[0], dtype=np.float64)]
     for size, whole, part in zip((rows, columns), plane, extent, strict=True):
         start = round((whole - part) / 2.0)
+        # CogVideoX's own formula: the end is scaled from 0, not from `start`.
         places.append(np.linspace(start, (start + part) * (size - 1) / size, size))
     return places[0], places[1], places[2]
 
@@ -186,10 +189,12 @@ def rope_tables(
     angles = []
     places = [np.arange(size, dtype=np.float64) for size in grid] if places is None else places
     for axis, size in enumerate(axis_sizes(head_dim) if sizes is None else sizes):
+        # Angles along one axis, [n, size / 2], repeated over the two other axes of the grid.
         along = np.asarray(places[axis], np.float64)[:, None] * frequencies(size, base)
         shape = [1, 1, 1, size // 2]
         shape[axis] = grid[axis]
         angles.append(np.broadcast_to(along.reshape(shape), (*grid, size // 2)))
+    # [t, h, w, d / 2] -> [N, d / 2]: pairs of time first, then of rows, then of columns.
     angle = np.concatenate(angles, axis=-1).reshape(-1, head_dim // 2)
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
@@ -199,7 +204,9 @@ def rotate_pairs(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array
 
     ``tables`` are cosines and sines ``[N, d / 2]``, from ``rope_tables``.
     """
+    # [N, 1, d / 2]: the same for all samples and heads.
     cos, sin = (jnp.asarray(table)[:, None, :] for table in tables)
+    # [B, N, K, d] -> [B, N, K, d / 2, 2]
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     rotated = jnp.stack(rotate(pairs[..., 0], pairs[..., 1], cos, sin), axis=-1)
     return rotated.reshape(x.shape).astype(x.dtype)

@@ -47,6 +47,7 @@ def nearest(x: jax.Array) -> jax.Array:
     A broadcast and a reshape, where ``jax.image.resize`` would gather.
     """
     batch, time, height, width, channels = x.shape
+    # [B, T, H, 1, W, 1, C] -> [B, T, H, 2, W, 2, C]
     y = jnp.broadcast_to(x[:, :, :, None, :, None], (batch, time, height, 2, width, 2, channels))
     return y.reshape(batch, time, 2 * height, 2 * width, channels)
 
@@ -102,8 +103,12 @@ def down_shortcut(
         pairs = lead_frame(x, first)
         pairs = pairs.reshape(x.shape[0], -1, 2, *x.shape[2:])
         return _down_space(jnp.mean(pairs, axis=2), features)
+    # With time fastest the copy of frame 0 is averaged with frame 0 itself, so it needs no special
+    # case.
     if not first or order == "hwt":
         return group_mean(space_to_channel(lead_frame(x, first), True, order), features)
+    # With space fastest a frame and its copy land in different channels. The image model has no
+    # such step, so frame 0 takes its 2-D shortcut.
     alone = _down_space(x[:, :1], features)
     if x.shape[1] == 1:
         return alone
@@ -143,6 +148,7 @@ def _down_space(x, features):
     if channels % features == 0:
         return group_mean(jnp.mean(y, axis=(3, 5)), features)
     if 2 * channels == features:
+        # An output channel is the mean of two columns: [B, T, h, 2, w, C] -> [B, T, h, w, C, 2].
         y = jnp.moveaxis(jnp.mean(y, axis=5), 3, 5)
         return y.reshape(batch, time, height // 2, width // 2, features)
     return group_mean(space_to_channel(x), features)
@@ -152,9 +158,11 @@ def _up_space(x, features):
     channels = x.shape[-1]
     _divide(4 * features, channels, "repeating shortcut")
     if features % channels == 0:
+        # All four pixels read the same channel.
         return nearest(repeat_channels(x, features))
     if 2 * features == channels:
         batch, time, height, width, _ = x.shape
+        # Two channels become the upper and the lower row; both columns of a row are equal.
         y = jnp.moveaxis(x.reshape(batch, time, height, width, features, 2), 5, 3)
         y = jnp.broadcast_to(y[:, :, :, :, :, None], (batch, time, height, 2, width, 2, features))
         return y.reshape(batch, time, 2 * height, 2 * width, features)

@@ -72,12 +72,14 @@ class TimeRule:
 
 def _next_frames(x: jax.Array, rule: TimeRule, first: bool) -> jax.Array:
     """Right neighbours ``[B, T, H, W, C]`` under a centred or group rule."""
+    # In groups of one every frame ends its group.
     if rule.kind == "group" and rule.group == 1:
         return rule.border_after(x)
     frames = x.shape[1]
     after = jnp.concatenate([x[:, 1:], rule.border_after(x[:, -1:])], axis=1)
     if rule.kind == "centred":
         return after
+    # Place of each frame in its group. At the start of a stream frame 0 is a group of its own.
     place = jnp.arange(frames) - (1 if first else 0)
     ends = place % rule.group == rule.group - 1
     if first:
@@ -99,6 +101,7 @@ def shift_frames(
     before = rule.border(x[:, :1]) if first else cache.astype(x.dtype)
     left = jnp.concatenate([before, x[:, :-1]], axis=1)
     right = x if rule.kind == "causal" else _next_frames(x, rule, first)
+    # A centred rule cannot resume, so it keeps nothing.
     return (left, x, right), (x[:, -1:] if rule.streams else None)
 
 
@@ -121,6 +124,7 @@ def view_frames(
     """
     if taps == 1:
         return x, None
+    # A single image reads the same frame by several taps, which merge_taps adds up.
     if cache is None and x.shape[1] == 1:
         return _lone_frame(x, rule, taps, stride)
     if rule.kind == "causal":
@@ -138,6 +142,7 @@ def view_frames(
         ends = rule.border(x[:, :1]), rule.border_after(x[:, -1:])
         return jnp.concatenate([ends[0], x, ends[1]], axis=1), None
     (left, _, right), cache = shift_frames(x, cache, rule)
+    # None, so that merge_taps drops the tap that would read zeros.
     if rule.group == 1 and not rule.replicates_after:
         right = None
     return (left, x, right), cache
@@ -150,8 +155,10 @@ def _lone_frame(
     before = x if rule.padding == "replicate" else None
     if rule.kind == "causal":
         keep = taps - stride
+        # The cache must be the one that a longer first chunk with this last frame would leave.
         past = [rule.border(x)] * (taps - 1) + [x]
         kept = jnp.concatenate(past[len(past) - keep :], axis=1) if keep > 0 else None
+        # The same array for every past tap, because merge_taps compares by identity.
         return (before,) * (taps - 1) + (x,), kept
     if taps != 3 or stride != 1:
         raise VidlatentError(f"a {rule.kind} convolution has 3 taps and stride 1 in time.")
