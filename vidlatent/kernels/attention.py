@@ -84,6 +84,7 @@ def attention(
     form = attention_form(q, seen, implementation=implementation, platform=platform)
     if form.name == "cudnn":
         return _spread(_cudnn, q, k, v, lengths).astype(jnp.float32)
+    # Only cuDNN takes lengths; the other forms take a mask [B, M].
     if lengths is not None:
         seen = jnp.arange(k.shape[1]) < lengths[:, None]
     if form.name == "splash":
@@ -233,8 +234,7 @@ def _splash(q, k, v, seen, interpret=False):
             block_q_dq=back_q,
             block_kv_dq=block_k,
         ),
-        # Inside shard_map the kernel sees one device's heads and tokens, which nothing splits
-        # further.
+        # Inside shard_map the kernel sees the heads and tokens of one device: no further split.
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name="attention",

@@ -80,8 +80,7 @@ def conv3d(
             f"convolution input has {x.shape[-1]} channels, but the kernel {kernel.shape} with "
             f"{feature_group_count} groups reads {group_in * feature_group_count}."
         )
-    # Depthwise: one filter per channel. Groups of several channels go the dense way, where only
-    # 'native' knows them.
+    # Depthwise: one filter per channel. Of larger groups only the dense form 'native' knows.
     if feature_group_count > 1 and feature_group_count == features == x.shape[-1]:
         return _depthwise(x, kernel, strides, padding, implementation, platform)
     return _dense(x, kernel, strides, padding, feature_group_count, implementation, platform)
@@ -117,8 +116,7 @@ def conv_frames(
     """
     if len(frames) != kernel.shape[0]:
         raise VidlatentError(f"{len(frames)} tap inputs for a kernel of {kernel.shape[0]} taps.")
-    # Without a sum over channels there is nothing to fold: every tap is a depthwise convolution of
-    # its own.
+    # No channels are summed, so nothing can be folded: a depthwise convolution for each tap.
     if feature_group_count > 1:
         pad = ((0, 0), *padding)
         parts = (
@@ -245,6 +243,7 @@ def _real_taps(x, kernel, strides, padding):
         if first < end:
             met = x[:, first + shift : end + shift]
             y = _plane(met, kernel[tap : tap + 1], strides, padding, 1)
+            # Zeros for the output frames that this tap does not reach.
             y = jnp.pad(y, ((0, 0), (first, outputs - end), *((0, 0),) * 3))
             total = y if total is None else total + y
     return total
@@ -253,6 +252,7 @@ def _real_taps(x, kernel, strides, padding):
 def _span(size: int, tap: int, taps: int, stride: int) -> slice:
     """The input positions that ``tap`` meets, one for each output position."""
     outputs = (size - taps) // stride + 1
+    # Ends right after the last position, so that the slices of all taps have one length.
     return slice(tap, tap + (outputs - 1) * stride + 1, stride)
 
 

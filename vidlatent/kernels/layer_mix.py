@@ -187,6 +187,7 @@ def _sweep(
     def body(limits, state, token, out):
         k = pl.program_id(2)
 
+        # Cleared by the first step of the sweep, whether or not its slot is in the range.
         @pl.when(k == 0)
         def _():
             out[...] = jnp.zeros_like(out)

@@ -136,8 +136,7 @@ def _forward(heads, eps, interpret, x, scale, cos, sin):
             out_ref[0, head] = rotated.astype(out_ref.dtype)
 
     rows = _ROWS
-    # Written as [B, K, N, d]: the last two axes are stored in tiles, and one head's block [rows, d]
-    # fills whole ones.
+    # Written as [B, K, N, d]: a TPU tiles the last two axes, and a head's [rows, d] fills tiles.
     out = pl.pallas_call(
         body,
         grid=(batch, pl.cdiv(count, rows)),

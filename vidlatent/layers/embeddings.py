@@ -35,7 +35,6 @@ class LabelEmbedding(nn.Module):
         """``[B] -> [B, D]``; where ``drop`` ``[B]`` is true, the vector of no class."""
         check_shape(labels, "B")
         init = nn.initializers.normal(self.std)
-        # One row more than there are classes: the last one stands for no class.
         table = self.param("embedding", init, (self.classes + 1, self.width), jnp.float32)
         # Unlabelled samples train the vector of no class, too.
         missing = labels < 0 if drop is None else drop | (labels < 0)

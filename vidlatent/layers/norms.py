@@ -164,7 +164,7 @@ def group_affine(
         scale = lax.rsqrt(mean_of(jnp.square(h)) + eps)
         return scale, jnp.zeros_like(scale)
     mean = mean_of(h)
-    # Not mean(x^2) - mean^2, which loses all digits where the mean is large.
+    # Not mean(x^2) - mean^2, which loses digits where the mean is large.
     scale = lax.rsqrt(mean_of(jnp.square(h - mean)) + eps)
     return scale, -mean * scale if kind == "group" else jnp.zeros_like(scale)
 

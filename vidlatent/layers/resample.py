@@ -103,8 +103,7 @@ def down_shortcut(
         pairs = lead_frame(x, first)
         pairs = pairs.reshape(x.shape[0], -1, 2, *x.shape[2:])
         return _down_space(jnp.mean(pairs, axis=2), features)
-    # With time fastest the copy of frame 0 is averaged with frame 0 itself, so it needs no special
-    # case.
+    # With time fastest frame 0 is only averaged with its own copy: no special case.
     if not first or order == "hwt":
         return group_mean(space_to_channel(lead_frame(x, first), True, order), features)
     # With space fastest a frame and its copy land in different channels. The image model has no

@@ -155,7 +155,7 @@ def _lone_frame(
     before = x if rule.padding == "replicate" else None
     if rule.kind == "causal":
         keep = taps - stride
-        # The cache must be the one that a longer first chunk with this last frame would leave.
+        # The same cache as after any first chunk: the last frames, with the padding at its start.
         past = [rule.border(x)] * (taps - 1) + [x]
         kept = jnp.concatenate(past[len(past) - keep :], axis=1) if keep > 0 else None
         # The same array for every past tap, because merge_taps compares by identity.

@@ -289,6 +289,7 @@ def check_clip(spec: LatentSpec, video: jax.Array, first: bool) -> None:
                 f"a later chunk of {frames} frames does not fit: it needs a multiple of {spec.t}; "
                 f"only the first chunk has {spec.rule} frames."
             )
+        # With its length settled, a later chunk has the same rules as a legal first one.
         frames = spec.rule.first
     spec.check_video(frames, size["H"], size["W"])
 
@@ -318,7 +319,9 @@ def encode_checked(
         the stream.
     """
     spec = model.latent_spec
+    # Without arrays in it a cache cannot tell the module that a stream goes on.
     no_memory = cache is not None and not jax.tree.leaves(cache)
+    # A module without a memory mostly fails on the length of a later piece. Name the cause.
     try:
         result = encode(video, cache=cache)
     except VidlatentError as error:
@@ -329,17 +332,20 @@ def encode_checked(
             f"the next piece ({str(error).rstrip('.')}): return what the next piece needs, or let "
             "streams be False."
         ) from error
+    # Exactly a tuple: a Posterior alone is a tuple of two as well.
     if type(result) is not tuple or len(result) != 2:
         raise VidlatentError(
             f"encode of {spec.name} must return (Posterior, cache), not {_describe(result)}."
         )
     posterior, after = result
+    # By attribute, not by class: Reducio's posterior is a class of its own.
     if not hasattr(posterior, "logvar"):
         raise VidlatentError(
             f"encode of {spec.name} must return (Posterior, cache), but the first of the two is "
             f"{_describe(posterior)}: wrap it, Posterior(mean)."
         )
     batch, frames, height, width, _ = video.shape
+    # Only the first piece begins with frames that are no whole group of t.
     if cache is None:
         shape = spec.whole.latent_shape((frames, height, width))
     else:
@@ -348,6 +354,7 @@ def encode_checked(
         leaf = getattr(posterior, name)
         if leaf is not None:
             _check_array(leaf, (batch, *shape), f"encode of {spec.name}: the posterior's {name}")
+    # With pieces of one length (Reducio) None is a cache, too: nothing has to carry over.
     if model.streams and after is None and spec.rule.first != spec.rule.step:
         raise VidlatentError(
             f"{spec.name} claims to stream, but encode returned None as its cache, with which the "
@@ -377,6 +384,7 @@ def decode_checked(
         )
     batch, length, rows, columns, _ = latent.shape
     frames = length * spec.t
+    # The first latent frames of a stream stand for rule.first frames, not for whole groups.
     if cache is None:
         frames += spec.rule.first - max(1, spec.rule.first // spec.t) * spec.t
     shape = (batch, frames, rows * spec.h, columns * spec.w, 3)

@@ -48,12 +48,14 @@ def check_tokenizer(
     spec = module.latent_spec
     keys = jax.random.split(jax.random.key(seed), 3)
     height, width = size or (2 * spec.h, 2 * spec.w)
+    # Two later pieces, because the second shows whether the cache is renewed.
     shape = (1, spec.rule.first + 2 * spec.rule.step, height, width, 3)
     video = jax.random.uniform(keys[0], shape, minval=-1.0, maxval=1.0)
     if params is None:
         params = _draw_params(module, video[:, : spec.rule.first], keys[1])
     trial = _Trial(module, params, tolerance)
     trial.check_whole(video)
+    # The shortest clip too: for many tokenizers one frame is an image, a case of its own.
     trial.check_whole(video[:, : spec.rule.first])
     if module.streams:
         trial.check_look_ahead(video, keys[2])
@@ -64,6 +66,7 @@ def _draw_params(module: Any, video: jax.Array, key: jax.Array) -> Any:
     """Random parameters; those that start at zero too, so that every layer has a say."""
     init = jax.jit(module.init, compiler_options=quick_options(0))
     leaves, structure = jax.tree.flatten(init(key, video)["params"])
+    # A tokenizer may have no parameters at all.
     keys = jax.random.split(key, max(1, len(leaves)))
     moved = [
         x + 0.05 * jax.random.normal(k, x.shape, x.dtype)
@@ -134,6 +137,7 @@ class _Trial:
         restored, _ = self.decode(whole.mode(), self.make_condition(video), None)
         cache, videos = None, []
         for number, (clip, latent) in enumerate(zip(clips, latents, strict=True)):
+            # Kind 'first' keeps the condition in its cache; 'content' needs a frame of every piece.
             reads = number == 0 or self.module.condition_kind == "content"
             condition = self.make_condition(clip) if reads else None
             part, cache = self.decode(latent, condition, cache)
@@ -153,5 +157,6 @@ class _Trial:
 
 def _relative(expected: jax.Array, found: jax.Array) -> float:
     """Largest difference as a share of the largest value."""
+    # Not 0, so that a module that returns zeros gets no NaN.
     scale = jnp.maximum(jnp.abs(expected).max(), 1e-30)
     return float(jnp.abs(expected - found).max() / scale)

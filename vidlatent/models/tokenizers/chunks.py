@@ -93,6 +93,7 @@ def stream_chunks(
     _check_overlap(overlap, chunk)
     stream = iter(frames)
     held: list[Any] = []
+    # Stops when nothing is new: shared frames alone make no chunk.
     while new := list(itertools.islice(stream, chunk - len(held))):
         held += new
         yield held, len(new)
@@ -101,12 +102,14 @@ def stream_chunks(
 
 def compute_fade(overlap: int) -> np.ndarray:
     """Weight of the later chunk at each shared frame: ``(j + 1) / (overlap + 1)``."""
+    # Neither 0 nor 1 occurs, so both chunks count at every shared frame.
     return (np.arange(overlap) + 1.0) / (overlap + 1)
 
 
 def cut_chunks(video: jax.Array, plan: ChunkPlan) -> jax.Array:
     """``[B, T, H, W, C] -> [B, n, chunk, H, W, C]``, padded with the last frame."""
     check_shape(video, "B T H W C", T=plan.frames)
+    # Frame numbers [n, chunk]; those beyond the end become the last frame's.
     index = np.asarray(plan.starts)[:, None] + np.arange(plan.chunk)
     return video[:, np.minimum(index, plan.frames - 1)]
 
@@ -136,6 +139,7 @@ def map_chunks(function: Callable[[jax.Array], Any], chunks: jax.Array) -> Any:
 
     Each array that it returns becomes ``[B, n, t', ...]``. One loop, so the memory of one chunk.
     """
+    # Chunks first, for the loop: [n, B, chunk, H, W, C].
     found = jax.lax.map(function, jnp.moveaxis(chunks, 1, 0))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
 
@@ -154,4 +158,5 @@ def encode_chunks(
         return encode(video)
     plan = plan_chunks(video.shape[1], overlap=chunks[1], chunk=chunks[0])
     coded = map_chunks(encode, cut_chunks(video, plan))
+    # [B, n, t', ...] -> [B, n t', ...]
     return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), coded)

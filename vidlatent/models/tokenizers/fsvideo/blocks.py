@@ -64,6 +64,7 @@ class ResBlock(nn.Module):
             raise VidlatentError(f"activation {self.activation!r}: use 'silu' or 'relu'.")
         h, first = Conv(**common, name="conv1")(x, kept["conv1"])
         h = _ACTIVATIONS[self.activation](self._with_noise(h, noise, "conv1"))
+        # No bias, as published: the norm that follows has one.
         h, second = Conv(**common, use_bias=False, name="conv2")(h, kept["conv2"])
         h = self._normalise(self._with_noise(h, noise, "conv2"))
         return x + h, {"conv1": first, "conv2": second}
@@ -71,6 +72,8 @@ class ResBlock(nn.Module):
     def _with_noise(self, h: jax.Array, noise: NoiseField | None, site: str) -> jax.Array:
         if noise is None or not self.noise_weight:
             return h
+        # The names of block and convolution make the maps independent; all channels and frames
+        # share one, since noise that changes with time would flicker.
         values = normal_map(noise, f"{self.name}/{site}", *h.shape[2:4])
         return h + (self.noise_weight * values).astype(h.dtype)
 
@@ -104,6 +107,7 @@ class GatedConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, cache: Any = None) -> tuple[jax.Array, Any]:
         channels = x.shape[-1]
+        # Twice the hidden width, because half of the channels are the gate.
         wide = 2 * self.expand * channels
         h = nn.silu(Pointwise(wide, dtype=self.dtype, name="conv_inverted")(x))
         conv = Conv(

@@ -193,6 +193,7 @@ class FSAEEncoder(nn.Module):
         step, seen = _Tape(cache), {}
         last = len(c.widths) - 1
         if begin is None:
+            # With no block at stage 0 the first down operation replaces conv_in (f64 and f128).
             if c.depths[0] > 0:
                 x = step(c.conv(c.widths[0], 0, "conv_in"), x)
             else:
@@ -202,6 +203,7 @@ class FSAEEncoder(nn.Module):
             depth = c.depths[stage]
             for j in range(depth):
                 x = step(c.block(stage, f"down_blocks_{stage}_{j}"), x)
+            # Before the down operation: this is what the decoder's attention to frame 0 reads.
             seen[f"stage_{stage}"] = x
             if stage < last and depth > 0:
                 x = step(c.down(stage, f"down_blocks_{stage}_{depth}"), x)
@@ -211,6 +213,7 @@ class FSAEEncoder(nn.Module):
         # The ends are float32: the latent is stored, and the output is quantised to 8 bits.
         x = x.astype(jnp.float32)
         latent = step(c.conv(self.latent_channels, last, "conv_out", jnp.float32), x)
+        # The shortcut into the latent: means over runs of channels (DC-AE).
         return latent + group_mean(x, self.latent_channels), step.cache, seen
 
 
@@ -250,13 +253,16 @@ class FSAEDecoder(nn.Module):
         if begin is None:
             latent = x
             x = step(c.conv(c.widths[last], last, "conv_in"), latent)
+            # The shortcut out of the latent: each channel is repeated (DC-AE).
             x = x + repeat_channels(latent, c.widths[last]).astype(x.dtype)
         for stage in range(last if begin is None else begin - 1, -1, -1):
             depth, offset = c.depths[stage], 0
             if stage < last and depth > 0:
                 x = step(c.up(stage, f"up_blocks_{stage}_0"), x)
                 offset = 1
+                # Noise and windows count positions in the whole map, which has just doubled.
                 origin = tuple(2 * place for place in origin)
+            # After the up operation, so that frames and features of frame 0 are on one grid.
             if stage in c.cross_stages:
                 kept = features[stage] if cache is None else None
                 x = step(c.attention(stage, f"first_frame_attn_{stage}"), x, kept, origin)
@@ -266,6 +272,7 @@ class FSAEDecoder(nn.Module):
             seen[f"block_{stage}"] = x
             if stage == end:
                 return x, step.cache, seen
+        # Scale 1 whatever norm_scale: 0 is for residual branches, here it would blank the video.
         norm = ChannelNorm(c.norm_eps, c.norm_affine, 1.0, c.dtype, name="norm_out")
         x = nn.relu(norm(x)).astype(jnp.float32)
         if c.depths[0] > 0:

@@ -75,6 +75,7 @@ class FirstFrameAttention(nn.Module):
             f = self._norm("norm_kv")(features)
             cache = {"k": self._heads(f, channels, "to_k"), "v": self._heads(f, channels, "to_v")}
             if self.rotary and self.form == "softmax":
+                # Keys are the whole map, so they start at (0, 0) even where the queries are a crop.
                 cache["k"] = rotate_plane(cache["k"], (0, 0))
         q = self._heads(self._norm("norm_q")(x), channels, "to_q")
         if self.form == "softmax":
@@ -114,6 +115,7 @@ def rotate_plane(x: jax.Array, origin: Origin) -> jax.Array:
         angles = places[:, None] * turns
         angles = angles[:, None, None] if axis == 0 else angles[None, :, None]
         half = x[..., axis * (dim // 2) : (axis + 1) * (dim // 2)].astype(jnp.float32)
+        # Points to rotate: two [..., H, W, K, d / 4] for rows, two for columns.
         a, b = jnp.split(half, 2, axis=-1)
         halves += rotate(a, b, jnp.cos(angles), jnp.sin(angles))
     return jnp.concatenate(halves, axis=-1).astype(x.dtype)
@@ -139,6 +141,7 @@ def window_attention(
     whole = k.shape[1:3]
     sides = [min(window or size, size) for size in whole]
     if tuple(sides) == tuple(whole):
+        # One softmax: queries [B, T h w, K, d], keys [B, H W, K, d].
         return _attend(_tokens(q), _tokens(k), _tokens(v)).reshape(q.shape)
     plans = [_canvas(*sizes) for sizes in zip(crop, whole, sides, origin, strict=True)]
     (rows, top, dy), (columns, left, dx) = plans
@@ -152,6 +155,7 @@ def window_attention(
         x = lax.dynamic_slice(x, (0, top, left, 0, 0), (batch, *canvas, heads, dim))
         return _cut(x[:, None], sides).reshape(-1, sides[0] * sides[1], heads, dim)
 
+    # Which positions of the canvas hold a real key.
     inside = (top + jnp.arange(canvas[0]) < whole[0])[:, None]
     inside = inside & (left + jnp.arange(canvas[1]) < whole[1])
     inside = jnp.broadcast_to(inside, (batch, *canvas))[:, None, :, :, None, None]
@@ -159,6 +163,7 @@ def window_attention(
     # A window of padding alone holds no real query; let it see everything, to avoid 0 / 0.
     seen = seen | ~jnp.any(seen, axis=1, keepdims=True)
     queries = _cut(laid, sides)
+    # All frames of a window are queries to the same keys: [B windows, T s s, K, d].
     tokens = queries.reshape(-1, time * sides[0] * sides[1], heads, dim)
     out = _attend(tokens, keys(k), keys(v), seen).reshape(queries.shape)
     out = jnp.moveaxis(out, 3, 1)  # [B, T, rows, columns, side, side, K, d]
@@ -169,7 +174,9 @@ def window_attention(
 def _canvas(size: int, whole: int, side: int, start: Any) -> tuple[int, Any, Any]:
     """Windows that a crop can touch, the first token of the first of them, the crop's offset."""
     total = -(-whole // side)
+    # A crop that starts anywhere can touch one window more than it could fill.
     count = total if size == whole else min(total, (size + side - 2) // side + 1)
+    # Not beyond the last window: dynamic_slice would move the start without a word.
     first = jnp.minimum(start // side, total - count) * side
     return count, first, start - first
 

@@ -48,6 +48,7 @@ def inflate(
             return {key: walk(source[key], target[key], f"{path}/{key}") for key in target}
         if tuple(source.shape) == tuple(target.shape):
             return source
+        # Only kernels over time differ between the two models: one tap becomes several.
         taps = target.shape[0]
         if len(target.shape) != 5 or tuple(source.shape) != (1, *target.shape[1:]):
             raise VidlatentError(
@@ -73,6 +74,7 @@ def shortcut_stage(params: Mapping[str, Any], stage: int) -> dict[str, Any]:
       params: the whole model's parameters, with affine norms.
       stage: index of the innermost stage, 1 or more.
     """
+    # The norms that end branches: of blocks, of their attention, of their gated convolutions.
     block = rf"(encoder/down|decoder/up)_blocks_{stage}_\d+/.*norm(_out)?/(scale|bias)"
     # The down operation is the last entry of the stage outside it; the up operation the first.
     into = rf"encoder/down_blocks_{stage - 1}_\d+/conv/(kernel|bias)"
@@ -83,6 +85,7 @@ def shortcut_stage(params: Mapping[str, Any], stage: int) -> dict[str, Any]:
 
     def clear(path, leaf):
         nonlocal hits
+        # Without affine norms the blocks could not be closed, hence the count.
         hits += bool(re.fullmatch(block, path))
         return jnp.zeros_like(leaf) if cleared.fullmatch(path) else leaf
 
@@ -106,6 +109,7 @@ def centre_taps(decoder: Params) -> dict[str, Any]:
         if kernel.ndim != 5 or kernel.shape[0] != 3:
             return kernel
         k = jnp.asarray(kernel)
+        # The future tap starts at zero, and the two past taps read the frame before.
         return jnp.stack([k[0] + k[1], k[2], jnp.zeros_like(k[2])])
 
     return _map(fold, decoder)
@@ -137,6 +141,7 @@ def lite_from_standard(
       stages: the narrow decoder stages; they must include stage 0.
     """
     numbers = "|".join(str(stage) for stage in stages)
+    # Narrow stages and what follows them have other widths, so nothing can be copied.
     new = rf"decoder/((up_blocks|first_frame_attn)_({numbers})(_\d+)?|norm_out|conv_out)/.*"
     closed = re.compile(rf"decoder/up_blocks_({numbers})_\d+/(.*/)?norm(_out)?/(scale|bias)")
     start = _map_with_path(
@@ -175,6 +180,7 @@ def video_from_image(params: Params, fresh: Params) -> dict[str, Any]:
     shifted = {**params, "decoder": _shift_stage(params["decoder"], old - 1)}
     parts = {side: dict(shifted[side]) for side in ("encoder", "decoder")}
     targets = {side: dict(fresh[side]) for side in ("encoder", "decoder")}
+    # These parts have no counterpart, or one of another shape, so inflate must not see them.
     for side, names in added:
         for name in names:
             parts[side].pop(name, None)
@@ -204,6 +210,7 @@ def _shift_stage(decoder: Params, stage: int) -> dict[str, Any]:
 
 def _overlay(fresh: Params, params: Params, new: str) -> dict[str, Any]:
     """``params`` laid over ``fresh``, except at the paths ``new``; nothing may be left over."""
+    # Everything else in `fresh` must come from `params`, and nothing of `params` may be lost.
     kept = re.compile(new)
     source = flatten(params)
     unused = {path for path in source if not kept.fullmatch(path)}

@@ -34,6 +34,7 @@ def relu_linear_attention(
     """
     q, k, v = (a.astype(jnp.float32) for a in (q, k, v))
     q, k = jax.nn.relu(q), jax.nn.relu(k)
+    # A column of ones beside v: the same sum then gives the denominator.
     ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
     at = "n" if q.ndim == 4 else "yx"
     state = jnp.einsum(f"f{at}hd,f{at}he->fhde", k, jnp.concatenate([v, ones], axis=-1))
@@ -70,6 +71,7 @@ class MultiScaleLinearAttention(nn.Module):
                 f"attention width {channels} is not a multiple of head_dim {self.head_dim}."
             )
         thirds = [Kernel((channels, channels), name=name)() for name in ("to_q", "to_k", "to_v")]
+        # One product [C, 3C]; heads are cut only after its mixed copies have been joined to it.
         kernel = jnp.concatenate(thirds, axis=1).astype(self.dtype)
         base = jnp.einsum("...i,io->...o", x.astype(self.dtype), kernel)
         sets = [base]
@@ -79,8 +81,10 @@ class MultiScaleLinearAttention(nn.Module):
             )
             sets.append(mix(base))
         heads = jnp.concatenate(sets, axis=-1)
+        # [F, H, W, heads, (q, k, v), d]
         heads = heads.reshape(batch * time, height, width, -1, 3, self.head_dim)
         out = relu_linear_attention(heads[..., 0, :], heads[..., 1, :], heads[..., 2, :])
+        # The heads of all sets side by side: [B, T, H, W, (1 + kernels) C].
         out = out.astype(self.dtype).reshape(batch, time, height, width, -1)
         kernel = Kernel((out.shape[-1], channels), name="to_out")().astype(self.dtype)
         y = jnp.einsum("...i,io->...o", out, kernel)

@@ -139,6 +139,7 @@ class Autoencoder(TokenizerModule):
                 block_types=self.block_types,
                 multiscales=self.multiscales,
                 resample=self.down_type,
+                # The encoder is causal in every form: fine-tuning changes the decoder only (2.2.3).
                 time="causal",
                 **common,
             ),
@@ -188,6 +189,7 @@ class Autoencoder(TokenizerModule):
             raise VidlatentError(
                 f"config.model.shortcut_order {self.shortcut_order!r}: use 'hwt' or 'thw'."
             )
+        # At stage 0, conv_in and conv_out can do the resampling in place of the blocks.
         if any(depth == 0 for depth in self.encoder_depths[1:] + self.decoder_depths[1:]):
             raise VidlatentError("only stage 0 may be empty: raise the other depths to 1 or more.")
         for name in ("cross_stages", "noise_stages"):
@@ -211,6 +213,7 @@ class Autoencoder(TokenizerModule):
     def latent_spec(self) -> LatentSpec:
         """The latent's identity: channels, factors, legal clip lengths."""
         time = 2 ** len(self.temporal_down)
+        # Every stage but the last is left by a halving of H and W.
         space = 2 ** (len(self.encoder_widths) - 1)
         return LatentSpec(
             name=self.family,
@@ -282,12 +285,14 @@ class Autoencoder(TokenizerModule):
         return self._condition(self.encoder_values(frames[:, None]))
 
     def _condition(self, seen: Mapping[str, jax.Array]) -> tuple[jax.Array, ...]:
+        # Frame 0 of an ordinary encoding: by causality the same as that frame encoded alone.
         return tuple(seen[f"stage_{stage}"][:, 0] for stage in self.cross_stages)
 
     def _features(self, condition: Any, cache: Any) -> dict[int, jax.Array] | None:
         if not self.cross_stages:
             refuse_condition(condition)
             return None
+        # Later chunks find keys and values of frame 0 in the cache.
         if cache is not None:
             return None
         if condition is None or len(condition) != len(self.cross_stages):
@@ -301,6 +306,7 @@ class Autoencoder(TokenizerModule):
         if not self.noise_weight:
             return None
         if self.has_rng("noise"):
+            # In training every sample draws its own noise.
             return NoiseField(jax.random.split(self.make_rng("noise"), batch))
         return NoiseField(jax.random.key(0)[None])
 
@@ -329,6 +335,7 @@ class Autoencoder(TokenizerModule):
           by stage, and the cache.
         """
         mean, cache, seen = self.encoder(x, cache, begin=stage)
+        # The features of `stage` itself come from encode_outer.
         later = range(stage + 1, len(self.encoder_widths))
         return mean, {i: seen[f"stage_{i}"][:, :1] for i in later}, cache
 

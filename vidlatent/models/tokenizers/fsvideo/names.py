@@ -32,6 +32,7 @@ def _statistics(source: str, target: str) -> tuple[tuple[str, str, str], ...]:
 
 
 def _table(rank: str) -> tuple[tuple[str, str, str], ...]:
+    # The image model's kernels are 2-D, the video model's 3-D; all names are the same.
     conv, pointwise = f"conv{rank}", f"pointwise{rank}"
     return (
         (_END + "[.]weight", "{side}/{end}/kernel", conv),
@@ -189,6 +190,7 @@ def fields_from_diffusers(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     def named(key: str, names: Mapping[str, str], default: str = "") -> tuple[str, ...]:
         values = arguments.get(key, default)
+        # Diffusers gives a list for the stages, or one name for all.
         values = [values] * stages if isinstance(values, str) else values
         unknown = [value for value in values if value not in names]
         if unknown:

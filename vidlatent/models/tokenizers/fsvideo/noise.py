@@ -46,5 +46,6 @@ def normal_map(field: NoiseField, site: str, height: int, width: int) -> jax.Arr
         radius = jnp.sqrt(-2.0 * jnp.log(radius + 2.0**-24))
         return radius * jnp.cos(2.0 * jnp.pi * angle)
 
+    # crc32, because Python's own hash of a string differs from process to process.
     keys = jax.vmap(lambda key: jax.random.fold_in(key, zlib.crc32(site.encode())))(field.keys)
     return jax.vmap(draw)(keys)[:, None, :, :, None]

@@ -40,12 +40,15 @@ def find_valid_window(
     """
     if size == whole:
         return 0, scale * size
+    # Both sides lose the margin, even if one lies at the frame's border: where the crop starts is
+    # traced, and a length must not depend on it.
     length = scale * size - 2 * margin
     if length <= 0:
         raise VidlatentError(
             f"a crop of {size} cells ({scale * size} pixels) has no right pixel: both sides spoil "
             f"{margin}; use more than {2 * margin // scale} cells."
         )
+    # A crop at the far border is exact up to it, so the window moves there.
     at_end = jnp.where(start + size == whole, 2 * margin, margin)
     return jnp.where(start == 0, 0, at_end), length
 
@@ -78,6 +81,7 @@ def decode_patch(
     x = x[:, :frames]
     x = lax.dynamic_slice(x, (0, 0, *start, 0), (*x.shape[:2], *size, x.shape[-1]))
     video, _ = run(x, stage, condition, start, method="decode_outer")
+    # The last frames of a cut clip were decoded without the later frames that they look at.
     kept = video.shape[1] - (reach.right if cut else 0)
     if kept <= 0:
         raise VidlatentError(

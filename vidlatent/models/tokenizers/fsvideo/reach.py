@@ -69,7 +69,10 @@ def compute_decoder_reach(model: Autoencoder, begin: int | None = None, end: int
     """
     kinds = model.decoder_block_types or model.block_types
     last = len(kinds) - 1
+    # From the latent, conv_in comes first and reaches one position by itself.
     space, left, right = (0, 0, 0) if begin is not None else (1, 1, 1)
+    # Frames that one convolution reaches back and ahead. Inside its group a frame looks ahead too,
+    # but a cut never falls inside a group.
     early, late = {"causal": (2, 0), "centred": (1, 1), "group": (1, 0)}[model.decoder_time]
     if model.temporal_kernel == 1:
         early = late = 0
@@ -77,14 +80,17 @@ def compute_decoder_reach(model: Autoencoder, begin: int | None = None, end: int
         left, right = early, late
     for stage in range(last if begin is None else begin - 1, max(end, 0) - 1, -1):
         depth = model.decoder_depths[stage]
+        # An attention block has one convolution over time, the depthwise one.
         convs = depth * (2 if kinds[stage] == "res" else 1)
         if stage < last:
             shuffled = model.up_type == "shuffle"
             # A shuffling operation convolves before it doubles.
             space = 2 * (space + 1) if shuffled else 2 * space + 1
             if stage in model.temporal_down:
+                # A part's first frame is not doubled: one frame less on the left.
                 left = 2 * (left + early * shuffled) - (left > 0)
                 right = 2 * (right + late * shuffled)
+            # The convolution of a shuffle in time was counted above, at the lower frame rate.
             convs_in_time = convs + (not (shuffled and stage in model.temporal_down))
         else:
             convs_in_time = convs
@@ -106,12 +112,14 @@ def find_encoder_end(model: Autoencoder) -> int:
 
 def compute_encoder_reach(model: Autoencoder, end: int) -> int:
     """Pixels from a cut side within which the output of encoder block ``end`` is wrong."""
+    # conv_in reads one pixel beyond a cut.
     reach, scale = 1, 1
     if model.encoder_depths[0] == 0:
         scale = 2
     for stage in range(end + 1):
         depth = model.encoder_depths[stage]
         if depth:
+            # Two convolutions a block and one in the down operation, in pixels of this stage.
             reach += scale * (2 * depth + 1)
             scale *= 2
     return reach
@@ -149,5 +157,7 @@ def compute_window_margins(model: Autoencoder) -> tuple[int, int, Reach]:
         raise VidlatentError("windows need all temporal down operations in the outer stages.")
     step = model.latent_spec.t
     outer = compute_decoder_reach(model, stage)
+    # A part's first latent frame makes one frame only, so b latent frames before the window make
+    # step * b - (step - 1) frames.
     before = -(-(outer.left + step - 1) // step)
     return before, -(-outer.right // step), compute_decoder_reach(model, None, stage)

@@ -57,6 +57,7 @@ class Down(nn.Module):
         """``[B, T, H, W, C] -> [B, T', H/2, W/2, features]`` and the cache."""
         first = cache is None
         strided = self.kind == "conv"
+        # A shuffle turns channels into 2x2 pixels, in time into 2x2x2.
         fraction = 1 if strided else (8 if self.time else 4)
         _check_kind(self.kind, "conv")
         if self.features % fraction:
@@ -117,14 +118,17 @@ class Up(nn.Module):
         x = x.astype(self.dtype)
         factor = 1 if self.kind == "interpolate" else (8 if self.time else 4)
         _check_kind(self.kind, "interpolate")
+        # Bare weights, because each form convolves with them in its own way.
         weights = _UpWeights(
             self.features * factor, (self.temporal_kernel, 3, 3), self.dtype, name="conv"
         )
         kernel, bias = weights(x.shape[-1])
         if self.kind == "shuffle":
+            # This convolution runs before time is doubled.
             view, kept = view_frames(x, kept, self._low_rate_rule(), self.temporal_kernel)
             y = convolve(view, kernel, (1, 1, 1), _PAD, 1, self.implementation) + bias
             y = channel_to_space(y, self.time, self.order)
+            # Of frame 0 the first copy is dropped: 1 + m frames become 1 + 2m.
             y = y[:, 1:] if self.time and first else y
         elif self.form == "subpixel" and self.time:
             y, kept = self._subpixel_in_time(x, kept, kernel)
@@ -162,6 +166,8 @@ class Up(nn.Module):
         rule = self._low_rate_rule()
         if rule.padding != "replicate":
             raise VidlatentError("up form 'subpixel' needs time_padding 'replicate'.")
+        # Left and right neighbours at the input's frame rate; two of the three taps of an output
+        # frame always read the same one of them.
         (left, centre, right), new = shift_frames(x, kept, rule)
         if rule.kind == "causal":
             parts = ((ODD, (left, centre)), (EVEN, (left, centre)))
@@ -169,6 +175,7 @@ class Up(nn.Module):
             parts = ((EVEN, (left, centre)), (ODD, (centre, right)))
         odd, even = (self._double_space(view, fold_taps(kernel, phase, 0)) for phase, view in parts)
         y = interleave(odd, even, axis=1)
+        # The first copy of frame 0, as in double_frames.
         return (y[:, 1:] if kept is None else y), new
 
 

@@ -45,6 +45,7 @@ def list_space_ways(model: Autoencoder) -> tuple[SpaceWay, ...]:
     """Tiles, for ``Tokenizer.list_space_ways``."""
     sides = ()
     if has_outer_stages(model):
+        # A side must be whole cells of encoder and decoder alike; both are powers of two.
         cell = max(cell for cell, _ in compute_tile_margins(model))
         sides = tuple(side for side in _SIDES if side % cell == 0)
     sizes = tuple(
@@ -109,6 +110,7 @@ def cover_line(whole: int, core: int, margin: int) -> tuple[int, list[tuple[int,
     size = min(whole, core + 2 * margin)
     parts = []
     for begin in range(0, whole, core):
+        # Moved inwards at the borders, so that parts of one size fit and share a program.
         first = min(max(begin - margin, 0), whole - size)
         parts.append((first, begin, min(begin + core, whole)))
     return size, parts
@@ -124,9 +126,11 @@ def make_grid(whole: tuple[int, int], core: int, margin: int) -> TileGrid:
     firsts = [[part[0] for part in parts] for _, parts in lines]
     begins = [
         [min(part[1], side - wanted) for part in parts]
+        # The last wanted part is moved back too, so that it has the size of the others.
         for (_, parts), side, wanted in zip(lines, whole, cores, strict=True)
     ]
     read, wanted = (
+        # All pairs of a row and a column, row by row: [tiles, 2].
         np.stack(np.meshgrid(*pair, indexing="ij"), axis=-1).reshape(-1, 2)
         for pair in (firsts, begins)
     )
@@ -163,6 +167,7 @@ class ExactTiles(WindowedFrames):
         """As ``FrameCoder.encode``."""
         end = find_encoder_end(self.model)
         run = functools.partial(self.model.apply, {"params": params})
+        # Caches of the inner stages, which run whole, and of every tile.
         old = cache or {"inner": None, "tiles": None}
 
         def one(part, held, origin):
@@ -190,6 +195,7 @@ class ExactTiles(WindowedFrames):
             one, frames[:, None], grid, self._encoder[0], (1, 2), None
         )
         _, later, _ = run(x, end, method="encode_inner")
+        # Features of block `end` come from the tiles, those of later stages from the whole map.
         return tuple({**later, end: features}[stage][:, 0] for stage in self.model.cross_stages)
 
     def decode(self, params, latent, condition=None, cache=None):
@@ -224,6 +230,7 @@ class ExactTiles(WindowedFrames):
             if video is None:
                 sides = [cell * side for side in grid.sides]
                 video = np.empty((*part.shape[:2], *sides, part.shape[-1]), part.dtype)
+            # Where the wanted part lies in the frame, and where in the tile.
             to, of = (
                 tuple(
                     slice(cell * a, cell * (a + n)) for a, n in zip(begin, grid.core, strict=True)
@@ -259,6 +266,7 @@ class ExactTiles(WindowedFrames):
         cell = self._decoder[0]
         grid = self._decoder_grid((height // cell, width // cell))
         return tuple(
+            # The frame's own edge, 0, is no border between tiles.
             tuple(sorted({int(begin) * cell for begin in grid.wanted[:, axis]} - {0}))
             for axis in (0, 1)
         )
@@ -308,9 +316,11 @@ def _over_tiles(
         if not first:
             held = {**jax.tree.map(lambda leaf: leaf[index], kept), **shared}
         made, new = one(lax.dynamic_slice(x, start, shape), held, (origin[0], origin[1]))
+        # Keys and values of frame 0 are those of the whole map: one copy serves all tiles.
         own = {name: value for name, value in new.items() if not name.startswith(_SHARED)}
         return made, own, {name: new[name] for name in new if name.startswith(_SHARED)}
 
+    # A loop's carry needs its shapes beforehand, and caches are not known at the start.
     made, own, common = jax.eval_shape(tile, 0, kept, shared)
 
     def zeros(leaf, *lead):

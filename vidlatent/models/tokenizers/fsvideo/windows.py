@@ -33,6 +33,7 @@ def run_inner(model: Any, params: Any, latent: jax.Array, stage: int, condition:
     return x
 
 
+# Sizes are static and starts traced, so that all windows of one size share a program.
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def decode_part(
     model: Any,
@@ -75,6 +76,7 @@ class WindowedFrames(FrameCoder):
         base = begin = 0  # clip positions of held[0] and of the next wanted latent frame
         done = False
         while True:
+            # Read ahead until all that this window depends on is there, or the clip ends.
             while not done and base + len(held) < begin + size + after + inner.right:
                 frame = next(stream, None)
                 done = frame is None
@@ -83,6 +85,7 @@ class WindowedFrames(FrameCoder):
             if begin >= total:
                 return
             end = min(begin + size, total)
+            # The outer stages decode first..last; the inner ones read low..high around it.
             first, last = max(0, begin - before), min(total, end + after)
             if done and last == total:  # computed to the end for this window already
                 end = total
@@ -94,6 +97,7 @@ class WindowedFrames(FrameCoder):
             # The first latent frame of a part stands for one frame, every later one for ``step``.
             skip = 0 if begin == 0 else step * (begin - first - 1) + 1
             yield video[:, skip : step * (end - first - 1) + 1]
+            # Forget the frames that the next window no longer reads.
             drop = max(0, end - before - inner.left) - base
             held, base, begin = held[drop:], base + drop, end
 
@@ -129,6 +133,7 @@ class WindowedFrames(FrameCoder):
         before, after, inner = compute_window_margins(self.model)
         new = min(size, total)
         count = min(total, before + new + after)
+        # As in decode_windows: a window that is computed to the clip's end takes all of it.
         new = total if new + after >= total else new
         read = min(total, count + inner.left + inner.right)
         step = self.model.latent_spec.t

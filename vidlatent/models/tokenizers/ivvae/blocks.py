@@ -41,6 +41,7 @@ class SplitNorm(nn.Module):
         gamma = self.param("gamma", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         h = x.astype(jnp.float32).reshape(*x.shape[:-1], self.branches, -1)
         squares = jnp.sum(jnp.square(h), axis=-1, keepdims=True)
+        # The released norm divides by max(|x|, 1e-12), here squared; C is that of one branch.
         h = h * lax.rsqrt(jnp.maximum(squares, 1e-24)) * math.sqrt(h.shape[-1])
         return (h.reshape(x.shape) * gamma).astype(self.dtype)
 
@@ -109,17 +110,21 @@ class PairedConv(nn.Module):
         def conv(frames, kernel):
             return convolve(frames, kernel, (1, 1, 1), _PAD)
 
+        # Per frame: half A; what it adds to half B of itself, the next frame and the one before.
         taps = jnp.concatenate([key[0], kernel[1:2], kernel[:1], kernel[2:]], axis=-1)
         a, now, past, ahead = jnp.split(conv(x, taps), 4, axis=-1)
         light = self.features < x.shape[-1]
         kept = past[:, -1:] if light else x[:, -1:]
         # The frame before frame 0 is a copy of frame 0.
         before = past[:, :1] if first else cache.astype(x.dtype)
+        # The last frame itself was kept: compute now what it adds to this one.
         if not light and not first:
             before = conv(before, kernel[:1])
         past = jnp.concatenate([before, past[:, :-1]], axis=1)
+        # A chunk ends with its group, so nothing beyond its last frame counts.
         ahead = jnp.concatenate([ahead[:, 1:], jnp.zeros_like(before)], axis=1)
         place = jnp.arange(x.shape[1]) - (1 if first else 0)
+        # Frame 0, and the last frame of each group, see zeros in place of the next frame.
         inside = (place >= 0) & (place % self.rule.group != self.rule.group - 1)
         b = now + past + jnp.where(inside[None, :, None, None, None], ahead, 0)
         return jnp.concatenate([a + key[1], b + motion[1]], axis=-1), kept
@@ -187,6 +192,7 @@ class ResBlock(nn.Module):
         """``[B, T, H, W, C] -> [B, T, H, W, C']``; the cache holds one entry a convolution."""
         c, op, new = self.config, self.op, {}
         h = x
+        # Published names: 0 and 3 are the norms, 2 and 6 the convolutions of a torch Sequential.
         for at, init in ((0, fan_in), (3, _ending(c.residual_scale))):
             h = nn.silu(SplitNorm(c.variant.branches, c.dtype, name=f"residual_{at}")(h))
             name = f"residual_{2 * at or 2}"
@@ -216,6 +222,7 @@ class FrameAttention(nn.Module):
         batch, time, height, width, channels = x.shape
         h = SplitNorm(1, self.dtype, name="norm")(x)
         kernel, bias = Weights((channels, 3 * channels), self.dtype, name="to_qkv")()
+        # [B, T, H, W, C] -> [B T, H W, C]: every frame by itself.
         h = h.reshape(batch * time, height * width, channels)
         q, k, v = jnp.split(jnp.einsum("fni,io->fno", h, kernel) + bias, 3, axis=-1)
         h = frame_attention(q, k, v).reshape(x.shape)
@@ -271,10 +278,12 @@ class ParallelDilated(nn.Module):
                 x,
                 kernel[0],
                 (1, 1),
+                # As much padding as dilation keeps the size.
                 ((reach, reach),) * 2,
                 rhs_dilation=(max(reach, 1),) * 2,
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
+            # Cut by branch, so that views can be joined half by half, as the released 1x1 expects.
             views.append((y + bias).reshape(*y.shape[:-1], self.branches, -1))
         joined = jnp.concatenate(views, axis=-1).reshape(*shape, -1)
         return Pointwise(self.features, True, self.dtype, name="PAC_conv")(joined)

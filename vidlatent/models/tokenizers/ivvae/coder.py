@@ -48,6 +48,8 @@ class Layer(NamedTuple):
     @property
     def reach(self) -> int:
         """Rows of that level on either side that a row depends on."""
+        # A residual block convolves twice. An up operation reads one row of the coarse map, which
+        # is two of the fine one.
         return {"res": 2, "up": 2}.get(self.op.kind, 1)
 
 
@@ -94,20 +96,25 @@ class _Tape:
         With strips, ``seen`` gets only what the last step returns.
         """
         strips = None
+        # The lowest resolution has attention, which needs whole frames; init has no parameters yet.
         if level < c.last and not self._owner.is_initializing():
             up = steps[0].op.kind == "up"
             batch, frames, height, width, _ = x.shape
+            # Rows of the coarser of the two maps, so that windows fall on whole rows of both.
             rows = height if up else height // 2
             if up and steps[0].op.time:
                 frames = 2 * frames - (self._old is None)
+            # Pixels of the finer map, where the largest arrays are.
             pixels = batch * frames * height * width * (4 if up else 1)
             size = pixels * c.widths[level] * c.variant.branches * jnp.dtype(c.dtype).itemsize
+            # From rows of the finer map to those of the coarser.
             reach = -(-sum(step.reach for step in steps) // 2)
             strips = plan_strips(rows, reach, size, c.row_limit, c.strips_anywhere)
         if strips is None:
             for step in steps:
                 x = self(x, step.module, step.norm)
             return x
+        # Flax modules cannot be called inside a loop of lax, so they are applied as functions.
         params = self._owner.variables["params"]
 
         def layers(x, cache):

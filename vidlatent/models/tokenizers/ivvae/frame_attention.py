@@ -30,6 +30,7 @@ def frame_attention(q: jax.Array, k: jax.Array, v: jax.Array, block: int = 2048)
     Returns:
       ``[F, N, D]`` in the dtype of ``v``.
     """
+    # Scaled here: q is much smaller than the scores.
     q = q * (q.shape[-1] ** -0.5)
     frames, positions = q.shape[:2]
 
@@ -39,5 +40,6 @@ def frame_attention(q: jax.Array, k: jax.Array, v: jax.Array, block: int = 2048)
 
     if positions <= block:
         return attend(q)
+    # `block` counts the queries of all frames of a device, and each frame gets its share.
     own = frames // ways(split_axes("batch", frames))
     return map_query_blocks(attend, q, -(-positions // max(block // own, _FEWEST)))

@@ -101,12 +101,14 @@ def model_of_params(params: Mapping[str, Any], time: str = "group") -> IVVAE:
     """The module that ``params`` belong to; ``time`` is not visible in a video model's shapes."""
     encoder = params["encoder"]
     blocks = [encoder[f"downsamples_{i}"] for i in range(sum("downs" in key for key in encoder))]
+    # Down operations end the levels and have their widths.
     downs = [block for block in blocks if any("resample" in key for key in block)]
     branches = 2 if "resample_2d" in downs[0] else 1
     name = "resample_2d" if branches == 2 else "resample"
     widths = [block[name]["bias"].size for block in downs]
     widths.append(encoder["middle_0"]["residual_0"]["gamma"].size // branches)
     head = encoder["head_2"]
+    # One temporal tap in a model with one branch: an image VAE.
     if branches == 1 and encoder["conv1"]["kernel"].shape[0] == 1:
         time = "none"
     key = "volume" if "conv_3d_key" in encoder["conv1"] else "plane"
@@ -124,6 +126,7 @@ def model_of_params(params: Mapping[str, Any], time: str = "group") -> IVVAE:
         width=widths[0],
         variant=variant,
         multipliers=tuple(width // widths[0] for width in widths),
+        # The first down operation follows the blocks of level 0.
         blocks=next(i for i, block in enumerate(blocks) if name in block),
         temporal_down=tuple(i for i, block in enumerate(downs) if "time_conv" in block),
         **fields,
@@ -132,6 +135,7 @@ def model_of_params(params: Mapping[str, Any], time: str = "group") -> IVVAE:
 
 def _counterparts(part: str, source: list, target: list, rich: bool) -> dict[str, str]:
     """Module name in the video model -> in the image model, '' where it has none."""
+    # Attention that a plain image VAE lacks is passed over when modules are paired.
     left = [i for i, op in enumerate(source) if rich or op.kind != "attn"]
     names, place = {}, 0
     for i, op in enumerate(target):
@@ -171,6 +175,7 @@ class _Inflation:
         side, module, *rest, kind = path
         module = self.names.get(module, module)
         if not module:
+            # No counterpart: a zero output projection makes the attention start without effect.
             return jnp.zeros_like(free) if "proj" in rest else free
         if "time_conv" in rest:
             return self._temporal(side, free)
@@ -184,6 +189,7 @@ class _Inflation:
             return value if kind == "bias" else self._half_kernel(value, free, half)
         if copied or self.config.variant.branches == 1 or "attention" in rest:
             return self._taps(value, free)
+        # Norms and biases twice, kernels side by side: the branches do not mix yet.
         return jnp.tile(value, 2) if kind != "kernel" else _block_diagonal(value)
 
     def _find(self, path):
@@ -199,6 +205,7 @@ class _Inflation:
         inputs = value.shape[-2]
         if free.shape[-2] != inputs:
             pad = [(0, 0)] * value.ndim
+            # Zeros where it would read the other branch.
             pad[-2] = (0, inputs) if half == 0 else (inputs, 0)
             value = jnp.pad(value, pad)
         return self._taps(value, free)
@@ -217,6 +224,7 @@ class _Inflation:
             # The causal window begins with the frame before the pair; the baseline keeps frame 0.
             tap = 1 if self.config.variant.branches == 1 else self.keep
             return jnp.zeros_like(free).at[tap, 0, 0].set(jnp.eye(width))
+        # [C, 2C]: both frames that are made of one are copies of it.
         twice = jnp.tile(jnp.eye(width), (1, 2))
         return twice if free.ndim == 2 else jnp.zeros_like(free).at[-1, 0, 0].set(twice)
 
@@ -227,6 +235,7 @@ class _Inflation:
                 return jnp.zeros_like(free)
             count = len(self.config.pac_dilations)
             size = free.shape[-1] // 2
+            # [dilations, share, share]: the identity at dilation 1, zeros elsewhere.
             pick = jnp.zeros((count, size, size)).at[self.config.pac_dilations.index(1)]
             return _block_diagonal(pick.set(jnp.eye(size)).reshape(count * size, size))
         if view != "PAC_1":

@@ -165,6 +165,7 @@ class IVVAE(TokenizerModule):
     def _posterior(self, moments: jax.Array) -> Posterior:
         """``[mean, logvar]`` of each branch -> all means, all log-variances."""
         branches = self.layer_config.variant.branches
+        # [..., branches, (mean, logvar), z / branches]: every branch has a pair of its own.
         parts = moments.reshape(*moments.shape[:-1], branches, 2, -1)
         mean, logvar = (
             parts[..., i, :].reshape(*moments.shape[:-1], self.latent_channels) for i in (0, 1)
@@ -175,6 +176,7 @@ class IVVAE(TokenizerModule):
         """Frame 0 and the first frame of each group from half A, the others from half B."""
         if self.layer_config.variant.branches == 1:
             return images
+        # Place in the group; the video's frame 0 is at -1.
         place = jnp.arange(images.shape[1]) - (1 if first else 0)
         key = (place < 0) | (place % self.latent_spec.t == 0)
         return jnp.where(key[None, :, None, None, None], images[..., :3], images[..., 3:])

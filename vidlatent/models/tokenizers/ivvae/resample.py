@@ -54,12 +54,14 @@ class Down(nn.Module):
         early = jnp.einsum("...i,io->...o", b[:, ::2], kernel[0, 0, 0])
         late = jnp.einsum("...i,io->...o", b[:, 1::2], kernel[1, 0, 0])
         y = jnp.concatenate([a[:, ::2], early + late + bias], axis=-1)
+        # Frame 0 of a video is never resampled in time: it goes first, as it is.
         return jnp.concatenate([jnp.concatenate(parts, axis=-1)[:, :lead], y], axis=1), {}
 
     def _causal(self, x: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         """Windows of the last frame before a pair and the pair itself."""
         width = self.op.features
         kernel, bias = Weights((3, 1, 1, width, width), x.dtype, name="time_conv")()
+        # At the start frame 0 itself is the frame before the first pair.
         window = x if cache is None else jnp.concatenate([cache["last"].astype(x.dtype), x], axis=1)
         taps = [window[:, k : window.shape[1] - 2 + k : 2] for k in range(3)]
         y = sum(jnp.einsum("...i,io->...o", t, kernel[k, 0, 0]) for k, t in enumerate(taps)) + bias
@@ -85,6 +87,7 @@ class Up(nn.Module):
             width = parts[1].shape[-1]
             kernel, bias = Weights((width, 2 * width), c.dtype, name="time_conv")()
             lead = 1 if cache is None else 0
+            # [B, T, H, W, C] -> [B, T, H, W, 2C]: two frames from each but the first of a video.
             pairs = jnp.einsum("...i,io->...o", parts[1][:, lead:], kernel) + bias
             b = jnp.concatenate([parts[1][:, :lead], _split_frames(pairs)], axis=1)
             parts = [double_frames(parts[0], cache is None), b]

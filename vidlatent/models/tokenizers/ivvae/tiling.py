@@ -85,6 +85,7 @@ def plan_strips(
                 continue
             if step < 2 * more:
                 break
+            # Kept even above the limit: if none stays below it, the smallest will do.
             best = Strips(count, step + 2 * more, more)
             if best.length * size <= limit * rows:
                 return best
@@ -110,6 +111,7 @@ def run_strips(layers: Layers, x: jax.Array, cache: Any, rows: int, strips: Stri
     step = strips.length - twice
 
     def cut(array, start, count):
+        # Rows of this array to one row of the coarsest map.
         unit = array.shape[2] // rows
         return lax.dynamic_slice_in_dim(array, start * unit, count * unit, axis=2)
 

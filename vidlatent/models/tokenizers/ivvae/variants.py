@@ -116,6 +116,7 @@ class IVVAEConfig:
         """Temporal neighbourhood of the 3x3x3 convolutions at ``level``."""
         if self.variant.time == "causal":
             return TimeRule("causal", padding="zeros")
+        # Before frame 0 lies a copy of it, after each group a frame of zeros (IV-VAE's GCConv).
         return TimeRule("group", self.group(level), "replicate", "zeros")
 
     def plane(self, level: int) -> bool:
@@ -140,6 +141,7 @@ def list_encoder_ops(c: IVVAEConfig) -> list[Op]:
     """Contents of ``encoder.downsamples``, in order."""
     ops = []
     for level, width in enumerate(c.widths):
+        # The released network has one attention more, right after the last down operation.
         if level == c.last and c.variant.rich:
             ops.append(c.op("attn", level, width))
         ops += _level(c, level, c.blocks)

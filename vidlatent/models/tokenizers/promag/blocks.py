@@ -144,10 +144,12 @@ class CausalConv(nn.Module):
             return nn.silu(apply_affine(part, affine, dtype))
 
         def finish(view, pad):
+            # A line has no row above or below to pad for.
             pads = ((pad, pad) if p.rows > 1 else (0, 0), (pad, pad))
             y = convolve(view, kernel, self.strides, pads, 1, p.implementation) + bias
             y = rearrange(
                 y,
+                # Offsets slowest, channels fastest, as `repeated` lays out the kernel.
                 "b t h w (rt rh rw c) -> b (t rt) (h rh) (w rw) c",
                 **dict(zip(("rt", "rh", "rw"), self.up, strict=True)),
             )
@@ -155,14 +157,17 @@ class CausalConv(nn.Module):
 
         tiles = p.tiles if self.tiled else None
         if tiles is None or max(x.shape[2:4]) <= tiles.size:
+            # Norm and SiLU come before the padding: what pads must be zero after them.
             view, kept = view_frames(activated(x), cache, p.rule, p.taps, self.strides[0])
             return finish(view, 1), kept
 
         def one(cuts, inside, pad):
+            # Norm and SiLU turn the zeros beyond the map into something else.
             part = jnp.where(inside, activated(cuts[0]), 0)
             past = cuts[1] if len(cuts) > 1 else None
             return finish(view_frames(part, past, p.rule, p.taps)[0], pad)
 
+        # The cache is cut like the map, since a tile needs its own past.
         y = map_tiles(one, (x,) if cache is None else (x, cache), tiles, 1, self.up[1])
         # The next cache needs only the last frames.
         last = activated(x)[:, -max(1, p.taps - 1) :]
@@ -247,6 +252,7 @@ class AdaNorm(nn.Module):
           expand: repeats a map of the condition's grid (or ``[B, t, 1, 1, C]``) to that of ``x``.
         """
         p, channels = self.config, x.shape[-1]
+        # An initialiser takes a variance; `scale` is a standard deviation.
         init = nn.initializers.variance_scaling(self.scale**2, "fan_in", "truncated_normal")
         scale, shift = make_norm(p, "norm", affine=False)(x)
         h = apply_affine(x, (scale, shift), p.dtype)
@@ -254,6 +260,7 @@ class AdaNorm(nn.Module):
             seen = condition.astype(jnp.float32)
             over = {"axis": (1, 2, 3), "keepdims": True}
             dense = [Pointwise(channels, True, p.dtype, init, name=n) for n in ("gamma", "beta")]
+            # Statistics of the whole clip: [B, 1, 1, 1, D].
             gamma, beta = dense[0](jnp.std(seen, **over)), dense[1](jnp.mean(seen, **over))
             return gamma * h + beta
         if self.mode == "pooled":
@@ -272,6 +279,7 @@ def resample_latent(x: jax.Array, factors: Stride, first: bool, drop: bool) -> j
     """
     if factors[0] == 2:
         x = double_frames(x, first and drop)
+    # A pooled map has one position, which broadcasts.
     if factors[2] == 2 and x.shape[2:4] != (1, 1):
         x = nearest(x) if factors[1] == 2 else jnp.repeat(x, 2, axis=3)
     return x

@@ -99,6 +99,7 @@ class ProMAGDecoder(nn.Module):
           cache: of the previous chunk.
         """
         p = self.config
+        # Only decoding is tiled (ProMAG 3.3).
         tape = Tape(p, cache, tiled=True)
         if p.stem == "conv3":
             x = tape(CausalConv(p, p.widths[-1], tiled=True, name="stem"), x, None, tape.first)
@@ -107,15 +108,18 @@ class ProMAGDecoder(nn.Module):
         for level in range(len(p.widths) - 1, -1, -1):
             if p.decoder_ada != "none":
                 ada = AdaNorm(p, p.decoder_ada, "clip", name=f"ada_{level}")
+                # The latent is repeated to this level's grid by the up steps made so far.
                 x = ada(x, latent, functools.partial(self._expand, tuple(passed), tape.first))
             x = tape.blocks(x, p.widths[level], f"level_{level}")
             if level > 0:
                 x = tape.up(x, p.strides[level - 1], f"up_{level}")
                 passed.append(p.strides[level - 1])
         affine = make_norm(p, "norm_out")(x)
+        # The output is quantised to 8 bits, and bfloat16 would round it nearly as coarsely.
         exact = jnp.promote_types(p.dtype, jnp.float32)
         out = CausalConv(p, 3, tiled=True, dtype=exact, name="conv_out")
         x = tape(out, x, affine, tape.first)
+        # MAGVIT-v2 carries the copies of frame 0 through the decoder and drops them here, at once.
         if p.drop_mode == "final" and tape.first:
             x = x[:, p.factor - 1 :]
         return x.astype(exact), tape.cache
@@ -144,6 +148,7 @@ class Bottleneck(nn.Module):
 
         def start(key, shape, dtype):
             del key
+            # Log-variances start low, because noise of unit size would slow the start of training.
             return jnp.where(jnp.arange(shape[0]) < z, 0.0, self.logvar_init).astype(dtype)
 
         self.encoder = Pointwise(2 * z, dtype=jnp.float32, bias_init=start)

@@ -42,6 +42,7 @@ def subsample(video: jax.Array, stride: int, first: bool = True) -> jax.Array:
       video: ``[B, T, H, W, C]``: T = 1 + stride * m at the start, stride * m later.
       first: the stream starts here; a later chunk continues the count.
     """
+    # A later chunk follows a frame that was kept, so its first one is a full stride away.
     return video[:, 0 if first else stride - 1 :: stride]
 
 
@@ -56,6 +57,7 @@ class _Encode(nn.Module):
         if key is not None and self.ada_mode != "none":
             # A small initial kernel, so that the key latents have little influence at first.
             ada = AdaNorm(self.config, self.ada_mode, "frame", 0.1, name="ada")
+            # Each key latent stands for two frames of `x`, the first for frame 0 alone.
             x = ada(x, key, lambda a: double_frames(a, tape.first))
         x = tape.blocks(x, x.shape[-1], "block")
         x = tape.down(x, _STEP, "down", nn.initializers.zeros if self.zero else fan_in)
@@ -114,6 +116,7 @@ def make_frozen_pattern(grow: int, first_frame_join: str = "none") -> str:
     """
     frozen = ["image"] if first_frame_join != "none" else []
     if grow:
+        # Later growths do not exist yet; the layers at the latent are trained in every stage.
         frozen += ["encoder", "decoder", *(f"grow{i}" for i in range(1, grow))]
     return f"({'|'.join(frozen)})/" if frozen else ""
 
@@ -159,6 +162,7 @@ def with_first_frame(params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dic
             "this model has no image encoder: set config.model.first_frame_join to 'feature' or "
             "'latent'."
         )
+    # With first_frame_join 'latent' the image encoder has its own layer to the latent.
     wanted = ("encoder", "bottleneck") if "bottleneck" in fresh["image"] else ("encoder",)
     if missing := [name for name in wanted if name not in params]:
         raise VidlatentError(
@@ -194,6 +198,7 @@ def _inflate(old: Any, new: Any, where: str) -> Any:
         return {name: _inflate(old[name], new[name], f"{where}{name}/") for name in new}
     if old.ndim == 5 and old.shape[0] == 1 and new.shape[0] > 1:
         old = jnp.pad(old, ((new.shape[0] - 1, 0), *((0, 0),) * 4))
+    # Up layers that double time have twice the output channels: the same kernel for both frames.
     old = jnp.tile(old, new.shape[-1] // old.shape[-1])
     if old.shape != new.shape:
         raise VidlatentError(f"{where[:-1]} of the image model does not fit: {old.shape}.")

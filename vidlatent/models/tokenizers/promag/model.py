@@ -129,10 +129,12 @@ class ProMAG(TokenizerModule):
         width = config.widths[-1] if self.stem == "post1x1" else 0
         self.bottleneck = Bottleneck(self.latent_channels, width, self.logvar_init)
         if self._join != "none":
+            # The image encoder is this model with one temporal tap.
             still = self.clone(image=True, parent=None).layer_config
             posterior = self._join == "latent"
             self.first = FirstFrame(still, self.latent_channels, posterior, name="image")
         added = dataclasses.replace(config, blocks=self.grow_blocks)
+        # Plain growth has no key frames to which a norm could adapt.
         ada = self.ada_mode if self.grow_mode == "full" else "none"
         self.growths = [
             Growth(added, ada, self.zero_init_residual, name=f"grow{i + 1}")
@@ -229,14 +231,17 @@ class ProMAG(TokenizerModule):
         """
         first = cache is None
         check_clip(self.latent_spec, video, first)
+        # Not self.streams: decoder_ada may keep the decoder from streaming, but not the encoder.
         streams = self.norm_axes == "hw"
         self._check_stream(first, streams)
         image = None
         if self._join != "none" and first:
+            # Frozen: it was trained as an image autoencoder before (ProMAG 3.1).
             image = lax.stop_gradient(self.first(video[:, :1]))
         features, new = self._features(video, cache, image if self._join == "feature" else None)
         moments = self.bottleneck.quant(features)
         if image is not None and self._join == "latent":
+            # Frame 0 keeps the image model's latent, the same at every temporal compression.
             moments = jnp.concatenate([image, moments[:, 1:]], axis=1)
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return Posterior(mean, jnp.clip(logvar, *LOGVAR_RANGE)), new if streams else {}
@@ -250,6 +255,7 @@ class ProMAG(TokenizerModule):
 
         full = self.grow_mode == "full"
         level = {}
+        # Key frames have key frames of their own: L growths need the strides 1, 2, ... 2^L.
         for stride in [2**i for i in range(self.grow + 1 if full else 1)]:
             name = f"every_{stride}"
             x, new[name] = self.encoder(subsample(video, stride, first), old(name))
@@ -257,10 +263,12 @@ class ProMAG(TokenizerModule):
             level[stride] = x if image is None else jnp.concatenate([image, x[:, 1:]], axis=1)
         for number, growth in enumerate(self.growths, 1):
             if self.stop_earlier:
+                # Earlier stages are frozen: keep nothing of their encoders for the backward pass.
                 level = jax.tree.map(lax.stop_gradient, level)
             grown = {}
             for stride in level:
                 name, key = f"grow{number}_every_{stride}", level.get(2 * stride)
+                # The coarsest frames served as keys only.
                 if full and key is None:
                     continue
                 x, new[name] = growth.encode(level[stride], key, old(name))
@@ -279,6 +287,7 @@ class ProMAG(TokenizerModule):
         x = self.bottleneck.post(latent).astype(self.dtype)
         for growth in reversed(self.growths):
             x, new[growth.name] = growth.decode(x, None if first else cache[growth.name])
+            # Adaptive norms of the decoder read the latent at the frame rate of its input.
             latent = resample_latent(latent, (2, 1, 1), first, drop=True)
         x, new["decoder"] = self.decoder(x, latent, None if first else cache["decoder"])
         return x, new if self.streams else {}

@@ -82,6 +82,7 @@ def _tile_layers(model: ProMAG, codec: Any, mode: str, overlap: int, dead: int) 
     """The model with its convolutions tiled; ``overlap`` is used where the config names none."""
     if codec.layer_overlap_positions >= 0:
         overlap = codec.layer_overlap_positions
+    # Tiling changes how layers compute, not their parameters, so a copy can use the same.
     model = model.clone(
         parent=None,
         tile_size=codec.layer_positions or _DEFAULT_POSITIONS,
@@ -114,6 +115,7 @@ class LayerTiles:
             raise VidlatentError(f"tile mode {self.mode!r}: use 'halo' or 'literal'.")
         if self.dead_zone < 0:
             raise VidlatentError(f"tile dead zone {self.dead_zone}: use 0 or more.")
+        # Raises for an overlap as large as the tile.
         cut_line(1, self.size, self.overlap)
 
 
@@ -149,6 +151,7 @@ def make_blend_weights(length: int, tile: int, overlap: int, dead_zone: int = 0)
     for i in range(1, len(lines)):
         ramp = _ramp(lines[i - 1][1] - lines[i][0], dead_zone)
         weights[i, : len(ramp)] *= ramp
+        # Without a ramp the slice [-0:] would be the whole tile.
         weights[i - 1, -len(ramp) :] *= ramp[::-1] if len(ramp) else 1.0
     total = np.zeros(length)
     for (start, end), weight in zip(lines, weights, strict=True):
@@ -181,6 +184,7 @@ def map_tiles(
     extent = arrays[0].shape[2:4]
     lines = [cut_line(n, tiles.size, tiles.overlap) for n in extent]
     sizes = [line[0][1] for line in lines]
+    # Literal tiles are read without neighbours; the function pads them with zeros.
     halo = reach if tiles.mode == "halo" else 0
     border = ((0, 0), (0, 0), (halo, halo), (halo, halo), (0, 0))
     padded = [jnp.pad(array, border) for array in arrays]
@@ -194,6 +198,7 @@ def map_tiles(
         _, at = corner(index)
         read = [size + 2 * halo for size in sizes]
         cuts = [_cut(array, at, read) for array in padded]
+        # Which of the positions that were read lie inside the map.
         rows, columns = (
             (place >= halo) & (place < halo + n)
             for place, n in zip(map(_run, at, read), extent, strict=True)
@@ -201,6 +206,7 @@ def map_tiles(
         return function(cuts, (rows[:, None] & columns[None, :])[..., None], reach - halo)
 
     like = jax.eval_shape(piece, jnp.zeros((), jnp.int32))
+    # bfloat16 weights would not add up to 1.
     exact = jnp.promote_types(like.dtype, jnp.float32)
     down, across = (_line_weights(n, tiles, factor, exact) for n in extent)
 
@@ -209,6 +215,7 @@ def map_tiles(
         weight = down[row][:, None, None] * across[column][None, :, None]
         value = (piece(index).astype(exact) * weight).astype(out.dtype)
         at = (0, 0, *(a * factor for a in at), 0)
+        # Tiles may overlap, so their weighted values are added.
         old = lax.dynamic_slice(out, at, value.shape)
         return lax.dynamic_update_slice(out, old + value, at)
 
@@ -218,6 +225,7 @@ def map_tiles(
 
 def _line_weights(length: int, tiles: LayerTiles, factor: int, dtype: Any) -> jax.Array:
     weights = make_blend_weights(length, tiles.size, tiles.overlap, tiles.dead_zone)
+    # An up layer makes `factor` pixels of a position, which share its weight.
     return jnp.asarray(np.repeat(weights, factor, axis=1), dtype)
 
 

@@ -28,6 +28,7 @@ _SPACE = ((1, 1), (1, 1))
 
 def make_group_norm(c: ReducioConfig, name: str) -> nn.GroupNorm:
     """Group norm over channels of a group, all frames and all positions together."""
+    # use_fast_variance is off: E[x^2] - E[x]^2 loses digits where the mean is large.
     return nn.GroupNorm(
         c.groups, epsilon=GROUP_EPS, dtype=c.dtype, use_fast_variance=False, name=name
     )
@@ -50,6 +51,7 @@ class Weights(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array | None]:
+        # With scale 1 this is PyTorch's default, also for biases.
         init = _uniform(self.scale / math.sqrt(math.prod(self.shape[:-1])))
         kernel = self.param("kernel", init, self.shape, jnp.float32).astype(self.dtype)
         if not self.use_bias:
@@ -70,6 +72,7 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[..., I] -> [..., features]``."""
         weights = Weights((x.shape[-1], self.features), self.use_bias, self.scale, self.dtype)
+        # Parameters lie directly under this module's name, as in the released files.
         nn.share_scope(self, weights)
         kernel, bias = weights()
         y = jnp.einsum("...i,io->...o", x.astype(self.dtype), kernel)
@@ -146,6 +149,7 @@ class Down(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        # An axis that is not halved has one tap: the released kernels are (1, 3, 3) or (3, 3, 3).
         kernel = tuple(3 if halved else 1 for halved in (self.time, self.space, self.space))
         strides = tuple(2 if halved else 1 for halved in (self.time, self.space, self.space))
         conv = Convolution(self.config, x.shape[-1], kernel, strides)
@@ -163,6 +167,7 @@ class Up(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
+        # 3x3x3 in the released model even where space alone is doubled.
         weights = Weights((3, 3, 3, x.shape[-1], x.shape[-1]), dtype=c.dtype)
         nn.share_scope(self, weights)
         kernel, bias = weights()
@@ -206,6 +211,7 @@ class SelfAttention(nn.Module):
                 "config.model.heads or the widths."
             )
         h = make_group_norm(c, "norm")(x)
+        # Video maps are never cut: the released code can cut the content frame's only.
         cut = c.window and not c.volume and h.shape[2] * h.shape[3] > c.window**2
         if cut:
             size = h.shape[2:4]
@@ -216,6 +222,7 @@ class SelfAttention(nn.Module):
             Dense(channels, dtype=c.dtype, name=name)(h).reshape(*h.shape[:2], c.heads, -1)
             for name in "qkv"
         )
+        # The plain form: a mesh may split the rows of a map, which fused kernels cannot follow.
         h = attention(q, k, v, implementation="xla").astype(c.dtype).reshape(shape)
         if cut:
             h = out_of_windows(h, grid)[:, :, : size[0], : size[1]]
@@ -234,6 +241,7 @@ def into_windows(x: jax.Array, window: tuple[int, int]) -> tuple[jax.Array, tupl
     ]
     x = jnp.pad(x, ((0, 0), (0, 0), *fill, (0, 0)))
     x = x.reshape(batch, time, grid[0], window[0], grid[1], window[1], channels)
+    # [B, T, rows, wh, columns, ww, C] -> [B, rows, columns, T, wh, ww, C]
     x = x.transpose(0, 2, 4, 1, 3, 5, 6)
     return x.reshape(-1, time, *window, channels), grid
 
@@ -241,5 +249,6 @@ def into_windows(x: jax.Array, window: tuple[int, int]) -> tuple[jax.Array, tupl
 def out_of_windows(x: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """Inverse of ``into_windows``, with the filling."""
     _, time, height, width, channels = x.shape
+    # [B, rows, columns, T, wh, ww, C] -> [B, T, rows, wh, columns, ww, C]
     x = x.reshape(-1, *grid, time, height, width, channels).transpose(0, 3, 1, 4, 2, 5, 6)
     return x.reshape(-1, time, grid[0] * height, grid[1] * width, channels)

@@ -58,6 +58,7 @@ class FeatureEncoder(nn.Module):
                 x = constrain(Down(c, *c.steps[level], name=f"down_{level}_downsample")(x), _AXES)
         x = _block(c, c.widths[-1], "mid_block_1")(x)
         x = SelfAttention(c, name="mid_attn_1")(x)
+        # The released decoder reads this map, before the second block.
         features.append(x)
         x = nn.silu(make_group_norm(c, "norm_out")(_block(c, c.widths[-1], "mid_block_2")(x)))
         if self.outputs:

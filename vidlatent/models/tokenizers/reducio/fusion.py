@@ -20,6 +20,7 @@ from vidlatent.models.tokenizers.reducio.blocks import (
 __all__ = ["Fusion"]
 
 HEAD_DIM = 64
+# PyTorch's default; Flax's would be 1e-6.
 LAYER_EPS = 1e-5
 
 
@@ -55,8 +56,10 @@ class Fusion(nn.Module):
         places = jax.lax.stop_gradient(table).reshape(1, self.frames, 1, 1, width)
         x = (x + places).astype(self.dtype)
         norm = nn.LayerNorm(LAYER_EPS, dtype=self.dtype, use_fast_variance=False, name="norm")
+        # As released: heads of 64, and one such head where the width is smaller.
         inner = HEAD_DIM * max(1, width // HEAD_DIM)
         q = Dense(inner, False, dtype=self.dtype, name="to_q")(norm(x))
+        # The content map gets a time axis of one frame, which windows expect.
         k, v = (
             Dense(inner, False, dtype=self.dtype, name=name)(content[:, None])
             for name in ("to_k", "to_v")
@@ -70,9 +73,11 @@ class Fusion(nn.Module):
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         size, most = q.shape[2:4], self.window[0] * self.window[1]
+        # As released, windows need both a larger content map and enough queries.
         if k.shape[2] * k.shape[3] <= most or size[0] * size[1] < most:
             return _softmax(q, k, v)
         sides = zip(self.window, size, k.shape[2:4], strict=True)
+        # Query windows are scaled like the video's map, so that both cuts give the same grid.
         q, grid = into_windows(q, tuple(-(-w * n // m) for w, n, m in sides))
         (k, keys), (v, _) = (into_windows(part, self.window) for part in (k, v))
         if keys != grid:

@@ -40,6 +40,7 @@ def from_image(params: Params, fresh: Params, tap: int = 1) -> dict[str, Any]:
         if side not in params:
             raise VidlatentError(f"these weights are no image VAE's: they lack the {side}.")
     encoder = dict(fresh["encoder"])
+    # A model without content frame has no encoder for it.
     if "frame" in encoder:
         encoder["frame"] = _whole(params["encoder"], encoder["frame"])
     encoder["volume"] = {
@@ -47,6 +48,7 @@ def from_image(params: Params, fresh: Params, tap: int = 1) -> dict[str, Any]:
         for name, module in encoder["volume"].items()
     }
     blocks = fresh["decoder"]
+    # Blocks per half of a level; those after the fusion go on with the image decoder's count.
     per_half = 1 + max((int(m[3]) for m in map(_UP_BLOCK.fullmatch, blocks) if m), default=0)
     decoder = {
         name: _inflated(params["decoder"].get(_counterpart(name, per_half)), module, tap)
@@ -87,6 +89,7 @@ def _whole(source: Params, target: Params) -> dict[str, Any]:
 
 def _inflated(source: Params | None, target: Params, tap: int) -> Params:
     """``target`` with the weights of ``source`` if every one of them fits."""
+    # No counterpart, or a block that has a shortcut in one of the two models only.
     if jax.tree.structure(source) != jax.tree.structure(target):
         return target
     pairs = zip(jax.tree.leaves(source), jax.tree.leaves(target), strict=True)

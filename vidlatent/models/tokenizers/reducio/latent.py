@@ -12,6 +12,7 @@ from vidlatent.models.tokenizers.base import LOGVAR_RANGE
 
 __all__ = ["MotionPosterior", "normalise"]
 
+# As released; Flax's norms would default to 1e-6.
 LATENT_EPS = 1e-5
 
 
@@ -22,6 +23,7 @@ def normalise(latent: jax.Array, window: int) -> jax.Array:
       latent: ``[B, t, h, w, c]``.
       window: latent frames of one clip; t holds whole clips, each normalised by itself.
     """
+    # [B, t, h, w, c] -> [B clips, window, h, w, c]
     clips = latent.astype(jnp.float32).reshape(-1, window, *latent.shape[2:])
     centred = clips - jnp.mean(clips, axis=(1, 2, 3, 4), keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=(1, 2, 3, 4), keepdims=True)

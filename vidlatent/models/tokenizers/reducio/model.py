@@ -101,12 +101,14 @@ class ReducioVAE(TokenizerModule):
         if self.content == "none":
             fuse, middle = (-1,) * len(self.multipliers), False
         else:
+            # The content frame has no time, and is halved after every level.
             steps = plan_resampling(
                 len(self.content_multipliers), 0, len(self.content_multipliers) - 1
             )
             shape = (self.content_width, self.content_multipliers, self.content_blocks)
             content = self.make_layer_config(*shape, steps, volume=False)
         self.encoder = ReducioEncoder(video, content, self.latent_channels)
+        # How often time has been halved down to each level, for the length of its stored sinusoid.
         halved = [sum(time for time, _ in self._steps()[:i]) for i in range(len(self.multipliers))]
         self.decoder = ReducioDecoder(
             video,
@@ -144,6 +146,7 @@ class ReducioVAE(TokenizerModule):
 
     def _steps(self) -> tuple[tuple[bool, bool], ...]:
         factors = (self.time_factor, self.space_factor)
+        # Factors are powers of two: how often each axis is halved.
         return plan_resampling(
             len(self.multipliers), *(factor.bit_length() - 1 for factor in factors)
         )
@@ -188,6 +191,7 @@ class ReducioVAE(TokenizerModule):
     @property
     def latent_spec(self) -> LatentSpec:
         """The latent's identity: channels, factors, legal clip lengths."""
+        # With another content frame latents mean something else, so they get another name.
         tail = "" if self.content == "middle" else f"-{self.content}"
         return LatentSpec(
             name=f"reducio-ft{self.time_factor}-fs{self.space_factor}{tail}",
@@ -249,6 +253,7 @@ class ReducioVAE(TokenizerModule):
                 f"{self.latent_frames}."
             )
         if self.renorm_latent:
+            # The decoder was trained on normalised latents; a generator's need not be.
             latent = normalise(latent, self.latent_frames)
         clips = self._clips(latent, self.latent_frames)
         features = self._features_of(condition, clips.shape[0])
@@ -263,6 +268,7 @@ class ReducioVAE(TokenizerModule):
             return jax.vmap(lambda clip, i: clip[i])(clips, places)
         if self.content == "none":
             raise VidlatentError("this decoder takes no condition: config.model.content is 'none'.")
+        # Frame 7 of 16, as in the released code; the paper writes T/2.
         return clips[:, 0 if self.content == "first" else (self.frames - 1) // 2]
 
     def encode_condition(self, frames: jax.Array) -> Features:
@@ -280,6 +286,7 @@ class ReducioVAE(TokenizerModule):
     def feature_levels(self) -> tuple[int, ...]:
         """Indices into the content features that the decoder uses; -1 is the middle's."""
         used = {i for i in self.fuse if i >= 0} | ({-1} if self.fuse_middle else set())
+        # By level, the middle's last: encode_condition and decode count on one order.
         return () if self.content == "none" else tuple(sorted(used, key=lambda i: (i < 0, i)))
 
     def encoder_values(self, video: jax.Array) -> tuple[jax.Array, Features]:
@@ -310,6 +317,7 @@ class ReducioVAE(TokenizerModule):
                 "condition=model.make_condition(video)."
             )
         if not isinstance(condition, (tuple, list)):
+            # Raw frames [B, H, W, 3] or [B, clips, H, W, 3], not features yet.
             condition = self.encode_condition(condition.reshape(-1, *condition.shape[-3:]))
         if len(condition) != len(self.feature_levels) or condition[0].shape[0] != clips:
             raise VidlatentError(

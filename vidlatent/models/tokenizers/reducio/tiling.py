@@ -136,6 +136,7 @@ def find_borders(
     return tuple(lines)
 
 
+# jit caches by function object: a new wrapper in every call would compile every time.
 @functools.lru_cache(maxsize=8)
 def _compiled(model: Any, method: str) -> Callable[..., Any]:
     def call(params, *args, **kwargs):
@@ -204,6 +205,7 @@ def encode_published(
         for y in _spans(video.shape[2], tiles)
     ]
     latent = tiles.latent(model.latent_spec.h)
+    # Moments are joined, not samples: the frame is sampled and normalised as a whole.
     moments = _joined(grid, latent)
     return MotionPosterior.of_moments(moments, model.latent_frames)
 
@@ -304,9 +306,11 @@ def _blended(
 def _ramp(a: jax.Array, b: jax.Array, extent: Callable[[int], int], axis: int) -> jax.Array:
     """``b`` whose first part fades in from the last part of ``a``."""
     length = a.shape[axis]
+    # The last tile can be shorter than the nominal blend.
     n = min(length, b.shape[axis], extent(length))
     shape = [1] * b.ndim
     shape[axis] = n
+    # From 0 on: the first row is the neighbour's alone, as released.
     weight = jnp.asarray(np.arange(n) / max(n, 1), b.dtype).reshape(shape)
     ending = jax.lax.slice_in_dim(a, length - n, length, axis=axis)
     start, rest = jnp.split(b, [n], axis=axis)
@@ -413,6 +417,7 @@ def _averaged(
     whole = jnp.zeros((*first.shape[:2], *sizes, first.shape[-1]), first.dtype)
     for top, row in zip(rows, grid, strict=True):
         for left, tile in zip(columns, row, strict=True):
+            # [height, width, 1], which broadcasts over [B, T, height, width, C].
             weight = jnp.asarray(down[top][:, None, None] * across[left][:, None], tile.dtype)
             area = (slice(None), slice(None), slice(top, top + height), slice(left, left + width))
             whole = whole.at[area].add(tile * weight)
@@ -430,10 +435,12 @@ def _shares(starts: Sequence[int], length: int, size: int) -> dict[int, np.ndarr
         weight = np.ones(length)
         if place:
             n = starts[place - 1] + length - start
+            # Half steps keep the two ramps mirror images and every weight above 0.
             weight[:n] *= (np.arange(n) + 0.5) / n
         if place + 1 < len(starts):
             n = start + length - starts[place + 1]
             weight[length - n :] *= ((np.arange(n) + 0.5) / n)[::-1]
         raw[start] = weight
         total[start : start + length] += weight
+    # Divided by the sum, since evenly spread tiles may overlap in threes.
     return {start: weight / total[start : start + length] for start, weight in raw.items()}
