@@ -1,7 +1,7 @@
 """The keys of ``config.codec``, and what they come to for one tokenizer.
 
-A key that has no part in what the others
-choose is refused, and so is a way of cutting that the tokenizer does not have.
+A key that has no part in what the others choose is refused, and so is a way of cutting that the
+tokenizer does not have.
 """
 
 from __future__ import annotations
