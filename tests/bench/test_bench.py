@@ -46,16 +46,18 @@ def dtypes(tree):
     return {path_name(path): leaf.dtype for path, leaf in leaves}
 
 
-@pytest.fixture(autouse=True)
-def usual_compilation(monkeypatch):
-    """Programs are compiled as outside of the tests, where reading one from the cache is faster."""
-    options = {
-        "xla_backend_optimization_level": 3,
-        "xla_cpu_use_fusion_emitters": True,
-        "xla_cpu_parallel_codegen_split_count": 32,
-    }
-    by_flags = jax.stages.Lowered.compile
-    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: by_flags(self, options))
+@pytest.fixture
+def cache_hits():
+    """Grows with every program that JAX reads from its cache."""
+    hits = []
+
+    def note(event, **_):
+        if event == "/jax/compilation_cache/cache_hits":
+            hits.append(event)
+
+    jax.monitoring.register_event_listener(note)
+    yield hits
+    jax.monitoring.unregister_event_listener(note)
 
 
 def benched(config, folder, **keys):
@@ -67,11 +69,12 @@ def benched(config, folder, **keys):
         assert 0 < found["least_s"] <= found["median_s"] <= found["most_s"]
         assert found["tflop_of_a_device"] > 0 and 0 < found["share_of_matmul"] < 1.5
         assert 2**10 < found["program_memory"] < found["peak_memory"]
-        assert found["compile"]["cold_s"] > found["compile"]["cached_s"] > 0
+        assert min(found["compile"]["cold_s"], found["compile"]["cached_s"]) > 0
     return result
 
 
-def test_bench_writes_what_it_prints(tmp_path, capsys):
+def test_bench_writes_what_it_prints(tmp_path, capsys, cache_hits):
+    """The second compilation reads the cache; how much faster that is, no test can promise."""
     folder = jax.config.jax_compilation_cache_dir
     result = benched(MICRO, tmp_path, **{"bench.what": "('train',)"})
     assert result["bucket"] == [3, 16, 16, 8] and set(result["programs"]) == {"train"}
@@ -79,6 +82,7 @@ def test_bench_writes_what_it_prints(tmp_path, capsys):
     assert "step of a batch of 8 clips 3x16x16" in text and "from cache" in text
     assert "GiB of the program" in text and "so far" in text
     assert jax.config.jax_compilation_cache_dir == folder
+    assert cache_hits
 
 
 def test_a_generator_is_measured_by_the_loop_and_by_the_evaluation(tmp_path, capsys):
