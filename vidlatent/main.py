@@ -124,6 +124,7 @@ def describe_modes() -> str:
     for name, mode in MODES.items():
         lines.append(f"  {name:<13} {mode.about}")
         for example in mode.examples:
+            # Split before flags only: a quoted prompt with spaces stays in one piece.
             words = re.split(r" (?=--)", f"python -m vidlatent.main {example}")
             lines.append(" " * 16 + _wrap(words, " \\\n" + " " * 20))
     return "\n".join([*lines, "", "Any key of a config is set by --config.a.b=value.", ""])
@@ -171,6 +172,7 @@ _define("verify", "Folder of a reference case to run")
 
 def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     """Take ``--config.a.b=value`` (or ``--config.a.b value``) out of a command line."""
+    # absl only takes flags that are defined, and the keys of a config are not known to it.
     rest, overrides = [], {}
     words = iter(argv)
     for word in words:
@@ -229,14 +231,17 @@ def resolve(
 
 
 def _prepare_process() -> None:
+    # Imported late, so that --help and mistakes in flags are answered at once.
     import jax
 
     from vidlatent.parallel.compilation import keep_compiled
     from vidlatent.parallel.multihost import initialize
 
+    # Processes must be joined before anything asks JAX for a device.
     keep_compiled()
     initialize()
     try:
+        # A missing platform shows here, with a remedy, and not in the middle of a mode.
         jax.devices()
     except (RuntimeError, AssertionError) as error:
         raise VidlatentError(
@@ -271,6 +276,7 @@ def _run_mode(rest: list[str], overrides: dict[str, str]) -> int:
     values = flags.FLAGS
     if rest[1:]:
         raise VidlatentError(f"unexpected argument {rest[1]!r}: flags start with --.")
+    # Only flags that were typed are checked: a mode may ignore the defaults of the others.
     known = {flag for mode in MODES.values() for flag in mode.flags}
     given = {flag: values[flag].value for flag in sorted(known) if values[flag].present}
     mode = check_mode(values.mode, given)
@@ -307,6 +313,7 @@ def run() -> None:
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
+            # What shells report for a program that Ctrl-C ended: 128 + the signal's number.
             return 130
 
     app.run(main, argv=argv)

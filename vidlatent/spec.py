@@ -54,6 +54,7 @@ class FrameRule:
 
     def ceil(self, frames: int) -> int:
         """Shortest legal length not below ``frames``."""
+        # -(-a // b) is a / b rounded up, in whole numbers.
         return self.first + max(0, -(-(frames - self.first) // self.step)) * self.step
 
     def nearest(self, frames: int) -> tuple[int, int]:
@@ -127,12 +128,14 @@ class LatentSpec:
     def from_json(cls, data: dict[str, Any]) -> LatentSpec:
         fields = {**data, "rule": FrameRule(**data["rule"])}
         if "chunks" in data:
+            # JSON made a list of it, and a list is neither hashable nor equal to the tuple.
             fields["chunks"] = tuple(data["chunks"])
         return cls(**fields)
 
     @property
     def hash(self) -> str:
         """Hex SHA-256 of the canonical JSON form."""
+        # Keys in order and no spaces: equal specs give equal text.
         canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -146,6 +149,7 @@ class LatentSpec:
         """Legal lengths of clips: ``rule``; with chunks, lengths that whole chunks fill."""
         if self.chunks is None:
             return self.rule
+        # Each chunk after the first adds the frames that it does not share with the one before.
         frames, overlap = self.chunks
         return ChunkRule(frames, frames - overlap, self.rule.legal(1))
 
@@ -167,6 +171,7 @@ class LatentSpec:
         frames, overlap = (int(n) for n in chunks)
         if frames < 2 or not self.rule.legal(frames):
             low, high = self.rule.nearest(max(frames, 2))
+            # One frame is a picture and no chunk, so it is not offered as the nearest length.
             low = high if low < 2 else low
             near = f"{low} or {high}" if low != high else f"{low}"
             raise VidlatentError(
@@ -201,9 +206,11 @@ class LatentSpec:
         """``(T, H, W) -> (t, h, w, c)``; raises as ``check_video`` does."""
         self.check_video(*video)
         frames, height, width = video
+        # All chunks of a clip have the same latent length, shared frames included.
         if self.chunks is not None and frames > 1:
             one = self.whole.latent_shape((self.chunks[0], height, width))
             return ((1 + self.lengths.groups(frames)) * one[0], *one[1:])
+        # A rule 1+4k has one latent for its first frame, a window of 16 has 16 / t of them.
         first = max(1, self.rule.first // self.t)
         groups = self.rule.groups(frames) * (self.rule.step // self.t)
         return (first + groups, height // self.h, width // self.w, self.channels)

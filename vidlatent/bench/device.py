@@ -72,11 +72,13 @@ def measure_peaks(dtype: Any, repeats: int = 5) -> dict[str, float]:
     row = jnp.ones((length,), jnp.float32)
 
     product = jax.jit(lambda x: x @ x)
+    # x + 1, because a jitted identity returns its argument without copying.
     copy = jax.jit(lambda x: x + 1)
     products = time_runs(lambda _: product(square), 2, repeats)
     copies = time_runs(lambda _: copy(row), 2, repeats)
     return {
         "flops": 2 * side**3 / min(products.seconds),
+        # Each byte is read once and written once.
         "bandwidth": 2 * row.nbytes / min(copies.seconds),
     }
 

@@ -102,6 +102,7 @@ def measure(
             results = compiled(*(given[place] for place in range(len(program.arguments))))
             if program.carries is not None and program.carries[1] in held:
                 result, argument = program.carries
+                # The call took the buffer of its argument; the result is what the next call gets.
                 held[argument] = results[result]
             return results
 
@@ -158,6 +159,7 @@ def _draw_arrays(tree: Any, seed: int) -> Any:
         return jax.random.normal(key, leaf.shape, leaf.dtype)
 
     def put(number: int, leaf: Any) -> jax.Array:
+        # Made where it belongs: one device may have no room for the whole array.
         return jax.jit(lambda: draw(number, leaf), out_shardings=leaf.sharding)()
 
     return jax.tree.unflatten(structure, [put(n, leaf) for n, leaf in enumerate(leaves)])
@@ -168,6 +170,7 @@ def _compile_twice(program: Program) -> tuple[Any, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder, _use_cache(folder):
         _, cold = _compile_timed(program)
         compilation_cache.reset_cache()  # else it remembers that the folder was empty
+        # Else the second compilation would be answered from memory, not from the folder.
         jax.clear_caches()
         compiled, cached = _compile_timed(program)
     return compiled, {"cold_s": cold, "cached_s": cached}
@@ -184,6 +187,7 @@ def _use_cache(folder: str) -> Iterator[None]:
     """Keep all compiled programs in ``folder`` within the block."""
     settings = {
         "jax_compilation_cache_dir": folder,
+        # By default programs that compile quickly are not kept.
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     before = {name: jax.config.values[name] for name in settings}
@@ -209,6 +213,7 @@ def measure_loop(config: ConfigDict) -> dict[str, Any]:
             f"config.bench.loop_steps={steps} gives too few log entries: set at least {3 * every}, "
             "three times config.train.log_every."
         )
+    # Scoring and saving would count as part of the steps.
     short = {"train.steps": steps, "eval.every": 0, "checkpoint.every": 0}
     with tempfile.TemporaryDirectory() as folder:
         train(override_keys(config, short), Path(folder))

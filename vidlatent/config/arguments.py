@@ -50,6 +50,7 @@ def parse_arg(
             result.preset = key
         elif equals and key in variants:
             result[key] = coerce(f"config argument {key}", text, variants[key])
+            # A part that only spells out the default is allowed everywhere, so it is not recorded.
             usual = (variants[key], (spelt_out or {}).get(key, variants[key]))
             if chosen is not None and result[key] not in usual:
                 chosen.append((part, key in labels))
@@ -76,6 +77,7 @@ def run_config(get_config: Callable[[str], Any], arg: str) -> Any:
         _CHOSEN.reset(token)
     parts = [part.strip() for part in arg.split(",")]
     for part, is_label in chosen:
+        # A part has an effect if the config without it is another one.
         without = ",".join(other for other in parts if other != part)
         try:
             other = get_config(without)

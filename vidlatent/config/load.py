@@ -39,6 +39,7 @@ def load(
     """
     imports = import_packages(imports)
     config = load_base(spec)
+    # Locked before keys are set: a misspelt one is refused instead of added.
     config.lock()
     apply_overrides(config, overrides or {})
     config.imports = import_packages((*imports, *config.imports), config.imports)
@@ -86,6 +87,7 @@ def _explained(path: str, file: Path) -> Iterator[None]:
         ]
         if isinstance(error, SyntaxError) and error.filename == str(file):
             lines = [error.lineno]
+        # The innermost line of the config file itself, not of the package that it called.
         where = f", line {lines[-1]}" if lines else ""
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise VidlatentError(f"--config={path}{where}: {reason}; correct the file.") from error

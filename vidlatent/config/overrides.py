@@ -75,18 +75,23 @@ def coerce(what: str, text: str, present: Any) -> Any:
             return lowered in ("true", "1")
         raise VidlatentError(f"{what}={text}: expected true or false.")
     try:
+        # What is no Python value stays text, and is refused below where no text belongs.
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text
+    # Where a float stands, 1 is as good as 1.0.
     if kind is float and (type(value) is int or text.strip("+-").lower() in ("nan", "inf")):
         try:
             value = float(text)
+        # A whole number too large for a float.
         except OverflowError:
             value = math.inf
+    # The text may say nan or inf, which are floats but no settings.
     if kind is float and isinstance(value, float) and not math.isfinite(value):
         raise VidlatentError(f"{what}={text}: give a finite number.")
     if kind is tuple and isinstance(value, (list, tuple)):
         value = to_tuples(value)
+    # Not isinstance: True would pass for a whole number.
     if type(value) is not kind:
         raise VidlatentError(
             f"{what}={text}: expected {kind.__name__} as in {present!r}, "

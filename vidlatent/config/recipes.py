@@ -14,6 +14,7 @@ def demo_on_samples(config: ConfigDict, bucket: tuple, steps: int, lr: float) ->
     config.train.log_every = 20
     config.optim.lr = lr
     config.optim.warmup_steps = 20
+    # The average of some 50 steps: a longer one would remember the start of so short a run.
     config.optim.ema_decay = 0.98
     config.checkpoint.every = 100
     config.eval.every = 100
@@ -41,6 +42,7 @@ def generator_demo(config: ConfigDict) -> None:
     config.optim.lr = 1e-3
     config.optim.warmup_steps = 50
     config.optim.weight_decay = 0.01
+    # The average of some 100 steps, for a run of 1200.
     config.optim.ema_decay = 0.99
     config.checkpoint.every = 300
     config.eval.every = 300
@@ -65,6 +67,8 @@ def area_buckets(
     Sides are multiples of ``multiple``, one at most twice the other; areas are 0.8 to 1.25 times
     that of the square.
     """
+    # Enough where `multiple` divides `side`: by the limits below no side is longer than
+    # sqrt(2 * 1.25) = 1.6 times the square's.
     most = 2 * side // multiple
     sizes = [(h * multiple, w * multiple) for h in range(1, most) for w in range(1, most)]
     kept = [

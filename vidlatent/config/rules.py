@@ -29,6 +29,7 @@ class Number:
     whole: bool = False
 
     def __call__(self, value: Any) -> str:
+        # Types are compared exactly, since isinstance takes True for a whole number.
         kinds = (int,) if self.whole else (int, float)
         if type(value) in kinds and math.isfinite(value):
             low = value > self.low if self.above else value >= self.low
@@ -75,6 +76,7 @@ class Text:
     needed: bool = False
 
     def __call__(self, value: Any) -> str:
+        # Many texts are paths, and those cannot hold a null byte.
         right = type(value) is str and (value or not self.needed) and "\0" not in value
         return "" if right else f"give {self}"
 
@@ -124,6 +126,7 @@ class Many:
     example: str = ""
 
     def __call__(self, value: Any) -> str:
+        # Rules return '' for what is right, so any text is a complaint.
         wrong = not isinstance(value, tuple) or any(map(self.element, value))
         return f"give {self}" if wrong else ""
 

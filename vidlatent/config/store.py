@@ -24,6 +24,7 @@ __all__ = ["config_hash", "differences", "read", "to_json", "write"]
 
 def to_json(config: ConfigDict) -> str:
     """The resolved config as readable JSON (tuples become lists)."""
+    # Sorted, so that the hash does not depend on the order in which keys were set.
     return json.dumps(config.to_dict(), indent=1, sort_keys=True)
 
 
@@ -91,6 +92,7 @@ def _stored(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
         raise VidlatentError(f"--workdir={workdir} holds no run (no config.json): train first.")
     try:
         stored = _with_tuples(upgrade(json.loads(path.read_text())))
+        # Every config has these two: a file without them is something else.
         name, preset = stored["name"], stored["preset"]
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise VidlatentError(
@@ -109,10 +111,12 @@ def _take_generator_sections(stored: dict[str, Any]) -> dict[str, Any]:
     """Remove the sections of generators; returns the keys in them that had been set."""
     usual = flatten(get_generator_defaults("", "").to_dict(), ".")
     sections = {name: stored.pop(name) for name in GENERATOR_SECTIONS if name in stored}
+    # Older versions stored all defaults of a generator: only a value that was set is worth telling.
     return {k: v for k, v in flatten(sections, ".").items() if usual.get(k) != v}
 
 
 def _merge(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    # Keys without a default stay: config files add some of their own, for example to `loss`.
     result = {**defaults, **stored}
     for key, value in defaults.items():
         if isinstance(value, dict) and isinstance(stored.get(key), dict):

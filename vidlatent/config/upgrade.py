@@ -55,6 +55,7 @@ def upgrade(stored: Mapping[str, Any]) -> dict[str, Any]:
         result["recipe"] = _renamed_recipe(result["recipe"])
     if "init_recipes" in train:
         train["init_recipes"] = tuple(map(_renamed_recipe, train["init_recipes"]))
+    # Configs from before this key: only generators have a section of that name.
     if "task" not in result:
         result["task"] = "generator" if result.get("generator") else "tokenizer"
     return result

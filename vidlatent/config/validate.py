@@ -34,6 +34,7 @@ def check_complete(config: ConfigDict, path: str) -> None:
     defaults = get_generator_defaults if is_generator(config) else get_defaults
     present = {key for key, _ in _leaves(config, "", groups=True)}
     missing = [k for k, _ in _leaves(defaults("", ""), "", groups=True) if k not in present]
+    # Groups first: a missing group says more than each of its keys.
     missing.sort(key=lambda key: key.count("."))
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -57,6 +58,7 @@ def _rule_of_group(config: ConfigDict, key: str) -> Any:
     for group, rule in GROUPS.items():
         if key.startswith(f"{group}."):
             if group in SHIPPED and config[group].get("name", "") in SHIPPED[group]:
+                # These rules are of our own models; others may use the names in another way.
                 return FIELDS.get(key.removeprefix(f"{group}."))
             return rule
     return None

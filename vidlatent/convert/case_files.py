@@ -101,6 +101,7 @@ def read_ivvae(folder: Path) -> StoredCase:
         yield "latent_mu", posterior.mean, arrays["latent_mu"]
         yield "latent_logvar", posterior.logvar, arrays["latent_logvar"]
         drawn = posterior.draw(jnp.asarray(arrays["eps"]))
+        # Stored latents are as a generator sees them: scaled here, scaled back below.
         yield "latent", scale * (drawn - shift), arrays["latent"]
         yield "recon", run("decode", arrays["latent"] / scale + shift)[0], arrays["recon"]
 
@@ -116,12 +117,14 @@ def _infer_ivvae_fields(tensors: Arrays, case: Mapping[str, Any]) -> dict[str, A
 
     downs = modules(r"resample_2d[.]1[.]bias")
     widths = [tensors[f"encoder.downsamples.{i}.resample_2d.1.bias"].size for i in downs]
+    # The last level has no downsampling; the middle is as wide as both branches together.
     widths.append(tensors["encoder.middle.0.residual.0.gamma"].size // 2)
     return {
         "latent_channels": case["z_dim"],
         "width": case["dim"],
         "multipliers": tuple(width // case["dim"] for width in widths),
         "blocks": case["num_res_blocks"],
+        # Numbers of levels: the modules in the names also count residual blocks.
         "temporal_down": tuple(downs.index(i) for i in modules(r"time_conv[.]bias")),
         "latent_scale": case["scale"],
         "latent_shift": case["shift"],
@@ -153,6 +156,7 @@ def read_reducio(path: Path) -> StoredCase:
     io = {
         name.removeprefix("io/"): _to_channel_last(x)
         for name, x in arrays.items()
+        # Scalars, such as the content frame's number, are read below.
         if name.startswith("io/") and x.ndim > 3
     }
 
@@ -168,6 +172,7 @@ def read_reducio(path: Path) -> StoredCase:
         features, recon = run(decode, jnp.asarray(io["motion"]), frame)
         for name, got in zip(("feat2", "feat3", "feat4"), features, strict=True):
             if name in io:
+                # Features of one frame: the time axis comes from `_to_channel_last`.
                 yield name, got, io[name][:, 0]
         yield "recon", recon, io["recon"]
 
@@ -207,6 +212,7 @@ def _restore_reducio_weights(arrays: Arrays, meta: Mapping[str, Any], shapes: An
             tensors[key] = np.ldexp(x.astype(np.float32), -meta["weight_exp"][key])
     for name, shape in export_names(shapes, REDUCIO_TABLE).items():
         if name.endswith("pos_embed"):
+            # [N, D] -> [1, N, 1, D]
             tensors[name] = interleaved_sincos(shape[1], shape[3])[None, :, None]
     return tensors
 

@@ -55,6 +55,7 @@ def run_case(
         module = model.clone(**changes)
         call = jax.jit(
             lambda p, *a: module.apply({"params": p}, *a, method=method),
+            # A case is small and runs once: compiling takes longer than running.
             compiler_options=quick_options(level=0),
         )
         return call(params, *args)

@@ -72,6 +72,7 @@ def convert(config: ConfigDict, workdir: Path, **options: Any) -> int:
     logging.info("%s: %d arrays, %d parameters", source, len(jax.tree.leaves(params)), count)
     if not target:
         logging.info("the weights fit the model; --to=... writes them")
+    # A name with a suffix is a file, any other a workdir.
     elif Path(target).suffix:
         if Path(target).resolve() == Path(source).resolve():
             raise VidlatentError(f"--to={target} would overwrite the source: choose another name.")
@@ -106,6 +107,7 @@ def _verify(case: str, family: str, weights: str, table: str) -> None:
     errors = run_case(case, family, weights, table)
     for name, error in errors.items():
         logging.info("%s: largest error %.2g", name, error)
+    # "not <=" also catches NaN.
     wrong = [name for name, error in errors.items() if not error <= TOLERANCE]
     if wrong:
         raise VidlatentError(
@@ -123,6 +125,7 @@ def _write_workdir(config: ConfigDict, workdir: Path, params: Any) -> None:
     try:
         checkpointer.save(
             0,
+            # What eval, reconstruct and init_from read: the averaged parameters.
             {"step": np.int32(0), "ema": jax.tree.map(jax.numpy.asarray, params)},
             iterator={},
             spec=model_of(config).latent_spec,

@@ -48,6 +48,7 @@ class BadClips:
         self._recent.append((draws, len(skipped)))
         self._recent_draws += draws
         self._recent_bad += len(skipped)
+        # Old batches leave only if those after them still make up a whole window.
         while self._recent and self._recent_draws - self._recent[0][0] >= self.window:
             old_draws, old_bad = self._recent.popleft()
             self._recent_draws -= old_draws
@@ -83,6 +84,8 @@ class BadClips:
 
     def check(self) -> None:
         """Raise once more than ``budget * window`` of the last ``window`` draws have failed."""
+        # A share of the whole window, even if fewer draws were made so far: else one bad clip at
+        # the start of a run would be a large share and stop it.
         if self._recent_bad > self.budget * self.window:
             raise VidlatentError(
                 f"{self._recent_bad} of the last {self._recent_draws} draws from {self.where} "

@@ -128,6 +128,7 @@ def _is_enlarged(clip: Clip, bucket: Bucket) -> bool:
 
 def _choose_nearest(clip: Clip, choices: Sequence[int], buckets: Sequence[Bucket]) -> int:
     """Nearest aspect ratio; among equal ones the largest that does not enlarge the clip."""
+    # In logarithms a bucket twice as wide and one twice as tall are equally far away.
     ratio = math.log(clip.info.width / clip.info.height)
 
     def key(index: int):
@@ -135,6 +136,8 @@ def _choose_nearest(clip: Clip, choices: Sequence[int], buckets: Sequence[Bucket
         distance = abs(math.log(bucket.width / bucket.height) - ratio)
         enlarged = _is_enlarged(clip, bucket)
         area = bucket.height * bucket.width
+        # Rounded, so that ratios that differ by float error alone count as equal. Then the largest
+        # of the buckets that do not enlarge the clip, or else the smallest.
         return round(distance, 6), enlarged, area if enlarged else -area, index
 
     return min(choices, key=key)
@@ -174,6 +177,7 @@ def weigh_buckets(
         )
     if any(weight < 0 for weight in weights):
         raise VidlatentError("data.bucket_weights has a negative entry.")
+    # A length that no clip has is refused, an aspect ratio that no clip has is only left out.
     filled: Counter[int] = Counter()
     for bucket, rows in zip(buckets, members, strict=True):
         filled[bucket.frames] += len(rows)
@@ -192,10 +196,12 @@ def weigh_buckets(
     if weights:
         shares = [w if rows else 0.0 for w, rows in zip(weights, members, strict=True)]
     else:
+        # Steps that one pass over a bucket's clips takes.
         work = [len(rows) / b.batch for b, rows in zip(buckets, members, strict=True)]
         total: Counter[int] = Counter()
         for bucket, amount in zip(buckets, work, strict=True):
             total[bucket.frames] += amount
+        # They sum to 1 over the buckets of each length, so that every length gets the same share.
         shares = [a / total[b.frames] for b, a in zip(buckets, work, strict=True)]
     if not sum(shares):
         raise VidlatentError("data.bucket_weights leaves no bucket that has clips.")

@@ -23,6 +23,7 @@ def count_decoded_bytes(
         for row in rows:
             info = clips[row].info
             spot = place(info.height, info.width, scale)
+            # uint8 [T, h, w, 3], scaled but not cut.
             total += info.frames * spot.height * spot.width * 3
     return total
 
@@ -51,6 +52,7 @@ class ClipCache:
 
     def get(self, key: Any, load: Callable[[], Any]) -> Any:
         """What ``load`` returned the first time; None if the clip cannot be decoded to its end."""
+        # Held only to find the clip's own lock: other clips can be loaded meanwhile.
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:

@@ -101,6 +101,7 @@ def build_index(source: Source, limits: Limits, verify: str = "auto", cache: str
         sound = {name for name, row in known.items() if row.get("verified")}
         pairs = list(zip(entries, findings, strict=True))
         findings = _run_threads(pairs, lambda pair: _verify(source, *pair, limits, sound, known))
+        # All clips that are still usable have been decoded now, or were in an earlier run.
         verified = True
     else:
         verified = False
@@ -115,6 +116,7 @@ def build_index(source: Source, limits: Limits, verify: str = "auto", cache: str
         Clip(found, entry.group, entry.part, *said)
         for (entry, found), said in zip(usable, words, strict=True)
     ]
+    # Sorted, so that a class has the same number in every run.
     labels = source.labels() or tuple(sorted({clip.label for clip in clips} - {""}))
     bad = [found for found in findings if isinstance(found, BadClip)]
     logging.info(
@@ -135,6 +137,7 @@ def _probe(source: Source, entry: Entry, limits: Limits, known) -> ClipInfo | Ba
         if "info" in row:
             return ClipInfo(**row["info"])
         return BadClip(entry.name, row["reason"], row["detail"])
+    # The clip changed. What else is known of it, such as that it was verified, no longer holds.
     known.pop(entry.name, None)
     try:
         return source.probe(entry.name, limits)
@@ -145,6 +148,7 @@ def _probe(source: Source, entry: Entry, limits: Limits, known) -> ClipInfo | Ba
 
 
 def _verify(source: Source, entry: Entry, found, limits: Limits, sound, known):
+    # `known` has lost the clips that changed since they were verified (see `_probe`).
     if isinstance(found, BadClip) or (entry.name in sound and entry.name in known):
         return found
     try:
@@ -157,6 +161,7 @@ def _verify(source: Source, entry: Entry, found, limits: Limits, sound, known):
 
 
 def _cache_head(where: str, limits: Limits) -> dict[str, Any]:
+    # The limit decides which clips are usable, so another limit makes the cache void.
     return {"format": _FORMAT, "where": where, "max_pixels": limits.max_pixels}
 
 
@@ -182,6 +187,7 @@ def _write_cache(path, where, limits, entries, findings, known, verified) -> Non
         if isinstance(found, ClipInfo):
             row["info"] = dataclasses.asdict(found)
             row["verified"] = verified or known.get(entry.name, {}).get("verified", False)
+        # Tried again next time: by then the disc may be quicker, or the file back.
         elif found.reason in _PASSING:
             continue
         else:

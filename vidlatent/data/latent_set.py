@@ -257,6 +257,7 @@ class Shard:
             raise VidlatentError(
                 f"the rows beside {records} are damaged ({error}): encode the videos again."
             ) from error
+        # The size tells a file that was cut off without reading all of it.
         if not os.path.isfile(records) or os.path.getsize(records) != shard.bytes:
             raise VidlatentError(
                 f"{records} is missing or was cut off: delete it and run --mode=encode again, it "
@@ -275,13 +276,16 @@ def pack(arrays: Mapping[str, np.ndarray], window: Window) -> bytes:
     """A record; the same bytes for the same content."""
     table: dict[str, Any] = {"__metadata__": {"window": json.dumps(row_of(window))}}
     blobs, end = [], 0
+    # Sorted, so that the order of the mapping leaves no trace in the bytes.
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         blobs.append(array.tobytes())
         begin, end = end, end + array.nbytes
+        # `ascontiguousarray` gives scalars an axis, so the shape is that of the original.
         about = {"dtype": _NAMES[array.dtype], "shape": list(arrays[name].shape)}
         table[name] = {**about, "data_offsets": [begin, end]}
     head = json.dumps(table, separators=(",", ":")).encode()
+    # Spaces, which the format allows, so that the arrays begin at a multiple of 8 bytes.
     head += b" " * (-len(head) % 8)
     return b"".join([len(head).to_bytes(8, "little"), head, *blobs])
 
@@ -293,6 +297,7 @@ def unpack(record: bytes) -> tuple[dict[str, np.ndarray], Window]:
       ValueError: it is no such record.
     """
     try:
+        # 8 bytes with the length of the head, the head as JSON, the arrays.
         begin = 8 + int.from_bytes(record[:8], "little")
         table = json.loads(record[8:begin])
         window = Window(**json.loads(table.pop("__metadata__")["window"]))

@@ -152,12 +152,14 @@ def _make_stream(
 ) -> grain.MapDataset | None:
     """The Grain graph of one part for process (index, count)."""
     if isinstance(source, LatentSource):
+        # Stored latents have one frame rate and are neither cropped nor mirrored.
         reading = LatentReading(source, clips, 0.0, "centre", False, options.limits)
     else:
         keys = options.fps, options.crop, options.flip, options.limits
         reading = Reading(source, clips, *keys, bucket_rule=options.bucket_rule)
     if isinstance(part, Listed):
         if isinstance(source, MediaSource):  # windows of a clip that follow one another
+            # One open file for each thread that reads.
             source.decoders = Decoders(max(1, options.read_threads))
         grouped = [buckets[number] for number, _ in part.groups]
         windows = [mine for _, mine in part.groups]
@@ -190,6 +192,7 @@ def _select_usable(
         sizes = {(bucket.frames, bucket.height, bucket.width) for bucket in buckets}
         source.check_sizes(sizes)
         clips = [clip for clip in index.clips if (clip.frames, *clip.size) in sizes]
+        # Stored windows have the size of a bucket or they do not: no length is left to check.
         candidates = ()
     for clip in candidates:
         if clip.info.starts(shortest, options.fps):
@@ -229,8 +232,10 @@ def _hash_content(
             del stated[key]
     if isinstance(source, LatentSource):
         stated["latents"] = source.header.to_json()
+    # It decides which windows are scored, and nothing in training.
     if split == VALIDATION:
         stated["validation_clips"] = options.validation_clips
+    # Names are relative to the source, so a folder may be moved without changing the hash.
     rows = [(clip.path, clip.frames, clip.fps, clip.size, clip.info.is_image) for clip in clips]
     parts = [stated, [str(b) for b in buckets], rows, split, seed]
     words = [(clip.label, clip.caption) for clip in clips]
@@ -308,6 +313,7 @@ class Loader:
         began = time.monotonic()
         try:
             if self._batches is None:
+                # Grain starts its processes with the first element, so it is asked for in here.
                 with _shield_children_from_ctrl_c():
                     self._batches = self._start_reading()
                     raw = next(self._batches)
@@ -327,6 +333,7 @@ class Loader:
         self._step += 1
         for bad in self.report.record(len(batch["mask"]), batch["skipped"]):
             logging.warning("clip left out: %s: %s: %s", bad.path, bad.reason, bad.detail)
+        # Training has no padding: a position stays empty only if many draws in a row failed.
         if self._split == TRAIN and not batch["mask"].all():
             raise self.report.none_left(" left after many draws")
         self.report.check()
@@ -352,6 +359,7 @@ class Loader:
         if options.num_workers:
             ahead = max(1, options.read_threads)  # in each worker, beside its own queue below
         stream = self._stream[self._step :] if self._step else self._stream
+        # Threads fill the buffer: with fewer places than threads, some of them would wait.
         batches = stream.to_iter_dataset(
             grain.ReadOptions(
                 num_threads=options.read_threads,
@@ -361,6 +369,7 @@ class Loader:
         if options.num_workers:
             if not flags.FLAGS.is_parsed():  # Grain reads an absl flag; a library has no argv
                 flags.FLAGS.mark_as_parsed()
+            # The batches to decode ahead are shared out among the workers.
             batches = batches.mp_prefetch(
                 grain.multiprocessing.MultiprocessingOptions(
                     num_workers=options.num_workers,
@@ -395,6 +404,7 @@ class Loader:
 
 def _copy_if_shared(array: np.ndarray) -> np.ndarray:
     """The array itself, or a copy if it lies in the shared memory of a worker process."""
+    # Grain hands over arrays in shared memory as a subclass of ndarray.
     return array if type(array) is np.ndarray else np.array(array)
 
 

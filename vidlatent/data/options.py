@@ -134,6 +134,7 @@ class DataOptions:
         values["bucket_weights"] = tuple(data["bucket_weights"])
         options = cls(**values)
         for key, allowed in {"source": SOURCES.names(), **_CHOICES}.items():
+            # A key that was left out has its default, which is right.
             if values.get(key, allowed[0]) not in allowed:
                 raise VidlatentError(
                     f"data.{key} = {values[key]!r}: {did_you_mean(str(values[key]), allowed)}"

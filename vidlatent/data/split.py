@@ -34,6 +34,7 @@ def split_groups(groups: Mapping[str, str], share: float) -> dict[str, str]:
     order = sorted(parts, key=lambda group: (_hash_position(group), group))
     held = [group for group in order if parts[group] == VALIDATION]
     if len(parts) >= 2 and not held:
+        # The one that would be held out first if the share grew.
         parts[order[0]] = VALIDATION
     elif held and len(held) == len(parts):
         parts[held[-1]] = TRAIN

@@ -139,14 +139,19 @@ class _TrainWindow:
         row, number = drawn
         skipped = []
         for attempt in range(_ATTEMPTS):
+            # Each attempt has numbers of its own, but all follow from the position: a run that is
+            # repeated or resumed tries the same clips.
             rng = np.random.default_rng([number, attempt])
             if attempt:
                 row = self.rows[int(rng.integers(len(self.rows)))]
             choices = self.reading.clips[row].info.starts(self.bucket.frames, self.reading.fps)
             start = self.reading.start_of(row, int(rng.integers(choices)))
+            # Crop and mirroring are drawn whatever the options say, so that switching one of them
+            # leaves the other draws as they were.
             drawn_crop = (float(rng.random()), float(rng.random()))
             crop = drawn_crop if self.reading.crop == "random" else CENTRE
             mirrored = bool(rng.random() < 0.5) and self.reading.flip
+            # Last, because the number of draws in it varies.
             if self.reading.crop == "resized":
                 info = self.reading.clips[row].info
                 size = (self.bucket.height, self.bucket.width)
@@ -232,6 +237,7 @@ def train_stream(
             )
         )
         weights.append(share)
+    # Buckets are mixed batch by batch, because all clips of a batch have one shape.
     return grain.MapDataset.mix(streams, weights) if len(streams) > 1 else streams[0]
 
 
@@ -251,10 +257,12 @@ def validation_windows(
             if bucket.frames == frames
             for row in members[number]
         )
+        # More clips than windows are wanted: an even selection of them.
         if len(owners) > cap:
             owners = [owners[i * len(owners) // cap] for i in range(cap)]
         for row, number in owners:
             info = reading.clips[row].info
+            # So many windows fit into the clip without sharing a frame.
             fitting = max(1, info.frames_at(reading.fps) // frames)
             count = min(fitting, max(1, cap // len(owners)))
             last = info.starts(frames, reading.fps) - 1
@@ -295,6 +303,7 @@ def whole_windows(
     """For each bucket (row, first source frame); each clip once, in the longest bucket it fills."""
     windows: list[list[tuple[int, int]]] = [[] for _ in buckets]
     longest: dict[int, int] = {}
+    # Longer buckets come later and overwrite the shorter ones.
     for number in sorted(range(len(buckets)), key=lambda number: buckets[number].frames):
         longest |= dict.fromkeys(members[number], number)
     for row, number in sorted(longest.items()):
@@ -319,6 +328,7 @@ def validation_stream(
     for bucket, mine in zip(buckets, windows, strict=True):
         if not mine:
             continue
+        # Another batch size would be another program to compile, and uneven shares of processes.
         padding = -len(mine) % bucket.batch
         padded = [*mine, *[(-1, 0)] * padding]
         streams.append(

@@ -39,6 +39,7 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
             "set of the same tokenizer by --config.data.path=..."
         )
     if config.eval.layer_memory:
+        # Now, so that the mistake shows before anything is decoded and compiled.
         check_memory(model)
     inputs = Inputs(config, model, known)
     mesh = mesh_for_batches(config.mesh, config.data.buckets)

@@ -41,6 +41,7 @@ def make_noise_schedule(config: ConfigDict, model: Any, grid: tuple[int, ...]) -
     """The schedule of ``config.diffusion`` for latents of ``grid`` (frames, rows, columns)."""
     schedule = make_schedule(config.diffusion.schedule)
     if isinstance(schedule, Flow):
+        # A flow's shift grows with the number of tokens, t * h * w over the size of a patch.
         return schedule.for_tokens(math.prod(grid) // math.prod(model.patch))
     return schedule
 
@@ -56,6 +57,7 @@ def make_loss_step(
         schedule = make_noise_schedule(config, model, x0.shape[1:4])
         levels = fixed_levels(schedule, diffusion.eval_levels)
         keys = _clip_keys(batch)
+        # No condition is dropped but those that a clip does not have.
         missing = missing_condition_masks(conditions, model.reads, x0.shape[1])
 
         def at(number):
@@ -71,6 +73,7 @@ def make_loss_step(
             )
 
         # One level after another: memory is that of one.
+        # [levels, B] -> [B, levels]
         return {"loss": jax.lax.map(at, jnp.arange(diffusion.eval_levels)).T}
 
     return step
@@ -82,6 +85,7 @@ def _clip_keys(batch: Any) -> jax.Array:
 
     def one(clip, start):
         mine = jax.random.fold_in(key, clip)
+        # fold_in takes whole numbers: milliseconds.
         return jax.random.fold_in(mine, jnp.round(start * 1000).astype(jnp.int32))
 
     return jax.vmap(one)(batch["clip"], batch["start"])
@@ -104,6 +108,7 @@ def compile_loss_step(
     names = (*arrays, "clip", "start")
 
     def measure(params, frozen, batch):
+        # Rows of all processes come back, so what tells them apart must come with them.
         tags = {name: batch[name] for name in ("mask", "clip", "start")}
         return {**step(params, frozen, batch), **tags}
 

@@ -52,6 +52,7 @@ class LatentStatistics:
         kept = self._kept.setdefault(latents.shape[1:], {})
         for row in real:
             if len(kept) < self._wanted and int(clips[row]) not in kept:
+                # A view would keep the whole batch in memory.
                 kept[int(clips[row])] = latents[row].copy()
 
     def statistics(self) -> dict[str, Any]:
@@ -130,6 +131,7 @@ def latent_sheet(latent: np.ndarray, video: np.ndarray, spec: LatentSpec, title:
       spec: how the two belong together.
       title: a line at the top.
     """
+    # Frames of the first latent if they are fewer than t: 1 under the rule 1+4k, else 0.
     lead = spec.rule.first % spec.t
     starts = [max(0, lead + (k - 1) * spec.t) if lead else k * spec.t for k in range(len(latent))]
     return channel_sheet(stretch_channels(latent), frames=video[starts], title=title)

@@ -85,6 +85,7 @@ def measure_layer_memory(
         missing = missing_condition_masks(conditions, model.reads, x0.shape[1])
         return model.apply(
             {"params": params},
+            # With the mask, padding of the batch does not count.
             *(drawn.x, drawn.time, conditions, missing, batch["mask"]),
             method="memory_weights",
         )
@@ -93,6 +94,7 @@ def measure_layer_memory(
     run = jax.jit(look, in_shardings=(*places, rows), out_shardings=whole)
     found = run(params, frozen, to_global(arrays, rows))
     largest, mean = (
+        # Layer l, from 1, reads states 0 to l - 1; what follows in its row is padding.
         [row[: layer + 1].tolist() for layer, row in enumerate(np.asarray(weights, np.float64))]
         for weights in found
     )

@@ -87,6 +87,7 @@ def tokenizer_eval_step(
         else:
             prediction, posterior = reconstruct(params, batch, from_pixels(video), 0)
             reconstruction = to_pixels(prediction)
+        # One colour for the whole clip: [B, 1, 1, 1, 3]
         colour = video.astype(jnp.float32).mean(axis=(1, 2, 3), keepdims=True)
         flat = jnp.broadcast_to(jnp.round(colour).astype(video.dtype), video.shape)
         extras = {"latent": posterior.mode().astype(jnp.float32)} if latent else {}
@@ -106,8 +107,10 @@ def tokenizer_eval_step(
 def _map_chunks(function: Callable, video: jax.Array, chunk: int) -> jax.Array:
     """``function((number, [B, chunk, H, W, 3]))`` of each chunk in turn, put together again."""
     batch, frames = video.shape[:2]
+    # [B, T, H, W, 3] -> [B, chunks, chunk, H, W, 3]
     parts = video.reshape(batch, frames // chunk, chunk, *video.shape[2:])
     numbers = jnp.arange(frames // chunk)
+    # One chunk after another, so that memory is that of one.
     done = jax.lax.map(function, (numbers, jnp.moveaxis(parts, 1, 0)))
     return jnp.moveaxis(done, 0, 1).reshape(video.shape)
 
@@ -165,6 +168,7 @@ def compile_eval_step(
         return {**out, **more, **tags}, video
 
     jitted = jax.jit(measured, in_shardings=(placed, whole, rows), out_shardings=(whole, rows))
+    # Networks are an argument: closed over, their weights would be constants of the program.
     return lambda params, batch: jitted(params, networks, to_global(batch, rows))
 
 
@@ -229,6 +233,7 @@ def evaluate(
       VidlatentError: the loader holds no clip.
     """
     shown: list[ClipPair] = []
+    # Pictures are spread over the loader: a few of every stride-th batch.
     per_batch = -(-pictures // max(1, len(loader)))
     stride = max(1, len(loader) // max(1, pictures))
     running = _RunningScores(loader.index, metrics)
@@ -279,6 +284,7 @@ class _RunningScores:
         for name, (_, accumulator) in self._of_sets.items():
             accumulator.add(*(measured[key] for key in (name, "mask", "clip", "start")))
         for row in real:
+            # float64, because the sums grow over all clips.
             per_frame = {n: np.asarray(measured[n][row], np.float64) for n in self.names}
             self.clips.append(
                 {
@@ -289,6 +295,7 @@ class _RunningScores:
                 }
             )
             for position in range(size[0]):
+                # Windows may differ in length, so late positions have fewer clips.
                 self.counts[position] += 1
                 for name in self.names:
                     self.sums[name][position] += per_frame[name][position]
@@ -312,6 +319,7 @@ class _RunningScores:
             name: how | (self._of_frames[name].about if name in self._of_frames else {})
             for name in self.names
         }
+        # Only eval steps that were asked for preservation return these sums.
         if self._absolute[1]:
             numbers[PRESERVATION] = float(1 - self._absolute[0] / self._absolute[1])
             about[PRESERVATION] = how | {"averaged": "one ratio of sums over all pixels"}
@@ -335,6 +343,7 @@ def _group_positions(sums: dict[str, Any], counts: dict[int, int], spec: LatentS
             first=spec.rule.first,
             group=spec.t,
         )
+        # A place in the group that no frame had cannot be compared with the others.
         if spec.t == 1 or not all(numbers):
             return {}
         result |= {"n": numbers, name: means, f"{name}_max_margin": max_margin(means)}

@@ -144,6 +144,7 @@ def make_position_rows(result: Evaluation) -> list[dict[str, Any]]:
     """``Evaluation.positions`` as rows of a table: one a frame, with every metric."""
     return [
         {"frame": frame, **{name: values[frame] for name, values in result.positions.items()}}
+        # PSNR is always there, so its length is the number of frames of the longest window.
         for frame in range(len(result.positions["psnr"]))
     ]
 

@@ -84,6 +84,7 @@ def open_video(media: str | bytes, limits: Limits):
 
 def frame_rate(stream) -> Fraction:
     """Frames a second; 25 where the file does not say."""
+    # From the most to the least exact; some files lack the first.
     stated = map(to_fraction, (stream.average_rate, stream.guessed_rate, stream.base_rate))
     return next((rate for rate in stated if rate > 0), Fraction(25))
 
@@ -120,6 +121,7 @@ def frame_to_array(frame: av.VideoFrame, stream, size, crop, resize=AREA) -> np.
     """
     height, width = display_size(frame, stream)
     spot = place(height, width, size, crop or CENTRE)
+    # A frame on its side is scaled before it is turned, so its sides swap.
     turned = frame.rotation % 180 != 0
     to_height, to_width = (spot.width, spot.height) if turned else (spot.height, spot.width)
     how = {}
@@ -139,4 +141,5 @@ def check_frame(frame: av.VideoFrame, limits: Limits) -> None:
     """Raise ``ClipError`` if a decoded frame is damaged or larger than the limit."""
     if frame.is_corrupt:
         raise ClipError("corrupt", "the decoder marks a frame as damaged")
+    # The size may change within a stream, so the header's is not enough.
     limits.check_size(frame.height, frame.width)

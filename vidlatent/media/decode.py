@@ -76,11 +76,13 @@ def read_window(
         return np.repeat(read_picture(media, size, crop, limits, resize)[None], count, axis=0)
     deadline = Deadline(limits.timeout_s)
     wanted = _Wanted(start, count, fps, size, crop, resize)
+    # Open files are found again by their path, which bytes do not have.
     if isinstance(media, bytes):
         decoders = None
     video = None if decoders is None else _continue_reading(media, wanted, limits, decoders)
     if video is not None:
         return video
+    # A window at the beginning needs no seek.
     for back in (*_SEEK_BACK, None) if start > 0 else (None,):
         with contextlib.ExitStack() as stack:
             container, stream = stack.enter_context(open_video(media, limits))
@@ -89,6 +91,7 @@ def read_window(
             playing = Playing(stream, frames, deadline, stack.close)
             video = _collect_window(playing, wanted, limits, sought=back is not None)
             if video is not None and decoders is not None:
+                # Closing becomes the decoder's business: the file stays open after this block.
                 playing.close = stack.pop_all().close
                 decoders.leave(media, playing)
         if video is not None:
@@ -111,6 +114,7 @@ def _continue_reading(
     try:
         video = _collect_window(playing, wanted, limits, sought=True)
     except ClipError:
+        # With nothing at hand, `leave` closes the file.
         video, playing.at_hand = None, []
     decoders.leave(media, playing)
     return video
@@ -158,6 +162,7 @@ def _collect_window(playing: Playing, wanted: _Wanted, limits, sought: bool) -> 
                 image = frame_to_array(frame, stream, wanted.size, wanted.crop, wanted.resize)
             images.append(image)
 
+    # A frame stays on display until the next one, so the loop lags one frame behind.
     shown, shown_at = None, 0.0
     at_hand, playing.at_hand = playing.at_hand, []
     for moment, frame in itertools.chain(at_hand, playing.frames):
@@ -166,6 +171,7 @@ def _collect_window(playing: Playing, wanted: _Wanted, limits, sought: bool) -> 
         if shown is not None:
             show(shown, moment)
         if len(images) == wanted.count:
+            # The next window may need both: the frame on display now, and the one read already.
             playing.at_hand = [(shown_at, shown), (moment, frame)]
             return np.stack(images)
         shown, shown_at = frame, moment
@@ -174,6 +180,7 @@ def _collect_window(playing: Playing, wanted: _Wanted, limits, sought: bool) -> 
     if shown is None:
         raise ClipError("truncated", "no frame before the end of the file")
     _check_end(times[-1], shown_at, rate, source_rate)
+    # Nothing follows: the last frame stays on display.
     show(shown, float("inf"))
     return np.stack(images)
 
@@ -207,6 +214,7 @@ def _iterate_timed(
     for number, frame in frames:
         if frame.pts is not None:
             moment = float((frame.pts - origin) * to_fraction(stream.time_base))
+        # After a seek, frames without stamps could be anywhere.
         elif back is None:
             moment = float(number / rate)
         else:
@@ -254,11 +262,13 @@ def cut_window(
     rate = fps or info.fps
     times, slack = _make_instants(start, count, rate, info.fps)
     _check_end(times[-1], stamps[-1], rate, info.fps)
+    # The last frame whose stamp is not after the instant, as in `_collect_window`.
     chosen = np.searchsorted(stamps, times + slack, side="right") - 1
     return images[np.maximum(chosen, 0), rows, columns]
 
 
 def _check_end(wanted: float, last: float, rate: float, source_rate: float) -> None:
+    # Stamps are rounded and average rates drift, so the end may seem a frame early.
     if wanted > last + 1.5 / rate + 1.5 / source_rate:
         raise ClipError("truncated", f"frames end at {last:.2f} s, the window needs {wanted:.2f} s")
 
@@ -284,4 +294,5 @@ def _all_frames(media, limits, size) -> Iterator[np.ndarray]:
             check_frame(frame, limits)
             image = frame_to_array(frame, stream, size, CENTRE)
             yield np.ascontiguousarray(image)
+            # The time that the caller spends on a frame does not count.
             deadline.restart()

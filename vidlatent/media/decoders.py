@@ -61,6 +61,7 @@ class Decoders:
                 (playing.at_hand[1][0], place)
                 for place, (known, playing) in enumerate(self._idle)
                 if known == path
+                # A decoder cannot go back: it must not be past the window's first frame.
                 and playing.at_hand[0][0] <= start <= playing.at_hand[1][0] + _REACH_S
             ]
             return self._idle.pop(max(near)[1])[1] if near else None
@@ -76,6 +77,7 @@ class Decoders:
                 self._idle.append((path, playing))
                 closing = [old for _, old in self._idle[: -self._most]]
                 del self._idle[: -self._most]
+        # After the lock is released, so that closing a file keeps nobody waiting.
         for old in closing:
             old.close()
 

@@ -37,6 +37,7 @@ class ClipError(VidlatentError):
     def __init__(self, reason: str, detail: str):
         if reason not in REASONS:
             raise ValueError(f"unknown reason {reason!r}")
+        # Both as arguments: pickling makes an exception again from these alone.
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
@@ -85,6 +86,7 @@ def named_errors(invalid: str):
     """
     try:
         yield
+    # From the special to the general: PyAV's errors are Python's own at the same time.
     except ClipError:
         raise
     except av.error.ExitError as error:  # PyAV's time limit for opening and reading

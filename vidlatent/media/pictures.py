@@ -28,6 +28,7 @@ def is_picture(media: str | bytes) -> bool:
     else:
         with open(media, "rb") as file:
             head = file.read(16)
+    # Sound and video in RIFF begin alike; the kind stands four bytes later, after the size.
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return True
     return head.startswith(_STARTS) or head[4:12] == b"ftypavif"

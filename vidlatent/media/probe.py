@@ -48,12 +48,14 @@ class ClipInfo:
         """Frames that the clip has at a target rate (0: its own)."""
         if self.is_image or self.frames == 1 or fps == 0.0:
             return self.frames
+        # Rates such as 30000/1001 are floats here: a thousandth of a frame covers their rounding.
         return int((self.frames - 1) / self.fps * fps + 1e-3) + 1
 
     def starts(self, count: int, fps: float) -> int:
         """Number of source frames at which a window of ``count`` frames at ``fps`` can begin."""
         if self.is_image or self.frames == 1 or fps == 0.0:
             return max(0, self.frames - count + 1)
+        # Source frames left over after the window's last one.
         room = (self.frames - 1) - (count - 1) / fps * self.fps
         return max(0, int(np.floor(room + 1e-3)) + 1)
 
@@ -82,6 +84,7 @@ def probe(media: str | bytes, limits: Limits | None = None) -> ClipInfo:
         rate, kind = frame_rate(stream), container.format.name
     last = _last_time(media, limits, deadline)
     frames = round(last * rate) + 1
+    # A still picture in a format that FFmpeg reads and Pillow was not asked to.
     if frames == 1 and kind.endswith(("_pipe", "image2")):
         return ClipInfo(name, 1, 0.0, width, height, 0.0, True)
     return ClipInfo(name, frames, float(rate), width, height, float(last + 1 / rate), False)
@@ -100,6 +103,7 @@ def _last_time(media: str | bytes, limits: Limits, deadline: Deadline) -> Fracti
             if stream.duration:
                 declared = stream.duration * to_fraction(stream.time_base)
             elif container.duration:
+                # Containers count in microseconds, streams in units of their own.
                 declared = Fraction(container.duration, av.time_base)
             if seek and declared is None:
                 continue
@@ -116,6 +120,7 @@ def _last_time(media: str | bytes, limits: Limits, deadline: Deadline) -> Fracti
                 break
             if not seek:  # no packet has a time stamp: count them
                 return Fraction(max(0, packets - 1)) / frame_rate(stream)
+    # Headers are not exact: half a second or 2 % less is no damage.
     if declared is not None and end - origin < declared - max(Fraction(1, 2), declared / 50):
         raise ClipError(
             "truncated", f"ends at {float(end - origin):.2f} s of {float(declared):.2f} s"
@@ -131,6 +136,7 @@ def _read_packets(container, stream, deadline: Deadline):
     last, end, count = None, None, 0
     for packet in container.demux():
         deadline.check()
+        # PyAV ends a stream with an empty packet.
         if not packet.size:
             continue
         count += packet.stream_index == stream.index

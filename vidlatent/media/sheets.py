@@ -37,6 +37,7 @@ def to_uint8(pixels: Any) -> np.ndarray:
     pixels = np.asarray(pixels)
     if pixels.dtype == np.uint8:
         return pixels
+    # NaN becomes mid-grey, because its conversion to integers is undefined.
     scaled = (np.nan_to_num(pixels.astype(np.float32)) + 1.0) * 127.5
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
@@ -94,6 +95,7 @@ def _add_differences(
         a, b = clips[i], clips[i + 1]
         if a.shape != b.shape:
             raise VidlatentError(f"rows {i} and {i + 1} differ in size: {a.shape} and {b.shape}.")
+        # int16, because differences of uint8 wrap around below 0.
         apart = np.abs(a.astype(np.int16) - b.astype(np.int16)) * gain
         rows += [a, b, np.clip(apart, 0, 255).astype(np.uint8)]
         names += [labels[i], labels[i + 1], f"difference x{gain:g}"]
@@ -200,8 +202,10 @@ def _compose(
     group: int,
     numbers: Sequence[int],
 ) -> Image.Image:
+    # First the size of everything, because Pillow's canvas cannot grow; then the drawing.
     sizes = [_cell_size(*clip.shape[1:3], cell) for clip in clips]
     picks = [pick_frames(len(clip), columns) for clip in clips]
+    # One line of frame numbers serves all rows if their columns line up.
     same_times = all(pick == picks[0] for pick in picks) and len({s[1] for s in sizes}) == 1
     texts = (line for label in labels for line in label.split("\n"))
     label_width = min(180, 8 + max(int(_font(13).getlength(line)) for line in texts))
@@ -348,6 +352,7 @@ def weight_map(
     if not columns:
         raise VidlatentError("a map of weights needs a row with a weight.")
     cell = min(56, max(16, 720 // max(columns, len(rows))))
+    # Above the map: title, explanation, numbers of the columns.
     left, top = _MARGIN + 30, _MARGIN + 24 + 20 + 22
     size = (left + max(columns * cell, 400) + _MARGIN, top + len(rows) * cell + _MARGIN)
     sheet = Image.new("RGB", size, _PAPER)
@@ -380,7 +385,9 @@ def _draw_weights(draw: ImageDraw.ImageDraw, row: np.ndarray, left: int, y: int,
         frame = _MARK if column == row.argmax() else _RULE
         box = (x, y, x + cell - 2, y + cell - 2)
         draw.rectangle(box, fill=shade, outline=frame, width=2 if frame == _MARK else 1)
+        # In smaller cells the number would not fit.
         if cell >= 32:
+            # Legible on dark cells and on light ones.
             ink = _PAPER if weight > 0.5 else _INK
             middle = (x + cell // 2 - 1, y + cell // 2 - 1)
             draw.text(middle, f"{weight:.2f}", fill=ink, font=_font(11), anchor="mm")

@@ -59,10 +59,12 @@ def place(height: int, width: int, size: tuple[int, int] | None, crop: Crop = CE
     if size is None:
         return Placement(height, width, 0, 0, height, width)
     if isinstance(crop, Box):
+        # Rounding must not make the frame smaller than the cut, nor move the cut out of it.
         scaled = [max(s, round(s / share)) for s, share in zip(size, crop[2:], strict=True)]
         spare = [all - cut for all, cut in zip(scaled, size, strict=True)]
         starts = [min(n, round(a * s)) for n, a, s in zip(spare, scaled, crop[:2], strict=True)]
         return Placement(*scaled, *starts, *size)
+    # The larger of the two factors: the frame covers the size in both directions.
     scale = max(size[0] / height, size[1] / width)
     scaled_height = max(size[0], round(height * scale))
     scaled_width = max(size[1], round(width * scale))

@@ -37,6 +37,7 @@ def as_fps(value: Fraction | float | int | str) -> Fraction:
         raise VidlatentError(f"the frame rate {value!r} is not a number.") from error
     if not 0 < rate <= 1000:
         raise VidlatentError(f"the frame rate {value} is not between 0 and 1000 frames per second.")
+    # The nearest NTSC rate. Only decimals may mean one; whole rates and fractions are exact.
     ntsc = Fraction(round(rate * 1001 / 1000) * 1000, 1001)
     if (
         isinstance(value, float | str)
@@ -44,6 +45,7 @@ def as_fps(value: Fraction | float | int | str) -> Fraction:
         and rate != round(rate)
     ):
         return ntsc
+    # A float is a fraction over a power of two: this makes 12.3 into 123/10 again.
     return rate.limit_denominator(100_000)
 
 
@@ -83,6 +85,7 @@ class VideoWriter:
         self.frames = 0
         self._options = {"crf": str(crf), "preset": preset}
         self._shape: tuple[int, ...] | None = None
+        # With the suffix of the name to come, by which FFmpeg chooses the container.
         self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}{self.path.suffix}")
         self._stream: Any = None
         try:
@@ -108,6 +111,7 @@ class VideoWriter:
         odd = [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)]
         picture = av.VideoFrame.from_ndarray(np.pad(frame, odd, mode="edge"), format="rgb24")
         picture.pts = self.frames
+        # One tick is one frame, so time stamps are exact at any rate.
         picture.time_base = 1 / self.fps
         self._encode(picture)
         self.frames += 1
@@ -137,6 +141,7 @@ class VideoWriter:
         try:
             if not self.frames:
                 raise VidlatentError(f"no frame was given for the video {self.path}.")
+            # None makes the encoder give out the frames that it holds back.
             self._encode(None)
             self._container.close()
             self._container = None
@@ -201,6 +206,7 @@ def side_by_side(
             f"cannot set {a.shape} and {b.shape} side by side: one size is needed."
         )
     lead, (height, width) = a.shape[:-3], a.shape[-3:-1]
+    # [..., H, W + 4 + W, 3], and the bar above it.
     line = np.full((*lead, height, _SEPARATOR, 3), 255, np.uint8)
     pair = np.concatenate([a, line, b], axis=-2)
     if labels is None:

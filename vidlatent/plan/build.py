@@ -103,6 +103,7 @@ def _build_tokenizer_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ..
         (state, with_shardings(arrays, batch_sharding(mesh)), frozen),
         parts,
         {0: lambda: task.init(random_key(config.seed, "params"))},
+        # Result 0, the new state, is argument 0 of the next step.
         (0, 0),
         batch * size[0],
     )

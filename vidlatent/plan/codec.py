@@ -28,6 +28,7 @@ def build_encode(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Pro
     first, later = codec.pieces()
     arguments = (codec.params, codec.pixels(first), None)
     if later:
+        # A later piece takes the cache that the first one leaves; only its shapes are needed.
         _, cache = jax.eval_shape(codec.encode, *arguments)
         arguments = (codec.params, codec.pixels(later), _shard_height(mesh, cache))
     run = _Run(later or first, bool(later))
@@ -114,6 +115,7 @@ class _Codec:
         if self.plan.chunks:
             return min(frames, self.plan.chunks[0]), 0
         later = self.plan.groups * rule.step
+        # The first piece also has the frame that stands before the groups (1 in the rule 1+4k).
         first = later + rule.first % rule.step
         return (first, later) if frames > first else (frames, 0)
 
@@ -129,6 +131,7 @@ class _Codec:
         kind = self.model.condition_kind
         if kind == "none" or (kind == "first" and not first):
             return None
+        # Content frames: one for each window of the rule.
         count = frames // self.spec.rule.step if kind == "content" else 1
         pixels = jax.ShapeDtypeStruct((count, *self.size[1:], 3), jnp.uint8)
         return _shard_height(
@@ -148,6 +151,7 @@ class _Codec:
             what = f"one of {self.tiles} tiles of {what}"
 
         def init():
+            # Parameters do not depend on the size of the clip: the smallest is the quickest.
             video = jnp.zeros(smallest_video(self.spec), jnp.float32)
             return self.model.init(random_key(self.seed, "params"), video)["params"]
 
@@ -161,6 +165,7 @@ class _Codec:
             arguments,
             parts,
             {0: init},
+            # Result 1, the cache, is the last argument of the next call.
             (1, len(arguments) - 1) if run.streamed else None,
             run.frames / self.tiles,
         )
@@ -181,6 +186,7 @@ def _shard_height(mesh: Mesh, tree: Any) -> Any:
     ways = math.prod(mesh.shape[axis] for axis in axes)
 
     def where(leaf):
+        # Third axis from the end, with a time axis or without. Smaller leaves are replicated.
         height = len(leaf.shape) - 3
         split = height > 0 and leaf.shape[height] % ways == 0
         return NamedSharding(mesh, P(*[None] * height, axes) if split else P())

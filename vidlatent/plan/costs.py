@@ -145,6 +145,7 @@ def read_costs(program: Program, traced: Any, compiled: Any, devices: int) -> di
         "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(program.parts["parameters"])),
         "memory": memory,
         "flops": {
+            # The traced program is that of all devices, the compiled one that of a single device.
             "program": count_flops(traced.jaxpr) / devices,
             "compiler": _none_if_unknown(analysis.get("flops")),
         },
@@ -205,8 +206,10 @@ def count_model_flops(
     """
     name = "generator" if is_generator(config) else "model"
     section = config[name]
+    # The settings that repeat nothing, for models that have them.
     keys = {"remat": False, "stack": "scanned"}
     repeats = {key: value for key, value in keys.items() if key in section}
+    # Nothing is repeated as it is: no need to trace a second time.
     if all(section[key] == value for key, value in repeats.items()):
         return count_flops(traced.jaxpr) / mesh.size
     plain = config.copy_and_resolve_references()

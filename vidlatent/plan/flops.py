@@ -34,6 +34,7 @@ def _count_equation(equation: Any) -> int:
     if name == "pallas_call":
         if params["cost_estimate"] is not None:
             return int(params["cost_estimate"].flops)
+        # A kernel without an estimate: its body runs once for each cell of the grid.
         return count_flops(params["jaxpr"]) * math.prod(params["grid_mapping"].grid)
     inner = [count_flops(jaxpr) for jaxpr in _inner_jaxprs(params)]
     if not inner:
@@ -61,6 +62,7 @@ def _count_product(equation: Any) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
     depth = math.prod(left[axis] for axis in contracted)
+    # Each element of the result is a sum of `depth` products.
     return 2 * depth * math.prod(equation.outvars[0].aval.shape)
 
 
@@ -71,6 +73,7 @@ def _count_convolution(equation: Any) -> int:
     numbers = params["dimension_numbers"]
     products = 1
     for axis, (low, _) in enumerate(params["padding"]):
+        # Axes are independent, so their pairs of output and tap multiply.
         products *= _count_pairs(
             left[numbers.lhs_spec[axis + 2]],
             right[numbers.rhs_spec[axis + 2]],
@@ -81,6 +84,7 @@ def _count_convolution(equation: Any) -> int:
             params["rhs_dilation"][axis],
         )
     batch, features = out[numbers.out_spec[0]], out[numbers.out_spec[1]]
+    # The kernel's inputs are those of one group, so grouped convolutions are counted right.
     return 2 * batch * features * right[numbers.rhs_spec[1]] * products
 
 
@@ -98,6 +102,7 @@ def _count_pairs(
       spread: dilation of the input, above 1 in a transposed convolution.
       reach: dilation of the kernel.
     """
+    # [outputs, taps]: position in the dilated input; real values lie at multiples of `spread`.
     place = np.arange(outputs)[:, None] * stride + np.arange(taps)[None] * reach - low
     real = (place >= 0) & (place <= (size - 1) * spread) & (place % spread == 0)
     return int(real.sum())

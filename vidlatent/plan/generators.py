@@ -81,8 +81,10 @@ def build_nfe(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Progra
     job = _Sampling(config, mesh, bucket)
     model, branches = job.model, job.sampler.drops
     if not config.sampler.guidance.batched:
+        # Branches are separate calls then: plan the last one, which has all conditions.
         branches = branches[-1:]
     samples = len(branches) * job.batch
+    # [branches * batch], one branch after another.
     dropped = {
         name: np.repeat([name in names for names in branches], job.batch) for name in model.reads
     }
@@ -150,6 +152,7 @@ class _Sampling:
             key = random_key(self._seed, "params")
             params = model.init(key, noisy, time, nothing, method="denoise")["params"]
             held = abstract_at_rest(model)
+            # Large kernels are stored in the compute type, as when sampling.
             params = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, held)
             return cast_to_fp8(params) if fp8 else params
 
@@ -176,6 +179,7 @@ def _assume_latents(config: ConfigDict) -> tuple[ConfigDict, Any, Latents]:
     if config.plan.tokenizer:
         tokenizer = model_of(configs.load(config.plan.tokenizer))
         spec = spec_in_chunks(tokenizer, config.tokenizer.chunks, "config.tokenizer.chunks")
+        # The statistics of a data set do not matter to costs.
         latents = Latents(spec, (0.0,) * spec.channels, (1.0,) * spec.channels)
         config = config.copy_and_resolve_references()
         config.data.source = "latents"

@@ -76,6 +76,7 @@ class Topology:
 
 
 # Number of axes that a grid of this kind may have.
+# Chips of v5e and v6e form a 2D torus, those of v5p a 3D one.
 _AXES = {"v5e": (2,), "v6e": (2,), "v5p": (3,), "cpu": (1,), "h100": (1,), "h200": (1,)}
 
 

@@ -15,9 +15,13 @@ from collections.abc import Iterator
 
 __all__ = ["Collective", "Instruction", "Module", "parse"]
 
+# Types whose names do not tell their width, as "f32" does.
 _BYTES = {"pred": 1, "token": 0, "opaque": 0}
+# f32[8,128]{1,0:T(8,128)S(1)}: type, sizes, and the layout with the memory space S.
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
+# ENTRY %main (x: f32[8]) -> f32[8] {
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
+#   ROOT %sum = f32[8]{0} add(%a, %b), metadata={...}
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(r"\b(?:body|condition|to_apply|calls|(?:true|false)_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -183,6 +187,7 @@ class Module:
         condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
         inside = self.computations.get(condition[1], {}) if condition else {}
         root = next((i for i in inside.values() if i.root), None)
+        # The usual form: counter < limit, where the counter is an element of the loop's state.
         if root is None or root.opcode != "compare" or "direction=LT" not in root.rest:
             return 1
         counter, limit = (inside.get(operand) for operand in root.operands)
@@ -191,6 +196,7 @@ class Module:
             return 1
         outside = self.computations[name]
         start = outside.get(loop.operands[0])
+        # Follow that element back to where it was made, for the value that it starts from.
         while start is not None and start.opcode in ("tuple", "copy", "bitcast"):
             operand = start.operands[int(place[1]) if start.opcode == "tuple" else 0]
             start = outside.get(operand)
@@ -199,12 +205,16 @@ class Module:
 
     def _count_moved(self, computation: dict[str, Instruction], i: Instruction) -> int:
         inside = i.opcode in ("while", "conditional", "call") or i.opcode.startswith("async")
+        # Bodies of loops and calls are counted as computations of their own, an asynchronous
+        # instruction at its start.
         if i.opcode in _FREE or i.opcode.endswith("-done") or inside:
             return 0
         sizes = [computation[o].bytes if o in computation else 0 for o in i.operands]
         if i.opcode in _SLICES:
+            # The slice is read and written; the rest of the array is not touched.
             return 2 * i.bytes
         if i.opcode == "dynamic-update-slice":
+            # In place: only the update (operand 1) is read and written.
             return 2 * sizes[1]
         if i.opcode.endswith("-start"):  # its result includes the operand
             return max(i.bytes, sum(sizes))
@@ -218,6 +228,7 @@ class Module:
             if instruction.opcode == "parameter":
                 number = int(instruction.operands[0])
                 whole = sizes[number] if number < len(sizes) else 0
+                # Slices that overlap do not add up to more than the whole.
                 total += int(min(whole, self._count_read(instruction, body)))
         updates = [x for x in body.values() if x.opcode == "dynamic-update-slice"]
         for update in updates:  # in place: only the slice is written
@@ -236,6 +247,7 @@ class Module:
                 total += self._count_read(user, body)
             elif user.opcode in _SLICES and places == [0]:
                 total += user.payload
+            # What is overwritten need not be read.
             elif user.opcode == "dynamic-update-slice" and places == [0]:
                 continue
             elif user.opcode == "fusion" and user.called and user.called[0] in self.computations:
@@ -245,6 +257,7 @@ class Module:
                 }
                 total += sum(self._count_read(parameters[n], inner) for n in places)
             else:
+                # Any other use may read all of it: the caller cuts this down to the array's size.
                 return math.inf
         return total
 
@@ -272,8 +285,10 @@ def _parse_instruction(name: str, text: str, root: bool) -> Instruction | None:
     arguments, rest = _split_at_closing(rest)
     operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
     if opcode in ("parameter", "constant"):
+        # parameter(2), constant(16): not a name, but the number that is needed later.
         operands = (arguments.strip(),)
     elif not operands:
+        # Without % signs, the last word of each argument is its name.
         operands = tuple(w.split()[-1] for w in arguments.split(",") if w.strip())
     return Instruction(name, opcode, *_count_bytes(shape), operands, rest, root)
 
@@ -302,23 +317,29 @@ def _count_bytes(shape: str) -> tuple[int, int]:
     main = anywhere = 0
     for kind, sizes, layout in _SHAPE.findall(shape):
         width = re.search(r"(\d+)", kind)
+        # Types of less than 8 bits count as one byte a value.
         size = _BYTES[kind] if kind in _BYTES else max(1, int(width[1]) // 8) if width else 0
         size *= math.prod(int(re.sub(r"\D", "", n)) for n in sizes.split(",") if n)
         anywhere += size
+        # S(1) and above are other memories than HBM, such as a TPU's vector memory.
         main += 0 if re.search(r"S\([1-9]\d*\)", layout) else size
     return main, anywhere
 
 
 def _group_size(instruction: Instruction) -> int:
     """Number of devices in each group of a collective."""
+    # It has pairs of sender and receiver instead of groups.
     if instruction.opcode.startswith("collective-permute"):
         return 2
     rest = instruction.rest
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
+        # {{0,1},{2,3}}: all groups are of one size, so the first one will do.
         return len(found[1].split(","))
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
+        # [2,4]<=[8]: 2 groups of 4.
         return int(found[2])
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
+        # mesh['data'=2,'fsdp'=4] {'fsdp'}: named axes, perhaps a part of one.
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
         named = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", found[2])
         return math.prod(int(part or sizes[axis]) for axis, part in named)

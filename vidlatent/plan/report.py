@@ -39,6 +39,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _memory_rows(row: dict[str, Any], limit: float | None) -> list[dict[str, str]]:
     memory = row["memory"]
+    # The named parts are arguments too; the rest is mainly the batch.
     named = sum(memory["parts"].values())
     sizes = {
         **memory["parts"],
@@ -64,6 +65,7 @@ def _work_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
             "on a device": "TFLOP",
             "the program": f"{flops['program'] / 1e12:.4g}",
             "without what remat repeats": f"{flops['model'] / 1e12:.4g}",
+            # XLA's analysis counts the body of a loop once, however often it runs.
             "the compiler, loops once": _format_or_blank(flops["compiler"], 1e12),
         },
         {

@@ -41,6 +41,7 @@ def plan(config: ConfigDict, workdir: Path, topology: str, output: str) -> int:
     where = parse_topology(topology)
     name = f"{config.plan.what}-{str(where).replace(':', '-')}.json"
     target = Path(output or workdir / "plan" / name).resolve()
+    # JAX fixes its devices when it starts, so others than this process has need a new process.
     if not has_devices(where):
         return run_in_child("plan", config, where, target)
     result = make_plan(config, where, get_devices(where))
@@ -59,6 +60,7 @@ def make_plan(config: ConfigDict, topology: Topology, devices: list[jax.Device])
     """
     bucket = choose_bucket(config, config.plan.bucket)
     config = _resolve_compute_type(config, topology)
+    # 0 stands for all of the device's memory.
     limit = config.plan.memory_gib * GIB or topology.hardware.memory
     first = _try(config, topology, devices, bucket, {}, limit)
     attempts = [first]
@@ -83,6 +85,7 @@ def _resolve_compute_type(config: ConfigDict, topology: Topology) -> ConfigDict:
     """Replace ``precision.compute=auto`` by what the topology's devices would choose."""
     if config.precision.compute != "auto":
         return config
+    # `auto` would ask the devices of this machine, not those of the topology.
     compute = "float32" if topology.hardware.platform == "cpu" else "bfloat16"
     return override_keys(config, {"precision.compute": compute})
 
@@ -100,6 +103,7 @@ def _search(
     for overrides in propose_changes(config, config.plan.what, first["mesh"], bucket):
         if tries == config.plan.tries:
             return
+        # Left out without compiling, which is what a try costs.
         if _is_hopeless(latest, overrides, limit):
             continue
         tries += 1
@@ -158,6 +162,7 @@ def compile_and_cost(
       VidlatentError: the model does not accept videos of this size.
     """
 
+    # Also called with another config: the same without remat, for the model's own operations.
     def build(config: ConfigDict):
         return build_program(config, config.plan.what, mesh, bucket)
 

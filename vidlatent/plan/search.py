@@ -50,6 +50,7 @@ def propose_changes(
         return
     batch = bucket[3]
     training = what == "train"
+    # A tokenizer splits rows along both axes alike (design notes), so one of them will do.
     axes = ("context", "tensor") if is_generator(config) else ("context",)
     pieces = config.optim.accumulate
     base: dict[str, Any] = {}
@@ -77,6 +78,7 @@ def propose_changes(
         if training and batch % (ways * pieces):
             continue
         yield {**base, **_mesh_keys(sizes)}
+        # With each further mesh only the most pieces, because every try is a compilation.
         most = max((p for p in _PIECES if batch % (ways * p) == 0), default=1)
         if training and most > pieces:
             yield {**base, **_mesh_keys(sizes), "optim.accumulate": most}
@@ -88,6 +90,7 @@ def _propose_cuts(config: ConfigDict, bucket: Sequence[int]) -> Iterator[dict[st
         return
     for way in model_of(config).list_space_ways():
         for size in way.sizes:
+            # Pieces as large as the frame would change nothing.
             if not size.cuts or size.cuts < max(bucket[1:3]):
                 keys = {**size.keys, **({"memory_gb": 0.0} if config.codec.memory_gb else {})}
                 yield {f"codec.{key}": value for key, value in keys.items()}

@@ -34,6 +34,8 @@ def has_devices(topology: Topology) -> bool:
     """Whether this process, as it was started, can compile for the topology."""
     if topology.hardware.platform == "cpu":
         return jax.default_backend() == "cpu" and jax.device_count() >= topology.devices
+    # XLA and the GPU plugin read their environment when they start, so only a child that was
+    # started with it (`run_in_child`) can compile for GPUs.
     return jax.config.values["jax_platforms"] == "cpu" and (
         topology.hardware.platform == "tpu" or _CHILD in os.environ
     )
@@ -54,6 +56,7 @@ def get_devices(topology: Topology) -> list[jax.Device]:
                 topology, ("libtpu",), "pip install libtpu, of the release that jax[tpu] names"
             )
             os.environ.update({key: os.environ.get(key, value) for key, value in _TPU.items()})
+            # libtpu takes whole hosts only, which have several chips unless told otherwise.
             hosts = {"chips_per_host_bounds": [1, 1, 1]} if topology.devices == 1 else {}
             return topologies.get_topology_desc(str(topology), platform="tpu", **hosts).devices
         _require_module(
@@ -65,6 +68,7 @@ def get_devices(topology: Topology) -> list[jax.Device]:
         return topologies.get_topology_desc(
             topology.hardware.name,
             platform="cuda",
+            # Slices x hosts x GPUs of a host.
             topology=f"1x{nodes}x{topology.devices // nodes}",
             target_config=_describe_gpu(topology),
         ).devices
@@ -111,6 +115,7 @@ def run_in_child(mode: str, config: ConfigDict, topology: Topology, output: Path
     if topology.hardware.platform == "cpu":
         flags += f" --xla_force_host_platform_device_count={topology.devices}"
     if topology.hardware.platform == "gpu":
+        # Autotuning times kernels on a GPU, and there is none.
         flags += " --xla_gpu_autotune_level=0"
         environment["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # there is no driver to check
         environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

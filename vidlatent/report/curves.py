@@ -56,6 +56,7 @@ def draw_curve(axes: Any, x: np.ndarray, y: np.ndarray, across: str, colour: str
         axes.plot(*_thin(x, _smooth(y)), color=colour, linewidth=1.8)
     else:
         axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=3.2)
+    # Over such a range a linear axis would press most of the curve flat.
     if y.min() > 0 and y.max() > 50 * y.min():
         axes.set_yscale("log")
     axes.margins(x=0.02, y=0.08)
@@ -71,8 +72,10 @@ def _thin(steps: np.ndarray, values: np.ndarray, limit: int = 1500) -> tuple[Any
 
 def _smooth(values: np.ndarray) -> np.ndarray:
     """Centred running mean over a fiftieth of the curve."""
+    # Odd, so that the mean has a centre.
     width = max(3, len(values) // 50) | 1
     kernel = np.ones(width)
+    # How many points each mean has: fewer at both ends.
     weights = np.convolve(np.ones(len(values)), kernel, mode="same")
     return np.convolve(values, kernel, mode="same") / weights
 
@@ -86,6 +89,7 @@ def write_curves(
     columns: int = 4,
 ) -> None:
     """A PNG with one small chart a curve; those without a finite point are left out."""
+    # Not pyplot, which keeps figures alive and looks for a display.
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -97,6 +101,7 @@ def write_curves(
         if title:
             figure.suptitle(title, fontsize=11)
         places = list(figure.subplots(rows, columns, squeeze=False).flat)
+        # The grid may have places to spare, which are hidden below.
         for (name, points), axes in zip(found.items(), places, strict=False):
             draw_curve(axes, *points, across, "#2f6fde")
             axes.set_title(name, fontsize=8.5)

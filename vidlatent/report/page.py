@@ -94,6 +94,7 @@ def _number(value: float, decimals: int | None = None) -> str:
 
 
 def _is_number(value: Any) -> bool:
+    # To Python, bool is a kind of int.
     if isinstance(value, bool):
         return False
     return isinstance(value, int | float | np.number) or (
@@ -118,6 +119,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [row[column] for row in rows if row.get(column) is not None]
         if all(map(_is_number, cells)):
             sizes = [abs(float(cell)) for cell in cells if math.isfinite(cell)]
+            # One number of decimals for the whole column, so that its points line up.
             decimals[column] = _decimals(max(sizes, default=0.0))
 
     def line(cells: Iterable[str], tag: str) -> str:
@@ -137,6 +139,7 @@ def _table_section(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return parts[0] + '<p class="faint">Nothing to show.</p>'
     first = next(iter(rows[0]))
+    # Two points make no curve.
     if first == "frame" and len(rows) > 2:
         names = [n for n in rows[0] if n != first and all(_is_number(r.get(n)) for r in rows)]
         positions = [row[first] for row in rows]
@@ -156,6 +159,7 @@ def _data_address(kind: str, data: bytes) -> str:
 def _picture(caption: str, data: bytes) -> str:
     """A PNG, GIF or MP4, by its first bytes."""
     words = html.escape(caption)
+    # An MP4 file begins with the size of its first box, then the box's kind.
     if data[4:8] == b"ftyp":
         source = _data_address("video/mp4", data)
         shown = f'<video class=moving src="{source}" controls loop muted playsinline></video>'
@@ -176,6 +180,7 @@ def _chart(steps: Sequence[float], values: Sequence[Any], across: str) -> str:
     x, y = finite_points(steps, values)
     if not len(y):
         return ""
+    # Text stays text instead of outlines. Ids in the drawing are random unless there is a salt.
     style = {
         "svg.fonttype": "none",
         "svg.hashsalt": "vidlatent",
@@ -196,6 +201,7 @@ def _chart(steps: Sequence[float], values: Sequence[Any], across: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     drawing = buffer.getvalue()
     return (
+        # SVG inside of HTML has no XML declaration.
         drawing[drawing.index("<svg") :]
         .replace(_INK, "currentColor")
         .replace(_LINE, "var(--accent)")

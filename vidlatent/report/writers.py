@@ -139,6 +139,7 @@ class JsonlWriter(MetricWriter):
         if self.path.exists():
             with open(self.path, "rb+") as file:
                 end = file.seek(0, os.SEEK_END)
+                # The last 64 KiB are enough to find the last line break; lines are far shorter.
                 tail = min(end, 1 << 16)
                 file.seek(end - tail)
                 file.truncate(end - tail + file.read(tail).rfind(b"\n") + 1)
@@ -149,6 +150,7 @@ class JsonlWriter(MetricWriter):
         line = json.dumps({"step": int(step), "time": round(time.time(), 3), **finite})
         try:
             self._file.write(line + "\n")
+            # At once, so that a run that is killed has lost no line.
             self._file.flush()
         except OSError as error:
             raise VidlatentError(f"cannot write the metrics file {self.path}: {error}") from error
@@ -171,6 +173,7 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, tuple[list[int], lis
     file = pathlib.Path(path)
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     for line in text.splitlines(keepends=True):
+        # A line without its end is one that a killed process did not finish.
         if line.endswith("\n") and line.strip():
             row = json.loads(line)
             step = row.pop("step")
@@ -207,6 +210,7 @@ class TensorBoardWriter(MetricWriter):
     def _add_encoded(self, tag: str, data: bytes, size: Sequence[int], step: int) -> None:
         from tensorboardX.proto.summary_pb2 import Summary
 
+        # Colour space 3 is RGB in TensorBoard's format.
         image = Summary.Image(
             height=size[0], width=size[1], colorspace=3, encoded_image_string=data
         )

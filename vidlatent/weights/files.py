@@ -64,6 +64,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path} is a torch file, and torch is not installed: install it, or where it is, run "
             "safetensors.torch.save_file(torch.load(path, weights_only=True), 'out.safetensors')."
         )
+    # By name, because torch is no dependency of the package.
     torch = importlib.import_module("torch")
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
@@ -131,6 +132,7 @@ def load_params(
     params = import_params(tensors, choose_table(tensors, family, table), abstract)
 
     def place(array, like):
+        # In the type of the model, whatever the file has.
         array = np.asarray(array, like.dtype)
         sharding = like.sharding if isinstance(like, jax.ShapeDtypeStruct) else None
         return array if sharding is None else jax.device_put(array, sharding)

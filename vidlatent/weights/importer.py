@@ -63,12 +63,14 @@ def _import_halves(x: Any, shape: Sequence[int] | None) -> Any:
         raise ValueError("only the target's shape gives the number of heads")
     x = x.transpose(1, 0) if x.ndim == 2 else x
     heads, dim = shape[-2:]
+    # [..., K, d / 2, 2] -> [..., K, 2, d / 2]: firsts of all pairs, then seconds.
     pairs = x.reshape(*x.shape[:-1], heads, dim // 2, 2)
     return pairs.swapaxes(-1, -2).reshape(*x.shape[:-1], heads, dim)
 
 
 def _export_halves(x: Any) -> Any:
     heads, dim = x.shape[-2:]
+    # [..., K, 2, d / 2] -> [..., K, d / 2, 2]
     pairs = x.reshape(*x.shape[:-2], heads, 2, dim // 2).swapaxes(-1, -2)
     pairs = pairs.reshape(*x.shape[:-2], heads * dim)
     return pairs.transpose(1, 0) if pairs.ndim == 2 else pairs
@@ -196,6 +198,7 @@ def export_params(params: Mapping[str, Any], table: Sequence[Row]) -> dict[str, 
                 else:
                     group = parts.setdefault(name, {})
                     group[place] = (path, tensor)
+                    # A tensor of several parts is joined when the last of them is there.
                     tensors[name] = group if len(group) < count else _join(group)
                 break
         else:
@@ -222,9 +225,11 @@ def count_known(tensors: Mapping[str, Any], table: Sequence[Row]) -> int:
 
     def known(name, tensor):
         paths, transform = _find_targets(name, rows)
+        # Dropped tensors count as known, whatever their shape.
         if not paths or transform == "drop":
             return bool(paths)
         part = _parts(tensor, len(paths))[0]
+        # Two namings may use one name for layers of different rank.
         return part is not None and _forward(transform, part, None) is not None
 
     return sum(known(name, tensor) for name, tensor in tensors.items())
@@ -291,6 +296,7 @@ def _invert_pattern(source: str, target: str) -> tuple[re.Pattern[str], str]:
     def group(match: re.Match[str]) -> str:
         name = match[1]
         if name in seen:
+            # A field that stands twice must be the same text in both places: a back reference.
             return f"(?P={name})"
         seen.add(name)
         return f"(?P<{name}>{groups[name]})"

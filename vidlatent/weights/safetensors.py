@@ -38,6 +38,7 @@ def save_safetensors(
     """Write tensors of any shape by name; an interrupted write leaves no file of that name."""
     path = os.fspath(path)
     partial = path + ".partial"
+    # The format has no strides, and exported kernels are transposed views.
     arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     safetensors.numpy.save_file(arrays, partial, dict(metadata) if metadata else None)
     os.replace(partial, path)

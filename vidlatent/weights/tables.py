@@ -48,6 +48,7 @@ TABLES.register("wan_diffusers", "vidlatent.models.generators.wan.names:WAN_DIFF
 TABLES.register("latte", "vidlatent.models.generators.latte.names:LATTE_TABLE")
 _COGVIDEOX = "vidlatent.models.generators.promag_dit.names:COGVIDEOX_DIFFUSERS_TABLE"
 TABLES.register("cogvideox_diffusers", _COGVIDEOX)
+# ProMAG's generator has CogVideoX's architecture, so one naming serves both.
 TABLES.register("promag_dit", _COGVIDEOX)
 TABLES.register("pixart", "vidlatent.models.generators.reducio_dit.names:PIXART_TABLE")
 TABLES.register("reducio_dit", "vidlatent.models.generators.reducio_dit.names:REDUCIO_DIT_TABLE")

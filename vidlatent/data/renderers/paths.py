@@ -48,6 +48,7 @@ class Track:
             return np.zeros(len(time), np.float32)
         if not self.times:
             return np.float32(self.centre + self.reach * np.sin(self.rate * time + self.phase))
+        # Reflected at both borders, a straight path becomes a triangle wave of period 2 * size.
         place = np.mod(np.interp(time, self.times, self.places), 2 * self.size)
         return np.float32(np.minimum(place, 2 * self.size - place))
 
@@ -94,14 +95,19 @@ def make_path_scene(
     """
     rng = np.random.default_rng([seed, index])
     height, width = size
+    # Along an axis of one pixel nothing moves and no texture varies.
     moving = np.array([width > 1, height > 1])
     count = 2 * _WAVES
     direction = rng.uniform(0, 2 * np.pi, count)
+    # Wavelengths of 6 to 32 pixels, uniform in their logarithm.
     cycles = 1.0 / np.exp(rng.uniform(np.log(6.0), np.log(32.0), count))
+    # [waves, 2]: cycles per pixel in x and y; in a line along x alone.
     where = np.stack([np.cos(direction), np.sin(direction)], 1) if height > 1 else np.eye(2)[[0]]
     where = where * cycles[:, None] * moving
     pan = rng.normal(0, speed, (2, 2)) * moving  # one per texture, so they slide over each other
+    # A wave of frequency f that moves by v per frame changes its phase by -f . v cycles.
     rate = -np.sum(where * np.repeat(pan, _WAVES, 0), 1, keepdims=True)
+    # Columns of PathScene.waves, [waves, 2 + 1 + 1 + 3].
     waves = [where, rate, rng.uniform(0, 1, (count, 1)), rng.normal(0, 0.09, (count, 3))]
     extent = (width, height)
     drawn = []
@@ -110,6 +116,7 @@ def make_path_scene(
         radius = float(rng.uniform(0.08, 0.18) * width)
         angle = rng.uniform(0, 2 * np.pi)
         own = rng.uniform(0.06, 0.16) * (np.array([np.cos(angle), np.sin(angle)]) * moving)
+        # A direction across the line would leave the shape without a pattern.
         if height == 1:
             own[0] = rng.uniform(0.06, 0.16)
         colours = rng.uniform(0, 1, (2, 3)).astype(np.float32)
@@ -126,10 +133,12 @@ def _make_track(
     if turns:
         number = rng.poisson(turns * frames) if size > 1 else 0
         times = np.concatenate([[0.0], np.sort(rng.uniform(0, frames, number)), [frames]])
+        # Each straight piece between two turns has a velocity of its own.
         steps = np.diff(times) * rng.normal(0, speed, number + 1)
         places = rng.uniform(0, size) + np.concatenate([[0.0], np.cumsum(steps)])
         return Track(size, times=tuple(times.tolist()), places=tuple(places.tolist()))
     reach = rng.uniform(0.1, 0.35) * size
+    # reach * sin(rate * t) has a root mean square speed of reach * rate / sqrt(2).
     rate = np.sqrt(2) * speed / reach * rng.uniform(0.6, 1.4)
     centre = rng.uniform(0.15, 0.85) * size
     return Track(size, *(float(v) for v in (centre, reach, rate, rng.uniform(0, 2 * np.pi))))
@@ -143,6 +152,7 @@ def render_paths(scene: PathScene, times: Sequence[float]) -> np.ndarray:
     w = scene.waves
     # Reduce the phase modulo one cycle in float64 first, because times may be large.
     begin = np.mod(moments[:, None] * w[:, 2].astype(np.float64) + w[:, 3], 1).astype(np.float32)
+    # Phase at each pixel, [H, W, waves]; with time [T, H, W, waves].
     place = x[..., None] * w[:, 0] + (y[..., None] * w[:, 1] if scene.height > 1 else 0)
     place = np.broadcast_to(place, (scene.height, scene.width, len(w)))
     values = np.sin(_TURN * (begin[:, None, None] + place))
@@ -151,7 +161,9 @@ def render_paths(scene: PathScene, times: Sequence[float]) -> np.ndarray:
         dx = x - across.at(moments)[:, None, None]
         dy = y - down.at(moments)[:, None, None] if scene.height > 1 else np.float32(0)
         distance = np.abs(dx) if scene.height == 1 else np.sqrt(dx * dx + dy * dy)
+        # 1 inside the shape, 0 outside, and a ramp of one pixel across the edge.
         cover = np.clip(np.float32(radius) - distance + np.float32(0.5), 0, 1)[..., None]
         mix = 0.5 + 0.5 * np.sin(_TURN * (own[0] * dx + own[1] * dy + own[2]))[..., None]
         video += cover * (colours[0] + mix * (colours[1] - colours[0]) - video)
+    # astype cuts decimals off, so half a level is added to round.
     return np.clip(video * 255 + 0.5, 0, 255).astype(np.uint8)

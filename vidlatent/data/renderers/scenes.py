@@ -96,6 +96,7 @@ def make_scene(seed: int, index: int, shapes: int = 5) -> Scene:
         drawn = rng.uniform(low, high, size)
         return float(drawn) if size is None else tuple(float(v) for v in drawn)
 
+    # The order of the draws is part of every scene: another order would be another data set.
     camera = Camera(
         uniform(-0.3, 0.3, 2), uniform(-0.03, 0.03, 2), uniform(0.8, 1.3), uniform(-0.012, 0.012)
     )
@@ -155,12 +156,15 @@ def _paint_plane(scene: Scene, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """
     turn = np.float32(2 * np.pi)
     fx, fy, phase = (scene.waves[:, k].astype(np.float32) for k in range(3))
+    # The phase goes into one of the two terms only, since they are added.
     across = turn * (x.T * fx + phase)  # [W, waves]
     down = turn * (y * fy)  # [H, waves]
     rows = np.concatenate([np.cos(down), np.sin(down)], 1)  # [H, 2 waves]
     columns = np.concatenate([np.sin(across), np.cos(across)], 1)  # [W, 2 waves]
     amplitude = np.tile(scene.waves[:, 3:].astype(np.float32), (2, 1))  # [2 waves, 3]
+    # [W, 2 waves, 3] -> [2 waves, W * 3]
     weighted = (columns[:, :, None] * amplitude).transpose(1, 0, 2).reshape(rows.shape[1], -1)
+    # [H, 2 waves] @ [2 waves, W * 3] -> [H, W * 3]
     flat = rows @ weighted
     return flat.reshape(len(y), x.shape[1], 3) + scene.colour.astype(np.float32)
 
@@ -171,6 +175,8 @@ def _paint(frame, shape: Shape, time: float, x, y, pixel: float) -> None:
     ``pixel`` is the side of a pixel in plane units.
     """
     centre = shape.centre(time)
+    # Only the rectangle that the shape can touch is painted. No kind reaches beyond its radius
+    # (corners of a box lie at 0.7 * sqrt(2) of it); the rest is for the soft edge.
     reach = shape.radius * 1.05 + pixel
     columns = np.flatnonzero(np.abs(x[0] - centre[0]) < reach)
     rows = np.flatnonzero(np.abs(y[:, 0] - centre[1]) < reach)
@@ -185,6 +191,7 @@ def _paint(frame, shape: Shape, time: float, x, y, pixel: float) -> None:
     inside = _compute_depth(shape, u, v)
     cover = np.clip(inside / np.float32(pixel) + 0.5, 0, 1)[..., None]
     first, second = (np.asarray(colour, np.float32) for colour in shape.colours)
+    # `stripes` periods over the diameter, 2 * radius.
     mix = (0.5 + 0.5 * np.sin(u * np.float32(2 * np.pi * shape.stripes / shape.radius / 2)))[
         ..., None
     ]
@@ -198,6 +205,7 @@ def _compute_depth(shape: Shape, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     distance = np.sqrt(u * u + v * v)
     if shape.kind == "disc":
         return np.float32(shape.radius) - distance
+    # Five points at the full radius, with dents at 0.56 of it between them.
     wobble = 0.78 + 0.22 * np.cos(5 * np.arctan2(v, u))
     return np.float32(shape.radius) * wobble.astype(np.float32) - distance
 
@@ -211,9 +219,11 @@ def background_flow(scene: Scene, time: float, height: int, width: int) -> np.nd
     centre, zoom = scene.camera.at(time)
     next_centre, next_zoom = scene.camera.at(time + 1)
     ratio = next_zoom / zoom
+    # What is seen at p now is seen at (centre - next_centre) * next_zoom + p * ratio next.
     moved_x = (centre[0] - next_centre[0]) * next_zoom + x * ratio
     moved_y = (centre[1] - next_centre[1]) * next_zoom + y * ratio
     flow = np.empty((height, width, 2), np.float32)
+    # One unit of the picture is half its height.
     flow[..., 0] = (moved_x - x) * height / 2
     flow[..., 1] = (moved_y - y) * height / 2
     return flow

@@ -87,6 +87,7 @@ def make_shape_scene(seed: int, index: int, frames: int) -> ShapeScene:
     Clips are labelled in blocks of ``len(LABELS)``, each of which has every label once.
     """
     block, place = divmod(index, len(_KINDS))
+    # The last number keeps this stream apart from the one below, where block and index may agree.
     kind = np.random.default_rng([seed, block, 1]).permutation(len(_KINDS))[place]
     colour, shape, direction = _KINDS[kind]
     rng = np.random.default_rng([seed, index, 2])
@@ -95,6 +96,7 @@ def make_shape_scene(seed: int, index: int, frames: int) -> ShapeScene:
     ahead = rng.uniform(0, 1 - travel)  # distance of the start from the border behind it
     across = rng.uniform(0, 1)
     x, y = DIRECTIONS[direction]
+    # Coordinates grow to the right and downwards, `ahead` grows along the motion.
     along = ahead if x + y > 0 else 1 - ahead
     return ShapeScene(
         colour,
@@ -114,6 +116,7 @@ def render_shape(scene: ShapeScene, times: Sequence[float], height: int, width: 
     radius = scene.radius * min(height, width)
     cover = _compute_cover(scene.shape, centres, radius, height, width)[..., None]
     paint, ground = np.float32(scene.paint), np.float32(scene.ground)
+    # uint8 cuts decimals off, so half a level is added to round.
     return np.uint8(ground + cover * (paint - ground) + np.float32(0.5))
 
 
@@ -123,12 +126,14 @@ def _compute_cover(
     """Share of each pixel that a shape covers at ``centres`` [T, 2]: [T, H, W] in [0, 1]."""
     x = np.arange(width, dtype=np.float32) + np.float32(0.5) - np.float32(centres)[:, :1]
     y = np.arange(height, dtype=np.float32) + np.float32(0.5) - np.float32(centres)[:, 1:]
+    # Offsets from the centre, [T, W] and [T, H] -> [T, 1, W] and [T, H, 1].
     x, y, r = x[:, None, :], y[:, :, None], np.float32(radius)
     if shape == "circle":
         inside = r - np.sqrt(x * x + y * y)
     elif shape == "square":
         inside = r * np.float32(_HALF_SIDE) - np.maximum(np.abs(x), np.abs(y))
     else:  # standing on its base
+        # Distances along the normals of the three sides; the two slopes mirror each other.
         slope = np.float32(np.sqrt(0.75)) * np.abs(x) - np.float32(0.5) * y
         inside = r * np.float32(_EDGE) - np.maximum(y + 0 * x, slope)
     return np.clip(inside + np.float32(0.5), 0, 1)
@@ -158,19 +163,23 @@ def read_label(video: np.ndarray) -> tuple[str, str, str]:
     pixels = np.asarray(video, np.float32)
     above = pixels - np.median(pixels, axis=(0, 1, 2))
     apart = np.abs(above).max(axis=-1)
+    # Not the maximum: a single noisy pixel must not set the scale.
     most = np.quantile(apart, 0.99)
     if most < _LEAST_CONTRAST:
         return "", "", ""
+    # Pixels well inside the shape, whose colour is not mixed with the background's.
     core = apart > 0.7 * most
     cover = _sharpen(apart / most)
     area = cover.sum(axis=(1, 2))
     seen = np.flatnonzero(area > 0)
     cover, area = cover[seen], area[seen]
+    # Centroids in pixels: [T, H, W] -> [T]
     x = (cover.sum(axis=1) @ (np.arange(sizes["W"]) + 0.5)) / area
     y = (cover.sum(axis=2) @ (np.arange(sizes["H"]) + 0.5)) / area
     centres = np.stack([x, y], axis=1)
     # Project on the shape's colour instead of taking absolute values, so that noise averages out.
     paint = above[core].mean(axis=0)
+    # The radius is that of a circle of the median area.
     mean = _average_centred(above[seen] @ paint, centres, float(np.sqrt(np.median(area) / np.pi)))
     shape = max(SHAPES, key=lambda name: float(np.max(_draw_outlines(name) @ mean.ravel())))
     return _find_nearest_hue(pixels[core].mean(axis=0)), shape, _find_direction(seen, centres)
@@ -191,14 +200,17 @@ def _average_centred(values: np.ndarray, centres: np.ndarray, radius: float) -> 
     Returns:
       ``[G, G]`` with ``G = 2 * _SIDE + 1``.
     """
+    # - 0.5, because pixel k has its centre at k + 0.5.
     steps = np.arange(-_SIDE, _SIDE + 1) * (radius / _RADIUS) - 0.5
 
     def shares(at: np.ndarray, size: int) -> np.ndarray:
+        # [T, G, size]: share of each pixel in each grid point, by linear interpolation.
         apart = (at[:, None] + steps)[..., None] - np.arange(size)
         return np.clip(1 - np.abs(apart), 0, None)
 
     _, height, width = values.shape
     rows, columns = shares(centres[:, 1], height), shares(centres[:, 0], width)
+    # [T, G, H] @ [T, H, W] @ [T, W, G] -> [T, G, G]
     return (rows @ values @ columns.swapaxes(1, 2)).mean(axis=0)
 
 
@@ -218,6 +230,7 @@ def _draw_outlines(shape: str) -> np.ndarray:
             if passes in _BLURS:
                 found.append(cover[inner, inner].ravel() / np.linalg.norm(cover[inner, inner]))
             for _ in range(2):
+                # Filter along the first axis and transpose: twice makes rows and columns.
                 around = np.pad(cover, ((1, 1), (0, 0)))
                 cover = ((around[:-2] + around[2:]) / 4 + cover / 2).T
     return np.stack(found)
@@ -242,6 +255,7 @@ def _find_direction(times: np.ndarray, centres: np.ndarray) -> str:
     apart = times - times.mean()
     if not apart.any():
         return ""
+    # Slope of the least-squares line through the centroids, times the length of the clip.
     moved = apart @ centres / (apart @ apart) * (times[-1] - times[0])
     if np.abs(moved).max() < _LEAST_WAY:
         return ""

@@ -144,6 +144,7 @@ class MediaSource(abc.ABC):
         """Path or bytes of an entry."""
 
     def probe(self, name: str, limits: Limits) -> ClipInfo:
+        # By its name in the source: where the file lies on this machine must not matter.
         return dataclasses.replace(probe.probe(self.media(name), limits), path=name)
 
     def verify(self, name: str, limits: Limits) -> None:
@@ -167,6 +168,7 @@ class MediaSource(abc.ABC):
 # The one list of what ``data.source`` may say: name -> function of (DataOptions, seed) that makes
 # the source. ``seed`` matters to sources that draw their clips.
 SOURCES = Registry("data.source")
+# Registered as text, so that a source is imported only where it is used.
 for _name in ("folder", "samples", "tfds", "synthetic", "latents"):
     SOURCES.register(_name, f"vidlatent.data.sources.{_name}:make")
 

@@ -55,11 +55,13 @@ class FolderSource(MediaSource):
                 folders.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
+            # Changed in place, because os.walk goes on with this very list.
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(files):
                 suffix = os.path.splitext(name)[1].lower()
                 if not name.startswith(".") and suffix not in _SIDECARS:
                     found.append(self._make_entry(os.path.join(folder, name)))
+        # File systems list names in different orders, and training depends on the order of clips.
         return sorted(found, key=lambda entry: entry.name)
 
     def _make_entry(self, path: str) -> Entry:
@@ -79,6 +81,7 @@ class FolderSource(MediaSource):
             self._table = self._read_captions()
         label, caption = self._table.get(name, ("", ""))
         first, slash, _ = name.partition("/")
+        # A label in captions.jsonl goes before the folder's name.
         if self._by_folder and slash and not label:
             label = first
         beside = os.path.splitext(self.media(name))[0] + ".txt"

@@ -60,6 +60,7 @@ class LatentSource:
         shards = [Shard.load(file) for file in files]
         self.windows = tuple(window for shard in shards for window in shard.windows)
         self._numbers = {window.name: number for number, window in enumerate(self.windows)}
+        # Windows are found by name, so no two may share one.
         if len(self._numbers) != len(self.windows) or len(self.windows) != self.header.windows:
             raise VidlatentError(
                 f"{self.where} lists {len(self.windows)} windows, {len(self._numbers)} of them "
@@ -122,6 +123,7 @@ class LatentSource:
             arrays, window = unpack(self._records[number])
         except (ValueError, RuntimeError) as error:  # array_record raises RuntimeError
             raise ClipError("corrupt", " ".join(str(error).split())[:160]) from error
+        # A file of records that was replaced by another set's would pass unnoticed otherwise.
         if window.name != name:
             raise ClipError("corrupt", f"the record of another window, {window.name}")
         return self._fit_arrays(arrays, window.size)
@@ -136,10 +138,13 @@ class LatentSource:
             array, shape = arrays[name], tuple(about["shape"])
             if name == _PADDED:
                 found["text_length"] = np.int32(len(array))
+                # [N, D] -> [longest N of the set, D]
                 rows = [(0, shape[0] - len(array)), *[(0, 0)] * (array.ndim - 1)]
                 array = np.pad(array, rows)
             if array.shape != shape:
                 raise ClipError("corrupt", f"{name} {list(array.shape)}, not {list(shape)}")
+            # Half precision is for storage, batches have float32. What keeps its dtype is copied,
+            # because `unpack` gives read-only views.
             kept = array.dtype in (np.uint8, np.int32)
             found[name] = np.array(array) if kept else array.astype(np.float32)
         return found

@@ -33,6 +33,7 @@ class SyntheticSource:
         self.options, self.seed = options, seed
 
     def entries(self) -> list[Entry]:
+        # What an index cache knows of these clips holds for this seed and these options alone.
         text = f"{self.seed} {self.options}"
         stamp = (int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big"),)
         names = [f"scene-{i:06d}" for i in range(self.options.clips)]
@@ -60,6 +61,7 @@ class SyntheticSource:
 
     def read(self, info, start, count, fps, size, crop, limits):
         del crop, limits  # drawn at the size asked for: nothing to cut off
+        # Seconds to frames of the nominal rate, in which renderers count time.
         step = info.fps / fps if fps else 1.0
         times = start * info.fps + step * np.arange(count)
         height, width = size or (info.height, info.width)
@@ -90,6 +92,7 @@ class PathsSource(SyntheticSource):
 
     def read_all(self, info, size, limits):
         del limits
+        # For its check alone: nothing is cut yet.
         self._find_crop(info, size, CENTRE)
         video = paths.render_paths(self.scene(info.path), np.arange(info.frames))
         return np.arange(info.frames) / info.fps, video

@@ -48,6 +48,7 @@ class TfdsSource(MediaSource):
         self._reset()
 
     def _reset(self):
+        # Locks and open readers cannot be pickled, so each process makes its own.
         self._lock, self._builder, self._readers = threading.Lock(), None, {}
         self._last = threading.local()  # the example that each thread read last
 
@@ -87,6 +88,7 @@ class TfdsSource(MediaSource):
 
     def _open_split(self, split: str):
         with self._lock:
+            # Many threads ask at once, and only the first one opens the set.
             if split not in self._readers:
                 builder = self._open()
                 fields = {"field": self.field, "label": self.label, "caption": self.caption}
@@ -111,6 +113,7 @@ class TfdsSource(MediaSource):
         found = []
         for split, part in parts.items():
             count = len(self._open_split(split))
+            # Examples have no time of change: number and bytes of the split stand in for it.
             stamp = (count, int(splits[split].num_bytes or 0))
             names = [f"{split}/{i}" for i in range(count)]
             found += [Entry(name, name, stamp, part) for name in names]
@@ -128,6 +131,7 @@ class TfdsSource(MediaSource):
         if self.label:
             value, names = self._read_field(name, self.label), self.labels()
             label = _to_text(value)
+            # A ClassLabel is stored as a number; TFDS writes -1 where the class is unknown.
             if names and not isinstance(value, bytes):
                 label = names[int(value)] if 0 <= int(value) < len(names) else ""
         if self.caption:

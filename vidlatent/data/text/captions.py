@@ -30,6 +30,7 @@ def read_table(path: str) -> dict[str, tuple[str, str]]:
             if not line.strip():
                 continue
             name, *words = _parse_row(path, number, line)
+            # One spelling for a clip: `a.mp4` and `./a.mp4` are the same.
             name = os.path.relpath(os.path.join(root, name), root).replace(os.sep, "/")
             if name in table:
                 raise VidlatentError(f"{path}, line {number}: {name} is named a second time.")

@@ -41,6 +41,7 @@ class TextTokenizer:
         """Token numbers and mask, both ``[B, length]`` int32; an empty text is ``</s>`` alone."""
         clean = [self.rule.clean(text) for text in texts]
         found = self.encoder.encode_batch(clean, add_special_tokens=False)
+        # One place is kept for the end mark, in texts that are cut too.
         room = self.rule.length - 1
         return _pad([[*one.ids[:room], self.end] for one in found], self.rule.length, self.padding)
 
@@ -116,7 +117,9 @@ def _split_words(text: str) -> list[str]:
 
 
 def _hash_word(word: str, buckets: int) -> int:
+    # Python's own hash of a text changes from process to process.
     digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
+    # 0 is the number of padding.
     return 1 + int.from_bytes(digest, "little") % (buckets - 1)
 
 

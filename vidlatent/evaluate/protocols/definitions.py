@@ -106,6 +106,7 @@ class Protocol:
         else the headline model.
         """
         own = [row for row in self.paper_table if row.own]
+        # Time factor and channels tell a paper's variants apart; names need not match.
         alike = [row for row in own if (row.t, row.channels) == (spec.t, spec.channels)]
         return alike or [row for row in own if row.model.startswith(self.headline)]
 
@@ -162,6 +163,7 @@ PROTOCOLS.register(
             ProtocolMetric("ssim", "SSIM"),
             ProtocolMetric("lpips_vgg", "LPIPS"),
             ProtocolMetric("lpips_alex", "LPIPS"),
+            # Not in the paper's table, so it has no heading.
             ProtocolMetric(PRESERVATION),
         ),
         paper_table=paper_tables.IVVAE_TABLE_S1,

@@ -178,6 +178,7 @@ def _compare(result: ProtocolResult) -> list[dict[str, Any]]:
         line: dict[str, Any] = {"score": name + factor}
         line[_measured_head(result)] = _format_score(result.evaluation.scores[name] * metric.factor)
         line["paper's column"] = metric.heading or None
+        # No figure of the paper stands beside the score of an untrained network.
         known = metric.heading if not _is_random(name) else ""
         line |= {_paper_head(row): _format_printed(row.values.get(known)) for row in comparable}
         lines.append(line)

@@ -97,6 +97,7 @@ def run_protocol(
         spec = model.latent_spec if protocol.frames == (protocol.chunk,) else None
         evaluation = evaluate(eval_step, params, loader, spec=spec, metrics=metrics)
         bad = clips.list_bad(loader, evaluation)
+    # Which clips to show is known only after all are scored, so these few are decoded again.
     shown = _choose_shown(evaluation.clips)
     with clips.open({clips.rows[row["clip"]] for row in shown.values()}) as loader:
         pictures = _collect_pictures(eval_step, params, loader, mesh, protocol.fps)
@@ -131,6 +132,7 @@ class _Clips:
         # fills their memory.
         batch = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
         data["buckets"] = tuple((frames, *protocol.size, batch) for frames in protocol.frames)
+        # The config's own weights belong to the buckets that were replaced above.
         data["bucket_weights"] = ()
         data["fps"], data["resize"] = protocol.fps, protocol.resize
         self._make = functools.partial(
@@ -149,6 +151,7 @@ class _Clips:
             self.rows = {clip.path: row for row, clip in enumerate(loader.index)}
         count = len(self.rows)
         limit = config.eval.clips or count
+        # Evenly spread over all clips.
         self.wanted = sorted({i * count // min(limit, count) for i in range(min(limit, count))})
 
     def open(self, rows: Collection[int] | None) -> Loader:
@@ -182,6 +185,7 @@ def _collect_pictures(
     eval_step: Callable, params: Any, loader: Loader, mesh: Mesh, fps: float
 ) -> dict[str, ClipPair]:
     """Name -> clip and reconstruction, on every process, of all clips of a small loader."""
+    # A reconstruction is spread over the processes; replicated, every one of them can read it.
     gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
     found = {}
     for batch in loader:
