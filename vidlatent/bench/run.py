@@ -54,6 +54,7 @@ def bench(config: ConfigDict, workdir: Path, output: str) -> int:
     bucket = choose_bucket(config, config.bench.bucket)
     mesh = mesh_for_batches(config.mesh, [bucket])
     dtype = jnp.dtype(resolve_dtype(config))
+    # Of one device: a program's rate is that of one device's share of the work.
     peaks = measure_peaks(dtype)
     device = jax.devices()[0]
     result: dict[str, Any] = {
@@ -133,6 +134,7 @@ def _make_initial(program: Program) -> dict[int, Any]:
         where = jax.tree.map(lambda leaf: leaf.sharding, program.arguments[place])
         made[place] = jax.jit(make, out_shardings=where, compiler_options=quick_options())()
     if program.carries is not None:
+        # A carried argument without a first value, such as the cache of a stream, starts random.
         argument = program.carries[1]
         if argument not in made and jax.tree.leaves(program.arguments[argument]):
             made[argument] = _draw_arrays(program.arguments[argument], 0)

@@ -29,6 +29,7 @@ def import_packages(names: Iterable[str], stored: Iterable[str] = ()) -> tuple[s
     for name in unique:
         try:
             importlib.import_module(name)
+        # It says what is wrong better than the sentence below.
         except VidlatentError:
             raise
         except Exception as error:  # whatever the package does while it is imported

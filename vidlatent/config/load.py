@@ -97,6 +97,7 @@ def _find(path: str) -> Path:
     """``configs/fsae.py``, ``fsae.py`` or ``fsae``: as given, else among the shipped configs."""
     shipped = shipped_configs()
     try:
+        # A file of the user's own goes before a shipped one of the same name.
         for candidate in (Path(path), shipped / Path(path).name, shipped / f"{Path(path).name}.py"):
             if candidate.is_file():
                 return candidate.resolve()

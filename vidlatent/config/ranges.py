@@ -384,9 +384,12 @@ FIELDS: dict[str, Any] = {
     ),
     **dict.fromkeys(("noise_weight", "residual_scale", "norm_scale_init"), _WEIGHT),
     **dict.fromkeys(("latent_shift", "logvar_init", "mean"), number()),
+    # The betas of a noise schedule.
     **dict.fromkeys(("start", "end"), Number(0, 1, above=True, below=True)),
     "memory_share": _SHARE,
+    # How often ProMAG's 4x in time is doubled.
     "grow": whole(0, 2),
+    # Levels of content features; -1 stands for none.
     "fuse": Many(_OPTION, "(-1, 1, -1)"),
     "multiscales": Many(_COUNTS, "((), (5,))"),
 }

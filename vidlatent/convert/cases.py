@@ -52,6 +52,7 @@ def run_case(
     params = jax.tree.map(jnp.asarray, params)
 
     def run(method: Any, *args: Any, **changes: Any) -> Any:
+        # Fields such as the decoder's kind do not change the parameters.
         module = model.clone(**changes)
         call = jax.jit(
             lambda p, *a: module.apply({"params": p}, *a, method=method),

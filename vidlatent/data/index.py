@@ -173,6 +173,7 @@ def _read_cache(path: str, where: str, limits: Limits) -> dict[str, Any]:
             content = json.load(file)
         rows = content.pop("clips")
     except (OSError, ValueError, KeyError, AttributeError) as error:
+        # A cache only saves time, so a damaged one is no reason to stop.
         logging.warning("the index %s cannot be read (%s): clips are probed again", path, error)
         return {}
     return rows if content == _cache_head(where, limits) else {}

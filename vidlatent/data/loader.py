@@ -137,7 +137,7 @@ def make_loader(
         start_step=start_step,
         fingerprint=_hash_content(options, source, buckets, kept, split, seed, index.labels),
         labels=index.labels,
-        captions=any(clip.caption for clip in index.clips),
+        captions=any(clip.caption for clip in index.clips),  # both parts have the same keys
     )
 
 
@@ -358,6 +358,7 @@ class Loader:
         ahead = max(1, options.prefetch)
         if options.num_workers:
             ahead = max(1, options.read_threads)  # in each worker, beside its own queue below
+        # Positions have random access, so resuming is cutting off what was read.
         stream = self._stream[self._step :] if self._step else self._stream
         # Threads fill the buffer: with fewer places than threads, some of them would wait.
         batches = stream.to_iter_dataset(

@@ -205,6 +205,7 @@ def _stack_batch(elements: Sequence[dict]) -> dict:
 
 
 def _derive_seed(seed: int, bucket: int) -> int:
+    # A sum would not do: bucket 1 of seed 0 would be bucket 0 of seed 1.
     return int(np.random.SeedSequence([seed, bucket]).generate_state(1)[0])
 
 
@@ -229,6 +230,7 @@ def train_stream(
             .repeat()
             .random_map(_DrawNumber())
         )
+        # Shared out before decoding: no process decodes what another one trains on.
         mine = drawn[process_index::process_count]
         window = _TrainWindow(reading, bucket, tuple(rows))
         streams.append(
@@ -334,6 +336,7 @@ def validation_stream(
         streams.append(
             grain.MapDataset.source(padded)[process_index::process_count]
             .map(_ValidationWindow(reading, bucket))
+            # Nothing is dropped, since the padding above filled the last batch.
             .batch(bucket.batch // process_count, drop_remainder=True, batch_fn=_stack_batch)
         )
     if not streams:

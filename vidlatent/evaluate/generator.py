@@ -32,6 +32,7 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
     Raises:
       VidlatentError: the data holds another tokenizer's latents.
     """
+    # The latents of training, and those that the data holds now.
     model, known, found = generator_of(config), Latents.load(workdir), load_latents(config)
     if found.spec.hash != known.spec.hash:
         raise VidlatentError(

@@ -80,6 +80,7 @@ class LatentStatistics:
         makes of their first frames alone), and images; each latent shape by itself.
         """
         rows = []
+        # Videos before images, which have one latent frame.
         for shape, kept in sorted(self._kept.items(), reverse=True):
             latents = list(kept.values())
             if len(latents) < self._wanted:

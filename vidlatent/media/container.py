@@ -61,6 +61,7 @@ def open_video(media: str | bytes, limits: Limits):
     Raises:
       ClipError: it is no video, or its frames are larger than the limit.
     """
+    # Only opening is guarded here: what the caller does with the file is named by the caller.
     with named_errors("unreadable"):
         container = av.open(
             io.BytesIO(media) if isinstance(media, bytes) else media,

@@ -194,11 +194,13 @@ def _iterate_timed(
     time 0, whatever its stamp, and frames without stamps are counted. Yields nothing if the file
     cannot be sought in.
     """
+    # A file may begin at any stamp; here its first frame is at time 0.
     origin = stream.start_time or 0
     if back is not None:
         target = origin + int(max(0.0, latest - back) / to_fraction(stream.time_base))
         try:
             container.seek(target, stream=stream, backward=True)
+        # The caller's last try starts at the beginning, without a seek.
         except av.error.FFmpegError:
             return
     rate = frame_rate(stream)

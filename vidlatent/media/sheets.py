@@ -208,6 +208,7 @@ def _compose(
     # One line of frame numbers serves all rows if their columns line up.
     same_times = all(pick == picks[0] for pick in picks) and len({s[1] for s in sizes}) == 1
     texts = (line for label in labels for line in label.split("\n"))
+    # Longer labels are broken into lines instead of widening the sheet.
     label_width = min(180, 8 + max(int(_font(13).getlength(line)) for line in texts))
     wide = max(len(pick) * (size[1] + _GAP) for pick, size in zip(picks, sizes, strict=True))
     top = _MARGIN + (30 if title else 0)
@@ -283,6 +284,7 @@ def channel_sheet(
         raise VidlatentError(f"{len(beside)} pictures do not go with {len(maps)} latent frames.")
     grids = [_channel_grid(maps[k], columns, cell) for k in pick_frames(len(maps), shown)]
     high, wide = grids[0].height, grids[0].width
+    # Width of the column of pictures at the left.
     room = 0 if beside is None else min(180, max(64, high)) + 4 * _GAP
     top, heading = _MARGIN + (30 if title else 0), 22
     size = (2 * _MARGIN + room + wide, top + len(grids) * (heading + max(high, room)) + _MARGIN)
@@ -354,6 +356,7 @@ def weight_map(
     cell = min(56, max(16, 720 // max(columns, len(rows))))
     # Above the map: title, explanation, numbers of the columns.
     left, top = _MARGIN + 30, _MARGIN + 24 + 20 + 22
+    # At least 400 pixels, for the title and the explanation.
     size = (left + max(columns * cell, 400) + _MARGIN, top + len(rows) * cell + _MARGIN)
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)

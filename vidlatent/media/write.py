@@ -120,6 +120,7 @@ class VideoWriter:
         self._shape = shape
         stream = self._container.add_stream("libx264", rate=self.fps, options=self._options)
         stream.height, stream.width = (side + side % 2 for side in shape[:2])
+        # The colour format that all players and browsers show.
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = 1 / self.fps
         # Without a tag, players guess the matrix from the frame size, and show other colours.
@@ -149,6 +150,7 @@ class VideoWriter:
         except (OSError, av.FFmpegError) as error:
             raise VidlatentError(f"cannot write the video {self.path}: {error}") from error
         finally:
+            # Removes what a failure left; a file that has its name is not touched.
             self.discard()
 
     def discard(self) -> None:

@@ -67,6 +67,7 @@ def compile_program(
             at_lowered = time.perf_counter()
             compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
+        # Any other failure is a bug, and should show as one.
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise DoesNotFit(_first_lines(str(error)), _parse_requested_bytes(str(error))) from error

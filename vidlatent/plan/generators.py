@@ -182,6 +182,7 @@ def _assume_latents(config: ConfigDict) -> tuple[ConfigDict, Any, Latents]:
         # The statistics of a data set do not matter to costs.
         latents = Latents(spec, (0.0,) * spec.channels, (1.0,) * spec.channels)
         config = config.copy_and_resolve_references()
+        # Then batches hold latents, whatever the config reads.
         config.data.source = "latents"
     else:
         latents = load_latents(config)

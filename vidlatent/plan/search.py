@@ -61,6 +61,7 @@ def propose_changes(
             if batch % (_batch_shares({**mesh, **s}) * pieces) == 0
         )
         sizes = next(fitting, None)
+        # No mesh divides the batch, and nothing else can help then.
         if sizes is None:
             return
         mesh = {**mesh, **sizes}
@@ -92,6 +93,7 @@ def _propose_cuts(config: ConfigDict, bucket: Sequence[int]) -> Iterator[dict[st
         for size in way.sizes:
             # Pieces as large as the frame would change nothing.
             if not size.cuts or size.cuts < max(bucket[1:3]):
+                # The codec refuses a memory limit beside a way that is named.
                 keys = {**size.keys, **({"memory_gb": 0.0} if config.codec.memory_gb else {})}
                 yield {f"codec.{key}": value for key, value in keys.items()}
 

@@ -126,6 +126,7 @@ def run_in_child(mode: str, config: ConfigDict, topology: Topology, output: Path
         filter(None, (package, environment.get("PYTHONPATH")))
     )
     with tempfile.TemporaryDirectory() as folder:
+        # The child takes the config from a workdir, with all that was set on the command line.
         configs.write(config, Path(folder))
         command = [sys.executable, "-m", "vidlatent.main", f"--mode={mode}"]
         command += [f"--workdir={folder}", f"--topology={topology}", f"--output={output}"]

@@ -113,6 +113,7 @@ def _text(value: Any, decimals: int | None = None) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    # In the order in which rows first name them, which a set would lose.
     columns = list(dict.fromkeys(name for row in rows for name in row))
     decimals: dict[str, int | None] = {}  # by column, of those with numbers only
     for column in columns:
@@ -198,6 +199,7 @@ def _chart(steps: Sequence[float], values: Sequence[Any], across: str) -> str:
         figure = Figure(figsize=(4.6, 2.5), layout="constrained")
         draw_curve(figure.add_subplot(), x, y, across, _LINE)
         buffer = io.StringIO()
+        # Transparent, so that the background is the page's, light or dark.
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     drawing = buffer.getvalue()
     return (

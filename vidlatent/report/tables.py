@@ -18,6 +18,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], aligned: bool = False) -> 
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [[_cell(name) for name in columns]]
     lines += [[_cell(row.get(name)) for name in columns] for row in rows]
+    # Width 0 pads nothing.
     widths = [max(map(len, column)) if aligned else 0 for column in zip(*lines, strict=True)]
     texts = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
     rule = "|" + "".join("-" * max(3, width + 2) + "|" for width in widths)

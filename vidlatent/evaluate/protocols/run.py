@@ -146,6 +146,7 @@ class _Clips:
             index=make_index(data, seed=config.seed),
         )
         self._place = protocol.place
+        # Only to learn which clips fill a window: nothing is decoded.
         with self.open(None) as loader:
             self.where = loader.report.where
             self.rows = {clip.path: row for row, clip in enumerate(loader.index)}
