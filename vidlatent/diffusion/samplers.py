@@ -163,7 +163,6 @@ def sample(
         new, kept, past, state = apply_step(row, evaluate, x, last, past, state, drawn)
         return (new, kept, past, state), (new if trajectory else None)
 
-    # Rounded once here, after all differences were taken in float64.
     rows = jax.tree.map(lambda a: jnp.asarray(a, dtype), plan.rows)
     past = tuple(jnp.zeros_like(x) for _ in range(plan.history))
     inputs = (jnp.arange(plan.nfe), rows, noise if plan.random else None)

@@ -116,7 +116,6 @@ def conv_frames(
     """
     if len(frames) != kernel.shape[0]:
         raise VidlatentError(f"{len(frames)} tap inputs for a kernel of {kernel.shape[0]} taps.")
-    # No channels are summed, so nothing can be folded: a depthwise convolution for each tap.
     if feature_group_count > 1:
         pad = ((0, 0), *padding)
         parts = (
@@ -139,14 +138,12 @@ def conv_frames(
             "none and take 'fold2d'"
         )
     pad = ((0, 0), *padding)
-    # A form that was named is taken at its word; only 'auto' may fold instead.
     few = not named and frames[0].shape[-1] < _FEW_CHANNELS
     if form == "taps" and not few:
         return sum(
             _plane(f, kernel[k : k + 1], (1, *strides), pad, 1) for k, f in enumerate(frames)
         )
     kt, kh, kw, group_in, features = kernel.shape
-    # [kt, kh, kw, I, O] -> [1, kh, kw, kt I, O]: tap k meets its own block of the joined channels.
     folded = jnp.moveaxis(kernel, 0, 2).reshape(1, kh, kw, kt * group_in, features)
     return _plane(jnp.concatenate(frames, axis=-1), folded, (1, *strides), pad, 1)
 

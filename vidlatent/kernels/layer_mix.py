@@ -187,7 +187,6 @@ def _sweep(
     def body(limits, state, token, out):
         k = pl.program_id(2)
 
-        # Cleared by the first step of the sweep, whether or not its slot is in the range.
         @pl.when(k == 0)
         def _():
             out[...] = jnp.zeros_like(out)
@@ -223,7 +222,6 @@ def _sweep(
         body,
         grid_spec=spec,
         out_shape=jax.ShapeDtypeStruct((batch, count, channels), jnp.float32),
-        # Slots in order, since they add to the same block; the other axes may be split over cores.
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=_SCRATCH
         ),

@@ -316,11 +316,9 @@ def _over_tiles(
         if not first:
             held = {**jax.tree.map(lambda leaf: leaf[index], kept), **shared}
         made, new = one(lax.dynamic_slice(x, start, shape), held, (origin[0], origin[1]))
-        # Keys and values of frame 0 are those of the whole map: one copy serves all tiles.
         own = {name: value for name, value in new.items() if not name.startswith(_SHARED)}
         return made, own, {name: new[name] for name in new if name.startswith(_SHARED)}
 
-    # A loop's carry needs its shapes beforehand, and caches are not known at the start.
     made, own, common = jax.eval_shape(tile, 0, kept, shared)
 
     def zeros(leaf, *lead):

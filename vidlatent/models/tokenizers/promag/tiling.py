@@ -198,7 +198,6 @@ def map_tiles(
         _, at = corner(index)
         read = [size + 2 * halo for size in sizes]
         cuts = [_cut(array, at, read) for array in padded]
-        # Which of the positions that were read lie inside the map.
         rows, columns = (
             (place >= halo) & (place < halo + n)
             for place, n in zip(map(_run, at, read), extent, strict=True)
@@ -215,7 +214,6 @@ def map_tiles(
         weight = down[row][:, None, None] * across[column][None, :, None]
         value = (piece(index).astype(exact) * weight).astype(out.dtype)
         at = (0, 0, *(a * factor for a in at), 0)
-        # Tiles may overlap, so their weighted values are added.
         old = lax.dynamic_slice(out, at, value.shape)
         return lax.dynamic_update_slice(out, old + value, at)
 
