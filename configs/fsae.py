@@ -117,7 +117,6 @@ def _paper(config, width):
 # because each shape is compiled separately; data.buckets accepts a longer one.
 _BUCKETS_256 = ((384, 192), (320, 192), (256, 256), (192, 320), (192, 384))
 _BUCKETS_512 = ((704, 384), (576, 448), (512, 512), (448, 576), (384, 704))
-_ASPECT_WEIGHTS = (0.02, 0.08, 0.3, 0.08, 0.02)
 # Three aspect ratios only for stages with several sizes, again to compile fewer programs.
 _THREE = {
     256: ((320, 192), (256, 256), (192, 320)),
@@ -125,18 +124,15 @@ _THREE = {
     704: ((960, 512), (704, 704), (512, 960)),
     1024: ((1216, 832), (1024, 1024), (832, 1216)),
 }
-_THREE_WEIGHTS = (0.2, 0.6, 0.2)
 
 
 def _buckets(config, sizes, kinds):
-    """Buckets of all ``sizes`` for each of ``kinds``, which are (frames, batch, share).
+    """Buckets of all ``sizes`` for each of ``kinds``: (frames, batch, share of the steps).
 
-    Within a kind the middle size, a square, gets the largest share.
+    Within a kind the clips decide: each is drawn equally often.
     """
     config.data.buckets = tuple((t, h, w, batch) for t, batch, _ in kinds for h, w in sizes)
-    config.data.bucket_weights = tuple(
-        share * weight for *_, share in kinds for weight in _ASPECT_WEIGHTS
-    )
+    config.data.length_weights = tuple((t, share) for t, _, share in kinds)
 
 
 def _mixed_buckets(config, kinds):
@@ -145,20 +141,18 @@ def _mixed_buckets(config, kinds):
     ``side`` is that of the square; the other two sizes have about its area.
     """
     config.data.buckets = tuple((t, h, w, b) for t, side, b, _ in kinds for h, w in _THREE[side])
-    config.data.bucket_weights = tuple(
-        share * weight for *_, share in kinds for weight in _THREE_WEIGHTS
-    )
+    config.data.length_weights = tuple((t, share) for t, *_, share in kinds)
 
 
 # The paper states sizes, frames, losses and steps of the stages, but not learning rates, warm-up,
 # weight decay, clipping, EMA, batch sizes and the share of images.
 def _stage_1(config):
-    _buckets(config, _BUCKETS_256, ((17, 64, 1), (1, 512, 1)))
+    _buckets(config, _BUCKETS_256, ((17, 64, 0.5), (1, 512, 0.5)))
     long_run(config, steps=200_000, lr=1e-4)
 
 
 def _stage_2(config):
-    _buckets(config, _BUCKETS_512, ((61, 8, 2), (17, 16, 1), (1, 128, 1)))
+    _buckets(config, _BUCKETS_512, ((61, 8, 0.5), (17, 16, 0.25), (1, 128, 0.25)))
     long_run(config, steps=200_000, lr=5e-5)
     _discriminator(config)
     config.discriminator.warmup_steps = 1000

@@ -123,13 +123,10 @@ def _stage(config, stage):
     chosen = {"image": pictures, "video": small, "target": large, "sft": large}[stage]
     steps = {"image": 100_000, "video": 200_000, "target": 200_000, "sft": 5000}[stage]
     rate = {"image": 1e-4, "video": 1e-4, "target": 5e-5, "sft": 1e-5}[stage]
-    shares = (1.0,) * len(chosen)
     if stage in ("video", "target"):  # 15 % images
-        side = {"video": 256, "target": 512}[stage]
-        more = area_buckets(1, side, 64, batch=512)
-        shares = (0.85 / len(chosen),) * len(chosen) + (0.15 / len(more),) * len(more)
-        chosen = chosen + more
-    config.data.buckets, config.data.bucket_weights = chosen, shares
+        chosen += area_buckets(1, {"video": 256, "target": 512}[stage], 64, batch=512)
+        config.data.length_weights = ((121, 0.85), (1, 0.15))
+    config.data.buckets = chosen
     long_run(config, steps=steps, lr=rate)
     side = {"image": (1, 256, 256), "video": (121, 256, 256)}
     # The refiner doubles the base's size, and 720x1280 is not a multiple of 64: so the base makes

@@ -124,7 +124,7 @@ def _stage(config, arg):
         return
     if arg.stage == 2:  # 25 % images
         config.data.buckets = (*pictures, video)
-        config.data.bucket_weights = (0.25 / len(pictures),) * len(pictures) + (0.75,)
+        config.data.length_weights = ((1, 0.25), (video[0], 0.75))
         long_run(config, steps=150_000, lr=1e-4)
     else:
         config.data.buckets = (video,)

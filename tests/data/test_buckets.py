@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from vidlatent.config import load
-from vidlatent.data.buckets import Bucket, assign_clips, parse_buckets, weigh_buckets
+from vidlatent.data.buckets import (
+    Bucket,
+    assign_clips,
+    keep_shapes,
+    parse_buckets,
+    weigh_buckets,
+)
 from vidlatent.data.index import Clip
 from vidlatent.errors import VidlatentError
 from vidlatent.media.probe import ClipInfo
@@ -132,6 +138,81 @@ def test_shares():
         weigh_buckets(buckets, [[], [], [0]], ())
     with pytest.raises(VidlatentError, match="leaves no bucket"):
         weigh_buckets(buckets, [[0], [], [0]], (0, 1, 0))
+
+
+def test_shares_of_lengths():
+    buckets = [Bucket(17, 64, 64, 4), Bucket(17, 48, 96, 4), Bucket(1, 64, 64, 8)]
+    members, shares = [[0, 1, 2], [3], [0, 1, 2, 3, 4]], ((17, 0.8), (1, 0.2), (33, 5.0))
+    np.testing.assert_allclose(weigh_buckets(buckets, members, (), shares), [0.6, 0.2, 0.2])
+    assert weigh_buckets(buckets, members, (1, 1, 2), shares) == [0.25, 0.25, 0.5]
+    with pytest.raises(VidlatentError, match="length_weights has no share for the 1 frames"):
+        weigh_buckets(buckets, members, (), ((17, 1.0),))
+    with pytest.raises(VidlatentError, match="length_weights has a negative"):
+        weigh_buckets(buckets, members, (), ((17, 1.0), (1, -1.0)))
+    with pytest.raises(VidlatentError, match="length_weights leaves no bucket"):
+        weigh_buckets(buckets, members, (), ((17, 0.0), (1, 0.0)))
+
+
+MIXED = (  # presets with clips of several shapes, and a shape that most clips have
+    ("fsae:paper", (192, 320)),
+    ("fsae:paper,stage=2", (448, 576)),
+    ("fsae:paper,stage=3", (192, 320)),
+    ("fsae:paper,stage=vf", (192, 320)),
+    ("fsae:standard", (192, 320)),
+    ("fsvideo_dit:paper,stage=image", (192, 320)),
+    ("fsvideo_dit:paper,stage=video", (192, 320)),
+    ("fsvideo_dit:paper,stage=target", (384, 704)),
+    ("fsvideo_dit:paper,stage=sft", (384, 704)),
+    ("reducio_dit:paper,stage=3", (768, 1344)),
+    ("promag_dit:paper,stage=1", (192, 320)),
+    ("promag_dit:paper,stage=2", (192, 320)),
+)
+
+
+@pytest.mark.parametrize(("preset", "size"), MIXED)
+def test_clips_decide_among_the_shapes_of_a_length(preset, size):
+    """9,000 of 9,400 clips in one shape get that share of the steps of every length."""
+    data = load(preset).data
+    buckets = [Bucket(*row) for row in data.buckets]
+    members = [[] for _ in buckets]
+    row = 0
+    for frames in sorted({bucket.frames for bucket in buckets}):
+        same = [i for i, bucket in enumerate(buckets) if bucket.frames == frames]
+        usual = next((i for i in same if (buckets[i].height, buckets[i].width) == size), same[0])
+        rare = [i for i in same if i != usual]
+        members[usual] = list(range(9000))
+        for row in range(400 if rare else 0):
+            members[rare[row % len(rare)]].append(9000 + row)
+    shares = weigh_buckets(buckets, members, data.bucket_weights, data.length_weights)
+    lengths = dict(data.length_weights) or dict.fromkeys({b.frames for b in buckets}, 1.0)
+    for frames, wanted in lengths.items():
+        mine = [
+            (s, len(m))
+            for b, s, m in zip(buckets, shares, members, strict=True)
+            if b.frames == frames
+        ]
+        total = sum(share for share, _ in mine)
+        assert total == pytest.approx(wanted / sum(lengths.values()))
+        largest, clips = max(mine)
+        assert clips == 9000
+        if len(mine) > 1:
+            assert largest / total == pytest.approx(9000 / 9400)
+
+
+def test_shapes_that_stay_when_few_may_be_compiled():
+    sizes = [(17, 64, 64), (17, 48, 96), (17, 96, 48), (1, 64, 64), (1, 48, 96)]
+    buckets = [Bucket(*size, 1) for size in sizes]
+    members = [[0], [1, 2, 3], [], [4] * 2, [5] * 9]
+    kept = [keep_shapes(buckets, members, most) for most in (2, 3, 9)]
+    assert [[buckets.index(bucket) for bucket in some] for some in kept] == [
+        [1, 4],  # the fullest of each length
+        [1, 3, 4],
+        [0, 1, 3, 4],  # none without clips
+    ]
+    with pytest.raises(VidlatentError, match="max_shapes = 1 is less than the 2 numbers of frames"):
+        keep_shapes(buckets, members, 1)
+    wide, tall = clip(48, 96), clip(96, 48)
+    assert assign_clips([wide, tall, wide], buckets[1:3], 0.0, most=1) == [[0, 1, 2], []]
 
 
 @pytest.mark.parametrize("source", [(48, 64), (720, 1280), (31, 17), (64, 64)])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 
 import ml_dtypes
 import numpy as np
@@ -282,3 +283,28 @@ def test_a_full_disk_is_one_sentence(tmp_path):
                 writer.add(window_of(number), arrays, arrays["latent"])
             writer.publish()
     assert not list(tmp_path.iterdir())
+
+
+def test_buckets_of_the_encoding_are_those_of_the_training(tools, latents, tmp_path, caplog):
+    """A bucket that no clip was nearest to is left out; one that was not encoded is refused."""
+    options = options_of(tools, latents) | {"buckets": ((5, 16, 32, 4), *BUCKETS)}
+    with pytest.raises(VidlatentError, match="asks for 5x16x32, but the latent data set"):
+        read(tools, options, 1)
+    folder = tmp_path / "set"
+    shutil.copytree(latents, folder)
+    header = json.loads((folder / "header.json").read_text())
+    header["source"]["buckets"] = [[5, 16, 24], [5, 16, 32], [1, 16, 16]]
+    (folder / "header.json").write_text(json.dumps(header))
+    batches = read(tools, options | {"path": str(folder)}, 4)
+    assert {batch["latent"].shape[:1] for batch in batches} == {(4,), (2,)}
+    assert "bucket 5x16x32: it is left out" in caplog.text
+    with pytest.raises(VidlatentError, match="asks for 5x32x32, but the latent data set"):
+        read(tools, options | {"path": str(folder), "buckets": ((5, 32, 32, 4), *BUCKETS)}, 1)
+
+
+def test_few_shapes_leave_out_windows_of_the_others(tools, latents, caplog):
+    options = options_of(tools, latents, max_shapes=1)
+    with pytest.raises(VidlatentError, match="less than the 2 numbers of frames"):
+        read(tools, options, 1)
+    options["buckets"] = BUCKETS[1:]
+    assert {batch["latent"].shape[0] for batch in read(tools, options, 2)} == {2}

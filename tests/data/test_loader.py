@@ -78,6 +78,24 @@ def test_two_sizes_of_one_number_of_frames(tools, folder):
     assert sum(batch["mask"].sum() for batch in scored) == 8
 
 
+def test_few_shapes(tools, folder, caplog):
+    """Clips of a shape that is not compiled train, and are scored, in the nearest that is."""
+    buckets = ((5, 32, 48, 4), (5, 32, 32, 4), (5, 48, 32, 4))
+    options = tools.options(source="folder", path=folder, buckets=buckets)
+    caplog.set_level("INFO")
+    with make_loader(options, split="train", rule=tools.rule, seed=5) as loader:
+        clips = set(range(len(loader.index)))
+    assert "compiles 2 shapes" in caplog.text  # no clip is nearly square
+    batches = read(tools, options | {"max_shapes": 1}, 8)
+    assert "compiles 1 shapes" in caplog.text and "5x32x48 100.0%" in caplog.text
+    assert {batch["video"].shape for batch in batches} == {(4, 5, 32, 48, 3)}
+    assert {row for batch in batches for row in batch["clip"].tolist()} == clips
+    scored = make_loader(options | {"max_shapes": 1}, split="validation", rule=tools.rule, seed=5)
+    assert {batch["video"].shape[2:4] for batch in scored} <= {(32, 48)}
+    with pytest.raises(VidlatentError, match=r"give data\.length_weights instead"):
+        read(tools, options | {"max_shapes": 1, "bucket_weights": (1.0, 1.0, 1.0)}, 1)
+
+
 def test_listed_windows_in_order(tools, folder):
     """Reading on in open files gives the same frames as reading each window separately."""
     options = tools.options(source="folder", path=folder, buckets=((5, 32, 48, 2),))

@@ -73,6 +73,7 @@ def test_every_window_is_there_once_with_the_latent_of_its_frames(whole, tokeniz
     wanted = {(f"scene-{i:06d}", first, 5) for i in range(11) for first in (0, 5)}
     wanted |= {(f"scene-{i:06d}", first, 1) for i in range(11) for first in (0, 5, 10)}
     assert places == wanted and len(source.windows) == len(wanted) == 55
+    assert source.header.source["buckets"] == [[5, 16, 16], [1, 16, 16]]
     largest = 0.0
     for window in source.windows:
         video, label = frames_of(window)

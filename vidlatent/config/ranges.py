@@ -83,7 +83,11 @@ _SECTIONS: dict[str, dict[str, Any]] = {
             Each((_COUNT,) * 4, "(5, 64, 64, 2)", f"{_SIDES}, global batch"), "((5, 64, 64, 2),)"
         ),
         "bucket_rule": Choice(("nearest", "inward")),
+        "length_weights": Many(
+            Each((_COUNT, _WEIGHT), "(17, 0.8)", "frames, share"), "((17, 0.8), (1, 0.2))"
+        ),
         "bucket_weights": Many(_WEIGHT, "(0.8, 0.2)"),
+        "max_shapes": _COUNT_OR_NONE,
         "fps": _WEIGHT,
         "crop": Choice(("random", "centre", "resized")),
         "resize": Choice(("area", "bilinear")),

@@ -87,6 +87,16 @@ def _check_weights(config: ConfigDict) -> str:
         )
     if weights and not any(weights):
         return "config.data.bucket_weights are all 0: give one bucket at least a share"
+    if weights or not (shares := dict(config.data.length_weights)):
+        return ""
+    lacking = sorted({bucket[0] for bucket in buckets} - set(shares))
+    if lacking:
+        return (
+            f"config.data.length_weights has no share for the {lacking[0]} frames of "
+            "config.data.buckets: give a (frames, share) for each length, or () for equal shares"
+        )
+    if buckets and not any(shares[bucket[0]] for bucket in buckets):
+        return "config.data.length_weights are all 0: give one length at least a share"
     return ""
 
 

@@ -20,7 +20,7 @@ from vidlatent.data.index import Clip
 from vidlatent.errors import VidlatentError
 from vidlatent.spec import FrameRule
 
-__all__ = ["Bucket", "assign_clips", "parse_buckets", "weigh_buckets"]
+__all__ = ["Bucket", "assign_clips", "keep_shapes", "parse_buckets", "weigh_buckets"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,7 @@ def assign_clips(
     *,
     every_size: bool = False,
     rule: str = "nearest",
+    most: int = 0,
 ) -> list[list[int]]:
     """For each bucket the rows of the clips that fill it.
 
@@ -89,6 +90,7 @@ def assign_clips(
       every_size: for training: a clip also joins the buckets with the same number of frames and
         exactly the same aspect ratio (17x256x256 and 17x512x512) that do not enlarge it.
       rule: ``'nearest'`` aspect ratio, or ``'inward'``: the next one towards the square.
+      most: buckets that get clips, at most (``keep_shapes``); 0: any number.
     """
     choose = _choose_inward if rule == "inward" else _choose_nearest
     members: list[list[int]] = [[] for _ in buckets]
@@ -102,7 +104,12 @@ def assign_clips(
             joined = _join_sizes(clip, nearest, same, buckets) if every_size else [nearest]
             for number in joined:
                 members[number].append(row)
-    return members
+    if not most or len(buckets) <= most:
+        return members
+    kept = keep_shapes(buckets, members, most)
+    few = assign_clips(clips, kept, fps, every_size=every_size, rule=rule)
+    filled = dict(zip(kept, few, strict=True))
+    return [filled.get(bucket, []) for bucket in buckets]
 
 
 def _join_sizes(
@@ -159,24 +166,52 @@ def _choose_inward(clip: Clip, choices: Sequence[int], buckets: Sequence[Bucket]
     return _choose_nearest(clip, [i for i in choices if keys[i] == best], buckets)
 
 
+def keep_shapes(
+    buckets: Sequence[Bucket], members: Sequence[Sequence[int]], most: int
+) -> tuple[Bucket, ...]:
+    """The buckets to train on if at most ``most`` shapes may be compiled, in their order.
+
+    Of each number of frames the bucket with most clips stays, and then those with most clips of
+    all; of equal ones the first.
+
+    Args:
+      buckets: all that the config lists.
+      members: rows of the clips in each of them.
+      most: ``data.max_shapes``, 1 or more.
+
+    Raises:
+      VidlatentError: there are more numbers of frames than ``most``.
+    """
+    order = sorted(range(len(buckets)), key=lambda number: (-len(members[number]), number))
+    leading: dict[int, int] = {}
+    for number in order:
+        leading.setdefault(buckets[number].frames, number)
+    if len(leading) > most:
+        raise VidlatentError(
+            f"data.max_shapes = {most} is less than the {len(leading)} numbers of frames in "
+            "data.buckets, each of which keeps a shape: allow as many, or remove a length."
+        )
+    others = [number for number in order if members[number] and number not in leading.values()]
+    kept = [*leading.values(), *others][:most]
+    return tuple(buckets[number] for number in sorted(kept))
+
+
 def weigh_buckets(
-    buckets: Sequence[Bucket], members: Sequence[Sequence[int]], weights: Sequence[float]
+    buckets: Sequence[Bucket],
+    members: Sequence[Sequence[int]],
+    weights: Sequence[float] = (),
+    length_weights: Sequence[tuple[int, float]] = (),
 ) -> list[float]:
     """Share of the training steps that each bucket gets, 0 for one without clips.
 
-    ``DataOptions.bucket_weights`` says how the shares are made.
+    ``DataOptions.length_weights`` says how the shares are made; ``weights`` are its
+    ``bucket_weights``.
 
     Raises:
-      VidlatentError: weights of the wrong number or sign, or a number of frames for which no
-        bucket has a clip.
+      VidlatentError: weights of the wrong number or sign, or a number of frames that has no share
+        or no clip.
     """
-    if weights and len(weights) != len(buckets):
-        raise VidlatentError(
-            f"data.bucket_weights has {len(weights)} entries for {len(buckets)} buckets: "
-            "give one each, or none."
-        )
-    if any(weight < 0 for weight in weights):
-        raise VidlatentError("data.bucket_weights has a negative entry.")
+    _check_weights(buckets, weights, length_weights)
     # A length that no clip has is refused, an aspect ratio that no clip has is only left out.
     filled: Counter[int] = Counter()
     for bucket, rows in zip(buckets, members, strict=True):
@@ -201,8 +236,37 @@ def weigh_buckets(
         total: Counter[int] = Counter()
         for bucket, amount in zip(buckets, work, strict=True):
             total[bucket.frames] += amount
-        # They sum to 1 over the buckets of each length, so that every length gets the same share.
-        shares = [a / total[b.frames] for b, a in zip(buckets, work, strict=True)]
+        # They sum to 1 over the buckets of each length, which then gets its own share.
+        of_length = dict(length_weights) or dict.fromkeys(total, 1.0)
+        shares = [
+            of_length[b.frames] * a / total[b.frames] for b, a in zip(buckets, work, strict=True)
+        ]
     if not sum(shares):
-        raise VidlatentError("data.bucket_weights leaves no bucket that has clips.")
+        key = "bucket_weights" if weights else "length_weights"
+        raise VidlatentError(f"data.{key} leaves no bucket that has clips.")
     return [share / sum(shares) for share in shares]
+
+
+def _check_weights(
+    buckets: Sequence[Bucket],
+    weights: Sequence[float],
+    length_weights: Sequence[tuple[int, float]],
+) -> None:
+    if weights and len(weights) != len(buckets):
+        raise VidlatentError(
+            f"data.bucket_weights has {len(weights)} entries for {len(buckets)} buckets: "
+            "give one each, or none."
+        )
+    for key, values in (
+        ("bucket_weights", weights),
+        ("length_weights", [weight for _, weight in length_weights]),
+    ):
+        if any(weight < 0 for weight in values):
+            raise VidlatentError(f"data.{key} has a negative entry.")
+    known = dict(length_weights)
+    lacking = sorted({bucket.frames for bucket in buckets} - set(known)) if known else []
+    if lacking and not weights:
+        raise VidlatentError(
+            f"data.length_weights has no share for the {lacking[0]} frames of data.buckets: give "
+            "a (frames, share) for each length, or () for equal shares."
+        )

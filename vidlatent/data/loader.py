@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags, logging
 
 from vidlatent.data.bad_clips import BadClips
-from vidlatent.data.buckets import Bucket, parse_buckets, weigh_buckets
+from vidlatent.data.buckets import Bucket, keep_shapes, parse_buckets, weigh_buckets
 from vidlatent.data.clip_cache import ClipCache, count_decoded_bytes
 from vidlatent.data.index import BadClip, Clip, Index, build_index
 from vidlatent.data.options import DataOptions
@@ -123,6 +123,9 @@ def make_loader(
     # Training and validation have the same list of bad clips: log it once.
     if report.counts and split == TRAIN:
         logging.warning("%s", report.table())
+    if split != WHOLE:
+        # Of all usable clips, so that training and validation have the same shapes.
+        buckets, clips = _bound_shapes(options, buckets, source, clips)
     parts = split_groups({clip.group: clip.part for clip in clips}, options.validation_share)
     kept = tuple(clip for clip in clips if split in (parts[clip.group], WHOLE))
     if not kept:
@@ -151,12 +154,7 @@ def _make_stream(
     process: tuple[int, int],
 ) -> grain.MapDataset | None:
     """The Grain graph of one part for process (index, count)."""
-    if isinstance(source, LatentSource):
-        # Stored latents have one frame rate and are neither cropped nor mirrored.
-        reading = LatentReading(source, clips, 0.0, "centre", False, options.limits)
-    else:
-        keys = options.fps, options.crop, options.flip, options.limits
-        reading = Reading(source, clips, *keys, bucket_rule=options.bucket_rule)
+    reading = _make_reading(options, source, clips)
     if isinstance(part, Listed):
         if isinstance(source, MediaSource):  # windows of a clip that follow one another
             # One open file for each thread that reads.
@@ -175,10 +173,54 @@ def _make_stream(
     if cacheable and count_decoded_bytes(clips, buckets, members) <= options.memory_mb * 2**20:
         reading = dataclasses.replace(reading, cache=ClipCache())
     if part == TRAIN:
-        shares = weigh_buckets(buckets, members, options.bucket_weights)
+        weights = options.bucket_weights, options.length_weights
+        shares = weigh_buckets(buckets, members, *weights)
+        _tell_shapes(buckets, shares)
         return train_stream(reading, buckets, members, shares, seed, *process)
     windows = validation_windows(reading, buckets, members, options.validation_clips)
     return validation_stream(reading, buckets, windows, *process)
+
+
+def _make_reading(options: DataOptions, source: Source, clips: tuple[Clip, ...]) -> Reading:
+    if isinstance(source, LatentSource):
+        # Stored latents have one frame rate and are neither cropped nor mirrored.
+        return LatentReading(source, clips, 0.0, "centre", False, options.limits)
+    keys = options.fps, options.crop, options.flip, options.limits
+    return Reading(source, clips, *keys, bucket_rule=options.bucket_rule)
+
+
+def _bound_shapes(
+    options: DataOptions, buckets: tuple[Bucket, ...], source: Source, clips: list[Clip]
+) -> tuple[tuple[Bucket, ...], list[Clip]]:
+    """At most ``data.max_shapes`` buckets, and the clips that can fill them."""
+    if not options.max_shapes or len(buckets) <= options.max_shapes:
+        return buckets, clips
+    if options.bucket_weights:
+        raise VidlatentError(
+            "data.max_shapes leaves out buckets, so that data.bucket_weights no longer belong to "
+            "them: give data.length_weights instead, or max_shapes 0."
+        )
+    members = _make_reading(options, source, tuple(clips)).members(buckets, every_size=True)
+    kept = keep_shapes(buckets, members, options.max_shapes)
+    if isinstance(source, LatentSource):
+        sizes = {(bucket.frames, bucket.height, bucket.width) for bucket in kept}
+        fitting = [clip for clip in clips if (clip.frames, *clip.size) in sizes]
+        if len(fitting) < len(clips):
+            logging.warning(
+                "data.max_shapes = %d leaves out %d of %d windows, stored at other sizes",
+                *(options.max_shapes, len(clips) - len(fitting), len(clips)),
+            )
+        clips = fitting
+    return kept, clips
+
+
+def _tell_shapes(buckets: Sequence[Bucket], shares: Sequence[float]) -> None:
+    """Log what is going to be compiled, with the share of the steps of each shape."""
+    told = [f"{b} {share:.1%}" for b, share in zip(buckets, shares, strict=True) if share]
+    logging.info(
+        "training compiles %d shapes (data.max_shapes bounds them); their shares of the steps: %s",
+        *(len(told), ", ".join(told)),
+    )
 
 
 def _select_usable(
@@ -227,7 +269,8 @@ def _hash_content(
         for key, value in dataclasses.asdict(options).items()
         if key not in _NOT_IN_FINGERPRINT
     }
-    for key, before in (("bucket_rule", "nearest"), ("resize", "area")):
+    usual = {"bucket_rule": "nearest", "resize": "area", "length_weights": (), "max_shapes": 0}
+    for key, before in usual.items():
         if stated[key] == before:  # hash as before this option existed
             del stated[key]
     if isinstance(source, LatentSource):

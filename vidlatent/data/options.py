@@ -67,10 +67,14 @@ class DataOptions:
         scored in the largest of these.
       bucket_rule: 'nearest' aspect ratio, or 'inward': the next one towards the square, so that
         wide clips lose columns and tall ones rows (Reducio's released code).
-      bucket_weights: share of the training steps that each bucket gets. Empty: every number of
-        frames gets the same share (so pictures and videos alternate 1:1), and buckets of the same
-        number of frames share by clips / batch, so that every clip is drawn equally often in each
-        of its sizes.
+      bucket_weights: share of the training steps that each bucket gets; empty: as follows.
+      length_weights: (frames, share) for each number of frames among the buckets; without any they
+        share equally, so that pictures and videos alternate 1:1. Buckets of the same number of
+        frames divide its share by clips / batch, so that every clip is drawn equally often in each
+        of its sizes. Shares of lengths that no bucket has do nothing.
+      max_shapes: buckets trained on at most, each of which is compiled; 0: all that have clips. See
+        ``buckets.keep_shapes``. Clips of the others go to the nearest that is kept; a latent data
+        set's cannot change their size and are left out.
       validation_share: share of the files held out, by a hash of their names.
       num_workers: decoding processes; 0 decodes in threads of this process.
       read_threads: decoding threads in each process.
@@ -113,6 +117,8 @@ class DataOptions:
     crop: str
     flip: bool
     synthetic: SyntheticOptions
+    length_weights: tuple[tuple[int, float], ...] = ()
+    max_shapes: int = 0
     validation_clips: int = 64
     index_cache: str = ""
     memory_mb: int = 256
@@ -132,6 +138,7 @@ class DataOptions:
         )
         values["buckets"] = tuple(tuple(bucket) for bucket in data["buckets"])
         values["bucket_weights"] = tuple(data["bucket_weights"])
+        values["length_weights"] = tuple(map(tuple, data.get("length_weights", ())))
         options = cls(**values)
         for key, allowed in {"source": SOURCES.names(), **_CHOICES}.items():
             # A key that was left out has its default, which is right.

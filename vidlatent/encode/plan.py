@@ -96,6 +96,7 @@ def plan_windows(
     windows: str,
     stride: int,
     rule: str = "nearest",
+    most: int = 0,
 ) -> list[Place]:
     """All windows of the set, one bucket after another.
 
@@ -107,10 +108,11 @@ def plan_windows(
         beginning on.
       stride: frames at the rate of the windows; 0: the length of the longest bucket.
       rule: ``config.data.bucket_rule``.
+      most: ``config.data.max_shapes``.
     """
     stride = stride or max(bucket.frames for bucket in buckets)
     places: list[Place] = []
-    members = assign_clips(clips, buckets, fps, rule=rule)
+    members = assign_clips(clips, buckets, fps, rule=rule, most=most)
     for number, (bucket, rows) in enumerate(zip(buckets, members, strict=True)):
         for row in rows:
             info = clips[row].info

@@ -142,8 +142,8 @@ class _Job:
     def _make_plan(self, clips: list[Any]) -> EncodePlan:
         options, fps = self.options, self._data["fps"]
         buckets = parse_buckets(self._data["buckets"], self.spec.lengths, 1)
-        rule = self._data["bucket_rule"]
-        places = plan_windows(clips, buckets, fps, options.windows, options.stride, rule)
+        how = options.windows, options.stride, self._data["bucket_rule"], self._data["max_shapes"]
+        places = plan_windows(clips, buckets, fps, *how)
         if not places:
             raise VidlatentError(
                 f"no clip of {self._index.where} fills a bucket of config.data.buckets."
@@ -314,6 +314,8 @@ class _Job:
         about = {
             "where": self._index.where,
             "data": {"source": self._data["source"], "fps": self._data["fps"]},
+            # Also those that no clip was nearest to.
+            "buckets": [[b.frames, b.height, b.width] for b in self.plan.buckets],
             "windows": options.windows,
             "stride": options.stride,
             "draws": options.draws,

@@ -16,8 +16,13 @@ def get_data() -> ConfigDict:
     data.buckets = ()  # ((frames, height, width, global batch size), ...)
     # Of a clip: nearest aspect ratio | inward: the next one towards the square (Reducio's code)
     data.bucket_rule = "nearest"
-    # Share of each bucket; empty: every clip length alike, and within it by the number of clips
-    data.bucket_weights = ()
+    # ((frames, share of the steps), ...), one for each number of frames among the buckets; empty:
+    # all alike. Buckets of one length share by the number of their clips
+    data.length_weights = ()
+    data.bucket_weights = ()  # share of each bucket, in place of that rule; empty: the rule
+    # Buckets trained on at most, each a program to compile: the fullest of each length, then the
+    # fullest of all. Other clips go to the nearest of these, stored latents are left out; 0: all
+    data.max_shapes = 0
     data.fps = 0.0  # target frame rate; 0: each file's own
     # random | centre | resized: a random half or more of the frame, stretched by at most 4/3
     data.crop = "random"

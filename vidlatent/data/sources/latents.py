@@ -79,9 +79,13 @@ class LatentSource:
         return [Entry(window.name, window.group, (), window.part) for window in self.windows]
 
     def check_sizes(self, sizes: Collection[tuple[int, int, int]]) -> None:
-        """Raise unless windows of all these (frames, height, width) are stored."""
+        """Raise unless the set can hold windows of all these (frames, height, width).
+
+        It holds them, or it was encoded with such a bucket that no clip was nearest to.
+        """
+        encoded = {tuple(size) for size in self.header.source.get("buckets", ())}
         for size in sorted(sizes):
-            if size not in self._arrays:
+            if size not in self._arrays and size not in encoded:
                 stored = ", ".join("x".join(map(str, known)) for known in sorted(self._arrays))
                 raise VidlatentError(
                     f"data.buckets asks for {'x'.join(map(str, size))}, but {self.where} has "

@@ -133,7 +133,7 @@ class _Clips:
         batch = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
         data["buckets"] = tuple((frames, *protocol.size, batch) for frames in protocol.frames)
         # The config's own weights belong to the buckets that were replaced above.
-        data["bucket_weights"] = ()
+        data["bucket_weights"] = data["length_weights"] = ()
         data["fps"], data["resize"] = protocol.fps, protocol.resize
         self._make = functools.partial(
             make_loader,
