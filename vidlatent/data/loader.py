@@ -120,12 +120,9 @@ def make_loader(
     if index is None:
         index = build_index(source, options.limits, options.verify, options.index_cache)
     report, clips = _select_usable(index, source, buckets, options)
-    # Training and validation have the same list of bad clips: log it once.
-    if report.counts and split == TRAIN:
+    if report.counts and split == TRAIN:  # validation has the same bad clips
         logging.warning("%s", report.table())
-    if split != WHOLE:
-        # Of all usable clips, so that training and validation have the same shapes.
-        buckets, clips = _bound_shapes(options, buckets, source, clips)
+    buckets, clips = _bound_shapes(options, buckets, source, clips, split)
     parts = split_groups({clip.group: clip.part for clip in clips}, options.validation_share)
     kept = tuple(clip for clip in clips if split in (parts[clip.group], WHOLE))
     if not kept:
@@ -190,10 +187,18 @@ def _make_reading(options: DataOptions, source: Source, clips: tuple[Clip, ...])
 
 
 def _bound_shapes(
-    options: DataOptions, buckets: tuple[Bucket, ...], source: Source, clips: list[Clip]
+    options: DataOptions,
+    buckets: tuple[Bucket, ...],
+    source: Source,
+    clips: list[Clip],
+    split: str,
 ) -> tuple[tuple[Bucket, ...], list[Clip]]:
-    """At most ``data.max_shapes`` buckets, and the clips that can fill them."""
-    if not options.max_shapes or len(buckets) <= options.max_shapes:
+    """At most ``data.max_shapes`` buckets, and the clips that can fill them.
+
+    ``clips`` are all usable ones, so that training and validation have the same shapes.
+    """
+    # Which windows of which buckets are wanted of the whole is the caller's choice.
+    if split == WHOLE or not options.max_shapes or len(buckets) <= options.max_shapes:
         return buckets, clips
     if options.bucket_weights:
         raise VidlatentError(
