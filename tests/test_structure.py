@@ -15,6 +15,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A room imports itself and the rooms before it.
 ROOMS = [
     "errors",
+    "files",
     "spec",
     "registry",
     "nested",

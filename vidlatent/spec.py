@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from vidlatent.errors import VidlatentError
+from vidlatent.files import dump_json
 
 __all__ = ["ChunkRule", "FrameRule", "LatentSpec", "check_shape"]
 
@@ -136,7 +136,7 @@ class LatentSpec:
     def hash(self) -> str:
         """Hex SHA-256 of the canonical JSON form."""
         # Keys in order and no spaces: equal specs give equal text.
-        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        canonical = dump_json(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property

@@ -10,7 +10,6 @@ of the whole process so far, earlier programs included.
 from __future__ import annotations
 
 import contextlib
-import json
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ from ml_collections import ConfigDict
 
 from vidlatent.bench.device import measure_peaks, read_peak_memory, read_program_memory, time_runs
 from vidlatent.errors import VidlatentError
+from vidlatent.files import write_json
 from vidlatent.models.load import resolve_dtype
 from vidlatent.parallel.compilation import quick_options
 from vidlatent.parallel.mesh import mesh_for_batches
@@ -76,7 +76,7 @@ def bench(config: ConfigDict, workdir: Path, output: str) -> int:
     if is_main():
         target = Path(output) if output else workdir / "bench.json"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(target, result)
         print(_format_result(result))
         logging.info("wrote %s", target)
     return 0

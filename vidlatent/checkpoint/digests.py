@@ -26,6 +26,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from vidlatent.files import dump_json
+
 __all__ = [
     "ArrayRecord",
     "DigestHandler",
@@ -83,7 +85,7 @@ def leaf_paths(tree: Any) -> dict[str, Any]:
 
 def json_crc(data: Any) -> int:
     """CRC-32 of the canonical JSON text of ``data``."""
-    return zlib.crc32(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
+    return zlib.crc32(dump_json(data, sort_keys=True, separators=(",", ":")).encode())
 
 
 def _array_crc(array: np.ndarray) -> int:
@@ -143,7 +145,7 @@ def write_manifest(folder: epath.Path, manifest: Manifest) -> None:
     # The list has a checksum too: a byte flipped in it would condemn sound arrays.
     body = {"format": _FORMAT, **dataclasses.asdict(manifest)}
     name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-    (folder / name).write_text(json.dumps({"crc": json_crc(body), "body": body}))
+    (folder / name).write_text(dump_json({"crc": json_crc(body), "body": body}))
 
 
 def _read_part(path: epath.Path) -> dict[str, Any]:

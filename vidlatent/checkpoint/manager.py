@@ -39,6 +39,7 @@ from vidlatent.checkpoint.storage import (
     warn_of_changes,
 )
 from vidlatent.errors import VidlatentError
+from vidlatent.files import dump_json
 from vidlatent.spec import LatentSpec
 
 __all__ = ["Checkpointer", "Restored"]
@@ -265,7 +266,7 @@ class Checkpointer:
             "metrics": metrics,
             "versions": describe_machine(),
         }
-        meta = json.loads(json.dumps(meta))  # as it will be read back; fails if it is not JSON
+        meta = json.loads(dump_json(meta))  # as it will be read back; fails if it is not JSON
         items = layout.split(state)
         manifest = digests.make_manifest(step, items, meta)
         args = {name: ocp.args.StandardSave(layout.nested(tree)) for name, tree in items.items()}

@@ -20,6 +20,7 @@ from vidlatent.codec.codec import Codec
 from vidlatent.codec.options import CodecOptions
 from vidlatent.data.loaders import Loaders
 from vidlatent.errors import VidlatentError
+from vidlatent.files import dump_json, replace_file
 from vidlatent.latents.pixels import from_pixels
 from vidlatent.media.sheets import contact_sheet
 from vidlatent.parallel.multihost import is_main
@@ -97,8 +98,8 @@ class Preview:
     def save(self, path: str | Path) -> None:
         maps = {"first": self.first, "group": self.group}
         kept = {name: value for name, value in maps.items() if value is not None}
-        with open(path, "wb") as file:
-            np.savez(file, spec=json.dumps(self.spec.to_json()), **kept)
+        with replace_file(path) as file:
+            np.savez(file, spec=dump_json(self.spec.to_json()), **kept)
 
     @classmethod
     def load(cls, path: str | Path, spec: LatentSpec) -> Preview:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +19,7 @@ from vidlatent.codec.codec import Codec
 from vidlatent.codec.coded import Sizes
 from vidlatent.codec.options import CodecOptions
 from vidlatent.errors import VidlatentError
+from vidlatent.files import write_json
 from vidlatent.media.decode import iter_frames
 from vidlatent.media.sheets import contact_sheet
 from vidlatent.media.write import STILL_FPS, VideoWriter, side_by_side
@@ -69,7 +69,7 @@ def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, 
     scores = {"input": Path(input).name, "coded_in": codec.time, "frames": count}
     scores |= about | sizes.report() | (compared.scores() if compared else {})
     path = _beside(target, "scores.json")
-    path.write_text(json.dumps(scores, indent=1) + "\n")
+    write_json(path, scores)
     quality = f"PSNR {scores['psnr']:.2f} dB, SSIM {scores['ssim']:.3f}, " if compared else ""
     logging.info("%d frames, %s%s", count, quality, _compression(scores))
     for file in (target, *(compared.write() if compared else ()), path):

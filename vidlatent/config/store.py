@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from vidlatent.config.overrides import apply_overrides, to_tuples
 from vidlatent.config.upgrade import upgrade
 from vidlatent.config.validate import validate
 from vidlatent.errors import VidlatentError
+from vidlatent.files import dump_json, parse_json, write_text
 from vidlatent.nested import flatten
 
 __all__ = ["config_hash", "differences", "read", "to_json", "write"]
@@ -25,7 +25,7 @@ __all__ = ["config_hash", "differences", "read", "to_json", "write"]
 def to_json(config: ConfigDict) -> str:
     """The resolved config as readable JSON (tuples become lists)."""
     # Sorted, so that the hash does not depend on the order in which keys were set.
-    return json.dumps(config.to_dict(), indent=1, sort_keys=True)
+    return dump_json(config.to_dict(), indent=1, sort_keys=True)
 
 
 def config_hash(config: ConfigDict) -> str:
@@ -35,7 +35,7 @@ def config_hash(config: ConfigDict) -> str:
 
 def differences(old: str, new: str) -> list[str]:
     """Keys whose values differ between two resolved configs, ``'a.b: 1 -> 2'``."""
-    before, after = flatten(json.loads(old), "."), flatten(json.loads(new), ".")
+    before, after = flatten(parse_json(old), "."), flatten(parse_json(new), ".")
     absent = "absent"
     return [
         f"{key}: {before.get(key, absent)} -> {after.get(key, absent)}"
@@ -53,7 +53,7 @@ def write(config: ConfigDict, workdir: Path) -> list[str]:
     path = workdir / "config.json"
     text = to_json(config)
     changed = differences(to_json(_stored(workdir)[0]), text) if path.exists() else []
-    path.write_text(text + "\n")
+    write_text(path, text + "\n")
     return changed
 
 
@@ -91,7 +91,7 @@ def _stored(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
     if not path.is_file():
         raise VidlatentError(f"--workdir={workdir} holds no run (no config.json): train first.")
     try:
-        stored = _with_tuples(upgrade(json.loads(path.read_text())))
+        stored = _with_tuples(upgrade(parse_json(path.read_bytes())))
         # Every config has these two: a file without them is something else.
         name, preset = stored["name"], stored["preset"]
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:

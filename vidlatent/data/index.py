@@ -13,6 +13,7 @@ from typing import Any
 from absl import logging
 
 from vidlatent.data.sources import Entry, Source
+from vidlatent.files import write_json
 from vidlatent.media.errors import ClipError, Limits
 from vidlatent.media.probe import ClipInfo
 
@@ -196,13 +197,8 @@ def _write_cache(path, where, limits, entries, findings, known, verified) -> Non
         rows[entry.name] = row
     if rows == known:
         return
-    # Written under another name and renamed, so that a crash or another process never leaves half a
-    # file.
-    part = f"{path}.{os.getpid()}.part"
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with open(part, "w", encoding="utf-8") as file:
-            json.dump({**_cache_head(where, limits), "clips": rows}, file)
-        os.replace(part, path)
+        write_json(path, {**_cache_head(where, limits), "clips": rows}, indent=None)
     except OSError as error:
         logging.warning("the index cannot be kept in %s: %s", path, error)

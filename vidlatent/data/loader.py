@@ -44,6 +44,7 @@ from vidlatent.data.stream import (
     whole_windows,
 )
 from vidlatent.errors import VidlatentError
+from vidlatent.files import dump_json
 from vidlatent.media.decoders import Decoders
 from vidlatent.spec import FrameRule, LatentSpec
 
@@ -289,7 +290,7 @@ def _hash_content(
     words = [(clip.label, clip.caption) for clip in clips]
     if labels or any(caption for _, caption in words):
         parts += [labels, words]
-    text = json.dumps(parts, sort_keys=True)
+    text = dump_json(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

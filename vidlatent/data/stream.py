@@ -12,7 +12,6 @@ a window is read. The position then gets another draw, which depends on the same
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -24,6 +23,7 @@ from vidlatent.data.clip_cache import ClipCache
 from vidlatent.data.index import Clip
 from vidlatent.data.sources import Source
 from vidlatent.data.sources.latents import LatentSource
+from vidlatent.files import dump_json
 from vidlatent.media.decode import cut_window
 from vidlatent.media.errors import ClipError, Limits
 from vidlatent.media.transforms import CENTRE, random_box
@@ -200,7 +200,7 @@ def _stack_batch(elements: Sequence[dict]) -> dict:
         "mask": np.array([element["mask"] for element in elements], np.float32),
         "clip": np.array([element["clip"] for element in elements], np.int32),
         "start": np.array([element["start"] for element in elements], np.float32),
-        "skipped": json.dumps([bad for element in elements for bad in element["skipped"]]),
+        "skipped": dump_json([bad for element in elements for bad in element["skipped"]]),
     }
 
 

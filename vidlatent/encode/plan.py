@@ -21,6 +21,7 @@ from vidlatent.data.buckets import Bucket, assign_clips
 from vidlatent.data.index import Clip
 from vidlatent.data.latent_set import FORMAT, HEADER, PLAN, Window, read_json
 from vidlatent.errors import VidlatentError
+from vidlatent.files import dump_json, write_json
 from vidlatent.registry import did_you_mean
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "hash_params",
     "plan_windows",
     "write_or_check_plan",
-    "write_json",
 ]
 
 WINDOWS = ("one", "all")
@@ -180,7 +180,7 @@ class EncodePlan:
         """Hex SHA-256 of all windows with their labels, captions and so on."""
         total = hashlib.sha256()
         for place in self.places:
-            total.update(json.dumps(dataclasses.asdict(self.window(*place))).encode())
+            total.update(dump_json(dataclasses.asdict(self.window(*place))).encode())
         return total.hexdigest()
 
 
@@ -223,7 +223,7 @@ def write_or_check_plan(folder: Path, made_of: Mapping[str, Any], shards: int, a
       VidlatentError: the folder holds another set.
     """
     # Through JSON, so that it equals what is read back: tuples become lists.
-    file, made_of = folder / PLAN, json.loads(json.dumps(made_of))
+    file, made_of = folder / PLAN, json.loads(dump_json(made_of))
     if not file.is_file():
         if (folder / HEADER).exists():
             raise VidlatentError(f"--output={folder} holds a {HEADER} already: choose another.")
@@ -242,11 +242,3 @@ def write_or_check_plan(folder: Path, made_of: Mapping[str, Any], shards: int, a
             "start over."
         )
     return int(stored["shards"])
-
-
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object; a crash midway leaves the file as it was."""
-    # The process number keeps processes that write at the same time apart.
-    part = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, file)

@@ -15,8 +15,8 @@ from absl import logging
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from vidlatent.data.latent_set import HEADER, Header, Shard, Window, pack
-from vidlatent.encode.plan import write_json
 from vidlatent.errors import VidlatentError
+from vidlatent.files import write_json
 from vidlatent.metrics import ChannelMoments
 from vidlatent.spec import LatentSpec
 

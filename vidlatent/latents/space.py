@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 from vidlatent import config as configs
 from vidlatent.data.latent_set import read_header
 from vidlatent.errors import VidlatentError
+from vidlatent.files import read_json, write_json
 from vidlatent.models.generators import build_generator
 from vidlatent.models.generators.fp8_weights import cast_to_fp8, is_large
 from vidlatent.models.load import model_of, resolve_dtype, restore_onto, spec_in_chunks
@@ -102,7 +102,7 @@ class Latents:
 
     def save(self, workdir: Path) -> None:
         fields = {**dataclasses.asdict(self), "spec": self.spec.to_json()}
-        (workdir / FILE).write_text(json.dumps(fields, indent=1) + "\n")
+        write_json(workdir / FILE, fields)
 
     @classmethod
     def load(cls, workdir: Path) -> Latents:
@@ -117,7 +117,7 @@ class Latents:
                 f"--workdir={workdir} holds no generator (no {FILE}): train one, such as "
                 "--config=configs/fsvideo_dit.py."
             )
-        stored = json.loads(path.read_text())
+        stored = read_json(path, "copy it from a backup, or train anew in another --workdir")
         lists = {name: tuple(stored[name]) for name in ("mean", "std", "label_names")}
         return cls(**{**stored, **lists, "spec": LatentSpec.from_json(stored["spec"])})
 

@@ -7,7 +7,6 @@ cost least speed first, until one fits.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vidlatent.files import write_json
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.plan.build import build_program, choose_bucket
 from vidlatent.plan.costs import compile_program, compute_roofline, count_model_flops, read_costs
@@ -46,7 +46,7 @@ def plan(config: ConfigDict, workdir: Path, topology: str, output: str) -> int:
         return run_in_child("plan", config, where, target)
     result = make_plan(config, where, get_devices(where))
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(target, result)
     print(format_plan(result))
     logging.info("wrote %s", target)
     return 0 if any(row["fits"] for row in result["attempts"]) else 3

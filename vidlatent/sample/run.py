@@ -8,7 +8,6 @@ by piece.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from tqdm import tqdm
 from vidlatent import config as configs
 from vidlatent.codec.codec import Codec
 from vidlatent.errors import VidlatentError
+from vidlatent.files import write_json
 from vidlatent.latents.inputs import find_pooled_side, pool_content
 from vidlatent.latents.space import Latents, generator_of, restore_generator
 from vidlatent.media.pictures import read_picture
@@ -394,7 +394,7 @@ def _write_all(generator: Generator, requests: Sequence[Request], folder: Path) 
         seconds={"drawing": round(total - decoding, 3), "decoding": round(decoding, 3)},
         videos=rows,
     )
-    (folder / "samples.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_json(folder / "samples.json", about)
     contact_sheet(sheet, labels, folder / "contact_sheet.png", group=len(sheet), numbers=picks)
     logging.info(
         "%d videos of %s frames, %s%d evaluations of the network each",

@@ -1,0 +1,123 @@
+"""Small files: written whole or not at all, and JSON that every reader accepts.
+
+A crash, a full disk or a power cut midway leaves the file as it was before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
+
+from vidlatent.errors import VidlatentError
+
+__all__ = ["dump_json", "parse_json", "read_json", "replace_file", "write_json", "write_text"]
+
+
+@contextlib.contextmanager
+def replace_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Open a file for writing that takes the name ``path`` when the block ends without an error.
+
+    Until then it lies beside it as ``<name>.<process number>.partial``.
+
+    Raises:
+      OSError: it cannot be written; the old file is untouched.
+    """
+    path = os.fspath(path)
+    # The process number keeps processes that write at the same time apart.
+    part = f"{path}.{os.getpid()}.partial"
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            # The data must be on disk before the name: after a power cut the file would be empty.
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Replace the text file ``path`` in one step (``replace_file``)."""
+    with replace_file(path) as file:
+        file.write(text.encode())
+
+
+def write_json(
+    path: str | os.PathLike[str], content: Any, *, indent: int | None = 1, sort_keys: bool = False
+) -> None:
+    """Replace the JSON file ``path`` in one step (``dump_json``, ``replace_file``)."""
+    write_text(path, dump_json(content, indent=indent, sort_keys=sort_keys) + "\n")
+
+
+def dump_json(content: Any, **options: Any) -> str:
+    """``json.dumps`` that refuses NaN and infinity, which JSON does not have.
+
+    Raises:
+      VidlatentError: a number is not finite; the message names its keys.
+    """
+    try:
+        return json.dumps(content, allow_nan=False, **options)
+    except ValueError as error:
+        where = _find_not_finite(content)
+        if where is None:
+            raise
+        raise VidlatentError(
+            f"{where or 'a number'} is not finite, and JSON cannot hold that: look at the data "
+            "that it was computed from."
+        ) from error
+
+
+def _find_not_finite(content: Any, at: str = "") -> str | None:
+    """Keys of the first number that is not finite, ``scores.psnr``; None if there is none."""
+    if isinstance(content, float):
+        return None if math.isfinite(content) else at
+    pairs: Any = ()
+    if isinstance(content, Mapping):
+        pairs = content.items()
+    elif isinstance(content, Sequence) and not isinstance(content, str):
+        pairs = enumerate(content)
+    for key, value in pairs:
+        found = _find_not_finite(value, f"{at}.{key}" if at else str(key))
+        if found is not None:
+            return found
+    return None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """``json.loads`` that raises only ``ValueError``, also for NaN and for too deep a nesting."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+      path: of the file.
+      remedy: what to do if it is damaged; the end of the error's sentence.
+
+    Raises:
+      VidlatentError: the file holds something else than an object.
+      OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        content = parse_json(data)
+    except ValueError as error:
+        raise VidlatentError(f"{os.fspath(path)} is damaged ({error}): {remedy}.") from error
+    if not isinstance(content, dict):
+        raise VidlatentError(f"{os.fspath(path)} is damaged (it holds no object): {remedy}.")
+    return content
