@@ -153,13 +153,15 @@ def test_inception_rows_are_brought_into_one_order():
     results = []
     for order in (np.arange(20), rng.permutation(20)):
         tally = InceptionAccumulator()
-        tally.add(seen[:, order], np.ones(20), clips[order], starts[order])
-        tally.add(seen, np.zeros(20), clips + 50, starts)
+        for side in range(2):
+            tally.add(side, seen[side, order], np.ones(20), clips[order], starts[order])
+            tally.add(side, seen[side], np.zeros(20), clips + 50, starts)
         results.append(tally.result("is"))
     assert results[0] == results[1] and "is_splits10" in results[0][0]
     for splits, used in ((4, 4), (11, 1)):  # of 20 windows
         tally = InceptionAccumulator(splits)
-        tally.add(seen, np.ones(20), clips, starts)
+        for side in range(2):
+            tally.add(side, seen[side], np.ones(20), clips, starts)
         found, about = tally.result("is")
         assert f"is_splits{used}" in found and about["splits"] == used
         rows = seen[1][np.lexsort((starts, clips)), 0]

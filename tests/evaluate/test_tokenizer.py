@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.helpers.stub_tokenizer import SPEC, Stub
 from vidlatent.evaluate.latent_statistics import LatentStatistics
+from vidlatent.evaluate.running_scores import RunningScores
 from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
 from vidlatent.evaluate.tokenizer_report import write_evaluation
 from vidlatent.metrics import PRESERVATION, gride
@@ -145,6 +146,51 @@ def test_evaluations_while_training_do_without(videos):
     assert PRESERVATION not in result.scores and result.latents is None
     assert result.pictures[0].latent is None
     assert result.group_positions["n"] == [14] * 4
+
+
+class Identity(Stub):
+    """Its reconstruction is the original, bit for bit."""
+
+    def apply(self, variables, video):
+        return super().apply({"params": 1.0}, video)
+
+
+def test_perfect_frames_and_small_frames_have_numbers_or_no_score(videos, tmp_path):
+    mesh = make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:1])
+    params = jax.device_put(jnp.float32(1), jax.sharding.NamedSharding(mesh, jax.P()))
+    # Of one colour, and smaller than the window of SSIM.
+    still = np.broadcast_to(videos[:, :1, :1, :1], (7, 9, 8, 8, 3))
+    with jax.set_mesh(mesh):
+        compiled = compile_eval_step(tokenizer_eval_step(Identity()), mesh, params)
+        result = evaluate(compiled, params, Batches(still, SOURCES, 4), 0, spec=SPEC)
+    assert result.scores["psnr"] == result.scores["psnr_constant_colour"] == 100.0
+    assert result.definitions["psnr"]["ceiling"].startswith("100 dB")
+    assert "ssim" not in result.scores and "ssim" not in result.definitions
+    assert all(row["ssim"] is None for row in result.clips)
+    assert result.group_positions["psnr"] == [100.0] * 4 and "ssim" not in result.group_positions
+    config = ConfigDict({"name": "stub", "preset": "demo", "model": {"name": "stub"}})
+    config.data = ConfigDict({"fps": 12.0, "resize": "area", "buckets": ((9, 8, 8, 2),)})
+    write_evaluation(result, tmp_path, config=config, step=3, workdir=tmp_path)
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    found = json.loads((tmp_path / "scores.json").read_text(), parse_constant=refuse)
+    assert found["by_frame_position"]["ssim"] == [None] * 9
+
+
+def test_frames_without_a_number_are_counted_out():
+    index = [types.SimpleNamespace(path="a.mp4")] * 2
+    running = RunningScores(index, ())
+    measured = {name: np.float32([[20, 30], [40, 50]]) for name in ("psnr", "psnr_constant_colour")}
+    measured["ssim"] = np.float32([[np.nan, 0.5], [np.inf, np.nan]])
+    measured |= {"mask": np.ones(2), "clip": np.arange(2), "start": np.zeros(2)}
+    running.add(measured, (2, 16, 16))
+    scores, about = running.results()
+    assert (scores["psnr"], scores["ssim"], scores["clips"]) == (35.0, 0.5, 2)
+    assert about["psnr"]["n"] == 2 and "frames_without_a_number" not in about["psnr"]
+    assert about["ssim"]["n"] == 1 and about["ssim"]["frames_without_a_number"] == 3
+    assert running.positions()["ssim"] == [None, 0.5]
 
 
 def test_files(videos, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
 from vidlatent.errors import VidlatentError
-from vidlatent.metrics.psnr import psnr
+from vidlatent.metrics.psnr import PSNR_CEILING, psnr
 
 
 def test_hand_worked_values():
@@ -21,7 +21,11 @@ def test_hand_worked_values():
     assert values.shape == (2, 3) and values.dtype == np.float32
     assert values[0] == pytest.approx([0.0, 48.130804, 50.349292], abs=1e-4)
     assert values[1, 0] == pytest.approx(23.359592, abs=1e-4)
-    assert np.isposinf(values[1, 1:]).all()
+    # Equal frames have a number, too: the ceiling, which nothing exceeds.
+    assert (values[1, 1:] == PSNR_CEILING).all()
+    nearly = np.ones((1, 1, 2, 2, 3), np.float32)
+    assert psnr(nearly, nearly + 1e-6)[0, 0] == PSNR_CEILING
+    assert np.isnan(psnr(nearly, nearly * np.nan)).all()
 
 
 @pytest.mark.parametrize("kind", ["uint8", "signed", "unit", "bfloat16"])

@@ -5,6 +5,7 @@ A metric defines a number (``vidlatent.metrics``), a protocol is one paper's pro
 
     run.py                 the mode: which evaluation a workdir gets
     tokenizer.py           scores of a tokenizer on validation clips; ``tokenizer_report.py``
+    running_scores.py      scores from measurements, batch by batch
     latent_statistics.py   what those clips' latents are like
     protocols/             scores as a paper computed them, next to the paper's own numbers
     generator.py           a generator: ``generator_loss.py``, ``generator_report.py``

@@ -59,6 +59,7 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
                 memory = measure_layer_memory(config, *given, next(iter(loader)))
     if is_main():
         folder = Path(output) if output else workdir / "eval" / f"step_{restored.step}"
+        logging.info("loss %.4g over %d clips", result.scores["loss"], result.scores["clips"])
         write_generator_report(
             result,
             folder,
@@ -68,6 +69,5 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
             sheet=sheet,
             memory=memory,
         )
-        logging.info("loss %.4g over %d clips", result.scores["loss"], result.scores["clips"])
         logging.info("report in %s", folder / "report.html")
     return 0

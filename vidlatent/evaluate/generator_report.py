@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -10,6 +9,7 @@ from ml_collections import ConfigDict
 from vidlatent.config import config_hash
 from vidlatent.evaluate.generator_loss import GeneratorScores
 from vidlatent.evaluate.layer_memory import LayerMemory
+from vidlatent.files import write_json
 from vidlatent.report.page import write_report
 from vidlatent.report.writers import read_metrics
 
@@ -52,7 +52,7 @@ def write_generator_report(
         sheets += list(pictures.items())
         names.append("layer_memory.png")
         (folder / names[-1]).write_bytes(next(iter(pictures.values())))
-    (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+    write_json(folder / "scores.json", scores)
     found = read_metrics(workdir / "metrics.jsonl")
     write_report(
         folder / "report.html",

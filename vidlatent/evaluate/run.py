@@ -13,6 +13,7 @@ from vidlatent.data.loaders import Loaders
 from vidlatent.evaluate.generator import evaluate_generator
 from vidlatent.evaluate.latent_statistics import LatentStatistics
 from vidlatent.evaluate.protocols.run import evaluate_protocol
+from vidlatent.evaluate.running_scores import log_scores
 from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
 from vidlatent.evaluate.tokenizer_report import write_evaluation
 from vidlatent.metrics import make_metrics
@@ -57,8 +58,8 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
             )
     if is_main():
         folder = Path(output) if output else workdir / "eval" / f"step_{restored.step}"
+        # First, so that they are known even if a page cannot be written.
+        log_scores(result.scores)
         write_evaluation(result, folder, config=config, step=restored.step, workdir=workdir)
-        for name, value in result.scores.items():
-            logging.info("%s %.4g", name, value)
         logging.info("report in %s", folder / "report.html")
     return 0

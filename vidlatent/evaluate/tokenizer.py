@@ -1,7 +1,8 @@
 """Scoring a tokenizer on validation clips.
 
 Metrics compare 8-bit frames: the reconstruction is clipped and rounded as if it were written to a
-file. The scores ``psnr`` and ``ssim`` are means over clips of the mean over a clip's frames.
+file. The scores ``psnr`` and ``ssim`` are means over clips of the mean over a clip's frames; a
+frame that equals its original counts with ``PSNR_CEILING`` (100 dB).
 ``psnr_constant_colour`` is the PSNR of a clip in its own mean colour: what a decoder that shows no
 picture can reach. ``information_preservation_minus1_to_1`` is one ratio of sums over all clips.
 ``config.eval.metrics`` adds others (``vidlatent.metrics``). Padding never counts, whatever the
@@ -11,8 +12,6 @@ number of processes.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,29 +23,23 @@ from jax.sharding import Mesh
 from vidlatent.data.loader import Loader
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.latent_statistics import LatentStatistics
+from vidlatent.evaluate.running_scores import ABSOLUTE, RunningScores, average_group_positions
 from vidlatent.latents.pixels import from_pixels, to_pixels
 from vidlatent.media.write import STILL_FPS
 from vidlatent.metrics import (
-    PRESERVATION,
     Metric,
-    SetMetric,
     absolute_sums,
-    by_group_position,
     collect_networks,
-    max_margin,
     psnr,
     ssim,
 )
 from vidlatent.metrics.ssim import WINDOW
+from vidlatent.models.frozen import load_frozen
 from vidlatent.parallel.multihost import is_main, local_rows, to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
 from vidlatent.spec import LatentSpec
 
 __all__ = ["Evaluation", "ClipPair", "compile_eval_step", "evaluate", "tokenizer_eval_step"]
-
-# Computed for every evaluation; ``config.eval.metrics`` adds others.
-ALWAYS = ("psnr", "ssim", "psnr_constant_colour")
-_ABSOLUTE = ("absolute_error", "absolute_pixels")
 
 
 def tokenizer_eval_step(
@@ -92,7 +85,7 @@ def tokenizer_eval_step(
         flat = jnp.broadcast_to(jnp.round(colour).astype(video.dtype), video.shape)
         extras = {"latent": posterior.mode().astype(jnp.float32)} if latent else {}
         if preservation:
-            extras |= zip(_ABSOLUTE, absolute_sums(video, reconstruction), strict=True)
+            extras |= zip(ABSOLUTE, absolute_sums(video, reconstruction), strict=True)
         return {
             **extras,
             "psnr": psnr(video, reconstruction, data_range=255.0),
@@ -141,7 +134,7 @@ def _reconstruct_drawn(
 
 
 def _ssim_or_nan(video: jax.Array, reconstruction: jax.Array) -> jax.Array:
-    """SSIM ``[B, T]``; NaN for frames smaller than its window, such as lines."""
+    """SSIM ``[B, T]``; NaN, which no score counts, for frames smaller than its window."""
     if min(video.shape[2:4]) < WINDOW:
         return jnp.full(video.shape[:2], jnp.nan)
     return ssim(video, reconstruction, data_range=255.0)
@@ -156,9 +149,9 @@ def compile_eval_step(
       ``(params, host batch) -> (measurements, reconstruction)``. Every process gets the
       measurements of all rows; the reconstruction stays sharded over the batch.
     """
-    placed = jax.tree.map(lambda leaf: leaf.sharding, params)
     rows, whole = batch_sharding(mesh), replicated(mesh)
-    networks = to_global(collect_networks(metrics), whole)
+    networks = load_frozen(collect_networks(metrics), mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, (params, networks))
 
     def measured(params, networks, batch):
         out = eval_step(params, batch)
@@ -167,7 +160,7 @@ def compile_eval_step(
         tags = {name: batch[name] for name in ("mask", "clip", "start")}
         return {**out, **more, **tags}, video
 
-    jitted = jax.jit(measured, in_shardings=(placed, whole, rows), out_shardings=(whole, rows))
+    jitted = jax.jit(measured, in_shardings=(*places, rows), out_shardings=(whole, rows))
     # Networks are an argument: closed over, their weights would be constants of the program.
     return lambda params, batch: jitted(params, networks, to_global(batch, rows))
 
@@ -236,7 +229,7 @@ def evaluate(
     # Pictures are spread over the loader: a few of every stride-th batch.
     per_batch = -(-pictures // max(1, len(loader)))
     stride = max(1, len(loader) // max(1, pictures))
-    running = _RunningScores(loader.index, metrics)
+    running = RunningScores(loader.index, metrics)
     for number, batch in enumerate(loader):
         arrays = {name: batch[name] for name in ("video", "mask", "clip", "start")}
         measured, reconstruction = eval_step(params, arrays)
@@ -251,7 +244,7 @@ def evaluate(
             "no validation clip to score: raise config.data.validation_share or add files."
         )
     numbers, definitions = running.results()
-    groups = {} if spec is None else _group_positions(running.sums, running.counts, spec)
+    groups = {} if spec is None else average_group_positions(running, spec)
     return Evaluation(
         numbers,
         running.clips,
@@ -261,93 +254,6 @@ def evaluate(
         latents,
         definitions,
     )
-
-
-class _RunningScores:
-    """Sums over the clips of all processes, from which the scores follow."""
-
-    def __init__(self, index: Sequence[Any], metrics: Sequence[Metric]):
-        self._index = index
-        self._of_sets = {m.name: (m, m.accumulate()) for m in metrics if isinstance(m, SetMetric)}
-        self._of_frames = {m.name: m for m in metrics if not isinstance(m, SetMetric)}
-        self.names = (*ALWAYS, *self._of_frames)
-        self.clips: list[dict[str, Any]] = []
-        self.sums: dict[str, Any] = {name: defaultdict(float) for name in self.names}
-        self.counts: dict[int, int] = defaultdict(int)
-        self._absolute = np.zeros(2)
-
-    def add(self, measured: dict[str, Any], size: tuple[int, ...]) -> None:
-        """Add what an eval step returned for windows of ``size`` (frames, height, width)."""
-        real = np.flatnonzero(measured["mask"])
-        if _ABSOLUTE[0] in measured:
-            self._absolute += [measured[name][real].sum(dtype=np.float64) for name in _ABSOLUTE]
-        for name, (_, accumulator) in self._of_sets.items():
-            accumulator.add(*(measured[key] for key in (name, "mask", "clip", "start")))
-        for row in real:
-            # float64, because the sums grow over all clips.
-            per_frame = {n: np.asarray(measured[n][row], np.float64) for n in self.names}
-            self.clips.append(
-                {
-                    "clip": self._index[int(measured["clip"][row])].path,
-                    "start": round(float(measured["start"][row]), 3),
-                    "size": "x".join(map(str, size)),
-                    **{name: float(values.mean()) for name, values in per_frame.items()},
-                }
-            )
-            for position in range(size[0]):
-                # Windows may differ in length, so late positions have fewer clips.
-                self.counts[position] += 1
-                for name in self.names:
-                    self.sums[name][position] += per_frame[name][position]
-
-    def positions(self) -> dict[str, list[float]]:
-        """Metric -> mean at each frame position, over the clips that have it."""
-        return {
-            name: [self.sums[name][frame] / self.counts[frame] for frame in sorted(self.counts)]
-            for name in self.names
-        }
-
-    def results(self) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
-        """Scores and their definitions."""
-        count = len(self.clips)
-        lengths = sorted({int(row["size"].split("x")[0]) for row in self.clips})
-        # ``fsum`` rounds once, so that the order in which rows arrive does not matter.
-        numbers = {n: math.fsum(row[n] for row in self.clips) / count for n in self.names}
-        how = {"averaged": "over the frames of a clip, then over clips", "n": count}
-        how |= {"clip_frames": lengths}
-        about = {
-            name: how | (self._of_frames[name].about if name in self._of_frames else {})
-            for name in self.names
-        }
-        # Only eval steps that were asked for preservation return these sums.
-        if self._absolute[1]:
-            numbers[PRESERVATION] = float(1 - self._absolute[0] / self._absolute[1])
-            about[PRESERVATION] = how | {"averaged": "one ratio of sums over all pixels"}
-        for name, (metric, accumulator) in self._of_sets.items():
-            found, counted = accumulator.result(name)
-            numbers |= found
-            pieces = {"clip_frames": [metric.cut] if metric.cut else lengths}
-            pieces["clip_stride"] = pieces["clip_frames"]  # pieces do not overlap
-            about |= dict.fromkeys(found, {**metric.about, **pieces, **counted})
-        numbers["clips"] = count
-        return numbers, about
-
-
-def _group_positions(sums: dict[str, Any], counts: dict[int, int], spec: LatentSpec) -> dict:
-    result: dict[str, Any] = {}
-    frames = sorted(counts)
-    for name in ("psnr", "ssim"):
-        means, numbers = by_group_position(
-            [sums[name][frame] for frame in frames],
-            [counts[frame] for frame in frames],
-            first=spec.rule.first,
-            group=spec.t,
-        )
-        # A place in the group that no frame had cannot be compared with the others.
-        if spec.t == 1 or not all(numbers):
-            return {}
-        result |= {"n": numbers, name: means, f"{name}_max_margin": max_margin(means)}
-    return result
 
 
 def _make_pairs(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 from vidlatent.config import config_hash
 from vidlatent.evaluate.latent_statistics import latent_sheet
 from vidlatent.evaluate.tokenizer import ClipPair, Evaluation
+from vidlatent.files import write_json
 from vidlatent.media.sheets import contact_sheet
 from vidlatent.media.write import side_by_side, write_video
 from vidlatent.report.curves import run_curves
@@ -52,7 +52,7 @@ def write_evaluation(
         "by_clip": result.clips,
         **_groups_and_latents(result),
     }
-    (folder / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
+    write_json(folder / "scores.json", scores)
     shown = []
     if result.pictures:
         sheet = make_pictures_sheet(result.pictures)
@@ -151,9 +151,12 @@ def make_position_rows(result: Evaluation) -> list[dict[str, Any]]:
 
 def make_group_rows(groups: dict[str, Any]) -> list[dict[str, Any]]:
     """``Evaluation.group_positions`` as rows of a table: one a place in the frame group."""
-    names = ("psnr", "ssim", "n")
+    names = [name for name in ("psnr", "ssim", "n") if name in groups]
     rows = [
         {"place": str(place + 1), **{name: groups[name][place] for name in names}}
         for place in range(len(groups["n"]))
     ]
-    return [*rows, {"place": "max margin", **{n: groups[f"{n}_max_margin"] for n in names[:2]}}]
+    return [
+        *rows,
+        {"place": "max margin", **{n: groups[f"{n}_max_margin"] for n in names if n != "n"}},
+    ]

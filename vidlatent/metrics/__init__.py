@@ -50,13 +50,14 @@ from vidlatent.metrics.inception_score import InceptionScore, inception_score
 from vidlatent.metrics.latent import ChannelMoments, stretch_channels
 from vidlatent.metrics.lpips import lpips, lpips_name
 from vidlatent.metrics.preservation import PRESERVATION, absolute_sums
-from vidlatent.metrics.psnr import psnr
+from vidlatent.metrics.psnr import PSNR_CEILING, psnr
 from vidlatent.metrics.reducio import psnr_reducio, ssim_reducio
 from vidlatent.metrics.ssim import ssim
 
 __all__ = [
     "METRICS",
     "PRESERVATION",
+    "PSNR_CEILING",
     "RESIZE",
     "Accumulator",
     "ChannelMoments",

@@ -11,6 +11,7 @@ or batches.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -19,8 +20,10 @@ import jax
 import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
+from vidlatent.models.frozen import FrozenNetwork
 from vidlatent.models.pretrained import Network
 from vidlatent.models.pretrained.load import load_network
+from vidlatent.parallel.multihost import place_as
 from vidlatent.registry import Registry, did_you_mean
 
 __all__ = [
@@ -92,11 +95,13 @@ class MetricEntry:
 class Accumulator(Protocol):
     """Turns the rows that a ``SetMetric`` measured into scores of the whole set."""
 
-    def add(self, rows: Any, mask: Any, clips: Any, starts: Any) -> None:
-        """Take in what ``measure`` returned for a batch.
+    def add(self, side: int, rows: Any, mask: Any, clips: Any, starts: Any) -> None:
+        """Take in what ``look`` returned for a batch of one side.
 
         Args:
-          rows: ``[2, B, pieces, D]``: of originals, and of reconstructions.
+          side: 0 for originals, 1 for reconstructions or generated clips. The two sides need
+            neither the same clips nor equally many.
+          rows: ``[B, pieces, D]``.
           mask: ``[B]``; rows with 0 are padding.
           clips, starts: ``[B]``: number of each row's clip and the second its window starts at.
             Processes deliver rows in different orders; these bring them into one.
@@ -190,6 +195,15 @@ class SetMetric(_Base):
         Raises:
           VidlatentError: clips shorter than a piece.
         """
+        # One video after the other: half the memory, and the network is compiled once.
+        return jax.lax.map(lambda clips: self.look(params, clips), jnp.stack([video, restored]))
+
+    def look(self, params: Mapping[str, Any], video: jax.Array) -> jax.Array:
+        """``[B, pieces, D]`` float32 of clips uint8 ``[B, T, H, W, 3]``.
+
+        Raises:
+          VidlatentError: clips shorter than a piece.
+        """
         network = self._network_with(params)
         batch, frames = video.shape[:2]
         length = self.cut or frames
@@ -199,14 +213,9 @@ class SetMetric(_Base):
                 f"{self.asked} looks at {length} frames, and clips of {frames} are scored: score "
                 "longer ones (config.data.buckets) or leave it out of config.eval.metrics."
             )
-
-        def look(clip):
-            # [B, T, H, W, 3] -> [B pieces, length, H, W, 3]
-            parts = clip[:, : pieces * length].reshape(batch * pieces, length, *clip.shape[2:])
-            return self._features(network, parts).reshape(batch, pieces, -1)
-
-        # One video after the other: half the memory, and the network is compiled once.
-        return jax.lax.map(look, jnp.stack([video, restored]))
+        # [B, T, H, W, 3] -> [B pieces, length, H, W, 3]
+        parts = video[:, : pieces * length].reshape(batch * pieces, length, *video.shape[2:])
+        return self._features(network, parts).reshape(batch, pieces, -1)
 
 
 Metric = FrameMetric | SetMetric
@@ -260,6 +269,14 @@ def _find(name: str) -> tuple[MetricEntry, str]:
     )
 
 
-def collect_networks(metrics: Iterable[Metric]) -> dict[str, Any]:
-    """Parameters of the networks that metrics look through, each once: {network: params}."""
-    return {m.network.name: m.network.params for m in metrics if m.network is not None}
+def collect_networks(metrics: Iterable[Metric]) -> dict[str, FrozenNetwork]:
+    """The networks that metrics look through by name, each once, for ``frozen.load_frozen``."""
+    found = {}
+    for metric in metrics:
+        if metric.network is not None:
+            params = metric.network.params
+            abstract = jax.eval_shape(lambda held=params: held)
+            found[metric.network.name] = FrozenNetwork(
+                abstract, functools.partial(place_as, params)
+            )
+    return found

@@ -73,20 +73,17 @@ def _side(network: Network) -> int:
 
 
 class FrechetAccumulator:
-    """Running moments of the features of originals and of reconstructions."""
+    """Running moments of the features of originals, and of reconstructions or generated clips."""
 
     def __init__(self):
-        self._sums: tuple[FeatureSums, FeatureSums] | None = None
+        self._sums: dict[int, FeatureSums] = {}
 
-    def add(self, rows: Any, mask: Any, clips: Any, starts: Any) -> None:
-        """Take in features ``[2, B, pieces, D]``; rows with ``mask`` ``[B]`` 0 are padding."""
+    def add(self, side: int, rows: Any, mask: Any, clips: Any, starts: Any) -> None:
+        """Take in features ``[B, pieces, D]``; rows with ``mask`` ``[B]`` 0 are padding."""
         del clips, starts  # sums have no order
-        rows = np.asarray(rows)[:, np.asarray(mask) > 0]
+        rows = np.asarray(rows)[np.asarray(mask) > 0]
         width = rows.shape[-1]
-        if self._sums is None:
-            self._sums = FeatureSums(width), FeatureSums(width)
-        for sums, features in zip(self._sums, rows, strict=True):
-            sums.add(features.reshape(-1, width))
+        self._sums.setdefault(side, FeatureSums(width)).add(rows.reshape(-1, width))
 
     def result(self, name: str) -> tuple[dict[str, float], dict[str, Any]]:
         """{name: distance}, and how many clips (or pieces of them) and dimensions it is of.
@@ -94,13 +91,16 @@ class FrechetAccumulator:
         Raises:
           VidlatentError: nothing was added.
         """
-        if self._sums is None:
+        if not (0 in self._sums and 1 in self._sums and self._sums[0].n and self._sums[1].n):
             raise VidlatentError(f"{name}: no clip was added.")
-        originals, restored = self._sums
+        originals, restored = self._sums[0], self._sums[1]
         # With few clips rounding can bring the distance slightly below zero.
         distance = max(0.0, frechet_of_sums(originals, restored))
         width = len(originals.moments()[0])
-        return {name: distance}, {"n": originals.n, "dimensions": width}
+        about = {"n": restored.n, "dimensions": width}
+        if originals.n != restored.n:
+            about["n_of_originals"] = originals.n
+        return {name: distance}, about
 
 
 # The resize rule, and the frames of the pieces that clips are cut into: fvd_i3d_crop_cut16.
@@ -139,7 +139,7 @@ for _name, _network, _says in (
         f"fvd_{_name}",
         MetricEntry(
             _make,
-            f"Fréchet distance between originals and reconstructions, {_says}",
+            "Fréchet distance between original clips and reconstructed or generated ones, " + _says,
             better="lower",
             network=_network,
             endings=_ENDINGS,

@@ -63,7 +63,7 @@ _FEWEST = 2  # clips in a split: a single one always scores 1
 
 
 class InceptionAccumulator:
-    """Class probabilities of originals and reconstructions, kept until all are there.
+    """Class probabilities of originals and of restored or generated clips, until all are there.
 
     Args:
       splits: parts of the clips, each scored by itself; at least 1.
@@ -75,36 +75,42 @@ class InceptionAccumulator:
                 f"config.eval.is_splits is {splits}: an inception score needs 1 part or more."
             )
         self._splits = splits
-        self._rows: dict[tuple[int, float, int], np.ndarray] = {}
+        self._rows: tuple[dict[tuple[int, float, int], np.ndarray], ...] = ({}, {})
 
-    def add(self, rows: Any, mask: Any, clips: Any, starts: Any) -> None:
-        """Take in ``[2, B, pieces, K]`` of windows that begin at ``starts`` of ``clips``."""
+    def add(self, side: int, rows: Any, mask: Any, clips: Any, starts: Any) -> None:
+        """Take in ``[B, pieces, K]`` of windows that begin at ``starts`` of ``clips``."""
         rows = np.asarray(rows)
         for row in np.flatnonzero(mask):
-            for piece in range(rows.shape[2]):
+            for piece in range(rows.shape[1]):
                 # The same on any number of processes, unlike the order of arrival.
                 key = (int(clips[row]), float(starts[row]), piece)
-                self._rows[key] = rows[:, row, piece]
+                self._rows[side][key] = rows[row, piece]
 
     def result(self, name: str) -> tuple[dict[str, float], dict[str, Any]]:
-        """The score of the reconstructions, its spread over the splits, and the originals' score.
+        """The score of the restored or generated clips, and the originals', each with its spread.
 
-        With fewer than two clips for each split there is one split; the name says how many.
+        With fewer than two clips for each split there is one split; the name says how many. Fewer
+        originals than splits have no score.
 
         Raises:
           VidlatentError: nothing was added.
         """
-        if not self._rows:
+        if not self._rows[1]:
             raise VidlatentError(f"{name}: no clip was added.")
         # The score depends on the order of the rows, and the order in which they arrive depends on
         # the number of processes, so sort first.
-        rows = np.stack([self._rows[key] for key in sorted(self._rows)])
-        splits = self._splits if len(rows) >= _FEWEST * self._splits else 1
-        originals, restored = (inception_score(rows[:, i], splits) for i in range(2))
+        sides = [[side[key] for key in sorted(side)] for side in self._rows]
+        splits = self._splits if len(sides[1]) >= _FEWEST * self._splits else 1
+        restored = inception_score(np.stack(sides[1]), splits)
         name = f"{name}_splits{splits}"
-        found = {name: restored.mean, f"{name}_of_originals": originals.mean}
-        about = {"n": len(rows), "splits": splits, "std_over_splits": restored.std}
-        return found, {**about, "std_over_splits_of_originals": originals.std}
+        found = {name: restored.mean}
+        about = {"n": restored.n, "splits": splits, "std_over_splits": restored.std}
+        if len(sides[0]) >= splits:
+            originals = inception_score(np.stack(sides[0]), splits)
+            found[f"{name}_of_originals"] = originals.mean
+            about |= {"std_over_splits_of_originals": originals.std}
+            about |= {"n_of_originals": originals.n} if originals.n != restored.n else {}
+        return found, about
 
 
 def _classify(network, clips):
@@ -132,7 +138,8 @@ for _name, _network in (("is_c3d", "c3d_ucf101"), ("is_c3d_tiny", "c3d_tiny")):
         _name,
         MetricEntry(
             _make,
-            "inception score of the reconstructions, and of the originals, by C3D (UCF-101)",
+            "inception score of the reconstructed or generated clips, and of the originals, by "
+            "C3D (UCF-101)",
             network=_network,
         ),
     )

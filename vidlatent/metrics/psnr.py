@@ -9,14 +9,18 @@ import jax.numpy as jnp
 
 from vidlatent.metrics.pixels import check_pair
 
-__all__ = ["psnr"]
+__all__ = ["PSNR_CEILING", "psnr"]
+
+# dB. Equal frames have no error, and their PSNR would be infinite, which no mean can hold.
+PSNR_CEILING = 100.0
 
 
 def psnr(a: Any, b: Any, data_range: float | None = None) -> jax.Array:
     """PSNR of every frame in dB: ``10 log10(data_range^2 / MSE)``.
 
     The mean squared error is taken over height, width and channels (RGB together, no luma), in
-    float32. Values are not clipped: equal frames give +inf, non-finite pixels NaN.
+    float32. Values are not clipped. Equal frames, and any whose PSNR would be higher, give
+    ``PSNR_CEILING``; pixels that are not finite give NaN.
 
     Args:
       a, b: ``[B, T, H, W, C]``, both uint8 or both floating point.
@@ -34,4 +38,5 @@ def psnr(a: Any, b: Any, data_range: float | None = None) -> jax.Array:
         data_range = 255.0 if a.dtype == jnp.uint8 else 2.0
     # Divided by the range before squaring, so that squares of any range stay finite.
     apart = (jnp.asarray(a, jnp.float32) - jnp.asarray(b, jnp.float32)) / data_range
-    return -10.0 * jnp.log10(jnp.mean(jnp.square(apart), axis=(-3, -2, -1)))
+    error = jnp.mean(jnp.square(apart), axis=(-3, -2, -1))
+    return -10.0 * jnp.log10(jnp.maximum(error, 10.0 ** (-PSNR_CEILING / 10.0)))

@@ -147,7 +147,8 @@ class JsonlWriter(MetricWriter):
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         values = {name: _to_float(value) for name, value in scalars.items()}
         finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
-        line = json.dumps({"step": int(step), "time": round(time.time(), 3), **finite})
+        row = {"step": int(step), "time": round(time.time(), 3), **finite}
+        line = json.dumps(row, allow_nan=False)
         try:
             self._file.write(line + "\n")
             # At once, so that a run that is killed has lost no line.

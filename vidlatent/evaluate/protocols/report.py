@@ -7,7 +7,6 @@ mixes the two.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from vidlatent.evaluate.tokenizer_report import (
     make_position_rows,
     write_side_by_side,
 )
+from vidlatent.files import write_json
 from vidlatent.media.sheets import contact_sheet
 from vidlatent.report.page import write_report
 from vidlatent.report.tables import markdown_table
@@ -80,7 +80,7 @@ def write_protocol_report(result: ProtocolResult, folder: Path, config: ConfigDi
     folder.mkdir(parents=True, exist_ok=True)
     name = result.protocol.name
     about = _to_json(result, config)
-    (folder / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_json(folder / f"{name}.json", about)
     (folder / f"{name}.md").write_text(_to_markdown(result, config))
     shown = []
     for word, picture in result.pictures.items():
@@ -171,9 +171,9 @@ def _compare(result: ProtocolResult) -> list[dict[str, Any]]:
     lines = []
     for metric in result.metrics:
         # Metrics that look through the same small random network are measured, and shown, once.
-        if metric.name not in result.names:
+        name = result.names.get(metric.name)
+        if name not in result.evaluation.scores:
             continue
-        name = result.names[metric.name]
         factor = f" x {metric.factor:g}" if metric.factor != 1 else ""
         line: dict[str, Any] = {"score": name + factor}
         line[_measured_head(result)] = _format_score(result.evaluation.scores[name] * metric.factor)

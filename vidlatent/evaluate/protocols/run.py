@@ -18,6 +18,7 @@ from vidlatent.data.loader import Loader, make_index, make_loader
 from vidlatent.data.stream import OneEach
 from vidlatent.evaluate.protocols.definitions import BUILT_IN, PROTOCOLS, Protocol
 from vidlatent.evaluate.protocols.report import ProtocolResult, write_protocol_report
+from vidlatent.evaluate.running_scores import log_scores
 from vidlatent.evaluate.tokenizer import (
     ClipPair,
     Evaluation,
@@ -56,9 +57,9 @@ def evaluate_protocol(config: ConfigDict, workdir: Path, step: int, output: str)
     if is_main():
         name = result.protocol.name
         folder = Path(output) if output else workdir / "eval" / f"step_{result.step}_{name}"
+        # First, so that they are known even if a page cannot be written.
+        log_scores(result.evaluation.scores)
         write_protocol_report(result, folder, config)
-        for score, value in result.evaluation.scores.items():
-            logging.info("%s %.4g", score, value)
         for file in (f"{name}.json", f"{name}.md", "report.html"):
             logging.info("wrote %s", folder / file)
     return 0
@@ -202,5 +203,6 @@ def _collect_pictures(
 
 
 def _label(picture: ClipPair, row: dict[str, Any]) -> ClipPair:
-    picture.label = f"{row['clip']}, PSNR {row['psnr']:.2f} dB, SSIM {row['ssim']:.3f}"
+    ssim = "" if row["ssim"] is None else f", SSIM {row['ssim']:.3f}"
+    picture.label = f"{row['clip']}, PSNR {row['psnr']:.2f} dB{ssim}"
     return picture
