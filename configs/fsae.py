@@ -1,8 +1,10 @@
 """FSAE, FSVideo's autoencoder: 64x64x4 compression into 128 channels (FSVideo, section 2.2).
 
 ``configs/fsae.py``           a small FSAE on the sample clips, minutes on a laptop
-``configs/fsae.py:paper``     the published size and the first training stage
-                              (``paper,width=1024`` for the narrower deepest stage)
+``configs/fsae.py:paper``     the published size and the first training stage, from DC-AE's weights:
+                              ``--config.train.init_from=<dc-ae-f32c32-sana-1.0>.safetensors``
+                              (``paper,start=random`` without; ``paper,width=1024`` for the
+                              narrower deepest stage)
 ``paper,stage=2``, ``stage=3``  longer and larger clips, with a discriminator
 ``paper,stage=vf``            fine-tuning towards DINOv2's features
 ``configs/fsae.py:standard``  FSAE-Standard at that size: the decoder fine-tuned to use past and
@@ -35,18 +37,27 @@ _STAGES = ("1", "2", "3", "vf", "standard", "lite")
 
 def get_config(arg: str = ""):
     presets = ("demo", "paper", *_FORMS[1:])
-    arg = parse_arg(arg, presets=presets, width=2048, form="base", stage="1", finetune=False)
+    arg = parse_arg(
+        arg,
+        presets=presets,
+        width=2048,
+        form="base",
+        stage="1",
+        finetune=False,
+        start="dcae",
+    )
     if arg.stage in _FORMS and arg.form == "base":  # fine-tuning the decoder is a stage of its own
         arg.form, arg.stage, arg.finetune = arg.stage, "1", True
     form = arg.preset if arg.preset in _FORMS else arg.form
     check_choice("form", form, _FORMS)
     check_choice("stage", arg.stage, _STAGES)
+    check_choice("start", arg.start, ("dcae", "random"))
     demo = arg.preset == "demo"
     if arg.stage != "1" and (form != "base" or (demo and arg.stage not in ("2", "vf"))):
         raise VidlatentError(f"config argument stage={arg.stage} does not go with this preset.")
     suffix = "" if form in (arg.preset, "base") else f"-{form}"
     suffix += "" if arg.stage == "1" else f"-stage_{arg.stage}"
-    suffix += name_suffix(arg, width=2048)
+    suffix += name_suffix(arg, width=2048, start="dcae")
     config = get_defaults("fsae", arg.preset + suffix)
     config.recipe = f"fsae {arg.stage if form == 'base' else form}"
     config.loss.l1 = 1.0
@@ -58,7 +69,10 @@ def get_config(arg: str = ""):
             _demo_towards_features(config)
     else:
         _paper(config, arg.width)
-        _STAGE[arg.stage if form == "base" else form](config)
+        stage = arg.stage if form == "base" else form
+        _STAGE[stage](config)
+        if stage == "1" and arg.start == "dcae":
+            config.train.init_kind = "image"  # stated: dc-ae-f32c32-sana-1.0, inflated
     if form != "base":
         _finetuned(config, form, from_scratch=demo and not arg.finetune)
         if demo and arg.finetune:

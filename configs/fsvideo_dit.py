@@ -8,6 +8,8 @@
 ``demo,memory=false``                without layer memory; with ``paper`` too
 ``configs/fsvideo_dit.py:paper``     the published size, stage 2 of 3
 ``paper,stage=image``                images at 256x256 (text to image; nothing is given)
+``paper,stage=image,start=wan``      from Wan2.1's weights, ``--config.train.init_from=<folder>``;
+                                     the paper trains on FSAE's latents from random ones
 ``paper,stage=video``                121 frames at 256x256
 ``paper,stage=target``               121 frames at 512x512
 ``paper,stage=sft``                  the same size on the best clips
@@ -22,6 +24,7 @@ from vidlatent.config import (
     generator_demo,
     get_generator_defaults,
     long_run,
+    name_suffix,
     parse_arg,
 )
 
@@ -30,14 +33,17 @@ _STAGES = ("image", "video", "target", "sft")
 
 def get_config(arg: str = ""):
     presets = ("demo", "paper")
-    arg = parse_arg(arg, presets, stage="video", first=False, text=False, memory=True)
+    arg = parse_arg(
+        arg, presets, stage="video", first=False, text=False, memory=True, start="random"
+    )
     check_choice("stage", arg.stage, _STAGES)
+    check_choice("start", arg.start, ("random", "wan"))
     config = get_generator_defaults("fsvideo_dit", arg.preset)
     generator = config.generator
     generator.name = "wan"
     generator.memory = arg.memory  # layer memory (2.3.1)
-    # Initial weight of the previous layer (not stated): 0.5 from scratch; use 0.98 when starting
-    # from Wan's weights.
+    # Initial weight of the previous layer (not stated): 0.5 from scratch; from Wan's weights 0.98,
+    # with which the model computes nearly what it did before.
     generator.memory_share = 0.5
     # Not stated: whether to normalise after or before mixing (post | pre), and whether each layer
     # has a gate on the memory that starts closed. A stride n uses every n-th earlier layer only.
@@ -103,10 +109,13 @@ def _paper(config, arg):
     config.data.source = "latents"
     config.data.fps = 24.0  # stated
     _stage(config, arg.stage)
+    if arg.start == "wan" and arg.stage == "image":
+        config.train.init_kind = "wan_memory"
+        generator.memory_share = 0.98
     config.optim.weight_decay = 0.01
     config.optim.ema_decay = 0.9999
     config.checkpoint.keep_every = 50_000
-    config.preset = f"paper-stage_{arg.stage}"
+    config.preset = f"paper-stage_{arg.stage}" + name_suffix(arg, start="random")
     config.recipe = f"fsvideo_dit {arg.stage}"
     config.sample.fps = 24.0
 

@@ -3,7 +3,9 @@
 ``configs/reducio_dit.py``         a small one for labelled shapes, told the content frame; it needs
                                    a tokenizer and its latents:
                                    ``python -m experiments.generator_demo --system=reducio_dit``
-``configs/reducio_dit.py:paper``   stage 1, 16 frames at 256x256
+``configs/reducio_dit.py:paper``   stage 1, 16 frames at 256x256, from the weights of PixArt-alpha
+                                   at 256: ``--config.train.init_from=<file>``;
+                                   ``paper,start=random`` without them
 ``paper,stage=2``                  512x512
 ``paper,stage=3``                  1024x1024 and its aspect ratios, content tokens in four grids
 ``attention=2d+1d``                the authors' comparison (supplement); with ``demo`` too
@@ -15,9 +17,11 @@ stage starts from the workdir of the one before it.
 
 from vidlatent.config import (
     VidlatentError,
+    check_choice,
     generator_demo,
     get_generator_defaults,
     long_run,
+    name_suffix,
     noise_prediction,
     parse_arg,
 )
@@ -36,7 +40,8 @@ def _sizes():
 
 
 def get_config(arg: str = ""):
-    arg = parse_arg(arg, presets=("demo", "paper"), stage=1, attention="joint")
+    arg = parse_arg(arg, presets=("demo", "paper"), stage=1, attention="joint", start="pixart")
+    check_choice("start", arg.start, ("pixart", "random"))
     if arg.stage not in (1, 2, 3):
         raise VidlatentError(f"config argument stage={arg.stage}: use 1, 2 or 3.")
     config = get_generator_defaults("reducio_dit", arg.preset)
@@ -104,8 +109,10 @@ def _paper(config, arg):
     config.checkpoint.keep_every = 20_000
     config.sample.size = (16, side, side)
     config.sample.fps = 16.0
-    config.preset = f"paper-stage_{arg.stage}"
+    config.preset = f"paper-stage_{arg.stage}" + name_suffix(arg, start="pixart")
     config.recipe = f"reducio_dit {arg.stage}"
+    if arg.stage == 1 and arg.start == "pixart":
+        config.train.init_kind = "pixart"
     if arg.stage > 1:
         config.train.init_recipes = (f"reducio_dit {arg.stage - 1}",)
 

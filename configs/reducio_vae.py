@@ -2,20 +2,38 @@
 
 ``configs/reducio_vae.py``         a small one on the sample clips, minutes on a laptop
 ``configs/reducio_vae.py:paper``   the published ft4-fs32; ``paper,time=2`` for ft2-fs32,
-                                   ``paper,time=2,space=16`` for the withdrawn ft2-fs16
+                                   ``paper,time=2,space=16`` for the withdrawn ft2-fs16. It starts
+                                   from Stable Diffusion's VAE, ``--config.train.init_from=<file>``
+                                   (supplement); ``paper,start=random`` without, as the released
+                                   code's notes say
 ``configs/reducio_vae.py:paper,content=first``  which frame is kept: ``middle``, ``first``,
                                    ``random`` or ``none`` (a plain video VAE); with ``demo`` too
 ``demo,discriminator=true``     the demo with the recipe's discriminator, small, from step 100
 """
 
-from vidlatent.config import demo_on_samples, get_defaults, long_run, name_suffix, parse_arg
+from vidlatent.config import (
+    check_choice,
+    demo_on_samples,
+    get_defaults,
+    long_run,
+    name_suffix,
+    parse_arg,
+)
 
 
 def get_config(arg: str = ""):
     arg = parse_arg(
-        arg, presets=("demo", "paper"), time=0, space=0, content="middle", discriminator=False
+        arg,
+        presets=("demo", "paper"),
+        time=0,
+        space=0,
+        content="middle",
+        discriminator=False,
+        start="sd_vae",
     )
-    suffix = name_suffix(arg, time=0, space=0, content="middle", discriminator=False)
+    check_choice("start", arg.start, ("sd_vae", "random"))
+    usual = {"time": 0, "space": 0, "content": "middle", "discriminator": False, "start": "sd_vae"}
+    suffix = name_suffix(arg, **usual)
     config = get_defaults("reducio_vae", arg.preset + suffix)
     config.loss.l1 = 1.0
     config.train.sample_latent = True
@@ -79,6 +97,8 @@ def _paper(config, arg):
     # Learning rate and batch size are the paper's; the released config has 2e-5 and 16. As there,
     # the rate decays to a hundredth over a million steps.
     long_run(config, steps=1_000_000, lr=4e-5)
+    if arg.start == "sd_vae":
+        config.train.init_kind = "reducio_image"
     config.optim.warmup_steps = 0
     config.optim.schedule = "linear"
     config.optim.final_lr_share = 0.01

@@ -22,9 +22,9 @@ from vidlatent.errors import VidlatentError
 from vidlatent.models.load import open_checkpoints
 from vidlatent.parallel.multihost import place_as
 from vidlatent.train.tasks.base import TASKS, Task
-from vidlatent.weights.files import choose_table, is_workdir, load_params, read_tensors
+from vidlatent.weights.files import find_table, is_workdir, load_params, read_tensors
 from vidlatent.weights.importer import import_params
-from vidlatent.weights.tables import initialize_from
+from vidlatent.weights.tables import STARTS, TABLES, initialize_from
 
 __all__ = ["check_init_from", "initialize_state", "load_initial_params"]
 
@@ -40,8 +40,9 @@ def check_init_from(config: ConfigDict) -> None:
     if source:
         _check_recipe(config)
     elif kind or config.train.init_recipes:
+        about = f", for {STARTS[kind].about}" if kind in STARTS else ""
         what = (
-            f"config.train.init_kind is {kind!r}"
+            f"config.train.init_kind is {kind!r}{about}"
             if kind
             else f"{config.recipe!r} follows on {' or '.join(config.train.init_recipes)}"
         )
@@ -135,18 +136,79 @@ def load_initial_params(
     Raises:
       VidlatentError: the weights do not fit.
     """
+    if is_workdir(path):
+        former = configs.read(Path(path))
+        _check_run(path, former, family, kind)
     if not kind:
-        return load_params(path, abstract, family=family, table=table, step=step)
+        try:
+            return load_params(path, abstract, family=family, table=table, step=step)
+        except VidlatentError as error:
+            raise _explain_misfit(path, family, table, error) from error
     if is_workdir(path):
         # The source may be another kind of model: its own config says what to read.
-        former = configs.read(Path(path))
         shapes = TASKS.get(former.task).abstract_params(former)
         source = load_params(path, shapes, family=family, step=step)
     else:
         tensors = read_tensors(path)
-        # A weights file has no config, so its tensors tell which naming they follow.
-        table = choose_table(tensors, family, table)
-        source = import_params(tensors, table, None, hints=abstract)
+        if table == "auto":
+            # A weights file has no config, so its tensors tell which naming they follow.
+            table = find_table(tensors, STARTS[kind].tables if kind in STARTS else (family,))
+            _check_naming(path, table, kind)
+        source = import_params(tensors, TABLES.get(table), None, hints=abstract)
     # Combine them on the host, because the two trees may be on different devices.
     source, new = (jax.tree.map(np.asarray, tree) for tree in (source, fresh()))
     return place_as(initialize_from(kind, source, new), abstract)
+
+
+def _check_run(path: str, former: ConfigDict, family: str, kind: str) -> None:
+    """Raise if a workdir is of another family than the kind starts from."""
+    name = (former.generator if configs.is_generator(former) else former.model).get("name", family)
+    if not kind and name != family:
+        raise VidlatentError(
+            f"{path} is a run of {name!r}, and config.train.init_kind is empty, which takes the "
+            f"weights of {family!r} itself: name such a run{_suggest_kinds(name, family)}."
+        )
+    if kind in STARTS and name not in STARTS[kind].families:
+        raise VidlatentError(
+            f"{path} is a run of {name!r}, and config.train.init_kind={kind!r} starts from "
+            f"{STARTS[kind].about}: name such weights, or set config.train.init_kind to ''"
+            f"{_suggest_kinds(name, family)} for these."
+        )
+
+
+def _check_naming(path: str, table: str, kind: str) -> None:
+    """Raise if a file's names are not those of the weights that the kind starts from."""
+    if kind in STARTS and table not in STARTS[kind].tables:
+        raise VidlatentError(
+            f"{path} holds weights with the names of {table!r}, and config.train.init_kind="
+            f"{kind!r} starts from {STARTS[kind].about}: name such a file, or change "
+            "config.train.init_kind (empty: weights of this same model)."
+        )
+
+
+def _explain_misfit(path: str, family: str, table: str, error: VidlatentError) -> VidlatentError:
+    """An error that names what the weights are, and by which kind the model starts from them."""
+    if is_workdir(path) or table != "auto":
+        return error
+    sources = [start.tables for start in STARTS.values() if start.into == family]
+    try:
+        named = find_table(read_tensors(path), [name for tables in sources for name in tables])
+    except VidlatentError:
+        return error
+    kinds = _suggest_kinds(named, family)
+    if named == family or named.startswith(f"{family}_"):  # of this family, such as a smaller one
+        return VidlatentError(f"{str(error).rstrip('.')}: name weights that fit{kinds}.")
+    return VidlatentError(
+        f"{path} holds weights with the names of {named!r}, and config.train.init_kind is empty, "
+        f"which takes the weights of {family!r} itself: name such a file{kinds}."
+    )
+
+
+def _suggest_kinds(name: str, family: str) -> str:
+    """Kinds by which ``family`` starts from weights of the family or naming ``name``."""
+    kinds = [
+        kind
+        for kind, start in STARTS.items()
+        if start.into == family and name in (*start.families, *start.tables)
+    ]
+    return f", or set config.train.init_kind to {' or '.join(map(repr, kinds))}" if kinds else ""

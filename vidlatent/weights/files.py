@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 import pickle  # for the name of its error alone
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from vidlatent.weights.importer import count_known, export_params, import_params
 from vidlatent.weights.safetensors import load_safetensors, save_safetensors
 from vidlatent.weights.tables import TABLES
 
-__all__ = ["choose_table", "is_workdir", "load_params", "read_tensors", "save_params"]
+__all__ = ["choose_table", "find_table", "is_workdir", "load_params", "read_tensors", "save_params"]
 
 _TORCH = (".pt", ".pth", ".ckpt", ".bin")
 # Keys under which training code nests the weights in a checkpoint, outermost first.
@@ -86,19 +86,26 @@ def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
 
 
 def choose_table(tensors: Mapping[str, Any], family: str, table: str = "auto") -> Any:
-    """The rows of ``table``. ``'auto'`` takes those that know most names, in a tie ``family``'s."""
-    if table != "auto":
-        return TABLES.get(table)
-    known = {name: count_known(tensors, TABLES.get(name)) for name in TABLES.names()}
+    """The rows of ``table``; ``'auto'`` takes those of ``find_table``."""
     # Several models share a naming: in a tie the model's own table knows its other parameters.
-    best = max(known, key=lambda name: (known[name], name == family))
+    return TABLES.get(find_table(tensors, (family,)) if table == "auto" else table)
+
+
+def find_table(tensors: Mapping[str, Any], preferred: Sequence[str]) -> str:
+    """The name of the table that knows most names of a file, in a tie a ``preferred`` one.
+
+    Raises:
+      VidlatentError: no table knows any.
+    """
+    known = {name: count_known(tensors, TABLES.get(name)) for name in TABLES.names()}
+    best = max(known, key=lambda name: (known[name], name in preferred))
     if not known[best]:
         raise VidlatentError(
             f"no known naming has names such as {', '.join(list(tensors)[:3])}: the tables are "
             f"{', '.join(TABLES.names())}."
         )
     logging.info("weights table %s: %d of %d names", best, known[best], len(tensors))
-    return TABLES.get(best)
+    return best
 
 
 def load_params(

@@ -5,12 +5,13 @@ A new model adds a line to each registry it has something for; nothing else need
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from vidlatent.registry import Registry
 
-__all__ = ["INIT_KINDS", "TABLES", "initialize_from"]
+__all__ = ["INIT_KINDS", "STARTS", "TABLES", "Start", "initialize_from"]
 
 # Rows of ``weights.importer`` by the name of a naming. A model's own naming has the model's name.
 TABLES = Registry("weights table")
@@ -72,6 +73,49 @@ INIT_KINDS.register("reducio_image", _REDUCIO + "from_image")
 INIT_KINDS.register("reducio_image_causal", _REDUCIO + "from_causal_image")
 INIT_KINDS.register("pixart", "vidlatent.models.generators.reducio_dit.names:from_pixart")
 INIT_KINDS.register("wan_memory", "vidlatent.models.generators.wan.init_from:wan_memory")
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The weights that a kind of ``INIT_KINDS`` starts from, to refuse others by name.
+
+    Attributes:
+      about: what they are, in words.
+      into: family of the models that start from them (``config.model.name`` or
+        ``config.generator.name``).
+      families: families of the runs that hold such weights.
+      tables: namings of the files that hold them; () where no such file is published.
+    """
+
+    about: str
+    into: str
+    families: tuple[str, ...]
+    tables: tuple[str, ...] = ()
+
+
+_SD_VAE = Start("Stable Diffusion's VAE", "reducio", (), ("sd_vae", "sd_vae_diffusers"))
+_IVVAE_IMAGE = Start("IV-VAE's image VAE", "ivvae", ("ivvae",), ("ivvae_plain",))
+_PROMAG_IMAGE = Start("ProMAG's image autoencoder", "promag", ("promag",))
+# A kind of a package of your own may have a row here; without one its own function must refuse.
+STARTS: dict[str, Start] = {
+    "image": Start(
+        "DC-AE's image autoencoder (the paper's: dc-ae-f32c32-sana-1.0)",
+        "fsae",
+        ("dcae",),
+        ("dcae", "dcae_original", "dcae_original_shuffle"),
+    ),
+    "standard": Start("the causal FSAE", "fsae", ("fsae",), ("fsae",)),
+    "lite": Start("FSAE-Standard", "fsae", ("fsae",), ("fsae",)),
+    "ivvae_image": _IVVAE_IMAGE,
+    "ivvae_image_causal": _IVVAE_IMAGE,
+    "grown": Start("the ProMAG of the stage before", "promag", ("promag", "magvit2")),
+    "first_frame": _PROMAG_IMAGE,
+    "promag_image": _PROMAG_IMAGE,
+    "reducio_image": _SD_VAE,
+    "reducio_image_causal": _SD_VAE,
+    "pixart": Start("PixArt-alpha", "reducio_dit", (), ("pixart",)),
+    "wan_memory": Start("Wan2.1's transformer", "wan", ("wan",), ("wan", "wan_diffusers")),
+}
 
 
 def initialize_from(

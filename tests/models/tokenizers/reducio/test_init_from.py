@@ -9,34 +9,13 @@ import numpy as np
 import pytest
 
 from tests.helpers.nets import fast_jit
-from tests.helpers.reducio_nets import net
+from tests.helpers.reducio_nets import LEVELS, image_vae, net
 from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers.reducio.coder import FeatureEncoder
 from vidlatent.models.tokenizers.reducio.names import SD_VAE_TABLE
 from vidlatent.weights.files import choose_table
 from vidlatent.weights.importer import export_names, export_params, import_params
 from vidlatent.weights.tables import TABLES, initialize_from
-
-LEVELS = {"content_multipliers": (1, 1, 2)}
-
-
-def image_vae(fresh):
-    """An image VAE that fits: the content encoder's layout, a decoder of three blocks a level."""
-    rng = np.random.default_rng(3)
-
-    def plane(tree):
-        return jax.tree.map(
-            lambda x: rng.normal(size=(1, *x.shape[1:]) if x.ndim == 5 else x.shape).astype(
-                np.float32
-            ),
-            tree,
-        )
-
-    decoder = {name: plane(x) for name, x in fresh["decoder"].items() if "fuse" not in name}
-    decoder = {n.replace("block_1_0", "block_0"): x for n, x in decoder.items()}
-    decoder = {n.replace("block_2_0", "block_1"): x for n, x in decoder.items()}
-    encoder = plane(fresh["encoder"]["frame"])
-    return {"encoder": encoder, "decoder": decoder}
 
 
 @pytest.mark.parametrize(("kind", "tap"), [("reducio_image", 1), ("reducio_image_causal", 2)])
