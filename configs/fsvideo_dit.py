@@ -82,7 +82,7 @@ def _paper(config, arg):
     generator = config.generator
     generator.latent_channels = 128  # of FSAE
     generator.mask_channels = 4  # 1 | 4 (not stated; Wan's)
-    generator.condition_channels = 128
+    generator.condition_channels = -1  # of the given frames: as many as the latents have
     generator.patch = (1, 1, 1)  # stated
     generator.width, generator.depth = 5120, 40
     generator.heads, generator.hidden = 40, 13824
@@ -148,9 +148,9 @@ def _stage(config, stage):
 
 def _demo(config, arg):
     generator = config.generator
-    generator.latent_channels = 8
+    generator.latent_channels = -1  # as many as the latents have
     generator.mask_channels = 1 if arg.first else 0
-    generator.condition_channels = 8 if arg.first else 0
+    generator.condition_channels = -1 if arg.first else 0
     generator.patch = (1, 2, 2)  # the demo's 4x4x4 latents have more positions than 64x64x4
     generator.width, generator.depth = 128, 6
     generator.heads, generator.hidden = 4, 512

@@ -119,6 +119,7 @@ def _paper(config, arg):
 
 def _demo(config, arg):
     generator = config.generator
+    generator.latent_channels = -1  # as many as the latents have
     generator.width, generator.depth = 128, 6
     generator.heads, generator.hidden = 4, 512
     generator.freq_dim = 64

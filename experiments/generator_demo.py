@@ -67,6 +67,7 @@ class Tokenizer:
     config: str
     steps: int = 800
     batch: int = 8
+    channels: int = 8
     keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -80,9 +81,9 @@ _FSAE = {
     "optim.lr": "1e-3",
 }
 TOKENIZERS = {
-    "fsvideo_dit": Tokenizer("fsae", 2400, 4, _FSAE),
+    "fsvideo_dit": Tokenizer("fsae", 2400, 4, keys=_FSAE),
     "latte": Tokenizer("ivvae"),
-    "reducio_dit": Tokenizer("reducio_vae"),
+    "reducio_dit": Tokenizer("reducio_vae", channels=16),
     "promag_dit": Tokenizer("promag"),
 }
 _SHEET = 16  # classes on the contact sheet
@@ -117,6 +118,7 @@ class Demo:
             "checkpoint.every": str(max(1, self.steps // 4)),
             "eval.every": str(max(1, self.steps // 4)),
             "sample.grid": "8",
+            "generator.latent_channels": str(TOKENIZERS[self.system].channels),
         }
         return configs.load(self.system, keys | dict(self.overrides))
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file
 
 from experiments import cli
 from experiments.design import Arm, Difference, Experiment
-from experiments.generator_demo import Demo, prepare_latents
+from experiments.generator_demo import TOKENIZERS, Demo, prepare_latents
 from experiments.proofs import SIZES, plot_arms, plot_lists, select_chosen
 from vidlatent.errors import VidlatentError
 
@@ -95,6 +95,7 @@ def build(size: str, folder: Path) -> Experiment:
         "checkpoint.keep_latest": "1",
         "eval.every": "0",
         "sample.grid": "0",
+        "generator.latent_channels": str(TOKENIZERS["fsvideo_dit"].channels),
         **_KEYS[size],
     }
     rates = tuple({"optim.lr": rate} for rate in _RATES[size])

@@ -12,9 +12,6 @@ def get_config(arg: str = ""):
     config = load_base("fsvideo_dit:" + ",".join(("demo", *flags)))
     config.name, config.preset = "tiny_generator", arg.preset
     generator = config.generator
-    generator.latent_channels = 4
-    if arg.first:
-        generator.condition_channels = 4
     generator.patch = (1, 1, 1)
     generator.width, generator.depth, generator.heads, generator.hidden = 16, 2, 2, 16
     generator.freq_dim = 8

@@ -6,7 +6,7 @@ import pytest
 
 from vidlatent import config as configs
 from vidlatent.config.ranges import FIELDS, GROUPS, RULES, SHIPPED
-from vidlatent.config.rules import Choice, Each, Flag, Many, Number, Pattern, Text
+from vidlatent.config.rules import Choice, Each, Flag, Many, Number, OrFollow, Pattern, Text
 from vidlatent.config.validate import validate
 from vidlatent.diffusion import SCHEDULES
 from vidlatent.errors import VidlatentError
@@ -55,6 +55,9 @@ def wrong_values(rule):
             yield rule.high if rule.below else rule.high + 1
         if rule.whole:
             yield from (float(max(rule.low, 1)), 1.5)
+    elif isinstance(rule, OrFollow):
+        yield from (value for value in wrong_values(rule.rule) if value != -1)
+        yield -2
     elif isinstance(rule, Flag):
         yield from (1, "true", None)
     elif isinstance(rule, Choice):
@@ -85,7 +88,9 @@ def rightful(rule):
 def test_every_default_has_a_rule_and_every_rule_a_key():
     keys = {key for key, _ in leaves(configs.get_generator_defaults("x", "y"))}
     free = {key for key in keys if key.startswith(tuple(f"{group}." for group in GROUPS))}
-    assert keys - free == set(RULES)
+    # Channels may follow the latents, whatever the generator: a rule though a config names the key.
+    follow = {"generator.latent_channels", "generator.condition_channels"}
+    assert (keys - free) | follow == set(RULES)
 
 
 @pytest.mark.parametrize("spec", PRESETS)
@@ -95,7 +100,7 @@ def test_shipped_values_are_right_and_numbers_of_models_have_rules(spec):
         group = next((name for name in GROUPS if key.startswith(f"{name}.")), "")
         if group and group not in ("loss", "networks", "conditions.drop"):
             numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-            assert not numeric or key.removeprefix(f"{group}.") in FIELDS, key
+            assert not numeric or key.removeprefix(f"{group}.") in FIELDS or key in RULES, key
 
 
 @pytest.mark.parametrize("key", RULES)

@@ -47,22 +47,8 @@ def test_trust():
     mask = refiner.make_condition_mask(values[2], 7)
     assert mask.shape == (2, 7, 3, 4, 4) and (mask[:, 0] == 1).all()
     np.testing.assert_array_equal(mask[:, 5], values[2][:, 0].repeat(4, -1))
-    with pytest.raises(VidlatentError, match="confidence"):
+    with pytest.raises(VidlatentError, match="mode 'confidense' of.*did you mean 'confidence'"):
         refiner.estimate_confidence(first, first, mode="confidense")
-
-
-def test_mask_of_given_frames():
-    """The first of 121 frames: ones in all four channels of latent frame 0, and nowhere else."""
-    given = jnp.zeros((2, 121)).at[:, 0].set(1)
-    mask = refiner.make_given_mask(given, 3, 5)
-    assert mask.shape == (2, 31, 3, 5, 4)
-    assert (mask[:, 0] == 1).all() and mask[0].sum() == 4 * 3 * 5
-    one = refiner.make_given_mask(given.at[:, 117:].set(1), 3, 5, channels=1)
-    assert one.shape == (2, 31, 3, 5, 1) and one[0].sum() == 2 * 3 * 5
-    half = refiner.make_given_mask(given.at[:, 118].set(1), 1, 1)
-    assert half[0, -1, 0, 0].tolist() == [0, 1, 0, 0]
-    with pytest.raises(VidlatentError, match="120 frames"):
-        refiner.make_given_mask(given[:, :120], 3, 5)
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,13 @@ from ml_collections import ConfigDict
 
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
-from vidlatent.latents.space import abstract_generator, example, generator_of
+from vidlatent.latents.space import Latents, abstract_generator, example, generator_of
 from vidlatent.models.generators import build_generator
 from vidlatent.models.generators.base import GeneratorDefaults
 from vidlatent.models.load import abstract_params, model_of
-from vidlatent.sample.sampler import LatentSampler
+from vidlatent.sample.sampler import LatentSampler, latent_psnr
+from vidlatent.spec import FrameRule, LatentSpec
+from vidlatent.train.tasks.generator import GeneratorTask
 
 SHAPE = (2, 2, 2, 3)
 WAN = {
@@ -115,11 +117,81 @@ def test_conditions_can_be_missing_in_the_whole_batch(wan):
     assert np.isfinite(run(params, jnp.asarray([1, 2], jnp.uint32), given)).all()
 
 
+def test_a_single_picture_is_not_shown_what_it_must_become(wan):
+    """Training drops the first frame and its tokens for single frames, and so does sampling."""
+    model, params, conditions = wan
+    other = {**conditions, "first": conditions["first"] + 1.0, "image": conditions["image"] - 1.0}
+    differences = []
+    for frames in (1, 2):
+        sampler = LatentSampler(model, settings(), (frames, *SHAPE[1:]))
+        run = jax.jit(sampler.run, compiler_options=QUICK)
+        found = [
+            run(params, jnp.asarray([1, 2], jnp.uint32), given) for given in (conditions, other)
+        ]
+        differences.append(float(jnp.abs(found[0] - found[1]).max()))
+    assert differences[0] == 0.0 and differences[1] > 0.1
+
+
+def test_the_dropped_conditions_are_those_of_training(wan):
+    config = load("fsvideo_dit:demo")
+    with config.unlocked():
+        config.conditions.drop = {}
+    model, _, conditions = wan
+    for frames in (1, 2):
+        x0 = jnp.zeros((2, frames, *SHAPE[1:]))
+        spec = LatentSpec("toy", 3, 4, 4, 4, FrameRule(1, 4))
+        task = GeneratorTask(config, model, Latents(spec, (0.0,) * 3, (1.0,) * 3))
+        trained = task.draw_drop_masks(jax.random.key(0), x0, conditions)
+        sampler = LatentSampler(model, settings(), x0.shape[1:])
+        sampled = sampler._branch(conditions, (), 2)["drop"]
+        assert {*trained} <= {*sampled} == {*model.reads}
+        for name, mask in sampled.items():
+            np.testing.assert_array_equal(mask, trained.get(name, jnp.zeros(2, bool)), name)
+            assert bool(mask.all()) == (frames == 1 and name in ("first", "image"))
+
+
+def carried(function, *arguments):
+    """Shape -> dtypes of the largest arrays that loops carry in a program."""
+    found, programs = {}, [jax.make_jaxpr(function)(*arguments).jaxpr]
+    while programs:
+        for equation in programs.pop().eqns:
+            inner = [p.jaxpr if hasattr(p, "jaxpr") else p for p in equation.params.values()]
+            programs += [p for p in inner if hasattr(p, "eqns")]
+            if equation.primitive.name == "scan":
+                for variable in equation.outvars[: equation.params["num_carry"]]:
+                    found.setdefault(variable.aval.shape, set()).add(variable.aval.dtype.name)
+    return found
+
+
+@pytest.mark.parametrize(("chosen", "size"), [("float32", 4), ("auto", 2)])
+def test_layer_memory_of_the_published_network_takes_two_bytes_a_number(chosen, size):
+    """Of 121 frames at 384x640: 1,860 tokens of 5,120 channels from 40 layers, a branch."""
+    config = load("fsvideo_dit:paper,stage=target", {"sampler.residual_dtype": chosen})
+    sampler = LatentSampler(generator_of(config, "bfloat16"), config, (31, 6, 10, 128))
+    params, model = abstract_generator(sampler.model), sampler.model
+    noisy, time, conditions = example(model, sampler.shape[:3])
+
+    def network(params, noisy, time):
+        return model.apply({"params": params}, noisy, time, conditions, method="denoise")
+
+    found = carried(network, params, noisy, time)
+    assert found[40, 1, 1860, 5120] == {{4: "float32", 2: "bfloat16"}[size]}
+    # 1.42 GiB become 0.71.
+    assert 40 * 1860 * 5120 * size / 2**30 == pytest.approx(0.355 * size, rel=2e-3)
+
+
+def test_states_in_half_precision_give_nearly_the_same_latents(wan, usual):
+    found = drawn(wan, residual_dtype="bfloat16")
+    assert 0 < np.abs(found - usual).max() and latent_psnr(found, usual) > 30
+    np.testing.assert_array_equal(drawn(wan, residual_dtype="float32"), usual)
+
+
 class Counting(GeneratorDefaults):
     """Counts evaluations, by samples."""
 
     reads = ("text",)
     patch = (1, 1, 1)
+    dtype = jnp.float32
     count = 0
 
     def apply(self, variables, noisy, time, conditions, drop=None, method=None):
@@ -222,4 +294,4 @@ def test_every_preset_names_a_network_a_schedule_and_a_sampler(preset):
     assert sampler.nfe >= 8 and config.recipe and config.data.buckets
     assert {name for group in config.conditions.drop for name in group.split("+")} <= {*conditions}
     assert not config.data.bucket_weights  # clips decide among the shapes of a length
-    assert config.checkpoint.best_metric == "loss" and config.sample.size
+    assert config.checkpoint.best_metric == "loss"

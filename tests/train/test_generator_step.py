@@ -9,8 +9,9 @@ import pytest
 
 from tests.helpers.generator_runs import QUICK
 from tests.helpers.generator_steps import batch_of, config_of, facts
-from vidlatent.config import load
+from vidlatent.config import load, to_json
 from vidlatent.errors import VidlatentError
+from vidlatent.latents.channels import follow_latents
 from vidlatent.latents.inputs import Inputs, missing_condition_masks, pool_content
 from vidlatent.latents.space import Latents, check_generator, generator_of
 from vidlatent.spec import FrameRule, LatentSpec
@@ -120,7 +121,9 @@ def test_latents_are_standardised_and_conditions_are_named():
     with pytest.raises(VidlatentError, match="data has no label"):
         inputs({"latent": batch["latent"], "mask": batch["mask"]}, {}, None)
     lengths = {"text": {"states": np.zeros((2, 3, 4)), "length": np.array([0, 2])}}
-    np.testing.assert_array_equal(missing_condition_masks(lengths)["text"], [True, False])
+    np.testing.assert_array_equal(
+        missing_condition_masks(lengths, ("text",), 2)["text"], [True, False]
+    )
 
 
 def test_generators_that_do_not_fit_the_latents_are_refused():
@@ -136,6 +139,32 @@ def test_generators_that_do_not_fit_the_latents_are_refused():
         check_generator(model, facts(rule=FrameRule(16, 16)))
     with pytest.raises(VidlatentError, match="above 0"):
         facts(std=0.0)
+
+
+def test_channels_follow_the_latents():
+    """-1 becomes the latents' number, which is stored; a wrong one is named with its key."""
+    spec = LatentSpec("toy", 6, 4, 4, 4, FrameRule(1, 4))
+    config = follow_latents(load("fsvideo_dit:demo,first=true"), spec)
+    assert config.generator.latent_channels == config.generator.condition_channels == 6
+    model = generator_of(config)
+    check_generator(model, Latents(spec, (0.0,) * 6, (1.0,) * 6))
+    assert model.in_channels == 6 + 1 + 6
+    assert '"condition_channels": 6' in to_json(config)
+    with pytest.raises(VidlatentError, match="condition_channels is 8.*toy have 6.*set it to 6"):
+        follow_latents(
+            load("fsvideo_dit:demo,first=true", {"generator.condition_channels": "8"}), spec
+        )
+    plain = follow_latents(load("fsvideo_dit:demo"), spec)
+    assert (plain.generator.latent_channels, plain.generator.condition_channels) == (6, 0)
+    # Without latents given frames have the channels that the latents are said to have.
+    asked = load("fsvideo_dit:demo,first=true", {"generator.latent_channels": "5"})
+    assert generator_of(asked).condition_channels == 5
+    tokenizer = load("fsae")
+    assert follow_latents(tokenizer) is tokenizer
+    with pytest.raises(VidlatentError, match="latent_channels=0: give.*or -1 to take it from"):
+        load("latte", {"generator.latent_channels": "0"})
+    with pytest.raises(VidlatentError, match="model.latent_channels=-1: give"):
+        load("fsae", {"model.latent_channels": "-1"})
 
 
 def test_rates_decay_and_clipping_by_path_and_time():

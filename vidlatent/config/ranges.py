@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from vidlatent.config.rules import Choice, Each, Flag, Many, Number, Pattern, Text, number, whole
+from vidlatent.config.rules import (
+    Choice,
+    Each,
+    Flag,
+    Many,
+    Number,
+    OrFollow,
+    Pattern,
+    Text,
+    number,
+    whole,
+)
 
 __all__ = ["FIELDS", "GROUPS", "RULES", "SHIPPED"]
 
@@ -226,6 +237,10 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "null_text": Choice(("zeros", "empty")),
         "content": Choice(("latents", "pooled")),
     },
+    "generator": {
+        "latent_channels": OrFollow(_COUNT, "the latents"),
+        "condition_channels": OrFollow(_COUNT_OR_NONE, "the latents"),
+    },
     "sampler": {
         "name": Text(needed=True),
         "steps": _COUNT,
@@ -236,6 +251,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "corrector": Flag(),
         "eta": _SHARE,
         "cache_conditions": Flag(),
+        "residual_dtype": Choice(("auto", "float32", "bfloat16")),
         "fp8": Flag(),
     },
     "sampler.guidance": {
@@ -340,7 +356,6 @@ FIELDS: dict[str, Any] = {
             "tile_overlap",
             "tile_dead_zone",
             "mask_channels",
-            "condition_channels",
             "label_classes",
             "image_dim",
             "base_tokens",

@@ -46,7 +46,6 @@ def generator_demo(config: ConfigDict) -> None:
     config.optim.ema_decay = 0.99
     config.checkpoint.every = 300
     config.eval.every = 300
-    config.sample.size = (9, 32, 32)
     config.sample.fps = 8.0
     config.sample.batch = 16
 

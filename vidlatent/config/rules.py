@@ -13,7 +13,19 @@ from typing import Any
 
 from vidlatent.registry import did_you_mean
 
-__all__ = ["Choice", "Each", "Flag", "Many", "Number", "Pattern", "Rule", "Text", "number", "whole"]
+__all__ = [
+    "Choice",
+    "Each",
+    "Flag",
+    "Many",
+    "Number",
+    "OrFollow",
+    "Pattern",
+    "Rule",
+    "Text",
+    "number",
+    "whole",
+]
 
 Rule = Callable[[Any], str]
 
@@ -46,6 +58,20 @@ class Number:
             text += " and" if self.low > -math.inf else ""
             text += f" below {self.high}" if self.below else f" of at most {self.high}"
         return text
+
+
+@dataclasses.dataclass(frozen=True)
+class OrFollow:
+    """What another rule allows, or -1 for a value that is found out when a run starts."""
+
+    rule: Number
+    source: str  # where the value is taken from
+
+    def __call__(self, value: Any) -> str:
+        return "" if type(value) is int and value == -1 or not self.rule(value) else f"give {self}"
+
+    def __str__(self) -> str:
+        return f"{self.rule}, or -1 to take it from {self.source}"
 
 
 def whole(low: float = -math.inf, high: float = math.inf) -> Number:

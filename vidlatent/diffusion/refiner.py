@@ -26,7 +26,6 @@ __all__ = [
     "drop_frames",
     "estimate_confidence",
     "make_condition_mask",
-    "make_given_mask",
     "use_real_frames",
 ]
 
@@ -98,7 +97,7 @@ def estimate_confidence(
     """
     if mode not in MASK_MODES:
         hint = did_you_mean(mode, MASK_MODES)
-        raise VidlatentError(f"unknown refiner.mask_mode {mode!r}: {hint}")
+        raise VidlatentError(f"mode {mode!r} of estimate_confidence is unknown: {hint}")
     # [B, 1, h, w, c] -> [B, 1, h, w, 1]
     error = jnp.abs(first - upsampled).mean(axis=-1, keepdims=True)
     if not spatial:
@@ -113,33 +112,6 @@ def make_condition_mask(value: jax.Array, frames: int, channels: int = 4) -> jax
     rest = jnp.broadcast_to(value, (batch, frames - 1, height, width, 1))
     mask = jnp.concatenate([jnp.ones_like(value), rest], axis=1)
     return jnp.broadcast_to(mask, (batch, frames, height, width, channels))
-
-
-def make_given_mask(
-    given: jax.Array, height: int, width: int, step: int = 4, channels: int = 4
-) -> jax.Array:
-    """Wan's mask of given pixel frames on the latent grid, ``[B, t, h, w, channels]``.
-
-    The first pixel frame has a latent frame of its own and fills all of its channels; the others
-    come ``step`` to a latent frame.
-
-    Args:
-      given: ``[B, 1 + step k]``, 1 where a pixel frame is given.
-      channels: ``step`` (one for each pixel frame) or 1 (the least of them).
-    """
-    batch, frames = given.shape
-    if (frames - 1) % step or channels not in (1, step):
-        raise VidlatentError(
-            f"a mask of {frames} frames with {channels} channels does not fit {step} frames a "
-            f"latent: use 1 + {step}k frames and model.mask_channels 1 or {step}."
-        )
-    given = given.astype(jnp.float32)
-    mask = jnp.concatenate([jnp.repeat(given[:, :1], step, axis=1), given[:, 1:]], axis=1)
-    mask = mask.reshape(batch, -1, 1, 1, step)
-    if channels == 1:
-        # A latent frame counts as given only if all of its pixel frames are.
-        mask = mask.min(axis=-1, keepdims=True)
-    return jnp.broadcast_to(mask, (batch, mask.shape[1], height, width, channels))
 
 
 def draw_frame_order(

@@ -181,18 +181,19 @@ class Inputs:
 
 
 def missing_condition_masks(
-    conditions: Mapping[str, Any], reads: Sequence[str] = (), frames: int = 0
+    conditions: Mapping[str, Any], reads: Sequence[str], frames: int
 ) -> dict[str, jax.Array]:
     """Which samples lack a condition that others in their batch have: name -> bool ``[B]``.
 
-    A label below 0 and a text of length 0 mean that there is none. In training on single frames,
-    the first frame and the semantic tokens of it count as missing too, because they would show the
-    generator the very frame that it must generate.
+    A label below 0 and a text of length 0 mean that there is none. For single frames, the first
+    frame and the semantic tokens of it count as missing too, because they would show the generator
+    the very frame that it must generate. Training, evaluation and sampling all ask here, so that a
+    generator is never sampled with what it was not trained with.
 
     Args:
       conditions: by name, ``[B, ...]`` each, or None if the whole batch has none.
-      reads: in training, the names of the generator's conditions.
-      frames: in training, the number of latent frames.
+      reads: names of the generator's conditions.
+      frames: number of latent frames of each sample.
     """
     given = {name: value for name, value in conditions.items() if value is not None}
     found = {}
@@ -201,9 +202,9 @@ def missing_condition_masks(
     if "text" in given:
         found["text"] = given["text"]["length"] <= 0
     if frames == 1 and "first" in reads:
-        batch = given["first"].shape[0]
-        named = [name for name in ("first", "image") if name in reads]
-        found |= dict.fromkeys(named, jnp.ones((batch,), bool))
+        for name in ("first", "image"):
+            if name in given:
+                found[name] = jnp.ones((given[name].shape[0],), bool)
     return found
 
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vidlatent import config as configs
+from vidlatent.latents.channels import follow_latents
 from vidlatent.latents.space import (
     Latents,
     abstract_at_rest,
@@ -122,13 +123,14 @@ class _Sampling:
     """
 
     def __init__(self, config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]):
-        config, self.model, latents = _assume_latents(config)
+        config, model, latents = _assume_latents(config)
         size, self.batch = tuple(config.sample.size) or bucket[:3], config.sample.batch
         if config.plan.bucket:
             *size, self.batch = config.plan.bucket
         self._latents, self._size, self._seed = latents, tuple(size), config.seed
         shape = latents.spec.latent_shape(self._size)
-        self.sampler = LatentSampler(self.model, config, shape)
+        self.sampler = LatentSampler(model, config, shape)
+        self.model = self.sampler.model
         self._eight_bits = config.sampler.fp8
         params = abstract_at_rest(self.model, self._eight_bits)
         self.params = with_shardings(params, shardings(params, mesh))
@@ -175,7 +177,6 @@ def _assume_latents(config: ConfigDict) -> tuple[ConfigDict, Any, Latents]:
     With ``config.plan.tokenizer``, the config of a tokenizer, no latent set need exist: the latents
     are what that tokenizer would give.
     """
-    model = generator_of(config)
     if config.plan.tokenizer:
         tokenizer = model_of(configs.load(config.plan.tokenizer))
         spec = spec_in_chunks(tokenizer, config.tokenizer.chunks, "config.tokenizer.chunks")
@@ -186,6 +187,8 @@ def _assume_latents(config: ConfigDict) -> tuple[ConfigDict, Any, Latents]:
         config.data.source = "latents"
     else:
         latents = load_latents(config)
+    config = follow_latents(config, latents.spec)
+    model = generator_of(config)
     check_generator(model, latents)
     return config, model, latents
 

@@ -37,7 +37,7 @@ __all__ = ["LatentSampler", "latent_psnr"]
 
 
 # Keys of ``config.sampler`` that are about the loop around the solver, not about the solver.
-_OF_THE_LOOP = ("guidance", "cache", "cache_conditions", "fp8")
+_OF_THE_LOOP = ("guidance", "cache", "cache_conditions", "residual_dtype", "fp8")
 
 
 class LatentSampler:
@@ -49,6 +49,7 @@ class LatentSampler:
       shape: latent ``(t, h, w, c)``.
 
     Attributes:
+      model: the generator, with its residual stream in ``config.sampler.residual_dtype``.
       plan: the solver's steps.
       scales: guidance scales of each step, ``[N, K]``, one for each pair of neighbouring branches.
       drops: for each of the ``K + 1`` branches, the conditions that it goes without.
@@ -56,7 +57,9 @@ class LatentSampler:
     """
 
     def __init__(self, model: Generator, config: ConfigDict, shape: Sequence[int]):
-        self.model, self.shape, self._config = model, tuple(shape), config.sampler
+        states = config.sampler.residual_dtype
+        self.model = model.with_residual_dtype(model.dtype if states == "auto" else states)
+        self.shape, self._config = tuple(shape), config.sampler
         schedule = make_schedule(config.diffusion.schedule)
         self._check_variance(schedule)
         if isinstance(schedule, Flow):
@@ -187,7 +190,7 @@ class LatentSampler:
         self, conditions: Mapping[str, Any], dropped: Sequence[str], batch: int
     ) -> dict[str, Any]:
         """Arguments of ``denoise`` for one branch."""
-        lacking = missing_condition_masks(conditions)
+        lacking = missing_condition_masks(conditions, self.model.reads, self.shape[0])
         drop = {}
         for name in self.model.reads:
             # An array also where nothing is dropped: all branches must have one structure.

@@ -15,6 +15,7 @@ from vidlatent import config as configs
 from vidlatent.checkpoint.manager import Checkpointer
 from vidlatent.data.loaders import Loaders
 from vidlatent.errors import VidlatentError
+from vidlatent.latents.channels import follow_latents
 from vidlatent.models.frozen import load_frozen
 from vidlatent.models.load import open_checkpoints
 from vidlatent.parallel.compilation import quick_options
@@ -41,6 +42,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
 
     Returns the exit status: 0 when finished, ``INTERRUPTED`` if the run stopped early after saving.
     """
+    config = follow_latents(config)
     task = make_task(config)
     mesh = mesh_for_batches(config.mesh, config.data.buckets)
     with contextlib.ExitStack() as stack:

@@ -164,6 +164,10 @@ def test_masks():
     assert mask.shape == (31, 4)
     assert np.all(mask[0] == 1) and np.sum(mask) == 4
     np.testing.assert_array_equal(make_frame_mask(jnp.arange(5) == 0, 1), [[1], [0]])
+    # Two clips: the last group of four given as a whole, and one frame of it alone.
+    given = jnp.zeros((2, 121)).at[0, 117:].set(1).at[1, 118].set(1)
+    np.testing.assert_array_equal(make_frame_mask(given, 1)[:, -1, 0], [1, 0.25])
+    np.testing.assert_array_equal(make_frame_mask(given)[1, -1], [0, 1, 0, 0])
     given = mark_first_frame(jnp.ones((2, 1, 6, 10, 3)), 31)
     assert given.shape == (2, 31, 6, 10, 7)
     assert np.sum(given[0, ..., :4]) == 4 * 6 * 10

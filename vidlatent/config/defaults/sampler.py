@@ -20,6 +20,10 @@ def get_sampler() -> ConfigDict:
     sampler.eta = 0.0  # of ddim: share of fresh noise; 1 is the ancestral sampler
     sampler.guidance = get_guidance()
     sampler.cache_conditions = True  # compute once what does not change over the steps
+    # Number format of the states between the layers, and with them of the layer memory, while
+    # sampling: float32 | bfloat16 | auto: that of the computation (config.precision.compute). It
+    # halves their memory and traffic; training keeps config.generator.residual_dtype
+    sampler.residual_dtype = "auto"
     # Run large matrix products in fp8 when sampling, and in plan and bench. The log and
     # samples.json tell the PSNR of the latents against those without fp8
     sampler.fp8 = False

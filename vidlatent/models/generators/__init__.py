@@ -5,12 +5,18 @@ What each is asked for stands in ``base.Generator``.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
 
 from vidlatent.models.build import build_module
 from vidlatent.registry import Registry
 
-__all__ = ["GENERATORS", "build_generator"]
+__all__ = ["FOLLOW", "GENERATORS", "build_generator"]
+
+# In place of a number of channels: as many as the latents have (``latents.channels``).
+FOLLOW = -1
 
 GENERATORS = Registry("generator")
 GENERATORS.register("wan", "vidlatent.models.generators.wan.model:build_wan")
@@ -20,5 +26,19 @@ GENERATORS.register(
 )
 GENERATORS.register("promag_dit", "vidlatent.models.generators.promag_dit.model:build_promag_dit")
 
-# The module of a config's section ``generator``.
-build_generator = functools.partial(build_module, GENERATORS)
+
+def build_generator(config: Mapping[str, Any], dtype: Any = jnp.float32) -> Any:
+    """The module of a config's section ``generator``, see ``models.build.build_module``.
+
+    Training replaces channels of ``FOLLOW`` first. Where no latents are named, as in counting the
+    parameters of a preset, latents have the class's own number of channels, and given frames as
+    many as the latents.
+    """
+    fields = dict(config)
+    if fields.get("latent_channels") == FOLLOW:
+        del fields["latent_channels"]
+    if fields.get("condition_channels") == FOLLOW:
+        del fields["condition_channels"]
+        if "latent_channels" in fields:
+            fields["condition_channels"] = fields["latent_channels"]
+    return build_module(GENERATORS, fields, dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from vidlatent.models.generators.conditions import Conditions, Drop
 
@@ -39,6 +40,8 @@ class Generator(Protocol):
         ``image``.
       content_factor, content_channels: rows of the content frame's latent for each row of the
         video's, and its channels, where it reads ``content``.
+      residual_dtype: name of the dtype of the states between its layers; '' where there is no
+        choice.
       memory: whether it has a layer memory (FSVideo 2.3.1), so that ``memory_weights`` answers.
     """
 
@@ -53,6 +56,7 @@ class Generator(Protocol):
     content_factor: int
     content_channels: int
     caches_conditions: bool
+    residual_dtype: str
     memory: bool
 
     def init(self, rngs: Any, *args: Any, method: Any = None, **kwargs: Any) -> Any:
@@ -90,6 +94,10 @@ class Generator(Protocol):
         Raises:
           VidlatentError: a condition is absent, or the latent is not cut by whole patches.
         """
+        ...
+
+    def with_residual_dtype(self, dtype: Any) -> Generator:
+        """This generator with the states between its layers in ``dtype``, if it has the choice."""
         ...
 
     def cache_conditions(self, conditions: Conditions, drop: Drop = None) -> Any:
@@ -133,7 +141,13 @@ class GeneratorDefaults:
     image_dim = 0
     content_factor = 1
     content_channels = 0
+    residual_dtype = ""
     memory = False
+
+    def with_residual_dtype(self: Any, dtype: Any) -> Any:
+        # The name: Linen compares and prints fields.
+        name = jnp.dtype(dtype).name
+        return self.clone(residual_dtype=name) if self.residual_dtype else self
 
     def cache_conditions(self, conditions: Conditions, drop: Drop = None) -> Any:
         raise NotImplementedError(f"{type(self).__name__}.caches_conditions is False")

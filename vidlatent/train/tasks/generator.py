@@ -28,6 +28,7 @@ from vidlatent.evaluate.generator_loss import (
     make_noise_schedule,
 )
 from vidlatent.evaluate.generator_report import write_generator_report
+from vidlatent.latents.channels import follow_latents
 from vidlatent.latents.inputs import Inputs, missing_condition_masks
 from vidlatent.latents.space import (
     Latents,
@@ -69,11 +70,12 @@ class GeneratorTask:
     players: Mapping[str, Player] = {}
 
     def __init__(self, config: ConfigDict, model: Any = None, latents: Latents | None = None):
-        self.config = config
         if latents is None:
             latents = load_latents(config)
+            config = follow_latents(config, latents.spec)
             model = generator_of(config) if model is None else model
             check_generator(model, latents)
+        self.config = config
         self.model, self.latents, self.spec = model, latents, latents.spec
         self._check_drop()
         self.optimizer = make_optimizer(config)
