@@ -52,6 +52,12 @@ def _paper(config, arg):
     generator.remat = True
     config.data.source = "latents"
     # Stated: 17 frames, every third of the source, and 32 videos per step.
+    config.data.frame_interval = 3
+    # Latte draws a window anew in every step, and mirrors half of them but for SkyTimelapse. A set
+    # of latents has a fixed number of windows of each clip; how many is our choice.
+    config.encode.windows, config.encode.windows_per_clip = "random", 8
+    config.encode.flip = "none" if arg.data == "sky" else "random"
+    config.data.flip = arg.data != "sky"
     config.data.buckets = ((17, 256, 256, 32),)
     if arg.data == "sky":  # with 20 images per step (stated), here in separate batches
         config.data.buckets = ((17, 256, 256, 32), (1, 256, 256, 20))

@@ -11,6 +11,7 @@ from vidlatent.data.buckets import (
     parse_buckets,
     weigh_buckets,
 )
+from vidlatent.data.frame_rate import FrameRate
 from vidlatent.data.index import Clip
 from vidlatent.errors import VidlatentError
 from vidlatent.media.probe import ClipInfo
@@ -51,30 +52,36 @@ def test_clips_go_to_the_nearest_aspect_ratio_of_each_length():
         clip(480, 640, 10),  # too short for 17 frames
         clip(300, 600, 1),  # a wide picture
     ]
-    assert assign_clips(clips, buckets, 0.0) == [[2], [0], [1], [1, 2, 3], [0, 4]]
+    assert assign_clips(clips, buckets, FrameRate()) == [[2], [0], [1], [1, 2, 3], [0, 4]]
     # At 5 frames a second, 40 frames become 8, too few for 17.
-    assert assign_clips(clips, buckets, 5.0)[:3] == [[], [], []]
+    assert assign_clips(clips, buckets, FrameRate(5.0))[:3] == [[], [], []]
 
 
 def test_of_equal_shapes_the_largest_that_needs_no_enlarging():
     buckets = [Bucket(1, size, size, 1) for size in (64, 128, 256)]
     clips = [clip(40, 40), clip(130, 130), clip(600, 600)]
-    assert assign_clips(clips, buckets, 0.0) == [[0], [1], [2]]
+    assert assign_clips(clips, buckets, FrameRate()) == [[0], [1], [2]]
 
 
 def test_training_clips_join_every_size_of_their_aspect_that_does_not_enlarge_them():
     squares = [Bucket(1, size, size, 1) for size in (64, 128, 256)]
     clips = [clip(40, 40), clip(130, 130), clip(600, 600), clip(100, 200)]
-    assert assign_clips(clips, squares, 0.0, every_size=True) == [[0, 1, 2, 3], [1, 2], [2]]
+    assert assign_clips(clips, squares, FrameRate(), every_size=True) == [[0, 1, 2, 3], [1, 2], [2]]
     # Close aspect ratios (1.29 and 1.25) and other frame counts are not sizes of one bucket.
     rows = ((17, 448, 576, 4), (17, 512, 640, 4), (17, 96, 128, 4), (5, 224, 288, 4))
     buckets = parse_buckets((*rows, (17, 224, 288, 8)), RULE, 1)
     clips = [clip(1000, 1286), clip(1000, 1250), clip(300, 390)]
-    assert assign_clips(clips, buckets, 0.0) == [[0], [1], [], [0, 1, 2], [2]]
-    assert assign_clips(clips, buckets, 0.0, every_size=True) == [[0], [1], [], [0, 1, 2], [0, 2]]
+    assert assign_clips(clips, buckets, FrameRate()) == [[0], [1], [], [0, 1, 2], [2]]
+    assert assign_clips(clips, buckets, FrameRate(), every_size=True) == [
+        [0],
+        [1],
+        [],
+        [0, 1, 2],
+        [0, 2],
+    ]
     # By default each clip is seen as often in one size as in the other.
     sizes = [Bucket(17, 64, 64, 8), Bucket(17, 128, 128, 2)]
-    members = assign_clips([clip(200, 200)] * 6, sizes, 0.0, every_size=True)
+    members = assign_clips([clip(200, 200)] * 6, sizes, FrameRate(), every_size=True)
     steps = weigh_buckets(sizes, members, ())
     np.testing.assert_allclose([8 * steps[0], 2 * steps[1]], 1.6)
 
@@ -105,7 +112,9 @@ def test_inward_ratios_are_those_of_the_released_table(height, width, size):
     (found,) = [
         bucket
         for bucket, rows in zip(
-            buckets, assign_clips([clip(height, width)], buckets, 0.0, rule="inward"), strict=True
+            buckets,
+            assign_clips([clip(height, width)], buckets, FrameRate(), rule="inward"),
+            strict=True,
         )
         if rows
     ]
@@ -119,9 +128,12 @@ def test_inward_ratios_are_those_of_the_released_table(height, width, size):
 def test_where_no_ratio_lies_inward_the_nearest_is_taken():
     buckets = [Bucket(1, 32, 64, 1), Bucket(1, 16, 64, 1)]
     clips = [clip(100, 110, 1), clip(30, 100, 1), clip(110, 100, 1)]
-    assert assign_clips(clips, buckets, 0.0, rule="inward") == [[0, 1, 2], []]
+    assert assign_clips(clips, buckets, FrameRate(), rule="inward") == [[0, 1, 2], []]
     sizes = [Bucket(1, 32, 32, 1), Bucket(1, 64, 64, 1)]
-    assert assign_clips([clip(60, 61, 1), clip(64, 70, 1)], sizes, 0.0, rule="inward") == [[0], [1]]
+    assert assign_clips([clip(60, 61, 1), clip(64, 70, 1)], sizes, FrameRate(), rule="inward") == [
+        [0],
+        [1],
+    ]
 
 
 def test_shares():
@@ -212,7 +224,7 @@ def test_shapes_that_stay_when_few_may_be_compiled():
     with pytest.raises(VidlatentError, match="max_shapes = 1 is less than the 2 numbers of frames"):
         keep_shapes(buckets, members, 1)
     wide, tall = clip(48, 96), clip(96, 48)
-    assert assign_clips([wide, tall, wide], buckets[1:3], 0.0, most=1) == [[0, 1, 2], []]
+    assert assign_clips([wide, tall, wide], buckets[1:3], FrameRate(), most=1) == [[0, 1, 2], []]
 
 
 @pytest.mark.parametrize("source", [(48, 64), (720, 1280), (31, 17), (64, 64)])

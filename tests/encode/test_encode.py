@@ -17,14 +17,20 @@ import pytest
 from tests.helpers.encode_cases import SHAPES, encode, files, write_run
 from tests.helpers.tiny_tokenizers import MODELS
 from vidlatent import config as configs
+from vidlatent.config.defaults.encode import get_encode
 from vidlatent.data import make_loader
+from vidlatent.data.buckets import Bucket
+from vidlatent.data.frame_rate import FrameRate
+from vidlatent.data.index import Clip
 from vidlatent.data.latent_set import read_header
 from vidlatent.data.renderers.shapes import LABELS, make_shape_scene, render_shape
 from vidlatent.data.sources.latents import LatentSource
-from vidlatent.encode.plan import choose_shard_count, plan_windows
+from vidlatent.encode.plan import EncodeOptions, choose_shard_count, plan_windows
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels
+from vidlatent.media.probe import ClipInfo
 from vidlatent.models.load import model_of
+from vidlatent.spec import FrameRule
 
 ROOT = Path(__file__).parents[2]
 
@@ -249,6 +255,38 @@ def test_content_texts_and_pictures_are_kept(tmp_path):
     assert "t5_tiny_random0" in source.header.source["text"]
 
 
+def test_mirrored_windows_are_those_of_mirrored_frames(run, tokenizer, tmp_path):
+    """At every third frame, with their labels; a training batch reads the same windows."""
+    data = {
+        "data_synthetic.kind": "paths",
+        "data_synthetic.clips": 3,
+        "data_buckets": "((5, 16, 16, 4),)",
+        "data_frame_interval": 3,
+        "encode_windows": "one",
+        "encode_flip": "both",
+        "encode_dtype": "float32",
+    }
+    encode(run, tmp_path, **data)
+    source = LatentSource(str(tmp_path))
+    assert len(source.windows) == 6 and len({window.name for window in source.windows}) == 6
+    header = source.header
+    assert header.source["flip"] == "both" and header.source["data"]["frame_interval"] == 3
+    assert header.fps == 8
+    changes = {**SHAPES, **{key.replace("_", ".", 1): str(value) for key, value in data.items()}}
+    keys = configs.read(run, changes).data.to_dict() | {"flip": False, "crop": "centre"}
+    with make_loader(keys, split="whole", rule=FrameRule(1, 4), seed=0) as loader:
+        batch = next(loader)
+        pairs = zip(batch["clip"], batch["video"], strict=True)
+        videos = {loader.index[c].path: v for c, v in pairs if c >= 0}
+    for window in source.windows:
+        video = videos[window.clip]
+        video = video[:, :, ::-1] if window.flip else video
+        exact = np.asarray(tokenizer(video).mean[0])
+        np.testing.assert_allclose(
+            source.read_arrays(window.name)["latent"], exact, rtol=1e-5, atol=1e-6
+        )
+
+
 def test_bad_clips_are_left_out_and_listed(run, tmp_path):
     from PIL import Image
 
@@ -281,6 +319,8 @@ def test_bad_clips_are_left_out_and_listed(run, tmp_path):
     "changes, message",
     [
         ({"encode_windows": "some"}, "config.encode.windows='some': give one of one, all"),
+        ({"encode_flip": "both"}, "labels of config.data.synthetic.kind='shapes' speak of"),
+        ({"encode_windows_per_clip": 2}, "does nothing while windows is 'all'"),
         ({"encode_dtype": "float61"}, "did you mean 'float16'"),
         ({"encode_draws": -1}, "config.encode.draws=-1"),
         ({"encode_process_count": 2, "encode_process_index": 2}, "indices go from 0 to 1"),
@@ -309,13 +349,47 @@ def test_shards_are_few_and_never_empty():
 
 
 def test_windows_at_another_rate(whole):
-    from vidlatent.data.buckets import Bucket
-    from vidlatent.data.index import Clip
-    from vidlatent.media.probe import ClipInfo
-
     clips = [Clip(ClipInfo("a", 49, 24.0, 16, 16, 2.0, False), "a")]
     bucket = [Bucket(5, 16, 16, 1)]
-    rows = plan_windows(clips, bucket, 12.0, "all", 0)
-    assert rows == [(0, 0, 0), (0, 0, 10), (0, 0, 20), (0, 0, 30), (0, 0, 40)]
-    assert plan_windows(clips, bucket, 12.0, "all", 20) == [(0, 0, 0), (0, 0, 40)]
-    assert plan_windows(clips, bucket, 12.0, "one", 0) == [(0, 0, 20)]
+
+    def firsts(rate, **keys):
+        places = plan_windows(clips, bucket, rate, EncodeOptions.of({**get_encode(), **keys}))
+        assert {place[:2] for place in places} == {(0, 0)} and not any(p.flip for p in places)
+        return [place.first for place in places]
+
+    half = FrameRate(12.0)
+    assert firsts(half, windows="all") == [0, 10, 20, 30, 40]
+    assert firsts(half, windows="all", stride=20) == [0, 40]
+    assert firsts(half) == [20]
+    # Every third frame: a window spans 13 of the source's 49, and the next one begins after 15.
+    assert firsts(FrameRate(0.0, 3), windows="all") == [0, 15, 30]
+    assert firsts(FrameRate(12.0, 3), windows="all") == [0]  # at 4 a second it spans 25
+    assert firsts(FrameRate(0.0, 3)) == [18]
+
+
+def test_random_windows_depend_on_clip_and_seed_alone():
+    def clip(name, frames=49):
+        return Clip(ClipInfo(name, frames, 24.0, 16, 16, 2.0, False), name)
+
+    def places(clips, seed=0, **keys):
+        keys = {**get_encode(), "windows": "random", "windows_per_clip": 4, **keys}
+        found = plan_windows(
+            clips, [Bucket(5, 16, 16, 1)], FrameRate(0, 3), EncodeOptions.of(keys), seed
+        )
+        return [(clips[p.row].path, p.first, p.flip) for p in found]
+
+    alone = places([clip("b")], flip="random")
+    assert len({first for _, first, _ in alone}) == 4 and {flip for *_, flip in alone} <= {0, 1}
+    assert all(0 <= first <= 36 for _, first, _ in alone)
+    more = places([clip("a"), clip("b"), clip("c")], flip="random")
+    assert [row for row in more if row[0] == "b"] == alone
+    assert places([clip("b")], seed=1, flip="random") != alone
+    # Flips leave the windows as they are; with 'both' each is there twice.
+    assert [row[:2] for row in places([clip("b")])] == [row[:2] for row in alone]
+    both = places([clip("b")], flip="both")
+    assert both == [(*row[:2], flip) for row in alone for flip in (False, True)]
+    # A clip with two possible starts has two windows.
+    assert [first for _, first, _ in places([clip("b", 14)])] == [0, 1]
+    many = places([clip(str(i)) for i in range(300)], flip="random", windows_per_clip=1)
+    flips = [flip for *_, flip in many]
+    assert 110 < sum(flips) < 190 and len({first for _, first, _ in many}) > 30

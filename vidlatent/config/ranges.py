@@ -100,6 +100,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "bucket_weights": Many(_WEIGHT, "(0.8, 0.2)"),
         "max_shapes": _COUNT_OR_NONE,
         "fps": _WEIGHT,
+        "frame_interval": _COUNT,
         "crop": Choice(("random", "centre", "resized")),
         "resize": Choice(("area", "bilinear")),
         "flip": Flag(),
@@ -179,7 +180,9 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "tile_overlap_pixels": _OPTION,
     },
     "encode": {
-        "windows": Choice(("one", "all")),
+        "windows": Choice(("one", "all", "random")),
+        "windows_per_clip": _COUNT,
+        "flip": Choice(("none", "random", "both")),
         "stride": _COUNT_OR_NONE,
         "dtype": Choice(("float16", "bfloat16", "float32")),
         "draws": _COUNT_OR_NONE,

@@ -24,7 +24,7 @@ def validate(config: ConfigDict) -> None:
         rule = RULES.get(key) or _rule_of_group(config, key)
         if remedy := (rule(value) if rule else _finite(value)):
             raise VidlatentError(f"config.{key}={value!r}: {remedy}{_hint(key, value)}.")
-    for check in (_check_weights, _check_chunks, _check_shares, _check_name):
+    for check in (_check_weights, _check_chunks, _check_windows, _check_shares, _check_name):
         if problem := check(config):
             raise VidlatentError(f"{problem}.")
 
@@ -109,6 +109,16 @@ def _check_chunks(config: ConfigDict) -> str:
                 f"config.{section}.chunks={chunks!r}: chunks of {chunks[0]} frames cannot share "
                 f"{chunks[1]}; give a smaller overlap"
             )
+    return ""
+
+
+def _check_windows(config: ConfigDict) -> str:
+    encode = config.encode
+    if encode.windows != "random" and encode.windows_per_clip != 1:
+        return (
+            f"config.encode.windows_per_clip={encode.windows_per_clip} does nothing while windows "
+            f"is {encode.windows!r}: set config.encode.windows=random, or leave it out"
+        )
     return ""
 
 

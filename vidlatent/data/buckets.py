@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
+from vidlatent.data.frame_rate import FrameRate
 from vidlatent.data.index import Clip
 from vidlatent.errors import VidlatentError
 from vidlatent.spec import FrameRule
@@ -73,7 +74,7 @@ def parse_buckets(
 def assign_clips(
     clips: Sequence[Clip],
     buckets: Sequence[Bucket],
-    fps: float,
+    rate: FrameRate,
     *,
     every_size: bool = False,
     rule: str = "nearest",
@@ -86,7 +87,7 @@ def assign_clips(
 
     Args:
       clips, buckets: to be matched.
-      fps: frame rate of the windows; 0 keeps each clip's own.
+      rate: that windows take frames at.
       every_size: for training: a clip also joins the buckets with the same number of frames and
         exactly the same aspect ratio (17x256x256 and 17x512x512) that do not enlarge it.
       rule: ``'nearest'`` aspect ratio, or ``'inward'``: the next one towards the square.
@@ -97,7 +98,7 @@ def assign_clips(
     lengths = sorted({bucket.frames for bucket in buckets})
     for row, clip in enumerate(clips):
         for frames in lengths:
-            if clip.info.starts(frames, fps) < 1:
+            if rate.count_starts(clip.info, frames) < 1:
                 continue
             same = [i for i, bucket in enumerate(buckets) if bucket.frames == frames]
             nearest = choose(clip, same, buckets)
@@ -107,7 +108,7 @@ def assign_clips(
     if not most or len(buckets) <= most:
         return members
     kept = keep_shapes(buckets, members, most)
-    few = assign_clips(clips, kept, fps, every_size=every_size, rule=rule)
+    few = assign_clips(clips, kept, rate, every_size=every_size, rule=rule)
     filled = dict(zip(kept, few, strict=True))
     return [filled.get(bucket, []) for bucket in buckets]
 
@@ -219,8 +220,8 @@ def weigh_buckets(
     for frames, count in sorted(filled.items()):
         if not count:
             raise VidlatentError(
-                f"data.buckets asks for {frames} frames, but no clip is that long at data.fps: "
-                "lower data.fps, shorten the bucket or remove it."
+                f"data.buckets asks for {frames} frames, but no clip is that long at data.fps "
+                "and data.frame_interval: lower these, shorten the bucket or remove it."
             )
     for bucket, rows in zip(buckets, members, strict=True):
         if not rows:

@@ -54,6 +54,7 @@ class Window:
       frames, height, width: of the window in pixels, as a bucket has them.
       fps: of its frames; 0 for a picture.
       draw: number of the sample drawn from the posterior; 0 for its mean.
+      flip: frames were mirrored left to right before they were encoded.
       label, caption: '' for none.
     """
 
@@ -69,6 +70,7 @@ class Window:
     caption: str = ""
     group: str = ""
     part: str = ""
+    flip: bool = False
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -77,8 +79,9 @@ class Window:
     @property
     def name(self) -> str:
         """Unique in the set."""
-        draw = f":{self.draw}" if self.draw else ""
-        return f"{self.clip}:{self.first}:{self.frames}x{self.height}x{self.width}{draw}"
+        tail = ":flip" if self.flip else ""
+        tail += f":{self.draw}" if self.draw else ""
+        return f"{self.clip}:{self.first}:{self.frames}x{self.height}x{self.width}{tail}"
 
 
 @dataclasses.dataclass(frozen=True)

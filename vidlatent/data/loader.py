@@ -28,6 +28,7 @@ from absl import flags, logging
 from vidlatent.data.bad_clips import BadClips
 from vidlatent.data.buckets import Bucket, keep_shapes, parse_buckets, weigh_buckets
 from vidlatent.data.clip_cache import ClipCache, count_decoded_bytes
+from vidlatent.data.frame_rate import FrameRate
 from vidlatent.data.index import BadClip, Clip, Index, build_index
 from vidlatent.data.options import DataOptions
 from vidlatent.data.sources import MediaSource, Source, make_source
@@ -182,8 +183,8 @@ def _make_stream(
 def _make_reading(options: DataOptions, source: Source, clips: tuple[Clip, ...]) -> Reading:
     if isinstance(source, LatentSource):
         # Stored latents have one frame rate and are neither cropped nor mirrored.
-        return LatentReading(source, clips, 0.0, "centre", False, options.limits)
-    keys = options.fps, options.crop, options.flip, options.limits
+        return LatentReading(source, clips, FrameRate(), "centre", False, options.limits)
+    keys = options.rate, options.crop, options.flip, options.limits
     return Reading(source, clips, *keys, bucket_rule=options.bucket_rule)
 
 
@@ -243,12 +244,11 @@ def _select_usable(
         # Stored windows have the size of a bucket or they do not: no length is left to check.
         candidates = ()
     for clip in candidates:
-        if clip.info.starts(shortest, options.fps):
+        if options.rate.count_starts(clip.info, shortest):
             clips.append(clip)
         else:
-            have = clip.info.frames_at(options.fps)
-            rate = f" at {options.fps:g} fps" if options.fps else ""
-            detail = f"{have} frames{rate}, the shortest bucket takes {shortest}"
+            have = options.rate.count_frames(clip.info)
+            detail = f"{have} frames{options.rate}, the shortest bucket takes {shortest}"
             bad.append(BadClip(clip.path, "too_short", detail))
     report = BadClips(index.where, bad, options.bad_clip_budget, options.bad_clip_window)
     if not clips:
@@ -276,6 +276,7 @@ def _hash_content(
         if key not in _NOT_IN_FINGERPRINT
     }
     usual = {"bucket_rule": "nearest", "resize": "area", "length_weights": (), "max_shapes": 0}
+    usual["frame_interval"] = 1
     for key, before in usual.items():
         if stated[key] == before:  # hash as before this option existed
             del stated[key]

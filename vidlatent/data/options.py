@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from vidlatent.data.frame_rate import FrameRate
 from vidlatent.data.sources.base import SOURCES
 from vidlatent.errors import VidlatentError
 from vidlatent.media.errors import Limits
@@ -61,6 +62,7 @@ class DataOptions:
       tfds_name: data set name as ``tfds.data_source`` takes it; empty when path is a builder.
       tfds_field: field that holds an encoded video or picture as bytes.
       fps: frame rate of the windows; 0 keeps each clip's own.
+      frame_interval: every so manyth frame of those is taken, from the clip's own if fps is 0.
       buckets: each (frames, height, width, global batch). For each number of frames a clip goes
         to the bucket with the nearest aspect ratio. If several have exactly that ratio, the clip
         is used for training in each that does not enlarge it (in the smallest if all do), and
@@ -119,6 +121,7 @@ class DataOptions:
     synthetic: SyntheticOptions
     length_weights: tuple[tuple[int, float], ...] = ()
     max_shapes: int = 0
+    frame_interval: int = 1
     validation_clips: int = 64
     index_cache: str = ""
     memory_mb: int = 256
@@ -161,6 +164,10 @@ class DataOptions:
                 f"data.validation_share = {options.validation_share}: take a share in [0, 1)."
             )
         return options
+
+    @property
+    def rate(self) -> FrameRate:
+        return FrameRate(self.fps, self.frame_interval)
 
     @property
     def limits(self) -> Limits:

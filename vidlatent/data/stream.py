@@ -20,6 +20,7 @@ import numpy as np
 
 from vidlatent.data.buckets import Bucket, assign_clips
 from vidlatent.data.clip_cache import ClipCache
+from vidlatent.data.frame_rate import FrameRate
 from vidlatent.data.index import Clip
 from vidlatent.data.sources import Source
 from vidlatent.data.sources.latents import LatentSource
@@ -48,7 +49,7 @@ class Reading:
 
     source: Source
     clips: tuple[Clip, ...]
-    fps: float
+    rate: FrameRate
     crop: str
     flip: bool
     limits: Limits
@@ -58,7 +59,7 @@ class Reading:
     def members(self, buckets: Sequence[Bucket], every_size: bool = False) -> list[list[int]]:
         """For each bucket the rows of the clips that fill it; see ``assign_clips``."""
         return assign_clips(
-            self.clips, buckets, self.fps, every_size=every_size, rule=self.bucket_rule
+            self.clips, buckets, self.rate, every_size=every_size, rule=self.bucket_rule
         )
 
     def start_of(self, row: int, frame: int) -> float:
@@ -80,14 +81,15 @@ class Reading:
     def _read_window(self, row: int, start: float, bucket: Bucket, crop) -> np.ndarray:
         info = self.clips[row].info
         size = (bucket.height, bucket.width)
+        fps = self.rate.of(info)
         try:
             if self.cache is not None:
                 clip = self.cache.get(
                     (row, size), lambda: self.source.read_all(info, size, self.limits)
                 )
                 if clip is not None:
-                    return cut_window(info, clip, start, bucket.frames, self.fps, size, crop)
-            return self.source.read(info, start, bucket.frames, self.fps, size, crop, self.limits)
+                    return cut_window(info, clip, start, bucket.frames, fps, size, crop)
+            return self.source.read(info, start, bucket.frames, fps, size, crop, self.limits)
         except OSError as error:  # the source's storage, not the clip's content
             raise ClipError("unreadable", str(error)[:160]) from error
 
@@ -144,7 +146,8 @@ class _TrainWindow:
             rng = np.random.default_rng([number, attempt])
             if attempt:
                 row = self.rows[int(rng.integers(len(self.rows)))]
-            choices = self.reading.clips[row].info.starts(self.bucket.frames, self.reading.fps)
+            info = self.reading.clips[row].info
+            choices = self.reading.rate.count_starts(info, self.bucket.frames)
             start = self.reading.start_of(row, int(rng.integers(choices)))
             # Crop and mirroring are drawn whatever the options say, so that switching one of them
             # leaves the other draws as they were.
@@ -153,7 +156,6 @@ class _TrainWindow:
             mirrored = bool(rng.random() < 0.5) and self.reading.flip
             # Last, because the number of draws in it varies.
             if self.reading.crop == "resized":
-                info = self.reading.clips[row].info
                 size = (self.bucket.height, self.bucket.width)
                 crop = random_box(rng, info.height, info.width, size)
             try:
@@ -265,9 +267,9 @@ def validation_windows(
         for row, number in owners:
             info = reading.clips[row].info
             # So many windows fit into the clip without sharing a frame.
-            fitting = max(1, info.frames_at(reading.fps) // frames)
+            fitting = max(1, reading.rate.count_frames(info) // frames)
             count = min(fitting, max(1, cap // len(owners)))
-            last = info.starts(frames, reading.fps) - 1
+            last = reading.rate.count_starts(info, frames) - 1
             for i in range(count):
                 place = 0.5 if count == 1 else i / (count - 1)
                 windows[number].append((row, round(place * last)))
@@ -310,7 +312,7 @@ def whole_windows(
         longest |= dict.fromkeys(members[number], number)
     for row, number in sorted(longest.items()):
         if wanted.rows is None or row in wanted.rows:
-            last = reading.clips[row].info.starts(buckets[number].frames, reading.fps) - 1
+            last = reading.rate.count_starts(reading.clips[row].info, buckets[number].frames) - 1
             windows[number].append((row, round(wanted.place * last)))
     return windows
 

@@ -10,14 +10,16 @@ import dataclasses
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vidlatent.checkpoint.layout import nested
 from vidlatent.data.buckets import Bucket, assign_clips
+from vidlatent.data.frame_rate import FrameRate
 from vidlatent.data.index import Clip
 from vidlatent.data.latent_set import FORMAT, HEADER, PLAN, Window, read_json
 from vidlatent.errors import VidlatentError
@@ -32,7 +34,8 @@ __all__ = [
     "write_or_check_plan",
 ]
 
-WINDOWS = ("one", "all")
+WINDOWS = ("one", "all", "random")
+FLIPS = ("none", "random", "both")
 DTYPES = ("float16", "bfloat16", "float32")
 _SHARD_BYTES = 128 << 20  # a run that is resumed repeats at most one shard a process
 
@@ -42,7 +45,9 @@ class EncodeOptions:
     """The keys of ``config.encode`` (``config/defaults/encode.py`` explains them), checked."""
 
     windows: str
+    windows_per_clip: int
     stride: int
+    flip: str
     dtype: str
     draws: int
     chunks: tuple[int, ...]
@@ -65,7 +70,7 @@ class EncodeOptions:
           VidlatentError: a value is illegal; the message names its key.
         """
         options = cls(**keys)
-        for key, known in (("windows", WINDOWS), ("dtype", DTYPES)):
+        for key, known in (("windows", WINDOWS), ("flip", FLIPS), ("dtype", DTYPES)):
             value = keys[key]
             if value not in known:
                 hint = did_you_mean(value, known)
@@ -73,6 +78,10 @@ class EncodeOptions:
         for key in ("stride", "draws", "shards", "pictures"):
             if keys[key] < 0:
                 raise VidlatentError(f"config.encode.{key}={keys[key]}: use 0 or more.")
+        if keys["windows_per_clip"] < 1:
+            raise VidlatentError(
+                f"config.encode.windows_per_clip={keys['windows_per_clip']}: use 1 or more."
+            )
         if options.process_count and not 0 <= options.process_index < options.process_count:
             raise VidlatentError(
                 f"config.encode.process_index={options.process_index}: use 0 to "
@@ -85,16 +94,28 @@ class EncodeOptions:
         return (self.process_index, self.process_count) if self.process_count else (index, count)
 
 
-# A window: number of its bucket, row of its clip, first frame in the source.
-Place = tuple[int, int, int]
+class Place(NamedTuple):
+    """A window of the set.
+
+    Attributes:
+      bucket: its number.
+      row: of its clip.
+      first: its first frame in the source.
+      flip: mirrored left to right.
+    """
+
+    bucket: int
+    row: int
+    first: int
+    flip: bool = False
 
 
 def plan_windows(
     clips: Sequence[Clip],
     buckets: Sequence[Bucket],
-    fps: float,
-    windows: str,
-    stride: int,
+    rate: FrameRate,
+    options: EncodeOptions,
+    seed: int = 0,
     rule: str = "nearest",
     most: int = 0,
 ) -> list[Place]:
@@ -103,29 +124,46 @@ def plan_windows(
     Args:
       clips: of the index.
       buckets: sizes of windows. A clip goes into one bucket of each length.
-      fps: rate of the windows; 0: that of each clip.
-      windows: ``'one'``: the middle of each clip; ``'all'``: one every ``stride`` frames from the
-        beginning on.
-      stride: frames at the rate of the windows; 0: the length of the longest bucket.
+      rate: that windows take frames at.
+      options: ``windows``, ``windows_per_clip``, ``stride`` and ``flip``.
+      seed: of random windows and flips. Those of a clip depend only on it, the clip's name and the
+        bucket's size, so that a set with more clips has the same windows of the others.
       rule: ``config.data.bucket_rule``.
       most: ``config.data.max_shapes``.
     """
-    stride = stride or max(bucket.frames for bucket in buckets)
+    stride = options.stride or max(bucket.frames for bucket in buckets)
     places: list[Place] = []
-    members = assign_clips(clips, buckets, fps, rule=rule, most=most)
+    members = assign_clips(clips, buckets, rate, rule=rule, most=most)
     for number, (bucket, rows) in enumerate(zip(buckets, members, strict=True)):
+        size = bucket.frames, bucket.height, bucket.width
         for row in rows:
             info = clips[row].info
-            last = info.starts(bucket.frames, fps) - 1
-            if windows == "one":
-                places.append((number, row, round(last / 2)))
-                continue
+            # crc32 is the same in all processes and runs; Python salts its own hash of a string.
+            rng = np.random.default_rng([seed, zlib.crc32(clips[row].path.encode()), *size])
+            starts, own = rate.count_starts(info, bucket.frames), rate.of(info)
             # In frames of the source, which may have more of them a second.
-            step = stride * (info.fps / fps if fps and info.fps else 1.0)
-            # One more than fits before rounding; the next line drops it if it does not fit after.
-            firsts = [round(step * k) for k in range(int(last / step) + 2)]
-            places += [(number, row, first) for first in firsts if first <= last]
+            step = stride * (info.fps / own if own and info.fps else 1.0)
+            firsts = _choose_firsts(options, starts, step, rng)
+            for first, drawn in zip(firsts, rng.random(len(firsts)) < 0.5, strict=True):
+                # The unmirrored window first: both halves of a pair are in one shard, mostly.
+                flips = {"none": (False,), "random": (bool(drawn),), "both": (False, True)}
+                places += [Place(number, row, first, flip) for flip in flips[options.flip]]
     return places
+
+
+def _choose_firsts(
+    options: EncodeOptions, starts: int, step: float, rng: np.random.Generator
+) -> list[int]:
+    """First frames of a clip's windows in the source, of which ``starts`` are possible."""
+    if options.windows == "one":
+        return [round((starts - 1) / 2)]
+    if options.windows == "random":
+        # No window twice: a clip with fewer starts than windows gives one at each start.
+        count = min(options.windows_per_clip, starts)
+        return sorted(int(first) for first in rng.choice(starts, count, replace=False))
+    # One more than fits before rounding; it is dropped if it does not fit after.
+    firsts = [round(step * k) for k in range(int((starts - 1) / step) + 2)]
+    return [first for first in firsts if first < starts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +173,7 @@ class EncodePlan:
     clips: Sequence[Clip]
     buckets: Sequence[Bucket]
     places: Sequence[Place]
-    fps: float
+    rate: FrameRate
     shards: int
 
     def files(self) -> list[str]:
@@ -149,18 +187,18 @@ class EncodePlan:
         # Whole numbers spread the remainder: no two shards differ by more than one window.
         return self.places[number * total // self.shards : (number + 1) * total // self.shards]
 
-    def groups(self, number: int) -> list[tuple[int, list[tuple[int, int]]]]:
-        """The windows of a shard, ``(number of a bucket, [(row, first frame), ...])`` in order."""
-        groups: list[tuple[int, list[tuple[int, int]]]] = []
-        for bucket, row, first in self.shard(number):
+    def groups(self, number: int) -> list[tuple[int, list[Place]]]:
+        """The windows of a shard in order, ``(number of a bucket, [place, ...])``."""
+        groups: list[tuple[int, list[Place]]] = []
+        for place in self.shard(number):
             # Windows of a bucket follow each other, so a group fills batches of one shape.
-            if not groups or groups[-1][0] != bucket:
-                groups.append((bucket, []))
-            groups[-1][1].append((row, first))
+            if not groups or groups[-1][0] != place.bucket:
+                groups.append((place.bucket, []))
+            groups[-1][1].append(place)
         return groups
 
-    def window(self, bucket: int, row: int, first: int) -> Window:
-        clip, size = self.clips[row], self.buckets[bucket]
+    def window(self, place: Place) -> Window:
+        clip, size, first = self.clips[place.row], self.buckets[place.bucket], place.first
         return Window(
             clip=clip.path,
             first=first,
@@ -169,18 +207,22 @@ class EncodePlan:
             height=size.height,
             width=size.width,
             # A picture has no frame rate.
-            fps=0.0 if size.frames == 1 else float(self.fps or clip.fps),
+            fps=0.0 if size.frames == 1 else float(self.rate.of(clip.info) or clip.fps),
             label=clip.label,
             caption=clip.caption,
             group=clip.group,
             part=clip.part,
+            flip=place.flip,
         )
 
     def digest(self) -> str:
         """Hex SHA-256 of all windows with their labels, captions and so on."""
         total = hashlib.sha256()
         for place in self.places:
-            total.update(dump_json(dataclasses.asdict(self.window(*place))).encode())
+            fields = dataclasses.asdict(self.window(place))
+            if not place.flip:  # left out, so that sets begun before the field existed resume
+                del fields["flip"]
+            total.update(dump_json(fields).encode())
         return total.hexdigest()
 
 

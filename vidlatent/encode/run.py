@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vidlatent.data.buckets import parse_buckets
+from vidlatent.data.frame_rate import FrameRate
 from vidlatent.data.latent_set import HEADER, NULL_TEXT, Header, Shard, Window
 from vidlatent.data.loader import Loader, make_index, make_loader
 from vidlatent.data.loaders import check_buckets
@@ -123,7 +124,16 @@ class _Job:
 
     def _video_options(self) -> dict[str, Any]:
         """``config.data`` without flips and random crops: windows as they are in their clips."""
-        data = self.config.data.to_dict() | {"flip": False, "crop": "centre"}
+        data = self.config.data.to_dict()
+        if self.options.flip != "none" and (data["source"], data["synthetic"]["kind"]) == (
+            "synthetic",
+            "shapes",
+        ):
+            raise VidlatentError(
+                f"config.encode.flip={self.options.flip!r} would turn the left and right that "
+                "labels of config.data.synthetic.kind='shapes' speak of: set it to 'none'."
+            )
+        data |= {"flip": False, "crop": "centre"}
         if data["source"] == "folder" and not data["index_cache"]:
             # A run that is resumed need not open every file again.
             data["index_cache"] = str(self.folder / "clips.json")
@@ -140,17 +150,17 @@ class _Job:
         )
 
     def _make_plan(self, clips: list[Any]) -> EncodePlan:
-        options, fps = self.options, self._data["fps"]
+        options, rate = self.options, FrameRate(self._data["fps"], self._data["frame_interval"])
         buckets = parse_buckets(self._data["buckets"], self.spec.lengths, 1)
-        how = options.windows, options.stride, self._data["bucket_rule"], self._data["max_shapes"]
-        places = plan_windows(clips, buckets, fps, *how)
+        how = self.config.seed, self._data["bucket_rule"], self._data["max_shapes"]
+        places = plan_windows(clips, buckets, rate, options, *how)
         if not places:
             raise VidlatentError(
                 f"no clip of {self._index.where} fills a bucket of config.data.buckets."
             )
         largest = max(_estimate_bytes(self.spec, bucket, options) for bucket in buckets)
         shards = choose_shard_count(options.shards, len(places), largest, self.process[1])
-        plan = EncodePlan(clips, buckets, places, fps, shards)
+        plan = EncodePlan(clips, buckets, places, rate, shards)
         made_of = {
             "tokenizer": self.spec.hash,
             "weights": self.weights,
@@ -192,7 +202,10 @@ class _Job:
         if not todo:
             return
         groups = [group for k in todo for group in self.plan.groups(k)]
-        with self._loader(Listed(groups)) as loader, _Progress(total, done) as progress:
+        listed = [
+            (number, [(place.row, place.first) for place in places]) for number, places in groups
+        ]
+        with self._loader(Listed(listed)) as loader, _Progress(total, done) as progress:
             # The devices encode the next batch while the host writes this one.
             encoded = _delay_by_one(self._encode(loader, groups))
             for k in todo:
@@ -212,7 +225,9 @@ class _Job:
             for begin in range(0, len(places), size):
                 some = places[begin : begin + size]
                 batch = next(batches)
-                windows = [self.plan.window(number, row, first) for row, first in some]
+                windows = [self.plan.window(place) for place in some]
+                # Before anything is made of the frames: the content frame is mirrored with them.
+                batch["video"] = _flip(batch["video"], [window.flip for window in windows])
                 # The last batch is padded; latents of the padding are not stored.
                 padding = size - len(some)
                 clips = [window.clip for window in windows] + [""] * padding
@@ -313,11 +328,13 @@ class _Job:
         options = self.options
         about = {
             "where": self._index.where,
-            "data": {"source": self._data["source"], "fps": self._data["fps"]},
+            "data": {key: self._data[key] for key in ("source", "fps", "frame_interval")},
             # Also those that no clip was nearest to.
             "buckets": [[b.frames, b.height, b.width] for b in self.plan.buckets],
             "windows": options.windows,
+            "windows_per_clip": options.windows_per_clip,
             "stride": options.stride,
+            "flip": options.flip,
             "draws": options.draws,
             "chunks": list(self.spec.chunks or ()),
             "text": self._text.label if self._text else "",
@@ -345,6 +362,16 @@ def _estimate_bytes(spec: Any, bucket: Any, options: EncodeOptions) -> int:
     size = (bucket.frames, bucket.height, bucket.width)
     item = 4 if options.dtype == "float32" else 2
     return int(np.prod(spec.latent_shape(size))) * item * max(1, options.draws)
+
+
+def _flip(videos: np.ndarray, flips: list[bool]) -> np.ndarray:
+    """``[B, T, H, W, 3]`` whose rows with a True are mirrored left to right."""
+    if not any(flips):
+        return videos
+    rows = np.flatnonzero(flips)
+    videos = videos.copy()
+    videos[rows] = videos[rows, :, :, ::-1]
+    return videos
 
 
 def _delay_by_one(items: Iterable[Any]) -> Iterator[Any]:

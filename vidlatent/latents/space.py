@@ -157,7 +157,9 @@ def load_latents(config: ConfigDict) -> Latents:
         known = configs.config_hash(own)
         # The spec's (latent - shift) * scale, written with a mean and a deviation.
         mean, std = (spec.shift,) * spec.channels, (1.0 / spec.scale,) * spec.channels
-        return Latents(spec, mean, std, (), float(config.data.fps), known)
+        return Latents(
+            spec, mean, std, (), float(config.data.fps) / config.data.frame_interval, known
+        )
     header = read_header(config.data.path)
     found = Latents(
         header.spec,

@@ -24,6 +24,8 @@ def get_data() -> ConfigDict:
     # fullest of all. Other clips go to the nearest of these, stored latents are left out; 0: all
     data.max_shapes = 0
     data.fps = 0.0  # target frame rate; 0: each file's own
+    # Every so manyth frame at that rate; with fps 0, of each file's own frames (Latte: 3)
+    data.frame_interval = 1
     # random | centre | resized: a random half or more of the frame, stretched by at most 4/3
     data.crop = "random"
     # area: averages when shrinking, bicubic when enlarging | bilinear: antialiased, as torchvision

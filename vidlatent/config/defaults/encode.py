@@ -5,9 +5,14 @@ from ml_collections import ConfigDict
 
 def get_encode() -> ConfigDict:
     encode = ConfigDict()
-    # Windows of each clip, for each number of frames among the buckets: one (the middle) | all
+    # Windows of each clip, for each number of frames among the buckets: one (the middle) | all (one
+    # every stride frames) | random (windows_per_clip of them, by the seed)
     encode.windows = "one"
-    encode.stride = 0  # frames from window to window; 0: as many as the longest bucket has
+    encode.windows_per_clip = 1  # random windows of each clip; shorter clips give what they have
+    encode.stride = 0  # of all windows: frames from one to the next; 0: those of the longest bucket
+    # none | random: half of the windows are mirrored, by the seed | both: each is stored twice.
+    # Captions and labels stay as they are
+    encode.flip = "none"
     encode.dtype = "float16"  # float16 | bfloat16 | float32; the header states the error
     encode.draws = 0  # draws from the posterior stored of each window; 0: its mean
     # (frames, overlap_frames) of the chunks that a window is cut into along time, such as (17, 4);

@@ -136,6 +136,7 @@ class _Clips:
         # The config's own weights belong to the buckets that were replaced above.
         data["bucket_weights"] = data["length_weights"] = ()
         data["fps"], data["resize"] = protocol.fps, protocol.resize
+        data["frame_interval"] = 1
         self._make = functools.partial(
             make_loader,
             data,
