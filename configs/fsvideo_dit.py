@@ -64,7 +64,7 @@ def get_config(arg: str = ""):
 
 
 def _flow(config):
-    """Flow matching: eqs. 10-11, logit-normal levels, pseudo-Huber (2.3.2)."""
+    """Flow matching with logit-normal levels and pseudo-Huber loss (2.3.2; eqs. 10-11 in 2.4.2)."""
     schedule = config.diffusion.schedule
     schedule.name = "flow"
     # Not stated: mean and standard deviation of the logit, and the shift.

@@ -1,4 +1,4 @@
-"""Latte on IV-VAE's latents: the generation experiments of IV-VAE (supplement, section D).
+"""Latte on IV-VAE's latents: the generation experiments of IV-VAE (supplement, 3.1).
 
 ``configs/latte.py``               a small one for labelled shapes; it needs a tokenizer and its
                                    latents: ``python -m experiments.generator_demo --system=latte``

@@ -1,4 +1,4 @@
-"""Reducio-DiT: PixArt-alpha's transformer on Reducio-VAE's motion latents (Reducio, section 3.3).
+"""Reducio-DiT: PixArt-alpha's transformer on Reducio-VAE's motion latents (Reducio).
 
 ``configs/reducio_dit.py``         a small one for labelled shapes, told the content frame; it needs
                                    a tokenizer and its latents:

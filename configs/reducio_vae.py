@@ -1,4 +1,4 @@
-"""Reducio-VAE: one content frame and a motion latent of 4x32x32 (Reducio, section 3).
+"""Reducio-VAE: one content frame and a motion latent of 4x32x32 (Reducio).
 
 ``configs/reducio_vae.py``         a small one on the sample clips, minutes on a laptop
 ``configs/reducio_vae.py:paper``   the published ft4-fs32; ``paper,time=2`` for ft2-fs32,

@@ -212,7 +212,7 @@ def count(config, shape, batch=1):
 
 
 def test_fsvideo_takes_sixty_and_eight_evaluations():
-    """30 steps of two branches for the base, 8 plain ones for the refiner (FSVideo 2.4.3)."""
+    """30 steps of two branches for the base, 8 plain ones for the refiner (FSVideo, table 4)."""
     base = load("fsvideo_dit:paper,stage=target")
     assert count(base, (1, 1, 1, 2)) == (60, 60)
     with base.unlocked():

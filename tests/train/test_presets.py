@@ -140,7 +140,11 @@ PINNED = (
     ),
     ("IV-VAE, supplement, equation 5", "ivvae:z16,stage=1", {"loss.kl": mean_kl(8)}),
     *(
-        ("IV-VAE, section 4", f"ivvae:paper,stage={stage}", {"train.steps": steps})
+        (
+            "IV-VAE, as secondary sources have it",
+            f"ivvae:paper,stage={stage}",
+            {"train.steps": steps},
+        )
         for stage, steps in ((1, 200_000), (2, 500_000), (3, 200_000), (4, 100_000))
     ),
     ("ProMAG, appendix B", "promag:paper", PROMAG_LOSS | PROMAG_ADAM | PROMAG_DISCRIMINATOR),

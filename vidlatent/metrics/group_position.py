@@ -16,7 +16,7 @@ def by_group_position(
 
     A group is the frames that share a latent frame. Frames before the first whole group (frame 0 of
     a causal tokenizer) are left out. For 17 frames in groups of 4, place 0 averages frames 1, 5, 9
-    and 13 (IV-VAE, supplement).
+    and 13 (IV-VAE, supplement 1.2).
 
     Args:
       sums: by frame of the window, the metric summed over clips.

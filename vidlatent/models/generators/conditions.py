@@ -1,5 +1,5 @@
 """What generators read beside the noisy latent: conditions by name, replacements for missing ones,
-and the given frames of image-to-video generators (Wan2.1; FSVideo 2.3.2, 2.4.2)."""
+and the given frames of image-to-video generators (Wan2.1; FSVideo 2.3, 2.4.2)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The encoder of Stable Diffusion's image autoencoder (Rombach et al. 2022).
 
-Reducio-DiT reads the content frame as such a latent (Reducio, section 3.3): four channels, an
+Reducio-DiT reads the content frame as such a latent (Reducio): four channels, an
 eighth of the image's sides, unscaled; the generator scales it.
 """
 

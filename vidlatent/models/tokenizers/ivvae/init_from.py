@@ -1,4 +1,4 @@
-"""A video model that starts as an image VAE in each of its branches (IV-VAE, section 4).
+"""A video model that starts as an image VAE in each of its branches (IV-VAE, supplement 2.2).
 
 The paper does not say how the weights between the branches start. Here each branch starts as the
 image VAE (weights across branches zero, biases and norms copied), so three equalities are exact:

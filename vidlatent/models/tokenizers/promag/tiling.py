@@ -1,4 +1,4 @@
-"""Spatial tiles for maps that are too large to convolve at once (ProMAG 3.3, appendix D).
+"""Spatial tiles for maps that are too large to convolve at once (ProMAG 3.3).
 
 The paper splits the input of each convolution into overlapping tiles and blends the results; norms
 keep the statistics of the whole map. Two ways to cut:
