@@ -84,6 +84,8 @@ MODES = {
         (
             "--mode=encode --workdir=runs/fsae-demo --output=latents "
             "--config.data.source=folder --config.data.path=my_videos",
+            "--mode=encode --config=configs/fsvideo_dit.py:paper,stage=image "
+            "--workdir=runs/fsae-standard --config.data.path=my_videos --output=latents",
         ),
         ("step", "output"),
         ("output=latents",),

@@ -21,6 +21,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from vidlatent import config as configs
 from vidlatent.data.buckets import parse_buckets
 from vidlatent.data.frame_rate import FrameRate
 from vidlatent.data.latent_set import HEADER, NULL_TEXT, Header, Shard, Window
@@ -30,6 +31,7 @@ from vidlatent.data.split import WHOLE
 from vidlatent.data.stream import Listed
 from vidlatent.encode.content import ContentLatents
 from vidlatent.encode.encoders import ImageTokens, LatentEncoder, TextStates
+from vidlatent.encode.for_generator import tokenizer_job
 from vidlatent.encode.pictures import draw_pictures
 from vidlatent.encode.plan import (
     EncodeOptions,
@@ -51,6 +53,7 @@ def encode_set(config: ConfigDict, workdir: Path, step: int, output: str) -> int
     """Encode ``config.data`` with the tokenizer of ``workdir`` as ``config.encode`` says.
 
     Args:
+      config: the tokenizer's, or that of a generator for which the set is (``for_generator``).
       step: checkpoint of the tokenizer; below 0 the newest sound one.
       output: folder of the set; an unfinished set there is resumed.
 
@@ -65,6 +68,8 @@ def encode_set(config: ConfigDict, workdir: Path, step: int, output: str) -> int
         raise VidlatentError("--mode=encode needs --output=<folder of the latent data set>.")
     if (Path(output) / "config.json").exists():
         raise VidlatentError(f"--output={output} holds a run: name another folder for the set.")
+    if configs.is_generator(config):
+        config, workdir, step = tokenizer_job(config, workdir, step)
     if config.data.source == "latents":
         raise VidlatentError("config.data.source='latents' is encoded already: name the videos.")
     job = _Job(config, workdir, step, Path(output))
