@@ -56,8 +56,9 @@ def _model(config, arg):
     model.fuse_middle = True  # attend to the content frame at the lowest resolution as well
     model.time = "centred"  # convolutions in time: centred | causal (no released model)
     model.renorm_latent = False  # normalise again before decoding, for generated latents
-    model.fuse_window = 128  # larger content maps are split into windows of this side
-    model.attention_window = 256  # the same for self-attention of the content encoder; 0: never
+    # Larger content maps are split into windows of this side, or of (rows, columns); 0: never.
+    model.fuse_window = 128
+    model.attention_window = 256  # the same for self-attention of the content encoder
     model.heads = 8
     model.up_form = "subpixel"  # nearest | subpixel: two equivalent ways to upsample
     model.residual_scale = 1.0  # initial scale of the residual branches

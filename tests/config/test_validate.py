@@ -6,7 +6,17 @@ import pytest
 
 from vidlatent import config as configs
 from vidlatent.config.ranges import FIELDS, GROUPS, RULES, SHIPPED
-from vidlatent.config.rules import Choice, Each, Flag, Many, Number, OrFollow, Pattern, Text
+from vidlatent.config.rules import (
+    Choice,
+    Each,
+    Either,
+    Flag,
+    Many,
+    Number,
+    OrFollow,
+    Pattern,
+    Text,
+)
 from vidlatent.config.validate import validate
 from vidlatent.diffusion import SCHEDULES
 from vidlatent.errors import VidlatentError
@@ -70,10 +80,14 @@ def wrong_values(rule):
         yield from (7, "ab", ("x", None), None)
         yield from ((value,) for value in wrong_values(rule.element))
     elif isinstance(rule, Each):
-        right = tuple(rightful(element) for element in rule.elements)
+        right = rightful(rule)
         assert not rule(right)
         yield from (7, "abcd", right[:-1], (*right, right[-1]), None)
         yield from ((value, *right[1:]) for value in wrong_values(rule.elements[0]))
+    elif isinstance(rule, Either):
+        assert not rule(rightful(rule.first)) and not rule(rightful(rule.second))
+        both = (*wrong_values(rule.first), *wrong_values(rule.second))
+        yield from (value for value in both if rule.first(value) and rule.second(value))
     else:
         raise AssertionError(rule)
 
@@ -81,6 +95,8 @@ def wrong_values(rule):
 def rightful(rule):
     if isinstance(rule, Number):
         return max(rule.low, 1) if rule.whole else min(max(rule.low, 0.5), rule.high)
+    if isinstance(rule, Each):
+        return tuple(map(rightful, rule.elements))
     assert isinstance(rule, (Text, Pattern))
     return "a"
 

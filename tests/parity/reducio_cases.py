@@ -37,7 +37,7 @@ def fields_of(meta: dict) -> dict:
             "frames": video["temp_res"],
             "fuse": video["ch_fuse"],
             "fuse_middle": video["fuse_mid"],
-            "fuse_window": video["window_size"],
+            "fuse_window": _sides(video["window_size"]),
         }
     if frame:
         fields |= {
@@ -48,6 +48,11 @@ def fields_of(meta: dict) -> dict:
     else:
         fields |= {"content": "none"}
     return fields
+
+
+def _sides(window) -> tuple[int, int]:
+    """Rows and columns of a window, which a case gives by one side or by both."""
+    return tuple(window) if isinstance(window, list) else (window, window)
 
 
 def with_sinusoids(tensors: dict, names: dict) -> dict:

@@ -37,22 +37,29 @@ def check_latent(case, posterior):
     close(posterior.draw(channels_last(case.io["eps"])), case.io["motion"])
 
 
+# Names of content features in the cases -> their places in the pyramid.
+PYRAMID = {"feat2": 2, "feat3": 3, "feat4": -1}
+
+
 def check_network(case):
     """Moments, content features and video, from one program."""
 
     def all_of(model, video, frame, motion):
-        features = model.encode_condition(frame)
-        return model.moments(video), features, model.decode(motion, condition=features)[0]
+        pyramid = model.content_values(frame)[1]
+        features = tuple(pyramid[level] for level in model.feature_levels)
+        return model.moments(video), pyramid, model.decode(motion, condition=features)[0]
 
     motion = channels_last(case.io["motion"])
-    moments, features, recon = case.run(all_of, case.video, case.frame, motion)
+    moments, pyramid, recon = case.run(all_of, case.video, case.frame, motion)
     close(moments, case.io["moments"])
-    for got, name in zip(features, ("feat2", "feat3", "feat4"), strict=True):
-        close(got, case.io[name])
+    assert PYRAMID.keys() & case.io
+    for name in PYRAMID.keys() & case.io:
+        close(pyramid[PYRAMID[name]], case.io[name])
     close(recon, case.io["recon"])
     return MotionPosterior.of_moments(moments, case.model.latent_frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vae_ft4", "vae_ft2"])
 def test_network(reference, name):
     case = Case(reference("reducio", f"{name}.npz")).load()
@@ -77,8 +84,8 @@ def test_tiles(tiled, monkeypatch):
     posterior = tiling.encode_published(model, params, tiled.video, tiles)
     check_latent(tiled, posterior)
     grid = tiling.condition_published(model, params, tiled.frame, tiles)
-    close(grid[1][1][0], tiled.io["feat1_tile_1_1"])
-    close(grid[1][0][-1], tiled.io["feat_last_tile_1_0"])
+    close(grid[1][1][model.feature_levels.index(1)], tiled.io["feat1_tile_1_1"])
+    close(grid[1][0][model.feature_levels.index(-1)], tiled.io["feat_last_tile_1_0"])
     motion = channels_last(tiled.io["motion"])
     close(tiling.decode_published(model, params, motion, grid, tiles), tiled.io["recon"])
 
@@ -213,19 +220,62 @@ def test_up(single, name, form):
     np.testing.assert_allclose(y, video_of(single, name), atol=TOLERANCE)
 
 
+def attend(case, name, source, window=0):
+    kind = name[4:6]
+    coder = coder_of(kind == "3d", case.meta["heads_attnblock"], window)
+    place = f"encoder_{kind}.mid.attn_1"
+    return run_block(case, parts.SelfAttention(coder), name, place, video_of(case, source))
+
+
 @pytest.mark.parametrize(
     ("name", "source"), [("attn2d", "y2"), ("attn3d", "y3"), ("attn2d_win", "x2")]
 )
 def test_self_attention(single, name, source):
-    side = single.meta["window"][0]
-    assert single.meta["window"] == [side, side]
-    kind = name[4:6]
-    coder = coder_of(
-        kind == "3d", single.meta["heads_attnblock"], side if name.endswith("win") else 0
-    )
-    place = f"encoder_{kind}.mid.attn_1"
-    y = run_block(single, parts.SelfAttention(coder), name, place, video_of(single, source))
+    window = tuple(single.meta["window"]) if name.endswith("win") else 0
+    y = attend(single, name, source, window)
     np.testing.assert_allclose(y, video_of(single, name), atol=TOLERANCE)
+
+
+def attend_in_windows(case, name, x, window):
+    """The windowed block by its description, in float64 and one window at a time."""
+    w = {k.removeprefix(name + "."): v.astype(np.float64) for k, v in case.tensors.items()}
+    heads, channels = case.meta["heads_attnblock"], x.shape[1]
+    groups = x.astype(np.float64).reshape(len(x), 32, -1)
+    deviation = np.sqrt(groups.var(axis=2, keepdims=True) + 1e-6)
+    h = ((groups - groups.mean(axis=2, keepdims=True)) / deviation).reshape(x.shape)
+    h = h * w["norm.weight"][:, None, None] + w["norm.bias"][:, None, None]
+    h = np.moveaxis(h, 1, -1)
+    sides = zip(h.shape[1:3], window, strict=True)
+    # Zeros after the norm fill the last windows and take part.
+    h = np.pad(h, ((0, 0), *((0, -size % side) for size, side in sides), (0, 0)))
+    out = np.zeros_like(h)
+    for i in range(0, h.shape[1], window[0]):
+        for j in range(0, h.shape[2], window[1]):
+            here = h[:, i : i + window[0], j : j + window[1]].reshape(len(h), -1, channels)
+            q, k, v = (
+                (here @ w[f"{m}.weight"].reshape(channels, channels).T + w[f"{m}.bias"])
+                .reshape(len(h), -1, heads, channels // heads)
+                .swapaxes(1, 2)
+                for m in "qkv"
+            )
+            scores = q @ k.swapaxes(2, 3) / np.sqrt(channels // heads)
+            share = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            y = (share / share.sum(axis=-1, keepdims=True) @ v).swapaxes(1, 2)
+            out[:, i : i + window[0], j : j + window[1]] = y.reshape(len(h), *window, channels)
+    out = out[:, : x.shape[2], : x.shape[3]]
+    out = out @ w["proj_out.weight"].reshape(channels, channels).T + w["proj_out.bias"]
+    return x + np.moveaxis(out, -1, 1)
+
+
+@pytest.mark.parametrize("window", [(2, 4), (4, 2), (5, 3)])
+def test_rectangular_windows(single, window):
+    """By a description that gives the released code's numbers for the case's own windows."""
+    name, x = "attn2d_win", single.io["x2"]
+    own = attend_in_windows(single, name, x, single.meta["window"])
+    np.testing.assert_allclose(own, single.io[name], atol=1e-5)
+    want = attend_in_windows(single, name, x, window)
+    assert np.abs(want - own).max() > 100 * TOLERANCE
+    close(attend(single, name, "x2", window)[:, 0], want)
 
 
 @pytest.mark.parametrize(
@@ -233,10 +283,10 @@ def test_self_attention(single, name, source):
 )
 def test_fusion(single, name, content):
     weights = name.removesuffix("_2x")
-    window = (1024, 1024) if name == "fuse" else tuple(single.meta["window"])
+    sides = single.io[content].shape[2:] if name == "fuse" else single.meta["window"]
     y = run_block(
         single,
-        Fusion(single.meta["T"], window),
+        Fusion(single.meta["T"], tuple(sides)),
         weights,
         "decoder.mid.fuse.0",
         video_of(single, "y3"),

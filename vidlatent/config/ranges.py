@@ -11,6 +11,7 @@ from typing import Any
 from vidlatent.config.rules import (
     Choice,
     Each,
+    Either,
     Flag,
     Many,
     Number,
@@ -303,6 +304,7 @@ GROUPS: dict[str, Any] = {
 
 _COUNTS = Many(_COUNT, "(16, 32)")
 _COUNTS_OR_NONE = Many(whole(0), "(0, 1)")
+_WINDOW = Either(whole(0), Each((_COUNT, _COUNT), "(64, 128)", "rows and columns"))
 
 # Group -> names whose fields ``FIELDS`` knows. Those of your own packages check their fields alone.
 SHIPPED = {
@@ -351,9 +353,7 @@ FIELDS: dict[str, Any] = {
     ),
     **dict.fromkeys(
         (
-            "attention_window",
             "cross_window",
-            "fuse_window",
             "row_limit",
             "tile_size",
             "tile_overlap",
@@ -409,6 +409,8 @@ FIELDS: dict[str, Any] = {
     # The betas of a noise schedule.
     **dict.fromkeys(("start", "end"), Number(0, 1, above=True, below=True)),
     "memory_share": _SHARE,
+    # A side, or rows and columns.
+    **dict.fromkeys(("attention_window", "fuse_window"), _WINDOW),
     # How often ProMAG's 4x in time is doubled.
     "grow": whole(0, 2),
     # Levels of content features; -1 stands for none.

@@ -16,6 +16,7 @@ from vidlatent.registry import did_you_mean
 __all__ = [
     "Choice",
     "Each",
+    "Either",
     "Flag",
     "Many",
     "Number",
@@ -183,6 +184,20 @@ class Each:
         each = ", ".join(filter(None, (self.names, each)))
         text = f"a tuple of {len(self.elements)} ({each})"
         return text + _like(self.example) + (", or ()" if self.optional else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Either:
+    """What one of two rules allows."""
+
+    first: Any
+    second: Any
+
+    def __call__(self, value: Any) -> str:
+        return f"give {self}" if self.first(value) and self.second(value) else ""
+
+    def __str__(self) -> str:
+        return f"{self.first}, or {self.second}"
 
 
 def _like(example: str) -> str:

@@ -131,6 +131,10 @@ def _infer_ivvae_fields(tensors: Arrays, case: Mapping[str, Any]) -> dict[str, A
     }
 
 
+# Names of stored content features -> their places in the pyramid, the last of any length.
+_PYRAMID = {"feat2": 2, "feat3": 3, "feat4": -1}
+
+
 def read_reducio(path: Path) -> StoredCase:
     """One ``.npz`` file: ``meta``, weights ``w/<name>`` as scaled integers, ``io/<name>``.
 
@@ -147,7 +151,7 @@ def read_reducio(path: Path) -> StoredCase:
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}
     # Cases of the tiled decoder lack some of these.
-    missing = {"meta", "io/video_u8", "io/moments", "io/feat2", "io/recon"} - set(arrays)
+    missing = {"meta", "io/video_u8", "io/moments", "io/feat4", "io/recon"} - set(arrays)
     if missing:
         raise VidlatentError(
             f"--verify={path} is no case of a whole network: it lacks {', '.join(sorted(missing))}."
@@ -165,15 +169,16 @@ def read_reducio(path: Path) -> StoredCase:
         yield "moments", run("moments", video), io["moments"]
 
         def decode(model, motion, frame):
-            features = model.encode_condition(frame)
-            return features, model.decode(motion, condition=features)[0]
+            pyramid = model.content_values(frame)[1]
+            features = tuple(pyramid[level] for level in model.feature_levels)
+            return pyramid, model.decode(motion, condition=features)[0]
 
         frame = video[:, int(arrays["io/content_index"])]
-        features, recon = run(decode, jnp.asarray(io["motion"]), frame)
-        for name, got in zip(("feat2", "feat3", "feat4"), features, strict=True):
+        pyramid, recon = run(decode, jnp.asarray(io["motion"]), frame)
+        for name, place in _PYRAMID.items():
             if name in io:
                 # Features of one frame: the time axis comes from `_to_channel_last`.
-                yield name, got, io[name][:, 0]
+                yield name, pyramid[place], io[name][:, 0]
         yield "recon", recon, io["recon"]
 
     return StoredCase(
@@ -185,6 +190,7 @@ def read_reducio(path: Path) -> StoredCase:
 
 def _read_reducio_fields(meta: Mapping[str, Any]) -> dict[str, Any]:
     volume, frame = meta["ddconfig"], meta["ddconfig_2d"]
+    window = volume["window_size"]
     return {
         "latent_channels": volume["z_channels"],
         "width": volume["ch"],
@@ -196,7 +202,7 @@ def _read_reducio_fields(meta: Mapping[str, Any]) -> dict[str, Any]:
         "frames": volume["temp_res"],
         "fuse": tuple(volume["ch_fuse"]),
         "fuse_middle": volume["fuse_mid"],
-        "fuse_window": volume["window_size"],
+        "fuse_window": tuple(window) if isinstance(window, list) else window,
         "content_width": frame["ch"],
         "content_multipliers": tuple(frame["ch_mult"]),
         "content_blocks": frame["num_res_blocks"],

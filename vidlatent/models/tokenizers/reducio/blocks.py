@@ -212,10 +212,10 @@ class SelfAttention(nn.Module):
             )
         h = make_group_norm(c, "norm")(x)
         # Video maps are never cut: the released code can cut the content frame's only.
-        cut = c.window and not c.volume and h.shape[2] * h.shape[3] > c.window**2
+        cut = not c.volume and h.shape[2] * h.shape[3] > math.prod(c.window) > 0
         if cut:
             size = h.shape[2:4]
-            h, grid = into_windows(h, (c.window, c.window))
+            h, grid = into_windows(h, c.window)
         shape = h.shape
         h = h.reshape(shape[0], -1, channels)
         q, k, v = (

@@ -107,7 +107,7 @@ class ReducioDecoder(nn.Module):
       frames: of the video, by level.
       fuse: per level, index into the content features, or -1.
       fuse_middle: attend to the last content features in the middle.
-      window: side of fusion windows.
+      window: ``(rows, columns)`` of fusion windows.
     """
 
     config: ReducioConfig
@@ -115,7 +115,7 @@ class ReducioDecoder(nn.Module):
     frames: tuple[int, ...]
     fuse: tuple[int, ...]
     fuse_middle: bool
-    window: int
+    window: tuple[int, int]
 
     @nn.compact
     def __call__(self, latent: jax.Array, content: dict[int, jax.Array]) -> jax.Array:
@@ -143,5 +143,4 @@ class ReducioDecoder(nn.Module):
     def _fusion(self, level: int, name: str) -> Fusion:
         c = self.config
         kind = nn.remat(Fusion, prevent_cse=True) if c.remat else Fusion
-        window = (self.window, self.window)
-        return kind(self.frames[level], window, c.residual_scale, c.dtype, name=name)
+        return kind(self.frames[level], self.window, c.residual_scale, c.dtype, name=name)

@@ -32,8 +32,8 @@ class Fusion(nn.Module):
 
     Attributes:
       frames: temporal length, which the stored sinusoid fixes.
-      window: sides (rows, columns) of the windows that larger content maps are cut into. Zeros fill
-        the last ones and take part, as in the released code.
+      window: sides (rows, columns) of the windows that larger content maps are cut into; zeros:
+        never. Zeros fill the last ones and take part, as in the released code.
       scale: of the output projection's initial weights.
     """
 
@@ -74,7 +74,7 @@ class Fusion(nn.Module):
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         size, most = q.shape[2:4], self.window[0] * self.window[1]
         # As released, windows need both a larger content map and enough queries.
-        if k.shape[2] * k.shape[3] <= most or size[0] * size[1] < most:
+        if not most or k.shape[2] * k.shape[3] <= most or size[0] * size[1] < most:
             return _softmax(q, k, v)
         sides = zip(self.window, size, k.shape[2:4], strict=True)
         # Query windows are scaled like the video's map, so that both cuts give the same grid.

@@ -21,7 +21,7 @@ from vidlatent.models.tokenizers.cutting import SpaceWay
 from vidlatent.models.tokenizers.reducio import tiling
 from vidlatent.models.tokenizers.reducio.coder import ReducioDecoder, ReducioEncoder
 from vidlatent.models.tokenizers.reducio.latent import MotionPosterior, normalise
-from vidlatent.models.tokenizers.reducio.variants import ReducioConfig, plan_resampling
+from vidlatent.models.tokenizers.reducio.variants import ReducioConfig, make_window, plan_resampling
 from vidlatent.registry import did_you_mean
 from vidlatent.spec import FrameRule, LatentSpec, check_shape
 
@@ -55,8 +55,8 @@ class ReducioVAE(TokenizerModule):
       time: ``'centred'`` or ``'causal'`` convolutions.
       renorm_latent: normalise the latent again before decoding, for generated ones.
       groups, heads: of the group norms and of the middle self-attention.
-      fuse_window, attention_window: sides of the windows that cross-attention and the content
-        encoder's self-attention fall back to on larger maps; 0 for the latter: never.
+      fuse_window, attention_window: windows that cross-attention and the content encoder's
+        self-attention fall back to on larger maps: one side, or ``(rows, columns)``; 0: never.
       residual_scale: size of what a residual branch adds at the start of training, relative to
         the usual initialisation.
       up_form: ``'nearest'`` or ``'subpixel'``: two ways to compute the up operations.
@@ -83,8 +83,8 @@ class ReducioVAE(TokenizerModule):
     renorm_latent: bool = False
     groups: int = 32
     heads: int = 8
-    fuse_window: int = 128
-    attention_window: int = 256
+    fuse_window: int | tuple[int, int] = 128
+    attention_window: int | tuple[int, int] = 256
     residual_scale: float = 1.0
     up_form: str = "subpixel"
     remat: bool = False
@@ -116,7 +116,7 @@ class ReducioVAE(TokenizerModule):
             tuple(self.frames >> times for times in halved),
             fuse,
             middle,
-            self.fuse_window,
+            make_window(self.fuse_window),
         )
 
     def make_layer_config(
@@ -136,7 +136,7 @@ class ReducioVAE(TokenizerModule):
             causal=volume and self.time == "causal",
             groups=self.groups,
             heads=self.heads,
-            window=self.attention_window,
+            window=make_window(self.attention_window),
             residual_scale=self.residual_scale,
             up_form=self.up_form,
             remat=self.remat,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-__all__ = ["ReducioConfig", "plan_resampling"]
+__all__ = ["ReducioConfig", "make_window", "plan_resampling"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,8 @@ class ReducioConfig:
       causal: convolutions look back in time only, over zeros before the clip.
       groups: of the group norms.
       heads: of the self-attention.
-      window: side of the windows that self-attention falls back to on larger maps; 0: never.
+      window: ``(rows, columns)`` of the windows that self-attention falls back to on larger maps;
+        zeros: never.
       residual_scale, up_form, remat, implementation, dtype: fields of ``ReducioVAE``.
     """
 
@@ -32,7 +33,7 @@ class ReducioConfig:
     causal: bool
     groups: int
     heads: int
-    window: int
+    window: tuple[int, int]
     residual_scale: float
     up_form: str
     remat: bool
@@ -42,6 +43,11 @@ class ReducioConfig:
     @property
     def last(self) -> int:
         return len(self.widths) - 1
+
+
+def make_window(sides: int | tuple[int, int]) -> tuple[int, int]:
+    """``(rows, columns)`` of a window that a config gives by one side or by both."""
+    return tuple(sides) if isinstance(sides, tuple) else (sides, sides)
 
 
 def plan_resampling(levels: int, time: int, space: int) -> tuple[tuple[bool, bool], ...]:
