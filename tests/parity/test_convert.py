@@ -1,11 +1,14 @@
 """Files in and out: namings, folders, torch files, stored cases, starts from other forms."""
 
 import json
+import math
+import re
 import shutil
 import sys
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +18,7 @@ from vidlatent.convert.run import convert
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import abstract_params, model_of
 from vidlatent.models.tokenizers.fsvideo.names import fields_from_diffusers
+from vidlatent.nested import flatten
 from vidlatent.train.init_from import load_initial_params
 from vidlatent.weights.files import choose_table, load_params, read_tensors
 from vidlatent.weights.importer import export_names, export_params, import_params
@@ -71,14 +75,42 @@ def test_file_to_workdir_to_file_is_bitwise(name, request, tmp_path):
         run(config, **{"from": str(first), "to": str(run_dir)})
 
 
+# The original naming of a block, and those of the two namings that a case's operations ask for.
+PLACE = re.compile(r"(encoder|decoder)[.](?:down|up)_blocks[.](\d+)[.](\d+)[.](.*)")
+ORIGINAL = {"conv": "dcae_original", "pixel_unshuffle": "dcae_original_shuffle"}
+
+
+def original_of(case):
+    kind = case.case["config"]["downsample_block_type"].lower()
+    return TABLES.get(ORIGINAL[kind]), kind == "pixel_unshuffle"
+
+
+def original_places(case, rest):
+    """The case's tensors called ``rest`` in a block -> that block's original name."""
+    found = {name: PLACE.fullmatch(name) for name in case.tensors}
+    return {
+        name: f"{m[1]}.stages.{m[2]}.op_list.{m[3]}."
+        for name, m in found.items()
+        if m and m[4] == rest
+    }
+
+
 def test_original_names_and_back(dcae_case, tmp_path):
-    tensors = export_params(dcae_case.params, TABLES.get("dcae_original"))
-    qkv = tensors["encoder.stages.2.op_list.0.context_module.main.qkv.conv.weight"]
-    assert qkv.shape == (96, 32, 1, 1)
-    name = "encoder.down_blocks.2.0.attn.to_k.weight"
-    np.testing.assert_array_equal(qkv[32:64, :, 0, 0], dcae_case.tensors[name])
-    assert "decoder.stages.0.op_list.0.main.conv.conv.weight" in tensors
-    assert "encoder.stages.0.op_list.1.main.conv.weight" in tensors
+    table, shuffled = original_of(dcae_case)
+    tensors = export_params(dcae_case.params, table)
+    keys = original_places(dcae_case, "attn.to_k.weight")
+    assert keys
+    for name, place in keys.items():
+        k = dcae_case.tensors[name]
+        qkv = tensors[place + "context_module.main.qkv.conv.weight"]
+        assert qkv.shape == (3 * len(k), k.shape[1], 1, 1)
+        np.testing.assert_array_equal(qkv[len(k) : 2 * len(k), :, 0, 0], k)
+    operations = original_places(dcae_case, "conv.weight")
+    assert operations
+    for name, place in operations.items():
+        wrapped = shuffled or place.startswith("decoder.")
+        theirs = tensors[place + ("main.conv.conv.weight" if wrapped else "main.conv.weight")]
+        np.testing.assert_array_equal(theirs, dcae_case.tensors[name])
     path = tmp_path / "original.safetensors"
     save_safetensors(tensors, path)
     # The naming is recognised, and a conversion to Diffusers' names is bitwise.
@@ -116,14 +148,16 @@ def test_counters_of_batch_norms_are_passed_over():
 
 
 def test_a_concatenated_tensor_needs_all_its_parts(dcae_case):
-    table = TABLES.get("dcae_original")
+    table, _ = original_of(dcae_case)
     tensors = export_params(dcae_case.params, table)
-    name = "decoder.stages.3.op_list.0.context_module.main.qkv.conv.weight"
+    theirs, place = next(iter(original_places(dcae_case, "attn.to_v.weight").items()))
+    name = place + "context_module.main.qkv.conv.weight"
     tensors[name] = tensors[name][1:]
     with pytest.raises(VidlatentError, match="misshaped.*qkv"):
         import_params(tensors, table, dcae_case.params)
     params = jax.tree.map(lambda x: x, dcae_case.params)
-    del params["decoder"]["up_blocks_3_0"]["attn"]["to_v"]
+    side, blocks, i, j, *_ = theirs.split(".")
+    del params[side][f"{blocks}_{i}_{j}"]["attn"]["to_v"]
     with pytest.raises(VidlatentError, match="2 uncovered"):
         export_params(params, table)
 
@@ -158,11 +192,13 @@ def test_verify_knows_the_other_families(reference, tmp_path):
 def test_verify_reads_a_reducio_file(reference, tmp_path):
     config = configs.load("configs/reducio_vae.py")
     folder = reference("reducio")
-    assert run(config, verify=str(reference("reducio", "vae_ft2.npz"))) == 0
+    tiled = reference("reducio", "tiling.npz")
     with pytest.raises(VidlatentError, match="no case of a whole network"):
-        run(config, verify=str(folder / "tiling.npz"))
+        run(config, verify=str(tiled))
     with pytest.raises(VidlatentError, match="name one file"):
         run(config, verify=str(tmp_path))
+    for path in sorted(folder.glob("vae_*.npz")):
+        assert run(config, verify=str(path)) == 0
 
 
 def test_start_of_another_form_from_file_and_from_workdir(fsae_case, tmp_path):
@@ -170,23 +206,28 @@ def test_start_of_another_form_from_file_and_from_workdir(fsae_case, tmp_path):
     path, run_dir = tmp_path / "base.safetensors", tmp_path / "base"
     save_safetensors(fsae_case.tensors, path)
     run(config, **{"from": str(path), "to": str(run_dir)})
+    widths = config.model.decoder_widths
+    stages = tuple(range(max(0, len(widths) - 2), len(widths)))
+    head = math.gcd(*(widths[stage] for stage in stages))
     with config.unlocked():
-        config.model.update(cross_stages=(2, 3), cross_head_dim=8, decoder_time="centred")
+        config.model.update(cross_stages=stages, cross_head_dim=head, decoder_time="centred")
     standard = tmp_path / "standard.safetensors"
     run(config, start="standard", **{"from": str(path), "to": str(standard)})
     names = set(load_safetensors(standard)) - set(fsae_case.tensors)
-    assert len(names) == 12 and all(n.startswith("decoder.first_frame_attn.") for n in names)
+    prefixes = tuple(f"decoder.first_frame_attn.{stage}." for stage in stages)
+    assert len(names) == 6 * len(stages) and all(n.startswith(prefixes) for n in names)
     again = tmp_path / "again.safetensors"
     run(config, start="standard", **{"from": str(run_dir), "to": str(again)})
     assert standard.read_bytes() == again.read_bytes()
 
 
-def test_image_weights_start_the_video_model(dcae_case, fsae_case, tmp_path):
+def test_image_weights_start_the_video_model(dcae_case, tmp_path):
     config = config_for("dcae", dcae_case)
     path = tmp_path / "image.safetensors"
     save_safetensors(dcae_case.tensors, path)
+    timed = tuple(range(min(2, len(config.model.encoder_widths) - 1)))
     with config.unlocked():
-        config.model.update(name="fsae", temporal_down=(0, 1))
+        config.model.update(name="fsae", temporal_down=timed)
     model = model_of(config)
     params = load_initial_params(
         str(path),
@@ -195,9 +236,26 @@ def test_image_weights_start_the_video_model(dcae_case, fsae_case, tmp_path):
         family="fsae",
         kind="image",
     )
-    kernel = params["encoder"]["conv_in"]["kernel"]
-    assert not np.any(kernel[:2])
-    same(kernel[2:], dcae_case.params["encoder"]["conv_in"]["kernel"])
+    image, grown = flatten(dcae_case.params), 0
+    for place, leaf in flatten(params).items():
+        if leaf.shape == image[place].shape:
+            np.testing.assert_array_equal(leaf, image[place])
+        elif leaf.shape[1:] == image[place].shape[1:]:
+            # The present frame's tap is the image model's, the others are empty.
+            assert not np.any(leaf[:-1])
+            np.testing.assert_array_equal(leaf[-1:], image[place])
+            grown += 1
+        else:
+            # A shuffling operation, whose channels now hold two frames.
+            assert re.search(r"/conv/(kernel|bias)$", place)
+    assert grown
+    # A still clip decodes to the image model's picture.
+    latent = jax.random.normal(jax.random.key(0), (1, 1, 2, 2, config.model.latent_channels))
+    want = dcae_case.run("decode", latent)[0]
+    got = jax.jit(lambda p, z: model.apply({"params": p}, z, method="decode")[0])(
+        params, jnp.repeat(latent, 2, axis=1)
+    )
+    np.testing.assert_allclose(got, jnp.repeat(want, got.shape[1], axis=1), atol=2e-4)
 
 
 def test_parameters_are_placed_and_cast(dcae_case, tmp_path):
@@ -208,8 +266,8 @@ def test_parameters_are_placed_and_cast(dcae_case, tmp_path):
         lambda x: jax.ShapeDtypeStruct(x.shape, np.float32, sharding=place), dcae_case.params
     )
     params = load_params(path, shapes, family="dcae")
-    leaf = params["encoder"]["conv_in"]["kernel"]
-    assert isinstance(leaf, jax.Array) and leaf.dtype == np.float32
+    for leaf in jax.tree.leaves(params):
+        assert isinstance(leaf, jax.Array) and leaf.dtype == np.float32
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path, monkeypatch):

@@ -1,12 +1,19 @@
 """DPM-Solver++ 2M with guidance against the solver that PixArt uses."""
 
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
 
 from vidlatent.diffusion import make_sampler, make_schedule, sample
 from vidlatent.diffusion.guidance import guidance_scales, guide
+
+NUMBER = r"(\d+(?:[.]\d+)?)"
+# The analytic network as a case writes it down, and its five numbers.
+FORMULA = re.compile(
+    re.escape("eps=(A+A*t/1000)*x+A*mean(cond)*cos(A*t/1000)+A*sin(A*x)").replace("A", NUMBER)
+)
 
 
 def test_trajectory(reference):
@@ -17,11 +24,13 @@ def test_trajectory(reference):
     plan = make_sampler(schedule, config)
     np.testing.assert_allclose(plan.grid.times, stored["io/model_t"], atol=1e-3)
 
+    a, b, c, d, e, f = map(float, FORMULA.match(meta["model"]).groups())
+
     def network(x, t, index, condition):
-        """The case's analytic network, in its axis order."""
-        t = t[:, None, None, None] / 1000.0
-        mean = condition.mean(axis=(1, 2, 3))[:, None, None, None]
-        return (0.3 + 0.6 * t) * x + 0.2 * mean * jnp.cos(3.0 * t) + 0.05 * jnp.sin(2.0 * x)
+        """The case's analytic network, for states of any rank."""
+        mean = condition.reshape(len(x), -1).mean(axis=1)
+        t, mean = (v.reshape(-1, *(1,) * (x.ndim - 1)) for v in (t / 1000.0, mean))
+        return (a + b * t) * x + c * mean * jnp.cos(d * t) + e * jnp.sin(f * x)
 
     z = jnp.asarray(np.moveaxis(stored["io/z"], 1, -1))
     conditions = [jnp.asarray(stored[f"io/{name}"]) for name in ("uncond", "cond")]

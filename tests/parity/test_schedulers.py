@@ -42,7 +42,7 @@ def plan_of(setting):
 
 
 def velocity(case, xp, x, t, dtype=np.float32):
-    """The toy network on states ``[B, T, H, W, C]``, in the case's order ``[B, C, T, H, W]``."""
+    """The toy network on states ``[B, ..., C]``, in the case's order ``[B, C, ...]``."""
     a, u, b = (case[k].astype(dtype) for k in ("toy_A", "toy_u", "toy_b"))
     first = xp.moveaxis(x, -1, 1)
     flat = first.reshape(x.shape[0], -1)
@@ -50,8 +50,9 @@ def velocity(case, xp, x, t, dtype=np.float32):
     return xp.moveaxis(v.reshape(first.shape), 1, -1)
 
 
-def last(x):
-    return np.moveaxis(x, -4, -1)
+def last(case, name):
+    """States with the channel axis last, under as many leading axes as the array has."""
+    return np.moveaxis(case[name], 1 - case["x_init"].ndim, -1)
 
 
 def test_every_run(case):
@@ -61,11 +62,11 @@ def test_every_run(case):
         np.testing.assert_allclose(plan.grid.sigmas, case[f"{run}.sigmas"], atol=2e-7, err_msg=run)
         times = case[f"{run}.timesteps"]
         np.testing.assert_allclose(plan.grid.times, times, rtol=1e-6, err_msg=run)
-        x = last(case["x_init"]).astype(np.float64)
+        x = last(case, "x_init").astype(np.float64)
         previous, past = x, (np.zeros_like(x),) * plan.history
         for i in range(plan.nfe):
             row = StepWeights(*(None if w is None else w[i] for w in plan.rows))
-            noise = last(case[f"{run}.noise"])[i] if plan.random else None
+            noise = last(case, f"{run}.noise")[i] if plan.random else None
             got = []
 
             def evaluate(x, t, state, got=got):
@@ -74,9 +75,9 @@ def test_every_run(case):
 
             x, previous, past, _ = apply_step(row, evaluate, x, previous, past, None, noise)
             note = f"{run} step {i}"
-            want = last(case[f"{run}.velocities"])[i]
+            want = last(case, f"{run}.velocities")[i]
             np.testing.assert_allclose(got[0], want, atol=4e-6, err_msg=note)
-            want = last(case[f"{run}.samples"])[i + 1]
+            want = last(case, f"{run}.samples")[i + 1]
             np.testing.assert_allclose(x, want, atol=4e-6, err_msg=note)
 
 
@@ -91,13 +92,13 @@ def first_of_kind(case, name):
 def test_scan(case, kind):
     """One run of each kind through the scan, in float32."""
     run, plan = first_of_kind(case, kind)
-    noise = jnp.asarray(last(case[f"{run}.noise"])) if plan.random else None
+    noise = jnp.asarray(last(case, f"{run}.noise")) if plan.random else None
 
     def denoise(x, t, index):
         return velocity(case, jnp, x, t)
 
-    start = jnp.asarray(last(case["x_init"]))
+    start = jnp.asarray(last(case, "x_init"))
     run_all = jax.jit(lambda x: sample(plan, denoise, x, noise=noise, trajectory=True).trajectory)
     got = run_all(start)
-    np.testing.assert_allclose(got, last(case[f"{run}.samples"]), atol=1e-5)
+    np.testing.assert_allclose(got, last(case, f"{run}.samples"), atol=1e-5)
     assert got.dtype == jnp.float32

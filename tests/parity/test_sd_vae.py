@@ -76,5 +76,6 @@ def test_published_size():
 
 def test_odd_sizes_are_named(case):
     module, params, _, _ = case
-    with pytest.raises(VidlatentError, match="20x32 pixels.*multiples of 8"):
-        module.apply({"params": params}, jnp.zeros((1, 20, 32, 3)))
+    odd, side = module.factor + 1, 4 * module.factor
+    with pytest.raises(VidlatentError, match=f"{odd}x{side} pixels.*multiples of {module.factor}"):
+        module.apply({"params": params}, jnp.zeros((1, odd, side, 3)))

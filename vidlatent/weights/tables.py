@@ -59,6 +59,7 @@ TABLES.register("reducio_dit", "vidlatent.models.generators.reducio_dit.names:RE
 INIT_KINDS = Registry("train.init_kind")
 _SURGERY = "vidlatent.models.tokenizers.fsvideo.init_from:"
 INIT_KINDS.register("image", _SURGERY + "video_from_image")
+INIT_KINDS.register("image_thw", _SURGERY + "video_from_image_time_first")
 INIT_KINDS.register("standard", _SURGERY + "standard_from_base")
 INIT_KINDS.register("lite", _SURGERY + "lite_from_standard")
 _INFLATE = "vidlatent.models.tokenizers.ivvae.init_from:"
@@ -93,17 +94,19 @@ class Start:
     tables: tuple[str, ...] = ()
 
 
+_DCAE = Start(
+    "DC-AE's image autoencoder (the paper's: dc-ae-f32c32-sana-1.0)",
+    "fsae",
+    ("dcae",),
+    ("dcae", "dcae_original", "dcae_original_shuffle"),
+)
 _SD_VAE = Start("Stable Diffusion's VAE", "reducio", (), ("sd_vae", "sd_vae_diffusers"))
 _IVVAE_IMAGE = Start("IV-VAE's image VAE", "ivvae", ("ivvae",), ("ivvae_plain",))
 _PROMAG_IMAGE = Start("ProMAG's image autoencoder", "promag", ("promag",))
 # A kind of a package of your own may have a row here; without one its own function must refuse.
 STARTS: dict[str, Start] = {
-    "image": Start(
-        "DC-AE's image autoencoder (the paper's: dc-ae-f32c32-sana-1.0)",
-        "fsae",
-        ("dcae",),
-        ("dcae", "dcae_original", "dcae_original_shuffle"),
-    ),
+    "image": _DCAE,
+    "image_thw": _DCAE,
     "standard": Start("the causal FSAE", "fsae", ("fsae",), ("fsae",)),
     "lite": Start("FSAE-Standard", "fsae", ("fsae",), ("fsae",)),
     "ivvae_image": _IVVAE_IMAGE,
@@ -124,7 +127,8 @@ def initialize_from(
     """Parameters of one model made from those of another, by ``INIT_KINDS[kind]``.
 
     Args:
-      kind: ``'image'`` (a video model from an image model), ``'standard'`` (FSAE-Standard from the
+      kind: ``'image'`` or ``'image_thw'`` (a video model from an image model, by their
+        ``shortcut_order``), ``'standard'`` (FSAE-Standard from the
         causal FSAE), ``'lite'`` (FSAE-Lite from Standard), ``'ivvae_image'`` or
         ``'ivvae_image_causal'`` (IV-VAE's video model, group causal or causal, from its image VAE),
         ``'grown'`` (ProMAG from the stage before), ``'first_frame'`` (ProMAG with an image

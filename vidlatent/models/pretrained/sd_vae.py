@@ -63,7 +63,7 @@ class SdEncoder(nn.Module):
             groups=self.groups,
             # As published; Reducio's own encoders have eight.
             heads=1,
-            window=0,
+            window=(0, 0),
             residual_scale=1.0,
             up_form="nearest",
             remat=False,

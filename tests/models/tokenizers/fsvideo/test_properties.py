@@ -1,5 +1,7 @@
 """What the video model promises for arbitrary weights: causality, static clips, slicing."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,12 @@ import pytest
 from tests.helpers.nets import CONFIG, Net, fast_jit, video_of
 from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers import build
-from vidlatent.models.tokenizers.fsvideo.init_from import inflate, shortcut_stage
+from vidlatent.models.tokenizers.fsvideo.init_from import (
+    inflate,
+    shortcut_stage,
+    video_from_image,
+    video_from_image_time_first,
+)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +140,51 @@ def test_inflated_image_model(net, mode):
     np.testing.assert_allclose(latent, jnp.repeat(want, 3, axis=1), atol=1e-4)
     restored, _ = video.decode(latent)
     np.testing.assert_allclose(restored, jnp.repeat(flat.decode(want)[0], 9, axis=1), atol=1e-4)
+
+
+SHUFFLING = {
+    "down_type": "shuffle",
+    "up_type": "shuffle",
+    "encoder_widths": (8, 8, 8),
+    "decoder_widths": (8, 8, 8),
+}
+
+
+@pytest.mark.parametrize("order", ["hwt", "thw"])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_inflated_shuffling_up_operations(order, depth):
+    """The decoder of static clips is the image model's; ``conv_out`` is one of them at depth 0."""
+    shape = {"encoder_depths": (depth, 1, 1), "decoder_depths": (depth, 1, 1)}
+    fields = {**SHUFFLING, **shape, "shortcut_order": order}
+    flat = Net(name="dcae", temporal_kernel=1, temporal_down=(), **fields)
+    start = {"hwt": video_from_image, "thw": video_from_image_time_first}[order]
+    video = Net(**fields)
+    video.params = start(flat.params, video.shapes)
+    latent = jax.random.normal(jax.random.key(0), (1, 1, 4, 4, 4))
+    want, _ = flat.decode(latent)
+    got, _ = video.decode(jnp.repeat(latent, 3, axis=1))
+    np.testing.assert_allclose(got, jnp.repeat(want, 9, axis=1), atol=1e-4)
+
+
+def test_inflated_shuffling_down_operations():
+    """Each channel is the mean of two; where those are equal, static clips are the image's."""
+    fields = {**SHUFFLING, "shortcut_order": "thw"}
+    flat = Net(name="dcae", temporal_kernel=1, temporal_down=(), **fields)
+    still = Net(**fields)
+
+    def paired(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        found = re.fullmatch(r"encoder/down_blocks_[01]_1/conv/\w+", name)
+        return jnp.repeat(leaf[..., ::2], 2, axis=-1) if found else leaf
+
+    kernel = inflate(flat.params, still.shapes, order="thw")["encoder"]["down_blocks_0_1"]["conv"]
+    plain = flat.params["encoder"]["down_blocks_0_1"]["conv"]["kernel"]
+    np.testing.assert_allclose(kernel["kernel"][-1], (plain[0, ..., ::2] + plain[0, ..., 1::2]) / 2)
+    flat.params = jax.tree_util.tree_map_with_path(paired, flat.params)
+    still.params = inflate(flat.params, still.shapes, order="thw")
+    image = video_of(1)
+    latent, _ = still.encode(jnp.repeat(image, 9, axis=1))
+    np.testing.assert_allclose(latent[:, :1], flat.encode(image)[0], atol=1e-4)
 
 
 def test_inflated_model_without_temporal_stride_is_the_image_model():

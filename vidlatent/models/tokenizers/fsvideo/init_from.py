@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from absl import logging
 
 from vidlatent.errors import VidlatentError
+from vidlatent.layers.resample import group_mean
 from vidlatent.nested import flatten
 
 __all__ = [
@@ -19,21 +21,30 @@ __all__ = [
     "shortcut_stage",
     "standard_from_base",
     "video_from_image",
+    "video_from_image_time_first",
 ]
 
 Params = Mapping[str, Any]
 
 
 def inflate(
-    params: Mapping[str, Any], target_shapes: Mapping[str, Any], mode: str = "tail"
+    params: Mapping[str, Any],
+    target_shapes: Mapping[str, Any],
+    mode: str = "tail",
+    order: str = "hwt",
 ) -> dict[str, Any]:
     """Image-model parameters as video-model parameters (FSVideo 2.2.1).
+
+    Frame 0 and static clips are the image model's, with one exception: a shuffling down operation
+    that halves time fills two channels of the image model from one, so each of its channels starts
+    as the mean of those two. What follows such an operation is near the image model, not equal.
 
     Args:
       params: nested dict with temporal kernels of one tap.
       target_shapes: the video model's parameter shapes.
       mode: ``'tail'`` puts the kernel into the last tap (the present frame), zeros elsewhere;
-        ``'mean'`` spreads it evenly. Under both, frame 0 and static clips are the image model's.
+        ``'mean'`` spreads it evenly.
+      order: the two models' ``shortcut_order``, for shuffling up operations that double time.
 
     Raises:
       VidlatentError: the two trees or shapes do not correspond.
@@ -46,6 +57,8 @@ def inflate(
             if not isinstance(source, Mapping) or set(source) != set(target):
                 raise VidlatentError(f"image and video parameters differ at {path or 'the top'}.")
             return {key: walk(source[key], target[key], f"{path}/{key}") for key in target}
+        if _RESAMPLING.fullmatch(path):
+            source = _fill_channels(jnp.asarray(source), target.shape[-1], order)
         if tuple(source.shape) == tuple(target.shape):
             return source
         # Only kernels over time differ between the two models: one tap becomes several.
@@ -60,6 +73,28 @@ def inflate(
         return jnp.pad(jnp.asarray(source), ((taps - 1, 0), *((0, 0),) * 4))
 
     return walk(params, target_shapes, "")
+
+
+# Kernels and biases of down and up operations, whose channels become pixels if they shuffle.
+_RESAMPLING = re.compile(r"/(encoder|decoder)/(\w+_blocks_\d+_\d+|conv_in|conv_out)/conv/\w+")
+
+
+def _fill_channels(source: Any, channels: int, order: str) -> Any:
+    """Output channels of a shuffling operation of 2x2 pixels for one of 2x2x2, if it is one."""
+    if channels == 2 * source.shape[-1]:
+        # Up: both frames that a channel group becomes are the image model's pixels.
+        sizes = [{"h": 2, "w": 2, "t": 1}[axis] for axis in order]
+        pixels = source.reshape(*source.shape[:-1], -1, *sizes)
+        return jnp.repeat(pixels, 2, axis=order.index("t") - 3).reshape(*source.shape[:-1], -1)
+    if 2 * channels == source.shape[-1]:
+        logging.log_first_n(
+            logging.WARNING,
+            "the image model's shuffling down operations become ones that halve time too: each "
+            "channel starts as the mean of two, near the image model but not equal to it",
+            1,
+        )
+        return group_mean(source, channels)
+    return source
 
 
 def shortcut_stage(params: Mapping[str, Any], stage: int) -> dict[str, Any]:
@@ -150,7 +185,7 @@ def lite_from_standard(
     return _overlay(start, params, new)
 
 
-def video_from_image(params: Params, fresh: Params) -> dict[str, Any]:
+def video_from_image(params: Params, fresh: Params, order: str = "hwt") -> dict[str, Any]:
     """Parameters of the causal video model from an image model's, with a new stage if there is one.
 
     The image model's stages are inflated (``inflate``). If the video model has one stage more,
@@ -159,10 +194,11 @@ def video_from_image(params: Params, fresh: Params) -> dict[str, Any]:
     Args:
       params: the image model's.
       fresh: newly initialised ones of the video model.
+      order: the two models' ``shortcut_order``.
     """
     old, new = _stages(params), _stages(fresh)
     if old == new:
-        return inflate(params, fresh)
+        return inflate(params, fresh, order=order)
     if new != old + 1:
         raise VidlatentError(
             f"an image model of {old} stages cannot start a video model of {new}: the latter has "
@@ -185,10 +221,15 @@ def video_from_image(params: Params, fresh: Params) -> dict[str, Any]:
         for name in names:
             parts[side].pop(name, None)
             targets[side].pop(name)
-    result = inflate(parts, targets)
+    result = inflate(parts, targets, order=order)
     for side, names in added:
         result[side] |= {name: fresh[side][name] for name in names}
     return shortcut_stage(result, old)
+
+
+def video_from_image_time_first(params: Params, fresh: Params) -> dict[str, Any]:
+    """``video_from_image`` for models whose ``shortcut_order`` is ``'thw'``."""
+    return video_from_image(params, fresh, order="thw")
 
 
 def _stages(params: Params) -> int:
