@@ -46,6 +46,10 @@ TABLES.register("clip_openclip", _FROZEN + "clip.names:CLIP_OPENCLIP_TABLE")
 TABLES.register("clip_wan", _FROZEN + "clip.names:CLIP_WAN_TABLE")
 TABLES.register("wan", "vidlatent.models.generators.wan.names:WAN_TABLE")
 TABLES.register("wan_diffusers", "vidlatent.models.generators.wan.names:WAN_DIFFUSERS_TABLE")
+TABLES.register(
+    "latent_upsampler",
+    "vidlatent.models.generators.latent_upsampler.names:LTX_UPSAMPLER_TABLE",
+)
 TABLES.register("latte", "vidlatent.models.generators.latte.names:LATTE_TABLE")
 _COGVIDEOX = "vidlatent.models.generators.promag_dit.names:COGVIDEOX_DIFFUSERS_TABLE"
 TABLES.register("cogvideox_diffusers", _COGVIDEOX)

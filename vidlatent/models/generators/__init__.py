@@ -1,10 +1,12 @@
-"""Video generators by name: diffusion transformers over the tokenizers' latents.
+"""Video generators by name: diffusion transformers over the tokenizers' latents, and upsamplers.
 
-What each is asked for stands in ``base.Generator``.
+What each generator is asked for stands in ``base.Generator``. An upsampler is a Linen module with
+``latent_channels`` that maps a standardised latent to the same clip's of a larger size.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 from vidlatent.models.build import build_module
 from vidlatent.registry import Registry
 
-__all__ = ["FOLLOW", "GENERATORS", "build_generator"]
+__all__ = ["FOLLOW", "GENERATORS", "UPSAMPLERS", "build_generator", "build_upsampler"]
 
 # In place of a number of channels: as many as the latents have (``latents.channels``).
 FOLLOW = -1
@@ -42,3 +44,13 @@ def build_generator(config: Mapping[str, Any], dtype: Any = jnp.float32) -> Any:
         if "latent_channels" in fields:
             fields["condition_channels"] = fields["latent_channels"]
     return build_module(GENERATORS, fields, dtype)
+
+
+UPSAMPLERS = Registry("upsampler")
+UPSAMPLERS.register(
+    "latent_upsampler",
+    "vidlatent.models.generators.latent_upsampler.model:build_latent_upsampler",
+)
+
+# The module of a config's section ``upsampler``.
+build_upsampler = functools.partial(build_module, UPSAMPLERS)
