@@ -14,7 +14,8 @@
 ``paper,stage=target``               121 frames at 512x512
 ``paper,stage=sft``                  the same size on the best clips
 
-Latents come from ``--mode=encode``: ``--config.data.path=<set>``. A stage starts from the workdir
+Latents come from ``--mode=encode`` with this config: ``--config.data.path=<set>``
+(docs/chains.md). A stage starts from the workdir
 of the one before it: ``--config.train.init_from=runs/fsvideo_dit-paper-stage_image``.
 """
 

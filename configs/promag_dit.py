@@ -11,9 +11,9 @@
 ``paper,stage=2,places=frame``    a latent's place in time is its last frame's number, not its own
 ``loss=flow``                     rectified flow instead of v-prediction; with ``demo`` too
 
-Latents come from ``--mode=encode``: ``--config.data.path=<set>``, with texts; for stages 2 and 3
-with ``--config.encode.chunks=(17,4)`` (appendix D). A stage starts from the workdir of the one
-before it.
+Latents come from ``--mode=encode`` with this config, for texts and for the chunks of stages 2 and 3
+(appendix D): ``--config.data.path=<set>`` (docs/chains.md). A stage starts from the workdir of the
+one before it.
 """
 
 from vidlatent.config import (

@@ -10,9 +10,9 @@
 ``paper,stage=3``                  1024x1024 and its aspect ratios, content tokens in four grids
 ``attention=2d+1d``                the authors' comparison (supplement); with ``demo`` too
 
-Latents come from ``--mode=encode``: ``--config.data.path=<set>``, with texts, semantic tokens of
-the content frame and its image latents; for stage 3 with ``--config.data.bucket_rule=inward``. A
-stage starts from the workdir of the one before it.
+Latents come from ``--mode=encode`` with this config, for texts, semantic tokens of the content
+frame and its image latents: ``--config.data.path=<set>`` (docs/chains.md). A stage starts from the
+workdir of the one before it.
 """
 
 from vidlatent.config import (
@@ -90,6 +90,7 @@ def _paper(config, arg):
     config.encode.image = "clip_vith14"
     config.encode.content = "sd_vae"  # the script uses SD 1's ft-ema, the paper says SD 2.1
     config.data.source = "latents"
+    config.tokenizer.sample = True  # the released extraction stores draws, not means
     config.data.fps = 16.0
     side, batch = {1: (256, 512), 2: (512, 128), 3: (1024, 32)}[
         arg.stage

@@ -11,7 +11,9 @@ import pytest
 from docs import make_configs
 from tests.test_structure import ROOMS
 from vidlatent import config as configs
+from vidlatent.data.text.rules import RULES
 from vidlatent.main import split_overrides
+from vidlatent.train.loss_terms import LossTerms
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -114,6 +116,48 @@ def check_job(page: Path, words: list[str]) -> None:
             except configs.VidlatentError as error:
                 reason = error
         raise AssertionError(f"{page.name}: {words}: {reason}")
+
+
+def test_chains_follow_on_each_other():
+    """What a command of the page reads, one before it wrote: runs of the right stage, and sets."""
+    runs, sets, used = {}, {}, set()
+    for module, words in commands(ROOT / "docs" / "chains.md"):
+        if module != "vidlatent.main":
+            continue
+        rest, keys = split_overrides(["main", *words])
+        flags = dict(word.lstrip("-").partition("=")[::2] for word in rest[1:])
+        mode = flags.get("mode", "train")
+        if mode == "sample":
+            config = runs[flags["workdir"]]
+            used.add(flags["workdir"])
+            continue
+        config = configs.load(flags["config"], keys)
+        needed = set(LossTerms(config.loss.to_dict()).networks) if config.loss else set()
+        if mode == "train":
+            before = config.train.init_from
+            if config.train.init_recipes:
+                assert runs[before].recipe in config.train.init_recipes, words
+            else:
+                assert bool(before) == bool(config.train.init_kind), words
+            used.add(before)
+            runs[f"runs/{config.name}-{config.preset}"] = config
+        if configs.is_generator(config) and mode == "train":
+            tokenizer, encoded = sets[config.data.path]
+            assert config.tokenizer.path == tokenizer
+            assert encoded == (config.data.buckets, config.data.fps, config.tokenizer.chunks)
+            assert config.generator.latent_channels == runs[tokenizer].model.latent_channels
+        elif mode == "encode":
+            assert flags["workdir"] in runs, words
+            used.add(flags["workdir"])
+            encoded = config.data.buckets, config.data.fps, config.tokenizer.chunks
+            sets[flags["output"]] = flags["workdir"], encoded
+            needed |= {config.encode.image, config.encode.content} - {""}
+            if config.encode.text:
+                needed.add(RULES[config.encode.text].network)
+        assert all(config.networks[name] for name in needed), words
+    generators = {config.name for config in runs.values() if configs.is_generator(config)}
+    assert generators == {"fsvideo_dit", "reducio_dit", "latte", "promag_dit"}
+    assert set(runs) - used == {"runs/fsae-paper-lite"}  # only decodes
 
 
 def texts_of_the_package() -> str:
