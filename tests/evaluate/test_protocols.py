@@ -12,6 +12,7 @@ from PIL import Image
 from tests.helpers.tiny_tokenizers import QUICK, clip, tokenizer
 from vidlatent.config import get_defaults
 from vidlatent.errors import VidlatentError
+from vidlatent.evaluate import clips
 from vidlatent.evaluate.protocols import run as protocols_run
 from vidlatent.evaluate.protocols.definitions import PROTOCOLS, Protocol, ProtocolMetric
 from vidlatent.evaluate.protocols.paper_tables import PaperRow
@@ -220,7 +221,7 @@ def test_missing_weights_are_told_before_a_clip_is_opened(config, monkeypatch):
     def opened(*arguments, **keywords):
         raise AssertionError("a clip was opened")
 
-    monkeypatch.setattr(protocols_run, "make_index", opened)
+    monkeypatch.setattr(clips, "make_index", opened)
     config = config.copy_and_resolve_references()
     config.eval.random_networks = False
     with pytest.raises(VidlatentError, match="config.networks.lpips_vgg is empty.*convert|tools"):
@@ -257,7 +258,7 @@ def test_the_papers_protocols_are_whole(name):
     assert {m.heading for m in protocol.metrics} - {""} <= headings
     assert all(": " in line for line in protocol.open)
     # The only one of the papers that tells its rule, by its code.
-    assert protocol.resize == ("bilinear" if name == "reducio_main" else "area")
+    assert protocol.resize == ("bilinear" if name.startswith("reducio") else "area")
     other = LatentSpec("x", channels=99, t=1, h=1, w=1, rule=FrameRule(1, 1))
     assert 1 <= len(protocol.find_comparable(other)) <= 4
     assert all(row.own for row in protocol.find_comparable(other))

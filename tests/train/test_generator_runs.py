@@ -13,7 +13,11 @@ from vidlatent import config as configs
 from vidlatent.encode.run import encode_set
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate import generator as generate_eval
+from vidlatent.evaluate.protocols.base import ProtocolMetric
+from vidlatent.evaluate.protocols.generation import GENERATION_PROTOCOLS, GenerationProtocol
+from vidlatent.evaluate.run import evaluate_workdir
 from vidlatent.latents.space import Latents, abstract_generator, check_made_by, generator_of
+from vidlatent.media.write import write_video
 from vidlatent.models.load import open_checkpoints
 from vidlatent.parallel.paths import path_name
 from vidlatent.report.writers import read_metrics
@@ -162,6 +166,42 @@ def test_samples_are_decided_by_their_seeds(straight, tmp_path):
         files = [(tmp_path / place / row["file"]).read_bytes() for place in "ab"]
         assert files[0] == files[1]
     assert (tmp_path / "a" / "contact_sheet.png").is_file()
+
+
+def test_samples_that_are_drawn_are_scored(straight, tmp_path, monkeypatch):
+    """A protocol of generated videos, from a workdir and a folder of clips to scores."""
+    monkeypatch.setattr(GENERATION_PROTOCOLS, "_entries", dict(GENERATION_PROTOCOLS._entries))
+    protocol = GenerationProtocol(
+        name="tiny",
+        source="nowhere",
+        frames=2,
+        drop=1,
+        clips=4,
+        size=(8, 8),
+        metrics=(ProtocolMetric("fvd_videomae_tiny", "FVD"),),
+        paper_table=(),
+        headline="",
+        open=(),
+    )
+    GENERATION_PROTOCOLS.register("tiny", protocol)
+    for number in range(4):
+        video = np.random.default_rng(number).integers(0, 256, (2, 8, 8, 3), np.uint8)
+        write_video(tmp_path / "clips" / f"{number}.mp4", video, 8.0)
+    keys = {"eval.protocol": "tiny", "data.path": str(tmp_path / "clips"), "sample.seed": "5"}
+    config = configs.read(straight, keys)
+    out = tmp_path / "scored"
+    assert evaluate_workdir(config, straight, 12, str(out)) == 0
+    found = json.loads((out / "tiny.json").read_text())["measured"]
+    (score,) = found["scores"].values()
+    assert score > 0 and found["generated"]["clips"] == found["real"]["clips"] == 4
+    assert found["generated"]["left_out"] == []
+    drawn = json.loads((out / "samples" / "samples.json").read_text())["videos"]
+    assert [row["seed"] for row in drawn] == [5, 6, 7, 8] and drawn[0]["label"] >= 0
+    # The same samples, given as a folder, have the same score.
+    keys |= {"eval.samples": str(out / "samples")}
+    assert evaluate_workdir(configs.read(straight, keys), straight, 12, str(tmp_path / "b")) == 0
+    again = json.loads((tmp_path / "b" / "tiny.json").read_text())["measured"]
+    assert again["scores"] == found["scores"]
 
 
 def test_a_generator_starts_from_the_run_that_it_is_made_from(straight):

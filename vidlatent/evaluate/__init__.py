@@ -8,6 +8,8 @@ A metric defines a number (``vidlatent.metrics``), a protocol is one paper's pro
     running_scores.py      scores from measurements, batch by batch
     latent_statistics.py   what those clips' latents are like
     protocols/             scores as a paper computed them, next to the paper's own numbers
+    compare/               scores of generated videos against real ones
+    clips.py               the clips of a folder that a protocol scores
     generator.py           a generator: ``generator_loss.py``, ``generator_report.py``
     layer_memory.py        how much a generator's layers read of earlier ones
     vbench.py              VBench's totals from the files that its own program writes

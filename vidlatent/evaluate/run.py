@@ -10,8 +10,12 @@ from ml_collections import ConfigDict
 
 from vidlatent.config import is_generator
 from vidlatent.data.loaders import Loaders
+from vidlatent.errors import VidlatentError
+from vidlatent.evaluate.compare.run import compare_folders, compares_sets
 from vidlatent.evaluate.generator import evaluate_generator
 from vidlatent.evaluate.latent_statistics import LatentStatistics
+from vidlatent.evaluate.protocols.definitions import PROTOCOLS
+from vidlatent.evaluate.protocols.generation import GENERATION_PROTOCOLS
 from vidlatent.evaluate.protocols.run import evaluate_protocol
 from vidlatent.evaluate.running_scores import log_scores
 from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
@@ -20,6 +24,7 @@ from vidlatent.metrics import make_metrics
 from vidlatent.models.load import model_of, restore_tokenizer
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main
+from vidlatent.registry import did_you_mean
 
 __all__ = ["evaluate_workdir"]
 
@@ -27,9 +32,17 @@ __all__ = ["evaluate_workdir"]
 def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) -> int:
     """Score the checkpoint of ``workdir`` on the validation clips of ``config.data``.
 
-    With ``config.eval.protocol``: on all clips of it, as a paper did. Writes into ``output``
-    (default ``<workdir>/eval/step_<n>``, with the protocol's name); returns the exit status.
+    With ``config.eval.protocol``: on all clips of it, as a paper did. With ``config.eval.samples``,
+    or a protocol of generated videos: a set of those against the clips of ``config.data``. Writes
+    into ``output`` (default ``<workdir>/eval/step_<n>``, with the protocol's name); returns the
+    exit status.
+
+    Raises:
+      VidlatentError: an unknown protocol, or one of reconstructions for a generator.
     """
+    _check_protocol(config)
+    if compares_sets(config):
+        return compare_folders(config, workdir, step, output)
     if is_generator(config):
         return evaluate_generator(config, workdir, step, output)
     if config.eval.protocol:
@@ -63,3 +76,17 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
         write_evaluation(result, folder, config=config, step=restored.step, workdir=workdir)
         logging.info("report in %s", folder / "report.html")
     return 0
+
+
+def _check_protocol(config: ConfigDict) -> None:
+    name, ours = config.eval.protocol, GENERATION_PROTOCOLS.names()
+    if not name or name in ours:
+        return
+    if name not in PROTOCOLS.names():
+        hint = did_you_mean(name, [*ours, *PROTOCOLS.names()])
+        raise VidlatentError(f"config.eval.protocol: unknown protocol {name!r}: {hint}")
+    if is_generator(config) or config.eval.samples:
+        raise VidlatentError(
+            f"config.eval.protocol={name} scores reconstructions of a tokenizer; those of "
+            f"generated videos are {', '.join(ours)}."
+        )

@@ -1,4 +1,4 @@
-"""The papers' evaluations as data: which frames, at what size, which metrics, which paper's table.
+"""The papers' evaluations of reconstructions as data: frames, size, metrics, the paper's table.
 
 A protocol is one paper's procedure. What the paper leaves open is chosen here and listed with every
 result. Every protocol scores all clips of a folder, one window of each.
@@ -10,66 +10,40 @@ import dataclasses
 
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.protocols import paper_tables
+from vidlatent.evaluate.protocols.base import (
+    I3D_FEATURES,
+    RESIZE,
+    PaperProtocol,
+    ProtocolMetric,
+)
 from vidlatent.evaluate.protocols.paper_tables import PaperRow
 from vidlatent.metrics import PRESERVATION
-from vidlatent.registry import Registry, did_you_mean
+from vidlatent.registry import Registry
 from vidlatent.spec import FrameRule, LatentSpec
 
-__all__ = ["PROTOCOLS", "ProtocolMetric", "Protocol"]
+__all__ = ["PROTOCOLS", "Protocol", "ProtocolMetric"]
 
 # Metrics that every evaluation has; all others a protocol names are in ``metrics.METRICS``.
 BUILT_IN = ("psnr", "ssim", PRESERVATION)
 
 
-@dataclasses.dataclass(frozen=True)
-class ProtocolMetric:
-    """A metric, and the column of the paper's table that it belongs to.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Protocol(PaperProtocol):
+    """One paper's way to score reconstructions; see also ``PaperProtocol``.
 
     Attributes:
-      name: 'psnr', 'ssim', information preservation, or a name of ``metrics.METRICS``.
-      heading: of the paper's column; '' if the table has none.
-      factor: our score times this is in the table's unit.
-    """
-
-    name: str
-    heading: str = ""
-    factor: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-    """One paper's way to score reconstructions.
-
-    Attributes:
-      name: value of ``config.eval.protocol``.
-      source: paper and table.
       frames: window lengths; of each clip the longest that it fills is taken.
       chunk: frames that are encoded and decoded at a time; a window is a whole number of chunks.
-      size: height and width; frames are scaled until they cover it and cut in the middle.
       place: where in a clip the window lies: 0 for its first frames, 0.5 for its middle ones.
-      fps: frame rate of the windows; 0: each file's own.
       draw: decode a draw from the posterior, not its mean.
-      resize: how frames are brought to their size, as ``config.data.resize``.
-      metrics: what is measured.
-      paper_table: the paper's own numbers.
-      headline: the model whose row of that table is shown next to a model that matches none of its
-        rows.
-      open: what the paper leaves open, and what is done here.
+      gride: also estimate the intrinsic dimension of the latents, each clip's one point.
     """
 
-    name: str
-    source: str
     frames: tuple[int, ...]
     chunk: int
-    size: tuple[int, int]
     place: float
-    metrics: tuple[ProtocolMetric, ...]
-    paper_table: tuple[PaperRow, ...]
-    headline: str
-    open: tuple[str, ...]
-    fps: float = 0.0
     draw: bool = False
-    resize: str = "area"
+    gride: bool = False
 
     @property
     def rule(self) -> FrameRule:
@@ -85,21 +59,6 @@ class Protocol:
                 f"config.eval.protocol={self.name} scores {spec.name} on chunks of {self.chunk} "
                 f"frames at {self.size[0]}x{self.size[1]}: {error}"
             ) from error
-
-    def select_metrics(self, names: tuple[str, ...]) -> tuple[ProtocolMetric, ...]:
-        """The metrics without those named in ``config.eval.leave_out``.
-
-        Raises:
-          VidlatentError: a name that is not one of the protocol's metrics.
-        """
-        known = [metric.name for metric in self.metrics]
-        for name in names:
-            if name not in known:
-                hint = did_you_mean(name, known)
-                raise VidlatentError(
-                    f"config.eval.leave_out: {self.name} has no metric {name!r}: {hint}"
-                )
-        return tuple(metric for metric in self.metrics if metric.name not in names)
 
     def find_comparable(self, spec: LatentSpec) -> list[PaperRow]:
         """Rows of the paper's own models to show next to ours: those with a latent like ours, or
@@ -118,13 +77,8 @@ _MIDDLE = (
     "clips and frames of each: every clip of the folder, its middle {} consecutive frames at the "
     "file's own rate"
 )
-_RESIZE = "resizing: short side to {} (area-averaged when smaller, bicubic when larger), centre cut"
 _LPIPS = "network of LPIPS: both VGG16 and AlexNet are given, each by its name"
 _ORDER = "order of averaging: over a clip's frames, then over clips; 8-bit RGB after rounding"
-_I3D = (
-    "FVD's network and resizing: I3D's Kinetics-400 logits of whole windows, each frame straight "
-    "to 224x224 bilinearly without antialiasing, covariance divided by n"
-)
 _MEAN = "latent: the posterior's mean"
 
 PROTOCOLS.register(
@@ -145,7 +99,7 @@ PROTOCOLS.register(
         ),
         paper_table=paper_tables.FSAE_TABLE_2,
         headline="FSAE-Standard",
-        open=(_MIDDLE.format(17), _RESIZE.format(256), _LPIPS, _ORDER, _I3D),
+        open=(_MIDDLE.format(17), RESIZE.format(256), _LPIPS, _ORDER, I3D_FEATURES),
     ),
 )
 
@@ -170,7 +124,7 @@ PROTOCOLS.register(
         headline="IV-VAE z=16",
         open=(
             _MIDDLE.format(17),
-            _RESIZE.format(512),
+            RESIZE.format(512),
             _LPIPS,
             _ORDER,
             _MEAN,
@@ -208,7 +162,93 @@ PROTOCOLS.register(
             "centre cut; the long side is rounded to whole pixels, not cut off to them",
             "range of LPIPS: the released code shows the network pixels in [0, 1], so the figure "
             "is that one; the usual [-1, 1] is given beside it",
-            _I3D + " (the paper's code for it is not published)",
+            I3D_FEATURES + " (the paper's code for it is not published)",
+        ),
+    ),
+)
+
+
+PROTOCOLS.register(
+    "reducio_512",
+    Protocol(
+        name="reducio_512",
+        source="Reducio, supplement table 4 (16 frames at 512x512, against DC-AE)",
+        frames=(16,),
+        chunk=16,
+        size=(512, 512),
+        place=0.5,
+        fps=16.0,
+        draw=True,
+        resize="bilinear",
+        metrics=(
+            ProtocolMetric("psnr_reducio", "PSNR"),
+            ProtocolMetric("ssim_reducio", "SSIM"),
+        ),
+        paper_table=paper_tables.REDUCIO_512,
+        headline="Reducio-VAE",
+        open=(
+            "frames of each clip: its middle 16 at 16 a second (only the size is stated)",
+            "resizing: as in the released code short side to 512 bilinearly with antialiasing, "
+            "centre cut",
+            "scores: as in the table of VAEs, so SSIM of frames averaged down by 2 to 256x256",
+            "tiles: frames are coded whole, not in the tiles that the released code cuts above 320",
+        ),
+    ),
+)
+
+PROTOCOLS.register(
+    "ivvae_256",
+    Protocol(
+        name="ivvae_256",
+        source="IV-VAE, main table and supplement table 5 (17 frames at 256x256)",
+        frames=(17,),
+        chunk=17,
+        size=(256, 256),
+        place=0.5,
+        metrics=(
+            ProtocolMetric("fvd_i3d", "FVD"),
+            ProtocolMetric("psnr", "PSNR"),
+            ProtocolMetric("ssim", "SSIM"),
+            ProtocolMetric("lpips_vgg", "LPIPS"),
+            ProtocolMetric("lpips_alex", "LPIPS"),
+        ),
+        paper_table=paper_tables.IVVAE_256,
+        headline="IV-VAE z=16",
+        open=(
+            _MIDDLE.format(17),
+            RESIZE.format(256),
+            _LPIPS,
+            _ORDER,
+            _MEAN,
+            I3D_FEATURES,
+            "SSIM by place: frames 1 to 16 in groups of four, without frame 0; in the table of "
+            "places in the frame group",
+        ),
+    ),
+)
+
+PROTOCOLS.register(
+    "fsvideo_table1",
+    Protocol(
+        name="fsvideo_table1",
+        source="FSVideo, table 1 (intrinsic dimension by Gride, up to 64 neighbours)",
+        frames=(17,),
+        chunk=17,
+        size=(256, 256),
+        place=0.5,
+        gride=True,
+        metrics=(ProtocolMetric("psnr"), ProtocolMetric("ssim")),
+        paper_table=paper_tables.FSVIDEO_TABLE_1,
+        headline="FSAE, regulariser: Video VF",
+        open=(
+            "points: one a clip, its whole latent (the paper's values exceed the number of "
+            "channels, so its points are no single positions); one clip of each file",
+            "images: the first latent frames of the same clips, which encode their first frames "
+            "alone",
+            "clips: every one of the folder; below 1,000 the larger scales are underestimated",
+            _MIDDLE.format(17),
+            RESIZE.format(256),
+            _MEAN,
         ),
     ),
 )
@@ -250,7 +290,7 @@ def _promag(name: str, size: tuple[int, int], resize: str) -> Protocol:
 
 
 PROTOCOLS.register(
-    "promag_table1", _promag("promag_table1", (512, 512), _RESIZE.format(512) + ", as on the page")
+    "promag_table1", _promag("promag_table1", (512, 512), RESIZE.format(512) + ", as on the page")
 )
 PROTOCOLS.register(
     "promag_table1_360",

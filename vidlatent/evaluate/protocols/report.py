@@ -1,13 +1,8 @@
-"""The report of a protocol: JSON, a Markdown table next to the paper's numbers, an HTML page.
-
-Columns of our scores are headed "measured here", columns of the paper's numbers "paper:". No column
-mixes the two.
-"""
+"""The report of a protocol: JSON, a Markdown table next to the paper's numbers, an HTML page."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +10,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vidlatent.config import config_hash
-from vidlatent.evaluate.protocols.definitions import Protocol, ProtocolMetric
-from vidlatent.evaluate.protocols.paper_tables import PaperRow
+from vidlatent.evaluate.protocols.base import ProtocolMetric
+from vidlatent.evaluate.protocols.definitions import Protocol
+from vidlatent.evaluate.protocols.tables import (
+    compare_scores,
+    join_definition,
+    make_definition_table,
+    make_open_table,
+    make_paper_table,
+    write_cautions,
+)
 from vidlatent.evaluate.tokenizer import ClipPair, Evaluation
 from vidlatent.evaluate.tokenizer_report import (
     RESIZED,
@@ -31,15 +34,6 @@ from vidlatent.report.tables import markdown_table
 from vidlatent.spec import LatentSpec
 
 __all__ = ["ProtocolResult", "write_protocol_report"]
-
-_CAUTION = (
-    "The paper's figures were measured by its authors on the clips named above them; they compare "
-    "with the measured column only as far as this folder holds the same clips."
-)
-_UNTRAINED = (
-    "Scores with _random in their name looked through untrained networks and mean nothing; no "
-    "figure of the paper stands beside them."
-)
 
 
 @dataclasses.dataclass
@@ -93,7 +87,7 @@ def write_protocol_report(result: ProtocolResult, folder: Path, config: ConfigDi
     write_report(
         folder / "report.html",
         title=f"{config.name} ({config.preset}) at step {result.step} by {name}",
-        subtitle=f"{result.protocol.source}; {_count_clips(result)}. {_write_cautions(result)}",
+        subtitle=f"{result.protocol.source}; {_count_clips(result)}. {_cautions(result)}",
         scores=result.evaluation.scores,
         tables=_make_tables(result),
         sheets=shown,
@@ -132,11 +126,12 @@ def _to_json(result: ProtocolResult, config: ConfigDict) -> dict[str, Any]:
         "left_out": {"scores": left_out, "clips": [list(bad) for bad in result.bad]},
         "paper": {
             "source": protocol.source,
-            "caution": _CAUTION,
+            "caution": _cautions(result),
             "rows": [dataclasses.asdict(row) for row in protocol.paper_table],
         },
         "by_frame_position": evaluation.positions,
         **({"by_group_position": evaluation.group_positions} if evaluation.group_positions else {}),
+        **({"intrinsic_dimension": _dimensions(result)} if protocol.gride else {}),
         "by_clip": evaluation.clips,
     }
 
@@ -147,56 +142,23 @@ def _count_clips(result: ProtocolResult) -> str:
     return f"{count}{of} clip{'s' * (result.found > 1)} of {result.where}"
 
 
-def _write_cautions(result: ProtocolResult) -> str:
-    random = any(map(_is_random, result.names.values()))
-    return _CAUTION + " " + _UNTRAINED if random else _CAUTION
-
-
-def _is_random(name: str) -> bool:
-    return "_random" in name
-
-
 def _measured_head(result: ProtocolResult) -> str:
     count = int(result.evaluation.scores["clips"])
     return f"measured here ({count} clip{'s' * (count > 1)})"
 
 
-def _paper_head(row: PaperRow) -> str:
-    return f"paper: {row.model}, {row.data}"
+def _cautions(result: ProtocolResult) -> str:
+    return write_cautions(list(result.names.values()))
 
 
 def _compare(result: ProtocolResult) -> list[dict[str, Any]]:
-    """One row a metric: name, our score, and one column for each comparable row of the paper."""
-    comparable = result.protocol.find_comparable(result.spec)
-    lines = []
-    for metric in result.metrics:
-        # Metrics that look through the same small random network are measured, and shown, once.
-        name = result.names.get(metric.name)
-        if name not in result.evaluation.scores:
-            continue
-        factor = f" x {metric.factor:g}" if metric.factor != 1 else ""
-        line: dict[str, Any] = {"score": name + factor}
-        line[_measured_head(result)] = _format_score(result.evaluation.scores[name] * metric.factor)
-        line["paper's column"] = metric.heading or None
-        # No figure of the paper stands beside the score of an untrained network.
-        known = metric.heading if not _is_random(name) else ""
-        line |= {_paper_head(row): _format_printed(row.values.get(known)) for row in comparable}
-        lines.append(line)
-    return lines
-
-
-def _make_paper_table(rows: Sequence[PaperRow]) -> list[dict[str, Any]]:
-    headings = list(dict.fromkeys(name for row in rows for name in row.values))
-    notes = any(row.note for row in rows)
-    return [
-        {
-            "paper: model": row.model,
-            "clips": row.data,
-            **{heading: _format_printed(row.values.get(heading)) for heading in headings},
-            **({"note": row.note or None} if notes else {}),
-        }
-        for row in rows
-    ]
+    return compare_scores(
+        result.metrics,
+        result.names,
+        result.evaluation.scores,
+        result.protocol.find_comparable(result.spec),
+        _measured_head(result),
+    )
 
 
 def _make_tables(result: ProtocolResult) -> dict[str, list[dict[str, Any]]]:
@@ -204,22 +166,20 @@ def _make_tables(result: ProtocolResult) -> dict[str, list[dict[str, Any]]]:
     by_clip = sorted(evaluation.clips, key=lambda row: row["psnr"])
     tables = {
         "Measured, beside the paper's own figures": _compare(result),
-        f"The paper's own table, as printed: {result.protocol.source}": _make_paper_table(
+        f"The paper's own table, as printed: {result.protocol.source}": make_paper_table(
             result.protocol.paper_table
         ),
-        "What the paper leaves open, and what was done": [
-            dict(zip(("what", "done"), line.split(": ", 1), strict=True))
-            for line in result.protocol.open
-        ],
-        "How each score is defined": [
-            {"score": name, "definition": _join_definition(about)}
-            for name, about in evaluation.definitions.items()
-        ],
+        "What the paper leaves open, and what was done": make_open_table(result.protocol.open),
+        "How each score is defined": make_definition_table(evaluation.definitions),
         "Scores by clip, worst first": by_clip,
         "Scores by frame position": make_position_rows(evaluation),
     }
     if evaluation.group_positions:
         tables["Scores by place in the frame group"] = make_group_rows(evaluation.group_positions)
+    if result.protocol.gride:
+        rows = _dimensions(result)
+        tables["Intrinsic dimension, measured here, laid out as the paper's"] = _by_scale(rows)
+        tables["Intrinsic dimension with its errors"] = rows
     if result.bad:
         tables["Clips left out"] = [
             dict(zip(("clip", "reason", "detail"), bad, strict=True)) for bad in result.bad
@@ -227,24 +187,19 @@ def _make_tables(result: ProtocolResult) -> dict[str, list[dict[str, Any]]]:
     return tables
 
 
-def _join_definition(about: Mapping[str, Any]) -> str:
-    return "; ".join(f"{key.replace('_', ' ')}: {_to_text(value)}" for key, value in about.items())
+def _dimensions(result: ProtocolResult) -> list[dict[str, Any]]:
+    """Rows of ``LatentStatistics.intrinsic_dimension``."""
+    latents = result.evaluation.latents
+    return [] if latents is None else latents.intrinsic_dimension()
 
 
-def _to_text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _format_score(value: float) -> str:
-    """A score with about four digits."""
-    if not math.isfinite(value):
-        return str(value)
-    return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
-
-
-def _format_printed(value: float | None) -> str | None:
-    """A paper's number with the digits printed there, except for zeros at the end."""
-    return None if value is None else f"{value:g}"
+def _by_scale(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each kind of point, one column for each number of neighbours."""
+    table: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        line = table.setdefault(row["points"], {"points": row["points"], "n": row["n"]})
+        line[f"{row['neighbours'].split(', ')[1]} neighbours"] = f"{row['dimension_gride']:.2f}"
+    return list(table.values())
 
 
 def _to_markdown(result: ProtocolResult, config: ConfigDict) -> str:
@@ -253,8 +208,10 @@ def _to_markdown(result: ProtocolResult, config: ConfigDict) -> str:
         f"# {result.protocol.name}: {config.name} ({config.preset}) at step {result.step}",
         f"Protocol: {result.protocol.source}. Scored: {_count_clips(result)}.",
         markdown_table(_compare(result)),
-        _write_cautions(result),
+        _cautions(result),
     ]
+    if result.protocol.gride:
+        parts.append(markdown_table(_by_scale(_dimensions(result))))
     if left_out:
         parts.append(f"Left out on request: {', '.join(left_out)}.")
     if result.bad:
@@ -265,9 +222,9 @@ def _to_markdown(result: ProtocolResult, config: ConfigDict) -> str:
         "\n".join(f"- {line}" for line in result.protocol.open),
         "## How each score is defined",
         "\n".join(
-            f"- `{n}`: {_join_definition(a)}" for n, a in result.evaluation.definitions.items()
+            f"- `{n}`: {join_definition(a)}" for n, a in result.evaluation.definitions.items()
         ),
         f"## The paper's own table, as printed: {result.protocol.source}",
-        markdown_table(_make_paper_table(result.protocol.paper_table)),
+        markdown_table(make_paper_table(result.protocol.paper_table)),
     ]
     return "\n\n".join(parts) + "\n"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,14 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vidlatent.data.loader import Loader, make_index, make_loader
-from vidlatent.data.stream import OneEach
+from vidlatent.data.loader import Loader
+from vidlatent.evaluate.clips import ScoredClips
+from vidlatent.evaluate.latent_statistics import LatentStatistics
 from vidlatent.evaluate.protocols.definitions import BUILT_IN, PROTOCOLS, Protocol
 from vidlatent.evaluate.protocols.report import ProtocolResult, write_protocol_report
 from vidlatent.evaluate.running_scores import log_scores
 from vidlatent.evaluate.tokenizer import (
     ClipPair,
-    Evaluation,
     compile_eval_step,
     evaluate,
     tokenizer_eval_step,
@@ -84,20 +82,36 @@ def run_protocol(
         random_networks=config.eval.random_networks,
         is_splits=config.eval.is_splits,
     )
-    clips = _Clips(config, protocol, mesh)
+    clips = ScoredClips(
+        config.data.to_dict(),
+        mesh,
+        seed=config.seed,
+        frames=protocol.frames,
+        rule=protocol.rule,
+        size=protocol.size,
+        place=protocol.place,
+        fps=protocol.fps,
+        resize=protocol.resize,
+        most=config.eval.clips,
+    )
     params, step = restore()
     eval_step = tokenizer_eval_step(
         model,
         preservation=True,
-        chunk=protocol.chunk,
+        latent=protocol.gride,
+        # One chunk is the whole clip, and only then the latent is one array.
+        chunk=0 if protocol.gride else protocol.chunk,
         draw=config.seed if protocol.draw else None,
     )
     eval_step = compile_eval_step(eval_step, mesh, params, metrics)
     with clips.open(clips.wanted) as loader:
         # Frame groups start anew in each chunk, so they are told apart only if there is one.
         spec = model.latent_spec if protocol.frames == (protocol.chunk,) else None
-        evaluation = evaluate(eval_step, params, loader, spec=spec, metrics=metrics)
-        bad = clips.list_bad(loader, evaluation)
+        latents = LatentStatistics(model.latent_spec, len(clips.wanted)) if protocol.gride else None
+        evaluation = evaluate(
+            eval_step, params, loader, spec=spec, latents=latents, metrics=metrics
+        )
+        bad = clips.list_bad(loader, {row["clip"] for row in evaluation.clips})
     # Which clips to show is known only after all are scored, so these few are decoded again.
     shown = _choose_shown(evaluation.clips)
     with clips.open({clips.rows[row["clip"]] for row in shown.values()}) as loader:
@@ -114,62 +128,6 @@ def run_protocol(
         bad,
         {word: _label(pictures[row["clip"]], row) for word, row in shown.items()},
     )
-
-
-class _Clips:
-    """The clips of ``config.data``, each a window as the protocol wants it.
-
-    Attributes:
-      where: folder or source.
-      rows: name of each usable clip -> its number.
-      wanted: numbers of those to score: all, or ``config.eval.clips`` spread over them.
-    """
-
-    def __init__(self, config: ConfigDict, protocol: Protocol, mesh: Mesh):
-        data = config.data.to_dict()
-        if data["path"] and data["source"] != "tfds":
-            data["source"] = "folder"  # a path given for scoring is one of videos
-        # One clip for each set of devices that works on a clip together: at published sizes it
-        # fills their memory.
-        batch = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
-        data["buckets"] = tuple((frames, *protocol.size, batch) for frames in protocol.frames)
-        # The config's own weights belong to the buckets that were replaced above.
-        data["bucket_weights"] = data["length_weights"] = ()
-        data["fps"], data["resize"] = protocol.fps, protocol.resize
-        data["frame_interval"] = 1
-        self._make = functools.partial(
-            make_loader,
-            data,
-            split="whole",
-            rule=protocol.rule,
-            seed=config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            index=make_index(data, seed=config.seed),
-        )
-        self._place = protocol.place
-        # Only to learn which clips fill a window: nothing is decoded.
-        with self.open(None) as loader:
-            self.where = loader.report.where
-            self.rows = {clip.path: row for row, clip in enumerate(loader.index)}
-        count = len(self.rows)
-        limit = config.eval.clips or count
-        # Evenly spread over all clips.
-        self.wanted = sorted({i * count // min(limit, count) for i in range(min(limit, count))})
-
-    def open(self, rows: Collection[int] | None) -> Loader:
-        """The loader of some clips, or of all."""
-        return self._make(windows=OneEach(self._place, rows))
-
-    def list_bad(self, loader: Loader, evaluation: Evaluation) -> list[tuple[str, str, str]]:
-        """(path, reason, detail) of the clips that could not be scored, on any process."""
-        bad = {bad.path: (bad.path, bad.reason, bad.detail) for bad in loader.report.clips}
-        scored = {row["clip"] for row in evaluation.clips}
-        wanted = set(self.wanted)
-        for path, row in self.rows.items():
-            if row in wanted and path not in scored:
-                bad.setdefault(path, (path, "unreadable", "another process could not decode it"))
-        return [bad[path] for path in sorted(bad)]
 
 
 def _choose_shown(clips: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
