@@ -82,18 +82,7 @@ def run_protocol(
         random_networks=config.eval.random_networks,
         is_splits=config.eval.is_splits,
     )
-    clips = ScoredClips(
-        config.data.to_dict(),
-        mesh,
-        seed=config.seed,
-        frames=protocol.frames,
-        rule=protocol.rule,
-        size=protocol.size,
-        place=protocol.place,
-        fps=protocol.fps,
-        resize=protocol.resize,
-        most=config.eval.clips,
-    )
+    clips = _open_clips(config, protocol, mesh)
     params, step = restore()
     eval_step = tokenizer_eval_step(
         model,
@@ -127,6 +116,21 @@ def run_protocol(
         len(clips.rows),
         bad,
         {word: _label(pictures[row["clip"]], row) for word, row in shown.items()},
+    )
+
+
+def _open_clips(config: ConfigDict, protocol: Protocol, mesh: Mesh) -> ScoredClips:
+    return ScoredClips(
+        config.data.to_dict(),
+        mesh,
+        seed=config.seed,
+        frames=protocol.frames,
+        rule=protocol.rule,
+        size=protocol.size,
+        place=protocol.place,
+        fps=protocol.fps,
+        resize=protocol.resize,
+        most=config.eval.clips,
     )
 
 
