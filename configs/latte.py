@@ -50,6 +50,7 @@ def _paper(config, arg):
     generator.freq_dim = 256
     generator.label_classes = classes
     generator.remat = True
+    config.latents.normalisation = "spec"  # the released scale and shift (configs/ivvae.py)
     config.data.source = "latents"
     # Stated: 17 frames, every third of the source, and 32 videos per step.
     config.data.frame_interval = 3

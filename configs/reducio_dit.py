@@ -64,6 +64,7 @@ def get_config(arg: str = ""):
     # The solver is PixArt's (not stated).
     config.sampler.name = "dpmpp_2m"
     config.sampler.steps, config.sampler.spacing = 20, "continuous"
+    config.latents.normalisation = "none"  # the tokenizer's latent is normalised, scale 1.0
     {"demo": _demo, "paper": _paper}[arg.preset](config, arg)
     return config
 

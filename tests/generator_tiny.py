@@ -18,6 +18,8 @@ def get_config(arg: str = ""):
     generator.label_tokens = 1
     data = config.data
     data.source = "synthetic" if arg.preset == "videos" else "latents"
+    if arg.preset == "videos":
+        config.latents.normalisation = "spec"
     data.synthetic.kind = "shapes"
     data.synthetic.clips, data.synthetic.frames = 96, 3
     data.synthetic.height = data.synthetic.width = 8

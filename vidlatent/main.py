@@ -78,6 +78,12 @@ MODES = {
         ("--mode=preview --workdir=runs/fsae-demo",),
         ("step",),
     ),
+    "latents": Mode(
+        "encode.statistics:measure_latents",
+        "measure the mean and deviation of a tokenizer's latents once, for generators",
+        ("--mode=latents --workdir=runs/fsae-demo",),
+        ("step",),
+    ),
     "encode": Mode(
         "encode.run:encode_set",
         "turn a folder, TFDS set or renderer into a latent data set; run again, it resumes",

@@ -3,6 +3,7 @@
 import numpy as np
 
 from vidlatent.config import load
+from vidlatent.latents.contract import LatentSpace
 from vidlatent.latents.space import Latents
 from vidlatent.spec import FrameRule, LatentSpec
 
@@ -25,7 +26,7 @@ def config_of(system, **keys):
 
 def facts(std=2.0, rule=None):
     spec = LatentSpec("toy", 4, 4, 4, 4, rule or FrameRule(1, 4))
-    return Latents(spec, (0.5,) * 4, (std,) * 4, ("a", "b"), 8.0)
+    return Latents(LatentSpace(spec, (0.5,) * 4, (std,) * 4), ("a", "b"), 8.0)
 
 
 def batch_of(size=4, frames=2, seed=0):

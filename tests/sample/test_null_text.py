@@ -5,6 +5,7 @@ import pytest
 
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
+from vidlatent.latents.contract import LatentSpace
 from vidlatent.latents.inputs import Inputs
 from vidlatent.latents.space import Latents, generator_of
 from vidlatent.models.frozen import load_frozen
@@ -24,7 +25,7 @@ def config_of(null, path=""):
 
 def inputs_of(config):
     spec = LatentSpec("toy", 8, 4, 4, 4, FrameRule(1, 4))
-    return Inputs(config, generator_of(config), Latents(spec, (0.0,) * 8, (1.0,) * 8))
+    return Inputs(config, generator_of(config), Latents(LatentSpace.of_spec(spec)))
 
 
 def batch():

@@ -16,7 +16,7 @@ from vidlatent.evaluate import generator as generate_eval
 from vidlatent.evaluate.protocols.base import ProtocolMetric
 from vidlatent.evaluate.protocols.generation import GENERATION_PROTOCOLS, GenerationProtocol
 from vidlatent.evaluate.run import evaluate_workdir
-from vidlatent.latents.space import Latents, abstract_generator, check_made_by, generator_of
+from vidlatent.latents.space import Latents, abstract_generator, check_tokenizer, generator_of
 from vidlatent.media.write import write_video
 from vidlatent.models.load import open_checkpoints
 from vidlatent.parallel.paths import path_name
@@ -89,7 +89,7 @@ def test_a_run_leaves_curves_samples_and_a_report(straight, places):
     )
     known = Latents.load(straight)
     assert known.label_names[0].endswith("moving left") and len(known.label_names) == 48
-    assert np.ptp(known.std) > 0
+    assert np.ptp(known.space.std) > 0
 
 
 def test_cut_and_resumed_run_is_bitwise_equal(straight, places):
@@ -267,7 +267,7 @@ def test_a_first_frame_is_read_from_videos_and_from_a_picture(places, tmp_path):
     run = places / "first"
     config = config_of(places, "videos,first=true", train__steps=2, sample__clamp_first="true")
     assert train(config, run) == 0
-    assert Latents.load(run).mean == (0.0,) * 4
+    assert Latents.load(run).space.mean == (0.0,) * 4
     picture = tmp_path / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 20, 3), np.uint8)).save(picture)
     about = sampled(run, tmp_path / "out", prompt="3", input=str(picture))
@@ -291,16 +291,16 @@ def test_latents_of_another_tokenizer_are_refused(straight, places, tmp_path):
     stored = json.loads((other / "config.json").read_text())
     stored["model"]["latent_channels"] = 8
     (other / "config.json").write_text(json.dumps(stored))
-    with pytest.raises(VidlatentError, match="latents were made by.*tokenizer.path"):
+    with pytest.raises(VidlatentError, match="latents has latents of fsae .4.*other those of.*8"):
         make_task(tiny(other, "latents", data__path=places / "latents"))
-    check_made_by(Latents.load(straight), configs.read(places / "tokenizer"), "tokenizer")
+    check_tokenizer(Latents.load(straight).space, config_of(places), "the run")
     with pytest.raises(VidlatentError, match="tokenizer.path is empty"):
         make_task(tiny("", "videos"))
     again = tokenizer_run(tmp_path / "again", seed=1)
-    with pytest.raises(VidlatentError, match="other weights than those of"):
+    with pytest.raises(VidlatentError, match="generator has latents .* encoders .* frozen encoder"):
         Generator.from_workdir(straight, {"tokenizer.path": again})
     known = Latents.load(straight)
-    moved = Latents(known.spec, tuple(m + 1 for m in known.mean), known.std)
+    moved = Latents(known.space.with_moments(np.add(known.space.mean, 1), known.space.std))
     with pytest.raises(VidlatentError, match="other means and standard deviations"):
         moved.write_or_check(straight, 12)
     with pytest.raises(VidlatentError, match="holds no generator"):

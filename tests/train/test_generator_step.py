@@ -12,6 +12,7 @@ from tests.helpers.generator_steps import batch_of, config_of, facts
 from vidlatent.config import load, to_json
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.channels import follow_latents
+from vidlatent.latents.contract import LatentSpace
 from vidlatent.latents.inputs import Inputs, missing_condition_masks, pool_content
 from vidlatent.latents.space import Latents, check_generator, generator_of
 from vidlatent.spec import FrameRule, LatentSpec
@@ -131,10 +132,10 @@ def test_generators_that_do_not_fit_the_latents_are_refused():
     check_generator(model, facts())
     with pytest.raises(VidlatentError, match="latent_channels is 4.*have 8"):
         spec = LatentSpec("toy", 8, 4, 4, 4, FrameRule(1, 4))
-        check_generator(model, Latents(spec, (0.0,) * 8, (1.0,) * 8))
+        check_generator(model, Latents(LatentSpace.of_spec(spec)))
     with pytest.raises(VidlatentError, match="label_classes is 48.*60 classes"):
         names = tuple(f"class {n}" for n in range(60))
-        check_generator(model, Latents(facts().spec, (0.0,) * 4, (1.0,) * 4, names))
+        check_generator(model, Latents(facts().space, names))
     with pytest.raises(VidlatentError, match="first frame, which toy"):
         check_generator(model, facts(rule=FrameRule(16, 16)))
     with pytest.raises(VidlatentError, match="above 0"):

@@ -195,6 +195,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "image": Text(),
         "content": Text(),
         "content_draw": Flag(),
+        "measure_batches": _COUNT,
         "pictures": _COUNT_OR_NONE,
         "process_index": _COUNT_OR_NONE,
         "process_count": _COUNT_OR_NONE,
@@ -234,6 +235,10 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "loop_steps": _COUNT,
     },
     "tokenizer": {"path": Text(), "step": _OPTION, "sample": Flag(), "chunks": _CHUNKS},
+    "latents": {
+        "normalisation": Choice(("statistics", "spec", "none")),
+        "chunk_positions": Flag(),
+    },
     "diffusion": {
         "huber_reduction": Choice(("sample", "token", "element")),
         "huber_c0": _POSITIVE,

@@ -58,7 +58,16 @@ def upgrade(stored: Mapping[str, Any]) -> dict[str, Any]:
     # Configs from before this key: only generators have a section of that name.
     if "task" not in result:
         result["task"] = "generator" if result.get("generator") else "tokenizer"
+    if result["task"] == "generator" and "latents" not in result:
+        _set_normalisation(result)
     return result
+
+
+def _set_normalisation(config: dict[str, Any]) -> None:
+    """What was done before there was a key: a set's own moments, or the spec's scale and shift."""
+    source = config.get("data", {}).get("source")
+    kind = "statistics" if source == "latents" else "spec"
+    config["latents"] = {"normalisation": kind}
 
 
 def _leaves(node: Mapping[str, Any], prefix: str) -> Any:

@@ -101,6 +101,11 @@ class Header:
       fps: of all windows; 0 where they differ.
       tokenizer: hash of the config that the tokenizer was trained with; ``step`` its checkpoint,
         ``weights`` a digest of its parameters.
+      encoder: digest of what encodes; '' in sets of older versions.
+      cut: the rule by which large frames were cut, where that changes the latents; '' for none,
+        None in sets of older versions.
+      moments: what generators normalise by: the tokenizer's measured means and deviations, as
+        ``latents.statistics.Statistics`` writes them; empty in sets of older versions.
       shards: files.
       source: what was encoded and how, for people.
       bad: clips left out, ``(name, reason, detail)``.
@@ -123,24 +128,19 @@ class Header:
     shards: tuple[str, ...]
     source: Mapping[str, Any]
     bad: Sequence[tuple[str, str, str]] = ()
+    encoder: str = ""
+    cut: str | None = None
+    moments: Sequence[Mapping[str, Any]] = ()
 
-    def check(
-        self, spec: LatentSpec, where: str = "this latent data set", weights: str = ""
-    ) -> None:
+    def check(self, spec: LatentSpec, where: str = "this latent data set") -> None:
         """Raise ``VidlatentError`` unless the latents are those of ``spec``.
 
-        ``weights``, if given, is the digest of a tokenizer's parameters
-        (``encode.plan.hash_params``) that must have made them.
+        Which weights encoded them is compared by ``latents.contract.require_same``.
         """
         if self.spec.hash != spec.hash:
             raise VidlatentError(
                 f"{where} was made by {_card(self.spec)}, not by {_card(spec)}: take the tokenizer "
                 "that encoded it, or encode the videos again."
-            )
-        if weights and weights != self.weights:
-            raise VidlatentError(
-                f"{where} was made by other weights of {self.spec.name} (step {self.step}): take "
-                "that checkpoint, or encode the videos again."
             )
 
     def to_json(self) -> dict[str, Any]:

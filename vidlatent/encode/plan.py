@@ -15,9 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from vidlatent.checkpoint.layout import nested
 from vidlatent.data.buckets import Bucket, assign_clips
 from vidlatent.data.frame_rate import FrameRate
 from vidlatent.data.index import Clip
@@ -29,7 +26,6 @@ from vidlatent.registry import did_you_mean
 __all__ = [
     "EncodeOptions",
     "EncodePlan",
-    "hash_params",
     "plan_windows",
     "write_or_check_plan",
 ]
@@ -58,6 +54,7 @@ class EncodeOptions:
     image: str
     content: str
     content_draw: bool
+    measure_batches: int
     pictures: int
     process_index: int
     process_count: int
@@ -224,23 +221,6 @@ class EncodePlan:
                 del fields["flip"]
             total.update(dump_json(fields).encode())
         return total.hexdigest()
-
-
-def hash_params(params: Any) -> str:
-    """Hex SHA-256 of parameters: their names, dtypes, shapes and values."""
-    total = hashlib.sha256()
-
-    def add(tree: Mapping[str, Any], name: str) -> None:
-        for key in sorted(tree):
-            if isinstance(tree[key], Mapping):
-                add(tree[key], f"{name}/{key}")
-                continue
-            leaf = np.ascontiguousarray(tree[key])
-            total.update(f"{name}/{key} {leaf.dtype} {leaf.shape} ".encode())
-            total.update(leaf.tobytes())
-
-    add(nested(params), "")
-    return total.hexdigest()
 
 
 def choose_shard_count(asked: int, windows: int, window_bytes: int, processes: int) -> int:

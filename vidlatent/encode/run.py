@@ -37,12 +37,13 @@ from vidlatent.encode.plan import (
     EncodeOptions,
     EncodePlan,
     choose_shard_count,
-    hash_params,
     plan_windows,
     write_or_check_plan,
 )
 from vidlatent.encode.shards import ShardWriter, merge_shards, read_finished_shard, round_to_dtype
+from vidlatent.encode.statistics import LatentMoments, settle_moments
 from vidlatent.errors import VidlatentError
+from vidlatent.latents.digest import hash_encoder, hash_params
 from vidlatent.models.load import model_of, restore_tokenizer, spec_in_chunks
 from vidlatent.parallel.mesh import local_mesh
 
@@ -109,6 +110,7 @@ class _Job:
             self.config, self.workdir, self.model, self.mesh, self._asked_step
         )
         self.step, self.weights = restored.step, hash_params(restored.state)
+        self.encoder_digest = hash_encoder(self.model, restored.state)
         self.params = restored.state
         # As stored in the checkpoint: reading the config again would add today's defaults.
         self._trained_with = restored.config_hash
@@ -214,7 +216,7 @@ class _Job:
             # The devices encode the next batch while the host writes this one.
             encoded = _delay_by_one(self._encode(loader, groups))
             for k in todo:
-                with ShardWriter(self._path(k), self.spec.channels) as writer:
+                with ShardWriter(self._path(k), self.spec) as writer:
                     self._write(writer, len(self.plan.shard(k)), encoded, progress)
                     writer.publish()
                 progress.say(f"shard {k + 1} of {self.plan.shards}")
@@ -346,18 +348,26 @@ class _Job:
             "image": self._image.label if self._image else "",
             "content": self._still.label if self._still else "",
         }
+
+        def settle(measured: LatentMoments) -> list[dict[str, Any]]:
+            known = {"encoder": self.encoder_digest, "step": self.step, "where": self._index.where}
+            return settle_moments(self.workdir, measured.statistics(**known))
+
         return merge_shards(
             self.folder,
             self.plan.files(),
             shards,
             self.spec,
             self._indexed,
+            settle=settle,
             text_length=self._text.length if self._text else 0,
             dtype=options.dtype,
             label_names=self._index.labels,
             tokenizer=self._trained_with,
             step=self.step,
             weights=self.weights,
+            encoder=self.encoder_digest,
+            cut="",
             source=about,
         )
 

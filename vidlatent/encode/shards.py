@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from absl import logging
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from vidlatent.data.latent_set import HEADER, Header, Shard, Window, pack
+from vidlatent.encode.statistics import LatentMoments
 from vidlatent.errors import VidlatentError
 from vidlatent.files import write_json
-from vidlatent.metrics import ChannelMoments
 from vidlatent.spec import LatentSpec
 
 __all__ = ["ShardWriter", "read_finished_shard", "merge_shards", "round_to_dtype"]
@@ -57,13 +57,13 @@ class ShardWriter:
 
     Args:
       path: of the finished shard.
-      channels: of the latents.
+      spec: of the latents.
 
     Raises (``add`` and ``publish``):
       VidlatentError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, channels: int):
+    def __init__(self, path: Path, spec: LatentSpec):
         self.path = path
         for left in path.parent.glob(f"{path.name}.*.partial"):  # of a run that was killed
             left.unlink(missing_ok=True)
@@ -71,7 +71,7 @@ class ShardWriter:
         self._windows: list[Window] = []
         self._bad: list[tuple[str, str, str]] = []
         self._arrays: dict[str, dict[str, Any]] = {}
-        self._moments = ChannelMoments(channels)
+        self._moments = LatentMoments(spec)
         self._largest = self._squares = 0.0
         self._writer = ArrayRecordWriter(os.fspath(self._part), _OPTIONS)
 
@@ -122,15 +122,10 @@ class ShardWriter:
         # finished and be empty.
         with open(self._part, "rb+") as file:
             os.fsync(file.fileno())
-        moments = self._moments
         shard = Shard(
             windows=tuple(self._windows),
             bytes=self._part.stat().st_size,
-            moments={
-                "n": moments.n,
-                "mean": moments.mean.tolist(),
-                "apart": moments.apart.tolist(),
-            },
+            moments=self._moments.to_json(),
             rounding={"max": self._largest, "squares": self._squares},
             arrays=self._arrays,
             bad=tuple(self._bad),
@@ -165,6 +160,7 @@ def merge_shards(
     spec: LatentSpec,
     indexed: Sequence[tuple[str, str, str]],
     text_length: int = 0,
+    settle: Callable[[LatentMoments], Sequence[Mapping[str, Any]]] = lambda measured: (),
     **about: Any,
 ) -> Header:
     """Write the header of a set whose shards are all finished.
@@ -179,13 +175,15 @@ def merge_shards(
       spec: of the tokenizer.
       indexed: clips that were bad already in the index, (name, reason, detail).
       text_length: tokens that texts are padded to when they are read; 0: the longest text's.
+      settle: gives ``Header.moments`` from what was measured (``encode.statistics``).
       about: the other fields of ``Header``.
     """
-    moments = ChannelMoments(spec.channels)
+    merged = LatentMoments(spec)
     bad: dict[str, Any] = {row[0]: tuple(row) for row in indexed}
     for shard in shards:
-        moments.merge(**shard.moments)
+        merged.merge(shard.moments)
         bad |= {row[0]: row for row in shard.bad if row[0] not in bad}
+    moments = merged.pooled
     if not moments.n:
         raise VidlatentError(
             f"{folder}: not one window could be encoded; its shards list the clips and why."
@@ -209,6 +207,7 @@ def merge_shards(
         fps=rates.pop() if len(rates) == 1 else 0.0,
         shards=tuple(files),
         bad=[bad[name] for name in sorted(bad)],
+        moments=settle(merged),
         **about,
     )
     # Written last: a set that has its header is complete.

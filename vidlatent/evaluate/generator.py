@@ -9,12 +9,12 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vidlatent.data.loaders import Loaders
-from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.generator_loss import compile_loss_step, evaluate_loss, make_loss_step
 from vidlatent.evaluate.generator_report import write_generator_report
 from vidlatent.evaluate.layer_memory import check_memory, measure_layer_memory
+from vidlatent.latents.contract import require_same
 from vidlatent.latents.inputs import Inputs
-from vidlatent.latents.space import Latents, generator_of, load_latents, restore_generator
+from vidlatent.latents.space import Latents, describe_latents, generator_of, restore_generator
 from vidlatent.models.frozen import load_frozen
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main
@@ -33,12 +33,16 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
       VidlatentError: the data holds another tokenizer's latents.
     """
     # The latents of training, and those that the data holds now.
-    model, known, found = generator_of(config), Latents.load(workdir), load_latents(config)
-    if found.spec.hash != known.spec.hash:
-        raise VidlatentError(
-            f"{workdir} was trained on latents {known.spec}, the data holds {found.spec}: name a "
-            "set of the same tokenizer by --config.data.path=..."
-        )
+    model, known = generator_of(config), Latents.load(workdir)
+    found = describe_latents(config)
+    require_same(
+        known.space,
+        found.space,
+        str(workdir),
+        "config.data",
+        "name a set of the same tokenizer by --config.data.path=...",
+        moments=False,
+    )
     if config.eval.layer_memory:
         # Now, so that the mistake shows before anything is decoded and compiled.
         check_memory(model)
@@ -52,7 +56,7 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
         )
         with Loaders(config, known.spec, workdir).validation() as loader:
             result = evaluate_loss(measure, restored.state, loader)
-            sheet = SampleGrid(config, frozen, mesh)(restored.state, loader)
+            sheet = SampleGrid(config, known, frozen, mesh)(restored.state, loader)
             memory = None
             if config.eval.layer_memory:
                 given = inputs, model, frozen, mesh, restored.state

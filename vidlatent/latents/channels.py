@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from vidlatent.config import is_generator
 from vidlatent.errors import VidlatentError
-from vidlatent.latents.space import load_latents
+from vidlatent.latents.space import describe_latents
 from vidlatent.models.generators import FOLLOW
 from vidlatent.spec import LatentSpec
 
@@ -34,7 +34,7 @@ def follow_latents(config: ConfigDict, spec: LatentSpec | None = None) -> Config
     # Only then are the latents looked for: programs on made-up latents need none.
     if FOLLOW not in asked.values() and not condition:
         return config
-    spec = load_latents(config).spec if spec is None else spec
+    spec = describe_latents(config).spec if spec is None else spec
     if condition not in (0, FOLLOW, spec.channels):
         raise VidlatentError(
             f"config.generator.condition_channels is {condition}, but the latents of {spec.name} "

@@ -17,6 +17,8 @@ from vidlatent import config as configs
 from vidlatent.data.latent_set import read_header
 from vidlatent.errors import VidlatentError
 from vidlatent.files import read_json, write_json
+from vidlatent.latents.contract import LatentSpace, require_same
+from vidlatent.latents.statistics import Statistics, find_digests, find_statistics
 from vidlatent.models.generators import build_generator
 from vidlatent.models.generators.fp8_weights import cast_to_fp8, is_large
 from vidlatent.models.load import model_of, resolve_dtype, restore_onto, spec_in_chunks
@@ -31,7 +33,8 @@ __all__ = [
     "abstract_at_rest",
     "abstract_generator",
     "check_generator",
-    "check_made_by",
+    "check_tokenizer",
+    "describe_latents",
     "example",
     "generator_of",
     "load_latents",
@@ -48,60 +51,47 @@ class Latents:
     """What a generator knows about its latents; stored in its workdir as ``latents.json``.
 
     Attributes:
-      spec: spec of the latents.
-      mean, std: of each channel; the generator sees ``(latent - mean) / std``.
+      space: the latent space.
       label_names: class names by number; empty if there are no classes.
       fps: frame rate of the clips; 0 if unknown.
-      tokenizer: hash of the config of the tokenizer that made them; empty if unknown.
-      weights: digest of that tokenizer's parameters (``encode.plan.hash_params``); empty if
-        unknown.
     """
 
-    spec: LatentSpec
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    space: LatentSpace
     label_names: tuple[str, ...] = ()
     fps: float = 0.0
-    tokenizer: str = ""
-    weights: str = ""
 
-    def __post_init__(self):
-        if not len(self.mean) == len(self.std) == self.spec.channels or min(self.std) <= 0:
-            raise VidlatentError(
-                f"latents of {self.spec.channels} channels need as many means and standard "
-                f"deviations above 0, got {len(self.mean)} and {len(self.std)}: encode them again."
-            )
+    @property
+    def spec(self) -> LatentSpec:
+        return self.space.spec
 
     def standardise(self, latent: Any) -> jax.Array:
-        """``(latent - mean) / std`` for a latent ``[..., c]``, float32."""
-        mean, std = (jnp.asarray(x, jnp.float32) for x in (self.mean, self.std))
-        return (jnp.asarray(latent, jnp.float32) - mean) / std
+        """See ``LatentSpace.standardise``."""
+        return self.space.standardise(latent)
 
     def restore(self, latent: Any) -> np.ndarray:
-        """The inverse of ``standardise`` for ``[..., c]``, float32 on the host."""
-        mean, std = (np.asarray(x, np.float32) for x in (self.mean, self.std))
-        return np.asarray(latent, np.float32) * std + mean
+        """See ``LatentSpace.restore``."""
+        return self.space.restore(latent)
 
     def write_or_check(self, workdir: Path, step: int) -> None:
         """Write ``latents.json`` into a workdir whose run is at ``step``.
 
         Raises:
-          VidlatentError: the run is resumed, and it has learned from latents with other means or
-            standard deviations.
+          VidlatentError: the run is resumed, and it has learned from other latents.
         """
         # At step 0 nothing has been learned yet, so the file may be replaced.
         if step and (workdir / FILE).is_file():
-            before = Latents.load(workdir)
-            if (before.mean, before.std) != (self.mean, self.std):
-                raise VidlatentError(
-                    f"{workdir} holds a run on latents of other means and standard deviations: "
-                    "the data set was encoded anew since; use another --workdir."
-                )
+            require_same(
+                self.space,
+                Latents.load(workdir).space,
+                "the data",
+                f"the run in {workdir}",
+                "name the data that it has learned from, or use another --workdir",
+            )
         if is_main():
             self.save(workdir)
 
     def save(self, workdir: Path) -> None:
-        fields = {**dataclasses.asdict(self), "spec": self.spec.to_json()}
+        fields = {**self.space.to_json(), "label_names": self.label_names, "fps": self.fps}
         write_json(workdir / FILE, fields)
 
     @classmethod
@@ -118,8 +108,8 @@ class Latents:
                 "--config=configs/fsvideo_dit.py."
             )
         stored = read_json(path, "copy it from a backup, or train anew in another --workdir")
-        lists = {name: tuple(stored[name]) for name in ("mean", "std", "label_names")}
-        return cls(**{**stored, **lists, "spec": LatentSpec.from_json(stored["spec"])})
+        names, fps = tuple(stored.pop("label_names")), stored.pop("fps")
+        return cls(LatentSpace.from_json(stored), names, fps)
 
 
 def read_tokenizer_config(config: ConfigDict) -> ConfigDict:
@@ -142,35 +132,57 @@ def read_tokenizer_config(config: ConfigDict) -> ConfigDict:
 
 
 def load_latents(config: ConfigDict) -> Latents:
-    """The latents that ``config.data`` and ``config.tokenizer`` describe; checks that both agree.
+    """The latents of ``config.data``, normalised as ``config.latents`` says.
 
-    Latents of a data set are standardised by its stored mean and standard deviation. Latents that
-    are encoded from videos are standardised by the shift and scale of the tokenizer's config.
+    A run that starts from a generator takes over that generator's moments. Otherwise measured
+    moments are the tokenizer's, which a latent set carries; those of the set itself if an older
+    version made it.
+
+    Raises:
+      VidlatentError: as ``describe_latents``; or the generator that the run starts from learned
+        another space; or there are no measured moments.
+    """
+    found, start = describe_latents(config), _find_start(config)
+    if start is None:
+        return dataclasses.replace(found, space=_with_moments(config, found.space))
+    told, remedy = (
+        f"config.train.init_from={config.train.init_from}",
+        "start from another generator",
+    )
+    remedy += ", or name the tokenizer and the set that this one has learned from"
+    require_same(found.space, start, "config.data", told, remedy, moments=False)
+    apart = np.ndim(start.mean) == 2
+    asked = config.latents.normalisation, config.latents.chunk_positions
+    if asked == ("statistics", apart) and start.normalisation == "statistics":
+        space = dataclasses.replace(
+            found.space, mean=start.mean, std=start.std, normalisation="statistics"
+        )
+    else:
+        space = _with_moments(config, found.space)
+    remedy = f"set config.latents.normalisation={start.normalisation}"
+    remedy += f" and config.latents.chunk_positions={apart}"
+    require_same(space, start, "config.latents", told, remedy)
+    return dataclasses.replace(found, space=space)
+
+
+def describe_latents(config: ConfigDict) -> Latents:
+    """The latents of ``config.data``, whatever they are normalised by.
 
     Raises:
       VidlatentError: the set was made by another tokenizer, or no tokenizer is given for videos.
     """
-    path = config.tokenizer.path
-    if config.data.source != "latents":
-        own = read_tokenizer_config(config)
-        spec = spec_in_chunks(model_of(own), config.tokenizer.chunks, _CHUNKS)
-        known = configs.config_hash(own)
-        # The spec's (latent - shift) * scale, written with a mean and a deviation.
-        mean, std = (spec.shift,) * spec.channels, (1.0 / spec.scale,) * spec.channels
-        return Latents(
-            spec, mean, std, (), float(config.data.fps) / config.data.frame_interval, known
-        )
-    header = read_header(config.data.path)
-    found = Latents(
-        header.spec,
-        tuple(float(x) for x in header.mean),
-        # A constant channel has std 0; dividing by 1 instead makes it 0 for the generator.
-        tuple(float(x) if x > 0 else 1.0 for x in header.std),
-        tuple(header.label_names),
-        float(header.fps or 0.0),
-        header.tokenizer,
-        header.weights,
-    )
+    if config.data.source == "latents":
+        return _describe_set(config)
+    own, step = read_tokenizer_config(config), config.tokenizer.step
+    spec = spec_in_chunks(model_of(own), config.tokenizer.chunks, _CHUNKS)
+    fps = float(config.data.fps) / config.data.frame_interval
+    digests = find_digests(config.tokenizer.path, step)
+    known = {"tokenizer": configs.config_hash(own), "cut": "", **digests._asdict()}
+    return Latents(LatentSpace.of_spec(spec, **known), (), fps)
+
+
+def _describe_set(config: ConfigDict) -> Latents:
+    header, path = read_header(config.data.path), config.tokenizer.path
     if len(config.tokenizer.chunks):
         asked = header.spec.in_chunks(config.tokenizer.chunks, _CHUNKS)
         if asked.hash != header.spec.hash:
@@ -180,24 +192,100 @@ def load_latents(config: ConfigDict) -> Latents:
                 f"{coded}: encode them with --config.encode.chunks={asked.chunks}, or set "
                 f"{_CHUNKS}=() to take them as they are."
             )
+    space = LatentSpace.of_spec(
+        header.spec,
+        encoder=header.encoder,
+        cut=header.cut,
+        tokenizer=header.tokenizer,
+        weights=header.weights,
+    )
     if path:
-        own = read_tokenizer_config(config)
-        check_made_by(found, own, path)
-    return found
+        space = check_tokenizer(space, config, f"the latent set {config.data.path}")
+    return Latents(space, tuple(header.label_names), float(header.fps or 0.0))
 
 
-def check_made_by(latents: Latents, own: ConfigDict, path: str) -> None:
-    """Raise ``VidlatentError`` if a tokenizer of config ``own`` cannot have made the latents.
+def check_tokenizer(space: LatentSpace, config: ConfigDict, whose: str) -> LatentSpace:
+    """Check that the encoder of ``config.tokenizer`` made the latents of ``space``.
 
-    ``path`` is that tokenizer's workdir, for the error.
+    Its decoder need not be the one that was trained with it: fine-tuned ones decode them too.
+
+    Args:
+      space: the space of a set or a generator; how it is normalised does not count.
+      config: of a generator.
+      whose: the latents, for the error.
+
+    Returns:
+      The space, with the digest of the encoder if it had none.
+
+    Raises:
+      VidlatentError: another tokenizer, or other weights of what encodes.
     """
-    spec = model_of(own).latent_spec
-    # Chunks say how a set was coded, not by which tokenizer: compare without them.
-    if spec.hash != latents.spec.whole.hash:
-        raise VidlatentError(
-            f"the latents were made by {latents.spec}, but config.tokenizer.path={path} makes "
-            f"{spec}: name the tokenizer that encoded them, or encode again."
+    own, path = read_tokenizer_config(config), config.tokenizer.path
+    theirs = LatentSpace.of_spec(model_of(own).latent_spec)
+    told = f"config.tokenizer.path={path}"
+    remedy = (
+        "name the tokenizer that encoded them, or one that was fine-tuned from it with a frozen "
+        "encoder, its checkpoint by --config.tokenizer.step=..., or encode the videos again"
+    )
+    # First what a config says, before any weights are read.
+    require_same(space, theirs, whose, told, remedy, moments=False)
+    digests = find_digests(path, config.tokenizer.step)
+    theirs = dataclasses.replace(theirs, **digests._asdict())
+    require_same(space, theirs, whose, told, remedy, moments=False)
+    return dataclasses.replace(space, encoder=digests.encoder)
+
+
+def _find_start(config: ConfigDict) -> LatentSpace | None:
+    """The space of the generator that the run starts from, if it starts from one."""
+    source = config.train.init_from
+    if not source or not (Path(source) / FILE).is_file():
+        return None  # a weights file, or a run that is resumed and needs its start no more
+    return Latents.load(Path(source)).space
+
+
+def _with_moments(config: ConfigDict, space: LatentSpace) -> LatentSpace:
+    """The space with the moments that ``config.latents`` asks for."""
+    kind = config.latents.normalisation
+    if kind != "statistics":
+        plain = LatentSpace.of_spec(space.spec, kind)
+        return dataclasses.replace(space, mean=plain.mean, std=plain.std, normalisation=kind)
+    chunks = _find_chunks(config, space)
+    if config.data.source == "latents":
+        header = read_header(config.data.path)
+        for stored in map(Statistics.from_json, header.moments):
+            if stored.chunks == chunks:
+                return space.with_moments(stored.mean, stored.std)
+        if chunks is None:
+            return space.with_moments(header.mean, header.std)
+        where, again = f"the latent set {config.data.path} has", "encode it again"
+    else:
+        path = config.tokenizer.path
+        found = find_statistics(path, space.encoder, space.cut, chunks)
+        if found is not None:
+            return space.with_moments(found.mean, found.std)
+        cut = f" --config.encode.chunks={chunks}".replace(" ", "") if chunks else ""
+        where = f"the tokenizer {path} has"
+        again = (
+            f"measure them once by --mode=latents --workdir={path} "
+            f"--config.data.source={config.data.source}{cut and f' {cut}'}"
         )
+    of = f" of each latent frame of chunks {chunks}" if chunks else ""
+    raise VidlatentError(
+        f"config.latents.normalisation is statistics, but {where} no mean and deviation of its "
+        f"latents{of}: {again}, or set config.latents.normalisation=spec."
+    )
+
+
+def _find_chunks(config: ConfigDict, space: LatentSpace) -> tuple[int, int] | None:
+    if not config.latents.chunk_positions:
+        return None
+    if space.spec.chunks is None:
+        raise VidlatentError(
+            "config.latents.chunk_positions asks for moments of each latent frame of a chunk, but "
+            f"these clips are coded whole: name the chunks, such as {_CHUNKS}=(17,4), or set it to "
+            "False."
+        )
+    return space.spec.chunks
 
 
 def generator_of(config: ConfigDict, dtype: Any = None) -> Any:

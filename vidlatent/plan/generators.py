@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from vidlatent import config as configs
 from vidlatent.latents.channels import follow_latents
+from vidlatent.latents.contract import LatentSpace
 from vidlatent.latents.space import (
     Latents,
     abstract_at_rest,
@@ -181,7 +182,7 @@ def _assume_latents(config: ConfigDict) -> tuple[ConfigDict, Any, Latents]:
         tokenizer = model_of(configs.load(config.plan.tokenizer))
         spec = spec_in_chunks(tokenizer, config.tokenizer.chunks, "config.tokenizer.chunks")
         # The statistics of a data set do not matter to costs.
-        latents = Latents(spec, (0.0,) * spec.channels, (1.0,) * spec.channels)
+        latents = Latents(LatentSpace.of_spec(spec, "none"))
         config = config.copy_and_resolve_references()
         # Then batches hold latents, whatever the config reads.
         config.data.source = "latents"

@@ -14,14 +14,11 @@ from ml_collections import ConfigDict
 from vidlatent.codec.codec import Codec
 from vidlatent.codec.options import CodecOptions
 from vidlatent.data.loader import Loader
-from vidlatent.encode.plan import hash_params
-from vidlatent.errors import VidlatentError
 from vidlatent.latents.inputs import Inputs
 from vidlatent.latents.space import (
     Latents,
-    check_made_by,
+    check_tokenizer,
     generator_of,
-    load_latents,
     read_tokenizer_config,
 )
 from vidlatent.media.sheets import channel_sheet, contact_sheet
@@ -45,13 +42,14 @@ class SampleGrid:
 
     Args:
       config: of the run.
+      latents: what the generator knows about its latents.
       frozen: parameters of the step's frozen networks, on the devices.
       mesh: of the run.
     """
 
-    def __init__(self, config: ConfigDict, frozen: Any, mesh: Mesh):
+    def __init__(self, config: ConfigDict, latents: Latents, frozen: Any, mesh: Mesh):
         self._config, self._mesh = config, mesh
-        self._model, self._latents = generator_of(config), load_latents(config)
+        self._model, self._latents = generator_of(config), latents
         inputs = Inputs(config, self._model, self._latents)
         self._arrays = inputs.arrays
         rows, self._whole = batch_sharding(mesh), replicated(mesh)
@@ -144,17 +142,10 @@ def load_tokenizer_codec(config: ConfigDict, latents: Latents) -> Codec:
     """The tokenizer of ``config.tokenizer``.
 
     Raises:
-      VidlatentError: it did not make the latents: another kind, or other weights of this one.
+      VidlatentError: its encoder did not make the latents.
     """
     path, step = config.tokenizer.path, config.tokenizer.step
     own = read_tokenizer_config(config)
-    check_made_by(latents, own, path)
+    check_tokenizer(latents.space, config, "this generator")
     options = CodecOptions.of(**own.codec).for_latents(latents.spec)
-    codec = Codec.from_workdir(path, None if step < 0 else step, options)
-    if latents.weights and latents.weights != hash_params(codec.params):
-        raise VidlatentError(
-            f"the latents were made by other weights than those of config.tokenizer.path={path} "
-            "(another step or training): name the checkpoint by --config.tokenizer.step=..., or "
-            "encode the videos again."
-        )
-    return codec
+    return Codec.from_workdir(path, None if step < 0 else step, options)

@@ -17,6 +17,7 @@ from vidlatent.config.defaults.discriminator import get_discriminator
 from vidlatent.config.defaults.encode import get_encode
 from vidlatent.config.defaults.eval import get_eval
 from vidlatent.config.defaults.kernels import get_kernels
+from vidlatent.config.defaults.latents import get_latents
 from vidlatent.config.defaults.loss import get_loss
 from vidlatent.config.defaults.mesh import get_mesh
 from vidlatent.config.defaults.model import get_generator, get_model
@@ -32,7 +33,15 @@ from vidlatent.config.defaults.train import get_train
 __all__ = ["GENERATOR_SECTIONS", "get_defaults", "get_generator_defaults", "is_generator"]
 
 # Sections that only the configs of generators have.
-GENERATOR_SECTIONS = ("generator", "tokenizer", "diffusion", "conditions", "sampler", "sample")
+GENERATOR_SECTIONS = (
+    "generator",
+    "tokenizer",
+    "latents",
+    "diffusion",
+    "conditions",
+    "sampler",
+    "sample",
+)
 
 
 def is_generator(config: ConfigDict) -> bool:
@@ -78,6 +87,7 @@ def get_generator_defaults(name: str, preset: str) -> ConfigDict:
     config.task = "generator"
     config.generator = get_generator()
     config.tokenizer = get_tokenizer()
+    config.latents = get_latents()
     config.diffusion = get_diffusion()
     config.conditions = get_conditions()
     config.sampler = get_sampler()

@@ -109,6 +109,20 @@ class Tokenizer(Protocol):
         """
         ...
 
+    @property
+    def encoder_paths(self) -> tuple[str, ...]:
+        """Path expressions (``parallel.paths``) of the parameters that ``encode`` uses.
+
+        Tokenizers that agree in them, in ``encoder_fields`` and in ``latent_spec`` code the same
+        latents, and one's decoder may decode the other's. Empty: all parameters.
+        """
+        ...
+
+    @property
+    def encoder_fields(self) -> tuple[str, ...]:
+        """Names of the module's fields that change ``encode`` and show in no parameter's shape."""
+        ...
+
     def init(self, rngs: Any, video: jax.Array) -> Any:
         """Random parameters ``{'params': ...}``; they do not depend on the video's size."""
         ...
@@ -233,6 +247,14 @@ class TokenizerModule(nn.Module):
     @property
     def condition_kind(self) -> ConditionKind:
         return "none"
+
+    @property
+    def encoder_paths(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def encoder_fields(self) -> tuple[str, ...]:
+        return ()
 
     def __call__(self, video: jax.Array) -> tuple[jax.Array, Posterior]:
         """Reconstruction ``[B, T, H, W, 3]`` float32 and the posterior, see ``Tokenizer``."""

@@ -223,7 +223,7 @@ class GeneratorValidation:
     ):
         self._make_loader = make_loader
         self._step = compile_loss_step(task.eval_step, task.arrays, frozen, mesh, run.state["ema"])
-        self._grid = SampleGrid(run.config, frozen, mesh)
+        self._grid = SampleGrid(run.config, task.latents, frozen, mesh)
         self._sheet = b""
 
     def __call__(self, run: Any) -> GeneratorScores:

@@ -236,6 +236,22 @@ class Autoencoder(TokenizerModule):
         """``'first'`` for decoders that attend to features of frame 0, see ``cross_stages``."""
         return "first" if self.cross_stages else "none"
 
+    @property
+    def encoder_paths(self) -> tuple[str, ...]:
+        """The encoder; fine-tuning changes the decoder only (2.2.3)."""
+        return ("encoder/",)
+
+    @property
+    def encoder_fields(self) -> tuple[str, ...]:
+        return (
+            "down_type",
+            "head_dim",
+            "norm_eps",
+            "shortcut_order",
+            "temporal_down",
+            "time_padding",
+        )
+
     def encode(self, video: jax.Array, *, cache: Any = None) -> tuple[Posterior, Any]:
         """``[B, T, H, W, 3]`` -> posterior without variance ``[B, t, h, w, c]``, and the cache.
 

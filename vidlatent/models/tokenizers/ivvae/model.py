@@ -134,6 +134,14 @@ class IVVAE(TokenizerModule):
         """Always: nothing looks beyond its own group of frames."""
         return True
 
+    @property
+    def encoder_paths(self) -> tuple[str, ...]:
+        return ("encoder/",)
+
+    @property
+    def encoder_fields(self) -> tuple[str, ...]:
+        return ("pac_dilations", "temporal_down", "variant")
+
     def encode(self, video: jax.Array, *, cache: Any = None) -> tuple[Posterior, Any]:
         """``[B, T, H, W, 3]`` -> mean and logvar ``[B, t, h, w, z]``, and the cache.
 

@@ -222,6 +222,28 @@ class ProMAG(TokenizerModule):
         """Whether a clip can be continued from a cache: no norm has statistics over time."""
         return self.norm_axes == "hw" and self.decoder_ada != "pooled"
 
+    @property
+    def encoder_paths(self) -> tuple[str, ...]:
+        """Video encoder, 1x1x1 layer of the moments, frame 0's encoder and what growth adds."""
+        return ("encoder/", "bottleneck/encoder/", "image/", r"grow\d+/encoder/")
+
+    @property
+    def encoder_fields(self) -> tuple[str, ...]:
+        return (
+            "ada_mode",
+            "extra_multipliers",
+            "first_frame_join",
+            "groups",
+            "grow_mode",
+            "image",
+            "line",
+            "norm_axes",
+            "norm_eps",
+            "norm_kind",
+            "temporal_down",
+            "time_padding",
+        )
+
     def encode(self, video: jax.Array, *, cache: Any = None) -> tuple[Posterior, Any]:
         """``[B, T, H, W, 3]`` -> mean and logvar ``[B, t, h, w, z]``, and the cache.
 

@@ -219,6 +219,15 @@ class ReducioVAE(TokenizerModule):
         """Clips follow each other without any memory: ``decode`` takes them in any portions."""
         return True
 
+    @property
+    def encoder_paths(self) -> tuple[str, ...]:
+        """Both encoders: what the content path says, the motion latent leaves out."""
+        return ("encoder/",)
+
+    @property
+    def encoder_fields(self) -> tuple[str, ...]:
+        return ("attention_window", "frames", "groups", "heads", "time")
+
     def encode(self, video: jax.Array, *, cache: Any = None) -> tuple[MotionPosterior, Any]:
         """``[B, T, H, W, 3]`` -> the posterior of a row of clips, each by itself, and None.
 

@@ -1,0 +1,139 @@
+"""Moments of a tokenizer's latents: measured once, by the first set or by ``--mode=latents``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from vidlatent.data.loaders import Loaders
+from vidlatent.encode.encoders import LatentEncoder
+from vidlatent.errors import VidlatentError
+from vidlatent.latents.contract import LatentSpace, chunk_latents
+from vidlatent.latents.digest import hash_encoder
+from vidlatent.latents.statistics import Statistics, find_statistics, store_statistics
+from vidlatent.metrics import ChannelMoments
+from vidlatent.models.load import model_of, restore_tokenizer, spec_in_chunks
+from vidlatent.parallel.mesh import local_mesh
+from vidlatent.spec import LatentSpec
+
+__all__ = ["LatentMoments", "measure_latents", "settle_moments"]
+
+
+class LatentMoments:
+    """Running moments of latents: of all latent frames, and of each in its chunk if there are any.
+
+    Args:
+      spec: of the latents.
+    """
+
+    def __init__(self, spec: LatentSpec):
+        self.chunks = spec.chunks
+        self.pooled = ChannelMoments(spec.channels)
+        self.apart = [ChannelMoments(spec.channels) for _ in range(chunk_latents(spec))]
+
+    def add(self, latent: np.ndarray) -> None:
+        """Add a latent ``[t, h, w, c]``, whole chunks from its beginning on."""
+        self.pooled.add(latent)
+        for place, moments in enumerate(self.apart):
+            moments.add(latent[place :: len(self.apart)])
+
+    def merge(self, stored: Mapping[str, Any]) -> None:
+        """Add what ``to_json`` of another one gave."""
+        rows = stored.get("apart_by_frame", ())
+        self.pooled.merge(**{key: stored[key] for key in ("n", "mean", "apart")})
+        if len(rows) != len(self.apart):
+            self.apart = []  # shards of an older version have none
+        for moments, row in zip(self.apart, rows, strict=False):
+            moments.merge(**row)
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [_to_json(moments) for moments in self.apart]
+        return _to_json(self.pooled) | ({"apart_by_frame": rows} if rows else {})
+
+    def statistics(self, **about: Any) -> list[Statistics]:
+        """What was measured; ``about`` are the other fields of ``Statistics``."""
+        pooled, apart = self.pooled, self.apart
+        found = [Statistics(mean=pooled.mean, std=pooled.std, n=pooled.n, **about)]
+        least = min((row.n for row in apart), default=0)
+        # Pictures alone fill only the first latent frame of a chunk.
+        if least:
+            mean, std = np.stack([row.mean for row in apart]), np.stack([row.std for row in apart])
+            found.append(Statistics(mean=mean, std=std, chunks=self.chunks, n=least, **about))
+        return found
+
+
+def _to_json(moments: ChannelMoments) -> dict[str, Any]:
+    return {"n": moments.n, "mean": moments.mean.tolist(), "apart": moments.apart.tolist()}
+
+
+def settle_moments(workdir: Path, measured: Sequence[Statistics]) -> list[dict[str, Any]]:
+    """The tokenizer's moments: those that it has, else the measured ones, stored with it.
+
+    Returns:
+      What the header of a set carries (``Header.moments``).
+    """
+    settled = []
+    for statistics in measured:
+        # Through what is stored, so that the first set carries the same numbers as later ones.
+        try:
+            if store_statistics(workdir, statistics):
+                what = (
+                    f"each latent frame of chunks {statistics.chunks}"
+                    if statistics.chunks
+                    else ("the latents")
+                )
+                logging.info("%s keeps the moments of %s from now on", workdir, what)
+        except VidlatentError as error:
+            logging.warning("%s", error)
+        found = find_statistics(workdir, *statistics.key) or statistics
+        settled.append(found.to_json())
+    return settled
+
+
+def measure_latents(config: ConfigDict, workdir: Path, step: int) -> int:
+    """``--mode=latents``: measure the moments of a tokenizer's latents on training clips.
+
+    They are stored with the tokenizer (``latents.statistics``), where ``--mode=encode`` and
+    generators find them; a tokenizer that has some of this encoder keeps them.
+
+    Args:
+      config: of the tokenizer; ``config.data`` are the clips, and
+        ``config.encode.measure_batches`` says how many.
+      workdir: of the tokenizer.
+      step: its checkpoint; below 0 the newest sound one.
+
+    Returns:
+      The exit status.
+    """
+    model = model_of(config)
+    spec = spec_in_chunks(model, config.encode.chunks, "config.encode.chunks")
+    mesh = local_mesh([bucket[3] for bucket in config.data.buckets])
+    restored = restore_tokenizer(config, workdir, model, mesh, step)
+    encoder = LatentEncoder(model, restored.state, mesh, 0, config.seed, spec.chunks)
+    loaders = Loaders(config, spec, workdir)
+    moments, clips = LatentMoments(spec), 0
+    with loaders.train(0) as loader:
+        for batch in itertools.islice(loader, config.encode.measure_batches):
+            names = [""] * len(batch["mask"])
+            latents = np.asarray(encoder(batch["video"], names, [0] * len(names)))
+            # Padding would count as black clips.
+            for row in np.flatnonzero(batch["mask"]):
+                moments.add(latents[row, 0])
+                clips += 1
+    measured = moments.statistics(
+        encoder=hash_encoder(model, restored.state), step=restored.step, where=f"{clips} clips"
+    )
+    (pooled, *_) = (Statistics.from_json(row) for row in settle_moments(workdir, measured))
+    logging.info(
+        "%s, step %d: means %.3g to %.3g, deviations %.3g to %.3g, of %s",
+        *(LatentSpace.of_spec(spec, encoder=pooled.encoder), pooled.step),
+        *(np.min(pooled.mean), np.max(pooled.mean), np.min(pooled.std), np.max(pooled.std)),
+        pooled.where,
+    )
+    return 0
