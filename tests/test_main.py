@@ -75,8 +75,9 @@ def test_a_mode_names_a_function_that_takes_its_flags(name):
     if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
         assert set(list(parameters)[2:]) == set(mode.flags)
     assert {need.partition("=")[0] for need in mode.needs} <= set(mode.flags)
-    # Whoever reads --mode=plan opens plan/; two modes stand in codec/, and eval is a Python word.
-    home = {"eval": "evaluate", "reconstruct": "codec", "preview": "codec"}.get(name, name)
+    # Whoever reads --mode=plan opens plan/; modes with little of their own stand in another.
+    homes = {"reconstruct": "codec", "preview": "codec", "latents": "encode"}
+    home = {"eval": "evaluate", **homes}.get(name, name)
     assert module.split(".")[0] == home
 
 
