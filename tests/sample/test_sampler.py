@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
+from vidlatent.latents.contract import LatentSpace
 from vidlatent.latents.space import Latents, abstract_generator, example, generator_of
 from vidlatent.models.generators import build_generator
 from vidlatent.models.generators.base import GeneratorDefaults
@@ -140,7 +141,7 @@ def test_the_dropped_conditions_are_those_of_training(wan):
     for frames in (1, 2):
         x0 = jnp.zeros((2, frames, *SHAPE[1:]))
         spec = LatentSpec("toy", 3, 4, 4, 4, FrameRule(1, 4))
-        task = GeneratorTask(config, model, Latents(spec, (0.0,) * 3, (1.0,) * 3))
+        task = GeneratorTask(config, model, Latents(LatentSpace.of_spec(spec)))
         trained = task.draw_drop_masks(jax.random.key(0), x0, conditions)
         sampler = LatentSampler(model, settings(), x0.shape[1:])
         sampled = sampler._branch(conditions, (), 2)["drop"]

@@ -148,7 +148,7 @@ def test_channels_follow_the_latents():
     config = follow_latents(load("fsvideo_dit:demo,first=true"), spec)
     assert config.generator.latent_channels == config.generator.condition_channels == 6
     model = generator_of(config)
-    check_generator(model, Latents(spec, (0.0,) * 6, (1.0,) * 6))
+    check_generator(model, Latents(LatentSpace.of_spec(spec)))
     assert model.in_channels == 6 + 1 + 6
     assert '"condition_channels": 6' in to_json(config)
     with pytest.raises(VidlatentError, match="condition_channels is 8.*toy have 6.*set it to 6"):

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from vidlatent.data.buckets import Bucket, assign_clips
 from vidlatent.data.frame_rate import FrameRate
 from vidlatent.data.index import Clip

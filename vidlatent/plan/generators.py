@@ -18,9 +18,9 @@ from vidlatent.latents.space import (
     Latents,
     abstract_at_rest,
     check_generator,
+    describe_latents,
     example,
     generator_of,
-    load_latents,
 )
 from vidlatent.models.frozen import describe_frozen
 from vidlatent.models.generators.fp8_weights import cast_to_fp8
@@ -187,7 +187,7 @@ def _assume_latents(config: ConfigDict) -> tuple[ConfigDict, Any, Latents]:
         # Then batches hold latents, whatever the config reads.
         config.data.source = "latents"
     else:
-        latents = load_latents(config)
+        latents = describe_latents(config)
     config = follow_latents(config, latents.spec)
     model = generator_of(config)
     check_generator(model, latents)
