@@ -65,7 +65,7 @@ def test_mistakes_name_their_line(tmp_path, line, message):
 def test_files_that_hold_no_prompts(tmp_path):
     with pytest.raises(VidlatentError, match="there is no such file"):
         read_prompts("nowhere.txt")
-    with pytest.raises(VidlatentError, match="holds no .txt file of prompts"):
+    with pytest.raises(VidlatentError, match="holds no .txt or .jsonl file of prompts"):
         read_prompts(str(tmp_path))
     file = tmp_path / "a.txt"
     file.write_text(" \n")

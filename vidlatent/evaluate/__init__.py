@@ -13,4 +13,5 @@ A metric defines a number (``vidlatent.metrics``), a protocol is one paper's pro
     generator.py           a generator: ``generator_loss.py``, ``generator_report.py``
     layer_memory.py        how much a generator's layers read of earlier ones
     vbench.py              VBench's totals from the files that its own program writes
+    vbench_prompts.py      VBench's prompts and pictures as files for --mode=sample
 """

@@ -1,8 +1,10 @@
-"""Quality, semantic and total score of VBench, from the files that its own program writes.
+"""Totals of VBench and of VBench-I2V, from the files that its own program writes.
 
 python -m vidlatent.evaluate.vbench evaluation_results/*_eval_results.json
 
-Each file is an object of dimensions, ``{"color": [0.89, [...]]}`` or ``{"color": 0.89}``.
+Text to video has quality, semantic and total score; image to video (one of i2v_subject,
+i2v_background, camera_motion is among the files) has I2V, quality and total score. Each file is an
+object of dimensions, ``{"color": [0.89, [...]]}`` or ``{"color": 0.89}``.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vidlatent.errors import VidlatentError
-from vidlatent.metrics.vbench import DIMENSIONS, compute_vbench_totals
+from vidlatent.metrics.vbench import compute_totals, find_suite
 
 __all__ = ["main"]
 
@@ -31,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scores: dict[str, float] = {}
         for file in options.files:
             scores |= _read(file)
-        totals = compute_vbench_totals(scores)
+        totals = compute_totals(scores)
     except VidlatentError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    for name in DIMENSIONS:
+    for name in find_suite(scores).dimensions:
         print(f"{name:24} {100 * scores[name]:6.2f}")
     for name, value in totals.items():
         print(f"{name:24} {100 * value:6.2f}")

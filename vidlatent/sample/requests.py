@@ -42,17 +42,20 @@ def read_prompts(path: str) -> list[dict[str, object]]:
     """Prompts of a file: one a line, or in ``.jsonl`` one object a line.
 
     Objects have ``prompt`` and may have ``seed`` (of the first of its videos) and ``image``. A
-    folder of files ``<dimension>.txt``, such as VBench's prompts by dimension, is read whole; the
-    rows of a file then have it as their ``folder``.
+    folder of files ``<dimension>.txt`` or ``<dimension>.jsonl``, such as VBench's prompts by
+    dimension, the latter with pictures, is read whole; the rows of a file then have it as their
+    ``folder``.
 
     Raises:
       VidlatentError: no such file, an empty one, or a line that is no such object.
     """
     file = Path(path)
     if file.is_dir():
-        files = sorted(file.glob("*.txt"))
+        files = sorted([*file.glob("*.txt"), *file.glob("*.jsonl")])
         if not files:
-            raise VidlatentError(f"--prompts={path}: this folder holds no .txt file of prompts.")
+            raise VidlatentError(
+                f"--prompts={path}: this folder holds no .txt or .jsonl file of prompts."
+            )
         return [{**row, "folder": one.stem} for one in files for row in read_prompts(str(one))]
     if not file.is_file():
         raise VidlatentError(f"--prompts={path}: there is no such file.")

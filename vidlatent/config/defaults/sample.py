@@ -11,8 +11,8 @@ def get_sample() -> ConfigDict:
     sample.size = ()  # frames, height, width; empty: those of the last of data.buckets
     sample.batch = 4  # videos drawn at the same time
     sample.fps = 0.0  # of the files; 0: that of the clips behind the latents
-    # Name files as VBench wants them, <prompt>-<k>.mp4. With --prompts=<its folder of prompts by
-    # dimension>, make one folder for each dimension
+    # Name files as VBench wants them, <prompt>-<k>.mp4. With --prompts=<a folder of prompts by
+    # dimension> (vidlatent.evaluate.vbench_prompts), make one folder for each dimension
     sample.vbench = False
     sample.clamp_first = False  # overwrite the result's first latent frame with the given one
     sample.grid = 4  # videos shown at each evaluation while training; 0: none
