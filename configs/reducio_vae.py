@@ -8,6 +8,8 @@
                                    code's notes say
 ``configs/reducio_vae.py:paper,content=first``  which frame is kept: ``middle``, ``first``,
                                    ``random`` or ``none`` (a plain video VAE); with ``demo`` too
+``paper,conv=2d``               2D convolutions in the video encoder and decoder, time as it is
+                                (supplement, table 2); the other row is ``paper,time=1``
 ``demo,discriminator=true``     the demo with the recipe's discriminator, small, from step 100
 """
 
@@ -28,12 +30,16 @@ def get_config(arg: str = ""):
         time=0,
         space=0,
         content="middle",
+        conv="3d",
         discriminator=False,
         start="sd_vae",
     )
     check_choice("start", arg.start, ("sd_vae", "random"))
+    check_choice("conv", arg.conv, ("3d", "2d"))
     usual = {"time": 0, "space": 0, "content": "middle", "discriminator": False, "start": "sd_vae"}
-    suffix = name_suffix(arg, **usual)
+    suffix = name_suffix(arg, **usual, conv="3d")
+    if arg.conv == "2d":
+        arg.time = arg.time or 1  # 2D convolutions leave time as it is
     config = get_defaults("reducio_vae", arg.preset + suffix)
     config.loss.l1 = 1.0
     config.train.sample_latent = True
@@ -55,6 +61,7 @@ def _model(config, arg):
     model.content = arg.content  # frame kept: middle (7 of 16) | first | random | none
     model.fuse_middle = True  # attend to the content frame at the lowest resolution as well
     model.time = "centred"  # convolutions in time: centred | causal (no released model)
+    model.convolutions = arg.conv  # 3d | 2d (each frame by itself)
     model.renorm_latent = False  # normalise again before decoding, for generated latents
     # Larger content maps are split into windows of this side, or of (rows, columns); 0: never.
     model.fuse_window = 128

@@ -317,3 +317,55 @@ def test_config(arg, shape):
     video = jax.ShapeDtypeStruct(smallest_video(model.latent_spec), jnp.float32)
     restored, _ = jax.eval_shape(lambda v: model.init_with_output(jax.random.key(0), v)[0], video)
     assert restored.shape == video.shape
+
+
+FLAT = {"convolutions": "2d", "time_factor": 1}
+
+
+def test_frames_of_2d_convolutions_are_coded_alone():
+    """Each frame as a clip of one frame; all of a clip's frames see its content frame."""
+    model, params = net(**FLAT)
+    single = build({**TINY, **FLAT, "frames": 1, "content": "first"})
+    assert set(abstract_params(single)) == set(params)
+    video = video_of(4, batch=2)
+    moments = run("moments", video, model=model, params=params)
+    alone = run("moments", video.reshape(8, 1, *video.shape[2:]), model=single, params=params)
+    close(moments, alone.reshape(moments.shape))
+    latent, content = moments[..., : model.latent_channels], video[:, 1]
+    restored = run("decode", latent, model=model, params=params, condition=content)[0]
+    parts = run(
+        "decode",
+        latent.reshape(8, 1, *latent.shape[2:]),
+        model=single,
+        params=params,
+        condition=jnp.repeat(content, 4, axis=0),
+    )[0]
+    close(restored, parts.reshape(restored.shape))
+    # The published kernels are 3x3: nothing but the latent's norm knows of time.
+    kernels = [x for x in jax.tree.leaves(params) if x.ndim == 5]
+    assert kernels and all(kernel.shape[0] == 1 for kernel in kernels)
+
+
+def test_2d_convolutions_learn_from_the_content_frame():
+    model, params = net(**FLAT)
+    video = video_of()
+
+    def loss(params, content):
+        latent = model.apply({"params": params}, video, method="encode")[0].mode()
+        shown = model.apply({"params": params}, latent, condition=content, method="decode")[0]
+        return jnp.square(shown - video).sum()
+
+    of_params, of_content = fast_jit(jax.grad(loss, argnums=(0, 1)))(params, video[:, 1])
+    assert np.abs(of_content).max() > 0
+    for side in ("volume", "frame", "quant"):
+        assert max(np.abs(x).max() for x in jax.tree.leaves(of_params["encoder"][side])) > 0
+    with pytest.raises(VidlatentError, match="time_factor to 1, not 2"):
+        net(**{**FLAT, "time_factor": 2})
+
+
+def test_presets_of_the_convolution_ablation():
+    flat, full = (load(f"reducio_vae:paper,{arg}").model for arg in ("conv=2d", "time=1"))
+    assert (flat.convolutions, full.convolutions) == ("2d", "3d")
+    assert flat.time_factor == full.time_factor == 1
+    spec = model_of(load("reducio_vae:demo,conv=2d")).latent_spec
+    assert (spec.name, spec.t) == ("reducio-ft1-fs4-2d", 1)

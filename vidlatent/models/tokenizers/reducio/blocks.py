@@ -158,7 +158,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Repeat along time, space or both, then a 3x3x3 convolution without change of width."""
+    """Repeat along time, space or both, then a convolution without change of width."""
 
     config: ReducioConfig
     time: bool
@@ -168,13 +168,14 @@ class Up(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
         # 3x3x3 in the released model even where space alone is doubled.
-        weights = Weights((3, 3, 3, x.shape[-1], x.shape[-1]), dtype=c.dtype)
+        taps = make_taps(c)
+        weights = Weights((*taps, x.shape[-1], x.shape[-1]), dtype=c.dtype)
         nn.share_scope(self, weights)
         kernel, bias = weights()
         x = x.astype(c.dtype)
         if self.time:
             x = jnp.repeat(x, 2, axis=1)
-        ends = (2, 0) if c.causal else (1, 1)
+        ends = (2, 0) if c.causal else _padding(taps[0], 1)
 
         def conv(part, pad):
             return conv3d(x, part, (1, 1, 1), (ends, *pad), implementation=c.implementation)

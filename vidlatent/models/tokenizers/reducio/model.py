@@ -53,6 +53,9 @@ class ReducioVAE(TokenizerModule):
         the rng stream ``content``; without one the same in every call) or ``'none'``, a plain
         video autoencoder.
       time: ``'centred'`` or ``'causal'`` convolutions.
+      convolutions: ``'3d'``, or ``'2d'`` (supplement, table 2): video encoder and decoder take each
+        frame by itself, which attends to the clip's content frame; ``time_factor`` is 1. The latent
+        is still normalised over the clip (not stated).
       renorm_latent: normalise the latent again before decoding, for generated ones.
       groups, heads: of the group norms and of the middle self-attention.
       fuse_window, attention_window: windows that cross-attention and the content encoder's
@@ -80,6 +83,7 @@ class ReducioVAE(TokenizerModule):
     fuse_middle: bool = True
     content: str = "middle"
     time: str = "centred"
+    convolutions: str = "3d"
     renorm_latent: bool = False
     groups: int = 32
     heads: int = 8
@@ -95,7 +99,13 @@ class ReducioVAE(TokenizerModule):
 
     def setup(self):
         self._check_fields()
-        video = self.make_layer_config(self.width, self.multipliers, self.blocks, self._steps())
+        video = self.make_layer_config(
+            self.width,
+            self.multipliers,
+            self.blocks,
+            self._steps(),
+            volume=self.convolutions == "3d",
+        )
         fuse, middle = self.fuse, self.fuse_middle
         content = None
         if self.content == "none":
@@ -113,7 +123,7 @@ class ReducioVAE(TokenizerModule):
         self.decoder = ReducioDecoder(
             video,
             self.latent_channels,
-            tuple(self.frames >> times for times in halved),
+            tuple(self._unit >> times for times in halved),
             fuse,
             middle,
             make_window(self.fuse_window),
@@ -158,6 +168,13 @@ class ReducioVAE(TokenizerModule):
             raise VidlatentError(f"config.model.content {self.content!r} is unknown: {hint}")
         if self.time not in ("centred", "causal"):
             raise VidlatentError(f"config.model.time {self.time!r}: use 'centred' or 'causal'.")
+        if self.convolutions not in ("2d", "3d"):
+            raise VidlatentError(f"config.model.convolutions {self.convolutions!r}: use 2d or 3d.")
+        if self.convolutions == "2d" and self.time_factor != 1:
+            raise VidlatentError(
+                "config.model.convolutions '2d' leaves time as it is: set config.model.time_factor "
+                f"to 1, not {self.time_factor}."
+            )
         for name in ("time_factor", "space_factor"):
             factor = getattr(self, name)
             if factor < 1 or factor & (factor - 1) or factor >= 2**levels:
@@ -193,6 +210,7 @@ class ReducioVAE(TokenizerModule):
         """The latent's identity: channels, factors, legal clip lengths."""
         # With another content frame latents mean something else, so they get another name.
         tail = "" if self.content == "middle" else f"-{self.content}"
+        tail += "-2d" if self.convolutions == "2d" else ""
         return LatentSpec(
             name=f"reducio-ft{self.time_factor}-fs{self.space_factor}{tail}",
             channels=self.latent_channels,
@@ -203,6 +221,11 @@ class ReducioVAE(TokenizerModule):
             scale=self.latent_scale,
             shift=self.latent_shift,
         )
+
+    @property
+    def _unit(self) -> int:
+        """Frames that encoder and decoder see together."""
+        return self.frames if self.convolutions == "3d" else 1
 
     @property
     def latent_frames(self) -> int:
@@ -241,7 +264,7 @@ class ReducioVAE(TokenizerModule):
         """Means and log-variances ``[B, t, h, w, 2c]`` float32, before any clipping."""
         _no_cache(cache)
         check_clip(self.latent_spec, video, first=True)
-        return _joined(self.encoder(self._clips(video, self.frames)), video.shape[0])
+        return _joined(self.encoder(self._clips(video, self._unit)), video.shape[0])
 
     def decode(
         self, latent: jax.Array, *, condition: Any = None, cache: Any = None
@@ -264,9 +287,12 @@ class ReducioVAE(TokenizerModule):
         if self.renorm_latent:
             # The decoder was trained on normalised latents; a generator's need not be.
             latent = normalise(latent, self.latent_frames)
-        clips = self._clips(latent, self.latent_frames)
-        features = self._features_of(condition, clips.shape[0])
-        return _joined(self.decoder(clips, features), size["B"]), None
+        units = self._clips(latent, self._unit // self.time_factor)
+        features = self._features_of(condition, size["B"] * size["t"] // self.latent_frames)
+        # Frames that are decoded by themselves all see their clip's content frame.
+        copies = self.frames // self._unit
+        features = {level: jnp.repeat(x, copies, axis=0) for level, x in features.items()}
+        return _joined(self.decoder(units, features), size["B"]), None
 
     def pick_content_frames(self, video: jax.Array) -> jax.Array:
         """The frame of each clip that the decoder will see: ``[B * clips, H, W, 3]``."""
@@ -300,7 +326,7 @@ class ReducioVAE(TokenizerModule):
 
     def encoder_values(self, video: jax.Array) -> tuple[jax.Array, Features]:
         """Output of the video encoder before the last 1x1, and its features by level."""
-        return self.encoder.volume(self._clips(video, self.frames))
+        return self.encoder.volume(self._clips(video, self._unit))
 
     def content_values(self, frame: jax.Array) -> tuple[jax.Array, Features]:
         """Unused output of the content encoder, and its features by level."""

@@ -17,7 +17,7 @@ class ReducioConfig:
       blocks: residual blocks per level (the decoder has them before and after the fusion).
       steps: per level but the last, whether ``(time, space)`` is halved after it, see
         ``plan_resampling``.
-      volume: 3x3x3 convolutions; False for 3x3 (the content frame).
+      volume: 3x3x3 convolutions; False for 3x3 (the content frame, or a network of single frames).
       causal: convolutions look back in time only, over zeros before the clip.
       groups: of the group norms.
       heads: of the self-attention.
