@@ -32,7 +32,9 @@ def inputs(scale=1.0, dtype=jnp.float32, seed=0):
     prediction, target = (scale * jax.random.normal(k, video) for k in keys[:2])
     mean, logvar = (scale * jax.random.normal(k, latent) for k in keys[2:])
     arrays = (x.astype(dtype) for x in (prediction, target, jnp.ones(2)))
-    return LossInputs(*arrays, Posterior(mean.astype(dtype), logvar.astype(dtype)))
+    decoded = {n: jnp.float32(scale) for n in ("equivariance", "scale_equivariance")}
+    posterior = Posterior(mean.astype(dtype), logvar.astype(dtype))
+    return LossInputs(*arrays, posterior, decoded=decoded)
 
 
 CHEAP = {"xla_backend_optimization_level": 0}  # each program runs a few times on toy arrays

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from vidlatent.errors import VidlatentError
-from vidlatent.losses.base import LossInputs, Term
+from vidlatent.losses.base import DecoderInputs, LossInputs, Term
 from vidlatent.losses.reconstruction import l1, l2, outlier, pseudo_huber
 from vidlatent.registry import Registry, did_you_mean
 
 __all__ = [
     "TERMS",
+    "DecoderInputs",
     "LossInputs",
     "Term",
     "l1",
@@ -35,6 +36,8 @@ TERMS.register("kl", "vidlatent.losses.latent:kl_term")
 TERMS.register("lpips_vgg", "vidlatent.losses.perceptual:lpips_vgg_term")
 TERMS.register("lpips_alex", "vidlatent.losses.perceptual:lpips_alex_term")
 TERMS.register("lpips_tiny", "vidlatent.losses.perceptual:lpips_tiny_term")
+TERMS.register("equivariance", "vidlatent.losses.equivariance:equivariance_term")
+TERMS.register("scale_equivariance", "vidlatent.losses.equivariance:scale_equivariance_term")
 TERMS.register("vf", "vidlatent.losses.vf:vf_term")
 
 

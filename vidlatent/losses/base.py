@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from vidlatent.models.tokenizers.base import Posterior
 from vidlatent.spec import LatentSpec
 
-__all__ = ["LossInputs", "Term", "mean_over_samples"]
+__all__ = ["DecoderInputs", "LossInputs", "Term", "mean_over_samples"]
 
 Params = Mapping[str, Any]
 
@@ -26,12 +26,32 @@ class LossInputs(NamedTuple):
       mask: ``[B]``, 1 for a real sample and 0 for padding.
       posterior: the encoder's output; None where nothing was encoded.
       key: randomness of this term at this step; None for a deterministic value.
+      decoded: results of the terms that call the decoder, by name (``Term.decoded``).
     """
 
     prediction: jax.Array
     target: jax.Array
     mask: jax.Array
     posterior: Posterior | None = None
+    key: jax.Array | None = None
+    decoded: Mapping[str, jax.Array] | None = None
+
+
+class DecoderInputs(NamedTuple):
+    """What a step hands to a term that decodes more than the clip's latent.
+
+    Attributes:
+      decode: ``(latent, video) -> reconstruction`` of any size, ``[B, t, h, w, c]`` and
+        ``[B, T, H, W, 3]``: the decoder gets its condition, if it takes one, from ``video``.
+      latent: the clip's ``[B, t, h, w, c]``, drawn where training draws it.
+      video: the clip ``[B, T, H, W, 3]`` in [-1, 1].
+      mask, key: as in ``LossInputs``.
+    """
+
+    decode: Callable[[jax.Array, jax.Array], jax.Array]
+    latent: jax.Array
+    video: jax.Array
+    mask: jax.Array
     key: jax.Array | None = None
 
 
@@ -47,12 +67,16 @@ class Term:
         afterwards, such as a projection.
       parts: for a term that is a sum, its summands by name, called like ``value``; each is logged
         by itself.
+      decoded: for a term that calls the decoder, ``(inputs, networks) -> array``. It belongs to
+        the model's forward pass, so that its gradient reaches encoder and decoder; ``value`` finds
+        the result in ``LossInputs.decoded`` under the term's name.
     """
 
     value: Callable[[LossInputs, Params, Params], jax.Array]
     networks: tuple[str, ...] = ()
     init: Callable[[jax.Array, LatentSpec], Params] | None = None
     parts: Callable[[LossInputs, Params, Params], dict[str, jax.Array]] | None = None
+    decoded: Callable[[DecoderInputs, Params], jax.Array] | None = None
 
     @classmethod
     def of_parts(cls, parts: Callable[..., dict[str, jax.Array]], **fields: Any) -> Self:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from vidlatent.errors import VidlatentError
-from vidlatent.losses import LossInputs, make_terms
+from vidlatent.losses import DecoderInputs, LossInputs, make_terms
 from vidlatent.models.pretrained.load import seed_of
 from vidlatent.spec import LatentSpec
 
@@ -23,6 +23,7 @@ class LossTerms:
 
     Attributes:
       networks: names of the frozen networks that the terms evaluate.
+      decodes: names of the terms that call the decoder, see ``decode``.
     """
 
     def __init__(self, loss: Mapping[str, Any]):
@@ -35,6 +36,7 @@ class LossTerms:
         self.terms = {name: term for name, (_, term) in made.items()}
         needed = {network for term in self.terms.values() for network in term.networks}
         self.networks = tuple(sorted(needed))
+        self.decodes = tuple(name for name, term in self.terms.items() if term.decoded)
 
     def init(self, key: jax.Array, spec: LatentSpec) -> dict[str, Any]:
         """Trainable parameters of the loss terms that have any, by term.
@@ -73,6 +75,14 @@ class LossTerms:
 
         return {label(name): value for name, value in report.items()}
 
+    def decode(self, inputs: DecoderInputs, networks: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """What the terms that call the decoder make of it, by name: ``LossInputs.decoded``."""
+        return {
+            name: term.decoded(inputs._replace(key=_key_of(inputs.key, place)), networks)
+            for place, (name, term) in enumerate(self.terms.items())
+            if term.decoded is not None
+        }
+
     def __call__(
         self,
         inputs: LossInputs,
@@ -94,12 +104,15 @@ class LossTerms:
         for place, (name, term) in enumerate(self.terms.items()):
             if only and name not in only:
                 continue
-            # By the place among all terms: with ``only``, a term draws what it draws in the sum.
-            key = None if inputs.key is None else jax.random.fold_in(inputs.key, place)
             own = helpers[name] if name in helpers else {}
-            given = inputs._replace(key=key), own, networks
+            given = inputs._replace(key=_key_of(inputs.key, place)), own, networks
             parts = term.parts(*given) if term.parts else {}
             values[name] = sum(parts.values()) if parts else term.value(*given)
             values |= {f"{name}/{part}": value for part, value in parts.items()}
             total += self.weights[name] * values[name]
         return total, values
+
+
+def _key_of(key: jax.Array | None, place: int) -> jax.Array | None:
+    """By the place among all terms: with ``only``, a term draws what it draws in the sum."""
+    return None if key is None else jax.random.fold_in(key, place)

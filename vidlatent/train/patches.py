@@ -14,6 +14,8 @@ from vidlatent.models.tokenizers.base import Tokenizer
 
 __all__ = ["make_reconstruct"]
 
+# Loss terms that patches cannot serve.
+_WHOLE_CLIPS = ("vf", "equivariance", "scale_equivariance")
 # ``(params, video, rngs, key) -> ((reconstruction, posterior), target)``, where the target is the
 # part of the video that is reconstructed.
 Reconstruct = Callable[[Any, jax.Array, dict, jax.Array], tuple[Any, jax.Array]]
@@ -32,11 +34,12 @@ def make_reconstruct(config: ConfigDict, model: Tokenizer) -> Reconstruct:
     cells, above = config.train.patch_cells, config.train.patch_above
     if not cells:
         return _make_whole_clips(model)
-    if "vf" in config.loss:
-        raise VidlatentError(
-            "config.loss.vf compares whole clips with their latents: set config.train.patch_cells "
-            "to 0, or leave vf out."
-        )
+    for name in _WHOLE_CLIPS:
+        if name in config.loss:
+            raise VidlatentError(
+                f"config.loss.{name} looks at whole clips and their latents: set "
+                f"config.train.patch_cells to 0, or leave {name} out."
+            )
     if not model.patch_cell:
         raise VidlatentError(
             f"config.train.patch_cells is {cells}, but only fsae and dcae decode patches: set it "

@@ -29,7 +29,7 @@ from vidlatent.evaluate.tokenizer import (
 )
 from vidlatent.evaluate.tokenizer_report import make_pictures_sheet, write_evaluation
 from vidlatent.latents.pixels import from_pixels
-from vidlatent.losses import LossInputs
+from vidlatent.losses import DecoderInputs, LossInputs
 from vidlatent.losses.adversarial import adaptive_weight
 from vidlatent.metrics import make_metrics
 from vidlatent.models.frozen import FrozenNetwork
@@ -205,22 +205,23 @@ class TokenizerTask:
 
         def reconstruct(params):
             params = stop_frozen_gradients(params, self.config.optim.freeze)
-            return self.reconstruct(params, video, rngs, key("patch"))
+            (prediction, posterior), target = self.reconstruct(params, video, rngs, key("patch"))
+            more = self._decode_more(params, posterior, video, batch["mask"], rngs, key, frozen)
+            return (prediction, (posterior, more)), target
 
         # One forward pass; the adaptive weight and the update each pull gradients back through it.
-        (prediction, posterior), pullback, target = jax.vjp(
-            reconstruct, state["params"], has_aux=True
-        )
+        (prediction, others), pullback, target = jax.vjp(reconstruct, state["params"], has_aux=True)
         helpers = state["helpers"]["params"] if "helpers" in state else {}
 
-        def sum_terms(prediction, posterior, helpers, only=()):
-            inputs = LossInputs(prediction, target, batch["mask"], posterior, key("loss"))
+        def sum_terms(prediction, others, helpers, only=()):
+            posterior, more = others
+            inputs = LossInputs(prediction, target, batch["mask"], posterior, key("loss"), more)
             return self.terms(inputs, helpers, frozen, only)
 
         # Gradients with respect to the model's outputs; its own backward pass comes at the end.
-        (loss, report), (to_prediction, to_posterior, to_helpers) = jax.value_and_grad(
+        (loss, report), (to_prediction, to_others, to_helpers) = jax.value_and_grad(
             sum_terms, argnums=(0, 1, 2), has_aux=True
-        )(prediction, posterior, helpers)
+        )(prediction, others, helpers)
         result = None
         # Decided while tracing: batches of pictures and of clips are programs of their own.
         if self.discriminator is not None and self.discriminator.accepts(target.shape[1]):
@@ -232,22 +233,42 @@ class TokenizerTask:
                 only = tuple(self.config.discriminator.adaptive_terms)
                 weight *= self._compute_ratio(
                     pullback,
-                    jax.grad(sum_terms, has_aux=True)(prediction, posterior, helpers, only)[0],
+                    jax.grad(sum_terms, has_aux=True)(prediction, others, helpers, only)[0],
                     result.to_prediction,
                     # The ratio is about gradients through the pixels: terms on the posterior,
                     # such as KL, stay out.
-                    jax.tree.map(jnp.zeros_like, posterior),
+                    jax.tree.map(jnp.zeros_like, others),
                 )
             # Adding weighted gradients is the same as differentiating the weighted sum.
             loss += weight * result.loss
             to_prediction += weight * result.to_prediction
             # Without its weight, as all terms are reported, and the weight beside it.
             report |= {"adversarial": result.loss, "adversarial_weight": weight, **result.report}
-        gradients = pullback((to_prediction, to_posterior))[0]
+        gradients = pullback((to_prediction, to_others))[0]
         return Gradients(gradients, to_helpers, result, loss, report)
 
+    def _decode_more(
+        self, params: Any, posterior: Any, video: Any, mask: Any, rngs: Any, key: Any, frozen: Any
+    ) -> dict[str, jax.Array]:
+        """Values of the loss terms that decode other latents than the clip's."""
+        if not self.terms.decodes:
+            return {}
+
+        def decode(latent, video):
+            def run(method, *args, **given):
+                return self.model.apply(
+                    {"params": params}, *args, **given, rngs=rngs, method=method
+                )
+
+            return run("decode", latent, condition=run("make_condition", video))[0]
+
+        # A draw of its own: the one of the reconstruction is known inside the model only.
+        drawn = self.config.train.sample_latent
+        latent = posterior.sample(key("latent")) if drawn else posterior.mode()
+        return self.terms.decode(DecoderInputs(decode, latent, video, mask, key("loss")), frozen)
+
     def _compute_ratio(
-        self, pullback: Callable, reconstruction: Any, adversarial: Any, no_posterior: Any
+        self, pullback: Callable, reconstruction: Any, adversarial: Any, no_others: Any
     ) -> jax.Array:
         """Ratio of gradient norms, reconstruction over adversarial, at the adaptive layer.
 
@@ -255,8 +276,8 @@ class TokenizerTask:
         ``[B, T, H, W, 3]``; the layer is ``config.discriminator.adaptive_layer`` (VQGAN).
         """
         return adaptive_weight(
-            self._pick_layer(pullback((reconstruction, no_posterior))[0]),
-            self._pick_layer(pullback((adversarial, no_posterior))[0]),
+            self._pick_layer(pullback((reconstruction, no_others))[0]),
+            self._pick_layer(pullback((adversarial, no_others))[0]),
         )
 
     def _pick_layer(self, gradients: Any) -> list[jax.Array]:
