@@ -5,13 +5,30 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 
-from vidlatent.data.index import BadClip
+from vidlatent.data.buckets import Bucket
+from vidlatent.data.index import BadClip, Clip
 from vidlatent.errors import VidlatentError
-from vidlatent.media.errors import REASONS
+from vidlatent.media.errors import REASONS, ClipError, Limits
+from vidlatent.media.transforms import place
 
-__all__ = ["BadClips"]
+__all__ = ["BadClips", "find_thin"]
 
 _LISTED = 20  # clips named in a message
+
+
+def find_thin(clip: Clip, buckets: Sequence[Bucket], limits: Limits) -> str:
+    """Why a clip is too thin to be scaled until it covers a bucket; '' if it is not.
+
+    Said before anything is drawn, since each draw of such a clip would fail.
+    """
+    for bucket in buckets:
+        size = (bucket.height, bucket.width)
+        spot = place(*clip.size, size)
+        try:
+            limits.check_scaled(spot.height, spot.width, size)
+        except ClipError as error:
+            return error.detail
+    return ""
 
 
 class BadClips:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +16,12 @@ from absl import logging
 
 from vidlatent.data.sources import Entry, Source
 from vidlatent.files import write_json
-from vidlatent.media.errors import ClipError, Limits
-from vidlatent.media.probe import ClipInfo
+from vidlatent.media.errors import ClipError, Limits, named_errors
+from vidlatent.media.probe import REMARKS, ClipInfo
 
 __all__ = ["BadClip", "Clip", "Index", "build_index"]
 
-_FORMAT = 1
+_FORMAT = 2
 _THREADS = 8  # more than cores: probing mostly waits for the disc
 # data.verify = 'auto' decodes all clips if they have no more pixels in all: about 10 s of one core.
 _AUTO_PIXELS = 4e9
@@ -99,7 +101,7 @@ def build_index(source: Source, limits: Limits, verify: str = "auto", cache: str
     infos = [found for found in findings if isinstance(found, ClipInfo)]
     pixels = sum(info.frames * info.width * info.height for info in infos)
     if verify == "decode" or (verify == "auto" and pixels <= _AUTO_PIXELS):
-        sound = {name for name, row in known.items() if row.get("verified")}
+        sound = {name for name, row in known.items() if row.get("verified") is True}
         pairs = list(zip(entries, findings, strict=True))
         findings = _run_threads(pairs, lambda pair: _verify(source, *pair, limits, sound, known))
         # All clips that are still usable have been decoded now, or were in an earlier run.
@@ -107,19 +109,17 @@ def build_index(source: Source, limits: Limits, verify: str = "auto", cache: str
     else:
         verified = False
     _write_cache(cache, source.where, limits, entries, findings, known, verified)
-    usable = [
-        (entry, found)
-        for entry, found in zip(entries, findings, strict=True)
-        if isinstance(found, ClipInfo)
-    ]
-    words = _run_threads(usable, lambda pair: source.describe(pair[0].name))
-    clips = [
-        Clip(found, entry.group, entry.part, *said)
-        for (entry, found), said in zip(usable, words, strict=True)
-    ]
+    pairs = list(zip(entries, findings, strict=True))
+    words = _run_threads(pairs, lambda pair: _describe(source, *pair))
+    clips, bad = [], []
+    for (entry, found), said in zip(pairs, words, strict=True):
+        if isinstance(said, BadClip):
+            bad.append(said)
+        else:
+            clips.append(Clip(found, entry.group, entry.part, *said))
     # Sorted, so that a class has the same number in every run.
     labels = source.labels() or tuple(sorted({clip.label for clip in clips} - {""}))
-    bad = [found for found in findings if isinstance(found, BadClip)]
+    _log_remarks(source.where, clips)
     logging.info(
         "%s: %d clips, %d unusable, looked at in %.1f s",
         *(source.where, len(clips), len(bad), time.monotonic() - began),
@@ -133,19 +133,20 @@ def _run_threads(items: Sequence[Any], look) -> list[Any]:
 
 
 def _probe(source: Source, entry: Entry, limits: Limits, known) -> ClipInfo | BadClip:
-    row = known.get(entry.name)
-    if row is not None and tuple(row["stamp"]) == entry.stamp:
-        if "info" in row:
-            return ClipInfo(**row["info"])
-        return BadClip(entry.name, row["reason"], row["detail"])
+    # A row of another shape is damaged: the clip is probed again.
+    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+        row = known[entry.name]
+        if tuple(row["stamp"]) == entry.stamp:
+            if "info" in row:
+                return ClipInfo.from_json(row["info"])
+            return BadClip(entry.name, row["reason"], row["detail"])
     # The clip changed. What else is known of it, such as that it was verified, no longer holds.
     known.pop(entry.name, None)
     try:
-        return source.probe(entry.name, limits)
+        with named_errors("unreadable"):
+            return source.probe(entry.name, limits)
     except ClipError as error:
         return BadClip(entry.name, error.reason, error.detail)
-    except OSError as error:
-        return BadClip(entry.name, "unreadable", str(error)[:160])
 
 
 def _verify(source: Source, entry: Entry, found, limits: Limits, sound, known):
@@ -153,12 +154,27 @@ def _verify(source: Source, entry: Entry, found, limits: Limits, sound, known):
     if isinstance(found, BadClip) or (entry.name in sound and entry.name in known):
         return found
     try:
-        source.verify(entry.name, limits)
+        with named_errors("unreadable"):
+            # Decoding all of a clip may find that its last packets hold no frame.
+            return source.verify(entry.name, limits) or found
     except ClipError as error:
         return BadClip(entry.name, error.reason, error.detail)
-    except OSError as error:
-        return BadClip(entry.name, "unreadable", str(error)[:160])
-    return found
+
+
+def _describe(source: Source, entry: Entry, found) -> tuple[str, str] | BadClip:
+    if isinstance(found, BadClip):
+        return found
+    try:
+        return source.describe(entry.name)
+    except ClipError as error:
+        return BadClip(entry.name, error.reason, error.detail)
+
+
+def _log_remarks(where: str, clips: Sequence[Clip]) -> None:
+    """Say what is changed or lost of clips that are used, as counts."""
+    counts = Counter(remark for clip in clips for remark in clip.info.remarks)
+    for remark in sorted(set(counts) - {"sound"}):  # a model of pictures misses no sound
+        logging.info("%s: %d clips: %s", where, counts[remark], REMARKS[remark])
 
 
 def _cache_head(where: str, limits: Limits) -> dict[str, Any]:
@@ -172,8 +188,8 @@ def _read_cache(path: str, where: str, limits: Limits) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
-        rows = content.pop("clips")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        rows = {name: row for name, row in content.pop("clips").items() if isinstance(row, dict)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         # A cache only saves time, so a damaged one is no reason to stop.
         logging.warning("the index %s cannot be read (%s): clips are probed again", path, error)
         return {}

@@ -25,7 +25,7 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from vidlatent.data.bad_clips import BadClips
+from vidlatent.data.bad_clips import BadClips, find_thin
 from vidlatent.data.buckets import Bucket, keep_shapes, parse_buckets, weigh_buckets
 from vidlatent.data.clip_cache import ClipCache, count_decoded_bytes
 from vidlatent.data.frame_rate import FrameRate
@@ -244,7 +244,10 @@ def _select_usable(
         # Stored windows have the size of a bucket or they do not: no length is left to check.
         candidates = ()
     for clip in candidates:
-        if options.rate.count_starts(clip.info, shortest):
+        thin = find_thin(clip, buckets, options.limits)
+        if thin:
+            bad.append(BadClip(clip.path, "too_large", thin))
+        elif options.rate.count_starts(clip.info, shortest):
             clips.append(clip)
         else:
             have = options.rate.count_frames(clip.info)

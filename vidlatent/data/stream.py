@@ -26,7 +26,7 @@ from vidlatent.data.sources import Source
 from vidlatent.data.sources.latents import LatentSource
 from vidlatent.files import dump_json
 from vidlatent.media.decode import cut_window
-from vidlatent.media.errors import ClipError, Limits
+from vidlatent.media.errors import ClipError, Limits, named_errors
 from vidlatent.media.transforms import CENTRE, random_box
 
 __all__ = [
@@ -82,7 +82,8 @@ class Reading:
         info = self.clips[row].info
         size = (bucket.height, bucket.width)
         fps = self.rate.of(info)
-        try:
+        # Whatever goes wrong in a source's storage or in a file is a reason to draw another clip.
+        with named_errors("unreadable"):
             if self.cache is not None:
                 clip = self.cache.get(
                     (row, size), lambda: self.source.read_all(info, size, self.limits)
@@ -90,8 +91,6 @@ class Reading:
                 if clip is not None:
                     return cut_window(info, clip, start, bucket.frames, fps, size, crop)
             return self.source.read(info, start, bucket.frames, fps, size, crop, self.limits)
-        except OSError as error:  # the source's storage, not the clip's content
-            raise ClipError("unreadable", str(error)[:160]) from error
 
 
 @dataclasses.dataclass(frozen=True)

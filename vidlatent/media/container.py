@@ -1,4 +1,4 @@
-"""Opening a video file with PyAV: its stream, its frames in order, one frame as pixels.
+"""Opening a video file with PyAV: its container, and the stream that players show.
 
 Every container is opened with one decoder thread, because the loader already runs as many threads
 as there are cores, and with errors raised instead of concealed, so that damaged frames are noticed.
@@ -7,35 +7,32 @@ as there are cores, and with errors raised instead of concealed, so that damaged
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import stat
-from collections.abc import Iterator
 from fractions import Fraction
 
 import av
-import numpy as np
 
-from vidlatent.media.errors import ClipError, Deadline, Limits, named_errors
-from vidlatent.media.pictures import AREA, resize_bilinear
-from vidlatent.media.transforms import CENTRE, place
+from vidlatent.media.errors import ClipError, Limits, named_errors
+from vidlatent.media.pictures import is_motion_jpeg
 
-__all__ = [
-    "check_file",
-    "check_frame",
-    "decode_frames",
-    "display_size",
-    "frame_rate",
-    "open_video",
-    "to_fraction",
-    "frame_to_array",
-]
+__all__ = ["check_file", "local_name", "open_container", "open_video", "to_fraction"]
 
-# Versions of PyAV differ. Before 19, a title that is not UTF-8 is an error unless told otherwise.
-# Since 18, scaling starts threads of its own, which would compete with the loader's.
-_PYAV = int(av.__version__.split(".")[0])
-_OPENING = {"metadata_errors": "ignore"} if _PYAV < 19 else {}
-_SCALING = {"threads": 1} if _PYAV >= 18 else {}
+# Before PyAV 19, a title that is not UTF-8 is an error unless told otherwise.
+_OPENING = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
+
+# Formats that are lists of other files or streams of a network. A file in a data folder must not
+# open files outside of it, nor count the content of its neighbours once more.
+_LISTS = frozenset("hls concat concatf dash sdp rtsp rtp sap imf dvdvideo lavfi webm_dash_manifest "
+                   "vapoursynth avisynth".split())  # fmt: skip
+_LIST_STARTS = (b"#EXTM3U", b"ffconcat version", b"[playlist]", b"v=0\r", b"v=0\n")
+
+
+def local_name(path: str) -> str:
+    """A path that FFmpeg cannot take for an address: ``a:b.mp4`` would name the protocol ``a``."""
+    return os.path.abspath(path)
 
 
 def check_file(media: str | bytes) -> None:
@@ -54,6 +51,44 @@ def check_file(media: str | bytes) -> None:
         raise ClipError("permission", "reading is not allowed")
 
 
+@functools.cache
+def _format_list() -> str:
+    """The formats that may be opened, as FFmpeg's option ``format_whitelist`` takes them."""
+    return ",".join(sorted(set(av.formats_available) - _LISTS))
+
+
+def _read_head(media: str | bytes, count: int = 64) -> bytes:
+    if isinstance(media, bytes):
+        return media[:count]
+    with open(media, "rb") as file:
+        return file.read(count)
+
+
+@contextlib.contextmanager
+def open_container(media: str | bytes, limits: Limits):
+    """Yield PyAV's container of a file or the bytes of one, and close it afterwards.
+
+    Raises:
+      ClipError: FFmpeg cannot open it, or it is a playlist.
+    """
+    # Only opening is guarded here: what the caller does with the file is named by the caller.
+    with named_errors("unreadable"):
+        head = _read_head(media)
+        if head.removeprefix(b"\xef\xbb\xbf").startswith(_LIST_STARTS) or b"<MPD" in head:
+            raise ClipError("unsupported", "a list of other files: use the files themselves")
+        container = av.open(
+            io.BytesIO(media) if isinstance(media, bytes) else local_name(media),
+            format="mjpeg" if is_motion_jpeg(media) else None,
+            options={"format_whitelist": _format_list()},
+            timeout=limits.timeout_s,
+            **_OPENING,
+        )
+    try:
+        yield container
+    finally:
+        container.close()
+
+
 @contextlib.contextmanager
 def open_video(media: str | bytes, limits: Limits):
     """Yield (container, video stream) of a file or the bytes of one, and close it afterwards.
@@ -61,33 +96,33 @@ def open_video(media: str | bytes, limits: Limits):
     Raises:
       ClipError: it is no video, or its frames are larger than the limit.
     """
-    # Only opening is guarded here: what the caller does with the file is named by the caller.
-    with named_errors("unreadable"):
-        container = av.open(
-            io.BytesIO(media) if isinstance(media, bytes) else media,
-            timeout=limits.timeout_s,
-            **_OPENING,
-        )
-    try:
-        cover = av.stream.Disposition.attached_pic  # the cover picture of a music file
-        videos = [s for s in container.streams.video if not s.disposition & cover]
-        if not videos:
-            raise ClipError("no_video", f"a {container.format.name} file without a video track")
-        stream = videos[0]
-        limits.check_size(stream.codec_context.height or 0, stream.codec_context.width or 0)
-        stream.thread_type = "NONE"
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"err_detect": "explode"}
+    with open_container(media, limits) as container:
+        with named_errors("unreadable"):
+            stream = _choose_stream(container)
+            context = stream.codec_context
+            limits.check_size(context.height or 0, context.width or 0)
+            stream.thread_type = "NONE"
+            context.thread_count = 1
+            context.options = {"err_detect": "explode"}
         yield container, stream
-    finally:
-        container.close()
 
 
-def frame_rate(stream) -> Fraction:
-    """Frames a second; 25 where the file does not say."""
-    # From the most to the least exact; some files lack the first.
-    stated = map(to_fraction, (stream.average_rate, stream.guessed_rate, stream.base_rate))
-    return next((rate for rate in stated if rate > 0), Fraction(25))
+def _choose_stream(container):
+    """The video stream that players choose: the one marked as default, then the largest."""
+    # The cover picture of a music file is a video stream too.
+    cover = av.stream.Disposition.attached_pic
+    videos = [s for s in container.streams.video if not s.disposition & cover]
+    if not videos:
+        raise ClipError("no_video", f"a {container.format.name} file without a video track")
+    # FFmpeg has no decoder for a stream without codec context.
+    known = [s for s in videos if s.codec_context is not None]
+    if not known:
+        raise ClipError("unsupported", "FFmpeg has no decoder for its video track")
+    best = container.streams.best("video")
+    for stream in known:
+        if best is not None and stream.index == best.index:
+            return stream
+    return max(known, key=lambda s: (s.codec_context.width or 0) * (s.codec_context.height or 0))
 
 
 def to_fraction(ratio) -> Fraction:
@@ -95,52 +130,3 @@ def to_fraction(ratio) -> Fraction:
     if ratio is None or not ratio.denominator:
         return Fraction(0)
     return Fraction(ratio.numerator, ratio.denominator)
-
-
-def decode_frames(container, stream, deadline: Deadline) -> Iterator[av.VideoFrame]:
-    """Frames from the current position on; damaged data raises ``ClipError`` 'corrupt'."""
-    with named_errors("corrupt"):
-        for packet in container.demux(stream):
-            deadline.check()
-            yield from packet.decode()
-
-
-def display_size(frame: av.VideoFrame, stream) -> tuple[int, int]:
-    """Displayed (height, width): square pixels, upright."""
-    aspect = to_fraction(stream.sample_aspect_ratio)
-    width = max(1, round(frame.width * (aspect if aspect > 0 else 1)))
-    if frame.rotation % 180:
-        return width, frame.height
-    return frame.height, width
-
-
-def frame_to_array(frame: av.VideoFrame, stream, size, crop, resize=AREA) -> np.ndarray:
-    """One frame as uint8 [H, W, 3], upright, scaled to cover ``size`` and cut to it at ``crop``.
-
-    ``crop=None`` keeps the whole scaled frame. With ``AREA`` the frame is scaled while its colours
-    are converted, in one pass.
-    """
-    height, width = display_size(frame, stream)
-    spot = place(height, width, size, crop or CENTRE)
-    # A frame on its side is scaled before it is turned, so its sides swap.
-    turned = frame.rotation % 180 != 0
-    to_height, to_width = (spot.width, spot.height) if turned else (spot.height, spot.width)
-    how = {}
-    if resize == AREA:
-        smaller = to_height < frame.height or to_width < frame.width
-        how = {"width": to_width, "height": to_height}
-        how["interpolation"] = "AREA" if smaller else "BICUBIC"
-    image = frame.reformat(format="rgb24", **how, **_SCALING).to_ndarray()
-    if resize != AREA:
-        image = resize_bilinear(image, to_height, to_width)
-    if frame.rotation:
-        image = np.rot90(image, frame.rotation // 90)  # both count counter-clockwise
-    return image if crop is None else image[spot.slices]
-
-
-def check_frame(frame: av.VideoFrame, limits: Limits) -> None:
-    """Raise ``ClipError`` if a decoded frame is damaged or larger than the limit."""
-    if frame.is_corrupt:
-        raise ClipError("corrupt", "the decoder marks a frame as damaged")
-    # The size may change within a stream, so the header's is not enough.
-    limits.check_size(frame.height, frame.width)

@@ -15,29 +15,24 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-import av
 import numpy as np
 
-from vidlatent.media.container import (
-    check_file,
-    check_frame,
-    decode_frames,
-    frame_rate,
-    frame_to_array,
-    open_video,
-    to_fraction,
-)
+from vidlatent.media.container import check_file
 from vidlatent.media.decoders import Decoders, Playing
-from vidlatent.media.errors import ClipError, Deadline, Limits
+from vidlatent.media.errors import ClipError, Deadline, Limits, named_errors
+from vidlatent.media.frames import iterate_frames
 from vidlatent.media.pictures import AREA, is_picture, read_picture
-from vidlatent.media.probe import ClipInfo, probe
+from vidlatent.media.pixels import check_frame, frame_to_array
+from vidlatent.media.probe import ClipInfo, known_info, probe
 from vidlatent.media.transforms import CENTRE, Crop, place
 
-__all__ = ["iter_frames", "read_all", "read_window", "cut_window"]
+__all__ = ["iter_frames", "iter_timed_frames", "read_all", "read_window", "cut_window"]
 
 # When a seek lands after the wanted frame, it is tried again this many seconds earlier, and at last
 # from the beginning of the file.
 _SEEK_BACK = (0.0, 2.0, 15.0)
+
+_ROUNDING_S = 0.002  # twice the coarsest clock of containers, that of Matroska
 
 
 def read_window(
@@ -50,6 +45,7 @@ def read_window(
     limits: Limits | None = None,
     decoders: Decoders | None = None,
     resize: str = AREA,
+    info: ClipInfo | None = None,
 ) -> np.ndarray:
     """``count`` frames from ``start`` seconds on, as uint8 [T, H, W, 3].
 
@@ -66,37 +62,45 @@ def read_window(
         decoder goes on from there; the file is left open for the next window. The frames are the
         same with and without.
       resize: ``pictures.AREA`` or ``BILINEAR``.
+      info: what ``probe`` found in the file; None: it is probed, once while it does not change.
 
     Raises:
       ClipError: the reason and what was found.
     """
     limits = limits or Limits()
     check_file(media)
-    if is_picture(media):
-        return np.repeat(read_picture(media, size, crop, limits, resize)[None], count, axis=0)
-    deadline = Deadline(limits.timeout_s)
-    wanted = _Wanted(start, count, fps, size, crop, resize)
-    # Open files are found again by their path, which bytes do not have.
-    if isinstance(media, bytes):
-        decoders = None
+    with named_errors("corrupt"):
+        if is_picture(media):
+            image = read_picture(media, size, crop, limits, resize)
+            return np.repeat(image[None], count, axis=0)
+        wanted = _Wanted(start, count, fps, size, crop, resize)
+        # Open files are found again by their path, which bytes do not have.
+        if isinstance(media, bytes):
+            decoders = None
+        return _read_video(media, info or known_info(media, limits), wanted, limits, decoders)
+
+
+def _read_video(media, info: ClipInfo, wanted: _Wanted, limits: Limits, decoders) -> np.ndarray:
     video = None if decoders is None else _continue_reading(media, wanted, limits, decoders)
     if video is not None:
         return video
+    slack = _slack(wanted.fps, info)
     # A window at the beginning needs no seek.
-    for back in (*_SEEK_BACK, None) if start > 0 else (None,):
+    for back in (*_SEEK_BACK, None) if wanted.start > 0 and not info.is_image else (None,):
+        deadline = Deadline(limits.timeout_s)
+        seek = None if back is None else wanted.start + slack - back
+        frames = iterate_frames(media, limits, info.track, deadline, seek)
+        playing = Playing(info, frames, deadline, frames.close)
         with contextlib.ExitStack() as stack:
-            container, stream = stack.enter_context(open_video(media, limits))
-            latest = start + _slack(fps, float(frame_rate(stream)))
-            frames = _iterate_timed(container, stream, back, latest, deadline)
-            playing = Playing(stream, frames, deadline, stack.close)
+            stack.callback(frames.close)
             video = _collect_window(playing, wanted, limits, sought=back is not None)
             if video is not None and decoders is not None:
                 # Closing becomes the decoder's business: the file stays open after this block.
-                playing.close = stack.pop_all().close
+                stack.pop_all()
                 decoders.leave(media, playing)
         if video is not None:
             return video
-    raise ClipError("corrupt", f"no frame at or before {start:.3f} s")
+    raise ClipError("corrupt", f"no frame at or before {wanted.start:.3f} s")
 
 
 def _continue_reading(
@@ -132,25 +136,28 @@ class _Wanted:
     resize: str
 
 
-def _make_instants(start: float, count: int, rate: float, source_rate: float):
-    """The instants of a window in seconds, and how late a frame may be for its instant.
+def _make_instants(start: float, count: int, rate: float, info: ClipInfo):
+    """The instants of a window in seconds, and how late a frame may be for its instant."""
+    return start + np.arange(count) / rate, _slack(rate, info)
+
+
+def _slack(rate: float, info: ClipInfo) -> float:
+    """How many seconds after an instant a frame may begin that is shown for it.
 
     Time stamps are rounded (to 1 ms in Matroska) and average rates drift. A quarter of a frame of
-    slack still finds the right frame.
+    slack still finds the right frame. Where frames last differently long, only rounding counts.
     """
-    return start + np.arange(count) / rate, _slack(rate, source_rate)
-
-
-def _slack(rate: float, source_rate: float) -> float:
-    return 0.25 / max(rate, source_rate)
+    quarter = 0.25 / max(rate, info.fps or 1.0)
+    return min(quarter, _ROUNDING_S) if "variable" in info.remarks else quarter
 
 
 def _collect_window(playing: Playing, wanted: _Wanted, limits, sought: bool) -> np.ndarray | None:
     """The window uint8 [T, H, W, 3]; None if a seek (``sought``) landed after its first frame."""
-    stream = playing.stream
-    source_rate = float(frame_rate(stream))
+    info = playing.info
+    # A still picture in a video's format has no rate; one frame is shown at all instants.
+    source_rate = info.fps or 1.0
     rate = wanted.fps or source_rate
-    times, slack = _make_instants(wanted.start, wanted.count, rate, source_rate)
+    times, slack = _make_instants(wanted.start, wanted.count, rate, info)
     images: list[np.ndarray] = []
 
     def show(frame, until):
@@ -159,7 +166,8 @@ def _collect_window(playing: Playing, wanted: _Wanted, limits, sought: bool) -> 
         while len(images) < wanted.count and times[len(images)] + slack < until:
             if image is None:
                 check_frame(frame, limits)
-                image = frame_to_array(frame, stream, wanted.size, wanted.crop, wanted.resize)
+                how = wanted.size, wanted.crop, wanted.resize, limits
+                image = frame_to_array(frame, info.size, *how)
             images.append(image)
 
     # A frame stays on display until the next one, so the loop lags one frame behind.
@@ -179,53 +187,19 @@ def _collect_window(playing: Playing, wanted: _Wanted, limits, sought: bool) -> 
         return None
     if shown is None:
         raise ClipError("truncated", "no frame before the end of the file")
-    _check_end(times[-1], shown_at, rate, source_rate)
+    if not info.is_image:
+        _check_end(times[-1], shown_at, rate, source_rate)
     # Nothing follows: the last frame stays on display.
     show(shown, float("inf"))
     return np.stack(images)
 
 
-def _iterate_timed(
-    container, stream, back, latest, deadline
-) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(seconds, frame) from the key frame ``back`` seconds before ``latest`` on.
-
-    ``back=None`` starts at the beginning of the file, without a seek. There the first frame is at
-    time 0, whatever its stamp, and frames without stamps are counted. Yields nothing if the file
-    cannot be sought in.
-    """
-    # A file may begin at any stamp; here its first frame is at time 0.
-    origin = stream.start_time or 0
-    if back is not None:
-        target = origin + int(max(0.0, latest - back) / to_fraction(stream.time_base))
-        try:
-            container.seek(target, stream=stream, backward=True)
-        # The caller's last try starts at the beginning, without a seek.
-        except av.error.FFmpegError:
-            return
-    rate = frame_rate(stream)
-    frames = enumerate(decode_frames(container, stream, deadline))
-    if back is not None:
-        try:
-            first = next(frames, None)
-        except ClipError as error:
-            if error.reason == "corrupt":  # a seek in MPEG-TS may land between key frames
-                return
-            raise
-        frames = itertools.chain(() if first is None else (first,), frames)
-    for number, frame in frames:
-        if frame.pts is not None:
-            moment = float((frame.pts - origin) * to_fraction(stream.time_base))
-        # After a seek, frames without stamps could be anywhere.
-        elif back is None:
-            moment = float(number / rate)
-        else:
-            return
-        yield (min(moment, 0.0) if back is None and number == 0 else moment), frame
-
-
 def read_all(
-    media: str | bytes, size: tuple[int, int], limits: Limits | None = None, resize: str = AREA
+    media: str | bytes,
+    size: tuple[int, int],
+    limits: Limits | None = None,
+    resize: str = AREA,
+    info: ClipInfo | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A whole clip: time stamps float64 [N] and uint8 [N, H, W, 3] scaled to cover ``size``.
 
@@ -233,18 +207,19 @@ def read_all(
     """
     limits = limits or Limits()
     check_file(media)
-    if is_picture(media):
-        return np.zeros(1), read_picture(media, size, None, limits, resize)[None]
-    deadline = Deadline(limits.timeout_s)
-    times, images = [], []
-    with open_video(media, limits) as (container, stream):
-        for moment, frame in _iterate_timed(container, stream, None, 0.0, deadline):
+    with named_errors("corrupt"):
+        if is_picture(media):
+            return np.zeros(1), read_picture(media, size, None, limits, resize)[None]
+        info = info or known_info(media, limits)
+        deadline = Deadline(limits.timeout_s)
+        times, images = [], []
+        for moment, frame in iterate_frames(media, limits, info.track, deadline):
             check_frame(frame, limits)
             times.append(moment)
-            images.append(frame_to_array(frame, stream, size, None, resize))
-    if not images:
-        raise ClipError("truncated", "no frame before the end of the file")
-    return np.asarray(times), np.stack(images)
+            images.append(frame_to_array(frame, info.size, size, None, resize, limits))
+        if not images:
+            raise ClipError("truncated", "no frame before the end of the file")
+        return np.asarray(times), np.stack(images)
 
 
 def cut_window(
@@ -262,7 +237,7 @@ def cut_window(
     if len(images) == 1:
         return np.repeat(images[:, rows, columns], count, axis=0)
     rate = fps or info.fps
-    times, slack = _make_instants(start, count, rate, info.fps)
+    times, slack = _make_instants(start, count, rate, info)
     _check_end(times[-1], stamps[-1], rate, info.fps)
     # The last frame whose stamp is not after the instant, as in `_collect_window`.
     chosen = np.searchsorted(stamps, times + slack, side="right") - 1
@@ -282,19 +257,29 @@ def iter_frames(
 
     The time limit holds for each frame. Damaged data raises ``ClipError`` at the frame it hits.
     """
+    info, frames = iter_timed_frames(media, limits, size)
+    return info, (image for _, image in frames)
+
+
+def iter_timed_frames(
+    media: str | bytes, limits: Limits | None = None, size: tuple[int, int] | None = None
+) -> tuple[ClipInfo, Iterator[tuple[float, np.ndarray]]]:
+    """``iter_frames`` with the seconds at which each frame is shown; the first is at 0."""
     limits = limits or Limits()
-    return probe(media, limits), _all_frames(media, limits, size)
+    # All packets are read, so that it is known whether the rate varies.
+    info = probe(media, limits, whole=True)
+    return info, _all_frames(media, info, limits, size)
 
 
-def _all_frames(media, limits, size) -> Iterator[np.ndarray]:
-    if is_picture(media):
-        yield read_picture(media, size, CENTRE, limits)
-        return
-    deadline = Deadline(limits.timeout_s)
-    with open_video(media, limits) as (container, stream):
-        for frame in decode_frames(container, stream, deadline):
+def _all_frames(media, info: ClipInfo, limits, size) -> Iterator[tuple[float, np.ndarray]]:
+    with named_errors("corrupt"):
+        if is_picture(media):
+            yield 0.0, read_picture(media, size, CENTRE, limits)
+            return
+        deadline = Deadline(limits.timeout_s)
+        for moment, frame in iterate_frames(media, limits, info.track, deadline):
             check_frame(frame, limits)
-            image = frame_to_array(frame, stream, size, CENTRE)
-            yield np.ascontiguousarray(image)
+            image = frame_to_array(frame, info.size, size, CENTRE, limits=limits)
+            yield moment, np.ascontiguousarray(image)
             # The time that the caller spends on a frame does not count.
             deadline.restart()

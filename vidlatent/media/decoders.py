@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vidlatent.media.errors import Deadline
+from vidlatent.media.probe import ClipInfo
 
 __all__ = ["Decoders", "Playing"]
 
@@ -25,7 +26,7 @@ class Playing:
     """A video while it is decoded.
 
     Attributes:
-      stream: PyAV's stream.
+      info: what is in the file.
       frames: (seconds, frame) that follow.
       deadline: the time limit that ``frames`` checks.
       close: closes the file.
@@ -33,7 +34,7 @@ class Playing:
         after it. Empty before the first window and at the end of the file.
     """
 
-    stream: Any
+    info: ClipInfo
     frames: Iterator[tuple[float, Any]]
     deadline: Deadline
     close: Callable[[], None]

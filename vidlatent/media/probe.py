@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
 
-from vidlatent.media.container import (
-    check_file,
-    check_frame,
-    decode_frames,
-    display_size,
-    frame_rate,
-    open_video,
-    to_fraction,
-)
+from vidlatent.media.container import check_file, open_video, to_fraction
 from vidlatent.media.errors import ClipError, Deadline, Limits, named_errors
-from vidlatent.media.pictures import is_picture, read_picture_size
+from vidlatent.media.frames import Track, find_start, iterate_frames, packets_of
+from vidlatent.media.pictures import is_animated_webp, is_picture, read_picture_size
+from vidlatent.media.pixels import check_frame, describe_frame, display_size
+from vidlatent.media.timeline import STAMPS_MAY_JUMP, check_whole, find_rate, is_shown
 
-__all__ = ["ClipInfo", "probe", "verify"]
+__all__ = ["REMARKS", "ClipInfo", "known_info", "probe", "verify"]
+
+# What is changed or lost of a clip that can be read.
+REMARKS = {
+    "alpha": "transparency is dropped: the colours below it are shown",
+    "hdr": "HDR colours (PQ or HLG) are taken as they are, without tone mapping",
+    "interlaced": "interlaced frames are scaled whole, without deinterlacing",
+    "variable": "the frame rate varies: windows show the frame on display at each instant",
+    "spliced": "time stamps jump: the parts are joined without a gap",
+    "trimmed": "damaged packets at the beginning or end of the recording are left out",
+    "sound": "has a sound track",
+}
+
+_EDGE_S = 2  # seconds at the end of a file that are read for its last packet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +47,9 @@ class ClipInfo:
       width, height: displayed size in pixels, after rotation and pixel aspect ratio.
       duration: seconds from the first frame to the end of the last.
       is_image: a still picture.
+      trimmed: packets left out at the edges, as far as they are known without decoding all.
+      remarks: keys of ``REMARKS``.
+      track: how its frames are reached.
     """
 
     path: str
@@ -43,6 +59,20 @@ class ClipInfo:
     height: int
     duration: float
     is_image: bool
+    trimmed: int = 0
+    remarks: tuple[str, ...] = ()
+    track: Track = Track()
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> ClipInfo:
+        """From what ``dataclasses.asdict`` made, through JSON."""
+        keys = dict(row, remarks=tuple(row["remarks"]), track=Track(**row["track"]))
+        return cls(**keys)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Displayed (height, width) in pixels."""
+        return self.height, self.width
 
     def frames_at(self, fps: float) -> int:
         """Frames that the clip has at a target rate (0: its own)."""
@@ -60,109 +90,286 @@ class ClipInfo:
         return max(0, int(np.floor(room + 1e-3)) + 1)
 
 
-def probe(media: str | bytes, limits: Limits | None = None) -> ClipInfo:
-    """Find out what a file (or the bytes of one) holds, decoding no more than its first frame.
+def known_info(media: str | bytes, limits: Limits) -> ClipInfo:
+    """``probe``, kept for files until they change."""
+    check_file(media)
+    if isinstance(media, bytes):
+        return probe(media, limits)
+    status = os.stat(media)
+    return _info_of_file(media, status.st_size, status.st_mtime_ns, limits)
 
-    The packets at its end are read too, so that a download that broke off is noticed.
+
+@functools.lru_cache(maxsize=1024)
+def _info_of_file(path: str, size: int, changed: int, limits: Limits) -> ClipInfo:
+    del size, changed  # of the key only
+    return probe(path, limits)
+
+
+def probe(media: str | bytes, limits: Limits | None = None, *, whole: bool = False) -> ClipInfo:
+    """Find out what a file (or the bytes of one) holds, decoding no more than its first frames.
+
+    Its packets are read too: to count the frames and to know when they are shown, and so that a
+    download that broke off is noticed.
+
+    Args:
+      media: a path, or the bytes of a file.
+      limits: frame size and time allowed.
+      whole: read all packets even if those at the end agree with the header, to know whether the
+        frame rate varies.
 
     Raises:
       ClipError: with the reason why the clip cannot be used.
     """
     limits = limits or Limits()
     check_file(media)
-    name = "<bytes>" if isinstance(media, bytes) else str(media)
-    if is_picture(media):
-        height, width = read_picture_size(media, limits)
-        return ClipInfo(name, 1, 0.0, width, height, 0.0, True)
+    with named_errors("corrupt"):
+        if is_picture(media):
+            height, width, remarks = read_picture_size(media, limits)
+            name = _name(media)
+            return ClipInfo(name, 1, 0.0, width, height, 0.0, True, remarks=tuple(remarks))
+        if is_animated_webp(media):
+            return _probe_by_decoding(media, limits)
+        return _probe_video(media, limits, whole)
+
+
+def _name(media: str | bytes) -> str:
+    return "<bytes>" if isinstance(media, bytes) else str(media)
+
+
+def _probe_by_decoding(media: str | bytes, limits: Limits) -> ClipInfo:
+    """For formats without packets."""
+    deadline = Deadline(limits.timeout_s)
+    times, size, remarks = [], (0, 0), []
+    for moment, frame in iterate_frames(media, limits, Track(), deadline):
+        if not times:
+            size, remarks = (frame.height, frame.width), describe_frame(frame)
+        times.append(moment)
+    if not times:
+        raise ClipError("truncated", "no frame before the end of the file")
+    if len(times) == 1:
+        return ClipInfo(_name(media), 1, 0.0, size[1], size[0], 0.0, True)
+    span = Fraction(times[-1]).limit_denominator(1000)
+    rate = find_rate((), len(times), span, Fraction(1, 1000))
+    if _varies(times, rate, Fraction(1, 1000)):
+        remarks.append("variable")
+    return _make_info(media, size, rate, len(times), span, remarks, 0, Track(rate=float(rate)))
+
+
+def _make_info(media, size, rate, count, span, remarks, trimmed, track) -> ClipInfo:
+    frames = max(1, round(span * rate) + 1)
+    lasts = float(span + 1 / rate)
+    remarks = tuple(sorted({*remarks, *(("trimmed",) if trimmed else ())}))
+    return ClipInfo(
+        _name(media), frames, float(rate), size[1], size[0], lasts, False, trimmed, remarks, track
+    )
+
+
+def _varies(times: Sequence[Any], rate: Fraction, tick: Fraction) -> bool:
+    """Whether a frame is further from its place at the rate than rounding explains."""
+    step = 1 / rate
+    slack = max(step / 4, 2 * tick)
+    return any(abs(time - number * step) > slack for number, time in enumerate(times))
+
+
+@dataclasses.dataclass
+class _Header:
+    """What a file says of itself, and its first frame."""
+
+    size: tuple[int, int]
+    rates: tuple[Fraction, ...]
+    origin: Fraction | None
+    start: Fraction
+    stated: int
+    tick: Fraction
+    kind: str
+    interlaced: bool
+    remarks: list[str]
+    skipped: int
+    rough: bool
+    cut_anywhere: bool
+
+
+def _read_header(media: str | bytes, limits: Limits) -> _Header:
+    skipped, rough, frame = find_start(media, limits, Deadline(limits.timeout_s))
+    check_frame(frame, limits)
+    with open_video(media, limits) as (container, stream):
+        tick = to_fraction(stream.time_base)
+        rates = (stream.average_rate, stream.guessed_rate, stream.base_rate)
+        remarks = describe_frame(frame)
+        if stream.metadata.get("alpha_mode") == "1":
+            remarks.append("alpha")
+        if container.streams.audio:
+            remarks.append("sound")
+        return _Header(
+            display_size(frame, stream),
+            # From the most to the least exact; some files lack the first.
+            tuple(map(to_fraction, rates)),
+            None if frame.pts is None else frame.pts * tick,
+            (stream.start_time or 0) * tick,
+            stream.frames,
+            tick,
+            container.format.name,
+            frame.interlaced_frame,
+            remarks,
+            skipped,
+            rough,
+            bool(container.format.flags & STAMPS_MAY_JUMP),
+        )
+
+
+def _probe_video(media: str | bytes, limits: Limits, whole: bool) -> ClipInfo:
+    head = _read_header(media, limits)
+    if not whole and head.stated > 1 and head.origin == head.start and not head.skipped:
+        info = _trust_header(media, limits, head)
+        if info is not None:
+            return info
+    packets = packets_of(media, limits)
+    if packets.start is not None and not packets.splices:
+        with open_video(media, limits) as (container, stream):
+            check_whole(container, stream, packets.start, packets.end)
+    stamps, trimmed = packets.shown_stamps(), head.skipped
+    if head.origin is None or not stamps:
+        count = sum(packets.shown) - head.skipped
+        rate = find_rate(head.rates, 1, Fraction(0), head.tick)
+        span = Fraction(max(0, count - 1)) / rate
+    else:
+        first = head.origin / head.tick
+        # Frames before the first clean one are never shown.
+        trimmed = max(trimmed, sum(stamp < first for stamp in stamps))
+        times = [(stamp - first) * head.tick for stamp in stamps if stamp >= first]
+        if head.cut_anywhere:
+            kept = _drop_damaged_end(media, limits, head, times, bool(packets.splices))
+            times, trimmed = times[:kept], trimmed + len(times) - kept
+        count, span = len(times), times[-1] if times else Fraction(0)
+        rate = find_rate(head.rates, count, span, head.tick, head.interlaced)
+        if _varies(times, rate, head.tick):
+            head.remarks.append("variable")
+    if packets.splices:
+        head.remarks.append("spliced")
+    # A still picture in a format that FFmpeg reads and Pillow was not asked to.
+    if count == 1 and head.kind.endswith(("_pipe", "image2")):
+        return ClipInfo(
+            _name(media), 1, 0.0, head.size[1], head.size[0], 0.0, True,
+            remarks=tuple(head.remarks),
+        )  # fmt: skip
+    track = _make_track(head, rate, bool(packets.splices))
+    return _make_info(media, head.size, rate, count, span, head.remarks, trimmed, track)
+
+
+def _drop_damaged_end(media, limits: Limits, head: _Header, times, spliced: bool) -> int:
+    """Number of frames up to the last one that can be decoded, from the last seconds of a file.
+
+    Of a transport stream that was cut, the last packet is incomplete.
+    """
+    if not times:
+        return 0
+    track, deadline = _make_track(head, Fraction(25), spliced), Deadline(limits.timeout_s)
+    seek = float(times[-1]) - _EDGE_S
+    last = None
+    # Damage before the last packet is none of the edge: whoever reads that far finds it.
+    try:
+        for moment, _ in iterate_frames(media, limits, track, deadline, seek if seek > 0 else None):
+            last = moment
+    except ClipError:
+        return len(times)
+    if last is None:
+        return len(times)
+    return bisect.bisect_right(times, last + float(head.tick))
+
+
+def _make_track(head: _Header, rate: Fraction, spliced: bool) -> Track:
+    return Track(float(head.origin or 0), head.skipped, head.rough, spliced, float(rate))
+
+
+def _trust_header(media: str | bytes, limits: Limits, head: _Header) -> ClipInfo | None:
+    """The answer from the header and the packets at the end; None if they contradict each other.
+
+    For formats whose header counts the frames. It saves reading all of a long file.
+    """
+    rate = head.rates[0]
+    if not rate:
+        return None
+    last = _last_stamp(media, limits, head)
+    if last is None:
+        return None
+    span = last - head.start
+    if find_rate((rate,), head.stated, span, head.tick) != rate or rate > 240:
+        return None
+    track = _make_track(head, rate, False)
+    return _make_info(media, head.size, rate, head.stated, span, head.remarks, 0, track)
+
+
+def _last_stamp(media: str | bytes, limits: Limits, head: _Header) -> Fraction | None:
+    """Seconds at which the last frame is shown, from the end of the file; None if unknown.
+
+    Frames are stored in decoding order, and the last one shown need not be the last one stored.
+    """
     deadline = Deadline(limits.timeout_s)
     with open_video(media, limits) as (container, stream):
-        frame = next(decode_frames(container, stream, deadline), None)
-        if frame is None:
-            raise ClipError("truncated", "no frame before the end of the file")
-        limits.check_size(frame.height, frame.width)
-        height, width = display_size(frame, stream)
-        rate, kind = frame_rate(stream), container.format.name
-    last = _last_time(media, limits, deadline)
-    frames = round(last * rate) + 1
-    # A still picture in a format that FFmpeg reads and Pillow was not asked to.
-    if frames == 1 and kind.endswith(("_pipe", "image2")):
-        return ClipInfo(name, 1, 0.0, width, height, 0.0, True)
-    return ClipInfo(name, frames, float(rate), width, height, float(last + 1 / rate), False)
-
-
-def _last_time(media: str | bytes, limits: Limits, deadline: Deadline) -> Fraction:
-    """Time stamp of the last frame in seconds, from the packets at the end of the file.
-
-    A file that cannot be sought in is read from its beginning. Each try opens the file again,
-    because raw streams cannot be rewound.
-    """
-    for seek in (True, False):
-        with open_video(media, limits) as (container, stream), named_errors("corrupt"):
-            origin = (stream.start_time or 0) * to_fraction(stream.time_base)
-            declared = None
-            if stream.duration:
-                declared = stream.duration * to_fraction(stream.time_base)
-            elif container.duration:
-                # Containers count in microseconds, streams in units of their own.
-                declared = Fraction(container.duration, av.time_base)
-            if seek and declared is None:
+        if not stream.duration:
+            return None
+        end = stream.duration * head.tick
+        target = int((head.start + max(Fraction(0), end - _EDGE_S)) / head.tick)
+        try:
+            container.seek(target, stream=stream, backward=True)
+        except av.error.FFmpegError:
+            return None
+        last = done = None
+        for packet in container.demux():
+            deadline.check()
+            stamp = packet.dts if packet.pts is None else packet.pts
+            if not packet.size or stamp is None or packet.time_base is None:
                 continue
-            if seek:
-                # Frames are stored in decoding order, and the last one shown need not be the last
-                # one stored: look at the final two seconds.
-                target = int((origin + max(0, declared - 2)) / to_fraction(stream.time_base))
-                try:
-                    container.seek(target, stream=stream, backward=True)
-                except av.error.FFmpegError:
-                    continue
-            last, end, packets = _read_packets(container, stream, deadline)
-            if last is not None:
-                break
-            if not seek:  # no packet has a time stamp: count them
-                return Fraction(max(0, packets - 1)) / frame_rate(stream)
-    # Headers are not exact: half a second or 2 % less is no damage.
-    if declared is not None and end - origin < declared - max(Fraction(1, 2), declared / 50):
-        raise ClipError(
-            "truncated", f"ends at {float(end - origin):.2f} s of {float(declared):.2f} s"
-        )
-    return max(Fraction(0), last - origin)
+            moment = stamp * to_fraction(packet.time_base)
+            ends = moment + (packet.duration or 0) * to_fraction(packet.time_base)
+            done = ends if done is None else max(done, ends)
+            if packet.stream_index == stream.index and is_shown(packet, stream.codec_context.name):
+                last = moment if last is None else max(last, moment)
+        if last is not None and done is not None:
+            check_whole(container, stream, head.start, done)
+        return last
 
 
-def _read_packets(container, stream, deadline: Deadline):
-    """(last video time, end over all streams, number of video packets), without decoding.
-
-    Times are in seconds, None if no packet has one.
-    """
-    last, end, count = None, None, 0
-    for packet in container.demux():
-        deadline.check()
-        # PyAV ends a stream with an empty packet.
-        if not packet.size:
-            continue
-        count += packet.stream_index == stream.index
-        stamp = packet.dts if packet.pts is None else packet.pts
-        if stamp is None or packet.time_base is None:
-            continue
-        moment = stamp * to_fraction(packet.time_base)
-        done = moment + (packet.duration or 0) * to_fraction(packet.time_base)
-        end = done if end is None else max(end, done)
-        if packet.stream_index == stream.index:
-            last = moment if last is None else max(last, moment)
-    return last, end, count
-
-
-def verify(media: str | bytes, limits: Limits | None = None) -> None:
+def verify(media: str | bytes, limits: Limits | None = None) -> ClipInfo | None:
     """Decode a whole clip to know that no frame is damaged; raises ``ClipError`` if one is.
 
     The time limit holds for each second of video, not for the whole clip.
+
+    Returns:
+      What decoding found where it differs from ``probe``: fewer frames, because packets at the end
+      are damaged or hold no frame of their own; else None.
     """
     limits = limits or Limits()
-    if is_picture(media):
-        return  # probing has decoded it
-    deadline = Deadline(limits.timeout_s)
-    with open_video(media, limits) as (container, stream):
-        rate = max(1, round(frame_rate(stream)))
-        for number, frame in enumerate(decode_frames(container, stream, deadline)):
+    check_file(media)
+    with named_errors("corrupt"):
+        if is_picture(media):
+            return None  # probing has decoded it
+        info = known_info(media, limits)
+        if info.is_image:
+            return None
+        deadline, times = Deadline(limits.timeout_s), []
+        for moment, frame in iterate_frames(media, limits, info.track, deadline):
             check_frame(frame, limits)
-            if number % rate == 0:
+            if int(moment) != int(times[-1] if times else 0.0):
                 deadline.restart()
+            times.append(moment)
+        return _correct(info, times)
+
+
+def _correct(info: ClipInfo, times: Sequence[float]) -> ClipInfo | None:
+    """The info that decoding gives; None if it is the same."""
+    if not times:
+        raise ClipError("truncated", "no frame before the end of the file")
+    step = 1 / info.fps
+    missing = round((info.duration - step - max(times)) / step)
+    # A frame more or less at a varying rate is no other clip.
+    if missing < 1:
+        return None
+    frames = info.frames - missing
+    return dataclasses.replace(
+        info,
+        frames=frames,
+        duration=info.duration - missing * step,
+        trimmed=info.trimmed + missing,
+        remarks=tuple(sorted({*info.remarks, "trimmed"})),
+    )

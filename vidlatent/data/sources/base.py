@@ -54,8 +54,9 @@ class Source(Protocol):
     at once, and a process that unpickles it imports the module of its class.
 
     A clip that cannot be used raises ``media.errors.ClipError`` with the reason, from ``probe``,
-    ``verify`` or a read: it is left out, counted and listed. Any other exception stops the run.
-    Wrong options raise ``VidlatentError`` when the source is made.
+    ``verify``, ``describe`` or a read: it is left out, counted and listed. Any other exception of
+    these counts as the reason 'unreadable', so that one odd clip does not end a run. Wrong options
+    raise ``VidlatentError`` when the source is made.
 
     Attributes:
       where: names the source in messages, such as the path of a folder.
@@ -74,8 +75,11 @@ class Source(Protocol):
         """Size, frames and rate of the clip ``name``; the result's ``path`` is that name."""
         ...
 
-    def verify(self, name: str, limits: Limits) -> None:
-        """Decode the whole clip, to know that every frame of it can be read."""
+    def verify(self, name: str, limits: Limits) -> ClipInfo | None:
+        """Decode the whole clip, to know that every frame of it can be read.
+
+        Returns what it found where that differs from ``probe``; else None.
+        """
         ...
 
     def labels(self) -> tuple[str, ...]:
@@ -147,8 +151,9 @@ class MediaSource(abc.ABC):
         # By its name in the source: where the file lies on this machine must not matter.
         return dataclasses.replace(probe.probe(self.media(name), limits), path=name)
 
-    def verify(self, name: str, limits: Limits) -> None:
-        probe.verify(self.media(name), limits)
+    def verify(self, name: str, limits: Limits) -> ClipInfo | None:
+        found = probe.verify(self.media(name), limits)
+        return None if found is None else dataclasses.replace(found, path=name)
 
     def labels(self) -> tuple[str, ...]:
         return ()
@@ -158,11 +163,11 @@ class MediaSource(abc.ABC):
         return "", ""
 
     def read(self, info, start, count, fps, size, crop, limits):
-        keys = size, crop, limits, self.decoders, self.resize
+        keys = size, crop, limits, self.decoders, self.resize, info
         return decode.read_window(self.media(info.path), start, count, fps, *keys)
 
     def read_all(self, info, size, limits):
-        return decode.read_all(self.media(info.path), size, limits, self.resize)
+        return decode.read_all(self.media(info.path), size, limits, self.resize, info)
 
 
 # The one list of what ``data.source`` may say: name -> function of (DataOptions, seed) that makes

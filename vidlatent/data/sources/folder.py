@@ -8,6 +8,8 @@ from vidlatent.data.options import DataOptions
 from vidlatent.data.sources.base import Entry, MediaSource
 from vidlatent.data.text.captions import read_caption, read_table
 from vidlatent.errors import VidlatentError
+from vidlatent.media.errors import ClipError, Limits
+from vidlatent.media.probe import ClipInfo
 
 __all__ = ["FolderSource", "ListSource", "make"]
 
@@ -44,6 +46,7 @@ class FolderSource(MediaSource):
             raise VidlatentError(f"data.path = {path!r} is no folder and no list of files.")
         self.where = self.root
         self._by_folder = labels == "folders"
+        self._misnamed: set[str] = set()
         self._table: dict[str, tuple[str, str]] | None = None
 
     def entries(self) -> list[Entry]:
@@ -66,6 +69,11 @@ class FolderSource(MediaSource):
 
     def _make_entry(self, path: str) -> Entry:
         name = os.path.relpath(path, self.root).replace(os.sep, "/")
+        # Python holds the bytes of a name that is no UTF-8 as characters that cannot be written.
+        readable = os.fsencode(name).decode("utf-8", "backslashreplace")
+        if readable != name:
+            self._misnamed.add(readable)
+            return Entry(readable, os.path.splitext(readable)[0], ())
         try:
             status = os.stat(path)
             stamp: tuple[int, ...] = (status.st_size, status.st_mtime_ns)
@@ -76,6 +84,11 @@ class FolderSource(MediaSource):
     def media(self, name: str) -> str:
         return os.path.join(self.root, name)
 
+    def probe(self, name: str, limits: Limits) -> ClipInfo:
+        if name in self._misnamed:
+            raise ClipError("unreadable", "the file's name is no UTF-8: rename it")
+        return super().probe(name, limits)
+
     def describe(self, name: str) -> tuple[str, str]:
         if self._table is None:
             self._table = self._read_captions()
@@ -85,7 +98,13 @@ class FolderSource(MediaSource):
         if self._by_folder and slash and not label:
             label = first
         beside = os.path.splitext(self.media(name))[0] + ".txt"
-        return label, caption or read_caption(beside)
+        if caption:
+            return label, caption
+        try:
+            return label, read_caption(beside)
+        except (OSError, VidlatentError) as error:
+            # One odd text does not end a run: its clip is left out.
+            raise ClipError("caption", str(error)[:300]) from error
 
     def _read_captions(self) -> dict[str, tuple[str, str]]:
         table = os.path.join(self.root, "captions.jsonl")
