@@ -244,10 +244,15 @@ def _prepare_process() -> None:
 
     from vidlatent.parallel.compilation import keep_compiled
     from vidlatent.parallel.multihost import initialize
+    from vidlatent.parallel.together import watch
+    from vidlatent.report.log_file import NotNoisy, capture_noise
 
     # Processes must be joined before anything asks JAX for a device.
+    logging.get_absl_handler().addFilter(NotNoisy())
+    capture_noise()
     keep_compiled()
     initialize()
+    watch()
     try:
         # A missing platform shows here, with a remedy, and not in the middle of a mode.
         jax.devices()
@@ -309,20 +314,11 @@ def run() -> None:
         try:
             _prepare_logging()
             return _run_mode(rest, overrides)
-        except VidlatentError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except OSError as error:
-            print(
-                f"error: {error}: check the path, its permissions and the free space; "
-                "checkpoints already saved are untouched.",
-                file=sys.stderr,
-            )
-            return 2
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            # What shells report for a program that Ctrl-C ended: 128 + the signal's number.
-            return 130
+        except (Exception, KeyboardInterrupt) as error:
+            # The one place that catches everything: whatever it is, it ends as one sentence.
+            from vidlatent.report.ending import end_by  # imports JAX, which takes its time
+
+            return end_by(error)
 
     app.run(main, argv=argv)
 

@@ -126,7 +126,6 @@ def test_when_to_save(tmp_path):
     assert [s for s in range(12) if run.should_save(s)] == [5, 10]
     assert save(run, 5) and not run.should_save(5)
     assert not save(run, 5), "a step that exists is left alone, even by force"
-    assert not run.reached_preemption(6)
     assert not open_run(tmp_path / "other", every=0).should_save(5)
 
 

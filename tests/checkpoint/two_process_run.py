@@ -28,7 +28,7 @@ if __name__ == "__main__":
     }
     for step in (2, 4):
         saved = run.save(step, state, iterator={"step": step}, spec=SPEC, config_hash="")
-        assert saved and not run.reached_preemption(step)
+        assert saved
     run.wait()
 
     def restore():

@@ -98,6 +98,6 @@ def test_sigterm_to_one_process_saves_on_both(tmp_path):
         assert time.monotonic() < deadline, line
     started[1].send_signal(signal.SIGTERM)
     texts = finish(started, status=INTERRUPTED)
-    assert "preemption: saved step" in texts[0]
+    assert "SIGTERM: saved step" in texts[0]
     steps = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
     assert steps

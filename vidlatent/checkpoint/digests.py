@@ -85,7 +85,8 @@ def leaf_paths(tree: Any) -> dict[str, Any]:
 
 def json_crc(data: Any) -> int:
     """CRC-32 of the canonical JSON text of ``data``."""
-    return zlib.crc32(dump_json(data, sort_keys=True, separators=(",", ":")).encode())
+    # Plain json: older versions stored scores that are NaN, and their checksums must stay the same.
+    return zlib.crc32(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
 
 
 def _array_crc(array: np.ndarray) -> int:

@@ -3,7 +3,8 @@
 A step folder holds the items ``params``, ``opt``, ``ema``, one for each part that is trained beside
 the model (such as ``discriminator``) and ``extra`` (everything else in the state), the item
 ``meta`` (JSON: step, iterator, latent spec, config hash, metrics, versions) and the item
-``digests`` (see ``checkpoint.digests``). Orbax writes it under a temporary name and renames it when
+``digests`` (see ``checkpoint.digests``). Scores that are known only after the step was saved lie in
+``scores.json`` beside them. Orbax writes it under a temporary name and renames it when
 it is complete, so a killed process leaves no half step behind. On restore the arrays are compared
 with their digests. If a step is damaged, the reason is logged and the newest undamaged one before
 it is read. Reading never changes the folder: the first save after that moves the damaged steps
@@ -28,12 +29,15 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from vidlatent.checkpoint import digests, layout
+from vidlatent.checkpoint.scores import Keep, keep_finite, read_scores, write_scores
 from vidlatent.checkpoint.storage import (
     QUIET,
     Damaged,
+    SaveError,
     StorageError,
     agree_on_all_processes,
     describe_machine,
+    move_aside,
     remove_unfinished,
     storage_errors,
     warn_of_changes,
@@ -45,8 +49,6 @@ from vidlatent.spec import LatentSpec
 __all__ = ["Checkpointer", "Restored"]
 
 _META = "meta"
-_DAMAGED = ".damaged"  # ending of the folder of a damaged step
-_DAMAGED_KEPT = 2  # such folders kept, the newest ones
 _UNFINISHED = "*.orbax-checkpoint-tmp*"  # Orbax's name while it writes
 # verify = 'auto' checks steps below the first size in full, and of larger ones a sample of the
 # second size, so that resuming a large model is not slowed down.
@@ -78,23 +80,6 @@ class Restored:
     versions: dict[str, Any]
 
 
-@dataclasses.dataclass
-class _Keep(checkpoint_managers.PreservationPolicy):
-    """Keeps the steps that ``choose`` picks from those there are.
-
-    Orbax's own rules do not do. ``best_fn`` with a limit removes the newest step if older ones are
-    better, and fails on a damaged metrics file when the manager is made (our metrics are in
-    ``meta``). ``LatestN`` goes by the order of saving, which is lost in a restart.
-    """
-
-    choose: Callable[[Sequence[int]], set[int]]
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        del context
-        kept = self.choose([info.step for info in checkpoints])
-        return [info.step in kept for info in checkpoints]
-
-
 class Checkpointer:
     """Saves, keeps, finds and restores the steps of one run.
 
@@ -104,7 +89,7 @@ class Checkpointer:
     Args:
       directory: folder of the step folders; made by the first save. Any path that ``etils.epath``
         opens, including ``gs://``.
-      every: save interval in steps (0: only forced and preemption saves).
+      every: save interval in steps (0: only forced saves).
       keep_latest: newest steps kept.
       keep_every: steps at multiples of this are kept for good (0: none).
       keep_best: number of best steps by ``best_metric`` kept besides.
@@ -140,15 +125,20 @@ class Checkpointer:
         self._verify = verify
         self._metrics: dict[int, dict[str, float]] = {}
         self._damaged: dict[int, str] = {}
+        self._late_metrics: dict[int, dict[str, float]] = {}  # not yet written
         self._last_saved: int | None = None
+        self._under_way = False  # a save was started, and nobody has looked at its end
+        self._failed: SaveError | None = None  # why that save failed, if it did at its start
+        self._failures = 0  # saves that failed since the last one that did not
+        self._own: set[int] = set()  # steps that this object has saved or restored
         self._prepared = False
         logging.get_absl_logger().addFilter(QUIET)
         policies = [
-            _Keep(lambda steps: set(sorted(steps)[-keep_latest:])),
+            Keep(lambda steps: set(sorted(steps)[-keep_latest:])),
             # A run that resumed from an earlier step saves steps that are not the newest, and must
             # keep them.
-            _Keep(lambda steps: {step for step in steps if step == self._last_saved}),
-            _Keep(self._choose_best),
+            Keep(lambda steps: {step for step in steps if step == self._last_saved}),
+            Keep(self._choose_best),
         ]
         if keep_every:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))
@@ -171,6 +161,11 @@ class Checkpointer:
     def latest(self) -> int | None:
         """The newest step."""
         return max(self.all_steps(), default=None)
+
+    @property
+    def last_complete(self) -> int | None:
+        """The newest step that this object has saved or restored, and knows to be complete."""
+        return max(self._own, default=None)
 
     def best(self) -> int | None:
         """The best step by the best metric; None when no step has it."""
@@ -196,7 +191,8 @@ class Checkpointer:
     def _step_metrics(self, step: int) -> dict[str, float]:
         if step not in self._metrics:
             try:
-                self._metrics[step] = self._read_meta(step)["metrics"]
+                folder = self.directory / str(step)
+                self._metrics[step] = {**self._read_meta(step)["metrics"], **read_scores(folder)}
             except Damaged as reason:
                 logging.warning("The metrics of step %d cannot be read: %s.", step, reason)
                 # It cannot be the best then, but must not stop the saving of others.
@@ -205,17 +201,9 @@ class Checkpointer:
 
     # ------------------------------------------------------------------ saving
 
-    def reached_preemption(self, step: int) -> bool:
-        """True once all processes agreed to stop at ``step`` because one was told to.
-
-        Call it on every process at every step. Needs ``jax.distributed``; without it: False.
-        """
-        return jax.distributed.is_initialized() and self._manager.reached_preemption(step)
-
     def should_save(self, step: int) -> bool:
-        """True at multiples of ``every`` and on preemption, unless the step is saved already."""
-        due = self.reached_preemption(step)
-        due = due or (self._every > 0 and step > 0 and step % self._every == 0)
+        """True at multiples of ``every``, unless the step is saved already."""
+        due = self._every > 0 and step > 0 and step % self._every == 0
         return due and step not in self.all_steps()
 
     def save(
@@ -243,8 +231,11 @@ class Checkpointer:
         Returns:
           Whether a save was started.
 
+        A failure of the save before is a warning, for which this save makes up. One of this save
+        shows in ``find_failure``, ``wait`` and the next ``save``.
+
         Raises:
-          VidlatentError: when this save, or the one before it in the background, failed.
+          SaveError: when the two saves before this one failed, or the folder cannot be prepared.
         """
         # A damaged step is not among them and may be saved anew.
         if step in self.all_steps() or not (force or self.should_save(step)):
@@ -257,7 +248,7 @@ class Checkpointer:
                 step,
                 self.latest(),
             )
-        metrics = {name: float(value) for name, value in (metrics or {}).items()}
+        metrics = keep_finite(metrics or {})
         meta = {
             "step": int(step),
             "iterator": dict(iterator),
@@ -272,17 +263,103 @@ class Checkpointer:
         args = {name: ocp.args.StandardSave(layout.nested(tree)) for name, tree in items.items()}
         args[_META] = ocp.args.JsonSave(meta)
         args[digests.ITEM] = digests.DigestSave(manifest)
-        self.wait()  # a failure in here is that of the step before
-        self._metrics[step], self._last_saved = metrics, step
-        with self._explain_errors(f"saving step {step}"):
-            # force: whether to save is decided above, and Orbax refuses steps below its newest.
-            self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+        self._start_save(step, args, metrics)
         return True
 
+    def _start_save(self, step: int, args: dict[str, Any], metrics: dict[str, float]) -> None:
+        try:
+            self.wait()
+        except SaveError as error:
+            self._tolerate(error)
+            self._prepare_saves()
+        self._metrics[step], self._last_saved, self._under_way = metrics, step, True
+        try:
+            with self._explain_errors(f"saving step {step}"):
+                # force: whether to save is decided above, and Orbax refuses steps below its newest.
+                self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+        except SaveError as error:
+            # Told like a failure in the background, for which all processes look together.
+            self._failed = error
+
+    def add_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Store scores of a step that is saved already; they count for ``best_metric`` at once.
+
+        They are written when the step is complete. A step that is not saved is left alone.
+        """
+        if step in self.all_steps():
+            self._metrics[step] = {**self._step_metrics(step), **keep_finite(metrics)}
+            self._late_metrics[step] = self._metrics[step]
+            if not self._manager.is_saving_in_progress():
+                self._write_late_metrics()
+
+    def _write_late_metrics(self) -> None:
+        late, self._late_metrics = self._late_metrics, {}
+        if jax.process_index() == 0:
+            for step, metrics in late.items():
+                write_scores(self.directory / str(step), metrics)
+
     def wait(self) -> None:
-        """Wait for the save in progress; raises ``VidlatentError`` if it failed."""
+        """Wait for the save in progress; raises ``SaveError`` if it failed."""
+        under_way, self._under_way = self._under_way, False
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
         with self._explain_errors(f"saving step {self._last_saved}"):
             self._manager.wait_until_finished()
+        if under_way and self._last_saved is not None:
+            self._failures = 0
+            self._own.add(self._last_saved)
+        if self._late_metrics:
+            self._write_late_metrics()
+
+    def find_failure(self) -> bool:
+        """Whether the save in the background has failed, without waiting for it; says why.
+
+        Call it on all processes at once: if it failed on one, it is true on all. The first failure
+        is a warning, and the caller should save again.
+
+        Raises:
+          SaveError: it is the second failure in a row.
+        """
+        failure: SaveError | None = None
+        try:
+            ended = self._under_way and not self._manager.is_saving_in_progress()
+            if ended or self._failed is not None:
+                self.wait()  # which has nothing to wait for
+        except SaveError as error:
+            failure = error
+        if agree_on_all_processes(failure is None):
+            return False
+        if failure is None:
+            with contextlib.suppress(SaveError):
+                self.wait()
+            self._prepared = False
+            failure = SaveError(f"Failed saving step {self._last_saved} on another process.")
+        self._tolerate(failure)
+        return True
+
+    def _tolerate(self, error: SaveError) -> None:
+        """Warn of a save that failed; raise ``error`` if it is the second in a row."""
+        self._failures += 1
+        if self._failures > 1:
+            raise error
+        logging.warning("%s It is tried again.", error)
+
+    def confirm(self, step: int) -> None:
+        """Raise ``SaveError`` unless ``step`` is on disk, saved or restored by this object."""
+        self.wait()
+        if step not in self._own:
+            raise SaveError(
+                f"Step {step} is not saved: {self.directory} holds a step of that number that "
+                "another run wrote; move it away, or use another --workdir."
+            )
+        with self._explain_errors(f"saving step {step}"):
+            there = (self.directory / str(step)).exists()
+        if not there:
+            raise SaveError(
+                f"Step {step} is not saved: {self.directory / str(step)} is gone; somebody else "
+                "removes or moves the folder."
+            )
 
     def close(self) -> None:
         """Wait for the save in progress and release the threads."""
@@ -296,7 +373,7 @@ class Checkpointer:
                 yield
         except StorageError as error:
             self._prepared = False  # the next save removes the unfinished files first
-            raise VidlatentError(
+            raise SaveError(
                 f"Failed {doing} in {self.directory} ({error}); check free space and permissions. "
                 "Steps that were saved before are untouched."
             ) from error
@@ -310,25 +387,13 @@ class Checkpointer:
                     for folder in self.directory.glob(_UNFINISHED):
                         remove_unfinished(folder)
                     for step in sorted(self._damaged):
-                        self._move_aside(step)
+                        move_aside(self.directory, step)
                 if jax.process_count() > 1:
                     # No process may begin to save while the first one still cleans up.
                     multihost_utils.sync_global_devices("vidlatent.checkpoint.manager.prepare")
                 # Orbax lists the steps once and keeps the list; the folder has changed.
                 self._manager.reload()
             self._damaged, self._prepared = {}, True
-
-    def _move_aside(self, step: int) -> None:
-        target = self.directory / f"{step}{_DAMAGED}"
-        if target.exists():
-            target.rmtree()
-        (self.directory / str(step)).rename(target)
-        logging.warning("Moved the damaged step %d aside to %s.", step, target)
-        aside = [p for p in self.directory.glob(f"*{_DAMAGED}") if p != target]
-        aside.sort(key=lambda p: int(p.name.removesuffix(_DAMAGED)))
-        # The one just moved is kept as well, hence one less of the others.
-        for old in aside[: 1 - _DAMAGED_KEPT]:
-            old.rmtree()
 
     # ------------------------------------------------------------------ restoring
 
@@ -361,6 +426,7 @@ class Checkpointer:
 
         restored = self._read_newest(read, step)
         if restored is not None:
+            self._own.add(restored.step)
             warn_of_changes(restored.step, restored.versions)
         return restored
 
@@ -438,8 +504,9 @@ class Checkpointer:
 
     def _make_restored(self, number: int, state: Any, meta: Mapping[str, Any]) -> Restored:
         spec = None if meta["spec"] is None else LatentSpec.from_json(meta["spec"])
-        plain = {k: meta[k] for k in ("iterator", "config_hash", "metrics", "versions")}
-        return Restored(step=number, state=state, spec=spec, **plain)
+        plain = {k: meta[k] for k in ("iterator", "config_hash", "versions")}
+        metrics = {**meta["metrics"], **read_scores(self.directory / str(number))}
+        return Restored(step=number, state=state, spec=spec, metrics=metrics, **plain)
 
     def _read_meta(self, step: int, crc: int | None = None) -> dict[str, Any]:
         try:

@@ -7,6 +7,7 @@ machine that saved.
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.metadata
 import logging as std_logging
 import os
@@ -24,15 +25,24 @@ import vidlatent
 from vidlatent.errors import VidlatentError
 
 __all__ = [
+    "PACKAGES",
     "QUIET",
     "Damaged",
+    "SaveError",
     "StorageError",
     "agree_on_all_processes",
     "describe_machine",
+    "move_aside",
     "remove_unfinished",
     "storage_errors",
     "warn_of_changes",
 ]
+
+
+_DAMAGED = ".damaged"  # ending of the folder of a damaged step
+_DAMAGED_KEPT = 2  # such folders kept, the newest ones
+# Whose versions decide what a program computes.
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 
 class Damaged(Exception):
@@ -41,6 +51,10 @@ class Damaged(Exception):
 
 class StorageError(Exception):
     """Orbax or TensorStore failed; the message says why."""
+
+
+class SaveError(VidlatentError):
+    """The storage failed while a step was saved or looked for; it may work the next time."""
 
 
 def _one_line(text: str) -> str:
@@ -76,6 +90,7 @@ class _QuietOrbax(std_logging.Filter):
         if f"{os.sep}orbax{os.sep}" not in record.pathname:
             return True
         if record.levelno >= std_logging.WARNING:
+            record.unabridged = copy.copy(record)  # for the log file
             record.msg = _one_line(record.getMessage())
             record.args, record.exc_info, record.exc_text = (), None, None
         return record.levelno >= std_logging.WARNING
@@ -86,10 +101,9 @@ QUIET = _QuietOrbax()
 
 def describe_machine() -> dict[str, Any]:
     """Versions, flags and devices that a step was saved with: all that bitwise resuming needs."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
     return {
         "vidlatent": vidlatent.__version__,
-        **{name: importlib.metadata.version(name) for name in packages},
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "device_kind": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
@@ -125,6 +139,20 @@ def remove_unfinished(folder: epath.Path) -> None:
         except OSError:
             time.sleep(0.25)
     logging.warning("The unfinished save %s cannot be removed; it takes space only.", folder)
+
+
+def move_aside(directory: epath.Path, step: int) -> None:
+    """Rename the folder of a damaged step; of such folders the newest are kept."""
+    target = directory / f"{step}{_DAMAGED}"
+    if target.exists():
+        target.rmtree()
+    (directory / str(step)).rename(target)
+    logging.warning("Moved the damaged step %d aside to %s.", step, target)
+    aside = [p for p in directory.glob(f"*{_DAMAGED}") if p != target]
+    aside.sort(key=lambda p: int(p.name.removesuffix(_DAMAGED)))
+    # The one just moved is kept as well, hence one less of the others.
+    for old in aside[: 1 - _DAMAGED_KEPT]:
+        old.rmtree()
 
 
 def agree_on_all_processes(ok: bool) -> bool:

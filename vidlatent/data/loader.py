@@ -17,7 +17,7 @@ import hashlib
 import json
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -319,6 +319,7 @@ class Loader:
       fingerprint: hash of what decides the batches; the same on all processes.
       labels: names of the classes.
       wait_s: seconds spent waiting for data so far.
+      before_batch: called before each batch; what it raises goes to whoever asked for the batch.
     """
 
     def __init__(
@@ -340,6 +341,7 @@ class Loader:
         self.labels, self._captions = labels, captions
         self._numbers = {name: number for number, name in enumerate(labels)}
         self.wait_s = 0.0
+        self.before_batch: Callable[[], None] = lambda: None
         self._stream, self._options, self._split = stream, options, split
         self._first = self._step = start_step
         self._batches: Any = None
@@ -363,6 +365,7 @@ class Loader:
         return self
 
     def __next__(self) -> dict[str, Any]:
+        self.before_batch()
         began = time.monotonic()
         try:
             if self._batches is None:

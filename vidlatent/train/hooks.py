@@ -18,12 +18,18 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vidlatent.checkpoint.layout import find_players
+from vidlatent.checkpoint.lock import FolderLock
+from vidlatent.checkpoint.storage import SaveError
 from vidlatent.errors import VidlatentError
+from vidlatent.parallel.multihost import is_main
 from vidlatent.train.progress import Progress
 from vidlatent.train.state import State
 from vidlatent.train.tasks.base import SHARE, Player, Validation
+from vidlatent.train.workdir import note_saved
 
 __all__ = ["Evaluate", "Log", "Profile", "Run", "Save", "mean_metrics"]
+
+_RETRY_SECONDS = 2.0  # before the last save is tried again
 
 
 @dataclasses.dataclass
@@ -74,8 +80,8 @@ class Log:
 
     def __call__(
         self, run: Run, metrics: dict, batch: dict, *, waited: float, called: float
-    ) -> None:
-        """Record a step; log if it is due.
+    ) -> bool:
+        """Record a step; log if it is due, and return whether it was.
 
         Args:
           waited: seconds spent waiting for the batch.
@@ -92,8 +98,10 @@ class Log:
             # The batch here holds the rows of this process; all processes have as many.
             self._frames += shape[0] * shape[1] * jax.process_count()
             self._waited += waited
-        if run.step % self.every == 0 or run.step == run.config.train.steps:
+        due = run.step % self.every == 0 or run.step == run.config.train.steps
+        if due:
             self.flush(run)
+        return due
 
     def _note_compilation(
         self, run: Run, metrics: dict, shape: tuple[int, ...], called: float
@@ -201,6 +209,8 @@ class Evaluate:
         with run.aside():
             result = self.validation(run)
         run.evaluation = (run.step, result)
+        # The step was saved before it was evaluated.
+        run.checkpointer.add_metrics(run.step, result.scores)
         run.writer.write_scalars(run.step, {f"val/{k}": v for k, v in result.scores.items()})
         for name, png in self.validation.pictures(result).items():
             run.writer.write_images(run.step, {name: np.asarray(Image.open(io.BytesIO(png)))[None]})
@@ -231,14 +241,18 @@ class Save:
 
     Args:
       players: the task's players by name; if one diverges, the error names its learning rate.
+      lock: of the workdir, held by this process; None on the others.
     """
 
-    def __init__(self, players: Mapping[str, Player]):
-        self._players = players
+    def __init__(self, players: Mapping[str, Player], lock: FolderLock | None = None):
+        self._players, self._lock = players, lock
+        self._noted: int | None = None  # the newest step that is noted as saved
 
     def __call__(self, run: Run, force: bool = False) -> None:
         if not (force or run.checkpointer.should_save(run.step)):
             return
+        if self._lock is not None:
+            self._lock.check()
         with run.aside():
             # Both read from the device, and so wait for the steps that are still running.
             self._check(run)
@@ -264,6 +278,37 @@ class Save:
                 metrics=scores,
                 force=force,
             )
+
+    def check(self, run: Run) -> None:
+        """Look whether the last save has failed, and save again if so; a second failure raises."""
+        with run.aside():
+            if run.checkpointer.find_failure():
+                self(run, force=True)
+        self._note(run)
+
+    def last(self, run: Run) -> None:
+        """Save and wait until it is on disk; tried again once.
+
+        Raises:
+          VidlatentError: the step is not on disk; nothing may say that it was saved.
+        """
+        try:
+            self._save_now(run)
+        except SaveError as error:
+            logging.warning("%s It is tried again.", error)
+            time.sleep(_RETRY_SECONDS)
+            self._save_now(run)
+        self._note(run)
+
+    def _save_now(self, run: Run) -> None:
+        self(run, force=True)
+        run.checkpointer.confirm(run.step)
+
+    def _note(self, run: Run) -> None:
+        step = run.checkpointer.last_complete
+        if step is not None and step != self._noted and is_main():
+            note_saved(run.workdir, step)
+            self._noted = step
 
     def _check(self, run: Run) -> None:
         """Raise ``VidlatentError`` if any parameter is NaN or infinite."""

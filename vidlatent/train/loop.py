@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vidlatent import config as configs
+from vidlatent.checkpoint.lock import lock_folder
 from vidlatent.checkpoint.manager import Checkpointer
 from vidlatent.data.loaders import Loaders
 from vidlatent.errors import VidlatentError
@@ -22,14 +24,18 @@ from vidlatent.parallel.compilation import quick_options
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main, to_global
 from vidlatent.parallel.sharding import batch_sharding
+from vidlatent.parallel.together import compare, watch
+from vidlatent.report.log_file import write_log
 from vidlatent.report.writers import make_writers
 from vidlatent.train.hooks import Evaluate, Log, Profile, Run, Save
+from vidlatent.train.identity import describe_run, explain_data_error
 from vidlatent.train.init_from import check_init_from, initialize_state
-from vidlatent.train.interrupt import Interruption
+from vidlatent.train.interrupt import Interruption, Stop
 from vidlatent.train.program import describe_state, jit_train_step
 from vidlatent.train.progress import Progress
 from vidlatent.train.state import random_key
 from vidlatent.train.tasks.base import Task, make_task
+from vidlatent.train.workdir import check_not_lost
 
 __all__ = ["INTERRUPTED", "train"]
 
@@ -45,7 +51,10 @@ def train(config: ConfigDict, workdir: Path) -> int:
     config = follow_latents(config)
     task = make_task(config)
     mesh = mesh_for_batches(config.mesh, config.data.buckets)
+    watch()
+    compare(describe_run(config), "start all processes from the same code and config")
     with contextlib.ExitStack() as stack:
+        interruption = stack.enter_context(Interruption())
         stack.enter_context(jax.set_mesh(mesh))
         # Load these first, to report missing weights before reading clips and making a large model.
         frozen = load_frozen(task.frozen, mesh)
@@ -53,9 +62,16 @@ def train(config: ConfigDict, workdir: Path) -> int:
         checkpointer = open_checkpoints(config, workdir)
         stack.callback(checkpointer.close)
         state, start = _restore_or_init(config, task, checkpointer, mesh)
+        if not start.step:
+            check_not_lost(workdir, checkpointer.directory)
         loader = stack.enter_context(contextlib.closing(loaders.train(start.step)))
+        compare(
+            {"data": {"fingerprint": loader.fingerprint, "clips": len(loader.index)}},
+            "config.data.path must show the same files to all processes",
+        )
         # Only now, so that a start that is refused leaves no empty folder.
-        workdir.mkdir(parents=True, exist_ok=True)
+        lock = stack.enter_context(lock_folder(workdir, "--workdir")) if is_main() else None
+        write_log(workdir)
         task.begin(workdir, start.step, loader.labels)
         if start.iterator:
             # Positions are those of the data at the start; it warns if that has changed since.
@@ -65,28 +81,45 @@ def train(config: ConfigDict, workdir: Path) -> int:
         if is_main():
             for change in configs.write(config, workdir):
                 logging.warning("config differs from the one this workdir had: %s", change)
-        writer = make_writers(workdir, tensorboard=config.train.tensorboard)
-        stack.callback(writer.close)
-        progress = Progress(config.train.steps, start.step, config.name)
-        stack.callback(progress.close)
-        run = Run(
-            config=config,
-            workdir=workdir,
-            state=state,
-            step=start.step,
-            loader=loader,
-            checkpointer=checkpointer,
-            writer=writer,
-            progress=progress,
-            hash=configs.config_hash(config),
-            spec=task.spec,
-            learns=task.arrays[0],
-        )
+        run = _make_run(stack, config, workdir, task, state, start, loader, checkpointer)
         # Now and not at the first evaluation, so that missing networks show at once.
-        validation = task.make_validation(run, frozen, mesh, loaders.validation)
-        evaluate, save = Evaluate(run, validation), Save(task.players)
-        stopped = _run_steps(run, task, frozen, mesh, evaluate, save)
-        return _finish(run, evaluate, save, stopped)
+        validation = task.make_validation(
+            run, frozen, mesh, _make_stoppable(loaders.validation, interruption)
+        )
+        evaluate, save = Evaluate(run, validation), Save(task.players, lock)
+        return _Steps(run, task, interruption, evaluate, save).run_all(frozen, mesh)
+
+
+def _make_run(stack, config, workdir, task, state, start, loader, checkpointer) -> Run:
+    """What the hooks may read; ``stack`` closes its writers."""
+    writer = make_writers(workdir, tensorboard=config.train.tensorboard)
+    stack.callback(writer.close)
+    progress = Progress(config.train.steps, start.step, config.name)
+    stack.callback(progress.close)
+    return Run(
+        config=config,
+        workdir=workdir,
+        state=state,
+        step=start.step,
+        loader=loader,
+        checkpointer=checkpointer,
+        writer=writer,
+        progress=progress,
+        hash=configs.config_hash(config),
+        spec=task.spec,
+        learns=task.arrays[0],
+    )
+
+
+def _make_stoppable(make_loader: Callable[[], Any], interruption: Interruption) -> Callable:
+    """Loaders that raise ``Stop`` between two batches once the run should stop."""
+
+    def make() -> Any:
+        loader = make_loader()
+        loader.before_batch = interruption.check
+        return loader
+
+    return make
 
 
 class _Start:
@@ -123,67 +156,99 @@ def _restore_or_init(
     return restored.state, _Start(restored.step, restored.iterator)
 
 
-def _run_steps(run: Run, task: Task, frozen: Any, mesh: Any, evaluate: Evaluate, save: Save) -> str:
-    """Run steps until done or asked to stop; returns why it stopped early, or ''."""
-    rows = batch_sharding(mesh)
-    train_step = jit_train_step(task, run.state, frozen, mesh)
-    log, profile = Log(run), Profile(run)
-    with Interruption() as interruption, contextlib.closing(profile):
-        while run.step < run.config.train.steps:
-            begin = time.perf_counter()
-            batch = next(run.loader)
-            waited = time.perf_counter() - begin
-            # Arrays that the data lacks are reported by the step, not here.
-            arrays = {name: batch[name] for name in task.arrays if name in batch}
-            arrays = to_global(arrays, rows)
-            run.state, metrics = train_step(run.state, arrays, frozen)
-            # The call only queues the step, except on the first one of a shape, which compiles.
-            called = time.perf_counter() - begin - waited
-            run.step += 1
-            run.progress.advance()
-            # Log first, since it stops a diverged run before anything is evaluated or saved.
-            # Evaluate before saving, so that the scores are stored in the checkpoint.
-            log(run, metrics, batch, waited=waited, called=called)
-            evaluate(run)
-            save(run)
-            profile(run)
-            if reason := _find_stop_reason(run, interruption):
-                # Metrics not yet logged would be lost, and so would a save in the background.
+class _Steps:
+    """The steps of a run, and its end."""
+
+    def __init__(
+        self, run: Run, task: Task, interruption: Interruption, evaluate: Evaluate, save: Save
+    ):
+        self.run, self.task, self.interruption = run, task, interruption
+        self.evaluate, self.save = evaluate, save
+
+    def run_all(self, frozen: Any, mesh: Any) -> int:
+        """Run the steps that are left, save, evaluate; returns the exit status."""
+        if reason := self._run_steps(frozen, mesh):
+            return self._report_stop(reason)
+        # Saved before it is evaluated: an evaluation takes long, and may fail. The last step need
+        # not be a multiple of the save interval.
+        self.save.last(self.run)
+        try:
+            result = self.evaluate.evaluate(self.run)
+        except Stop:
+            return self._report_stop(self.interruption.poll())
+        self.run.checkpointer.wait()  # with the scores
+        self._report(result)
+        return 0
+
+    def _run_steps(self, frozen: Any, mesh: Any) -> str:
+        """Run steps until done or asked to stop; returns why it stopped early, or ''."""
+        run, rows = self.run, batch_sharding(mesh)
+        train_step = jit_train_step(self.task, run.state, frozen, mesh)
+        log, profile = Log(run), Profile(run)
+        with contextlib.closing(profile):
+            self.interruption.begin()
+            while run.step < run.config.train.steps:
+                begin = time.perf_counter()
+                batch = self._read_batch(log)
+                waited = time.perf_counter() - begin
+                # Arrays that the data lacks are reported by the step, not here.
+                arrays = {name: batch[name] for name in self.task.arrays if name in batch}
+                arrays = to_global(arrays, rows)
+                run.state, metrics = train_step(run.state, arrays, frozen)
+                # The call only queues the step, except on the first one of a shape, which compiles.
+                called = time.perf_counter() - begin - waited
+                run.step += 1
+                run.progress.advance()
+                # Log first, since it stops a diverged run before anything is evaluated or saved.
+                if log(run, metrics, batch, waited=waited, called=called):
+                    self.save.check(run)
+                self.save(run)
+                with contextlib.suppress(Stop):  # the reason is asked for below
+                    self.evaluate(run)
+                profile(run)
+                if reason := self._find_stop_reason():
+                    # Metrics not yet logged would be lost, and so would a save in the background.
+                    log.flush(run)
+                    self.save.last(run)
+                    return reason
+        return ""
+
+    def _read_batch(self, log: Log) -> dict[str, Any]:
+        """The next batch; if there is none, the work so far is saved before the error goes on."""
+        run = self.run
+        try:
+            return next(run.loader)
+        except Exception as error:
+            reason = explain_data_error(error, run.config.data.num_workers)
+            saved = ""
+            # Saving takes all processes, and the others are waiting for this one's batch.
+            if jax.process_count() == 1 and run.step:
                 log.flush(run)
-                save(run, force=True)
-                run.checkpointer.wait()
-                return reason
-    return ""
+                self.save.last(run)
+                saved = f" Step {run.step} is saved; the same command goes on from there."
+            raise VidlatentError(f"{reason}{saved}") from error
 
+    def _find_stop_reason(self) -> str:
+        if reason := self.interruption.poll():
+            return reason
+        # Unlike train.steps, this leaves the learning rate schedule as it is.
+        if self.run.step == self.run.config.train.stop_at:
+            return "config.train.stop_at"
+        return ""
 
-def _find_stop_reason(run: Run, interruption: Interruption) -> str:
-    if interruption.requested:
-        return interruption.requested
-    if run.checkpointer.reached_preemption(run.step):
-        return "preemption"
-    # Unlike train.steps, this leaves the learning rate schedule as it is.
-    if run.step == run.config.train.stop_at:
-        return "config.train.stop_at"
-    return ""
-
-
-def _finish(run: Run, evaluate: Evaluate, save: Save, stopped: str) -> int:
-    if stopped:
+    def _report_stop(self, reason: str) -> int:
+        run = self.run
         run.progress.say(
-            f"{stopped}: saved step {run.step} in {run.workdir}; "
-            "the same command goes on from there"
+            f"{reason}: saved step {run.step} in {run.workdir}; the same command goes on from there"
         )
         return INTERRUPTED
-    result = evaluate.evaluate(run)
-    # The last step need not be a multiple of the save interval.
-    if run.checkpointer.latest() != run.step:
-        save(run, force=True)
-    run.checkpointer.wait()
-    run.writer.flush()
-    if run.loader.report.clips:
-        run.progress.say(run.loader.report.table())
-    if is_main():
-        folder = run.workdir / "eval" / f"step_{run.step}"
-        for name in evaluate.validation.write(run, result, folder):
-            run.progress.say(f"look at {folder / name}")
-    return 0
+
+    def _report(self, result: Any) -> None:
+        run = self.run
+        run.writer.flush()
+        if run.loader.report.clips:
+            run.progress.say(run.loader.report.table())
+        if is_main():
+            folder = run.workdir / "eval" / f"step_{run.step}"
+            for name in self.evaluate.validation.write(run, result, folder):
+                run.progress.say(f"look at {folder / name}")
