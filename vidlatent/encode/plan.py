@@ -56,6 +56,7 @@ class EncodeOptions:
     image: str
     content: str
     content_draw: bool
+    low: int
     measure_batches: int
     pictures: int
     process_index: int
@@ -77,6 +78,10 @@ class EncodeOptions:
         for key in ("stride", "draws", "shards", "pictures"):
             if keys[key] < 0:
                 raise VidlatentError(f"config.encode.{key}={keys[key]}: use 0 or more.")
+        if keys["low"] not in (0, 2):
+            raise VidlatentError(
+                f"config.encode.low={keys['low']}: use 2 to store half sizes, too, or 0."
+            )
         if keys["windows_per_clip"] < 1:
             raise VidlatentError(
                 f"config.encode.windows_per_clip={keys['windows_per_clip']}: use 1 or more."

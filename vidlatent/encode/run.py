@@ -44,6 +44,7 @@ from vidlatent.encode.shards import ShardWriter, merge_shards, read_finished_sha
 from vidlatent.encode.statistics import LatentMoments, settle_moments
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.digest import hash_encoder, hash_params
+from vidlatent.latents.pairs import LOW, check_halves, halve_pixels
 from vidlatent.models.load import model_of, restore_tokenizer, spec_in_chunks
 from vidlatent.parallel.mesh import local_mesh
 
@@ -91,6 +92,9 @@ class _Job:
         self.model = model_of(config)
         self.spec = spec_in_chunks(self.model, self.options.chunks, "config.encode.chunks")
         check_buckets(config, self.spec)
+        if self.options.low:
+            sizes = [tuple(bucket[:3]) for bucket in config.data.buckets]
+            check_halves(self.model.latent_spec, sizes, "config.encode.low")
         self.mesh = local_mesh([bucket[3] for bucket in config.data.buckets])
         self._asked_step = step
 
@@ -185,6 +189,8 @@ class _Job:
                 self._still.label,
                 self.config.seed if draws else 0,
             ]
+        if options.low:
+            made_of["config.encode.low"] = [options.low]
         # A set has no more shards than windows, whatever was asked for.
         asked = min(options.shards, len(places))
         shards = write_or_check_plan(self.folder, made_of, shards, asked)
@@ -225,7 +231,7 @@ class _Job:
         return self.folder / self.plan.files()[shard]
 
     def _encode(self, loader: Loader, groups: list) -> Iterator[tuple[dict, list, Any]]:
-        """``(batch, its windows, latents)``, group after group; latents are still computing."""
+        """``(batch, its windows, latents by name)`` by groups; latents are still computing."""
         batches = iter(loader)
         for number, places in groups:
             size = self.plan.buckets[number].batch
@@ -239,7 +245,11 @@ class _Job:
                 padding = size - len(some)
                 clips = [window.clip for window in windows] + [""] * padding
                 firsts = [window.first for window in windows] + [0] * padding
-                yield batch, windows, self.encoder(batch["video"], clips, firsts)
+                latents = {"latent": self.encoder(batch["video"], clips, firsts)}
+                if self.options.low:
+                    half = np.asarray(halve_pixels(batch["video"]))
+                    latents[LOW] = self.encoder(half, clips, firsts)
+                yield batch, windows, latents
 
     def _write(
         self, writer: ShardWriter, left: int, encoded: Iterator, progress: _Progress
@@ -248,12 +258,17 @@ class _Job:
         while left:
             batch, windows, latents = next(encoded)
             writer.bad(batch["skipped"])
-            self._write_batch(writer, batch, windows, np.asarray(latents))
+            host = {name: np.asarray(found) for name, found in latents.items()}
+            self._write_batch(writer, batch, windows, host)
             left -= len(windows)
             progress.advance(len(windows))
 
     def _write_batch(
-        self, writer: ShardWriter, batch: dict, windows: list[Window], latents: np.ndarray
+        self,
+        writer: ShardWriter,
+        batch: dict,
+        windows: list[Window],
+        latents: dict[str, np.ndarray],
     ) -> None:
         options, videos = self.options, batch["video"]
         texts = self._text([window.caption for window in windows]) if self._text else None
@@ -280,11 +295,15 @@ class _Job:
             if stills is not None:
                 what = f"the content frame's latent of {window.clip}"
                 common["content_latent"] = round_to_dtype(stills[i], options.dtype, what)
-            for number, latent in enumerate(latents[i], 1):
-                stored = round_to_dtype(latent, options.dtype, f"the latent of {window.clip}")
+            what = f"the latent of {window.clip}"
+            for number, latent in enumerate(latents["latent"][i]):
+                stored = {
+                    name: round_to_dtype(found[i, number], options.dtype, what)
+                    for name, found in latents.items()
+                }
                 # Draws count from 1, and 0 stands for the mean.
-                drawn = dataclasses.replace(window, draw=number if options.draws else 0)
-                writer.add(drawn, {"latent": stored, **common}, latent)
+                drawn = dataclasses.replace(window, draw=number + 1 if options.draws else 0)
+                writer.add(drawn, {**stored, **common}, latent)
 
     @staticmethod
     def _encode_content(
@@ -344,6 +363,7 @@ class _Job:
             "flip": options.flip,
             "draws": options.draws,
             "chunks": list(self.spec.chunks or ()),
+            "low": options.low,
             "text": self._text.label if self._text else "",
             "image": self._image.label if self._image else "",
             "content": self._still.label if self._still else "",
@@ -376,7 +396,8 @@ def _estimate_bytes(spec: Any, bucket: Any, options: EncodeOptions) -> int:
     """Approximate size of a window of a bucket in the set."""
     size = (bucket.frames, bucket.height, bucket.width)
     item = 4 if options.dtype == "float32" else 2
-    return int(np.prod(spec.latent_shape(size))) * item * max(1, options.draws)
+    pair = 1.25 if options.low else 1  # half the height and half the width
+    return int(pair * np.prod(spec.latent_shape(size))) * item * max(1, options.draws)
 
 
 def _flip(videos: np.ndarray, flips: list[bool]) -> np.ndarray:

@@ -26,6 +26,8 @@ def get_encode() -> ConfigDict:
     # Store the latent of the content frame (where there is none, of frame 0), made by: sd_vae
     encode.content = ""
     encode.content_draw = True  # a draw from the posterior, as in Reducio's code; False: the mean
+    # 2: store each window's latent at half size, too, for FSVideo's upsampler and refiner | 0
+    encode.low = 0
     encode.measure_batches = 64  # training batches that --mode=latents measures moments on
     encode.pictures = 4  # windows decoded into contact_sheet.png; 0: none
     encode.process_index = 0  # of this command, where several share the shards
