@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.helpers.tiny_tokenizers import QUICK, clip, tokenizer
+from vidlatent.codec.codec import Codec
+from vidlatent.codec.options import CodecOptions
 from vidlatent.config import get_defaults
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate import clips
@@ -285,6 +287,27 @@ def test_draws_depend_on_the_clip_alone():
     np.testing.assert_array_equal(one[0], other[2])
     np.testing.assert_array_equal(one[2], other[0])
     assert (one[0] != one[1]).mean() > 0.5 and (one[0, :5] != one[0, 5:]).mean() > 0.5
+
+
+def test_frames_are_cut_as_the_protocol_says(monkeypatch):
+    """Reducio's published tiles inside the eval step give what the codec gives with them."""
+    model, params = tokenizer("reducio")
+    keys = {"tile_pixels": 8, "tile_overlap_pixels": 4}
+    (way,) = (way for way in model.list_space_ways() if way.name == "tiles_published")
+    coder = way.make(CodecOptions.of(**keys))
+    batch = {"video": clip(4, 16, 16)[None], "clip": np.zeros(1, int), "start": np.zeros(1)}
+    step = jax.jit(tokenizer_eval_step(model, chunk=4, coder=coder), compiler_options=QUICK)
+    tiled = np.asarray(step(params, batch)["reconstruction"])[0].astype(int)
+    codec = Codec(model, params, CodecOptions.of(space="tiles_published", **keys))
+    expected = np.concatenate(list(codec.decode_stream(codec.encode_stream(batch["video"][0]))))
+    assert np.abs(tiled - expected).max() <= 1
+    whole = jax.jit(tokenizer_eval_step(model), compiler_options=QUICK)(params, batch)
+    assert np.abs(tiled - np.asarray(whole["reconstruction"])[0]).max() > 1
+    # The paper's protocol cuts its own model, and codes others whole.
+    protocol = PROTOCOLS.get("reducio_512")
+    assert protocols_run._make_coder(model, protocol).cut_into_tiles(512, 512) == (4, (320, 320))
+    assert protocols_run._make_coder(tokenizer("fsae")[0], protocol) is None
+    assert protocols_run._make_coder(model, PROTOCOLS.get("reducio_main")) is None
 
 
 def test_a_draw_without_noise_is_the_mean(monkeypatch):

@@ -35,6 +35,7 @@ from vidlatent.metrics import (
 )
 from vidlatent.metrics.ssim import WINDOW
 from vidlatent.models.frozen import load_frozen
+from vidlatent.models.tokenizers.cutting import FrameCoder
 from vidlatent.parallel.multihost import is_main, local_rows, to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
 from vidlatent.spec import LatentSpec
@@ -49,6 +50,7 @@ def tokenizer_eval_step(
     latent: bool = False,
     chunk: int = 0,
     draw: int | None = None,
+    coder: FrameCoder | None = None,
 ) -> Callable[[Any, Any], dict[str, jax.Array]]:
     """``(params, batch) -> {metric: [B, T], reconstruction: uint8 [B, T, H, W, 3]}``.
 
@@ -60,14 +62,14 @@ def tokenizer_eval_step(
         not grow with the video; 0: all at once. Not together with ``latent``.
       draw: decode a sample of the posterior, drawn with this seed and each clip's number and start;
         None: decode its mean.
+      coder: cuts frames, which are otherwise coded whole.
     """
 
     def reconstruct(params, batch, pixels, number):
-        if draw is None:
+        if draw is None and coder is None:
             return model.apply({"params": params}, pixels)
-        return _reconstruct_drawn(
-            model, params, pixels, batch, jax.random.fold_in(jax.random.key(draw), number)
-        )
+        key = None if draw is None else jax.random.fold_in(jax.random.key(draw), number)
+        return _reconstruct_in_steps(model, params, pixels, batch, key, coder)
 
     def eval_step(params, batch):
         video = batch["video"]
@@ -108,15 +110,37 @@ def _map_chunks(function: Callable, video: jax.Array, chunk: int) -> jax.Array:
     return jnp.moveaxis(done, 0, 1).reshape(video.shape)
 
 
-def _reconstruct_drawn(
-    model: Any, params: Any, pixels: jax.Array, batch: Any, key: jax.Array
+def _reconstruct_in_steps(
+    model: Any,
+    params: Any,
+    pixels: jax.Array,
+    batch: Any,
+    key: jax.Array | None,
+    coder: FrameCoder | None,
 ) -> tuple[jax.Array, Any]:
-    """Reconstruction of a draw from the posterior, and the posterior.
+    """Reconstruction of a draw from the posterior (of its mean without ``key``), and the posterior.
 
     The noise of a clip depends on ``key``, its number and its start alone, so that neither the
     batch nor the number of processes changes a score.
     """
-    posterior, _ = model.apply({"params": params}, pixels, method="encode")
+    variables = {"params": params}
+    if coder is None:
+        posterior, _ = model.apply(variables, pixels, method="encode")
+        condition = model.apply(variables, pixels, method="make_condition")
+        latent = _choose_latent(model, posterior, batch, key)
+        return model.apply(variables, latent, condition=condition, method="decode")[0], posterior
+    posterior, _ = coder.encode(params, pixels)
+    condition = None
+    if model.condition_kind != "none":
+        frames = model.apply(variables, pixels, method="pick_content_frames")
+        condition = coder.encode_condition(params, frames)
+    latent = _choose_latent(model, posterior, batch, key)
+    return coder.decode(params, latent, condition)[0], posterior
+
+
+def _choose_latent(model: Any, posterior: Any, batch: Any, key: jax.Array | None) -> jax.Array:
+    if key is None:
+        return posterior.mode()
     if posterior.logvar is None:
         raise VidlatentError(
             f"{model.latent_spec.name} has no variance to draw latents from: score their means."
@@ -127,10 +151,7 @@ def _reconstruct_drawn(
         mine = jax.random.fold_in(mine, jnp.round(start * 1000).astype(jnp.int32))
         return jax.random.normal(mine, posterior.mean.shape[1:], posterior.mean.dtype)
 
-    latent = posterior.draw(jax.vmap(noise)(batch["clip"], batch["start"]))
-    condition = model.apply({"params": params}, pixels, method="make_condition")
-    video, _ = model.apply({"params": params}, latent, condition=condition, method="decode")
-    return video, posterior
+    return posterior.draw(jax.vmap(noise)(batch["clip"], batch["start"]))
 
 
 def _ssim_or_nan(video: jax.Array, reconstruction: jax.Array) -> jax.Array:

@@ -111,7 +111,9 @@ def _write_pictures(
             for row in np.flatnonzero(batch["mask"]):
                 video, number = batch["video"][row], int(batch["clip"][row])
                 file = folder / f"{number:06}.png"
-                Image.fromarray(np.asarray(video[len(video) // 2 if middle else 0])).save(file)
+                # Frame 7 of 16 is Reducio's middle one.
+                frame = video[(len(video) - 1) // 2 if middle else 0]
+                Image.fromarray(np.asarray(frame)).save(file)
                 files[number] = str(file)
     if not files:
         raise VidlatentError(f"no clip of {real.where} could be read: look at its files.")

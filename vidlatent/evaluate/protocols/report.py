@@ -110,6 +110,7 @@ def _to_json(result: ProtocolResult, config: ConfigDict) -> dict[str, Any]:
             "height": protocol.size[0],
             "width": protocol.size[1],
             "resize": RESIZED[protocol.resize],
+            "frames_are_coded": protocol.space or "whole",
             "latent": "a draw from the posterior" if protocol.draw else "the posterior's mean",
             "not_stated_by_the_paper": list(protocol.open),
         },

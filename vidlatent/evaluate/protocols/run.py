@@ -12,6 +12,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vidlatent.codec.options import CodecOptions
 from vidlatent.data.loader import Loader
 from vidlatent.evaluate.clips import ScoredClips
 from vidlatent.evaluate.latent_statistics import LatentStatistics
@@ -27,6 +28,7 @@ from vidlatent.evaluate.tokenizer import (
 from vidlatent.media.write import STILL_FPS
 from vidlatent.metrics import make_metrics
 from vidlatent.models.load import model_of, restore_tokenizer
+from vidlatent.models.tokenizers.cutting import FrameCoder
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.multihost import is_main, to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
@@ -91,6 +93,7 @@ def run_protocol(
         # One chunk is the whole clip, and only then the latent is one array.
         chunk=0 if protocol.gride else protocol.chunk,
         draw=config.seed if protocol.draw else None,
+        coder=_make_coder(model, protocol),
     )
     eval_step = compile_eval_step(eval_step, mesh, params, metrics)
     with clips.open(clips.wanted) as loader:
@@ -117,6 +120,14 @@ def run_protocol(
         bad,
         {word: _label(pictures[row["clip"]], row) for word, row in shown.items()},
     )
+
+
+def _make_coder(model: Any, protocol: Protocol) -> FrameCoder | None:
+    """What cuts frames as the protocol says; None: they are coded whole."""
+    for way in model.list_space_ways() if protocol.space else ():
+        if way.name == protocol.space:
+            return way.make(CodecOptions.of())
+    return None
 
 
 def _open_clips(config: ConfigDict, protocol: Protocol, mesh: Mesh) -> ScoredClips:
