@@ -14,14 +14,11 @@ from ml_collections import ConfigDict
 from vidlatent.data.latent_set import NULL_TEXT
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels
-from vidlatent.latents.space import Latents, read_tokenizer_config
-from vidlatent.models.frozen import FrozenNetwork, hold_in
-from vidlatent.models.load import abstract_params, model_of, smallest_video
-from vidlatent.models.tokenizers.chunks import encode_chunks
+from vidlatent.latents.reader import LatentReader
+from vidlatent.latents.space import Latents
+from vidlatent.models.frozen import FrozenNetwork
 from vidlatent.parallel.multihost import place_as
-from vidlatent.parallel.sharding import constrain
 from vidlatent.registry import did_you_mean
-from vidlatent.weights.files import load_params
 
 __all__ = [
     "CONTENTS",
@@ -45,7 +42,6 @@ _ARRAYS = {
     "first": (),
     "content": ("content_latent",),
 }
-_VIDEO_AXES = ("batch", "time", "height", "width", "channel")
 
 
 class Inputs:
@@ -58,6 +54,7 @@ class Inputs:
 
     Attributes:
       reads: names of the conditions.
+      reader: reads or makes the latents.
       arrays: names of the arrays of a batch that are needed; the first is the latents or videos.
     """
 
@@ -70,11 +67,11 @@ class Inputs:
         self._text_length = model.text_length if "text" in reads else 0
         self._null_text = "text" in reads and check_null_text(config) == "empty"
         self._pooled = find_pooled_side(config, model, latents)
-        self._from_videos = config.data.source != "latents"
-        self._config, self._sample = config, config.tokenizer.sample
+        self.reader = LatentReader(config, latents)
+        self._from_videos = self.reader.tokenizer is not None
+        self._config = config
         own = [array for name in reads for array in self._list_arrays(name)]
-        self.arrays = ("video" if self._from_videos else "latent", "mask", *own)
-        self._tokenizer = model_of(read_tokenizer_config(config)) if self._from_videos else None
+        self.arrays = (*self.reader.arrays, *own)
 
     def _list_arrays(self, name: str) -> tuple[str, ...]:
         if name == "content" and self._pooled:
@@ -89,22 +86,9 @@ class Inputs:
         Raises:
           VidlatentError: the data set has no states of the empty text.
         """
-        if self._tokenizer is None:
-            return {"null_text": self._describe_null_text()} if self._null_text else {}
-        model = self._tokenizer
-        video = np.zeros(smallest_video(model.latent_spec), np.float32)
-
-        def encode(params):
-            return model.apply({"params": params}, video, method="encode")[0].mode()
-
-        # Kernels that are cast to the compute dtype anyway are kept in it: half the memory.
-        held = hold_in(model.dtype, abstract_params(model), encode)
-        return {"tokenizer": FrozenNetwork(held, self._load)}
-
-    def _load(self, abstract: Any) -> Any:
-        path, step = self._config.tokenizer.path, self._config.tokenizer.step
-        family = read_tokenizer_config(self._config).model.name
-        return load_params(path, abstract, family=family, step=None if step < 0 else step)
+        if self._from_videos:
+            return self.reader.frozen
+        return {"null_text": self._describe_null_text()} if self._null_text else {}
 
     def _describe_null_text(self) -> FrozenNetwork:
         states = self._read_null_text()
@@ -132,24 +116,11 @@ class Inputs:
                 f"{' and no '.join(missing)}: encode a set that has, or choose a generator that "
                 "reads less."
             )
-        if self._from_videos:
-            latent = self._encode(batch["video"], frozen["tokenizer"], key)
-        else:
-            latent = batch["latent"]
-        latent = self._latents.standardise(latent)
+        latent = self.reader(batch, frozen, key)
         conditions = {name: self._make_condition(name, batch, latent) for name in self.reads}
         if "null_text" in frozen:
             conditions["null_text"] = frozen["null_text"]
         return latent, conditions
-
-    def _encode(self, video: jax.Array, params: Any, key: jax.Array) -> jax.Array:
-        def whole(clips):
-            pixels = constrain(from_pixels(clips), _VIDEO_AXES)
-            return self._tokenizer.apply({"params": params}, pixels, method="encode")[0]
-
-        posterior = encode_chunks(whole, video, self._latents.spec.chunks)
-        latent = posterior.sample(key) if self._sample else posterior.mode()
-        return jax.lax.stop_gradient(latent)
 
     def _make_condition(self, name: str, batch: Mapping[str, jax.Array], latent: jax.Array) -> Any:
         if name == "first":
@@ -168,7 +139,7 @@ class Inputs:
     def _pick_content_frame(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         if not self._from_videos:
             return batch["content"][:, 0]
-        model = self._tokenizer
+        model = self.reader.tokenizer
         if model is None or model.condition_kind != "content":
             raise VidlatentError(
                 f"this generator reads a content frame, and {self._latents.spec.name} has none: "
