@@ -230,6 +230,8 @@ def _mixed_sizes(config):
     )
     config.train.patch_cells = 40  # patches of 320 pixels, of which the middle 220 are exact
     config.train.patch_above = 704 * 704
+    # The loss is restricted to the patch (2.2.1); its gradient goes on through the whole encoder.
+    # train.patch_encoder=False trains the decoder alone on these batches, with less memory.
     # The paper's "3D patch" (2.2.1) is taken to hold all frames, since it mentions a spatial margin
     # only. In a causal model train.patch_latents=9 decodes just the first 33 frames, which are
     # exact, with a quarter of the memory.

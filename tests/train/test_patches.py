@@ -91,6 +91,38 @@ def test_gradients_reach_the_encoder_only_if_they_shall(setting):
 
     assert encoder_gradient(False) == 0
     assert encoder_gradient(True) > 0
+    assert load("fsae:paper,stage=3").train.patch_encoder
+
+
+def test_the_encoder_learns_from_a_patch_what_the_whole_frame_would_teach_it(setting):
+    """The gradient of the loss on the same pixels, of a whole decoding: every encoder parameter."""
+    config, model, params, video = setting
+    with config.unlocked():
+        config.train.patch_encoder = True
+    key = jax.random.key(0)
+    target = make_reconstruct(config, model)(params, video, {}, key)[1]
+    rows, columns = target.shape[2:4]
+    ((y, x),) = [
+        (y, x)
+        for y in range(32 - rows + 1)
+        for x in range(24 - columns + 1)
+        if np.array_equal(target, video[:, :, y : y + rows, x : x + columns])
+    ]
+
+    def of_patch(params):
+        (patch, _), target = make_reconstruct(config, model)(params, video, {}, key)
+        return jnp.square(patch - target).mean()
+
+    def of_whole(params):
+        decoded = model.apply({"params": params}, video)[0]
+        return jnp.square(decoded[:, :, y : y + rows, x : x + columns] - target).mean()
+
+    found, wanted = (jax.jit(jax.grad(loss))(params)["encoder"] for loss in (of_patch, of_whole))
+    for leaf, want in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+        assert np.abs(want).max() > 0
+        np.testing.assert_allclose(
+            leaf, want, rtol=1e-3, atol=1e-6 * float(np.abs(want).max()) + 1e-8
+        )
 
 
 def test_small_frames_are_decoded_whole(setting):

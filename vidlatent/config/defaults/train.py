@@ -18,7 +18,9 @@ def get_train() -> ConfigDict:
     train.patch_cells = 0
     train.patch_above = 0  # pixels of a frame above which it counts as large
     train.patch_latents = 0  # latent frames of a patch, counted from the first; 0: all
-    train.patch_encoder = False  # whether the gradients of a patch go on into the encoder
+    # Gradients of a patch go on into the encoder, which saw the whole frame; False: such batches
+    # train the decoder alone, with much less memory
+    train.patch_encoder = True
     train.log_every = 10  # steps between lines of the log
     train.max_bad_steps = 10  # consecutive steps with NaN or infinity after which the run stops
     train.tensorboard = True  # write TensorBoard files beside metrics.jsonl
