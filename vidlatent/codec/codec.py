@@ -13,6 +13,7 @@ column, the length to the next legal one by repeating the last frame; decoding c
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from vidlatent import config as configs
 from vidlatent.codec.coded import Coded, Reader
 from vidlatent.codec.options import CodecOptions, plan_codec
 from vidlatent.errors import VidlatentError
+from vidlatent.latents.digest import hash_encoder
 from vidlatent.latents.pixels import to_pixels
 from vidlatent.media.decode import iter_frames
 from vidlatent.models.load import abstract_params, model_of, open_checkpoints
@@ -110,6 +112,11 @@ class Codec:
             checkpointer.close()
         return cls(model, restored.state, options or CodecOptions.of(**config.codec), mesh)
 
+    @functools.cached_property
+    def encoder(self) -> str:
+        """Digest of what encodes; a video that another encoder coded is not decoded."""
+        return hash_encoder(self.model, self.params)
+
     def encode(self, video: Video, sample: int | None = None) -> Coded:
         """A video of any length and size -> its latent, and the frames kept beside it.
 
@@ -169,6 +176,7 @@ class Codec:
                 padded.shape[1:3],
                 content,
                 self._plan.chunks,
+                self.encoder,
             )
             start += kept
             first = bool(self._plan.chunks)
@@ -184,7 +192,13 @@ class Codec:
     ) -> Iterator[np.ndarray]:
         """``decode`` piece by piece; bare latents may be cut anywhere between latent frames."""
         source = Reader(
-            pieces, self.spec, self._plan.chunks, frames=frames, size=size, content=content
+            pieces,
+            self.spec,
+            self._plan.chunks,
+            lambda: self.encoder,
+            frames=frames,
+            size=size,
+            content=content,
         )
         videos = {"stream": self._streamed, "windows": self._windowed, "chunks": self._chunked}
         done = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Coded:
       content: frames that the decoder reads, uint8 ``[n, H, W, 3]``; None if it reads none.
       chunks: ``(frames, overlap_frames)`` if chunks were coded independently; their latents follow
         each other. None for one stream.
+      encoder: digest of what encoded them; '' in files of older versions.
     """
 
     latent: np.ndarray
@@ -42,6 +43,7 @@ class Coded:
     size: tuple[int, int]
     content: np.ndarray | None = None
     chunks: tuple[int, int] | None = None
+    encoder: str = ""
 
     @classmethod
     def join(cls, pieces: Sequence[Coded]) -> Coded:
@@ -62,6 +64,7 @@ class Coded:
             "frames": self.frames,
             "size": self.size,
             "chunks": self.chunks,
+            "encoder": self.encoder,
         }
         arrays: dict[str, Any] = {"latent": self.latent, "about": json.dumps(about)}
         if self.content is not None:
@@ -89,6 +92,7 @@ class Coded:
                 size=tuple(about["size"]),
                 content=stored["content"] if "content" in stored.files else None,
                 chunks=None if about["chunks"] is None else tuple(about["chunks"]),
+                encoder=about.get("encoder", ""),
             )
 
 
@@ -136,12 +140,14 @@ class Reader:
         pieces: Iterable[Coded | np.ndarray],
         spec: LatentSpec,
         chunks: tuple[int, int] | None,
+        encoder: Callable[[], str],
         *,
         frames: int | None = None,
         size: tuple[int, int] | None = None,
         content: np.ndarray | None = None,
     ):
         self._pieces, self._spec, self._chunks = pieces, spec, chunks
+        self._encoder = encoder  # a call, since bare latents need no digest
         self._total = frames
         self._seen: int | None = None
         self.size = size
@@ -184,6 +190,12 @@ class Reader:
             raise VidlatentError(
                 f"this latent was made by {piece.spec.name}, {piece.spec.channels} channels, not "
                 f"by this {self._spec.name}: open the codec that made it."
+            )
+        if piece.encoder and piece.encoder != self._encoder():
+            raise VidlatentError(
+                f"this latent was made by a {piece.spec.name} with the encoder "
+                f"{piece.encoder[:8]}, and this codec's encoder is {self._encoder()[:8]}: open the "
+                "codec that made it, or one that was fine-tuned from it with a frozen encoder."
             )
         if piece.chunks != self._chunks:
             raise VidlatentError(

@@ -80,10 +80,17 @@ class Preview:
       spec: whose latents it takes.
       first: ``[c + 1, 3]`` for a latent frame that stands for frame 0 alone; None if there is none.
       group: ``[c + 1, 3 t]`` for the others, which stand for ``t`` frames each.
+      encoder: digest of what encodes the latents; '' if unknown.
     """
 
-    def __init__(self, spec: LatentSpec, first: np.ndarray | None, group: np.ndarray | None):
-        self.spec, self.first, self.group = spec, first, group
+    def __init__(
+        self,
+        spec: LatentSpec,
+        first: np.ndarray | None,
+        group: np.ndarray | None,
+        encoder: str = "",
+    ):
+        self.spec, self.first, self.group, self.encoder = spec, first, group, encoder
 
     def __call__(self, latent: np.ndarray) -> np.ndarray:
         """Latent ``[t, h, w, c]`` -> frames uint8 ``[T, h, w, 3]``."""
@@ -99,11 +106,16 @@ class Preview:
         maps = {"first": self.first, "group": self.group}
         kept = {name: value for name, value in maps.items() if value is not None}
         with replace_file(path) as file:
-            np.savez(file, spec=dump_json(self.spec.to_json()), **kept)
+            np.savez(file, spec=dump_json(self.spec.to_json()), encoder=self.encoder, **kept)
 
     @classmethod
-    def load(cls, path: str | Path, spec: LatentSpec) -> Preview:
+    def load(cls, path: str | Path, spec: LatentSpec, encoder: str = "") -> Preview:
         """Read what ``save`` wrote.
+
+        Args:
+          path: of the file.
+          spec: of the latents that are to be shown.
+          encoder: digest of what encoded them; '' if unknown.
 
         Raises:
           VidlatentError: there is none, or it was fitted to another tokenizer's latents.
@@ -117,8 +129,14 @@ class Preview:
                     f"{path} was fitted to latents of {found.name}, not of this {spec.name}: fit "
                     "it again by --mode=preview."
                 )
+            fitted = str(stored["encoder"]) if "encoder" in stored.files else ""
+            if encoder and fitted and encoder != fitted:
+                raise VidlatentError(
+                    f"{path} was fitted to latents of the encoder {fitted[:8]}, not of "
+                    f"{encoder[:8]}: fit it again by --mode=preview."
+                )
             maps = {name: stored[name] for name in ("first", "group") if name in stored.files}
-        return cls(spec, maps.get("first"), maps.get("group"))
+        return cls(spec, maps.get("first"), maps.get("group"), fitted)
 
 
 class PreviewSums:
@@ -196,6 +214,7 @@ def fit_preview(config: ConfigDict, workdir: Path, step: int) -> int:
         for latent, video in clips(itertools.islice(loader, _BATCHES)):
             seen.add(latent, video)
     preview, shown = seen.fit(), []
+    preview.encoder = codec.encoder
     with loaders.validation() as loader:
         for latent, video in clips(loader):
             # Scored on clips that the map was not fitted to.

@@ -32,7 +32,7 @@ def draw_pictures(
     source = LatentSource(str(folder))
     spec = source.header.spec
     quick = spec.chunks is None and (workdir / PREVIEW).is_file()
-    preview = Preview.load(workdir / PREVIEW, spec) if quick else None
+    preview = Preview.load(workdir / PREVIEW, spec, source.header.encoder) if quick else None
     coding = CodecOptions.of().for_latents(spec)
     # Parameters go through the host: they lie on the encoder's mesh, and this codec has none.
     codec = None if preview else Codec(model, jax.tree.map(np.asarray, params), coding)

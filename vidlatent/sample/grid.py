@@ -23,6 +23,7 @@ from vidlatent.latents.space import (
 )
 from vidlatent.media.sheets import channel_sheet, contact_sheet
 from vidlatent.metrics import stretch_channels
+from vidlatent.models.load import model_of
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.multihost import to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
@@ -37,8 +38,8 @@ class SampleGrid:
     """``(params, validation loader) -> PNG`` of ``config.sample.grid`` samples; b'' for none.
 
     Clips and seeds are the same at every call, so that images of different steps can be compared.
-    Samples are decoded if the config names the tokenizer and the run has one process; otherwise the
-    latent channels of the first sample are shown.
+    Samples are decoded if the config names the tokenizer, the run has one process, and the data has
+    the frames that the decoder reads; otherwise the latent channels of the first sample are shown.
 
     Args:
       config: of the run.
@@ -75,7 +76,7 @@ class SampleGrid:
         conditions, clips = self._given
         seeds = self._config.sample.seed + np.arange(len(clips))
         latents = self._latents.restore(self._sampler(params, seeds, conditions))
-        if not self._config.tokenizer.path or jax.process_count() > 1:
+        if not self._can_decode(clips[0]):
             title = f"latent channels of a sample: {clips[0]['title']}"
             return channel_sheet(stretch_channels(latents[0]), title=title)
         videos = [self._decode(latent, clip) for latent, clip in zip(latents, clips, strict=True)]
@@ -114,6 +115,15 @@ class SampleGrid:
                 title = str(batch["caption"][row])
             seen |= {name: np.asarray(batch[name][row]) for name in seen if name in batch}
         return {"title": title or "sample", **seen}
+
+    def _can_decode(self, clip: Mapping[str, Any]) -> bool:
+        """Whether there is a tokenizer here, and the frame that its decoder reads, if it does."""
+        if not self._config.tokenizer.path or jax.process_count() > 1:
+            return False
+        # A set has no such frames if another decoder's workdir encoded it (FSAE and its Standard).
+        tokenizer = model_of(read_tokenizer_config(self._config))
+        given = clip["content"] is not None or clip["video"] is not None
+        return given or tokenizer.condition_kind == "none"
 
     def _decode(self, latent: np.ndarray, clip: Mapping[str, Any]) -> np.ndarray:
         with use_one_device():
