@@ -144,10 +144,13 @@ def test_too_few_clips(folders, tmp_path, caplog):
 
 
 def test_a_folder_against_itself(tmp_path):
-    """Through all three networks, by the keys of the config."""
+    """Without a protocol: by the keys of the config."""
     clips = write_clips(tmp_path / "clips", 4, 16)
     config = config_of(clips, clips, protocol="")
     config.data.buckets = ((16, 16, 16, 4),)
+    asked = [metric.name for metric in compare_run._find_protocol(config).metrics]
+    assert asked == ["fvd_i3d", "fvd_videomae", "is_c3d"]
+    config.eval.metrics = ("fvd_videomae", "fvd_videomae_crop", "is_c3d")
     compiled = jax.jit
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(

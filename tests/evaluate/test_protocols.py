@@ -289,7 +289,8 @@ def test_draws_depend_on_the_clip_alone():
     assert (one[0] != one[1]).mean() > 0.5 and (one[0, :5] != one[0, 5:]).mean() > 0.5
 
 
-def test_frames_are_cut_as_the_protocol_says(monkeypatch):
+@pytest.mark.slow
+def test_tiles_inside_an_eval_step_are_the_codecs():
     """Reducio's published tiles inside the eval step give what the codec gives with them."""
     model, params = tokenizer("reducio")
     keys = {"tile_pixels": 8, "tile_overlap_pixels": 4}
@@ -303,7 +304,10 @@ def test_frames_are_cut_as_the_protocol_says(monkeypatch):
     assert np.abs(tiled - expected).max() <= 1
     whole = jax.jit(tokenizer_eval_step(model), compiler_options=QUICK)(params, batch)
     assert np.abs(tiled - np.asarray(whole["reconstruction"])[0]).max() > 1
-    # The paper's protocol cuts its own model, and codes others whole.
+
+
+def test_a_protocol_cuts_its_own_model_and_codes_others_whole():
+    model, _ = tokenizer("reducio")
     protocol = PROTOCOLS.get("reducio_512")
     assert protocols_run._make_coder(model, protocol).cut_into_tiles(512, 512) == (4, (320, 320))
     assert protocols_run._make_coder(tokenizer("fsae")[0], protocol) is None

@@ -128,6 +128,35 @@ def test_a_protocol_on_one_process_and_on_two(workdir, tmp_path):
     assert {row["clip"] for row in other["by_clip"]} == {row["clip"] for row in about["by_clip"]}
 
 
+@pytest.mark.slow
+def test_folders_are_compared_on_one_process_and_on_two(tmp_path):
+    for name, count, frames in (("real", 5, 16), ("made", 4, 17)):
+        for number in range(count):
+            rng = np.random.default_rng([number, frames])
+            video = np.kron(rng.integers(0, 256, (frames, 4, 4, 3)), np.ones((1, 8, 8, 1), int))
+            write_video(tmp_path / name / f"{number}.mp4", video.astype(np.uint8), 24.0)
+    arguments = (
+        "--mode=eval",
+        f"--config={ROOT / 'tests' / 'tiny.py'}",
+        "--config.eval.random_networks=true",
+        "--config.eval.metrics=('fvd_videomae', 'is_c3d')",
+        "--config.data.buckets=((16, 32, 32, 2),)",
+        f"--config.data.path={tmp_path / 'real'}",
+        f"--config.eval.samples={tmp_path / 'made'}",
+    )
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / f"out{processes}"
+        said = run(*arguments, f"--output={out}", processes=processes)
+        assert "fvd_videomae_tiny_random0" in said
+        found.append(json.loads((out / "folders.json").read_text())["measured"])
+    one, two = found
+    assert two["scores"] == pytest.approx(one["scores"], rel=1e-5) and len(one["scores"]) == 3
+    about = two["definitions"]["is_c3d_tiny_random0_splits1"]
+    assert (about["n"], about["n_of_originals"]) == (4, 5)
+    assert all(two[side] == one[side] for side in ("real", "generated"))
+
+
 # Protocol -> system and its fields, frames of the clips, which are as long as it wants them.
 SYSTEMS = {
     "fsae_table2": ("fsae", {}, 18),

@@ -6,6 +6,7 @@ import pytest
 from vidlatent.errors import VidlatentError
 from vidlatent.metrics import FeatureSums, frechet_of_sums, inception_score
 from vidlatent.metrics.frechet import frechet_distance, moments
+from vidlatent.metrics.fvd import FrechetAccumulator
 
 
 @pytest.fixture
@@ -66,6 +67,35 @@ def test_distances_with_a_known_value(features):
     # Fewer clips than dimensions, where covariances are singular.
     few = sums_of(features[:4])
     assert frechet_of_sums(few, few) == pytest.approx(0, abs=1e-6)
+
+
+def exact(mean, covariance):
+    """Four points with this mean and (biased) covariance ``[2, 2]`` to the last bit or so."""
+    root = np.linalg.cholesky(covariance)
+    return mean + np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]]) @ root.T
+
+
+def test_known_gaussians_that_do_not_commute():
+    """Both sides as an accumulator takes them, one in batches and with more clips."""
+    a, b = np.array([[2.0, 0.7], [0.7, 1.0]]), np.array([[0.5, -0.3], [-0.3, 3.0]])
+    means = np.array([1.0, -2.0]), np.array([0.25, 0.5])
+    real, made = exact(means[0], a), np.concatenate([exact(means[1], b)] * 3)
+    tally = FrechetAccumulator()
+    tally.add(0, real[:, None], np.ones(4), np.arange(4), np.zeros(4))
+    for part in (made[:5], made[5:]):
+        padded = np.concatenate([part, np.full((2, 2), np.nan)])[:, None]
+        mask = np.arange(len(padded)) < len(part)
+        tally.add(1, padded, mask, np.arange(len(padded)), np.zeros(len(padded)))
+    # Of 2x2 matrices: tr (A B)^(1/2) = (tr A B + 2 (det A B)^(1/2))^(1/2).
+    cross = np.sqrt(np.trace(a @ b) + 2 * np.sqrt(np.linalg.det(a @ b)))
+    expected = np.sum((means[0] - means[1]) ** 2) + np.trace(a + b) - 2 * cross
+    found, about = tally.result("fvd")
+    assert found == {"fvd": pytest.approx(expected, rel=1e-12)}
+    assert about == {"n": 12, "n_of_originals": 4, "dimensions": 2}
+    lonely = FrechetAccumulator()
+    lonely.add(1, made[:, None], np.ones(12), np.arange(12), np.zeros(12))
+    with pytest.raises(VidlatentError, match="fvd: no clip was added"):
+        lonely.result("fvd")
 
 
 def test_sums_that_cannot_be():

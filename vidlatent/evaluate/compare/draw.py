@@ -60,8 +60,10 @@ def draw_samples(
         )
     count = config.eval.clips or protocol.clips or len(real.rows)
     requests = folder / "requests.jsonl"
+    # Of all processes, so that a mistake stops all of them.
+    rows = _make_rows(config, count, real)
     if is_main():
-        rows = _make_rows(config, count, real, folder / "pictures")
+        _add_pictures(rows, set(generator_of(config).reads), real, folder / "pictures")
         folder.mkdir(parents=True, exist_ok=True)
         write_text(requests, "".join(json.dumps(row) + "\n" for row in rows))
     # The other processes read what the main one has just written.
@@ -72,32 +74,35 @@ def draw_samples(
     return samples
 
 
-def _make_rows(
-    config: ConfigDict, count: int, real: ScoredClips, pictures: Path
-) -> list[dict[str, Any]]:
-    """One request a sample, as ``--prompts`` takes them."""
+def _make_rows(config: ConfigDict, count: int, real: ScoredClips) -> list[dict[str, Any]]:
+    """One request a sample, as ``--prompts`` takes them; without pictures."""
     reads = set(generator_of(config).reads)
-    # Real clips by turns, where samples take anything of them.
-    chosen = [real.wanted[i % len(real.wanted)] for i in range(count)]
     prompts: Sequence[Any] = [""] * count
     if "label" in reads:
         classes = generator_of(config).label_classes
         prompts = np.random.default_rng(config.seed).integers(classes, size=count).tolist()
     elif "text" in reads:
-        given = list(config.sample.prompts) or [real.captions[row] for row in chosen]
+        given = list(config.sample.prompts) or [real.captions[row] for row in real.wanted]
         prompts = [given[i % len(given)] for i in range(count)]
         if not all(prompts):
             raise VidlatentError(
                 "this generator reads texts, and the clips of config.data.path have no captions: "
                 "set config.sample.prompts, or name a folder of samples by config.eval.samples."
             )
-    rows = [{"prompt": text, "seed": config.sample.seed + i} for i, text in enumerate(prompts)]
-    if reads & _PICTURES:
-        files = _write_pictures(real, set(chosen), pictures, middle="content" in reads)
-        known = [row for row in chosen if row in files]
-        for number, line in enumerate(rows):
-            line["image"] = files[known[number % len(known)]]
-    return rows
+    return [{"prompt": text, "seed": config.sample.seed + i} for i, text in enumerate(prompts)]
+
+
+def _add_pictures(
+    rows: list[dict[str, Any]], reads: set[str], real: ScoredClips, folder: Path
+) -> None:
+    """Give each request a frame of a real clip, by turns, if the generator reads pictures."""
+    if not reads & _PICTURES:
+        return
+    wanted = real.wanted[: len(rows)]
+    files = _write_pictures(real, set(wanted), folder, middle="content" in reads)
+    known = [row for row in wanted if row in files]
+    for number, line in enumerate(rows):
+        line["image"] = files[known[number % len(known)]]
 
 
 def _write_pictures(
