@@ -211,6 +211,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "protocol": Text(),
         "leave_out": _NAMES,
         "samples": Text(),
+        "interpolated": Text(),
         "batch": _COUNT,
         "fewer_clips": Flag(),
         "clips": _COUNT_OR_NONE,

@@ -51,6 +51,7 @@ def tokenizer_eval_step(
     chunk: int = 0,
     draw: int | None = None,
     coder: FrameCoder | None = None,
+    keep: int = 1,
 ) -> Callable[[Any, Any], dict[str, jax.Array]]:
     """``(params, batch) -> {metric: [B, T], reconstruction: uint8 [B, T, H, W, 3]}``.
 
@@ -63,6 +64,8 @@ def tokenizer_eval_step(
       draw: decode a sample of the posterior, drawn with this seed and each clip's number and start;
         None: decode its mean.
       coder: cuts frames, which are otherwise coded whole.
+      keep: encode and decode every so manyth frame only, and take the others as they are from the
+        batch's ``between``, uint8 like ``video``.
     """
 
     def reconstruct(params, batch, pixels, number):
@@ -73,15 +76,18 @@ def tokenizer_eval_step(
 
     def eval_step(params, batch):
         video = batch["video"]
+        coded = video[:, ::keep]
         if chunk:
 
             def restored(part):
                 return to_pixels(reconstruct(params, batch, from_pixels(part[1]), part[0])[0])
 
-            reconstruction = _map_chunks(restored, video, chunk)
+            reconstruction = _map_chunks(restored, coded, chunk)
         else:
-            prediction, posterior = reconstruct(params, batch, from_pixels(video), 0)
+            prediction, posterior = reconstruct(params, batch, from_pixels(coded), 0)
             reconstruction = to_pixels(prediction)
+        if keep > 1:
+            reconstruction = batch["between"].at[:, ::keep].set(reconstruction)
         # One colour for the whole clip: [B, 1, 1, 1, 3]
         colour = video.astype(jnp.float32).mean(axis=(1, 2, 3), keepdims=True)
         flat = jnp.broadcast_to(jnp.round(colour).astype(video.dtype), video.shape)

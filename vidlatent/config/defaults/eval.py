@@ -16,13 +16,17 @@ def get_eval() -> ConfigDict:
     score.is_splits = 10  # parts of an inception score; with fewer than 2 clips a part, one part
     score.random_networks = False  # use small random networks instead, to try things out
     # Of --mode=eval: score all clips of the data as a paper did, and show its own figures:
-    # fsae_table2 | promag_table1 | promag_table1_360 | ivvae_s1 | ivvae_256 | reducio_main |
-    # reducio_512 | fsvideo_table1; empty: off. Of generated videos against the clips of the data:
+    # fsae_table2 | promag_table1 | promag_table1_360 | promag_table3_2x | promag_table3_4x |
+    # ivvae_s1 | ivvae_256 | reducio_main | reducio_512 | fsvideo_table1; empty: off.
+    # Of generated videos against the clips of the data:
     # ivvae_ucf101 | ivvae_sky | ivvae_faces | reducio_ucf101
     score.protocol = ""
     # Folder of generated videos to compare with the clips of the data, by the protocol or, without
     # one, as long and large as the last bucket; empty: a generator draws what its protocol takes
     score.samples = ""
+    # Folder of the frames that an interpolator makes between decoded ones, <clip>/<frame>.png, for
+    # the protocols promag_table3_2x and promag_table3_4x; they write the decoded frames there
+    score.interpolated = ""
     score.batch = 1  # clips that each device looks at at a time, where sets are compared
     score.fewer_clips = False  # compare sets of fewer clips than the protocol takes, with a warning
     score.leave_out = ()  # scores of the protocol to leave out, such as ("fvd_videomae",)

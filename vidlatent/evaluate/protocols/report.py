@@ -105,6 +105,7 @@ def _to_json(result: ProtocolResult, config: ConfigDict) -> dict[str, Any]:
             "frames": list(protocol.frames),
             "chunk_frames": protocol.chunk,
             "frame_stride": 1,
+            "coded_every": protocol.keep,
             "frames_per_second": protocol.fps or "each file's own",
             "window": "first frames" if protocol.place == 0 else "middle frames",
             "height": protocol.size[0],

@@ -16,6 +16,7 @@ from vidlatent.codec.options import CodecOptions
 from vidlatent.data.loader import Loader
 from vidlatent.evaluate.clips import ScoredClips
 from vidlatent.evaluate.latent_statistics import LatentStatistics
+from vidlatent.evaluate.protocols.between import BetweenFrames
 from vidlatent.evaluate.protocols.definitions import BUILT_IN, PROTOCOLS, Protocol
 from vidlatent.evaluate.protocols.report import ProtocolResult, write_protocol_report
 from vidlatent.evaluate.running_scores import log_scores
@@ -76,6 +77,7 @@ def run_protocol(
     protocol: Protocol = PROTOCOLS.get(config.eval.protocol)
     protocol.check(model.latent_spec)
     chosen = protocol.select_metrics(config.eval.leave_out)
+    between = BetweenFrames(config.eval.interpolated, protocol) if protocol.keep > 1 else None
     asked = [metric.name for metric in chosen if metric.name not in BUILT_IN]
     # Before any clip is opened, so that missing weights are reported at once.
     metrics = make_metrics(
@@ -94,8 +96,11 @@ def run_protocol(
         chunk=0 if protocol.gride else protocol.chunk,
         draw=config.seed if protocol.draw else None,
         coder=_make_coder(model, protocol),
+        keep=protocol.keep,
     )
     eval_step = compile_eval_step(eval_step, mesh, params, metrics)
+    if between is not None:
+        eval_step = _with_between(between, eval_step, params, clips)
     with clips.open(clips.wanted) as loader:
         # Frame groups start anew in each chunk, so they are told apart only if there is one.
         spec = model.latent_spec if protocol.frames == (protocol.chunk,) else None
@@ -128,6 +133,21 @@ def _make_coder(model: Any, protocol: Protocol) -> FrameCoder | None:
         if way.name == protocol.space:
             return way.make(CodecOptions.of())
     return None
+
+
+def _with_between(
+    between: BetweenFrames, eval_step: Callable, params: Any, clips: ScoredClips
+) -> Callable:
+    """The eval step that is given the frames between decoded ones.
+
+    Raises:
+      VidlatentError: some are missing.
+    """
+    names = {row: name for name, row in clips.rows.items() if row in set(clips.wanted)}
+    if missing := between.find_incomplete(names.values()):
+        with clips.open({clips.rows[name] for name in missing}) as loader:
+            between.demand(missing, eval_step, params, loader)
+    return between.attach(eval_step, names)
 
 
 def _open_clips(config: ConfigDict, protocol: Protocol, mesh: Mesh) -> ScoredClips:
