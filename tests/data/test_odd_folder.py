@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.odd_files import ODD
 from vidlatent.data.index import build_index
 from vidlatent.data.loader import make_loader
 from vidlatent.data.sources.folder import FolderSource, ListSource
@@ -15,8 +16,6 @@ from vidlatent.data.text.captions import read_text
 from vidlatent.errors import VidlatentError
 from vidlatent.media.errors import ClipError, Limits
 from vidlatent.media.probe import ClipInfo
-
-ODD = Path(__file__).parent.parent / "fixtures" / "odd_files"
 
 LEFT_OUT = {
     "damaged.avif": "corrupt",

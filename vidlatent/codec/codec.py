@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from vidlatent.codec.options import CodecOptions, plan_codec
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.digest import hash_encoder
 from vidlatent.latents.pixels import to_pixels
-from vidlatent.media.decode import iter_frames
+from vidlatent.media.decode import iter_timed_frames
 from vidlatent.models.load import abstract_params, model_of, open_checkpoints
 from vidlatent.models.tokenizers.base import Tokenizer
 from vidlatent.models.tokenizers.chunks import fade_in, stream_chunks
@@ -146,9 +147,10 @@ class Codec:
 
     def encode_stream(self, video: Video, sample: int | None = None) -> Iterator[Coded]:
         """``encode`` piece by piece; ``frames`` of a piece counts only what it adds."""
+        moments: deque[float] | None = deque() if isinstance(video, (str, Path)) else None
         key = None if sample is None else jax.random.key(sample)
         cache, start, first = None, 0, True
-        for pieces in self._runs(self._cut(_frames_of(video))):
+        for pieces in self._runs(self._cut(_frames_of(video, moments))):
             frames, length = [frame for piece in pieces for frame in piece[0]], pieces[0][2]
             run = len(pieces) * length
             # Keep all latents of a chunk; at the end of a stream drop those of padding alone.
@@ -169,14 +171,16 @@ class Codec:
                 content = content[: kept // self._per_group]
             # Each chunk begins anew, with a latent of its own for its first frame.
             cache = None if self._plan.chunks else cache
+            new = sum(piece[1] for piece in pieces)
             yield Coded(
                 np.asarray(latent[0, :kept]),
                 self.spec,
-                sum(piece[1] for piece in pieces),
+                new,
                 padded.shape[1:3],
                 content,
                 self._plan.chunks,
                 self.encoder,
+                None if moments is None else tuple(moments.popleft() for _ in range(new)),
             )
             start += kept
             first = bool(self._plan.chunks)
@@ -427,10 +431,10 @@ class Codec:
         return stack
 
 
-def _frames_of(video: Video) -> Iterator[np.ndarray]:
-    """Frames uint8 ``[H, W, 3]``, all of one size."""
+def _frames_of(video: Video, moments: deque[float] | None = None) -> Iterator[np.ndarray]:
+    """Frames uint8 ``[H, W, 3]``, all of one size; ``moments`` gets the times of a file's."""
     if isinstance(video, (str, Path)):
-        video = iter_frames(str(video))[1]
+        video = _watch_times(iter_timed_frames(str(video))[1], moments)
     elif isinstance(video, (np.ndarray, jax.Array)):
         check_shape(video, "T H W C", C=3)
     shape = None
@@ -442,6 +446,15 @@ def _frames_of(video: Video) -> Iterator[np.ndarray]:
                 f"frame {number} is {frame.dtype} {list(frame.shape)}: frames are {wanted}."
             )
         shape = frame.shape
+        yield frame
+
+
+def _watch_times(
+    timed: Iterator[tuple[float, np.ndarray]], moments: deque[float] | None
+) -> Iterator[np.ndarray]:
+    for moment, frame in timed:
+        if moments is not None:
+            moments.append(moment)
         yield frame
 
 

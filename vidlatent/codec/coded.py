@@ -35,6 +35,8 @@ class Coded:
       chunks: ``(frames, overlap_frames)`` if chunks were coded independently; their latents follow
         each other. None for one stream.
       encoder: digest of what encoded them; '' in files of older versions.
+      times: seconds at which each frame of a file is shown, so that a variable rate is not lost;
+        None for arrays and iterators.
     """
 
     latent: np.ndarray
@@ -44,6 +46,7 @@ class Coded:
     content: np.ndarray | None = None
     chunks: tuple[int, int] | None = None
     encoder: str = ""
+    times: tuple[float, ...] | None = None
 
     @classmethod
     def join(cls, pieces: Sequence[Coded]) -> Coded:
@@ -55,7 +58,10 @@ class Coded:
             content = np.concatenate([p.content for p in pieces if p.content is not None])
         latent = np.concatenate([piece.latent for piece in pieces])
         frames = sum(piece.frames for piece in pieces)
-        return dataclasses.replace(first, latent=latent, frames=frames, content=content)
+        times = None if first.times is None else sum((p.times or () for p in pieces), ())
+        return dataclasses.replace(
+            first, latent=latent, frames=frames, content=content, times=times
+        )
 
     def save(self, path: str | Path) -> None:
         """Write everything into one ``.npz`` file."""
@@ -65,6 +71,7 @@ class Coded:
             "size": self.size,
             "chunks": self.chunks,
             "encoder": self.encoder,
+            "times": self.times,
         }
         arrays: dict[str, Any] = {"latent": self.latent, "about": json.dumps(about)}
         if self.content is not None:
@@ -93,6 +100,8 @@ class Coded:
                 content=stored["content"] if "content" in stored.files else None,
                 chunks=None if about["chunks"] is None else tuple(about["chunks"]),
                 encoder=about.get("encoder", ""),
+                # Files of earlier versions have none.
+                times=None if about.get("times") is None else tuple(about["times"]),
             )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
-from fractions import Fraction
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,14 @@ from vidlatent.codec.coded import Sizes
 from vidlatent.codec.options import CodecOptions
 from vidlatent.errors import VidlatentError
 from vidlatent.files import write_json
-from vidlatent.media.decode import iter_frames
+from vidlatent.media.decode import iter_timed_frames
+from vidlatent.media.probe import REMARKS, ClipInfo
 from vidlatent.media.sheets import contact_sheet
+from vidlatent.media.sound import SoundTracks
 from vidlatent.media.write import STILL_FPS, VideoWriter, side_by_side
 from vidlatent.metrics import psnr, ssim
 from vidlatent.metrics.flicker import BorderDifferences, FrameDifferences
+from vidlatent.metrics.ssim import WINDOW as SSIM_WINDOW
 
 __all__ = ["reconstruct_video"]
 
@@ -48,33 +51,81 @@ def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, 
         raise VidlatentError(f"--output={output} would overwrite the input: choose another name.")
     coding = CodecOptions.of(**config.codec)
     codec = Codec.from_workdir(workdir, None if step < 0 else step, coding)
-    info, frames = iter_frames(input)
+    info, timed = iter_timed_frames(input)
+    if config.eval.compare and min(info.size) < SSIM_WINDOW:
+        raise VidlatentError(
+            f"--input={input} is {info.width}x{info.height}: SSIM needs {SSIM_WINDOW} pixels a "
+            "side; set --config.eval.compare=false to restore it without scores."
+        )
     target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
-    fps, count, sizes = info.fps or STILL_FPS, 0, Sizes()
-    compared = _Compared(codec, target, fps, info.frames) if config.eval.compare else None
+    sound = SoundTracks(input, info)
+    clock = _Clock(info, sound)
+    count, sizes = 0, Sizes()
+    compared = _Compared(codec, target, clock, info.frames) if config.eval.compare else None
     with (
-        VideoWriter(target, fps) as restored,
+        VideoWriter(target, clock.fps, timed=clock.varies, sound=sound) as restored,
         compared or contextlib.nullcontext(),
         tqdm(total=info.frames or None, unit="frame", disable=None, desc="reconstruct") as bar,
     ):
-        for original, reconstruction in codec.reconstruct_stream(frames, sizes.add):
-            for frame in reconstruction:
-                restored.add(frame)
+        for original, reconstruction in codec.reconstruct_stream(clock.watch(timed), sizes.add):
+            moments = clock.take(len(original))
+            for frame, moment in zip(reconstruction, moments, strict=True):
+                restored.add(frame, moment)
             if compared:
-                compared.add(original, reconstruction)
+                compared.add(original, reconstruction, moments)
             count += len(original)
             bar.update(len(original))
     about = {"height": info.height, "width": info.width, "fps": float(info.fps)}
     scores = {"input": Path(input).name, "coded_in": codec.time, "frames": count}
     scores |= about | sizes.report() | (compared.scores() if compared else {})
+    scores["told"] = clock.tell()
     path = _beside(target, "scores.json")
     write_json(path, scores)
     quality = f"PSNR {scores['psnr']:.2f} dB, SSIM {scores['ssim']:.3f}, " if compared else ""
     logging.info("%d frames, %s%s", count, quality, _compression(scores))
+    for sentence in scores["told"]:
+        logging.warning("%s: %s", input, sentence)
     for file in (target, *(compared.write() if compared else ()), path):
         logging.info("wrote %s", file)
     return 0
+
+
+class _Clock:
+    """When the frames of the input are shown, and what else the output keeps or loses.
+
+    Attributes:
+      fps: mean frames a second.
+      varies: frames last differently long, so each keeps its own time.
+    """
+
+    def __init__(self, info: ClipInfo, sound: SoundTracks):
+        self._info, self._sound = info, sound
+        self.fps = info.fps or STILL_FPS
+        self.varies = "variable" in info.remarks
+        self._moments: deque[float] = deque()
+
+    def watch(self, timed: Iterator[tuple[float, np.ndarray]]) -> Iterator[np.ndarray]:
+        """The frames alone; their times wait for ``take``."""
+        for moment, frame in timed:
+            self._moments.append(moment)
+            yield frame
+
+    def take(self, count: int) -> list[float | None]:
+        """Times of the next frames in seconds; None at a constant rate, which is exact."""
+        moments = [self._moments.popleft() for _ in range(count)]
+        return list(moments) if self.varies else [None] * count
+
+    def tell(self) -> list[str]:
+        """Sentences on what the output keeps, changes or loses of the input."""
+        told = [REMARKS[key] for key in self._info.remarks if key not in ("sound", "variable")]
+        if self.varies:
+            told.append(
+                f"the frame rate varies: each frame keeps its time, {self.fps:.3f} a second"
+            )
+        if self._sound.told:
+            told.append(f"sound {self._sound.told}")
+        return told
 
 
 def _beside(target: Path, ending: str) -> Path:
@@ -84,26 +135,32 @@ def _beside(target: Path, ending: str) -> Path:
 class _Compared:
     """Scores of a restored video, both videos side by side, and a contact sheet of a few frames."""
 
-    def __init__(self, codec: Codec, target: Path, fps: Fraction, expected: int):
+    def __init__(self, codec: Codec, target: Path, clock: _Clock, expected: int):
         self._tally, self._borders = _Tally(expected), _Borders(codec)
         self._sheet = _beside(target, "contact_sheet.png")
         self._video = _beside(target, "side_by_side.mp4")
-        self._fps = fps
+        self._clock = clock
 
     def __enter__(self) -> _Compared:
         # The side-by-side video is twice as wide, so use a fast x264 preset: keeping up with
         # scoring matters more than file size.
-        self._writer = VideoWriter(self._video, self._fps, preset="veryfast")
+        clock = self._clock
+        self._writer = VideoWriter(self._video, clock.fps, preset="veryfast", timed=clock.varies)
         return self
 
     def __exit__(self, *error) -> bool | None:
         return self._writer.__exit__(*error)
 
-    def add(self, original: np.ndarray, reconstruction: np.ndarray) -> None:
+    def add(
+        self,
+        original: np.ndarray,
+        reconstruction: np.ndarray,
+        moments: Sequence[float | None],
+    ) -> None:
         self._tally.add(original, reconstruction)
         self._borders.add(original, reconstruction)
-        for frame in side_by_side(original, reconstruction):
-            self._writer.add(frame)
+        for frame, moment in zip(side_by_side(original, reconstruction), moments, strict=True):
+            self._writer.add(frame, moment)
 
     def scores(self) -> dict[str, Any]:
         return {**self._tally.scores(), **self._borders.scores()}

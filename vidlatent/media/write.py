@@ -1,4 +1,7 @@
-"""Video files out: H.264 in MP4 through PyAV, written frame by frame."""
+"""Video files out: H.264 in MP4 through PyAV, written frame by frame.
+
+Frames come at a constant rate, exactly, or each with its own time.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ import av
 import numpy as np
 
 from vidlatent.errors import VidlatentError
+from vidlatent.media.container import local_name
 from vidlatent.media.sheets import caption_bar, to_uint8
+from vidlatent.media.sound import SoundTracks
 
 STILL_FPS = 1.0  # frame rate that a picture is written at, as a video of one frame
 
@@ -22,6 +27,8 @@ __all__ = ["STILL_FPS", "VideoWriter", "as_fps", "side_by_side", "write_video"]
 _SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
 _SMPTE170M = 6  # of ITU-T H.273: the matrix by which RGB is converted to YCbCr below
 _TV_RANGE = 1  # of H.273: black is 16 and white 235
+_FASTEST = 100_000  # frames a second; high-speed cameras reach it
+_TICK = Fraction(1, 90_000)  # seconds; the clock of frames that come with their own times
 _SEPARATOR = 4  # pixels between two videos side by side
 
 
@@ -29,14 +36,16 @@ def as_fps(value: Fraction | float | int | str) -> Fraction:
     """A frame rate as an exact fraction; 29.97, 23.976 and 59.94 become n * 1000 / 1001.
 
     Raises:
-      VidlatentError: not a number above 0 and at most 1000.
+      VidlatentError: not a number above 0 and at most 100,000.
     """
     try:
         rate = Fraction(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise VidlatentError(f"the frame rate {value!r} is not a number.") from error
-    if not 0 < rate <= 1000:
-        raise VidlatentError(f"the frame rate {value} is not between 0 and 1000 frames per second.")
+    if not 0 < rate <= _FASTEST:
+        raise VidlatentError(
+            f"the frame rate {value} is not between 0 and {_FASTEST} frames per second."
+        )
     # The nearest NTSC rate. Only decimals may mean one; whole rates and fractions are exact.
     ntsc = Fraction(round(rate * 1001 / 1000) * 1000, 1001)
     if (
@@ -61,6 +70,8 @@ class VideoWriter:
       fps: frame rate; fractions such as 30000/1001 are kept exactly.
       crf: constant rate factor of x264: 0 lossless, 18 visually close, 51 worst.
       preset: speed of x264, 'ultrafast' to 'veryslow'.
+      timed: frames are added with the seconds at which they are shown; ``fps`` is their mean rate.
+      sound: copied into the file. If it begins before the picture, the picture begins later.
 
     Raises:
       VidlatentError: unusable path or rate, or frames of changing size.
@@ -73,6 +84,8 @@ class VideoWriter:
         *,
         crf: int = 18,
         preset: str = "medium",
+        timed: bool = False,
+        sound: SoundTracks | None = None,
     ):
         self.path = pathlib.Path(path)
         if self.path.suffix.lower() not in _SUFFIXES:
@@ -83,21 +96,32 @@ class VideoWriter:
             raise VidlatentError(f"crf is {crf}: use 0 (best) to 51 (worst).")
         self.fps = as_fps(fps)
         self.frames = 0
+        self._sound, self._lead = sound, 0.0 if sound is None else sound.lead
+        # One tick is one frame, so time stamps are exact at any rate.
+        self._tick = _TICK if timed or self._lead else 1 / self.fps
+        self._stamp = -1
         self._options = {"crf": str(crf), "preset": preset}
         self._shape: tuple[int, ...] | None = None
-        # With the suffix of the name to come, by which FFmpeg chooses the container.
-        self._temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}{self.path.suffix}")
+        # With the suffix of the name to come, by which FFmpeg chooses the container. Names have at
+        # most 255 bytes, and this one must not be longer than allowed where the other is not.
+        stem = self.path.stem.encode("utf-8", "surrogateescape")[:100].decode("utf-8", "ignore")
+        self._temporary = self.path.with_name(f".{stem}.{os.getpid()}{self.path.suffix}")
         self._stream: Any = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.is_dir():
                 raise IsADirectoryError(f"{self.path} is a folder")
-            self._container = av.open(os.fspath(self._temporary), mode="w")
+            self._container = av.open(local_name(os.fspath(self._temporary)), mode="w")
         except (OSError, av.FFmpegError) as error:
             raise VidlatentError(f"cannot write the video {self.path}: {error}") from error
 
-    def add(self, frame: Any) -> None:
-        """Append one frame ``[H, W, 3]``, uint8 or float in [-1, 1]; all of one size."""
+    def add(self, frame: Any, moment: float | None = None) -> None:
+        """Append one frame.
+
+        Args:
+          frame: ``[H, W, 3]``, uint8 or float in [-1, 1]; all of one size.
+          moment: seconds at which it is shown, later than the frame before; None: at the rate.
+        """
         frame = to_uint8(frame)
         if frame.ndim != 3 or frame.shape[-1] != 3 or 0 in frame.shape:
             raise VidlatentError(f"a frame of {self.path} must be [H, W, 3], not {frame.shape}.")
@@ -110,11 +134,22 @@ class VideoWriter:
             )
         odd = [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)]
         picture = av.VideoFrame.from_ndarray(np.pad(frame, odd, mode="edge"), format="rgb24")
-        picture.pts = self.frames
-        # One tick is one frame, so time stamps are exact at any rate.
-        picture.time_base = 1 / self.fps
+        moment = float(self.frames / self.fps) if moment is None else moment
+        # Two frames cannot have the same time: what would, is a tick later.
+        self._stamp = max(self._stamp + 1, round((moment + self._lead) / self._tick))
+        picture.pts, picture.time_base = self._stamp, self._tick
         self._encode(picture)
+        self._copy_sound(moment + self._lead)
         self.frames += 1
+
+    def _copy_sound(self, until: float) -> None:
+        if self._sound is None:
+            return
+        try:
+            for packet in self._sound.packets(until):
+                self._container.mux(packet)
+        except (OSError, ValueError, av.FFmpegError) as error:
+            raise VidlatentError(f"cannot write the sound of {self.path}: {error}") from error
 
     def _open_stream(self, shape: tuple[int, ...]) -> None:
         self._shape = shape
@@ -122,11 +157,14 @@ class VideoWriter:
         stream.height, stream.width = (side + side % 2 for side in shape[:2])
         # The colour format that all players and browsers show.
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.time_base = 1 / self.fps
+        stream.codec_context.time_base = self._tick
         # Without a tag, players guess the matrix from the frame size, and show other colours.
         stream.codec_context.colorspace = _SMPTE170M
         stream.codec_context.color_range = _TV_RANGE
         self._stream = stream
+        if self._sound is not None:
+            # Before the first packet: then the file's head is written.
+            self._sound.attach(self._container, self.path.suffix.lower())
 
     def _encode(self, picture: Any) -> None:
         try:
@@ -144,6 +182,7 @@ class VideoWriter:
                 raise VidlatentError(f"no frame was given for the video {self.path}.")
             # None makes the encoder give out the frames that it holds back.
             self._encode(None)
+            self._copy_sound(float("inf"))
             self._container.close()
             self._container = None
             self._temporary.replace(self.path)
@@ -160,6 +199,8 @@ class VideoWriter:
             with contextlib.suppress(OSError, ValueError, av.FFmpegError):
                 self._container.close()
             self._container = None
+        if self._sound is not None:
+            self._sound.close()
         self._temporary.unlink(missing_ok=True)
 
     def __enter__(self) -> VideoWriter:
