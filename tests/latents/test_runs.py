@@ -49,7 +49,10 @@ def encoded(tokenizer, output, bucket=SETS["video"], **keys):
     assert encode_set(config, tokenizer, -1, str(output)) == 0
 
 
-def measured(tokenizer):
+def measured(tokenizer, generator=None):
+    """``--mode=latents``, with a tokenizer's config or a generator's."""
+    if generator is not None:
+        return measure_latents(generator, tokenizer, -1)
     config = configs.read(tokenizer)
     with config.unlocked():
         config.data = tiny(tokenizer, "videos").data
@@ -205,7 +208,9 @@ def test_moments_are_measured_once_for_each_encoder(tmp_path, caplog):
         VidlatentError, match=rf"measure them once by --mode=latents --workdir={tokenizer}"
     ):
         make_task(videos)
-    assert measured(tokenizer) == 0
+    with videos.unlocked():
+        videos.encode.measure_batches = 2
+    assert measured(tokenizer, videos) == 0
     encoder = find_digests(tokenizer).encoder
     found = find_statistics(tokenizer, encoder)
     assert found.n and load_latents(videos).space.mean == tuple(found.mean)
@@ -214,6 +219,8 @@ def test_moments_are_measured_once_for_each_encoder(tmp_path, caplog):
     header = read_header(tmp_path / "set")
     assert header.moments[0]["mean"] == found.mean and header.mean.tolist() != found.mean
     assert find_statistics(tokenizer, encoder) == found
+    # Neither does a second measurement replace them.
+    assert measured(tokenizer) == 0 and find_statistics(tokenizer, encoder) == found
     # A decoder that was fine-tuned from it finds them; an encoder that trained on has none.
     tokenizer_run(tmp_path / "standard", 3, tokenizer, **STANDARD)
     assert find_statistics(tmp_path / "standard", encoder) == found

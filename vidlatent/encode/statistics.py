@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from vidlatent import config as configs
 from vidlatent.data.loaders import Loaders
 from vidlatent.encode.encoders import LatentEncoder
+from vidlatent.encode.for_generator import tokenizer_job
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.contract import LatentSpace, chunk_latents
 from vidlatent.latents.digest import hash_encoder
@@ -103,14 +106,22 @@ def measure_latents(config: ConfigDict, workdir: Path, step: int) -> int:
     generators find them; a tokenizer that has some of this encoder keeps them.
 
     Args:
-      config: of the tokenizer; ``config.data`` are the clips, and
-        ``config.encode.measure_batches`` says how many.
+      config: of the tokenizer, or of a generator whose sizes and chunks are taken, as for
+        ``--mode=encode``; ``config.data`` are the clips, and ``config.encode.measure_batches`` says
+        how many.
       workdir: of the tokenizer.
       step: its checkpoint; below 0 the newest sound one.
 
     Returns:
       The exit status.
+
+    Raises:
+      VidlatentError: the data are no videos, or the moments cannot be stored.
     """
+    if configs.is_generator(config):
+        config, workdir, step = tokenizer_job(config, workdir, step)
+    if config.data.source == "latents":
+        raise VidlatentError("config.data.source='latents' is encoded already: name the videos.")
     model = model_of(config)
     spec = spec_in_chunks(model, config.encode.chunks, "config.encode.chunks")
     mesh = local_mesh([bucket[3] for bucket in config.data.buckets])
@@ -118,7 +129,7 @@ def measure_latents(config: ConfigDict, workdir: Path, step: int) -> int:
     encoder = LatentEncoder(model, restored.state, mesh, 0, config.seed, spec.chunks)
     loaders = Loaders(config, spec, workdir)
     moments, clips = LatentMoments(spec), 0
-    with loaders.train(0) as loader:
+    with jax.set_mesh(mesh), loaders.train(0) as loader:
         for batch in itertools.islice(loader, config.encode.measure_batches):
             names = [""] * len(batch["mask"])
             latents = np.asarray(encoder(batch["video"], names, [0] * len(names)))
