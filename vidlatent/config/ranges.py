@@ -195,6 +195,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "image": Text(),
         "content": Text(),
         "content_draw": Flag(),
+        "low": _COUNT_OR_NONE,
         "measure_batches": _COUNT,
         "pictures": _COUNT_OR_NONE,
         "process_index": _COUNT_OR_NONE,
