@@ -9,6 +9,7 @@ import pytest
 from tests.helpers.nets import decoder_values, frame0_features
 from vidlatent import config as configs
 from vidlatent.models.tokenizers import build
+from vidlatent.models.tokenizers.fsvideo.names import FSAE_TABLE
 from vidlatent.weights.importer import export_names
 
 TOLERANCE = 2e-4
@@ -47,7 +48,7 @@ def test_decoder_stages(fsae_case):
 
 @pytest.mark.parametrize("form", ["base", "standard", "lite"])
 @pytest.mark.parametrize("width", [2048, 1024])
-def test_full_size_key_table(reference, shapes_of, fsae_case, width, form):
+def test_full_size_key_table(reference, shapes_of, width, form):
     variant = f"w{width}_{form}"
     counts = json.loads(reference("fsae3d", "full_counts.json").read_text())[variant]
     config = configs.load(f"configs/fsae.py:paper,width={width},form={form}")
@@ -57,7 +58,7 @@ def test_full_size_key_table(reference, shapes_of, fsae_case, width, form):
     }
     assert sizes == {side: counts[side] for side in ("encoder", "decoder")}
     assert sum(sizes.values()) == counts["total"]
-    names = export_names(shapes, fsae_case.table)
+    names = export_names(shapes, FSAE_TABLE)
     assert len(names) == counts["num_tensors"]
     if (width, form) in ((1024, "standard"), (1024, "lite")):
         return  # there are counts, but no tables of names

@@ -32,6 +32,13 @@ def fixtures(reference):
     return json.loads(reference("promag_fixtures.json").read_text())
 
 
+def numbered(fixtures, prefix):
+    """(number, entry) of the entries whose name is ``prefix`` and a number; there are some."""
+    names = [name for name in fixtures if name.startswith(prefix)]
+    assert names
+    return [(int(name.removeprefix(prefix)), fixtures[name]) for name in names]
+
+
 def frames_after(model, method, x, kind):
     """Frame counts at every change in ``method``, from the shapes of the layers' outputs."""
 
@@ -73,11 +80,13 @@ def _doubles(module, _):
 
 
 def test_latents_and_frames(fixtures):
-    for factor, pairs in fixtures["latent_to_frame_span_inclusive_17"].items():
+    ((_, spans),) = numbered(fixtures, "latent_to_frame_span_inclusive_")
+    for factor, pairs in spans.items():
         got = [latent_span(i, int(factor)) for i in range(len(pairs))]
         assert got == [tuple(pair) for pair in pairs]
-    for name, frames in fixtures["keyframes_17"].items():
-        assert key_frames(17, int(name.removesuffix("x"))) == frames
+    ((length, keys),) = numbered(fixtures, "keyframes_")
+    for name, frames in keys.items():
+        assert key_frames(length, int(name.removesuffix("x"))) == frames
 
 
 def test_key_expansion(fixtures):
@@ -93,7 +102,8 @@ def test_chunks(fixtures):
         assert list(plan.starts) == entry["starts"] and len(plan.starts) == entry["chunks"]
         assert plan.padded == entry["padded"]
         assert {k: plan.latents(int(k)) for k in entry["latents"]} == entry["latents"]
-    np.testing.assert_allclose(compute_fade(4), fixtures["blend_w_overlap4"])
+    for overlap, weights in numbered(fixtures, "blend_w_overlap"):
+        np.testing.assert_allclose(compute_fade(overlap), weights)
 
 
 def test_tile_spans(fixtures):
@@ -141,7 +151,8 @@ def test_frechet_distance(fixtures):
     assert frechet_distance(a, shifted) == pytest.approx(shift["expected"], abs=1e-9)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(b, a) == pytest.approx(case["fd"], abs=5e-9)
-    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    size = (a.shape[1], a.shape[1])
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=size))[0]
     assert frechet_distance(a @ turn, b @ turn) == pytest.approx(case["fd"], abs=5e-9)
 
 

@@ -19,12 +19,12 @@ from vidlatent.models.tokenizers.base import Posterior
 from vidlatent.train.optim import interpolate_ramp
 from vidlatent.weights.importer import export_names, import_params
 
-LAYERS = 5
 
-
-def load_discriminator(tensors, meta, layers=LAYERS):
-    """The discriminator of a case's size with its weights and running statistics."""
-    taps = (*(4,) * (layers - 3), 3, 1, 1)
+def load_discriminator(tensors, meta):
+    """The discriminator of a case's size, its weights and running statistics, its layers."""
+    kernels = {name: x for name, x in tensors.items() if x.ndim == 5}
+    ordered = sorted(kernels, key=lambda name: int(name.split(".")[1]))
+    taps, layers = tuple(kernels[name].shape[2] for name in ordered), len(ordered)
     discriminator = build_discriminator(
         {"name": "patch3d", "width": meta["ndf"], "time_kernels": taps}
     )
@@ -35,13 +35,14 @@ def load_discriminator(tensors, meta, layers=LAYERS):
     )
     params = import_params(tensors, patch_table(layers), shapes["params"])
     stats = import_params(tensors, patch_stats_table(layers), stats)
-    return discriminator, params, stats
+    return discriminator, params, stats, layers
 
 
 def test_discriminator(reference):
     case = Case(reference("reducio", "disc.npz"))
     meta = case.meta
-    discriminator, params, stats = load_discriminator(case.tensors, meta, meta["n_layers"] + 2)
+    discriminator, params, stats, layers = load_discriminator(case.tensors, meta)
+    assert layers == meta["n_layers"] + 2
     apply = jax.jit(discriminator.apply, static_argnums=3)
     video = pixels(case.io["x_u8"])
     (logits,), same = apply({"params": params}, video, stats, False)
@@ -54,10 +55,10 @@ def test_discriminator(reference):
         for name, value in case.io.items()
         if name.startswith("after_train/")
     }
-    want = import_params(names, patch_stats_table(meta["n_layers"] + 2), after)
+    want = import_params(names, patch_stats_table(layers), after)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after, want)
     # Written back, the names are the published ones.
-    written = export_names(params, patch_table(meta["n_layers"] + 2))
+    written = export_names(params, patch_table(layers))
     assert set(written) == {n for n in case.tensors if "running" not in n}
 
 
@@ -107,7 +108,7 @@ def test_objectives(loss_case):
     case, meta, io = loss_case, loss_case.meta, loss_case.io
     own = "discriminator."
     tensors = {n.removeprefix(own): t for n, t in case.tensors.items() if n.startswith(own)}
-    discriminator, params, stats = load_discriminator(tensors, meta)
+    discriminator, params, stats, _ = load_discriminator(tensors, meta)
     generate, kernel = rebuilt(case)
     np.testing.assert_allclose(generate(kernel), channels_last(io["recon"]), atol=1e-4)
     target = pixels(io["inputs_u8"])

@@ -54,6 +54,25 @@ def test_volume_is_the_image_encoder_on_one_frame():
     np.testing.assert_allclose(*parts, atol=1e-4)
 
 
+def test_another_number_of_levels_than_names_are_read_for_is_told():
+    """Three levels under Diffusers' names: the deepest would be taken for the fourth."""
+    _, fresh = net(**LEVELS)
+    image = image_vae(fresh)
+    image["decoder"] = {name.replace("up_0_", "up_3_"): x for name, x in image["decoder"].items()}
+    with pytest.raises(VidlatentError, match="3 levels, and names of Diffusers are read for four"):
+        initialize_from("reducio_image", image, fresh)
+
+
+def test_2d_convolutions_take_the_image_kernels_as_they_are():
+    _, fresh = net(**LEVELS, convolutions="2d", time_factor=1)
+    image = image_vae(fresh)
+    params = initialize_from("reducio_image", image, fresh)
+    taken = params["encoder"]["volume"]["down_0_block_0"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(taken, image["encoder"]["down_0_block_0"]["conv1"]["kernel"])
+    half = params["decoder"]["up_0_block_2_0"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(half, image["decoder"]["up_0_block_1"]["conv1"]["kernel"])
+
+
 def test_what_does_not_fit():
     _, fresh = net(**LEVELS)
     image = image_vae(fresh)

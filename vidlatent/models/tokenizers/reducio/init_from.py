@@ -39,6 +39,20 @@ def from_image(params: Params, fresh: Params, tap: int = 1) -> dict[str, Any]:
     for side in ("encoder", "decoder"):
         if side not in params:
             raise VidlatentError(f"these weights are no image VAE's: they lack the {side}.")
+    levels = [
+        {
+            int(m[1])
+            for m in map(re.compile(kind + r"_(\d+)_block_\d+").fullmatch, params[side])
+            if m
+        }
+        for side, kind in (("encoder", "down"), ("decoder", "up"))
+    ]
+    if levels[0] != levels[1]:
+        # Diffusers counts a decoder's levels from the deepest; the table turns four around.
+        raise VidlatentError(
+            f"the image VAE has {len(levels[0])} levels, and names of Diffusers are read for four: "
+            "give the weights under their original names."
+        )
     encoder = dict(fresh["encoder"])
     # A model without content frame has no encoder for it.
     if "frame" in encoder:
