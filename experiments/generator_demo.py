@@ -52,7 +52,7 @@ from vidlatent.main import split_overrides
 from vidlatent.media.sheets import contact_sheet
 from vidlatent.report.page import write_report
 from vidlatent.report.tables import markdown_table
-from vidlatent.sample.run import Generator
+from vidlatent.sample.generator import Generator
 from vidlatent.train.loop import train
 
 __all__ = ["Demo", "main", "measure_label_accuracy", "prepare_latents"]

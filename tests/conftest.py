@@ -51,7 +51,7 @@ def one_device():
     """Training, evaluation and sampling use one of the devices: the programs compile faster."""
     from vidlatent.evaluate import generator as generate_eval
     from vidlatent.parallel.mesh import make_mesh
-    from vidlatent.sample import run as generate
+    from vidlatent.sample import generator as generate
     from vidlatent.train import loop
 
     one = jax.devices()[:1]

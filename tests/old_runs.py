@@ -56,7 +56,7 @@ def load_generator(workdir):
 
     if hasattr(vidlatent, "load_generator"):
         return vidlatent.load_generator(workdir)
-    from vidlatent.sample.run import Generator
+    from vidlatent.sample.generator import Generator
 
     return Generator.from_workdir(workdir)
 

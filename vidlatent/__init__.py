@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time a name is import
     from vidlatent.codec.codec import Codec, load_codec
     from vidlatent.codec.coded import Coded
     from vidlatent.errors import VidlatentError
-    from vidlatent.sample.run import Generator, load_generator
+    from vidlatent.sample.generator import Generator
+    from vidlatent.sample.load import load_generator
     from vidlatent.spec import LatentSpec
 
 __version__ = "0.1.0"
@@ -32,11 +33,11 @@ __all__ = [
 _MODULES = {
     "Codec": "vidlatent.codec.codec",
     "Coded": "vidlatent.codec.coded",
-    "Generator": "vidlatent.sample.run",
+    "Generator": "vidlatent.sample.generator",
     "LatentSpec": "vidlatent.spec",
     "VidlatentError": "vidlatent.errors",
     "load_codec": "vidlatent.codec.codec",
-    "load_generator": "vidlatent.sample.run",
+    "load_generator": "vidlatent.sample.load",
 }
 
 

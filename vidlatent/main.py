@@ -69,6 +69,8 @@ MODES = {
         (
             "--mode=sample --workdir=runs/fsvideo_dit-demo --prompt='red square moving left'",
             "--mode=sample --workdir=runs/fsvideo_dit-demo --prompts=prompts.txt --output=videos",
+            "--mode=sample --workdir=runs/fsvideo_dit-demo-first --input=picture.png "
+            "--prompt='red square moving left'",
         ),
         ("step", "output", "prompt", "prompts", "input"),
     ),

@@ -68,7 +68,7 @@ def save_step(config, folder, params, spec, step=1):
     checkpoints.close()
 
 
-def generator_run(config, folder):
+def generator_run(config, folder, labels=()):
     """The workdir of a generator with random weights, on the latents that the config names."""
     config = follow_latents(config)
     task, rng = make_task(config), np.random.default_rng(0)
@@ -78,7 +78,7 @@ def generator_run(config, folder):
     )
     folder.mkdir(parents=True)
     configs.write(config, folder)
-    task.begin(folder, 0, ())
+    task.begin(folder, 0, labels)
     save_step(config, folder, params, task.spec)
     return str(folder)
 

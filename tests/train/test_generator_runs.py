@@ -21,7 +21,8 @@ from vidlatent.media.write import write_video
 from vidlatent.models.load import open_checkpoints
 from vidlatent.parallel.paths import path_name
 from vidlatent.report.writers import read_metrics
-from vidlatent.sample.run import Generator, generate_videos
+from vidlatent.sample.generator import Generator
+from vidlatent.sample.run import generate_videos
 from vidlatent.train.init_from import load_initial_params
 from vidlatent.train.loop import INTERRUPTED, train
 from vidlatent.train.state import random_key
@@ -252,13 +253,15 @@ def test_vbench_finds_its_names_and_mistakes_are_named(straight, tmp_path):
     assert [row["file"] for row in about["videos"]] == names
     assert all((tmp_path / name).is_file() for name in names) and about["size"] == [5, 6, 7]
     with pytest.raises(VidlatentError, match="no class 'pink square moving left'.*did you"):
-        sampled(straight, tmp_path, prompt="pink square moving left")
+        sampled(straight, tmp_path / "no", prompt="pink square moving left")
     with pytest.raises(VidlatentError, match="prompts=nowhere.txt: there is no such file"):
-        sampled(straight, tmp_path, prompts="nowhere.txt")
+        sampled(straight, tmp_path / "no", prompts="nowhere.txt")
     with pytest.raises(VidlatentError, match="is a tokenizer's: --mode=sample needs"):
-        sampled(straight.parent / "tokenizer", tmp_path, prompt="0")
+        sampled(straight.parent / "tokenizer", tmp_path / "no", prompt="0")
     with pytest.raises(VidlatentError, match="frames, height, width"):
-        sampled(straight, tmp_path, prompt="0", sample__size="(5, 6)")
+        sampled(straight, tmp_path / "no", prompt="0", sample__size="(5, 6)")
+    with pytest.raises(VidlatentError, match="holds samples already, which are never overwritten"):
+        sampled(straight, tmp_path, prompt="0")
 
 
 @pytest.mark.slow
@@ -312,7 +315,7 @@ def test_without_a_tokenizer_training_shows_latent_channels(places, tmp_path):
     config = config_of(places, train__steps=1, tokenizer__path="")
     assert train(config, tmp_path) == 0
     assert (tmp_path / "samples" / "step_1.png").is_file()
-    with pytest.raises(VidlatentError, match="tokenizer.path is empty.*to decode|decode"):
+    with pytest.raises(VidlatentError, match="no tokenizer is known.*config.tokenizer.path="):
         sampled(tmp_path, tmp_path / "out", prompt="0")
 
 

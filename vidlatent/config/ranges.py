@@ -287,6 +287,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "seed": _SEED,
         "size": _SIZE,
         "batch": _COUNT,
+        "residency": Choice(("swap", "keep", "auto")),
         "fps": _WEIGHT,
         "vbench": Flag(),
         "clamp_first": Flag(),

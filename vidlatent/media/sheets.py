@@ -17,6 +17,7 @@ __all__ = [
     "caption_bar",
     "channel_sheet",
     "contact_sheet",
+    "encode_picture",
     "pick_frames",
     "to_uint8",
     "weight_map",
@@ -147,7 +148,7 @@ def contact_sheet(
     cell: int = 160,
     difference: float = 0.0,
     group: int = 0,
-    numbers: Sequence[int] = (),
+    numbers: Sequence[int | str] = (),
 ) -> bytes:
     """A PNG with one row of evenly picked frames for each clip.
 
@@ -163,7 +164,8 @@ def contact_sheet(
         row with their absolute difference times this number.
       group: so many rows belong together, with a gap before the next group (0: 3 with
         ``difference``, else 2 if the number of rows is even, else 1).
-      numbers: the number to print for each frame of a clip; empty: 0, 1, ...
+      numbers: the number to print for each frame of a clip, or a word in its place; empty: 0, 1,
+        ...
 
     Returns:
       The PNG file's bytes.
@@ -179,6 +181,11 @@ def contact_sheet(
     if difference:
         clips, labels = _add_differences(clips, labels, difference)
     return _png(_compose(clips, labels, title, columns, cell, group, numbers), path)
+
+
+def encode_picture(picture: np.ndarray) -> bytes:
+    """uint8 ``[H, W, 3]`` as the bytes of a PNG file."""
+    return _png(Image.fromarray(picture))
 
 
 def _png(sheet: Image.Image, path: str | os.PathLike[str] | None = None) -> bytes:
@@ -200,7 +207,7 @@ def _compose(
     columns: int,
     cell: int,
     group: int,
-    numbers: Sequence[int],
+    numbers: Sequence[int | str],
 ) -> Image.Image:
     # First the size of everything, because Pillow's canvas cannot grow; then the drawing.
     sizes = [_cell_size(*clip.shape[1:3], cell) for clip in clips]
@@ -241,9 +248,10 @@ def _compose(
     return sheet
 
 
-def _draw_times(draw: Any, pick: list[int], left: int, y: int, width: int) -> None:
+def _draw_times(draw: Any, pick: Sequence[int | str], left: int, y: int, width: int) -> None:
     for column, frame in enumerate(pick):
-        text, font = _fit_text(f"frame {frame}", width, 11)
+        words = frame if isinstance(frame, str) else f"frame {frame}"
+        text, font = _fit_text(words, width, 11)
         x = left + column * (width + _GAP) + width // 2
         draw.text((x, y + 8), text, fill=_FAINT, font=font, anchor="mm")
 

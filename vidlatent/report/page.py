@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import datetime
 import html
 import importlib.metadata
@@ -18,6 +19,7 @@ import pathlib
 import platform
 import shlex
 import sys
+import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,11 +31,12 @@ from vidlatent.errors import VidlatentError
 from vidlatent.nested import flatten
 from vidlatent.report.curves import draw_curve, finite_points
 
-__all__ = ["write_report"]
+__all__ = ["GalleryVideo", "write_report"]
 
 # Matplotlib draws in these two colours, which are then replaced by the page's own, so that charts
 # follow the reader's colour scheme.
 _INK, _LINE = "#010203", "#010204"
+_PLAYING = 48  # videos of a gallery that play by themselves; browsers stall at hundreds
 _FIRST_ROWS = 40  # of a table; the others are folded away
 
 _STYLE = """
@@ -63,6 +66,13 @@ figcaption { color: var(--faint); margin-bottom: .4rem; }
 .charts figcaption { color: var(--ink); font-weight: 600; margin: 0; overflow-wrap: anywhere; }
 .charts svg { display: block; width: 100%; height: auto; color: var(--ink); }
 .charts + .scroll { margin-top: 1.2rem; }
+.gallery { display: grid; gap: 1rem; margin-top: 1.4rem;
+  grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); }
+.gallery figure { margin: 0; }
+.gallery .pair { display: flex; gap: .4rem; align-items: flex-start; }
+.gallery .pair > * { flex: 1; min-width: 0; width: 100%; image-rendering: pixelated; }
+.gallery figcaption { color: var(--ink); margin: .3rem 0 0; overflow-wrap: anywhere; }
+.gallery small { color: var(--faint); display: block; }
 .scroll { overflow-x: auto; }
 .moving { min-width: min(100%, 26rem); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -77,6 +87,22 @@ footer { margin-top: 2.5rem; padding-top: 1rem; border-top: 1px solid var(--rule
   color: var(--faint); font-size: .88rem; }
 footer p { margin: .15rem 0; }
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class GalleryVideo:
+    """A video on a page that lies beside its file.
+
+    Attributes:
+      file: address relative to the page.
+      title, about: what is written below it.
+      picture: a PNG that is shown beside it; b'' for none.
+    """
+
+    file: str
+    title: str
+    about: str = ""
+    picture: bytes = b""
 
 
 def _decimals(size: float) -> int:
@@ -173,6 +199,23 @@ def _picture(caption: str, data: bytes) -> str:
     return f"<figure><figcaption>{words}</figcaption>{shown}</figure>"
 
 
+def _gallery(videos: Sequence[GalleryVideo]) -> str:
+    """Videos side by side; they play by themselves if they are few."""
+    plays = "autoplay" if len(videos) <= _PLAYING else 'preload="none"'
+    figures = []
+    for video in videos:
+        given = ""
+        if video.picture:
+            address = _data_address("image/png", video.picture)
+            given = f'<img src="{address}" alt="given picture" title="given picture">'
+        source = html.escape(urllib.parse.quote(video.file))
+        shown = f'<video src="{source}" controls loop muted playsinline {plays}></video>'
+        about = f"<small>{html.escape(video.about)}</small>" if video.about else ""
+        words = f"<figcaption>{html.escape(video.title)}{about}</figcaption>"
+        figures.append(f'<figure><div class="pair">{given}{shown}</div>{words}</figure>')
+    return f'<div class="gallery">{"".join(figures)}</div>' if figures else ""
+
+
 def _chart(steps: Sequence[float], values: Sequence[Any], across: str) -> str:
     """One curve as inline SVG; '' if none of its points is finite."""
     import matplotlib
@@ -265,12 +308,13 @@ def write_report(
     scores: Mapping[str, Any],
     tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     sheets: Iterable[tuple[str, bytes]] = (),
+    gallery: Sequence[GalleryVideo] = (),
     curves: Mapping[str, tuple[Sequence[float], Sequence[Any]]] | None = None,
     config: Mapping[str, Any] | None = None,
     subtitle: str = "",
     command: str | None = None,
 ) -> None:
-    """Write a self-contained page; a page of that name is replaced as a whole.
+    """Write a page; one of that name is replaced as a whole. All is in it but a gallery's videos.
 
     Args:
       path: the HTML file; its folder is made.
@@ -279,6 +323,7 @@ def write_report(
       tables: heading → rows, each a dict of cells by column. If the first column is ``frame``, the
         other columns are drawn as charts too.
       sheets: (caption, PNG, GIF or MP4 bytes) pairs, shown in order.
+      gallery: videos that are files beside the page; they are not part of it.
       curves: name → (steps, values); points that are None or not finite are left out.
       config: settings of the run, nested or flat, shown folded.
       subtitle: a faint line under the heading.
@@ -291,6 +336,8 @@ def write_report(
     if subtitle:
         sections.append(f'<p class="faint">{html.escape(subtitle)}</p>')
     sections.append(_scores(scores))
+    if gallery:
+        sections.append(_gallery(gallery))
     pictures = [_picture(caption, data) for caption, data in sheets]
     if pictures:
         sections += ["<h2>Pictures</h2>", *pictures]

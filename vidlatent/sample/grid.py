@@ -21,7 +21,7 @@ from vidlatent.latents.space import (
     generator_of,
     read_tokenizer_config,
 )
-from vidlatent.media.sheets import channel_sheet, contact_sheet
+from vidlatent.media.sheets import channel_sheet, contact_sheet, pick_frames
 from vidlatent.metrics import stretch_channels
 from vidlatent.models.load import model_of
 from vidlatent.parallel.mesh import make_mesh
@@ -31,6 +31,7 @@ from vidlatent.sample.sampler import LatentSampler
 
 __all__ = ["SampleGrid", "load_tokenizer_codec", "pick_content_frames", "use_one_device"]
 
+_COLUMNS = 8  # frames of each sample
 _LOOKED_AT = 8  # validation batches, of which the one with the longest clips is used
 
 
@@ -80,7 +81,19 @@ class SampleGrid:
             title = f"latent channels of a sample: {clips[0]['title']}"
             return channel_sheet(stretch_channels(latents[0]), title=title)
         videos = [self._decode(latent, clip) for latent, clip in zip(latents, clips, strict=True)]
-        return contact_sheet(videos, [clip["title"] for clip in clips], group=len(videos))
+        titles = [clip["title"] for clip in clips]
+        if "first" not in self._model.reads or latents.shape[1] == 1:
+            return contact_sheet(videos, titles, group=len(videos))
+        # What the generator was given comes first, as its decoder shows it.
+        given = self._latents.restore(conditions["first"])
+        picks = pick_frames(len(videos[0]), _COLUMNS)
+        rows = [
+            np.concatenate([self._decode(first, clip), video[picks]])
+            for first, video, clip in zip(given, videos, clips, strict=True)
+        ]
+        return contact_sheet(
+            rows, titles, group=len(rows), columns=_COLUMNS + 1, numbers=["given", *picks]
+        )
 
     def _prepare(self, loader: Loader) -> None:
         """Conditions of the longest clips among the first validation batches."""

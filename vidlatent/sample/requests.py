@@ -10,7 +10,7 @@ from pathlib import Path
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
 
-__all__ = ["Request", "find_class", "make_requests", "read_prompts"]
+__all__ = ["COMMAND", "PYTHON", "Request", "Wording", "find_class", "make_requests", "read_prompts"]
 
 _KEYS = ("prompt", "seed", "image")
 # VBench scores only near-static videos in this dimension, so it asks for five times as many.
@@ -28,6 +28,7 @@ class Request:
       label: class, -1 for none.
       image: file of its first (or content) frame; '' for none.
       folder: that its file goes to, below that of the others; '' for none.
+      encoded: that frame as the bytes of a picture file, in place of ``image``.
     """
 
     prompt: str
@@ -36,6 +37,35 @@ class Request:
     label: int = -1
     image: str = ""
     folder: str = ""
+    encoded: bytes = dataclasses.field(default=b"", repr=False)
+
+    @property
+    def picture(self) -> str | bytes | None:
+        """File or bytes of its picture; None for none."""
+        return self.encoded or self.image or None
+
+
+@dataclasses.dataclass(frozen=True)
+class Wording:
+    """How a caller gives what is asked for, for errors.
+
+    Attributes:
+      prompt, image, tokenizer: the arguments, with an example of each.
+    """
+
+    prompt: str
+    image: str
+    tokenizer: str
+
+
+COMMAND = Wording(
+    "--prompt='...' or --prompts=file.txt",
+    '--input=picture.png, or as "image" in --prompts=file.jsonl',
+    "--config.tokenizer.path=runs/fsae-demo",
+)
+PYTHON = Wording(
+    "prompt='...'", "image='picture.png'", "load_generator(..., tokenizer='runs/fsae-demo')"
+)
 
 
 def read_prompts(path: str) -> list[dict[str, object]]:
@@ -140,6 +170,8 @@ def make_requests(
             label = find_class(prompt, label_names, classes)
             prompt = label_names[label] if label < len(label_names) else prompt
         image = str(row["image"]) if "image" in row else ""
+        encoded = row.get("encoded", b"")
+        assert isinstance(encoded, bytes)
         for number in range(videos):
-            found.append(Request(prompt, first + number, number, label, image, folder))
+            found.append(Request(prompt, first + number, number, label, image, folder, encoded))
     return found

@@ -75,7 +75,7 @@ class LatentSampler:
             self.scales = np.ones((self.plan.nfe, 0))
         self.drops = self._branches()
         self.nfe = count_evaluations(self.scales)
-        self._compiled: Any = None
+        self._compiled: dict[Any, Any] = {}
 
     def _make_plan(self, schedule: Flow | Diffusion, config: ConfigDict) -> SamplerPlan:
         """The solver ``config.sampler.name`` with ``config.sampler.steps`` steps."""
@@ -128,18 +128,27 @@ class LatentSampler:
           conditions: by name, ``[B, ...]`` each, or None for none in the whole batch; the same
             names are None in every call.
         """
-        leaf = jax.tree.leaves(params)[0]
-        if self._compiled is None:
-            # Parameters stay sharded as they are; samples are few, so each device has all of them.
-            placed = jax.tree.map(lambda leaf: leaf.sharding, params)
-            whole = replicated(leaf.sharding.mesh)
-            self._whole = whole
-            self._compiled = jax.jit(
-                self.run, in_shardings=(placed, whole, whole), out_shardings=whole
-            )
-        seeds = np.asarray(seeds, np.uint32)
-        inputs = to_global((seeds, dict(conditions)), self._whole)
-        return np.asarray(self._compiled(params, *inputs))
+        # Parameters stay sharded as they are; samples are few, so each device has all of them.
+        placed = jax.tree.map(lambda leaf: leaf.sharding, params)
+        whole = replicated(jax.tree.leaves(params)[0].sharding.mesh)
+        inputs = to_global((np.asarray(seeds, np.uint32), dict(conditions)), whole)
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype.name), inputs)
+        kind = (tuple(jax.tree.leaves(shapes)), jax.tree.structure(inputs))
+        if kind not in self._compiled:
+            jitted = jax.jit(self.run, in_shardings=(placed, whole, whole), out_shardings=whole)
+            self._compiled[kind] = jitted.lower(params, *inputs).compile()
+        return np.asarray(self._compiled[kind](params, *inputs))
+
+    @property
+    def working_bytes(self) -> int | None:
+        """Bytes of a device that the loop needs beside its arguments, as the compiler says.
+
+        None before the first call, and where the compiler does not say.
+        """
+        found = [program.memory_analysis() for program in self._compiled.values()]
+        if not found or any(analysis is None for analysis in found):
+            return None
+        return max(a.temp_size_in_bytes + a.output_size_in_bytes for a in found)
 
     def run(self, params: Any, seeds: jax.Array, conditions: Mapping[str, Any]) -> jax.Array:
         """``__call__`` as a traceable function of ``seeds`` uint32 ``[B]``: ``[B, t, h, w, c]``."""

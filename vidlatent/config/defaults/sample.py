@@ -10,6 +10,9 @@ def get_sample() -> ConfigDict:
     sample.seed = 0  # of the first video; each further one adds 1
     sample.size = ()  # frames, height, width; empty: those of the last of data.buckets
     sample.batch = 4  # videos drawn at the same time
+    # Networks in memory: swap (texts and pictures are encoded first, and their encoders released
+    # before the generator is loaded) | keep (all stay once loaded) | auto: keep if all fit
+    sample.residency = "swap"
     sample.fps = 0.0  # of the files; 0: that of the clips behind the latents
     # Name files as VBench wants them, <prompt>-<k>.mp4. With --prompts=<a folder of prompts by
     # dimension> (vidlatent.evaluate.vbench_prompts), make one folder for each dimension

@@ -1,0 +1,68 @@
+"""``load_generator``: a trained generator for Python, by the folder of its run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vidlatent import config as configs
+from vidlatent.errors import VidlatentError
+from vidlatent.registry import did_you_mean
+from vidlatent.sample.generator import Generator
+from vidlatent.weights.files import is_workdir
+
+__all__ = ["load_generator"]
+
+
+def load_generator(
+    path: str | Path,
+    *,
+    step: int | None = None,
+    tokenizer: str | Path | None = None,
+    residency: str = "auto",
+    **keys: Any,
+) -> Generator:
+    """A generator ready to make videos: ``generator(prompt, image=..., seed=...)``.
+
+    Networks are loaded when they are needed, so this returns at once.
+
+    Args:
+      path: folder of its run, such as ``runs/fsvideo_dit-demo``.
+      step: checkpoint; None for the newest sound one.
+      tokenizer: folder of the tokenizer's run, if it has moved since training.
+      residency: networks in memory, see ``config.sample.residency``; ``'auto'`` keeps all that
+        were loaded if they fit at once.
+      keys: keys of ``config.sampler`` to change, such as ``steps=20``.
+
+    Raises:
+      VidlatentError: there is no run of a generator, or it has no such key.
+    """
+    if not (Path(path) / "config.json").is_file():
+        raise VidlatentError(
+            f"path={str(path)!r} holds no run: give the folder of a trained generator, such as "
+            "'runs/fsvideo_dit-demo'."
+        )
+    stored = configs.read(Path(path))
+    if not configs.is_generator(stored):
+        raise VidlatentError(
+            f"path={str(path)!r} is the run of a tokenizer: read it by vidlatent.load_codec."
+        )
+    place = stored.tokenizer.path if tokenizer is None else str(tokenizer)
+    if place and not is_workdir(place):
+        raise VidlatentError(
+            f"tokenizer={place!r} is no run with checkpoints: give the folder of the tokenizer "
+            "that made this generator's latents."
+        )
+    known = [name for name, value in stored.sampler.items() if not hasattr(value, "items")]
+    for key in keys:
+        if key not in known:
+            hint = did_you_mean(key, ["step", "tokenizer", "residency", *known])
+            raise VidlatentError(f"load_generator takes no {key!r}: {hint}")
+    overrides = {f"sampler.{key}": str(value) for key, value in keys.items()}
+    overrides |= {"sample.residency": residency, "tokenizer.path": place}
+    try:
+        return Generator.from_workdir(path, overrides, -1 if step is None else step)
+    except VidlatentError as error:
+        # The caller gave arguments, not keys of a config.
+        text = str(error).replace("config.sampler.", "").replace("config.sample.", "")
+        raise VidlatentError(text) from error
