@@ -152,7 +152,8 @@ def _count(result: Comparison) -> str:
 
 
 def _cautions(result: Comparison) -> str:
-    text = write_cautions(list(result.names.values())) if result.protocol.paper_table else ""
+    names, printed = list(result.names.values()), bool(result.protocol.paper_table)
+    text = write_cautions(names, printed)
     if _has_fewer(result):
         text += (
             f" {result.protocol.name} takes {result.protocol.clips} generated clips; of fewer, "

@@ -38,9 +38,15 @@ def is_random(name: str) -> bool:
     return "_random" in name
 
 
-def write_cautions(names: Sequence[str]) -> str:
-    """What a reader must know before comparing these scores with the paper's figures."""
-    return f"{_CAUTION} {_UNTRAINED}" if any(map(is_random, names)) else _CAUTION
+def write_cautions(names: Sequence[str], figures: bool = True) -> str:
+    """What a reader must know before comparing these scores with the paper's figures.
+
+    Args:
+      names: of the scores.
+      figures: whether the paper has any.
+    """
+    untrained = _UNTRAINED if any(map(is_random, names)) else ""
+    return " ".join(filter(None, (_CAUTION if figures else "", untrained)))
 
 
 def compare_scores(
