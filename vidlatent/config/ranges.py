@@ -293,6 +293,22 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "clamp_first": Flag(),
         "grid": _COUNT_OR_NONE,
     },
+    "refiner": {
+        **dict.fromkeys(("base", "upsampler"), Text()),
+        **dict.fromkeys(("base_step", "upsampler_step"), _OPTION),
+        "mask_mode": Choice(("confidence", "error")),
+        "mask_map": Choice(("spatial", "sample")),
+        **dict.fromkeys(("mask_low", "mask_high", "least_sigma"), _SHARE),
+        "mask_tau": _POSITIVE,
+        **dict.fromkeys(("shuffle_rate", "real_rate", "low_drop"), _SHARE),
+        "shuffle_odds": Each((_WEIGHT,) * 3, "(6.0, 3.0, 1.0)", "window, two, all"),
+        "shuffle_window": Each((_COUNT,) * 2, "(2, 4)", "least, most frames"),
+    },
+    "upsampling": {
+        "latent_weight": _WEIGHT,
+        "target": Choice(("auto", "video", "decoded")),
+        **dict.fromkeys(("patch_latents", "frames"), _COUNT_OR_NONE),
+    },
 }
 
 # Key -> rule.

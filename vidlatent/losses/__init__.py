@@ -1,13 +1,14 @@
 """Objectives: terms by the names a config uses, and the adversarial losses (``adversarial``).
 
 ``TERMS.get(name)(**options)`` makes a ``Term``. A config names each with its weight,
-``loss.l1 = 1.0``, or with options, ``loss.kl = {"weight": 1e-6, "reduction": "mean"}``.
+``loss.l1 = 1.0``, or with options, ``loss.kl = {"weight": 1e-6, "reduction": "mean"}``. A weight of
+``(0.1, 1.0, 5000)`` goes from 0.1 to 1.0 in a straight line over the first 5000 steps.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vidlatent.errors import VidlatentError
@@ -17,6 +18,7 @@ from vidlatent.registry import Registry, did_you_mean
 
 __all__ = [
     "TERMS",
+    "Weight",
     "DecoderInputs",
     "LossInputs",
     "Term",
@@ -26,6 +28,9 @@ __all__ = [
     "outlier",
     "pseudo_huber",
 ]
+
+# A number, or (first, last, steps) of a weight that changes in a straight line.
+Weight = float | tuple[float, ...]
 
 TERMS = Registry("loss term")
 TERMS.register("l1", "vidlatent.losses.reconstruction:l1_term")
@@ -41,7 +46,7 @@ TERMS.register("scale_equivariance", "vidlatent.losses.equivariance:scale_equiva
 TERMS.register("vf", "vidlatent.losses.vf:vf_term")
 
 
-def make_terms(losses: Mapping[str, Any]) -> dict[str, tuple[float, Term]]:
+def make_terms(losses: Mapping[str, Any]) -> dict[str, tuple[Weight, Term]]:
     """``name -> (weight, term)`` from the ``loss`` section of a config.
 
     Raises:
@@ -50,7 +55,7 @@ def make_terms(losses: Mapping[str, Any]) -> dict[str, tuple[float, Term]]:
     return {name: _made(name, entry) for name, entry in losses.items()}
 
 
-def _made(name: str, entry: Any) -> tuple[float, Term]:
+def _made(name: str, entry: Any) -> tuple[Weight, Term]:
     factory = TERMS.get(name)
     options = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
     if "weight" not in options:
@@ -61,4 +66,15 @@ def _made(name: str, entry: Any) -> tuple[float, Term]:
         if option not in known:
             hint = did_you_mean(option, ("weight", *known))
             raise VidlatentError(f"unknown option config.loss.{name}.{option}: {hint}")
-    return float(weight), factory(**options)
+    return _check_weight(name, weight), factory(**options)
+
+
+def _check_weight(name: str, weight: Any) -> Weight:
+    if isinstance(weight, (int, float)):
+        return float(weight)
+    if not isinstance(weight, Sequence) or len(weight) != 3 or weight[2] < 1:
+        raise VidlatentError(
+            f"config.loss.{name} has the weight {weight!r}: give a number, or (first, last, steps) "
+            "for one that goes from the first to the last over so many steps."
+        )
+    return tuple(map(float, weight))

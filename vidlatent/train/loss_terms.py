@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from vidlatent.errors import VidlatentError
-from vidlatent.losses import DecoderInputs, LossInputs, make_terms
+from vidlatent.losses import DecoderInputs, LossInputs, Weight, make_terms
 from vidlatent.models.pretrained.load import seed_of
 from vidlatent.spec import LatentSpec
 
-__all__ = ["LossTerms"]
+__all__ = ["LossTerms", "find_weight"]
 
 
 class LossTerms:
@@ -89,6 +90,7 @@ class LossTerms:
         helpers: Mapping[str, Any],
         networks: Mapping[str, Any],
         only: Iterable[str] = (),
+        step: Any = 0,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The weighted sum of the terms (float32 scalar), and each term's unweighted value by name.
 
@@ -99,6 +101,7 @@ class LossTerms:
           helpers: current values of the parameters that ``init`` made.
           networks: parameters of the frozen networks by name.
           only: names of the terms to sum; empty: all.
+          step: of the run, for weights that change.
         """
         values, total = {}, 0
         for place, (name, term) in enumerate(self.terms.items()):
@@ -109,8 +112,16 @@ class LossTerms:
             parts = term.parts(*given) if term.parts else {}
             values[name] = sum(parts.values()) if parts else term.value(*given)
             values |= {f"{name}/{part}": value for part, value in parts.items()}
-            total += self.weights[name] * values[name]
+            total += find_weight(self.weights[name], step) * values[name]
         return total, values
+
+
+def find_weight(weight: Weight, step: Any) -> Any:
+    """A weight at ``step``, see ``losses``."""
+    if isinstance(weight, float):
+        return weight
+    first, last, steps = weight
+    return first + (last - first) * jnp.clip(step / steps, 0.0, 1.0)
 
 
 def _key_of(key: jax.Array | None, place: int) -> jax.Array | None:

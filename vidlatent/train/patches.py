@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers.base import Tokenizer
 
-__all__ = ["make_reconstruct"]
+__all__ = ["decode_random_patch", "make_reconstruct"]
 
 # Loss terms that patches cannot serve.
 _WHOLE_CLIPS = ("vf", "equivariance", "scale_equivariance")
@@ -72,7 +72,6 @@ def _make_patches(model: Tokenizer, cells: int, latents: int, encoder: bool) -> 
     time a crop holds the first ``latents`` latent frames (0: all). A crop that starts later would
     have almost no exact frame, because a causal decoder looks back further than clips are long.
     """
-    scale = model.patch_cell
 
     def reconstruct(params, video, rngs, key):
         def run(method):
@@ -84,24 +83,48 @@ def _make_patches(model: Tokenizer, cells: int, latents: int, encoder: bool) -> 
             # Then nothing of the encoder is kept for the backward pass: at 1024 pixels a single
             # tensor of its first stage takes tens of GiB.
             posterior, condition = lax.stop_gradient((posterior, condition))
-        # In cells, so that the crop lies on the grid of the decoder stage where it is made.
-        sides = [side // scale for side in video.shape[2:4]]
-        size = tuple(min(cells, side) for side in sides)
-        start = tuple(
-            jax.random.randint(k, (), 0, side - wanted + 1)
-            for k, side, wanted in zip(jax.random.split(key), sides, size, strict=True)
+        region, window = decode_random_patch(
+            model, params, posterior.mode(), condition, video, key, cells, latents, rngs
         )
-        region = model.decode_patch(
-            params,
-            posterior.mode(),
-            start,
-            size,
-            frames=latents or None,
-            condition=condition,
-            rngs=rngs,
-        )
-        # The same pixels of the original: [B, T', H', W', 3] at (top, left), from frame 0.
-        window = lax.dynamic_slice(video, (0, 0, region.top, region.left, 0), region.video.shape)
-        return (region.video, posterior), window
+        return (region, posterior), window
 
     return reconstruct
+
+
+def decode_random_patch(
+    model: Tokenizer,
+    params: Any,
+    latent: jax.Array,
+    condition: Any,
+    video: jax.Array,
+    key: jax.Array,
+    cells: int,
+    latents: int = 0,
+    rngs: Any = None,
+) -> tuple[jax.Array, jax.Array]:
+    """A random patch of a latent's decoding, exact in all its pixels, and the same of the clip.
+
+    Args:
+      latent: ``[B, t, h, w, c]``; condition: what the decoder reads besides.
+      video: the clip ``[B, T, H, W, 3]``.
+      key: of the place.
+      cells: side of the crop in cells of ``model.patch_cell`` pixels; edges lose a margin.
+      latents: latent frames that are decoded, from the first on; 0: all.
+
+    Returns:
+      Two of ``[B, T', H', W', 3]``.
+    """
+    scale = model.patch_cell
+    # In cells, so that the crop lies on the grid of the decoder stage where it is made.
+    sides = [side // scale for side in video.shape[2:4]]
+    size = tuple(min(cells, side) for side in sides)
+    start = tuple(
+        jax.random.randint(k, (), 0, side - wanted + 1)
+        for k, side, wanted in zip(jax.random.split(key), sides, size, strict=True)
+    )
+    region = model.decode_patch(
+        params, latent, start, size, frames=latents or None, condition=condition, rngs=rngs
+    )
+    # The same pixels of the original: [B, T', H', W', 3] at (top, left), from frame 0.
+    window = lax.dynamic_slice(video, (0, 0, region.top, region.left, 0), region.video.shape)
+    return region.video, window

@@ -25,10 +25,12 @@ from vidlatent.config.defaults.networks import get_networks
 from vidlatent.config.defaults.optim import get_optim
 from vidlatent.config.defaults.plan import get_plan
 from vidlatent.config.defaults.precision import get_precision
+from vidlatent.config.defaults.refiner import get_refiner
 from vidlatent.config.defaults.sample import get_sample
 from vidlatent.config.defaults.sampler import get_sampler
 from vidlatent.config.defaults.tokenizer import get_tokenizer
 from vidlatent.config.defaults.train import get_train
+from vidlatent.config.defaults.upsampling import get_upsampling
 
 __all__ = ["GENERATOR_SECTIONS", "get_defaults", "get_generator_defaults", "is_generator"]
 
@@ -41,6 +43,8 @@ GENERATOR_SECTIONS = (
     "conditions",
     "sampler",
     "sample",
+    "refiner",
+    "upsampling",
 )
 
 
@@ -92,5 +96,7 @@ def get_generator_defaults(name: str, preset: str) -> ConfigDict:
     config.conditions = get_conditions()
     config.sampler = get_sampler()
     config.sample = get_sample()
+    config.refiner = get_refiner()
+    config.upsampling = get_upsampling()
     config.checkpoint.best_metric, config.checkpoint.best_mode = "loss", "min"
     return config

@@ -216,7 +216,7 @@ class TokenizerTask:
         def sum_terms(prediction, others, helpers, only=()):
             posterior, more = others
             inputs = LossInputs(prediction, target, batch["mask"], posterior, key("loss"), more)
-            return self.terms(inputs, helpers, frozen, only)
+            return self.terms(inputs, helpers, frozen, only, step)
 
         # Gradients with respect to the model's outputs; its own backward pass comes at the end.
         (loss, report), (to_prediction, to_others, to_helpers) = jax.value_and_grad(
