@@ -9,12 +9,27 @@ import contextlib
 import json
 import math
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
+import numpy as np
+
 from vidlatent.errors import VidlatentError
 
-__all__ = ["dump_json", "parse_json", "read_json", "replace_file", "write_json", "write_text"]
+__all__ = [
+    "dump_json",
+    "parse_json",
+    "read_json",
+    "read_npz",
+    "replace_file",
+    "write_json",
+    "write_text",
+]
+
+_SMALL = 64 << 20  # bytes that an archive may unpack to, however small it is
+_RATIO = 100  # above that: how many times its own size
 
 
 @contextlib.contextmanager
@@ -121,3 +136,74 @@ def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise VidlatentError(f"{os.fspath(path)} is damaged (it holds no object): {remedy}.")
     return content
+
+
+def read_npz(path: str | os.PathLike[str], remedy: str) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file by name; what they would take is checked before it is taken.
+
+    Args:
+      path: of the file. Objects, which only pickle can read, are refused.
+      remedy: what to do if it is damaged; the end of the error's sentence.
+
+    Raises:
+      VidlatentError: it is missing, no such archive, damaged, or unpacks to far more than it holds.
+    """
+    path = os.fspath(path)
+    try:
+        limit = max(_SMALL, _RATIO * os.path.getsize(path))
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            total = sum(member.file_size for member in members)
+            if total > limit:
+                raise ValueError(f"it would unpack to {total} bytes, {limit} is the most")
+            return {
+                member.filename.removesuffix(".npy"): _read_array(archive, member)
+                for member in members
+            }
+    except FileNotFoundError as error:
+        raise VidlatentError(f"there is no file {path}: {remedy}.") from error
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise VidlatentError(
+            f"{path} is damaged or no .npz file ({type(error).__name__}: {reason}): {remedy}."
+        ) from error
+
+
+# What the zip and NumPy readers raise, depending on the damage.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    SyntaxError,
+    IndexError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,  # encrypted; also RecursionError
+    MemoryError,
+)
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array, whose header must agree with the size of its member."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"array format {version}")
+        first = version == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        if dtype.hasobject or dtype.fields is not None:
+            raise ValueError(f"array of {dtype}")
+        count = math.prod(shape)
+        if any(size < 0 for size in shape) or count * dtype.itemsize > member.file_size:
+            raise ValueError(f"{member.filename} of shape {shape} in {member.file_size} bytes")
+        data = file.read(count * dtype.itemsize)
+        array = np.frombuffer(data, dtype, count).reshape(shape, order="F" if fortran else "C")
+        # The checksum of a member is compared at its end, which is reached only by reading on.
+        if file.read():
+            raise ValueError(f"{member.filename} goes on after its array")
+        return array.copy()

@@ -106,7 +106,7 @@ MODES = {
             "--to=runs/dcae-paper",
             "--mode=convert --workdir=runs/fsae-demo --to=fsae.safetensors",
         ),
-        ("step", "from", "to", "from_table", "to_table", "start", "verify"),
+        ("step", "from", "to", "from_table", "to_table", "start", "verify", "overwrite"),
     ),
     "plan": Mode(
         "plan.run:plan",
@@ -155,8 +155,9 @@ def _readers(flag: str) -> str:
     return ", ".join(name for name, mode in MODES.items() if flag in mode.flags)
 
 
-def _define(name: str, about: str, default: str | int = "") -> None:
-    define = flags.DEFINE_string if isinstance(default, str) else flags.DEFINE_integer
+def _define(name: str, about: str, default: str | int | bool = "") -> None:
+    kinds = {str: flags.DEFINE_string, int: flags.DEFINE_integer, bool: flags.DEFINE_bool}
+    define = kinds[type(default)]
     define(name, default, f"{about} ({_readers(name)})")
 
 
@@ -178,6 +179,7 @@ _define("from_table", "Naming of the file read", "auto")
 _define("to_table", "Naming of the file written", "auto")
 _define("start", "Form that the weights are turned from, if another")
 _define("verify", "Folder of a reference case to run")
+_define("overwrite", "Replace the file of --to if there is one", False)
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -126,11 +126,54 @@ class LatentSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LatentSpec:
-        fields = {**data, "rule": FrameRule(**data["rule"])}
-        if "chunks" in data:
-            # JSON made a list of it, and a list is neither hashable nor equal to the tuple.
-            fields["chunks"] = tuple(data["chunks"])
-        return cls(**fields)
+        """The spec that ``to_json`` gave; of a file, so it is checked.
+
+        Raises:
+          VidlatentError: a field is missing, unknown, of another type or absurd.
+        """
+        try:
+            fields = {**data, "rule": FrameRule(**data["rule"])}
+            if fields.get("chunks") is not None:
+                # JSON made a list of it, and a list is neither hashable nor equal to the tuple.
+                fields["chunks"] = tuple(data["chunks"])
+            spec = cls(**fields)
+            wrong = spec._find_absurd()
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise VidlatentError(
+                f"this is no description of latents ({type(error).__name__}: {error}): make the "
+                "file again."
+            ) from error
+        if wrong:
+            raise VidlatentError(
+                f"this is no description of latents, since its {wrong} is "
+                f"{str(getattr(spec, wrong))[:80]}: make the file again."
+            )
+        return spec
+
+    def _find_absurd(self) -> str:
+        """The first field that no tokenizer has; '' if all could be."""
+
+        def whole(value: Any, low: int, high: int) -> bool:
+            return type(value) is int and low <= value <= high
+
+        def finite(value: Any) -> bool:
+            return type(value) in (int, float) and abs(value) < 1e30
+
+        right = {
+            "name": type(self.name) is str,
+            "channels": whole(self.channels, 1, 1 << 16),
+            "t": whole(self.t, 1, 1 << 10),
+            "h": whole(self.h, 1, 1 << 10),
+            "w": whole(self.w, 1, 1 << 10),
+            "rule": whole(self.rule.first, 1, 1 << 20) and whole(self.rule.step, 1, 1 << 20),
+            "scale": finite(self.scale) and self.scale != 0,
+            "shift": finite(self.shift),
+            "dtype": self.dtype in ("float32", "bfloat16", "float16"),
+        }
+        if self.chunks is not None:
+            pair = len(self.chunks) == 2 and whole(self.chunks[0], 2, 1 << 20)
+            right["chunks"] = pair and whole(self.chunks[1], 0, self.chunks[0] - 1)
+        return next((name for name, is_right in right.items() if not is_right), "")
 
     @property
     def hash(self) -> str:

@@ -33,6 +33,7 @@ OPTIONS = {
     "start": "",
     "verify": "",
     "step": -1,
+    "overwrite": False,
 }
 
 

@@ -23,7 +23,7 @@ from absl import logging
 from vidlatent.errors import VidlatentError
 from vidlatent.files import dump_json, parse_json
 
-__all__ = ["FolderLock", "lock_folder"]
+__all__ = ["FILE", "FolderLock", "lock_folder"]
 
 FILE = "writer.lock"
 _BEAT_SECONDS = 10.0  # between two touches of the file
@@ -100,12 +100,15 @@ class FolderLock:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: str | os.PathLike[str], what: str) -> Iterator[FolderLock | None]:
+def lock_folder(
+    folder: str | os.PathLike[str], what: str, name: str = FILE
+) -> Iterator[FolderLock | None]:
     """Hold the lock of a folder, which is made if need be.
 
     Args:
       folder: to write in. Addresses of object stores (``gs://``) are not locked.
       what: the folder's key or flag, for the error: ``--workdir``.
+      name: of the lock file; writers with different names do not mind each other.
 
     Raises:
       VidlatentError: a process that lives holds it; or the lock cannot be written.
@@ -113,7 +116,7 @@ def lock_folder(folder: str | os.PathLike[str], what: str) -> Iterator[FolderLoc
     if "://" in os.fspath(folder):
         yield None
         return
-    path, mine = Path(folder) / FILE, _describe_process()
+    path, mine = Path(folder) / name, _describe_process()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _acquire(path, mine, what)

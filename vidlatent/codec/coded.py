@@ -7,7 +7,6 @@ Some decoders read frames too: Reducio's one frame of each clip, FSAE-Standard's
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,9 +15,14 @@ from typing import Any
 import numpy as np
 
 from vidlatent.errors import VidlatentError
+from vidlatent.files import dump_json, parse_json, read_npz, replace_file
 from vidlatent.spec import LatentSpec, check_shape
 
 __all__ = ["Coded", "Reader", "Sizes"]
+
+_LARGEST_SIDE = 1 << 16  # pixels
+_LONGEST = 1e12  # seconds
+_REMEDY = "encode the video again and write it by Coded.save"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +77,11 @@ class Coded:
             "encoder": self.encoder,
             "times": self.times,
         }
-        arrays: dict[str, Any] = {"latent": self.latent, "about": json.dumps(about)}
+        arrays: dict[str, Any] = {"latent": self.latent, "about": dump_json(about)}
         if self.content is not None:
             arrays["content"] = self.content
         # An open file, because np.savez adds .npz to names that lack it.
-        with open(path, "wb") as file:
+        with replace_file(path) as file:
             np.savez(file, **arrays)
 
     @classmethod
@@ -85,24 +89,66 @@ class Coded:
         """Read what ``save`` wrote.
 
         Raises:
-          VidlatentError: the file is something else.
+          VidlatentError: the file is missing, damaged or something else.
         """
-        with np.load(path) as stored:
-            if not {"latent", "about"} <= set(stored.files):
-                raise VidlatentError(f"{path} holds no coded video: write one by Coded.save.")
+        stored = read_npz(path, _REMEDY)
+        if not {"latent", "about"} <= set(stored):
+            raise VidlatentError(f"{path} holds no coded video: write one by Coded.save.")
+        try:
             # NumPy stores a text as an array without axes.
-            about = json.loads(str(stored["about"]))
-            return cls(
+            about = parse_json(str(stored["about"]))
+            coded = cls(
                 latent=stored["latent"],
                 spec=LatentSpec.from_json(about["spec"]),
                 frames=about["frames"],
                 size=tuple(about["size"]),
-                content=stored["content"] if "content" in stored.files else None,
+                content=stored.get("content"),
                 chunks=None if about["chunks"] is None else tuple(about["chunks"]),
                 encoder=about.get("encoder", ""),
                 # Files of earlier versions have none.
                 times=None if about.get("times") is None else tuple(about["times"]),
             )
+            wrong = coded._find_contradiction()
+        except (VidlatentError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise VidlatentError(
+                f"{path} holds no coded video ({type(error).__name__}: {error}): {_REMEDY}."
+            ) from error
+        if wrong:
+            raise VidlatentError(f"{path} holds no coded video, since {wrong}: {_REMEDY}.")
+        return coded
+
+    def _find_contradiction(self) -> str:
+        """What no coded video has, for one that comes from a file; '' if all is possible."""
+        spec, latent, content = self.spec, self.latent, self.content
+        if latent.dtype.kind != "f" or latent.ndim != 4 or not latent.size:
+            return f"its latent is {latent.dtype} of shape {latent.shape}"
+        if not np.isfinite(latent).all():
+            return "its latent is not finite"
+        if latent.shape[3] != spec.channels:
+            return f"its latent has {latent.shape[3]} channels, and {spec.name} has {spec.channels}"
+        sides = [type(side) is int and 0 < side <= _LARGEST_SIDE for side in self.size]
+        if sides != [True, True]:
+            return f"its size is {self.size}"
+        grid = (-(-self.size[0] // spec.h), -(-self.size[1] // spec.w))
+        if latent.shape[1:3] != grid:
+            return f"a latent of {latent.shape[1:3]} is none of a video of {self.size}"
+        # Chunks share frames, so there may be fewer; a first latent may stand for one frame alone.
+        most = len(latent) * max(spec.t, spec.rule.first)
+        if type(self.frames) is not int or not 0 < self.frames <= most:
+            return f"{len(latent)} latent frames do not stand for {self.frames} frames"
+        if content is not None:
+            check_shape(content, "n H W C", C=3, H=self.size[0], W=self.size[1])
+            if content.dtype != np.uint8:
+                return f"its content frames are {content.dtype}"
+        if type(self.encoder) is not str:
+            return f"its encoder is {str(self.encoder)[:40]}"
+        if self.times is not None:
+            right = [type(x) in (int, float) and abs(x) < _LONGEST for x in self.times]
+            if len(right) != self.frames or not all(right):
+                return f"{len(right)} times, or none that can be, stand for {self.frames} frames"
+        if self.chunks is not None:
+            dataclasses.replace(spec, chunks=None).in_chunks(self.chunks, "chunks")
+        return ""
 
 
 class Sizes:

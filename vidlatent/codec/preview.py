@@ -8,7 +8,6 @@ products in float64, so it needs one pass over the data and no tuning.
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 
 import jax
@@ -20,7 +19,7 @@ from vidlatent.codec.codec import Codec
 from vidlatent.codec.options import CodecOptions
 from vidlatent.data.loaders import Loaders
 from vidlatent.errors import VidlatentError
-from vidlatent.files import dump_json, replace_file
+from vidlatent.files import dump_json, parse_json, read_npz, replace_file
 from vidlatent.latents.pixels import from_pixels
 from vidlatent.media.sheets import contact_sheet
 from vidlatent.parallel.multihost import is_main
@@ -122,20 +121,33 @@ class Preview:
         """
         if not Path(path).is_file():
             raise VidlatentError(f"there is no preview at {path}: fit one by --mode=preview.")
-        with np.load(path) as stored:
-            found = LatentSpec.from_json(json.loads(str(stored["spec"])))
-            if found.hash != spec.hash:
+        stored = read_npz(path, "fit it again by --mode=preview")
+        try:
+            found = LatentSpec.from_json(parse_json(str(stored["spec"])))
+        except (VidlatentError, KeyError, ValueError) as error:
+            raise VidlatentError(
+                f"{path} is no preview ({error}): fit it again by --mode=preview."
+            ) from error
+        if found.hash != spec.hash:
+            raise VidlatentError(
+                f"{path} was fitted to latents of {found.name}, not of this {spec.name}: fit "
+                "it again by --mode=preview."
+            )
+        maps = {name: stored[name] for name in ("first", "group") if name in stored}
+        shapes = {"first": (spec.channels + 1, 3), "group": (spec.channels + 1, 3 * spec.t)}
+        for name, array in maps.items():
+            right = array.dtype.kind == "f" and array.shape == shapes[name]
+            if not right or not np.isfinite(array).all():
                 raise VidlatentError(
-                    f"{path} was fitted to latents of {found.name}, not of this {spec.name}: fit "
-                    "it again by --mode=preview."
+                    f"{path} is no preview ({name} is {array.dtype} of shape {array.shape}, or not "
+                    "finite): fit it again by --mode=preview."
                 )
-            fitted = str(stored["encoder"]) if "encoder" in stored.files else ""
-            if encoder and fitted and encoder != fitted:
-                raise VidlatentError(
-                    f"{path} was fitted to latents of the encoder {fitted[:8]}, not of "
-                    f"{encoder[:8]}: fit it again by --mode=preview."
-                )
-            maps = {name: stored[name] for name in ("first", "group") if name in stored.files}
+        fitted = str(stored["encoder"]) if "encoder" in stored else ""
+        if encoder and fitted and encoder != fitted:
+            raise VidlatentError(
+                f"{path} was fitted to latents of the encoder {fitted[:8]}, not of "
+                f"{encoder[:8]}: fit it again by --mode=preview."
+            )
         return cls(spec, maps.get("first"), maps.get("group"), fitted)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +47,7 @@ def convert(config: ConfigDict, workdir: Path, **options: Any) -> int:
       verify: folder of a reference case: a model of its hyper-parameters, with the weights of
         ``from`` (or its own), must give its stored outputs.
       step: checkpoint of a workdir; below 0 the newest.
+      overwrite: replace a file that exists (a workdir with a run is never replaced).
 
     Returns:
       Exit status.
@@ -76,6 +81,10 @@ def convert(config: ConfigDict, workdir: Path, **options: Any) -> int:
     elif Path(target).suffix:
         if Path(target).resolve() == Path(source).resolve():
             raise VidlatentError(f"--to={target} would overwrite the source: choose another name.")
+        if Path(target).exists() and not options.get("overwrite"):
+            raise VidlatentError(
+                f"--to={target} exists already: choose another name, or add --overwrite."
+            )
         number = save_params(target, params, family=family, table=options["to_table"])
         logging.info("wrote %d tensors to %s", number, target)
     else:
@@ -119,7 +128,31 @@ def _verify(case: str, family: str, weights: str, table: str) -> None:
 def _write_workdir(config: ConfigDict, workdir: Path, params: Any) -> None:
     if is_workdir(workdir):
         raise VidlatentError(f"--to={workdir} holds a run already: choose another folder.")
-    workdir.mkdir(parents=True, exist_ok=True)
+    with _prepare_folder(workdir) as part:
+        _save_into(config, part, params)
+
+
+@contextlib.contextmanager
+def _prepare_folder(workdir: Path) -> Iterator[Path]:
+    """A folder that takes the name ``workdir`` when the block ends without an error."""
+    if workdir.exists() and any(workdir.iterdir()):
+        raise VidlatentError(f"--to={workdir} is not empty: choose another folder.")
+    part = workdir.with_name(f"{workdir.name}.{os.getpid()}.partial")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if workdir.exists():
+            workdir.rmdir()
+        part.rename(workdir)
+    except OSError as error:
+        raise VidlatentError(
+            f"--to={workdir} cannot be written ({error}): free some space, or name another folder."
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _save_into(config: ConfigDict, workdir: Path, params: Any) -> None:
     configs.write(config, workdir)
     checkpointer = open_checkpoints(config, workdir)
     try:

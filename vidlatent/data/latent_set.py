@@ -16,7 +16,6 @@ safetensors file, so that any reader of those can open it; its metadata ``window
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,12 +23,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from vidlatent.data.set_checks import find_header_fault, find_window_fault
 from vidlatent.errors import VidlatentError
+from vidlatent.files import dump_json, parse_json, read_json
 from vidlatent.spec import LatentSpec
 
 __all__ = ["Header", "Shard", "Window", "pack", "read_header", "unpack"]
 
 FORMAT = 1
+_REMEDY = "encode the videos again"
 HEADER = "header.json"
 PLAN = "plan.json"  # in an unfinished set: what it will hold
 NULL_TEXT = "null_text.npy"  # states [n, D] float32 of the empty text
@@ -166,7 +168,7 @@ class Header:
             arrays = {name: np.asarray(fields.pop(name), np.float64) for name in ("mean", "std")}
             tuples = {name: tuple(fields.pop(name)) for name in ("label_names", "shards")}
             header = cls(spec=spec, **arrays, **tuples, **fields)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, VidlatentError) as error:
             raise VidlatentError(
                 f"{where} is no header of a latent data set ({error}): encode the videos again."
             ) from error
@@ -175,6 +177,8 @@ class Header:
                 f"{where} is stale: its latent specification does not have the hash stored with "
                 "it, so another version wrote it or it was changed; encode the videos again."
             )
+        if fault := find_header_fault(header):
+            raise VidlatentError(f"{where} is damaged, it has {fault}: encode the videos again.")
         return header
 
 
@@ -204,19 +208,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             f"data.path = {os.fspath(path)!r} holds no latent data set (no {HEADER}): make one by "
             "--mode=encode."
         )
-    return Header.from_json(read_json(file), file)
-
-
-def read_json(file: str) -> dict[str, Any]:
-    """An object from a JSON file; ``VidlatentError`` if it holds something else."""
-    try:
-        with open(file, encoding="utf-8") as opened:
-            content = json.load(opened)
-    except ValueError as error:
-        raise VidlatentError(f"{file} is damaged ({error}): encode the videos again.") from error
-    if not isinstance(content, dict):
-        raise VidlatentError(f"{file} is damaged (no object): encode the videos again.")
-    return content
+    return Header.from_json(read_json(file, _REMEDY), file)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,13 +242,15 @@ class Shard:
         Raises:
           VidlatentError: the two do not belong together, or one of them is damaged.
         """
-        stored = read_json(os.path.splitext(records)[0] + ".json")
+        stored = read_json(os.path.splitext(records)[0] + ".json", _REMEDY)
         try:
             rows = tuple(Window(**row) for row in stored.pop("windows"))
             bad = tuple(tuple(row) for row in stored.pop("bad"))
             stored.pop("format")
             shard = cls(windows=rows, bad=bad, **stored)
-        except (KeyError, TypeError) as error:
+            if fault := next(filter(None, map(find_window_fault, rows)), ""):
+                raise ValueError(f"a window has {fault}")
+        except (KeyError, TypeError, ValueError) as error:
             raise VidlatentError(
                 f"the rows beside {records} are damaged ({error}): encode the videos again."
             ) from error
@@ -277,7 +271,7 @@ def row_of(window: Window) -> dict[str, Any]:
 
 def pack(arrays: Mapping[str, np.ndarray], window: Window) -> bytes:
     """A record; the same bytes for the same content."""
-    table: dict[str, Any] = {"__metadata__": {"window": json.dumps(row_of(window))}}
+    table: dict[str, Any] = {"__metadata__": {"window": dump_json(row_of(window))}}
     blobs, end = [], 0
     # Sorted, so that the order of the mapping leaves no trace in the bytes.
     for name in sorted(arrays):
@@ -287,7 +281,7 @@ def pack(arrays: Mapping[str, np.ndarray], window: Window) -> bytes:
         # `ascontiguousarray` gives scalars an axis, so the shape is that of the original.
         about = {"dtype": _NAMES[array.dtype], "shape": list(arrays[name].shape)}
         table[name] = {**about, "data_offsets": [begin, end]}
-    head = json.dumps(table, separators=(",", ":")).encode()
+    head = dump_json(table, separators=(",", ":")).encode()
     # Spaces, which the format allows, so that the arrays begin at a multiple of 8 bytes.
     head += b" " * (-len(head) % 8)
     return b"".join([len(head).to_bytes(8, "little"), head, *blobs])
@@ -302,11 +296,15 @@ def unpack(record: bytes) -> tuple[dict[str, np.ndarray], Window]:
     try:
         # 8 bytes with the length of the head, the head as JSON, the arrays.
         begin = 8 + int.from_bytes(record[:8], "little")
-        table = json.loads(record[8:begin])
-        window = Window(**json.loads(table.pop("__metadata__")["window"]))
+        table = parse_json(record[8:begin])
+        window = Window(**parse_json(table.pop("__metadata__")["window"]))
+        if fault := find_window_fault(window):
+            raise ValueError(f"its window has {fault}")
         arrays = {}
         for name, about in table.items():
             start, end = about["data_offsets"]
+            if not 0 <= start <= end <= len(record) - begin or min(about["shape"], default=0) < 0:
+                raise ValueError(f"{name} lies outside the record")
             flat = np.frombuffer(record[begin + start : begin + end], _DTYPES[about["dtype"]])
             arrays[name] = flat.reshape(about["shape"])
     except (KeyError, TypeError, AttributeError) as error:

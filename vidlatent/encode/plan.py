@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +19,9 @@ import numpy as np
 from vidlatent.data.buckets import Bucket, assign_clips
 from vidlatent.data.frame_rate import FrameRate
 from vidlatent.data.index import Clip
-from vidlatent.data.latent_set import FORMAT, HEADER, PLAN, Window, read_json
+from vidlatent.data.latent_set import FORMAT, HEADER, PLAN, Window
 from vidlatent.errors import VidlatentError
-from vidlatent.files import dump_json, write_json
+from vidlatent.files import dump_json, read_json, write_json
 from vidlatent.registry import did_you_mean
 
 __all__ = [
@@ -259,7 +258,7 @@ def write_or_check_plan(folder: Path, made_of: Mapping[str, Any], shards: int, a
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, {"format": FORMAT, "shards": shards, "made_of": made_of})
         return shards
-    stored = read_json(os.fspath(file))
+    stored = read_json(file, "delete the folder and encode again")
     before = stored.get("made_of", {})
     differs = [name for name in made_of if before.get(name) != made_of[name]]
     if asked and stored.get("shards") != asked:

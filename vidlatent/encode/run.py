@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vidlatent import config as configs
+from vidlatent.checkpoint.lock import FILE, lock_folder
 from vidlatent.data.buckets import parse_buckets
 from vidlatent.data.frame_rate import FrameRate
 from vidlatent.data.latent_set import HEADER, NULL_TEXT, Header, Shard, Window
@@ -77,8 +78,12 @@ def encode_set(config: ConfigDict, workdir: Path, step: int, output: str) -> int
     job = _Job(config, workdir, step, Path(output))
     with jax.set_mesh(job.mesh):
         job.prepare()
-        job.run()
-        job.finish()
+        # Several processes may fill one folder, each with a number and shards of its own.
+        number, count = job.process
+        name = FILE if count == 1 else f"writer_{number}.lock"
+        with lock_folder(output, "--output", name):
+            job.run()
+            job.finish()
     return 0
 
 

@@ -55,7 +55,9 @@ class LatentSpace:
     def __post_init__(self):
         mean, std = np.asarray(self.mean), np.asarray(self.std)
         channels = self.spec.channels
-        if mean.shape != std.shape or mean.shape[-1:] != (channels,) or std.min() <= 0:
+        fits = mean.shape == std.shape and mean.shape[-1:] == (channels,)
+        # Written so that NaN is refused, too.
+        if not fits or not (np.isfinite([mean, std]).all() and (std > 0).all()):
             raise VidlatentError(
                 f"latents of {channels} channels need as many means and standard deviations above "
                 f"0, got {list(mean.shape)} and {list(std.shape)}: encode them again."

@@ -107,9 +107,15 @@ class Latents:
                 f"--workdir={workdir} holds no generator (no {FILE}): train one, such as "
                 "--config=configs/fsvideo_dit.py."
             )
-        stored = read_json(path, "copy it from a backup, or train anew in another --workdir")
-        names, fps = tuple(stored.pop("label_names")), stored.pop("fps")
-        return cls(LatentSpace.from_json(stored), names, fps)
+        remedy = "copy it from a backup, or train anew in another --workdir"
+        stored = read_json(path, remedy)
+        try:
+            names, fps = tuple(stored.pop("label_names")), float(stored.pop("fps"))
+            return cls(LatentSpace.from_json(stored), names, fps)
+        except (KeyError, TypeError, ValueError, AttributeError, VidlatentError) as error:
+            raise VidlatentError(
+                f"{path} is damaged ({type(error).__name__}: {error}): {remedy}."
+            ) from error
 
 
 def read_tokenizer_config(config: ConfigDict) -> ConfigDict:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
-import json
 import math
 import os
 import pathlib
@@ -21,9 +20,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from PIL import Image
 
 from vidlatent.errors import VidlatentError
+from vidlatent.files import dump_json, parse_json
 
 __all__ = [
     "JsonlWriter",
@@ -148,7 +149,7 @@ class JsonlWriter(MetricWriter):
         values = {name: _to_float(value) for name, value in scalars.items()}
         finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
         row = {"step": int(step), "time": round(time.time(), 3), **finite}
-        line = json.dumps(row, allow_nan=False)
+        line = dump_json(row)
         try:
             self._file.write(line + "\n")
             # At once, so that a run that is killed has lost no line.
@@ -168,21 +169,36 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, tuple[list[int], lis
     """Curves ``name → (steps, values)`` from a metrics file, in order of steps.
 
     If a step was written twice, the last line counts. An unfinished last line is skipped, and null
-    becomes NaN. A file that does not exist has no curves.
+    becomes NaN. Damaged lines, as a power cut leaves them, are left out with a warning. A file that
+    does not exist has no curves.
     """
     points: dict[str, dict[int, float]] = {}
     file = pathlib.Path(path)
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    for line in text.splitlines(keepends=True):
+    damaged = 0
+    for line in file.read_bytes().split(b"\n")[:-1] if file.exists() else ():
         # A line without its end is one that a killed process did not finish.
-        if line.endswith("\n") and line.strip():
-            row = json.loads(line)
-            step = row.pop("step")
-            row.pop("time", None)
-            for name, value in row.items():
-                points.setdefault(name, {})[step] = math.nan if value is None else value
+        try:
+            if line.strip():
+                step, values = _read_line(line)
+                for name, value in values.items():
+                    points.setdefault(name, {})[step] = value
+        except ValueError:
+            damaged += 1
+    if damaged:
+        logging.warning("%d damaged lines of %s are left out", damaged, file)
     ordered = {name: sorted(values.items()) for name, values in points.items()}
     return {name: ([s for s, _ in v], [x for _, x in v]) for name, v in ordered.items()}
+
+
+def _read_line(line: bytes) -> tuple[int, dict[str, float]]:
+    row = parse_json(line)
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise ValueError("no row of metrics")
+    row.pop("time", None)
+    step = row.pop("step")
+    if any(type(value) not in (int, float, type(None)) for value in row.values()):
+        raise ValueError("no numbers")
+    return step, {k: math.nan if v is None else v for k, v in row.items()}
 
 
 class TensorBoardWriter(MetricWriter):

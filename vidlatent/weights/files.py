@@ -16,6 +16,7 @@ from absl import logging
 
 from vidlatent.checkpoint.manager import Checkpointer
 from vidlatent.errors import VidlatentError
+from vidlatent.weights.fp8 import FP8_TYPES, restore_fp8
 from vidlatent.weights.importer import count_known, export_params, import_params
 from vidlatent.weights.safetensors import load_safetensors, save_safetensors
 from vidlatent.weights.tables import TABLES
@@ -76,12 +77,18 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             data = data[key]
     if not isinstance(data, Mapping):
         raise VidlatentError(f"{path} holds no tensors by name, but a {type(data).__name__}.")
-    return {name: _to_numpy(torch, x) for name, x in data.items() if isinstance(x, torch.Tensor)}
+    tensors = {name: x for name, x in data.items() if isinstance(x, torch.Tensor)}
+    arrays = {str(name): _to_numpy(torch, x) for name, x in tensors.items()}
+    return restore_fp8(arrays, str(path))
 
 
 def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:  # torch cannot convert it to NumPy, which has no bfloat16
         return tensor.float().numpy()
+    # By their names, which older versions of torch do not have.
+    fp8 = {"torch.float8_e4m3fn": "F8_E4M3", "torch.float8_e5m2": "F8_E5M2"}
+    if (kind := fp8.get(str(tensor.dtype))) is not None:
+        return tensor.contiguous().view(torch.uint8).numpy().view(FP8_TYPES[kind])
     return tensor.contiguous().numpy()
 
 
@@ -163,6 +170,9 @@ def save_params(
         raise VidlatentError(f"{path}: weights are written as .safetensors or into a new workdir.")
     rows = TABLES.get(family if table == "auto" else table)
     tensors = export_params(jax.tree.map(np.asarray, params), rows)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VidlatentError(f"{path} cannot be written ({error}): name another file.") from error
     save_safetensors(tensors, path, metadata)
     return len(tensors)

@@ -14,6 +14,7 @@ import numpy as np
 
 from vidlatent.data.latent_set import Shard, Window, read_header, unpack
 from vidlatent.data.options import DataOptions
+from vidlatent.data.set_checks import find_moments_fault
 from vidlatent.data.sources.base import Entry
 from vidlatent.errors import VidlatentError
 from vidlatent.media.errors import ClipError, Limits
@@ -66,6 +67,8 @@ class LatentSource:
                 f"{self.where} lists {len(self.windows)} windows, {len(self._numbers)} of them "
                 f"different, and its header {self.header.windows}: encode the videos again."
             )
+        if fault := find_moments_fault(self.header, shards):
+            raise VidlatentError(f"{self.where} has {fault}: encode the videos again.")
         if not self.windows:
             raise VidlatentError(f"{self.where} is empty: no clip could be encoded.")
         self._arrays = {

@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from vidlatent.errors import VidlatentError
+from vidlatent.files import read_npz
 from vidlatent.models.pretrained import (
     NETWORKS,
     Definition,
@@ -157,10 +158,7 @@ def convert_network(
 def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if Path(path).suffix != ".npz":
         return read_tensors(path)
-    if not Path(path).is_file():
-        raise VidlatentError(f"no weights file at {path}.")
-    with np.load(path) as arrays:  # no pickled objects: NumPy refuses them by default
-        return dict(arrays)
+    return read_npz(path, "fetch or export the weights again")
 
 
 def _missing(name: str, definition: Definition) -> str:
