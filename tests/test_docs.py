@@ -12,7 +12,10 @@ from docs import make_configs
 from tests.test_structure import ROOMS
 from vidlatent import config as configs
 from vidlatent.data.text.rules import RULES
+from vidlatent.evaluate.protocols.definitions import PROTOCOLS
+from vidlatent.evaluate.protocols.generation import GENERATION_PROTOCOLS
 from vidlatent.main import split_overrides
+from vidlatent.metrics import METRICS
 from vidlatent.train.loss_terms import LossTerms
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,9 +130,14 @@ def test_chains_follow_on_each_other():
         rest, keys = split_overrides(["main", *words])
         flags = dict(word.lstrip("-").partition("=")[::2] for word in rest[1:])
         mode = flags.get("mode", "train")
-        if mode == "sample":
+        if mode in ("sample", "eval"):
             config = runs[flags["workdir"]]
             used.add(flags["workdir"])
+            if mode == "eval":
+                of = GENERATION_PROTOCOLS if configs.is_generator(config) else PROTOCOLS
+                scores = [m.name for m in of.get(keys["eval.protocol"]).metrics]
+                for name in set(scores) & set(METRICS.names()):
+                    assert f"networks.{METRICS.get(name).network}" in keys, words
             continue
         config = configs.load(flags["config"], keys)
         needed = set(LossTerms(config.loss.to_dict()).networks) if config.loss else set()

@@ -208,7 +208,7 @@ class Reads:
 def drawn_requests(monkeypatch, tmp_path, real, reads, **sample):
     """The requests of ``draw_samples`` for a generator that reads so much."""
     config = get_generator_defaults("stub", "demo")
-    config.data.path, config.data.source = str(real), "folder"
+    config.data.path, config.data.source, config.data.labels = str(real), "folder", "folders"
     for key, value in {"size": (5, 16, 16), "seed": 30, **sample}.items():
         config.sample[key] = value
     config.eval.protocol = "tiny_generation"
@@ -231,6 +231,10 @@ def test_requests_for_samples(folders, tmp_path, monkeypatch):
     assert all(0 <= row["prompt"] < 7 for row in rows)
     rows = drawn_requests(monkeypatch, tmp_path / "b", real, ("text",), prompts=("a", "b"))
     assert [row["prompt"] for row in rows] == ["a", "b", "a", "b", "a"]
+    for name in ("walk", "run"):
+        write_clips(tmp_path / "classes" / name, 2, 12)
+    rows = drawn_requests(monkeypatch, tmp_path / "g", tmp_path / "classes", ("text",))
+    assert [row["prompt"] for row in rows] == ["run", "run", "walk", "walk", "run"]
     with pytest.raises(VidlatentError, match="have no captions: set config.sample.prompts"):
         drawn_requests(monkeypatch, tmp_path / "c", real, ("text",))
     with pytest.raises(VidlatentError, match="of 5 frames, and this generator's have 4"):

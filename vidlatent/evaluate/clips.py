@@ -41,7 +41,7 @@ class ScoredClips:
       where: folder or source.
       rows: name of each usable clip -> its number.
       wanted: numbers of those to score.
-      captions: of the usable clips, by number; '' for none.
+      captions: of the usable clips, by number, or the names of their classes; '' for none.
 
     Raises:
       VidlatentError: there is no clip that fills a window.
@@ -86,7 +86,7 @@ class ScoredClips:
         with self.open(None) as loader:
             self.where = loader.report.where
             self.rows = {clip.path: row for row, clip in enumerate(loader.index)}
-            self.captions = [clip.caption for clip in loader.index]
+            self.captions = [clip.caption or clip.label for clip in loader.index]
         count = len(self.rows)
         chosen = min(most or count, count)
         # Evenly spread over all clips.

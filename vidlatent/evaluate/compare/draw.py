@@ -1,8 +1,9 @@
 """Samples of a trained generator to score: as many as a protocol takes, each with its own seed.
 
 Classes are drawn at random, each as likely as any other. Texts are ``config.sample.prompts`` in
-turn or, if that is empty, the captions of real clips. A generator that reads a picture gets a
-frame of a real clip: the middle one as content frame, otherwise the first.
+turn or, if that is empty, the captions of real clips, or the names of their classes. A generator
+that reads a picture gets a frame of a real clip: the middle one as content frame, otherwise the
+first.
 """
 
 from __future__ import annotations
