@@ -20,7 +20,7 @@ from vidlatent.media import decode
 from vidlatent.media.errors import ClipError, Limits
 from vidlatent.media.pictures import is_picture
 from vidlatent.media.probe import probe, verify
-from vidlatent.media.timeline import find_rate
+from vidlatent.media.timeline import Packets, _find_splices, find_rate
 
 
 def odd(name):
@@ -74,11 +74,15 @@ def test_variable_rates_are_told_and_constant_ones_are_not():
     assert "spliced" in probe(odd("jump.ts")).remarks
 
 
-@pytest.mark.parametrize("second", [15.0, 500.0, 5000.0])
-def test_joined_recordings_have_no_gap(tools, tmp_path, second):
+@pytest.mark.parametrize(
+    "suffix, second", [("ts", 15.0), ("ts", 5000.0), ("mp4", 500.0), ("flv", 500.0)]
+)
+def test_joined_recordings_have_no_gap(tools, tmp_path, suffix, second):
     """Two parts whose stamps jump play one after the other."""
-    parts = [tools.write_clip(tmp_path / f"{i}.ts", tools.pictures(20, seed=i)) for i in (0, 1)]
-    path, number = str(tmp_path / "joined.ts"), 0
+    parts = [
+        tools.write_clip(tmp_path / f"{i}.{suffix}", tools.pictures(20, seed=i)) for i in (0, 1)
+    ]
+    path, number = str(tmp_path / f"joined.{suffix}"), 0
     with av.open(path, "w", options={"avoid_negative_ts": "disabled"}) as out:
         for part, shift in zip(parts, (10.0, 10.8 + second), strict=True):
             with av.open(part) as source:
@@ -87,7 +91,8 @@ def test_joined_recordings_have_no_gap(tools, tmp_path, second):
                 for packet in source.demux(stream):
                     if packet.dts is None:
                         continue
-                    moved = round((shift - stream.start_time * stream.time_base) * 90000)
+                    tick = packet.time_base
+                    moved = round(Fraction(shift) / tick) - (stream.start_time or 0)
                     packet.pts, packet.dts = packet.pts + moved, packet.dts + moved
                     packet.stream, number = track, number + 1
                     out.mux(packet)
@@ -97,9 +102,15 @@ def test_joined_recordings_have_no_gap(tools, tmp_path, second):
     np.testing.assert_allclose(times, np.arange(40) / 25, atol=2e-3)
 
 
-def test_bytes_joined_end_to_end_play_one_after_the_other(tools, tmp_path):
+@pytest.mark.parametrize(
+    "suffix, codec", [("ts", "libx264"), ("mkv", "libx264"), ("webm", "libvpx")]
+)
+def test_bytes_joined_end_to_end_play_one_after_the_other(tools, tmp_path, suffix, codec):
     """As `cat a.ts b.ts` does: stamps start again in the middle."""
-    parts = [tools.write_clip(tmp_path / f"{i}.ts", tools.pictures(25, seed=i)) for i in (0, 1)]
+    parts = [
+        tools.write_clip(tmp_path / f"{i}.{suffix}", tools.pictures(25, seed=i), codec=codec)
+        for i in (0, 1)
+    ]
     content = b"".join(Path(part).read_bytes() for part in parts)
     info, timed = decode.iter_timed_frames(content)
     times, images = zip(*timed, strict=True)
@@ -112,10 +123,18 @@ def test_bytes_joined_end_to_end_play_one_after_the_other(tools, tmp_path):
         np.testing.assert_array_equal(window, np.stack(images[first : first + 9]))
 
 
+def test_an_encoder_that_skips_frames_makes_no_seam(tools, tmp_path):
+    """The picture stays on display for 100 s; B-frames move stamps and clock apart."""
+    stamps = [40 * i + 100_000 * (i >= 20) for i in range(40)]
+    for suffix in ("mkv", "mp4"):
+        path = tools.write_clip(tmp_path / f"a.{suffix}", tools.pictures(40), stamps=stamps)
+        info, timed = decode.iter_timed_frames(path)
+        assert [m for m, _ in timed][-1] == pytest.approx(101.56, abs=1e-3)
+        assert "variable" in info.remarks and "spliced" not in info.remarks
+
+
 def test_a_picture_that_stays_is_no_seam_while_sound_goes_on():
     ticks = Fraction(1, 90000)
-    from vidlatent.media.timeline import Packets, _find_splices
-
     clocks = [3600 * i for i in range(10)] + [90000 * 120 + 3600 * i for i in range(10)]
     packets = Packets(ticks, clocks, clocks, [3600] * 20, [True] * 20, [True] * 20)
     assert len(_find_splices(packets, [], True)) == 1

@@ -33,6 +33,7 @@ REMARKS = {
     "sound": "has a sound track",
 }
 
+_SAME_RATE = Fraction(1, 50)  # relative difference of rates that are meant to be the same
 _EDGE_S = 2  # seconds at the end of a file that are read for its last packet
 
 
@@ -287,7 +288,8 @@ def _trust_header(media: str | bytes, limits: Limits, head: _Header) -> ClipInfo
     For formats whose header counts the frames. It saves reading all of a long file.
     """
     rate = head.rates[0]
-    if not rate:
+    # Average and usual rate differ where the rate varies, or stamps jump.
+    if not rate or any(abs(other / rate - 1) > _SAME_RATE for other in head.rates if other):
         return None
     last = _last_stamp(media, limits, head)
     if last is None:

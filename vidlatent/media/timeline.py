@@ -146,35 +146,42 @@ def _find_splices(packets: Packets, others: Sequence[Fraction], jumps: bool) -> 
       others: moments of the packets of all other streams in seconds, sorted.
       jumps: whether the format's stamps may jump by design.
     """
-    clocks = packets.clocks
+    clocks, back = packets.clocks, _BACK_S
     if all(clock is None for clock in clocks):
-        clocks = packets.stamps
-        back = Fraction(1)  # stamps are out of order by a few frames
-    else:
-        back = _BACK_S
-    known = [(number, clock) for number, clock in enumerate(clocks) if clock is not None]
-    steps = [b - a for (_, a), (_, b) in zip(known, known[1:], strict=False) if b > a]
+        clocks, back = packets.stamps, Fraction(1)  # stamps are out of order by a few frames
+    known = [clock for clock in clocks if clock is not None]
+    steps = [b - a for a, b in zip(known, known[1:], strict=False) if b > a]
     if not steps:
         return ()
     usual = int(median(steps))
     limit = max((_SEAM_S if jumps else _SEAM_ELSEWHERE_S) / packets.tick, _SEAM_FRAMES * usual)
     backwards = max(back / packets.tick, 2 * usual)
-    splices, offset, latest = [], 0, None
-    for (before, last), (number, clock) in zip([known[0], *known], known, strict=False):
-        stamp, added = packets.stamps[number], 0
-        due = last + (packets.durations[before] or usual)
-        if clock < last - backwards or (
-            clock - due > limit and not _goes_on(others, last, clock - usual, packets.tick)
-        ):
-            added = due - clock
+    splices, offset = [], 0
+    latest = last = None  # stamp of the latest frame, clock of the last packet, seams closed
+    for number, (raw_clock, raw, key) in enumerate(
+        zip(clocks, packets.stamps, packets.keys, strict=True)
+    ):
+        clock = None if raw_clock is None else raw_clock + offset
+        stamp = None if raw is None else raw + offset
+        seam = False
+        if clock is not None and last is not None and stamp is not None and latest is not None:
+            # An encoder that skips frames moves its clock some packets after its stamps. At a
+            # seam both jump at once, and where stamps should not jump, a recording begins.
+            ahead = clock - last > limit and stamp - latest > limit / 2 and (jumps or key)
+            seam = clock < last - backwards or (
+                ahead and not _goes_on(others, last - offset, clock - offset - usual, packets.tick)
+            )
         # What is stored before a key frame is shown before it: else a recording begins there.
-        elif latest is not None and packets.keys[number] and stamp + offset <= latest:
-            added = latest + usual - (stamp + offset)
-        if added:
+        seam = seam or (key and stamp is not None and latest is not None and stamp <= latest)
+        if seam:
+            # A key frame follows the latest frame; of others only the clock is in order.
+            added = latest + usual - stamp if key else last + usual - clock
             offset += added
             splices.append(Splice(number, offset))
-        if packets.shown[number]:
-            latest = stamp + offset if latest is None else max(latest, stamp + offset)
+            clock, stamp = None if clock is None else clock + added, stamp + added
+        last = clock if clock is not None else last
+        if packets.shown[number] and stamp is not None:
+            latest = stamp if latest is None else max(latest, stamp)
     return tuple(splices)
 
 
