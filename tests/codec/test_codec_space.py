@@ -101,13 +101,12 @@ class TestAuto:
         [
             ("fsae", "pixels (the same result)"),
             pytest.param("ivvae", "strips of rows", marks=pytest.mark.slow),
-            pytest.param("reducio", "tiles of 320 pixels (each with norms", marks=pytest.mark.slow),
         ],
     )
     def test_what_does_not_is_cut(self, name, words, said):
         """With memory for a little less than whole frames take by the estimate."""
         model, params = tokenizer(name)
-        shape = (9, 512, 512) if name != "reducio" else (4, 1280, 1280)
+        shape = (9, 512, 512)
         whole = space.estimate_bytes(model.make_frame_coder(), "decode", params, shape)
         room = whole / space._SHARE / 2**30
         programs = self.choose(name, 0.8 * room, shape=shape)

@@ -18,7 +18,7 @@ from vidlatent.codec.programs import CodecPrograms
 from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers.cutting import Borders, FrameCoder
 
-__all__ = ["AutoPrograms", "Candidate", "estimate_bytes"]
+__all__ = ["AutoPrograms", "Candidate", "count_clips", "estimate_bytes"]
 
 # Fraction of the free memory that a choice may fill; the rest is headroom for errors of the
 # estimate and for other processes.
@@ -59,16 +59,16 @@ class AutoPrograms:
     The methods are those of ``CodecPrograms``.
 
     Args:
-      candidates: from whole frames to the smallest parts.
+      candidates: from whole frames to the smallest parts; or the tokenizer's rule alone.
       gigabytes: of memory to count on; 0: what is free when a choice is made.
       devices: over which rows are spread.
     """
 
     def __init__(self, candidates: Sequence[Candidate], gigabytes: float = 0.0, devices: int = 1):
         self._candidates, self._gigabytes, self._devices = candidates, gigabytes, devices
-        self.whole = CodecPrograms(candidates[0].make())
-        self.model = self.whole.model
-        self._made: dict[int, CodecPrograms] = {0: self.whole}
+        self.first = CodecPrograms(candidates[0].make())
+        self.model = self.first.model
+        self._made: dict[int, CodecPrograms] = {0: self.first}
         self._chosen: dict[tuple[Any, ...], CodecPrograms] = {}
         self._decoding: dict[tuple[int, int], CodecPrograms] = {}
 
@@ -76,8 +76,17 @@ class AutoPrograms:
     def condition_kind(self) -> str:
         return self.model.condition_kind
 
+    @property
+    def coder(self) -> FrameCoder:
+        """The functions that decide what latents are; the others give the same."""
+        return self.first.coder
+
+    def choose(self, kind: str, params: Any, shape: tuple[int, int, int]) -> CodecPrograms:
+        """The programs for pieces of ``shape`` (frames, height, width)."""
+        return self._for(kind, params, shape, None)[0]
+
     def pick_content_frames(self, pixels: np.ndarray, first: bool) -> np.ndarray | None:
-        return self.whole.pick_content_frames(pixels, first)
+        return self.first.pick_content_frames(pixels, first)
 
     def encode(self, params, pixels, cache, key, start):
         programs, cache = self._for("encode", params, pixels.shape[1:4], cache)
@@ -111,12 +120,12 @@ class AutoPrograms:
     def decode_windows(self, params, latents, size, condition):
         # Look at the first latent for the size of the frames, and put it back in front.
         head = next(latents := iter(latents))
-        shape = self._pixels((self.whole.coder.count_window_latents(size), *head.shape[1:3]))
+        shape = self._pixels((self.first.coder.count_window_latents(size), *head.shape[1:3]))
         programs = self._for("decode", params, shape, None)[0]
         return programs.decode_windows(params, itertools.chain([head], latents), size, condition)
 
     def find_borders(self, height: int, width: int) -> Borders:
-        return self._decoding.get((height, width), self.whole).find_borders(height, width)
+        return self._decoding.get((height, width), self.first).find_borders(height, width)
 
     def _pixels(self, latent: Sequence[int]) -> tuple[int, int, int]:
         """Frames, height and width that a latent ``(t, h, w)`` decodes to, at most."""
@@ -141,20 +150,22 @@ class AutoPrograms:
 
     def _choose(self, kind: str, params: Any, shape: tuple[int, int, int]) -> CodecPrograms:
         at_hand, whose = find_free_memory(self._gigabytes)
+        cut = self.first.coder.cut_into_tiles(*shape[1:])
+        largest = self._candidates[0].words if cut else "whole frames"
         # "encode" -> "encoding"
         what = "{} of {} frames of {}x{}".format(f"{kind[:-1]}ing", *shape)
         if at_hand is None:
-            logging.info("codec.space: whole frames, since nothing says how much memory there is.")
-            return self.whole
+            logging.info(f"codec.space: {largest}, since nothing says how much memory there is.")
+            return self.first
         room = _SHARE * at_hand
         # Shapes alone give this bound, so small videos need no tracing of the model.
         bound = _most(params, shape) / self._devices
         if bound <= room:
             logging.info(
-                f"codec.space: whole frames for {what}, which certainly fit: less than "
+                f"codec.space: {largest} for {what}, which certainly fit: less than "
                 f"{_gb(bound)} of the {_gb(at_hand)} {whose}."
             )
-            return self.whole
+            return self.first
         tried: list[tuple[float, str, CodecPrograms]] = []
         for number, candidate in enumerate(self._candidates):
             # It leaves frames of this size whole, which was considered first.
@@ -163,7 +174,7 @@ class AutoPrograms:
             programs = self._made.get(number) or CodecPrograms(candidate.make())
             self._made[number] = programs
             need = estimate_bytes(programs.coder, kind, params, shape) / self._devices
-            tried.append((need, candidate.words, programs))
+            tried.append((need, candidate.words if number else largest, programs))
             if need <= room:
                 break
         # If none leaves headroom, take what needs least: the headroom may be enough.
@@ -210,6 +221,35 @@ def estimate_bytes(coder: FrameCoder, kind: str, params: Any, shape: tuple[int, 
         need += count_tree_bytes(params)
     # Joining holds the tiles and the whole video at the same time.
     return need + 3 * video if tiles else need
+
+
+def count_clips(
+    programs: CodecPrograms,
+    params: Any,
+    shape: tuple[int, int, int],
+    batch: tuple[int, int],
+    gigabytes: float = 0.0,
+) -> int:
+    """How many clips of a batch a call should encode: as many as fit, by ``estimate_bytes``.
+
+    Args:
+      programs: those of ``shape``.
+      params: the tokenizer's parameters.
+      shape: frames, height and width of a piece of a clip.
+      batch: clips, and devices that divide them.
+      gigabytes: of memory to count on, on each device; 0: what is free.
+
+    Returns:
+      A number that divides the batch and that the devices divide.
+    """
+    (clips, devices), at_hand = batch, find_free_memory(gigabytes)[0]
+    each = clips // devices
+    # As in ``AutoPrograms``: what certainly fits needs no tracing of the model.
+    if at_hand is None or each == 1 or each * _most(params, shape) <= _SHARE * at_hand:
+        return clips
+    need = estimate_bytes(programs.coder, "encode", params, shape)
+    fitting = max(1, int(_SHARE * at_hand // need))
+    return devices * max(n for n in range(1, each + 1) if each % n == 0 and n <= fitting)
 
 
 def _legal(pixels: Any, spec: Any) -> Any:

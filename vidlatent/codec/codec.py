@@ -28,13 +28,14 @@ from jax.sharding import Mesh
 from vidlatent import config as configs
 from vidlatent.codec.coded import Coded, Reader
 from vidlatent.codec.options import CodecOptions, plan_codec
+from vidlatent.codec.pieces import Pieces
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.digest import hash_encoder
 from vidlatent.latents.pixels import to_pixels
 from vidlatent.media.decode import iter_timed_frames
 from vidlatent.models.load import abstract_params, model_of, open_checkpoints
 from vidlatent.models.tokenizers.base import Tokenizer
-from vidlatent.models.tokenizers.chunks import fade_in, stream_chunks
+from vidlatent.models.tokenizers.chunks import fade_in
 from vidlatent.parallel.mesh import mesh_of_rows
 from vidlatent.parallel.sharding import shardings, uneven_rows
 from vidlatent.spec import LatentSpec, check_shape
@@ -59,6 +60,7 @@ class Codec:
     Attributes:
       spec: identity of the latents, compared wherever two parts meet.
       time: how time is cut: ``'stream'``, ``'windows'`` or ``'chunks'``.
+      cut: as of ``FrameCoder``: names the way of cutting frames where it changes the latents.
     """
 
     def __init__(
@@ -80,10 +82,9 @@ class Codec:
             self.params = jax.device_put(params, shardings(params, self._mesh))
         self.spec: LatentSpec = model.latent_spec
         self.time = self._plan.time
-        rule = self.spec.rule
-        self._per_group = rule.step // self.spec.t  # latent frames
-        # Frames before the first group (frame 0 of causal tokenizers) get one latent frame.
-        self._lead = rule.first % rule.step
+        self.cut = self._plan.cut
+        self._pieces = Pieces(self._plan, self.spec)
+        self._per_group, self._lead = self._pieces.per_group, self._pieces.lead
         self._to_pixels = jax.jit(to_pixels)
         self._fade_in = jax.jit(fade_in, static_argnums=2)
 
@@ -150,11 +151,10 @@ class Codec:
         moments: deque[float] | None = deque() if isinstance(video, (str, Path)) else None
         key = None if sample is None else jax.random.key(sample)
         cache, start, first = None, 0, True
-        for pieces in self._runs(self._cut(_frames_of(video, moments))):
-            frames, length = [frame for piece in pieces for frame in piece[0]], pieces[0][2]
+        for pieces in self._pieces.group_runs(self._pieces.cut(_frames_of(video, moments))):
+            frames, length = [frame for piece in pieces for frame in piece.frames], pieces[0].length
             run = len(pieces) * length
-            # Keep all latents of a chunk; at the end of a stream drop those of padding alone.
-            kept = self._latent_frames(length if self._plan.chunks else len(frames), first)
+            kept = self._pieces.count_kept(pieces, first)
             padded = np.stack(frames + [frames[-1]] * (run - len(frames)))
             with self._devices():
                 pixels = self._pad(padded)
@@ -171,7 +171,7 @@ class Codec:
                 content = content[: kept // self._per_group]
             # Each chunk begins anew, with a latent of its own for its first frame.
             cache = None if self._plan.chunks else cache
-            new = sum(piece[1] for piece in pieces)
+            new = sum(piece.new for piece in pieces)
             yield Coded(
                 np.asarray(latent[0, :kept]),
                 self.spec,
@@ -181,6 +181,7 @@ class Codec:
                 self._plan.chunks,
                 self.encoder,
                 None if moments is None else tuple(moments.popleft() for _ in range(new)),
+                self.cut,
             )
             start += kept
             first = bool(self._plan.chunks)
@@ -200,6 +201,7 @@ class Codec:
             self.spec,
             self._plan.chunks,
             lambda: self.encoder,
+            self.cut,
             frames=frames,
             size=size,
             content=content,
@@ -258,47 +260,6 @@ class Codec:
         sides = height + -height % spec.h, width + -width % spec.w
         rows, columns = self._programs.find_borders(*sides)
         return tuple(y for y in rows if y < height), tuple(x for x in columns if x < width)
-
-    def _cut(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[list[np.ndarray], int, int]]:
-        """``(frames of a piece, how many are new, frames to code after padding)``."""
-        rule = self.spec.rule
-        if self._plan.chunks:
-            chunk, overlap = self._plan.chunks
-            for count, (piece, new) in enumerate(stream_chunks(frames, overlap, chunk)):
-                # A video of one frame is coded as a picture, not as a chunk full of copies.
-                picture = count == 0 and len(piece) == 1 and rule.legal(1)
-                yield piece, new, 1 if picture else chunk
-            return
-        stream, wanted = iter(frames), self._plan.groups * rule.step
-        # The first piece also takes frame 0 of causal tokenizers, which is in no group.
-        piece = list(itertools.islice(stream, wanted + self._lead))
-        # A short video is coded at its own length; later pieces keep one compiled shape.
-        length = rule.ceil(len(piece))
-        while piece:
-            yield piece, len(piece), length
-            piece, length = list(itertools.islice(stream, wanted)), wanted
-
-    def _runs(
-        self, pieces: Iterator[tuple[list[np.ndarray], int, int]]
-    ) -> Iterator[list[tuple[list[np.ndarray], int, int]]]:
-        """Group pieces into the lists that one call codes.
-
-        The first piece comes alone, then ``scan_groups`` full pieces at a time. Left-over pieces at
-        the end come one by one, so that no further shape has to be compiled.
-        """
-        head = next(pieces, None)
-        if head is not None:
-            yield [head]
-        count = self._plan.scan_groups
-        while run := list(itertools.islice(pieces, count)):
-            full = len(run) == count > 1 and all(len(piece[0]) == piece[2] for piece in run)
-            yield from [run] if full else [[piece] for piece in run]
-
-    def _latent_frames(self, frames: int, first: bool) -> int:
-        """Number of latent frames that a piece of ``frames`` frames is coded into."""
-        lead = self._lead if first else 0
-        groups = -(-(frames - lead) // self.spec.rule.step)
-        return (1 if lead else 0) + groups * self._per_group
 
     def _streamed(self, source: Reader) -> Iterator[np.ndarray]:
         """Decode with caches, ``groups`` frame groups at a time."""

@@ -41,6 +41,8 @@ class Coded:
       encoder: digest of what encoded them; '' in files of older versions.
       times: seconds at which each frame of a file is shown, so that a variable rate is not lost;
         None for arrays and iterators.
+      cut: as of ``FrameCoder``: how large frames were cut, where that changes the latents; '' if
+        it does not; None if unknown, as in files of older versions.
     """
 
     latent: np.ndarray
@@ -51,6 +53,7 @@ class Coded:
     chunks: tuple[int, int] | None = None
     encoder: str = ""
     times: tuple[float, ...] | None = None
+    cut: str | None = None
 
     @classmethod
     def join(cls, pieces: Sequence[Coded]) -> Coded:
@@ -76,6 +79,7 @@ class Coded:
             "chunks": self.chunks,
             "encoder": self.encoder,
             "times": self.times,
+            "cut": self.cut,
         }
         arrays: dict[str, Any] = {"latent": self.latent, "about": dump_json(about)}
         if self.content is not None:
@@ -107,6 +111,7 @@ class Coded:
                 encoder=about.get("encoder", ""),
                 # Files of earlier versions have none.
                 times=None if about.get("times") is None else tuple(about["times"]),
+                cut=about["cut"] if "cut" in about else None,
             )
             wrong = coded._find_contradiction()
         except (VidlatentError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -196,12 +201,13 @@ class Reader:
         spec: LatentSpec,
         chunks: tuple[int, int] | None,
         encoder: Callable[[], str],
+        cut: str = "",
         *,
         frames: int | None = None,
         size: tuple[int, int] | None = None,
         content: np.ndarray | None = None,
     ):
-        self._pieces, self._spec, self._chunks = pieces, spec, chunks
+        self._pieces, self._spec, self._chunks, self._cut = pieces, spec, chunks, cut
         self._encoder = encoder  # a call, since bare latents need no digest
         self._total = frames
         self._seen: int | None = None
@@ -257,6 +263,12 @@ class Reader:
                 f"this latent was coded in {_words(piece.chunks)}, the codec decodes "
                 f"{_words(self._chunks)}: open it with the same time, chunk_frames and "
                 "overlap_frames."
+            )
+        if piece.cut is not None and piece.cut != self._cut:
+            raise VidlatentError(
+                f"this latent was coded with frames cut {piece.cut or 'not at all'}, the codec "
+                f"decodes those cut {self._cut or 'not at all'}: open it with the same space, "
+                "tile_pixels and tile_overlap_pixels."
             )
 
 

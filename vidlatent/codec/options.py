@@ -17,7 +17,7 @@ from vidlatent.codec.programs import CodecPrograms
 from vidlatent.config.defaults.codec import get_codec
 from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers.base import Tokenizer
-from vidlatent.models.tokenizers.cutting import SpaceWay
+from vidlatent.models.tokenizers.cutting import SpaceWay, make_latent_coder
 from vidlatent.registry import did_you_mean
 from vidlatent.spec import LatentSpec
 
@@ -101,6 +101,19 @@ class CodecOptions:
         keys = {"time": "auto", "chunk_frames": 0, "overlap_frames": -1}
         return dataclasses.replace(self, whole_latents=True, **keys)
 
+    def with_cut(self, model: Tokenizer, cut: str | None) -> CodecOptions:
+        """The same, cutting frames as latents of ``model`` were cut whose coder had this ``cut``.
+
+        None, if that is unknown, changes nothing.
+        """
+        if cut is None or make_latent_coder(model, self).cut == cut:
+            return self
+        name, _, sizes = cut.partition(":")
+        core, beyond = map(int, sizes.split("+")) if sizes else (0, -1)
+        keys: dict[str, Any] = {"tile_pixels": core, "tile_overlap_pixels": beyond}
+        keys["memory_gb"] = 0.0  # has no say where a way is named, and would be refused
+        return dataclasses.replace(self, space=name or "whole", **keys)
+
 
 @dataclasses.dataclass(frozen=True)
 class CodecPlan:
@@ -122,6 +135,11 @@ class CodecPlan:
     chunks: tuple[int, int] | None
     whole_latents: bool = False
 
+    @property
+    def cut(self) -> str:
+        """As of ``FrameCoder``: names the way of cutting frames where it changes the latents."""
+        return self.programs.coder.cut
+
 
 def plan_codec(codec: CodecOptions, model: Tokenizer, devices: int = 1) -> CodecPlan:
     """How ``model`` codes under ``config.codec``.
@@ -139,7 +157,9 @@ def plan_codec(codec: CodecOptions, model: Tokenizer, devices: int = 1) -> Codec
     if time != "stream":
         _refuse(codec, f"time is {time!r}", "scan_groups")
     chunks = _plan_chunks(codec, model, time)
-    if devices > 1 and codec.space not in ("auto", "whole"):
+    exact = {way.name: way.exact for way in model.list_space_ways()}
+    # Ways that change the result are not there to save memory, and mean the same on a mesh.
+    if devices > 1 and codec.space not in ("auto", "whole") and exact.get(codec.space, True):
         raise VidlatentError(
             f"config.codec.space {codec.space!r} cuts frames that a mesh of {devices} devices "
             "spreads by height already: use 'auto' or 'whole'."
@@ -214,9 +234,9 @@ def _choose_space(
     """The programs of ``config.codec.space``; for 'auto' those that fit into the memory at hand."""
     if codec.space == "auto":
         _refuse(codec, "space is 'auto'", *_CUTTING_KEYS)
-        candidates = [Candidate("whole frames", model.make_frame_coder)]
+        candidates = [_choose_first(codec, model)]
         # On a mesh frames are spread by height already, so they are not cut as well.
-        if devices == 1:
+        if devices == 1 and not candidates[0].cuts:
             candidates += _list_candidates(codec, model)
         return AutoPrograms(candidates, codec.memory_gb, devices)
     _refuse(codec, f"space is {codec.space!r}", "memory_gb")
@@ -230,11 +250,21 @@ def _choose_space(
     return CodecPrograms(way.make(codec))
 
 
+def _choose_first(codec: CodecOptions, model: Tokenizer) -> Candidate:
+    """The tokenizer's rule for large frames if it has one, else whole frames."""
+    for way in model.list_space_ways():
+        if way.rule:
+            size, keys = way.sizes[0], dataclasses.replace(codec, memory_gb=0.0)
+            return Candidate(size.words, functools.partial(way.make, keys), size.cuts)
+    return Candidate("whole frames", model.make_frame_coder)
+
+
 def _list_candidates(codec: CodecOptions, model: Tokenizer) -> list[Candidate]:
     """What the tokenizer has for frames that do not fit whole, from the largest parts on."""
     found = []
     for way in model.list_space_ways():
-        for size in way.sizes:
+        # Only ways with the result of whole frames may depend on the memory.
+        for size in way.sizes if way.exact else ():
             keys = dataclasses.replace(codec, memory_gb=0.0, **size.keys)
             found.append(Candidate(size.words, functools.partial(way.make, keys), size.cuts))
     return found

@@ -1,4 +1,4 @@
-"""A tokenizer's operations compiled for a codec: on a batch of one, from and to uint8 pixels.
+"""A tokenizer's operations compiled for a codec, from and to uint8 pixels.
 
 How frames are cut is the business of the tokenizer's ``FrameCoder``; here its functions become
 programs, and runs of pieces become one program with a loop. On a mesh the rows of every map are
@@ -59,11 +59,12 @@ class CodecPrograms:
     def encode(
         self, params: Any, pixels: Any, cache: Any, key: Any, start: int
     ) -> tuple[jax.Array, Any]:
-        """uint8 ``[1, T, H, W, 3]`` -> latent ``[1, t, h, w, c]`` and the cache.
+        """uint8 ``[B, T, H, W, 3]`` -> latent ``[B, t, h, w, c]`` and the cache.
 
         The latent is the posterior's mode without a ``key``; with one a draw, whose noise depends
         on the key and on the place of each latent frame in the stream (``start`` and on) alone, so
-        that it is the same however the stream is cut.
+        that it is the same however the stream is cut. Keys ``[B, n]`` are n draws of each clip:
+        latents ``[B, n, t, h, w, c]``.
         """
         if self.coder.cut_into_tiles(*pixels.shape[2:4]):
             return _encode(self.coder, params, jnp.asarray(pixels), cache, key, start)
@@ -72,7 +73,7 @@ class CodecPrograms:
     def encode_run(
         self, params: Any, pixels: Any, cache: Any, key: Any, start: int
     ) -> tuple[jax.Array, Any]:
-        """Pieces uint8 ``[n, 1, T, H, W, 3]``, one after the other -> ``[1, n * t, h, w, c]``."""
+        """Pieces uint8 ``[n, B, T, H, W, 3]``, one after the other -> ``[B, n * t, h, w, c]``."""
         if not self.coder.cut_into_tiles(*pixels.shape[3:5]):
             return self._encode_run(params, pixels, cache, key, start)
         # Tiles are programs of their own and cannot be inside a loop on the device.
@@ -80,8 +81,12 @@ class CodecPrograms:
         for piece in pixels:
             latent, cache = self.encode(params, piece, cache, key, start)
             latents.append(latent)
-            start += latent.shape[1]
-        return jnp.concatenate(latents, axis=1), cache
+            start += latent.shape[-4]
+        return jnp.concatenate(latents, axis=-4), cache
+
+    def choose(self, kind: str, params: Any, shape: tuple[int, int, int]) -> CodecPrograms:
+        """Themselves, whatever the size; ``AutoPrograms`` choose."""
+        return self
 
     def pick_content_frames(self, pixels: np.ndarray, first: bool) -> np.ndarray | None:
         """The frames ``[n, H, W, 3]`` of a piece ``[T, H, W, 3]`` that the decoder reads.
@@ -197,7 +202,7 @@ def _encode_run(coder, params, pixels, cache, key, start):
         start, cache = carry
         posterior, cache = encode_checked(coder.model, encode, from_pixels(piece), cache)
         latent = _latent(posterior, key, start)
-        return (start + latent.shape[1], cache), latent
+        return (start + latent.shape[-4], cache), latent
 
     # The padding is off inside the loop: only arguments and results must divide.
     carry = jnp.asarray(start, jnp.int32), _take(cache)
@@ -209,14 +214,21 @@ def _latent(posterior: Any, key: jax.Array | None, start: Any) -> jax.Array:
     if key is None:
         return posterior.mode()
     if posterior.logvar is None:
-        raise VidlatentError("this tokenizer has no variance to sample from: leave sample out.")
+        raise VidlatentError(
+            "this tokenizer has no variance to sample from: leave sample out, or set "
+            "config.encode.draws=0."
+        )
     _, length, *shape = posterior.mean.shape
 
-    def noise(place):
-        return jax.random.normal(jax.random.fold_in(key, place), shape, posterior.mean.dtype)
+    def noise(key):
+        # A key for each place in the stream: [t, h, w, c]
+        keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(start + jnp.arange(length))
+        return jax.vmap(lambda one: jax.random.normal(one, shape, posterior.mean.dtype))(keys)
 
-    # A key for each place in the stream: [t, h, w, c] -> [1, t, h, w, c]
-    return posterior.draw(jax.vmap(noise)(start + jnp.arange(length))[None])
+    if not key.ndim:
+        return posterior.draw(noise(key)[None])
+    # [B, n] keys -> [B, n, t, h, w, c]
+    return jax.vmap(posterior.draw, in_axes=1, out_axes=1)(jax.vmap(jax.vmap(noise))(key))
 
 
 def _condition(coder, params, frames):
@@ -244,5 +256,6 @@ def _decode_run(coder, params, latents, frames, cache):
 
 
 def _in_a_row(pieces: jax.Array) -> jax.Array:
-    """``[n, 1, T, ...] -> [1, n * T, ...]``."""
-    return pieces.reshape(1, -1, *pieces.shape[3:])
+    """``[n, ..., T, H, W, C] -> [..., n * T, H, W, C]``."""
+    pieces = jnp.moveaxis(pieces, 0, -5)
+    return pieces.reshape(*pieces.shape[:-5], -1, *pieces.shape[-3:])

@@ -15,6 +15,7 @@ from vidlatent.latents.space import Latents, read_tokenizer_config
 from vidlatent.models.frozen import FrozenNetwork, hold_in
 from vidlatent.models.load import abstract_params, model_of, smallest_video
 from vidlatent.models.tokenizers.chunks import encode_chunks
+from vidlatent.models.tokenizers.cutting import make_latent_coder
 from vidlatent.parallel.sharding import constrain
 from vidlatent.weights.files import load_params
 
@@ -41,7 +42,12 @@ class LatentReader:
         self._config, self._latents, self._sample = config, latents, config.tokenizer.sample
         self.arrays = ("video" if from_videos else "latent", "mask")
         self.low_arrays = () if from_videos else (LOW,)
-        self.tokenizer = model_of(read_tokenizer_config(config)) if from_videos else None
+        self.tokenizer = self._coder = None
+        if from_videos:
+            own = read_tokenizer_config(config)
+            self.tokenizer = model_of(own)
+            # Large frames are cut as in sets, where that changes the latents.
+            self._coder = make_latent_coder(self.tokenizer, own.codec)
 
     @property
     def frozen(self) -> dict[str, FrozenNetwork]:
@@ -75,7 +81,7 @@ class LatentReader:
     def _encode(self, video: jax.Array, params: Any, key: jax.Array) -> jax.Array:
         def whole(clips):
             pixels = constrain(from_pixels(clips), _VIDEO_AXES)
-            return self.tokenizer.apply({"params": params}, pixels, method="encode")[0]
+            return self._coder.encode(params, pixels)[0]
 
         posterior = encode_chunks(whole, video, self._latents.spec.chunks)
         latent = posterior.sample(key) if self._sample else posterior.mode()

@@ -22,6 +22,7 @@ from vidlatent.latents.statistics import Statistics, find_digests, find_statisti
 from vidlatent.models.generators import build_generator
 from vidlatent.models.generators.fp8_weights import cast_to_fp8, is_large
 from vidlatent.models.load import model_of, resolve_dtype, restore_onto, spec_in_chunks
+from vidlatent.models.tokenizers.cutting import make_latent_coder
 from vidlatent.parallel.multihost import is_main
 from vidlatent.parallel.paths import path_name
 from vidlatent.spec import LatentSpec
@@ -180,10 +181,12 @@ def describe_latents(config: ConfigDict) -> Latents:
     if config.data.source == "latents":
         return _describe_set(config)
     own, step = read_tokenizer_config(config), config.tokenizer.step
-    spec = spec_in_chunks(model_of(own), config.tokenizer.chunks, _CHUNKS)
+    model = model_of(own)
+    spec = spec_in_chunks(model, config.tokenizer.chunks, _CHUNKS)
+    cut = make_latent_coder(model, own.codec).cut
     fps = float(config.data.fps) / config.data.frame_interval
     digests = find_digests(config.tokenizer.path, step)
-    known = {"tokenizer": configs.config_hash(own), "cut": "", **digests._asdict()}
+    known = {"tokenizer": configs.config_hash(own), "cut": cut, **digests._asdict()}
     return Latents(LatentSpace.of_spec(spec, **known), (), fps)
 
 

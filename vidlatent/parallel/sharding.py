@@ -280,7 +280,7 @@ def pad_rows(x: jax.Array) -> jax.Array:
     # Rows of zeros; whoever takes the result cuts them off.
     below = -x.shape[2] % ways(axes)
     x = jnp.pad(x, ((0, 0), (0, 0), (0, below), (0, 0), (0, 0))) if below else x
-    return jax.lax.with_sharding_constraint(x, P(None, None, axes))
+    return jax.lax.with_sharding_constraint(x, P(split_axes("batch", x.shape[0]), None, axes))
 
 
 def split_axes(name: str, size: int) -> tuple[str, ...] | None:

@@ -97,8 +97,8 @@ class _Codec:
         self.seed = config.seed
         self.plan = plan_codec(CodecOptions.of(**config.codec), model, mesh.size)
         programs, self.tiles = self.plan.programs, 1
-        if isinstance(programs, AutoPrograms):  # begins with whole frames; tiles come later
-            programs = programs.whole
+        if isinstance(programs, AutoPrograms):  # the largest parts, mostly whole frames
+            programs = programs.first
         self.programs, self.model = programs, programs.model
         frames, height, width = self.size
         # Tiles are one program, called once for each.

@@ -90,6 +90,8 @@ def _propose_cuts(config: ConfigDict, bucket: Sequence[int]) -> Iterator[dict[st
     if config.codec.space != "auto":
         return
     for way in model_of(config).list_space_ways():
+        if way.rule:  # 'auto' cuts by it already
+            return
         for size in way.sizes:
             # Pieces as large as the frame would change nothing.
             if not size.cuts or size.cuts < max(bucket[1:3]):

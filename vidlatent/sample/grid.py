@@ -171,4 +171,5 @@ def load_tokenizer_codec(config: ConfigDict, latents: Latents) -> Codec:
     own = read_tokenizer_config(config)
     check_tokenizer(latents.space, config, "this generator")
     options = CodecOptions.of(**own.codec).for_latents(latents.spec)
+    options = options.with_cut(model_of(own), latents.space.cut)
     return Codec.from_workdir(path, None if step < 0 else step, options)

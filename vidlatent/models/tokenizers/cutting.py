@@ -15,7 +15,7 @@ import jax
 
 from vidlatent.errors import VidlatentError
 
-__all__ = ["CutSize", "FrameCoder", "SpaceWay", "TimeWay", "WindowProgram"]
+__all__ = ["CutSize", "FrameCoder", "SpaceWay", "TimeWay", "WindowProgram", "make_latent_coder"]
 
 # Rows and columns of a frame at which one tile gives way to another.
 Borders = tuple[tuple[int, ...], tuple[int, ...]]
@@ -62,6 +62,8 @@ class SpaceWay:
         raises ``VidlatentError`` for values that the model cannot follow.
       sizes: what ``config.codec.space='auto'`` tries, from the largest parts to the smallest.
       remark: follows the name where a message suggests it.
+      rule: 'auto' always takes this way, in its first size, however much memory there is: it is how
+        the tokenizer's authors code large frames, and not the function of whole ones.
     """
 
     name: str
@@ -70,6 +72,7 @@ class SpaceWay:
     make: Callable[[Any], FrameCoder]
     sizes: tuple[CutSize, ...] = ()
     remark: str = ""
+    rule: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +104,11 @@ class FrameCoder:
 
     Attributes:
       model: the tokenizer.
+      cut: names the way of cutting where it changes the latents, so that latents of two names are
+        two spaces; '' for whole frames and for ways with their result.
     """
+
+    cut: str = ""
 
     def __init__(self, model: Any):
         self.model = model
@@ -155,3 +162,18 @@ class FrameCoder:
     def find_borders(self, height: int, width: int) -> Borders:
         """Rows and columns of a decoded frame at which one tile gives way to another."""
         return (), ()
+
+
+def make_latent_coder(model: Any, codec: Any) -> FrameCoder:
+    """The functions that decide what latents are: whole frames, or a way that changes them.
+
+    Whatever else ``config.codec`` asks for gives the same latents by other means.
+
+    Args:
+      model: the tokenizer.
+      codec: ``config.codec``.
+    """
+    for way in model.list_space_ways():
+        if way.rule if codec.space == "auto" else not way.exact and way.name == codec.space:
+            return way.make(codec)
+    return model.make_frame_coder()

@@ -1,5 +1,9 @@
 """Frames larger than the network was trained on, tile by tile (Reducio, released code and 3).
 
+Larger frames are always cut so (``SpaceWay.rule``): the network is trained on 256 pixels, and its
+norms and attention pool the frame, so that whole frames have other latents than tiles. Which of the
+two a codec cuts by must not depend on the memory at hand.
+
 There are two ways. ``*_published`` reproduce the released code exactly: tiles of 320 pixels every
 256, cut off at the far edges, blended linearly in place, content features blended but not cropped.
 ``*_evenly`` keep the sizes and fix what the released code leaves to chance:
@@ -27,7 +31,7 @@ import numpy as np
 
 from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers.cutting import CutSize, FrameCoder, SpaceWay
-from vidlatent.models.tokenizers.reducio.latent import MotionPosterior
+from vidlatent.models.tokenizers.reducio.latent import MotionPosterior, normalise
 
 if TYPE_CHECKING:
     from vidlatent.models.tokenizers.reducio.model import ReducioVAE
@@ -56,12 +60,14 @@ def list_space_ways(model: ReducioVAE) -> tuple[SpaceWay, ...]:
     even, published = (
         functools.partial(_make_tiles, model, published=published) for published in (False, True)
     )
-    sizes = ()
+    sizes, rule = (), False
     if _CORE % (4 * model.latent_spec.h) == 0:  # else these tiles miss the latent's grid
         words = "tiles of 320 pixels (each with norms of its own: not the result of whole frames)"
         sizes = (CutSize(words, {"space": "tiles"}, cuts=FrameTiles(_CORE).read),)
+        # Trained on 256 pixels alone. The paper cuts larger videos, the released code above 320.
+        rule = True
     return (
-        SpaceWay("tiles", False, keys, even, sizes),
+        SpaceWay("tiles", False, keys, even, sizes, rule=rule),
         SpaceWay("tiles_published", False, keys, published),
     )
 
@@ -156,6 +162,8 @@ class SeparateTiles(FrameCoder):
     def __init__(self, model: ReducioVAE, tiles: FrameTiles, published: bool):
         super().__init__(model)
         self.tiles, self.published = tiles, published
+        name = "tiles_published" if published else "tiles"
+        self.cut = f"{name}:{tiles.core}+{tiles.read - tiles.core}"
 
     def cut_into_tiles(self, height, width):
         if not needs_tiles(height, width, self.tiles, height_only=self.published):
@@ -230,6 +238,7 @@ def decode_published(
     model: Any, params: Any, latent: jax.Array, conditions: Conditions, tiles: FrameTiles
 ) -> jax.Array:
     """Video ``[B, T, H, W, 3]`` from the latent and one condition per tile."""
+    model, latent = _renormalise(model, latent)
     small = tiles.latent(model.latent_spec.h)
     rows, columns = (list(_spans(size, small)) for size in latent.shape[2:4])
     conditions = _check_grid(conditions, len(rows), len(columns))
@@ -242,6 +251,17 @@ def decode_published(
         for i, y in enumerate(rows)
     ]
     return _joined(grid, tiles)
+
+
+def _renormalise(model: Any, latent: jax.Array) -> tuple[Any, jax.Array]:
+    """With ``renorm_latent``, the latent normalised as a whole, and a model that leaves it so.
+
+    A tile normalised by itself would lose its brightness and contrast relative to the others.
+    """
+    if not model.renorm_latent:
+        return model, latent
+    normalised = normalise(latent, model.latent_frames)
+    return model.clone(parent=None, renorm_latent=False), normalised
 
 
 def _check_grid(conditions: Conditions, rows: int, columns: int) -> TileConditions:
@@ -355,6 +375,7 @@ def decode_evenly(
     model: Any, params: Any, latent: jax.Array, conditions: Conditions, tiles: FrameTiles
 ) -> jax.Array:
     """Video ``[B, T, H, W, 3]`` from the latent and one condition per tile."""
+    model, latent = _renormalise(model, latent)
     factor = model.latent_spec.h
     plan = _Placement(latent.shape[2:4], tiles.latent(factor), 1)
     conditions = _check_grid(conditions, len(plan.rows), len(plan.columns))
