@@ -57,6 +57,7 @@ def _paper(config, arg):
     # Latte draws a window anew in every step, and mirrors half of them but for SkyTimelapse. A set
     # of latents has a fixed number of windows of each clip; how many is our choice.
     config.encode.windows, config.encode.windows_per_clip = "random", 8
+    config.tokenizer.sample = True  # as Latte's code does: the latents of a set are draws, too
     config.encode.flip = "none" if arg.data == "sky" else "random"
     config.data.flip = arg.data != "sky"
     config.data.buckets = ((17, 256, 256, 32),)

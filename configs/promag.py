@@ -69,6 +69,10 @@ def get_config(arg: str = ""):
         _stage(config, arg, stage)
     elif arg.gan:
         raise VidlatentError(f"config argument gan=true: {arg.preset} has no discriminator.")
+    if not arg.image:
+        # The models get worse beyond the 17 frames that they are trained on (appendix D).
+        codec = config.codec
+        codec.time, codec.chunk_frames, codec.overlap_frames = "chunks", 17, 4
     if arg.image:
         config.data.buckets = tuple((1, h, w, 8 * b) for _, h, w, b in config.data.buckets)
         config.data.fps = 0.0

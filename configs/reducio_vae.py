@@ -90,6 +90,10 @@ def _paper(config, arg):
     model.fuse = (-1, -1, 2, 3, -1, -1)  # per decoder level, level of the content features
     model.groups = 32
     model.remat = True
+    # Frames above 320 pixels in the tiles of the released code, which made the latents of
+    # Reducio-DiT; 'auto' spreads the tiles evenly instead.
+    config.codec.space = "tiles_published"
+    config.encode.draws = 1  # the released extraction stores draws from the posterior
     config.loss.lpips_vgg = 0.1
     _discriminator(config, start=5000)
     config.discriminator.adaptive_terms = ("l1", "lpips_vgg")

@@ -92,7 +92,7 @@ def test_a_set_of_chunks_is_what_the_codec_makes(places):
     source = LatentSource(str(places / "set"))
     assert source.header.spec.chunks == CHUNKS and source.header.source["chunks"] == [*CHUNKS]
     codec = load_tokenizer_codec(config_of(places), load_latents(config_of(places)))
-    assert codec.time == "chunks" and load_codec(places / "run").time == "stream"
+    assert codec.time == "chunks" and load_codec(places / "run").time == "chunks"
     seen = {}
     for window in source.windows:
         if len(seen.setdefault(window.frames, [])) < 2:

@@ -5,31 +5,35 @@ They run on this process's own devices. Processes divide the shards; no array sp
 
 from __future__ import annotations
 
-import functools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from vidlatent.codec.batches import BatchEncoder
+from vidlatent.codec.options import CodecOptions, plan_codec
 from vidlatent.data.text.rules import RULES
 from vidlatent.data.text.tokens import load_tokenizer, word_tokens
 from vidlatent.encode.plan import EncodeOptions
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels
+from vidlatent.models.load import spec_in_chunks
 from vidlatent.models.pretrained import NETWORKS
 from vidlatent.models.pretrained.load import load_network
-from vidlatent.models.tokenizers.chunks import encode_chunks
-from vidlatent.parallel.sharding import batch_sharding, replicated
+from vidlatent.parallel.sharding import replicated
 from vidlatent.registry import did_you_mean
+from vidlatent.spec import LatentSpec
 
 __all__ = [
     "ImageTokens",
     "LatentEncoder",
     "TextStates",
+    "choose_chunks",
     "find_weights",
     "make_window_key",
     "make_window_names",
@@ -61,7 +65,7 @@ def make_window_key(seed: int, name: jax.Array, number: int) -> jax.Array:
 
 
 class LatentEncoder:
-    """Videos -> latents.
+    """Videos -> latents, cut in time and space as the codec cuts them.
 
     Args:
       model: the tokenizer.
@@ -70,7 +74,10 @@ class LatentEncoder:
       draws: number of draws from the posterior of each window; 0: the mean.
       seed: of the draws. The noise of a draw depends only on it, the clip's name, the window's
         first frame and the number of the draw.
-      chunks: ``(frames, overlap_frames)`` if windows are encoded in chunks; None: as a whole.
+      options: ``config.codec``, for the latents that are wanted (``choose_chunks``).
+
+    Attributes:
+      cut: as of ``FrameCoder``.
     """
 
     def __init__(
@@ -80,21 +87,28 @@ class LatentEncoder:
         mesh: Mesh,
         draws: int,
         seed: int,
-        chunks: tuple[int, int] | None = None,
+        options: CodecOptions,
     ):
-        self.model, self._params = model, params
-        self._rows = batch_sharding(mesh)
-        placed = jax.tree.map(lambda leaf: leaf.sharding, params)
-        self._encode: Callable = jax.jit(
-            functools.partial(_encode, model, draws, seed, chunks),
-            in_shardings=(placed, self._rows, self._rows),
-            out_shardings=self._rows,
-        )
+        self.model = model
+        self._encode = BatchEncoder(model, params, mesh, options)
+        self.cut = self._encode.cut
+        self.describe, self.cuts = self._encode.describe, self._encode.cuts
+
+        def make_keys(names):
+            make = jax.vmap(make_window_key, (None, 0, None))
+            # From 1 on: draw 0 is that of the content frame (``encode.content``).
+            return jnp.stack([make(seed, names, 1 + k) for k in range(draws)], axis=1)
+
+        self._make_keys = jax.jit(make_keys) if draws else None
 
     def __call__(self, video: np.ndarray, clips: Sequence[str], firsts: Sequence[int]) -> jax.Array:
-        """uint8 ``[B, T, H, W, 3]`` -> float32 ``[B, n, t, h, w, c]``: n draws, or 1 mean."""
-        arrays = jax.device_put((video, make_window_names(clips, firsts)), self._rows)
-        return self._encode(self._params, *arrays)
+        """uint8 ``[B, T, H, W, 3]`` -> float32 ``[B, n, t, h, w, c]``: n draws, or 1 mean.
+
+        Raises:
+          VidlatentError: draws of a tokenizer that has no variance.
+        """
+        names = make_window_names(clips, firsts)
+        return self._encode(video, self._make_keys(names) if self._make_keys else None)
 
     def content(self, video: np.ndarray) -> np.ndarray | None:
         """Frames ``[n, H, W, 3]`` of a window ``[T, H, W, 3]`` that its decoder reads, or None."""
@@ -103,31 +117,25 @@ class LatentEncoder:
         return np.asarray(self.model.apply({}, video[None], method="pick_content_frames"))
 
 
-def _encode(model, draws, seed, chunks, params, video, names):
-    def whole(clips):
-        return model.apply({"params": params}, from_pixels(clips), method="encode")[0]
+def choose_chunks(config: ConfigDict, model: Any) -> tuple[LatentSpec, CodecOptions]:
+    """What ``config.encode.chunks`` and ``config.codec`` come to for ``config.data.buckets``.
 
-    posterior = encode_chunks(whole, video, chunks)
-    if not draws:
-        # The mean takes the place of a single draw: [B, t, h, w, c] -> [B, 1, t, h, w, c]
-        return posterior.mode()[:, None].astype(jnp.float32)
-    if posterior.logvar is None:
-        raise VidlatentError(
-            f"{model.latent_spec.name} has no variance to draw latents from: set "
-            "config.encode.draws=0."
-        )
+    Returns:
+      The spec of the latents, and how clips are cut to make them. Chunks are those of
+      ``encode.chunks``, or else of ``codec.time='chunks'`` if a bucket is longer than one of them.
 
-    def noise(name, number):
-        key = make_window_key(seed, name, number)
-        return jax.random.normal(key, posterior.mean.shape[1:], posterior.mean.dtype)
-
-    def draw(number):
-        # [B, t, h, w, c], each window with noise from its own key
-        return posterior.draw(jax.vmap(noise, (0, None))(names, number))
-
-    # From 1 on: draw 0 is that of the content frame (``encode.content``).
-    drawn = [draw(number + 1) for number in range(draws)]
-    return jnp.stack(drawn, axis=1).astype(jnp.float32)
+    Raises:
+      VidlatentError: as ``spec_in_chunks``.
+    """
+    options = CodecOptions.of(**config.codec)
+    chunks, key = tuple(config.encode.chunks), "config.encode.chunks"
+    # A decoder that looks at frames of the clip cannot have chunks in a set.
+    if not chunks and options.time == "chunks" and model.condition_kind == "none":
+        key, asked = "config.codec.chunk_frames", plan_codec(options, model).chunks or ()
+        longest = max((row[0] for row in config.data.buckets if len(row) == 4), default=0)
+        chunks = asked if asked and longest > asked[0] else ()
+    spec = spec_in_chunks(model, chunks, key)
+    return spec, options.for_latents(spec)
 
 
 class TextStates:

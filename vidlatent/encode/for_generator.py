@@ -15,13 +15,14 @@ import jax
 from ml_collections import ConfigDict
 
 from vidlatent import config as configs
+from vidlatent.config.defaults.codec import get_codec
 from vidlatent.errors import VidlatentError
 from vidlatent.weights.files import is_workdir
 
 __all__ = ["tokenizer_job"]
 
 # Sections that say what is encoded and how; the others are those the tokenizer was trained with.
-_SECTIONS = ("data", "encode", "networks", "codec", "precision", "kernels")
+_SECTIONS = ("data", "encode", "networks", "precision", "kernels")
 # Pixels of all frames that a device encodes at a time. A bucket's batch is a training step's, which
 # many devices share: here one device takes as many windows as have about these, and at least one.
 _PIXELS = 2**25
@@ -54,6 +55,9 @@ def tokenizer_job(config: ConfigDict, workdir: Path, step: int) -> tuple[ConfigD
     with job.unlocked():
         for section in _SECTIONS:
             job[section] = config[section].copy_and_resolve_references()
+        # How the tokenizer cuts large and long clips is its own, unless keys are given here.
+        unset = get_codec()
+        job.codec.update({k: v for k, v in config.codec.items() if v != unset[k]})
         job.seed = config.seed
     if job.data.source == "latents":
         job.data.source = "folder"

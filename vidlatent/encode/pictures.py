@@ -13,7 +13,6 @@ from vidlatent.codec.options import CodecOptions
 from vidlatent.codec.preview import FILE as PREVIEW
 from vidlatent.codec.preview import Preview
 from vidlatent.data.sources.latents import LatentSource
-from vidlatent.encode.plan import EncodeOptions
 from vidlatent.media.sheets import contact_sheet, pick_frames
 
 __all__ = ["draw_pictures"]
@@ -22,22 +21,28 @@ SHEET = "contact_sheet.png"
 
 
 def draw_pictures(
-    folder: Path, model: Any, params: Any, workdir: Path, options: EncodeOptions
+    folder: Path, model: Any, params: Any, coding: CodecOptions, workdir: Path, count: int
 ) -> Path:
     """Write ``contact_sheet.png`` beside the header, with windows evenly spaced over the set.
 
     They are decoded by the workdir's preview map if it has one and windows are coded whole, as the
     map needs; else by the tokenizer.
+
+    Args:
+      folder: of the set.
+      model, params: the tokenizer.
+      coding: how the set's clips were cut.
+      workdir: of the tokenizer.
+      count: windows shown.
     """
     source = LatentSource(str(folder))
     spec = source.header.spec
     quick = spec.chunks is None and (workdir / PREVIEW).is_file()
     preview = Preview.load(workdir / PREVIEW, spec, source.header.encoder) if quick else None
-    coding = CodecOptions.of().for_latents(spec)
     # Parameters go through the host: they lie on the encoder's mesh, and this codec has none.
     codec = None if preview else Codec(model, jax.tree.map(np.asarray, params), coding)
     rows, labels = [], []
-    for number in pick_frames(len(source.windows), options.pictures):
+    for number in pick_frames(len(source.windows), count):
         window = source.windows[number]
         arrays = source.read_arrays(window.name)
         if preview is not None:

@@ -260,7 +260,8 @@ def write_or_check_plan(folder: Path, made_of: Mapping[str, Any], shards: int, a
         return shards
     stored = read_json(file, "delete the folder and encode again")
     before = stored.get("made_of", {})
-    differs = [name for name in made_of if before.get(name) != made_of[name]]
+    # What older versions did not know has no say in their sets, as '' has none.
+    differs = [name for name in made_of if before.get(name, "") != made_of[name]]
     if asked and stored.get("shards") != asked:
         differs.append("config.encode.shards")
     if differs or stored.get("format") != FORMAT:

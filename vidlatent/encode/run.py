@@ -31,7 +31,7 @@ from vidlatent.data.loaders import check_buckets
 from vidlatent.data.split import WHOLE
 from vidlatent.data.stream import Listed
 from vidlatent.encode.content import ContentLatents
-from vidlatent.encode.encoders import ImageTokens, LatentEncoder, TextStates
+from vidlatent.encode.encoders import ImageTokens, LatentEncoder, TextStates, choose_chunks
 from vidlatent.encode.for_generator import tokenizer_job
 from vidlatent.encode.pictures import draw_pictures
 from vidlatent.encode.plan import (
@@ -46,7 +46,7 @@ from vidlatent.encode.statistics import LatentMoments, settle_moments
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.digest import hash_encoder, hash_params
 from vidlatent.latents.pairs import LOW, check_halves, halve_pixels
-from vidlatent.models.load import model_of, restore_tokenizer, spec_in_chunks
+from vidlatent.models.load import model_of, restore_tokenizer
 from vidlatent.parallel.mesh import local_mesh
 
 __all__ = ["encode_set"]
@@ -95,7 +95,7 @@ class _Job:
         self.options = EncodeOptions.of(config.encode)
         self.process = self.options.process(jax.process_index(), jax.process_count())
         self.model = model_of(config)
-        self.spec = spec_in_chunks(self.model, self.options.chunks, "config.encode.chunks")
+        self.spec, self.coding = choose_chunks(config, self.model)
         check_buckets(config, self.spec)
         if self.options.low:
             sizes = [tuple(bucket[:3]) for bucket in config.data.buckets]
@@ -129,7 +129,7 @@ class _Job:
             self.mesh,
             self.options.draws,
             self.config.seed,
-            self.spec.chunks,
+            self.coding,
         )
         self._data = self._video_options()
         self._index = make_index(self._data, seed=self.config.seed)
@@ -174,6 +174,7 @@ class _Job:
             raise VidlatentError(
                 f"no clip of {self._index.where} fills a bucket of config.data.buckets."
             )
+        sizes = [(bucket.height, bucket.width) for bucket in buckets]
         largest = max(_estimate_bytes(self.spec, bucket, options) for bucket in buckets)
         shards = choose_shard_count(options.shards, len(places), largest, self.process[1])
         plan = EncodePlan(clips, buckets, places, rate, shards)
@@ -182,6 +183,8 @@ class _Job:
             "weights": self.weights,
             "config.data": self._pixel_settings(),
             "windows": [len(places), plan.digest()],
+            # Only where frames are so large that it changes their latents.
+            "config.codec.space": self.encoder.cut if self.encoder.cuts(sizes) else "",
             "config.encode.dtype": options.dtype,
             # Without draws the seed decides nothing, so another one may resume the set.
             "config.encode.draws": [options.draws, self.config.seed if options.draws else 0],
@@ -352,7 +355,10 @@ class _Job:
         header = self._header([shard for shard in shards if shard is not None])
         _log_result(header, self.folder)
         if self.options.pictures:
-            path = draw_pictures(self.folder, self.model, self.params, self.workdir, self.options)
+            path = draw_pictures(
+                *(self.folder, self.model, self.params, self.coding),
+                *(self.workdir, self.options.pictures),
+            )
             logging.info("wrote %s", path)
 
     def _header(self, shards: list[Shard]) -> Header:
@@ -368,6 +374,7 @@ class _Job:
             "flip": options.flip,
             "draws": options.draws,
             "chunks": list(self.spec.chunks or ()),
+            "cut": self.encoder.describe(),
             "low": options.low,
             "text": self._text.label if self._text else "",
             "image": self._image.label if self._image else "",
@@ -375,8 +382,10 @@ class _Job:
         }
 
         def settle(measured: LatentMoments) -> list[dict[str, Any]]:
-            known = {"encoder": self.encoder_digest, "step": self.step, "where": self._index.where}
-            return settle_moments(self.workdir, measured.statistics(**known))
+            known = {"encoder": self.encoder_digest, "cut": self.encoder.cut, "step": self.step}
+            return settle_moments(
+                self.workdir, measured.statistics(**known, where=self._index.where)
+            )
 
         return merge_shards(
             self.folder,
@@ -392,7 +401,7 @@ class _Job:
             step=self.step,
             weights=self.weights,
             encoder=self.encoder_digest,
-            cut="",
+            cut=self.encoder.cut,
             source=about,
         )
 

@@ -14,14 +14,14 @@ from ml_collections import ConfigDict
 
 from vidlatent import config as configs
 from vidlatent.data.loaders import Loaders
-from vidlatent.encode.encoders import LatentEncoder
+from vidlatent.encode.encoders import LatentEncoder, choose_chunks
 from vidlatent.encode.for_generator import tokenizer_job
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.contract import LatentSpace, chunk_latents
 from vidlatent.latents.digest import hash_encoder
 from vidlatent.latents.statistics import Statistics, find_statistics, store_statistics
 from vidlatent.metrics import ChannelMoments
-from vidlatent.models.load import model_of, restore_tokenizer, spec_in_chunks
+from vidlatent.models.load import model_of, restore_tokenizer
 from vidlatent.parallel.mesh import local_mesh
 from vidlatent.spec import LatentSpec
 
@@ -123,10 +123,10 @@ def measure_latents(config: ConfigDict, workdir: Path, step: int) -> int:
     if config.data.source == "latents":
         raise VidlatentError("config.data.source='latents' is encoded already: name the videos.")
     model = model_of(config)
-    spec = spec_in_chunks(model, config.encode.chunks, "config.encode.chunks")
+    spec, coding = choose_chunks(config, model)
     mesh = local_mesh([bucket[3] for bucket in config.data.buckets])
     restored = restore_tokenizer(config, workdir, model, mesh, step)
-    encoder = LatentEncoder(model, restored.state, mesh, 0, config.seed, spec.chunks)
+    encoder = LatentEncoder(model, restored.state, mesh, 0, config.seed, coding)
     loaders = Loaders(config, spec, workdir)
     moments, clips = LatentMoments(spec), 0
     with jax.set_mesh(mesh), loaders.train(0) as loader:
@@ -138,7 +138,10 @@ def measure_latents(config: ConfigDict, workdir: Path, step: int) -> int:
                 moments.add(latents[row, 0])
                 clips += 1
     measured = moments.statistics(
-        encoder=hash_encoder(model, restored.state), step=restored.step, where=f"{clips} clips"
+        encoder=hash_encoder(model, restored.state),
+        cut=encoder.cut,
+        step=restored.step,
+        where=f"{clips} clips",
     )
     (pooled, *_) = (Statistics.from_json(row) for row in settle_moments(workdir, measured))
     logging.info(

@@ -1,4 +1,6 @@
-"""``config.codec``: how --mode=reconstruct and ``vidlatent.load_codec`` cut long and large videos.
+"""``config.codec``: how videos and the clips of latent sets are cut in time and space.
+
+--mode=reconstruct, --mode=encode, --mode=sample and ``vidlatent.load_codec`` all follow it.
 
 "auto", 0 and -1 stand for a choice that depends on the tokenizer, the video and the free memory.
 """
@@ -21,7 +23,8 @@ def get_codec() -> ConfigDict:
     # whole | strips: of rows, exact (IV-VAE) | layers: convolution by convolution, exact (ProMAG) |
     # layers_literal: as its paper words it | tiles: with exact margins (FSAE) or evenly spread and
     # blended (Reducio) | tiles_published: as in its released code | auto: the largest parts that
-    # fit into the free memory; the log says which, and why
+    # fit into the free memory; the log says which, and why. Reducio's tiles change its latents, so
+    # there auto is tiles above 320 pixels, however much memory there is, and whole another space
     codec.space = "auto"
     codec.memory_gb = 0.0  # memory that auto counts on; 0: what is free
     codec.strip_mb = 0.0  # of the largest array of a strip; 0: 384

@@ -16,7 +16,8 @@ def get_encode() -> ConfigDict:
     encode.dtype = "float16"  # float16 | bfloat16 | float32; the header states the error
     encode.draws = 0  # draws from the posterior stored of each window; 0: its mean
     # (frames, overlap_frames) of the chunks that a window is cut into along time, such as (17, 4);
-    # each is coded by itself. Empty: windows are coded whole. A single frame is coded as a picture
+    # each is coded by itself. Empty: as config.codec.time says, so windows are coded whole unless
+    # that is chunks and they are longer than one. A single frame is coded as a picture
     encode.chunks = ()
     encode.shards = 0  # files; 0: as many as give about 128 MiB each
     encode.text = ""  # store encoded captions as this system reads them: wan | reducio | promag
