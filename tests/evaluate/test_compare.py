@@ -1,6 +1,7 @@
 """Generated videos against real ones: which frames count, how many clips, closed-form scores."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from vidlatent.media.write import write_video
 from vidlatent.metrics import METRICS, MetricEntry, SetMetric
 from vidlatent.metrics.frechet import frechet_distance
 from vidlatent.metrics.fvd import FrechetAccumulator
+from vidlatent.sample.requests import make_requests
 
 # Windows of 4 frames: of real clips every third, of generated ones without the first.
 TINY = GenerationProtocol(
@@ -198,29 +200,53 @@ def test_the_papers_protocols_are_whole(name):
         assert protocol.find_comparable()
 
 
-class Reads:
-    label_classes = 7
+class Draws:
+    """A generator that reads so much and remembers what it was asked for."""
 
-    def __init__(self, *reads):
-        self.reads = reads
+    step = 3
+
+    def __init__(self, config, *reads):
+        self.config, self.reads, self.size = config, reads, tuple(config.sample.size)
+        self.model, self.known = (
+            types.SimpleNamespace(label_classes=7),
+            types.SimpleNamespace(fps=8),
+        )
+        self.asked, self.stop_at = [], None
+
+    def requests_for(self, rows, count, seed, wording):
+        return make_requests(rows, count=count, seed=seed)
+
+    def check(self, requests, wording):
+        pass
+
+    def latents(self, requests):
+        for number, request in enumerate(requests):
+            if number == self.stop_at:
+                raise KeyboardInterrupt
+            self.asked.append(request)
+            yield request, np.uint8(request.seed)
+
+    def decode(self, request, latent):
+        yield np.full(self.size + (3,), latent)
 
 
-def drawn_requests(monkeypatch, tmp_path, real, reads, **sample):
-    """The requests of ``draw_samples`` for a generator that reads so much."""
+def draw_once(monkeypatch, folder, real, reads, stop_at=None, **sample):
+    """The generator, after ``draw_samples`` has asked it."""
     config = get_generator_defaults("stub", "demo")
     config.data.path, config.data.source, config.data.labels = str(real), "folder", "folders"
     for key, value in {"size": (5, 16, 16), "seed": 30, **sample}.items():
         config.sample[key] = value
-    config.eval.protocol = "tiny_generation"
-    asked = []
-    monkeypatch.setattr(draw, "generator_of", lambda config: Reads(*reads))
-    monkeypatch.setattr(draw, "generate_videos", lambda *given: asked.append(given) or 0)
+    generator = Draws(config, *reads)
+    generator.stop_at = stop_at
+    monkeypatch.setattr(draw.Generator, "of", lambda *given: generator)
     clips = compare_run._open_clips(config, TINY, compare_run.make_mesh(config.mesh), 5, "")
-    folder = draw.draw_samples(config, tmp_path, 3, tmp_path / "out", TINY, clips)
-    assert folder == tmp_path / "out" / "samples"
-    ((_, _, step, output, prompt, prompts, picture),) = asked
-    assert (step, output, prompt, picture) == (3, str(folder), "", "")
-    with open(prompts) as lines:
+    assert draw.draw_samples(config, folder, 3, folder, TINY, clips) == folder / "samples"
+    return generator
+
+
+def drawn_requests(monkeypatch, folder, *given, **sample):
+    draw_once(monkeypatch, folder, *given, **sample)
+    with open(folder / "requests.jsonl") as lines:
         return [json.loads(line) for line in lines]
 
 
@@ -244,7 +270,26 @@ def test_requests_for_samples(folders, tmp_path, monkeypatch):
         picture = np.asarray(Image.open(row["image"]), np.float64)
         expected = window(real / f"{number}.mp4", 1, 10)[::3][1]  # frame (4 - 1) // 2
         np.testing.assert_array_equal(picture, expected)
-    (tmp_path / "f" / "out" / "samples").mkdir(parents=True)
-    (tmp_path / "f" / "out" / "samples" / "old.mp4").touch()
-    with pytest.raises(VidlatentError, match="holds samples of an earlier call"):
-        drawn_requests(monkeypatch, tmp_path / "f", real, ())
+
+
+def test_drawing_goes_on_where_it_was(folders, tmp_path, monkeypatch):
+    real, _ = folders
+    with pytest.raises(KeyboardInterrupt):
+        draw_once(monkeypatch, tmp_path, real, ("label",), stop_at=2)
+    names = [f"{number:06}.mp4" for number in range(5)]
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == names[:2]
+    again = draw_once(monkeypatch, tmp_path, real, ("label",))
+    assert [request.seed for request in again.asked] == [32, 33, 34]
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == names
+    for number, name in enumerate(names):
+        frames = read_window(
+            str(tmp_path / "samples" / name), 0, 5, 0.0, (16, 16), (0.5, 0.5), Limits(10**8, 9)
+        )
+        assert abs(frames.astype(int) - 30 - number).max() <= 1
+    assert not draw_once(monkeypatch, tmp_path, real, ("label",)).asked
+    for other in ({"seed": 31}, {"size": (6, 16, 16)}):
+        with pytest.raises(VidlatentError, match="holds samples of other settings"):
+            draw_once(monkeypatch, tmp_path, real, ("label",), **other)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(VidlatentError, match="--config.eval.samples=.*another --output"):
+        draw_once(monkeypatch, tmp_path, real, ("label",))
