@@ -110,6 +110,29 @@ def test_a_set_of_chunks_is_what_the_codec_makes(places):
     assert (places / "set" / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_each_latent_frame_of_a_chunk_may_have_moments_of_its_own(places):
+    """Pictures are first latent frames; the pooled moments are those of all frames."""
+    source = LatentSource(str(places / "set"))
+    frames = [[], [], []]
+    for window in source.windows:
+        for t, frame in enumerate(source.read_arrays(window.name)["latent"]):
+            frames[t % 3].append(frame.reshape(-1, 4))
+    values = [np.concatenate(some).astype(np.float64) for some in frames]
+    apart = load_latents(config_of(places, latents__chunk_positions=True)).space
+    np.testing.assert_allclose(apart.mean, [v.mean(0) for v in values], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(apart.std, [v.std(0) for v in values], rtol=1e-9)
+    pooled = load_latents(config_of(places)).space
+    np.testing.assert_allclose(pooled.mean, np.concatenate(values).mean(0), rtol=1e-9, atol=1e-12)
+    # A first latent frame holds one frame, the others several: that is what the option is for.
+    assert np.abs(np.diff(apart.std, axis=0)).max() > 1e-3
+    keys = {"data__source": "synthetic", "tokenizer__chunks": CHUNKS}
+    videos = config_of(places, latents__chunk_positions=True, **keys)
+    assert load_latents(videos).space == apart
+    keys |= {"tokenizer__chunks": (5, 0)}
+    with pytest.raises(VidlatentError, match="of each latent frame of chunks .5, 0.: measure"):
+        load_latents(config_of(places, latents__chunk_positions=True, **keys))
+
+
 @pytest.mark.slow
 def test_a_generator_learns_and_draws_them(places):
     run = places / "generator"

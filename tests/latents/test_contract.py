@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.tiny_tokenizers import MODELS, tokenizer
+from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.contract import LatentSpace, chunk_latents, require_same
 from vidlatent.latents.digest import hash_encoder
@@ -162,3 +163,16 @@ def test_digests_do_not_depend_on_shards_but_on_settings():
     same = build({**MODELS["fsae"], "remat": True, "up_form": "subpixel"}, jnp.bfloat16)
     assert hash_encoder(same, params) == digest
     assert hash_encoder(build({**MODELS["fsae"], "time_padding": "replicate"}), params) == digest
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind"),
+    [
+        ("fsvideo_dit:paper", "statistics"),
+        ("promag_dit:paper,stage=2,k=16", "statistics"),
+        ("latte:paper", "spec"),
+        ("reducio_dit:paper,stage=2", "none"),
+    ],
+)
+def test_presets_normalise_as_their_papers(preset, kind):
+    assert configs.load(preset).latents.normalisation == kind

@@ -12,6 +12,7 @@ from tests.helpers.generator_runs import QUICK, generator_run, save_step, tiny, 
 from vidlatent import config as configs
 from vidlatent.codec.codec import Codec
 from vidlatent.codec.preview import Preview
+from vidlatent.convert.run import convert
 from vidlatent.data.latent_set import HEADER, read_header
 from vidlatent.data.renderers.shapes import make_shape_scene, render_shape
 from vidlatent.data.sources.latents import LatentSource
@@ -21,7 +22,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.generator import evaluate_generator
 from vidlatent.latents.inputs import Inputs
 from vidlatent.latents.space import FILE, Latents, generator_of, load_latents
-from vidlatent.latents.statistics import RECORD, find_digests, find_statistics
+from vidlatent.latents.statistics import FOLDER, find_digests, find_statistics
 from vidlatent.models.load import abstract_params, model_of
 from vidlatent.sample.grid import load_tokenizer_codec
 from vidlatent.sample.run import Generator
@@ -92,8 +93,13 @@ def test_decoders_of_one_encoder_have_one_digest(places):
     assert len({digest.weights for digest in digests}) == 4
     assert digests[0].encoder == digests[1].encoder == digests[2].encoder
     assert find_digests(places / "base") == digests[0]
-    stored = json.loads((places / "base" / RECORD).read_text())["checkpoints"]
-    assert [row["encoder"] for row in stored.values()] == [digests[0].encoder]
+    (stored,) = (places / "base" / FOLDER).glob("digests-1-*.json")
+    assert json.loads(stored.read_text()) == digests[0]._asdict()
+    stored.write_text("{}")
+    with pytest.raises(VidlatentError, match="is damaged .no encoder.: delete it"):
+        find_digests(places / "base")
+    stored.unlink()
+    assert find_digests(places / "base") == digests[0]
 
 
 @pytest.mark.parametrize("name", ["base", "standard", "lite"])
@@ -221,12 +227,17 @@ def test_moments_are_measured_once_for_each_encoder(tmp_path, caplog):
     assert find_statistics(tokenizer, encoder) == found
     # Neither does a second measurement replace them.
     assert measured(tokenizer) == 0 and find_statistics(tokenizer, encoder) == found
+    # A copy of the weights has them, too.
+    flags = {"from": "", "from_table": "auto", "to_table": "auto", "start": "", "verify": ""}
+    config = configs.read(tokenizer)
+    assert convert(config, tokenizer, step=-1, to=str(tmp_path / "copy"), **flags) == 0
+    assert find_digests(tmp_path / "copy").encoder == encoder
+    assert find_statistics(tmp_path / "copy", encoder) == found
     # A decoder that was fine-tuned from it finds them; an encoder that trained on has none.
     tokenizer_run(tmp_path / "standard", 3, tokenizer, **STANDARD)
     assert find_statistics(tmp_path / "standard", encoder) == found
     tokenizer_run(tmp_path / "further", 3, tokenizer, frozen=False)
     assert find_statistics(tmp_path / "further", find_digests(tmp_path / "further").encoder) is None
-    config = configs.read(tokenizer)
     params = load_params(tokenizer, abstract_params(model_of(config)), family="fsae")
     params["encoder"] = jax.tree.map(lambda x: 1.1 * x, params["encoder"])
     save_step(config, tokenizer, params, model_of(config).latent_spec, step=2)

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from vidlatent import config as configs
 from vidlatent.convert.cases import TOLERANCE, run_case
 from vidlatent.errors import VidlatentError
+from vidlatent.latents.statistics import copy_statistics
 from vidlatent.models.load import (
     abstract_params,
     model_of,
@@ -89,6 +90,8 @@ def convert(config: ConfigDict, workdir: Path, **options: Any) -> int:
         logging.info("wrote %d tensors to %s", number, target)
     else:
         _write_workdir(config, Path(target), params)
+        if is_workdir(source):
+            copy_statistics(source, target)
         logging.info("wrote the workdir %s", target)
     return 0
 

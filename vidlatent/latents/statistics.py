@@ -1,9 +1,12 @@
 """What is stored of a tokenizer's latents in its workdir: encoder digests and measured moments.
 
-``<tokenizer>/latent_space.json`` holds, for each checkpoint that was asked about, the digest of its
-encoder, and for each encoder the mean and deviation of its latents, measured once. Moments are
+``<tokenizer>/latent_space/`` holds, for each checkpoint that was asked about, the digests of its
+parameters, and for each encoder the mean and deviation of its latents, measured once. Moments are
 found by the encoder's digest: a tokenizer whose encoder trained on has none until they are measured
 again, and one that was fine-tuned with a frozen encoder has those of the run that it started from.
+
+Each is a small file that is created once and never changed, so that processes that work with one
+tokenizer at the same time agree in what they read.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +32,18 @@ from vidlatent.models.load import abstract_params, model_of, open_checkpoints
 from vidlatent.parallel.multihost import is_main
 from vidlatent.weights.files import is_workdir
 
-__all__ = ["RECORD", "Digests", "Statistics", "find_digests", "find_statistics", "store_statistics"]
+__all__ = [
+    "FOLDER",
+    "Digests",
+    "Statistics",
+    "copy_statistics",
+    "find_digests",
+    "find_statistics",
+    "store_statistics",
+]
 
-RECORD = "latent_space.json"
-_FORMAT = 1
+FOLDER = "latent_space"
+_REMEDY = "delete it, and measure the latents again by --mode=latents"
 _ANCESTORS = 16  # runs that a search for moments goes back
 
 
@@ -96,23 +107,23 @@ def find_digests(path: str | os.PathLike[str], step: int = -1) -> Digests:
     model = model_of(config)
     with contextlib.closing(open_checkpoints(config, Path(path))) as checkpoints:
         number = checkpoints.latest() if step < 0 else step
-        known = _read(path)["checkpoints"].get(_fingerprint(checkpoints.directory, number))
-        if known:
-            return Digests(**known)
-        asked = None if step < 0 else step
-        restored = checkpoints.restore_params(abstract_params(model), step=asked)
+        file = _digest_file(path, checkpoints.directory, number)
+        if file.is_file():
+            return Digests(**_read(file, Digests._fields))
+        restored = checkpoints.restore_params(
+            abstract_params(model), step=None if step < 0 else step
+        )
         found = Digests(hash_encoder(model, restored.state), hash_params(restored.state))
-        mark = _fingerprint(checkpoints.directory, restored.step)
-    _change(path, lambda record: record["checkpoints"].update({mark: found._asdict()}))
+        _create(_digest_file(path, checkpoints.directory, restored.step), found._asdict())
     return found
 
 
-def _fingerprint(checkpoints: epath.Path, step: int | None) -> str:
-    """What tells a checkpoint from another one of the same number, without reading its arrays."""
+def _digest_file(path: str | os.PathLike[str], checkpoints: epath.Path, step: int | None) -> Path:
+    """Where the digests of a step are; another step of the same number has another name."""
     total = hashlib.sha256()
     for file in sorted((checkpoints / str(step) / digests.ITEM).glob("*.json")):
         total.update(file.read_bytes())
-    return f"{step}:{total.hexdigest()[:16]}"
+    return Path(path, FOLDER, f"digests-{step}-{total.hexdigest()[:16]}.json")
 
 
 def find_statistics(
@@ -129,14 +140,14 @@ def find_statistics(
       cut: as of ``LatentSpace``.
       chunks: of each latent frame of these chunks; None: all latent frames pooled.
     """
-    place = os.fspath(path)
+    place, key = os.fspath(path), (encoder, cut or "", chunks)
     for _ in range(_ANCESTORS):
         if not place or not is_workdir(place):
             return None
-        for stored in _read(place)["statistics"]:
-            found = Statistics.from_json(stored)
-            if found.key == (encoder, cut or "", chunks):
-                return found
+        file = _moments_file(place, key)
+        if file.is_file():
+            fields = [field.name for field in dataclasses.fields(Statistics)]
+            return Statistics.from_json(_read(file, fields))
         place = configs.read(Path(place)).train.init_from
     return None
 
@@ -150,13 +161,9 @@ def store_statistics(path: str | os.PathLike[str], statistics: Statistics) -> bo
     Raises:
       VidlatentError: the workdir cannot be written to.
     """
-
-    def add(record: dict[str, Any]) -> None:
-        record["statistics"].append(statistics.to_json())
-
     if find_statistics(path, *statistics.key) is not None:
         return False
-    if not _change(path, add):
+    if not _create(_moments_file(path, statistics.key), statistics.to_json()):
         raise VidlatentError(
             f"the moments of the latents could not be stored in {path}: make it writable, or set "
             "config.latents.normalisation=spec."
@@ -164,27 +171,42 @@ def store_statistics(path: str | os.PathLike[str], statistics: Statistics) -> bo
     return True
 
 
-def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    file = Path(path, RECORD)
-    empty: dict[str, Any] = {"format": _FORMAT, "checkpoints": {}, "statistics": []}
-    if not file.is_file():
-        return empty
-    remedy = "delete it, and measure the latents again by --mode=latents"
-    record = read_json(file, remedy)
-    if record.get("format") != _FORMAT:
-        raise VidlatentError(f"{file} is of another version of vidlatent: {remedy}.")
-    return {**empty, **record}
+def copy_statistics(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copy the moments of one tokenizer's workdir into another's that has the same weights."""
+    for file in Path(source, FOLDER).glob("moments-*.json"):
+        _create(Path(target, FOLDER, file.name), read_json(file, _REMEDY))
 
 
-def _change(path: str | os.PathLike[str], change: Callable[[dict[str, Any]], None]) -> bool:
-    """Change the record; whether that worked, which reading a digest does not depend on."""
+def _moments_file(path: str | os.PathLike[str], key: tuple[Any, ...]) -> Path:
+    name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+    return Path(path, FOLDER, f"moments-{name}.json")
+
+
+def _read(file: Path, fields: Sequence[str]) -> dict[str, Any]:
+    stored = read_json(file, _REMEDY)
+    if missing := [name for name in fields if name not in stored]:
+        raise VidlatentError(f"{file} is damaged (no {missing[0]}): {_REMEDY}.")
+    return {name: stored[name] for name in fields}
+
+
+def _create(file: Path, content: Mapping[str, Any]) -> bool:
+    """Write a file unless it is there; whether it is there now."""
     if not is_main():
         return True
-    record = _read(path)
-    change(record)
+    part = file.with_name(f"{file.name}.{os.getpid()}.new")
     try:
-        write_json(Path(path, RECORD), record)
+        file.parent.mkdir(exist_ok=True)
+        write_json(part, content)
+        try:
+            # The first of several processes wins: a link, unlike a new name, replaces nothing.
+            os.link(part, file)
+        except FileExistsError:
+            logging.info("%s was written by another process", file)
+        except OSError:  # a file system without links
+            if not file.exists():
+                os.replace(part, file)
+        part.unlink(missing_ok=True)
     except OSError as error:
-        logging.warning("%s could not be written (%s)", Path(path, RECORD), error)
+        logging.warning("%s could not be written (%s)", file, error)
         return False
     return True
