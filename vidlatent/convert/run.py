@@ -89,9 +89,7 @@ def convert(config: ConfigDict, workdir: Path, **options: Any) -> int:
         number = save_params(target, params, family=family, table=options["to_table"])
         logging.info("wrote %d tensors to %s", number, target)
     else:
-        _write_workdir(config, Path(target), params)
-        if is_workdir(source):
-            copy_statistics(source, target)
+        _write_workdir(config, Path(target), params, source)
         logging.info("wrote the workdir %s", target)
     return 0
 
@@ -128,11 +126,14 @@ def _verify(case: str, family: str, weights: str, table: str) -> None:
         )
 
 
-def _write_workdir(config: ConfigDict, workdir: Path, params: Any) -> None:
+def _write_workdir(config: ConfigDict, workdir: Path, params: Any, source: str = "") -> None:
+    """Write a run of these weights, and what ``source``, if it is a run, knows about latents."""
     if is_workdir(workdir):
         raise VidlatentError(f"--to={workdir} holds a run already: choose another folder.")
     with _prepare_folder(workdir) as part:
         _save_into(config, part, params)
+        if source and is_workdir(source):
+            copy_statistics(source, part)
 
 
 @contextlib.contextmanager
