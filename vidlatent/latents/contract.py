@@ -98,6 +98,11 @@ class LatentSpace:
         mean, std = (self._spread(x, latent) for x in (self.mean, self.std))
         return np.asarray(latent, np.float32) * std + mean
 
+    def restore_traced(self, latent: jax.Array) -> jax.Array:
+        """``restore`` inside a compiled function."""
+        mean, std = (jnp.asarray(self._spread(x, latent)) for x in (self.mean, self.std))
+        return latent.astype(jnp.float32) * std + mean
+
     @staticmethod
     def _spread(moments: Moments, latent: Any) -> np.ndarray:
         values = np.asarray(moments, np.float32)

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from vidlatent.data.latent_set import read_header
+from vidlatent.errors import VidlatentError
 from vidlatent.latents.pairs import LOW, halve_pixels
 from vidlatent.latents.pixels import from_pixels
 from vidlatent.latents.space import Latents, read_tokenizer_config
@@ -61,6 +63,16 @@ class LatentReader:
             return model.apply({"params": params}, video, method="encode")[0].mode()
 
         return {"tokenizer": describe_tokenizer(self._config, model, encode)}
+
+    def check_low(self) -> None:
+        """Raise ``VidlatentError`` if ``read_low`` will find no small latents in the set."""
+        if self.tokenizer is None:
+            path = self._config.data.path
+            if not read_header(path).source.get("low"):
+                raise VidlatentError(
+                    f"the latent set {path} has no {LOW}, the clips at half size: encode it with "
+                    "--config.encode.low=2."
+                )
 
     def __call__(
         self, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any], key: jax.Array

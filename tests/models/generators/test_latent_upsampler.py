@@ -94,10 +94,10 @@ def test_matched_statistics():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"norm": "batch"}, "config.upsampler.norm"),
-        ({"groups": 3}, "config.upsampler.groups 3 does not divide width 16"),
+        ({"norm": "batch"}, "config.generator.norm"),
+        ({"groups": 3}, "config.generator.groups 3 does not divide width 16"),
         ({"latent_channels": 8}, "should be 8"),
-        ({"depth": 3}, "config.upsampler.depth"),
+        ({"depth": 3}, "config.generator.depth"),
     ],
 )
 def test_wrong_fields(fields, message):

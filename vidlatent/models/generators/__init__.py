@@ -52,5 +52,5 @@ UPSAMPLERS.register(
     "vidlatent.models.generators.latent_upsampler.model:build_latent_upsampler",
 )
 
-# The module of a config's section ``upsampler``.
+# The module of the section ``generator`` of an upsampler's config.
 build_upsampler = functools.partial(build_module, UPSAMPLERS)

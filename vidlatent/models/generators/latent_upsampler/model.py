@@ -31,7 +31,7 @@ _AXES = ("batch", "time", "height", "width", "channel")
 
 
 def build_latent_upsampler(fields: Mapping[str, Any], dtype: Any) -> nn.Module:
-    return make_module(LatentUpsampler, fields, dtype, section="config.upsampler")
+    return make_module(LatentUpsampler, fields, dtype, section="config.generator")
 
 
 class LatentUpsampler(nn.Module):
@@ -70,12 +70,12 @@ class LatentUpsampler(nn.Module):
     def _check(self) -> None:
         if self.norm not in _NORMS or self.padding not in _PADDINGS:
             raise VidlatentError(
-                f"config.upsampler.norm {self.norm!r} is one of {_NORMS}, config.upsampler.padding "
+                f"config.generator.norm {self.norm!r} is one of {_NORMS}, config.generator.padding "
                 f"{self.padding!r} one of {_PADDINGS}."
             )
         if self.norm == "group" and self.width % self.groups:
             raise VidlatentError(
-                f"config.upsampler.groups {self.groups} does not divide width {self.width}."
+                f"config.generator.groups {self.groups} does not divide width {self.width}."
             )
 
     @nn.compact

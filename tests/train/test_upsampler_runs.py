@@ -1,0 +1,183 @@
+"""Runs of a tiny latent upsampler: pairs to checkpoint to report, resumed, refused."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers.generator_runs import tokenizer_run
+from vidlatent import config as configs
+from vidlatent.data.renderers.shapes import make_shape_scene, render_shape
+from vidlatent.data.sources.latents import LatentSource
+from vidlatent.encode.run import encode_set
+from vidlatent.errors import VidlatentError
+from vidlatent.evaluate.upsampler import interpolate
+from vidlatent.latents.channels import follow_latents
+from vidlatent.latents.space import Latents
+from vidlatent.models.load import open_checkpoints
+from vidlatent.train.init_from import load_initial_params
+from vidlatent.train.loop import train
+from vidlatent.train.loss_terms import find_weight
+from vidlatent.train.tasks.base import make_task
+from vidlatent.train.tasks.upsampler import UpsamplerTask
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+KEYS = {
+    "generator.width": 8,
+    "generator.groups": 2,
+    "generator.blocks": 1,
+    "data.buckets": "((5,16,16,4),)",
+    "data.validation_clips": 4,
+    "train.steps": 4,
+    "train.log_every": 2,
+    "train.tensorboard": "false",
+    "optim.warmup_steps": 0,
+    "eval.every": 0,
+    "checkpoint.every": 0,
+    "latents.normalisation": "spec",
+}
+VIDEOS = {
+    "data.source": "synthetic",
+    "data.synthetic.kind": "shapes",
+    "data.synthetic.clips": 12,
+    "data.synthetic.frames": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A tokenizer, and pairs of its latents of rendered shapes."""
+    folder = tmp_path_factory.mktemp("upsampler")
+    tokenizer_run(folder / "tokenizer")
+    for name, low in (("pairs", 2), ("single", 0)):
+        config = configs.read(folder / "tokenizer")
+        with config.unlocked():
+            config.data = config_of(folder, **VIDEOS).data
+            config.encode.update({"pictures": 0, "low": low, "dtype": "float32"})
+        assert encode_set(config, folder / "tokenizer", -1, str(folder / name)) == 0
+    return folder
+
+
+def config_of(places, arg="demo", **keys):
+    known = {"tokenizer.path": places / "tokenizer", "data.path": places / "pairs"}
+    merged = {**known, **KEYS, **keys}
+    return configs.load(
+        f"configs/fsvideo_upsampler.py:{arg}", {key: str(value) for key, value in merged.items()}
+    )
+
+
+def digest(workdir, step):
+    config = configs.read(workdir)
+    state = jax.eval_shape(make_task(config).init, jax.random.key(0))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state
+    )
+    checkpoints = open_checkpoints(config, workdir)
+    found = checkpoints.restore(target, step=step).state
+    checkpoints.close()
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(found)]
+
+
+def test_a_run_leaves_scores_and_goes_on_bitwise(places):
+    config = config_of(places)
+    assert train(config, places / "straight") == 0
+    folder = places / "straight" / "eval" / "step_4"
+    stored = json.loads((folder / "scores.json").read_text())
+    assert {"loss", "nearest", "bicubic", "clips"} == set(stored["scores"])
+    assert stored["scores"]["nearest"] > 0 and (folder / "contact_sheet.png").stat().st_size > 500
+    assert Latents.load(places / "straight").space.encoder
+    assert train(config_of(places, **{"train.stop_at": 2}), places / "cut") != 0
+    assert train(config_of(places), places / "cut") == 0
+    assert digest(places / "cut", 4) == digest(places / "straight", 4)
+
+
+def task_of(places, **keys):
+    return UpsamplerTask(follow_latents(config_of(places, **keys)))
+
+
+def load_tokenizer(places, task):
+    abstract = task.frozen["tokenizer"].abstract
+    return load_initial_params(str(places / "tokenizer"), abstract, dict, family="fsae")
+
+
+def test_pairs_from_videos_are_those_of_the_set(places):
+    """The same clips: what the network is given is equal to 1e-6."""
+    stored, made = task_of(places), task_of(places, **VIDEOS)
+    frozen, key = {"tokenizer": load_tokenizer(places, made)}, jax.random.key(0)
+
+    @jax.jit
+    def read(task_video, task_latents):
+        both = ((made, task_video, frozen), (stored, task_latents, {}))
+        return [
+            [read(*given, key) for read in (task.reader, task.reader.read_low)]
+            for task, *given in both
+        ]
+
+    source = LatentSource(str(places / "pairs"))
+    for window in source.windows[:3]:
+        arrays = {name: value[None] for name, value in source.read_arrays(window.name).items()}
+        scene = make_shape_scene(0, int(window.clip.rpartition("-")[2]), 5)
+        frames = render_shape(scene, window.first + np.arange(5), 16, 16)[None]
+        for ours, theirs in zip(*read({"video": frames}, arrays), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_eq_9(places):
+    """The loss is the stated sum, and its gradient reaches the upsampler alone."""
+    task = task_of(places, **VIDEOS)
+    params = task.init(jax.random.key(0))["params"]
+    frozen = {"tokenizer": load_tokenizer(places, task)}
+    rng = np.random.default_rng(0)
+    batch = {
+        "video": jnp.asarray(rng.integers(0, 256, (2, 5, 16, 16, 3), dtype=np.uint8)),
+        "mask": jnp.asarray([1.0, 1.0]),
+    }
+    loss, report = jax.jit(task.compute_loss)(params, batch, frozen, 0, 0)
+    wanted = 1.0 * report["latent_l1"] + 0.1 * report["l1"]
+    np.testing.assert_allclose(loss, wanted, rtol=1e-6)
+    key = jax.random.key(0)
+    low, high = task.reader.read_low(batch, frozen, key), task.reader(batch, frozen, key)
+    upsampled = task.model.apply({"params": params}, low)
+    np.testing.assert_allclose(report["latent_l1"], jnp.abs(upsampled - high).mean(), rtol=1e-5)
+    measured = jax.jit(task.eval_step)(params, frozen, batch)
+    nearest = jnp.abs(interpolate(low, "nearest") - high).mean((1, 2, 3, 4))
+    np.testing.assert_allclose(measured["nearest"], nearest, rtol=1e-5)
+    gradients = jax.jit(jax.grad(lambda p: task.compute_loss(p, batch, frozen, 0, 0)[0]))(params)
+    assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients["final_conv"]))
+
+
+def test_lpips_rises_over_all_phases():
+    """From 0.1 to 1 (eq. 9), without a jump between two phases."""
+    ends = []
+    for phase in (256, 512, 768, 1024):
+        config = configs.load(f"configs/fsvideo_upsampler.py:paper,phase={phase}")
+        weight = tuple(config.loss.lpips_vgg["weight"])
+        assert weight[2] == config.train.steps
+        ends += [float(find_weight(weight, step)) for step in (0, config.train.steps)]
+        assert (config.upsampling.latent_weight, config.loss.l1) == (0.1, 0.1)
+    np.testing.assert_allclose([ends[0], ends[-1]], [0.1, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(ends[1:-1:2], ends[2::2], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"data.buckets": "((5,18,16,4),)"}, "5x18x16.*halves to 9x8.*use 5x16x16"),
+        ({"generator.latent_channels": 8}, "latent_channels is 8.* have 4: set it to 4"),
+        ({"upsampling.target": "video"}, "a latent set holds no frames"),
+        ({"generator.norm": "batch"}, "config.generator.norm 'batch'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(places, keys, message):
+    with pytest.raises(VidlatentError, match=message):
+        task = task_of(places, **keys)
+        jax.eval_shape(task.init, jax.random.key(0))
+
+
+def test_a_set_without_pairs_is_refused(places):
+    with pytest.raises(VidlatentError, match="latent_low.*config.encode.low=2"):
+        train(config_of(places, **{"data.path": places / "single"}), places / "refused")
