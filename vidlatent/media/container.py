@@ -103,7 +103,9 @@ def open_video(media: str | bytes, limits: Limits):
             limits.check_size(context.height or 0, context.width or 0)
             stream.thread_type = "NONE"
             context.thread_count = 1
-            context.options = {"err_detect": "explode"}
+            # Sizes may also change within the stream; coded frames are a little larger than shown.
+            most = 2 * limits.max_pixels + (1 << 16)
+            context.options = {"err_detect": "explode", "max_pixels": str(most)}
         yield container, stream
 
 

@@ -178,17 +178,19 @@ class _Pass:
                 yield packet
 
     def _decode(self, container, stream) -> Iterator[av.VideoFrame]:
-        begun = False
+        # A seek may land between key frames. What comes before the next one cannot be decoded.
+        begun, keyed = False, self.seek is None
         with named_errors("corrupt"):
             for packet, ahead in _look_ahead(self._packets(container, stream)):
-                if self.without_last and not ahead:
+                keyed = keyed or packet.is_keyframe
+                if not keyed or (self.without_last and not ahead):
                     continue
                 try:
                     if _misses_data(packet, ahead):
                         raise _MISSING
                     frames = packet.decode()
                 except av.error.FFmpegError as error:
-                    # A seek may land between key frames: the caller tries another place.
+                    # The caller tries another place.
                     if not begun and self.seek is not None:
                         return
                     if not ahead:

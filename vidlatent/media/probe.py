@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import functools
 import os
@@ -165,11 +164,11 @@ def _make_info(media, size, rate, count, span, remarks, trimmed, track) -> ClipI
     )
 
 
-def _varies(times: Sequence[Any], rate: Fraction, tick: Fraction) -> bool:
+def _varies(times: Sequence[float], rate: Fraction, tick: Fraction) -> bool:
     """Whether a frame is further from its place at the rate than rounding explains."""
-    step = 1 / rate
-    slack = max(step / 4, 2 * tick)
-    return any(abs(time - number * step) > slack for number, time in enumerate(times))
+    step = float(1 / rate)
+    off = np.abs(np.asarray(times) - step * np.arange(len(times)))
+    return bool(len(off) and off.max() > max(step / 4, 2 * float(tick)))
 
 
 @dataclasses.dataclass
@@ -178,8 +177,8 @@ class _Header:
 
     size: tuple[int, int]
     rates: tuple[Fraction, ...]
-    origin: Fraction | None
-    start: Fraction
+    origin: int | None  # ticks
+    start: int
     stated: int
     tick: Fraction
     kind: str
@@ -205,8 +204,8 @@ def _read_header(media: str | bytes, limits: Limits) -> _Header:
             display_size(frame, stream),
             # From the most to the least exact; some files lack the first.
             tuple(map(to_fraction, rates)),
-            None if frame.pts is None else frame.pts * tick,
-            (stream.start_time or 0) * tick,
+            frame.pts,
+            stream.start_time or 0,
             stream.frames,
             tick,
             container.format.name,
@@ -229,21 +228,21 @@ def _probe_video(media: str | bytes, limits: Limits, whole: bool) -> ClipInfo:
         with open_video(media, limits) as (container, stream):
             check_whole(container, stream, packets.start, packets.end)
     stamps, trimmed = packets.shown_stamps(), head.skipped
-    if head.origin is None or not stamps:
+    if head.origin is None or not len(stamps):
         count = sum(packets.shown) - head.skipped
         rate = find_rate(head.rates, 1, Fraction(0), head.tick)
         span = Fraction(max(0, count - 1)) / rate
     else:
-        first = head.origin / head.tick
         # Frames before the first clean one are never shown.
-        trimmed = max(trimmed, sum(stamp < first for stamp in stamps))
-        times = [(stamp - first) * head.tick for stamp in stamps if stamp >= first]
+        before = int(np.searchsorted(stamps, head.origin))
+        trimmed, stamps = max(trimmed, before), stamps[before:] - head.origin
         if head.cut_anywhere:
-            kept = _drop_damaged_end(media, limits, head, times, bool(packets.splices))
-            times, trimmed = times[:kept], trimmed + len(times) - kept
-        count, span = len(times), times[-1] if times else Fraction(0)
+            kept = _count_to_last(media, limits, head, stamps, bool(packets.splices))
+            trimmed, stamps = trimmed + len(stamps) - kept, stamps[:kept]
+        count = len(stamps)
+        span = int(stamps[-1]) * head.tick if count else Fraction(0)
         rate = find_rate(head.rates, count, span, head.tick, head.interlaced)
-        if _varies(times, rate, head.tick):
+        if _varies(stamps * float(head.tick), rate, head.tick):
             head.remarks.append("variable")
     if packets.splices:
         head.remarks.append("spliced")
@@ -257,29 +256,36 @@ def _probe_video(media: str | bytes, limits: Limits, whole: bool) -> ClipInfo:
     return _make_info(media, head.size, rate, count, span, head.remarks, trimmed, track)
 
 
-def _drop_damaged_end(media, limits: Limits, head: _Header, times, spliced: bool) -> int:
+def _count_to_last(media, limits: Limits, head: _Header, stamps, spliced: bool) -> int:
     """Number of frames up to the last one that can be decoded, from the last seconds of a file.
 
     Of a transport stream that was cut, the last packet is incomplete.
+
+    Args:
+      media, limits, head: of the file.
+      stamps: ticks after the first frame of all frames.
+      spliced: time stamps jump.
     """
-    if not times:
+    if not len(stamps):
         return 0
     track, deadline = _make_track(head, Fraction(25), spliced), Deadline(limits.timeout_s)
-    seek = float(times[-1]) - _EDGE_S
+    seek = float(stamps[-1] * head.tick) - _EDGE_S
     last = None
     # Damage before the last packet is none of the edge: whoever reads that far finds it.
     try:
         for moment, _ in iterate_frames(media, limits, track, deadline, seek if seek > 0 else None):
             last = moment
     except ClipError:
-        return len(times)
+        return len(stamps)
     if last is None:
-        return len(times)
-    return bisect.bisect_right(times, last + float(head.tick))
+        return len(stamps)
+    return int(np.searchsorted(stamps, last / float(head.tick) + 0.5))
 
 
 def _make_track(head: _Header, rate: Fraction, spliced: bool) -> Track:
-    return Track(float(head.origin or 0), head.skipped, head.rough, spliced, float(rate))
+    return Track(
+        float((head.origin or 0) * head.tick), head.skipped, head.rough, spliced, float(rate)
+    )
 
 
 def _trust_header(media: str | bytes, limits: Limits, head: _Header) -> ClipInfo | None:
@@ -294,7 +300,7 @@ def _trust_header(media: str | bytes, limits: Limits, head: _Header) -> ClipInfo
     last = _last_stamp(media, limits, head)
     if last is None:
         return None
-    span = last - head.start
+    span = last - head.start * head.tick
     if find_rate((rate,), head.stated, span, head.tick) != rate or rate > 240:
         return None
     track = _make_track(head, rate, False)
@@ -311,7 +317,7 @@ def _last_stamp(media: str | bytes, limits: Limits, head: _Header) -> Fraction |
         if not stream.duration:
             return None
         end = stream.duration * head.tick
-        target = int((head.start + max(Fraction(0), end - _EDGE_S)) / head.tick)
+        target = head.start + int(max(Fraction(0), end - _EDGE_S) / head.tick)
         try:
             container.seek(target, stream=stream, backward=True)
         except av.error.FFmpegError:
@@ -328,7 +334,7 @@ def _last_stamp(media: str | bytes, limits: Limits, head: _Header) -> Fraction |
             if packet.stream_index == stream.index and is_shown(packet, stream.codec_context.name):
                 last = moment if last is None else max(last, moment)
         if last is not None and done is not None:
-            check_whole(container, stream, head.start, done)
+            check_whole(container, stream, head.start * head.tick, done)
         return last
 
 

@@ -15,6 +15,7 @@ from fractions import Fraction
 from statistics import median
 
 import av
+import numpy as np
 
 from vidlatent.media.container import open_video, to_fraction
 from vidlatent.media.errors import ClipError, Deadline, Limits, named_errors
@@ -73,22 +74,21 @@ class Packets:
     tick: Fraction
     stamps: list[int | None] = dataclasses.field(default_factory=list)
     clocks: list[int | None] = dataclasses.field(default_factory=list)
-    durations: list[int] = dataclasses.field(default_factory=list)
     keys: list[bool] = dataclasses.field(default_factory=list)
     shown: list[bool] = dataclasses.field(default_factory=list)
     splices: tuple[Splice, ...] = ()
     start: Fraction | None = None
     end: Fraction | None = None
 
-    def shown_stamps(self) -> list[int]:
-        """Stamps of the frames to be shown in their order, seams closed; [] if a stamp lacks."""
+    def shown_stamps(self) -> np.ndarray:
+        """Stamps int64 of the frames to be shown in their order, seams closed."""
         found, at, offset = [], 0, 0
         for number, (stamp, shown) in enumerate(zip(self.stamps, self.shown, strict=True)):
             if at < len(self.splices) and self.splices[at].number == number:
                 offset, at = self.splices[at].ticks, at + 1
             if shown and stamp is not None:
                 found.append(stamp + offset)
-        return sorted(found)
+        return np.sort(np.array(found, np.int64))
 
 
 def read_packets(media: str | bytes, limits: Limits) -> Packets:
@@ -96,34 +96,47 @@ def read_packets(media: str | bytes, limits: Limits) -> Packets:
     deadline = Deadline(limits.timeout_s)
     with open_video(media, limits) as (container, stream), named_errors("corrupt"):
         packets = Packets(to_fraction(stream.time_base))
-        others: list[Fraction] = []
+        others: list[float] = []
+        extents: dict[int, _Extent] = {}
         for number, packet in enumerate(container.demux()):
             if number % _CHECKED == 0:
                 deadline.restart()
             deadline.check()
             # PyAV ends a stream with an empty packet.
             if packet.size:
-                _note(packet, stream, packets, others)
+                _note(packet, stream, packets, extents, others)
         jumps = bool(container.format.flags & STAMPS_MAY_JUMP)
+    packets.start = min((e.start * e.tick for e in extents.values()), default=None)
+    packets.end = max((e.end * e.tick for e in extents.values()), default=None)
     packets.splices = _find_splices(packets, sorted(others), jumps)
     return packets
 
 
-def _note(packet, stream, packets: Packets, others: list[Fraction]) -> None:
+@dataclasses.dataclass
+class _Extent:
+    """First and last tick of a stream."""
+
+    tick: Fraction
+    start: int
+    end: int
+
+
+def _note(packet, stream, packets: Packets, extents: dict[int, _Extent], others) -> None:
+    """Add what a packet says; in whole ticks, because fractions take most of the time."""
     stamp = packet.dts if packet.pts is None else packet.pts
+    index = packet.stream_index
     if stamp is not None and packet.time_base is not None:
-        tick = to_fraction(packet.time_base)
-        moment = stamp * tick
-        done = moment + (packet.duration or 0) * tick
-        packets.start = moment if packets.start is None else min(packets.start, moment)
-        packets.end = done if packets.end is None else max(packets.end, done)
-        if packet.stream_index != stream.index:
-            others.append(moment)
-    if packet.stream_index != stream.index:
+        end = stamp + (packet.duration or 0)
+        extent = extents.get(index)
+        if extent is None:
+            extents[index] = extent = _Extent(to_fraction(packet.time_base), stamp, end)
+        extent.start, extent.end = min(extent.start, stamp), max(extent.end, end)
+        if index != stream.index:
+            others.append(stamp * float(extent.tick))
+    if index != stream.index:
         return
     packets.stamps.append(stamp)
     packets.clocks.append(packet.dts)
-    packets.durations.append(packet.duration or 0)
     packets.keys.append(bool(packet.is_keyframe))
     packets.shown.append(is_shown(packet, stream.codec_context.name))
 
@@ -138,7 +151,7 @@ def is_shown(packet, codec: str) -> bool:
     return not (codec == "vp8" and not memoryview(packet)[0] & 0x10)
 
 
-def _find_splices(packets: Packets, others: Sequence[Fraction], jumps: bool) -> tuple[Splice, ...]:
+def _find_splices(packets: Packets, others: Sequence[float], jumps: bool) -> tuple[Splice, ...]:
     """Where stamps jump, and by how much they do so in all.
 
     Args:
@@ -154,8 +167,9 @@ def _find_splices(packets: Packets, others: Sequence[Fraction], jumps: bool) -> 
     if not steps:
         return ()
     usual = int(median(steps))
-    limit = max((_SEAM_S if jumps else _SEAM_ELSEWHERE_S) / packets.tick, _SEAM_FRAMES * usual)
-    backwards = max(back / packets.tick, 2 * usual)
+    limit = max(int((_SEAM_S if jumps else _SEAM_ELSEWHERE_S) / packets.tick), _SEAM_FRAMES * usual)
+    backwards = max(int(back / packets.tick), 2 * usual)
+    tick = float(packets.tick)
     splices, offset = [], 0
     latest = last = None  # stamp of the latest frame, clock of the last packet, seams closed
     for number, (raw_clock, raw, key) in enumerate(
@@ -167,9 +181,9 @@ def _find_splices(packets: Packets, others: Sequence[Fraction], jumps: bool) -> 
         if clock is not None and last is not None and stamp is not None and latest is not None:
             # An encoder that skips frames moves its clock some packets after its stamps. At a
             # seam both jump at once, and where stamps should not jump, a recording begins.
-            ahead = clock - last > limit and stamp - latest > limit / 2 and (jumps or key)
+            ahead = clock - last > limit and 2 * (stamp - latest) > limit and (jumps or key)
             seam = clock < last - backwards or (
-                ahead and not _goes_on(others, last - offset, clock - offset - usual, packets.tick)
+                ahead and not _goes_on(others, last - offset, clock - offset - usual, tick)
             )
         # What is stored before a key frame is shown before it: else a recording begins there.
         seam = seam or (key and stamp is not None and latest is not None and stamp <= latest)
@@ -185,7 +199,7 @@ def _find_splices(packets: Packets, others: Sequence[Fraction], jumps: bool) -> 
     return tuple(splices)
 
 
-def _goes_on(others: Sequence[Fraction], last: int, clock: int, tick: Fraction) -> bool:
+def _goes_on(others: Sequence[float], last: int, clock: int, tick: float) -> bool:
     """Whether another stream has packets in a gap: then the picture just stays on display."""
     first = bisect.bisect_right(others, last * tick)
     return first < len(others) and others[first] < clock * tick
