@@ -137,6 +137,8 @@ def _stage(config, stage):
         chosen += area_buckets(1, {"video": 256, "target": 512}[stage], 64, batch=512)
         config.data.length_weights = ((121, 0.85), (1, 0.15))
     config.data.buckets = chosen
+    # Not stated: all windows of a video, one after the other. Of pictures only the middle frame.
+    config.encode.windows = "one" if stage == "image" else "all"
     long_run(config, steps=steps, lr=rate)
     side = {"image": (1, 256, 256), "video": (121, 256, 256)}
     # The refiner doubles the base's size, and 720x1280 is not a multiple of 64: so the base makes

@@ -115,6 +115,8 @@ def _stage(config, arg):
     video = (17 + (count - 1) * step, 192, 320, 64)
     if arg.stage > 1:
         config.tokenizer.chunks = (17, arg.overlap)
+        # Not stated: all windows of a video, one after the other.
+        config.encode.windows = "all"
         if arg.places == "frame":
             config.generator.time_places = (1 + 16 // arg.k, step, arg.k)
     if arg.stage == 1:

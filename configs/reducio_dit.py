@@ -90,6 +90,7 @@ def _paper(config, arg):
     config.encode.text = "reducio"  # prompts are encoded like the captions of the data set
     config.encode.image = "clip_vith14"
     config.encode.content = "sd_vae"  # the script uses SD 1's ft-ema, the paper says SD 2.1
+    config.encode.windows = "all"  # as the released extraction: 64 frames give four clips
     config.data.source = "latents"
     config.tokenizer.sample = True  # the released extraction stores draws, not means
     config.data.fps = 16.0
@@ -117,6 +118,8 @@ def _paper(config, arg):
         config.train.init_kind = "pixart"
     if arg.stage > 1:
         config.train.init_recipes = (f"reducio_dit {arg.stage - 1}",)
+    if arg.stage == 3:
+        config.train.init_kind = "reducio_sizes"  # its embeddings of size and ratio are new
 
 
 def _demo(config, arg):

@@ -121,9 +121,23 @@ def check_job(page: Path, words: list[str]) -> None:
         raise AssertionError(f"{page.name}: {words}: {reason}")
 
 
+def check_scores(config, keys, videos):
+    """Samples that are scored were drawn, at this size, and networks of scores are named."""
+    if "eval.samples" in keys:
+        assert keys["eval.samples"] in videos
+    if "eval.protocol" in keys:
+        of = GENERATION_PROTOCOLS if configs.is_generator(config) else PROTOCOLS
+        scores = {metric.name for metric in of.get(keys["eval.protocol"]).metrics}
+    else:
+        scores = set(ast.literal_eval(keys["eval.metrics"]))
+        assert ast.literal_eval(keys["data.buckets"])[0][:3] == config.sample.size
+    for name in scores & set(METRICS.names()):
+        assert f"networks.{METRICS.get(name).network}" in keys, keys
+
+
 def test_chains_follow_on_each_other():
     """What a command of the page reads, one before it wrote: runs of the right stage, and sets."""
-    runs, sets, used = {}, {}, set()
+    runs, sets, used, videos = {}, {}, set(), set()
     for module, words in commands(ROOT / "docs" / "chains.md"):
         if module != "vidlatent.main":
             continue
@@ -133,11 +147,11 @@ def test_chains_follow_on_each_other():
         if mode in ("sample", "eval"):
             config = runs[flags["workdir"]]
             used.add(flags["workdir"])
-            if mode == "eval":
-                of = GENERATION_PROTOCOLS if configs.is_generator(config) else PROTOCOLS
-                scores = [m.name for m in of.get(keys["eval.protocol"]).metrics]
-                for name in set(scores) & set(METRICS.names()):
-                    assert f"networks.{METRICS.get(name).network}" in keys, words
+            if mode == "sample":
+                assert configs.is_generator(config)
+                videos.add(flags["output"])
+            else:
+                check_scores(config, keys, videos)
             continue
         config = configs.load(flags["config"], keys)
         needed = set(LossTerms(config.loss.to_dict()).networks) if config.loss else set()

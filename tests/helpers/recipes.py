@@ -113,12 +113,17 @@ _SMALL = {
 
 
 def small(stage):
-    """The recipe with all its terms, discriminator, rates and freezing, of a model that compiles in
-    seconds and through stand-ins; and its video's frames, height and width.
-
-    No weight decay and no warm-up: what moves got a gradient.
-    """
+    """The recipe, shrunk; and its video's frames, height and width."""
     config = load(stage)
+    return config, shrink(config)
+
+
+def shrink(config):
+    """Make a recipe's model so small that it compiles in seconds, with stand-ins for networks.
+
+    All its terms, discriminator, rates and freezing stay. No weight decay and no warm-up: what
+    moves got a gradient. Returns its video's frames, height and width.
+    """
     with config.unlocked():
         size = _SMALL[config.model.name](config)
         config.model.remat = False  # tested by itself; it takes long to compile
@@ -134,7 +139,7 @@ def small(stage):
         if "vf" in config.loss:
             config.loss.vf.network = "dinov2_tiny"
         _small_discriminator(config.discriminator)
-    return config, size
+    return size
 
 
 def drawn(step):

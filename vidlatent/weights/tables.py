@@ -77,6 +77,7 @@ _REDUCIO = "vidlatent.models.tokenizers.reducio.init_from:"
 INIT_KINDS.register("reducio_image", _REDUCIO + "from_image")
 INIT_KINDS.register("reducio_image_causal", _REDUCIO + "from_causal_image")
 INIT_KINDS.register("pixart", "vidlatent.models.generators.reducio_dit.names:from_pixart")
+INIT_KINDS.register("reducio_sizes", "vidlatent.models.generators.reducio_dit.names:with_sizes")
 INIT_KINDS.register("wan_memory", "vidlatent.models.generators.wan.init_from:wan_memory")
 
 
@@ -121,6 +122,9 @@ STARTS: dict[str, Start] = {
     "reducio_image": _SD_VAE,
     "reducio_image_causal": _SD_VAE,
     "pixart": Start("PixArt-alpha", "reducio_dit", (), ("pixart",)),
+    "reducio_sizes": Start(
+        "the Reducio-DiT of the stage before", "reducio_dit", ("reducio_dit",), ("reducio_dit",)
+    ),
     "wan_memory": Start("Wan2.1's transformer", "wan", ("wan",), ("wan", "wan_diffusers")),
 }
 
@@ -139,7 +143,8 @@ def initialize_from(
         autoencoder's encoder for frame 0), ``'promag_image'`` (inflated from that autoencoder),
         ``'reducio_image'`` or ``'reducio_image_causal'``
         (Reducio-VAE, centred or causal, from Stable Diffusion's image VAE), ``'pixart'``
-        (Reducio-DiT from PixArt-alpha), ``'wan_memory'`` (layer memory from Wan2.1).
+        (Reducio-DiT from PixArt-alpha), ``'reducio_sizes'`` (Reducio-DiT with embeddings of the
+        frame's size from one without), ``'wan_memory'`` (layer memory from Wan2.1).
       source: parameters of the other model, nested dicts of arrays.
       fresh: newly initialised parameters of the target; what the source lacks is taken from here.
 

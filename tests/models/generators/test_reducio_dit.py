@@ -182,6 +182,22 @@ def test_start_from_pixart(reducio):
         initialize_from("pixart", {"head": {}}, params)
 
 
+def test_stage_three_goes_on_from_a_model_without_sizes(reducio):
+    """Only the embeddings of size and ratio are new; everything else is the earlier stage's."""
+    model, source, _ = reducio
+    target = model.clone(size_embedding=True, pixels_per_latent=4)
+    fresh = jax.tree.map(lambda x: x + 1, parameters(target, *inputs(target)))
+    start = initialize_from("reducio_sizes", source, fresh)
+    new = set(start) - set(source)
+    assert new == {"extent_embedding", "ratio_embedding"}
+    for name in new:
+        jax.tree.map(np.testing.assert_array_equal, start[name], fresh[name])
+    for name in source:
+        jax.tree.map(np.testing.assert_array_equal, start[name], source[name])
+    again = initialize_from("reducio_sizes", start, fresh)
+    jax.tree.map(np.testing.assert_array_equal, again, start)
+
+
 def test_mistakes_are_named(reducio):
     model, params, conditions = reducio
     for change, match in (

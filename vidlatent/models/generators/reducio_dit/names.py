@@ -11,7 +11,13 @@ from vidlatent.errors import VidlatentError
 from vidlatent.models.generators.wan.init_from import take_matching
 from vidlatent.weights.rows import Rows, dense_rows, norm_rows, packed_rows
 
-__all__ = ["PIXART_TABLE", "REDUCIO_DIT_TABLE", "fields_from_pixart", "from_pixart"]
+__all__ = [
+    "PIXART_TABLE",
+    "REDUCIO_DIT_TABLE",
+    "fields_from_pixart",
+    "from_pixart",
+    "with_sizes",
+]
 
 _BLOCK, _TO = r"blocks[.](?P<i>\d+)[.]", "blocks/#{i}/"
 
@@ -111,6 +117,17 @@ def from_pixart(params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str
     if shapes[0] == shapes[1]:
         start["conditions"]["content_embedding"] = dict(params["patch_embedding"])
     return start
+
+
+def with_sizes(params: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """A Reducio-DiT that is told the frame's size and ratio (stage 3), from one that is not.
+
+    The embeddings of both are newly initialised; a model that has them already keeps its own.
+
+    Raises:
+      VidlatentError: any other weight is absent or has another shape.
+    """
+    return take_matching(params, fresh, anew=(), optional=("extent_embedding/", "ratio_embedding/"))
 
 
 def _content(fresh: Mapping[str, Any]) -> Mapping[str, Any]:
