@@ -140,7 +140,7 @@ def test_each_request_has_a_folder_with_a_page(places, caplog):
     video = "red_square_moving_left-0.mp4"
     assert {*before} == {video, "index.html", "contact_sheet.png", "samples.json"}
     assert f"wrote {first / video}" in told and f"look at {first / 'index.html'}" in told
-    assert "memory of a device: 0.00 GiB estimated (tokenizer" in told and "does not say" in told
+    assert "memory of a device: 0.1 MiB estimated (tokenizer" in told and "does not say" in told
     page = before["index.html"].decode()
     assert f'<video src="{video}" controls loop muted playsinline autoplay>' in page
     assert 'title="given picture"' in page and "seed 0" in page and RED in page

@@ -13,6 +13,8 @@ from vidlatent.latents.space import Latents, abstract_generator, example, genera
 from vidlatent.models.generators import build_generator
 from vidlatent.models.generators.base import GeneratorDefaults
 from vidlatent.models.load import abstract_params, model_of
+from vidlatent.parallel.mesh import local_mesh
+from vidlatent.parallel.sharding import replicated
 from vidlatent.sample.sampler import LatentSampler, latent_psnr
 from vidlatent.spec import FrameRule, LatentSpec
 from vidlatent.train.tasks.generator import GeneratorTask
@@ -98,6 +100,29 @@ def test_a_sample_is_its_seeds_and_conditions(wan, usual):
     other = drawn(wan, seeds=(3, 2))
     np.testing.assert_allclose(other[1], usual[1], atol=1e-6)
     assert np.abs(other[0] - usual[0]).max() > 0.1
+
+
+@pytest.mark.parametrize("keys", [{}, {"batched": False}, {"cache": 1}])
+def test_single_steps_are_the_whole_loop(wan, usual, keys):
+    """Also that it is told how far it is, and that it can be stopped between two steps."""
+    model, params, conditions = wan
+    config = settings(**keys) if "cache" not in keys else settings()
+    if "cache" in keys:
+        with config.unlocked():
+            config.sampler.cache.threshold = 1e-9  # the rule's state is handed on, nothing skipped
+    sampler, told = LatentSampler(model, config, SHAPE), []
+    placed = jax.device_put(params, replicated(local_mesh([1])))
+    found = sampler(placed, (1, 2), conditions, lambda *done: told.append(done))
+    np.testing.assert_allclose(found, usual, atol=1e-5)
+    assert told == [(1, 3), (2, 3), (3, 3)] and sampler.working_bytes > 0
+
+    def stop(done, steps):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sampler(placed, (1, 2), conditions, stop)
+    assert len(sampler._compiled) == 1
 
 
 def test_guidance_only_within_its_interval(wan, usual):

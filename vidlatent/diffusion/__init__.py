@@ -16,23 +16,34 @@ from typing import Any
 from vidlatent.diffusion.ddpm import Diffusion
 from vidlatent.diffusion.flow import Flow
 from vidlatent.diffusion.grids import NoiseGrid
-from vidlatent.diffusion.samplers import Result, SamplerPlan, draw_starting_noise, sample
+from vidlatent.diffusion.samplers import (
+    Carry,
+    Result,
+    SamplerPlan,
+    advance,
+    draw_starting_noise,
+    sample,
+    start,
+)
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import Registry, did_you_mean
 
 __all__ = [
     "SAMPLERS",
     "SCHEDULES",
+    "Carry",
     "Diffusion",
     "Flow",
     "NoiseGrid",
     "Result",
     "SamplerPlan",
+    "advance",
     "draw_starting_noise",
     "make_sampler",
     "make_schedule",
     "sample",
     "sampler_options",
+    "start",
 ]
 
 SCHEDULES = Registry("noise schedule")

@@ -30,8 +30,10 @@ __all__ = [
     "VARIANCES",
     "Denoise",
     "Result",
+    "Carry",
     "SamplerPlan",
     "StepWeights",
+    "advance",
     "ancestral",
     "apply_step",
     "data_columns",
@@ -42,6 +44,7 @@ __all__ = [
     "make_plan",
     "posterior_weights",
     "sample",
+    "start",
 ]
 
 Denoise = Callable[..., Any]
@@ -112,6 +115,22 @@ class Result(NamedTuple):
     trajectory: jax.Array | None = None
 
 
+class Carry(NamedTuple):
+    """What a step hands on to the next one.
+
+    Attributes:
+      x: the sample, ``[B, ...]``.
+      last: the corrected sample of the step before; None without a corrector.
+      past: earlier m, newest first.
+      state: the denoiser's; None if it has none.
+    """
+
+    x: jax.Array
+    last: jax.Array | None
+    past: tuple[jax.Array, ...]
+    state: Any = None
+
+
 def sample(
     plan: SamplerPlan,
     denoise: Denoise,
@@ -143,9 +162,36 @@ def sample(
     """
     if plan.random and key is None and noise is None:
         raise VidlatentError("this sampler adds noise: give it a key or the noise.")
+    begun = start(plan, x, state)
+    noise = noise if plan.random else None
+    end, states = _scan(plan, denoise, begun, jnp.arange(plan.nfe), key, noise, trajectory)
+    if trajectory:
+        states = jnp.concatenate([begun.x[None], states])
+    return Result(end.x, end.state, states)
+
+
+def start(plan: SamplerPlan, x: jax.Array, state: Any = None) -> Carry:
+    """What ``advance`` takes at the first step; arguments as of ``sample``."""
     # States stay float32 even for bfloat16 networks: steps add small differences.
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    x = x.astype(dtype)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    past = tuple(jnp.zeros_like(x) for _ in range(plan.history))
+    # Only a corrector needs the last sample; without one the carry has no place for it.
+    return Carry(x, None if plan.rows.correct is None else x, past, state)
+
+
+def advance(
+    plan: SamplerPlan, denoise: Denoise, carry: Carry, index: Any, key: jax.Array | None
+) -> Carry:
+    """One step of the plan: all of them one after the other are ``sample``.
+
+    For callers that want to look up between steps; ``index`` may be traced, so that one compiled
+    program serves all steps. Arguments as of ``sample``.
+    """
+    return _scan(plan, denoise, carry, jnp.asarray(index)[None], key, None, False)[0]
+
+
+def _scan(plan, denoise, carry, indices, key, noise, trajectory):
+    """Steps ``indices`` of a plan: ``(Carry, states after each of them if asked for)``."""
 
     def body(carry, inputs):
         x, last, past, state = carry
@@ -161,17 +207,10 @@ def sample(
             return denoise(x, t, index, state)
 
         new, kept, past, state = apply_step(row, evaluate, x, last, past, state, drawn)
-        return (new, kept, past, state), (new if trajectory else None)
+        return Carry(new, kept, past, state), (new if trajectory else None)
 
-    rows = jax.tree.map(lambda a: jnp.asarray(a, dtype), plan.rows)
-    past = tuple(jnp.zeros_like(x) for _ in range(plan.history))
-    inputs = (jnp.arange(plan.nfe), rows, noise if plan.random else None)
-    # Only a corrector needs the last sample; without one the carry has no place for it.
-    last = None if plan.rows.correct is None else x
-    (end, _, _, state), states = lax.scan(body, (x, last, past, state), inputs)
-    if trajectory:
-        states = jnp.concatenate([x[None], states])
-    return Result(end, state, states)
+    rows = jax.tree.map(lambda a: jnp.asarray(a, carry.x.dtype)[indices], plan.rows)
+    return lax.scan(body, carry, (indices, rows, noise))
 
 
 def apply_step(

@@ -8,7 +8,7 @@ them; several networks in a row can be called in the same way.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,9 @@ class GeneratorCall:
         """Raise for requests that cannot be met, before anything is loaded."""
         raise NotImplementedError
 
-    def latents(self, requests: Sequence[Request]) -> Iterator[tuple[Request, np.ndarray]]:
+    def latents(
+        self, requests: Sequence[Request], watch: Callable[[int, int], None] | None = None
+    ) -> Iterator[tuple[Request, np.ndarray]]:
         """Latents ``[t, h, w, c]`` of the requests."""
         raise NotImplementedError
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -353,10 +353,16 @@ class Generator(GeneratorCall):
 
     # Drawing.
 
-    def latents(self, requests: Sequence[Request]) -> Iterator[tuple[Request, np.ndarray]]:
+    def latents(
+        self, requests: Sequence[Request], watch: Callable[[int, int], None] | None = None
+    ) -> Iterator[tuple[Request, np.ndarray]]:
         """Latents ``[t, h, w, c]`` as the tokenizer decodes them, in the order of the requests.
 
         The last batch is filled up by repetition, so that one compiled program serves all batches.
+
+        Args:
+          requests: what to draw.
+          watch: is told after each step of a batch how many are done, of how many.
         """
         encoded = _Encoded(self, requests)
         stage = (_GENERATOR, _TOKENIZER) if self.config.tokenizer.path else (_GENERATOR,)
@@ -364,18 +370,22 @@ class Generator(GeneratorCall):
         size = max(1, min(self.config.sample.batch, len(requests)))
         for batch in _group(requests, size):
             conditions = encoded(batch + [batch[-1]] * (size - len(batch)))
-            drawn = self._draw(batch, size, conditions)
+            drawn = self._draw(batch, size, conditions, watch)
             yield from zip(batch, self.known.restore(drawn)[: len(batch)], strict=True)
 
     def _draw(
-        self, batch: Sequence[Request], size: int, conditions: Mapping[str, Any]
+        self,
+        batch: Sequence[Request],
+        size: int,
+        conditions: Mapping[str, Any],
+        watch: Callable[[int, int], None] | None,
     ) -> np.ndarray:
         """Standardised latents ``[size, t, h, w, c]`` of a batch that is filled up to ``size``."""
         full = [*batch, *[batch[-1]] * (size - len(batch))]
         seeds = [r.seed % 2**32 for r in full]  # keys are made of uint32
         params = self.residency[_GENERATOR]
         with jax.set_mesh(self._mesh):
-            drawn = self.sampler(params, seeds, conditions)
+            drawn = self.sampler(params, seeds, conditions, watch)
             if self._loaded.exact is not None:
                 # A sampler of its own: the compiled one expects parameters in fp8.
                 sampler = LatentSampler(self.model, self.config, self.shape)

@@ -22,6 +22,7 @@ __all__ = [
     "Sample",
     "check_output",
     "collect_settings",
+    "describe_memory",
     "make_folder",
     "name_video",
     "write_samples",
@@ -132,6 +133,21 @@ def collect_settings(config: ConfigDict, **more: Any) -> dict[str, Any]:
     }
 
 
+def describe_memory(memory: Mapping[str, Any]) -> str:
+    """``Generator.memory`` in words."""
+    parts = [f"{name} {_format_bytes(size)}" for name, size in memory["parameters"].items()]
+    if memory["working"] is not None:
+        parts.append(f"working memory {_format_bytes(memory['working'])}")
+    text = f"{_format_bytes(memory['estimated'])} estimated ({', '.join(parts)})"
+    if memory["measured"] is None:
+        return f"{text}; this device does not say what was used"
+    return f"{text}, at most {_format_bytes(memory['measured'])} measured"
+
+
+def _format_bytes(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
 def write_samples(
     folder: Path,
     samples: Sequence[Sample],
@@ -169,8 +185,13 @@ def write_samples(
         )
         for sample in samples
     ]
-    told = ("size", "latent_shape", "fps", "nfe", "step")
-    memory = settings["memory"]
+    made = {
+        "frames, height, width": settings["size"],
+        "latent": settings["latent_shape"],
+        "frames per second": settings["fps"],
+        "checkpoint": f"step {settings['step']}",
+        "memory of a device": describe_memory(settings["memory"]),
+    }
     write_report(
         folder / "index.html",
         title=title,
@@ -178,8 +199,7 @@ def write_samples(
         scores={"videos": len(samples), "evaluations each": settings["nfe"]},
         gallery=gallery,
         tables={
-            "Made with": [{"what": key, "value": str(settings[key])} for key in told]
-            + [{"what": f"memory, {key}", "value": str(value)} for key, value in memory.items()],
+            "Made with": [{"what": what, "value": str(value)} for what, value in made.items()],
             "Videos": rows,
         },
         config=settings["all_keys"],

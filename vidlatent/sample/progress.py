@@ -30,6 +30,19 @@ class VideoProgress:
         self._total, self._every, self._done = total, every, 0
         self._began = self._told = time.monotonic()
 
+    def step(self, done: int, steps: int) -> None:
+        """So many steps of the batch that is being drawn are done."""
+        if done == steps:
+            self._bar.set_postfix_str("")
+            return
+        self._bar.set_postfix_str(f"step {done} of {steps}")
+        now = time.monotonic()
+        if self._lines and now - self._told >= self._every:
+            self._told = now
+            logging.info(
+                "step %d of %d after %d of %d videos", done, steps, self._done, self._total
+            )
+
     def advance(self) -> None:
         """One more video is written."""
         self._done += 1

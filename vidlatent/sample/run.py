@@ -6,7 +6,6 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import logging
@@ -22,6 +21,7 @@ from vidlatent.sample.outputs import (
     Sample,
     check_output,
     collect_settings,
+    describe_memory,
     make_folder,
     name_video,
     write_samples,
@@ -46,7 +46,7 @@ def generate_videos(
 ) -> int:
     """``--mode=sample``: writes videos, a page, a contact sheet and all settings as JSON.
 
-    Interrupted, it describes the videos that are done, and leaves.
+    Interrupted, between two steps of a batch at the latest, it describes the videos that are done.
 
     Args:
       config, workdir: of the generator's run.
@@ -117,7 +117,7 @@ class _Job:
         )
         began, progress = time.perf_counter(), VideoProgress(total)
         try:
-            for request, latent in generator.latents(self._requests):
+            for request, latent in generator.latents(self._requests, progress.step):
                 if is_main():  # every process samples, one decodes and writes
                     progress.say(f"wrote {self._write(request, latent)}")
                     progress.advance()
@@ -174,20 +174,9 @@ class _Job:
         )
         title = f"Videos of {config.name} ({config.preset}) at step {generator.step}"
         written = write_samples(self._folder, self._samples, settings, self._picks, title)
-        logging.info("%s", _tell_memory(memory))
+        logging.info("memory of a device: %s", describe_memory(memory))
         for file in written:
             logging.info("look at %s" if file.suffix == ".html" else "wrote %s", file)
-
-
-def _tell_memory(memory: dict[str, Any]) -> str:
-    parts = [f"{name} {size / 2**30:.2f}" for name, size in memory["parameters"].items()]
-    text = f"memory of a device: {memory['estimated'] / 2**30:.2f} GiB estimated"
-    if memory["working"] is not None:
-        parts.append(f"working memory {memory['working'] / 2**30:.2f}")
-    text += f" ({', '.join(parts)})"
-    if memory["measured"] is None:
-        return f"{text}; this device does not say what was used"
-    return f"{text}, at most {memory['measured'] / 2**30:.2f} GiB measured"
 
 
 def _write_video(

@@ -6,7 +6,7 @@ A sample depends on its seed and its conditions, not on the batch that it is in.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,14 +16,17 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vidlatent.diffusion import (
+    Carry,
     Diffusion,
     Flow,
     SamplerPlan,
+    advance,
     draw_starting_noise,
     make_sampler,
     make_schedule,
     sample,
     sampler_options,
+    start,
 )
 from vidlatent.diffusion.caching import CacheRule, cache_denoiser
 from vidlatent.diffusion.guidance import count_evaluations, guidance_scales, guide, guide_batched
@@ -118,26 +121,49 @@ class LatentSampler:
         return (*map(tuple, drops), ())
 
     def __call__(
-        self, params: Any, seeds: Sequence[int], conditions: Mapping[str, Any]
+        self,
+        params: Any,
+        seeds: Sequence[int],
+        conditions: Mapping[str, Any],
+        watch: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
         """Standardised latents ``[B, t, h, w, c]`` float32, the same on every process.
+
+        Steps are calls of one compiled program, so that it can be interrupted between them.
 
         Args:
           params: of the generator, on a mesh.
           seeds: one a sample, below 2**32.
-          conditions: by name, ``[B, ...]`` each, or None for none in the whole batch; the same
-            names are None in every call.
+          conditions: by name, ``[B, ...]`` each, or None for none in the whole batch.
+          watch: is told after each step how many are done, of how many.
         """
-        # Parameters stay sharded as they are; samples are few, so each device has all of them.
-        placed = jax.tree.map(lambda leaf: leaf.sharding, params)
         whole = replicated(jax.tree.leaves(params)[0].sharding.mesh)
         inputs = to_global((np.asarray(seeds, np.uint32), dict(conditions)), whole)
+        begin, advance = self._compile(params, inputs, whole)
+        carry, branches = begin(params, *inputs)
+        for index in range(self.plan.nfe):
+            number = to_global(np.int32(index), whole)
+            carry = advance(params, inputs[0], carry, branches, number)
+            if watch is not None:
+                jax.block_until_ready(carry)
+                watch(index + 1, self.plan.nfe)
+        return np.asarray(carry.x)
+
+    def _compile(self, params: Any, inputs: Any, whole: Any) -> tuple[Any, Any]:
+        """Programs for inputs of these shapes: what comes before the steps, and a step."""
         shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype.name), inputs)
         kind = (tuple(jax.tree.leaves(shapes)), jax.tree.structure(inputs))
         if kind not in self._compiled:
-            jitted = jax.jit(self.run, in_shardings=(placed, whole, whole), out_shardings=whole)
-            self._compiled[kind] = jitted.lower(params, *inputs).compile()
-        return np.asarray(self._compiled[kind](params, *inputs))
+            # Parameters stay sharded as they are; samples are few, so each device has all of them.
+            # How keys and values of the conditions are divided is left to the compiler.
+            begin = jax.jit(self.begin, out_shardings=(whole, None)).lower(params, *inputs)
+            begin = begin.compile()
+            carry, branches = begin(params, *inputs)
+            number = to_global(np.int32(0), whole)
+            step = jax.jit(self.advance, out_shardings=whole)
+            step = step.lower(params, inputs[0], carry, branches, number).compile()
+            self._compiled[kind] = begin, step
+        return self._compiled[kind]
 
     @property
     def working_bytes(self) -> int | None:
@@ -145,55 +171,82 @@ class LatentSampler:
 
         None before the first call, and where the compiler does not say.
         """
-        found = [program.memory_analysis() for program in self._compiled.values()]
+        programs = [program for pair in self._compiled.values() for program in pair]
+        found = [program.memory_analysis() for program in programs]
         if not found or any(analysis is None for analysis in found):
             return None
         return max(a.temp_size_in_bytes + a.output_size_in_bytes for a in found)
 
     def run(self, params: Any, seeds: jax.Array, conditions: Mapping[str, Any]) -> jax.Array:
-        """``__call__`` as a traceable function of ``seeds`` uint32 ``[B]``: ``[B, t, h, w, c]``."""
-        # A key per sample, so that it does not depend on its batch; stream 0 draws the start and
-        # stream 1 the noise of the steps.
-        keys = jax.vmap(jax.random.key)(seeds)
-        starts, steps = (jax.vmap(lambda k, n=n: jax.random.fold_in(k, n))(keys) for n in (0, 1))
-        x = draw_starting_noise(starts, (len(seeds), *self.shape))
-        denoise, state = self.denoiser(params, conditions, len(seeds)), None
-        if self._config.cache.threshold:
-            rule = CacheRule(**self._config.cache, steps=self.plan.nfe)
-            # Changes are measured on x itself, which costs no layer of the network.
-            denoise, state = cache_denoiser(denoise, lambda x, t, index: x, rule, x)
-        return sample(self.plan, denoise, x, steps, state=state).x
+        """All steps as one traceable function of ``seeds`` uint32 ``[B]``: ``[B, t, h, w, c]``."""
+        carry, branches = self.begin(params, seeds, conditions)
+        denoise = self._denoise(params, branches, carry.x)[0]
+        return sample(self.plan, denoise, carry.x, _keys(seeds)[1], state=carry.state).x
 
-    def denoiser(self, params: Any, conditions: Mapping[str, Any], batch: int) -> Any:
-        """The guided ``denoise(x [B, ...], t [B], index)`` for ``diffusion.samplers.sample``."""
+    def begin(
+        self, params: Any, seeds: jax.Array, conditions: Mapping[str, Any]
+    ) -> tuple[Carry, Any]:
+        """What comes before the steps: the first carry, and the branches' conditions."""
+        x = draw_starting_noise(_keys(seeds)[0], (len(seeds), *self.shape))
+        branches = self._join_branches(params, conditions, len(seeds))
+        return start(self.plan, x, self._denoise(params, branches, x)[1]), branches
+
+    def advance(
+        self, params: Any, seeds: jax.Array, carry: Carry, branches: Any, index: jax.Array
+    ) -> Carry:
+        """Step ``index``, with the branches that ``begin`` has made."""
+        denoise = self._denoise(params, branches, carry.x)[0]
+        return advance(self.plan, denoise, carry, index, _keys(seeds)[1])
+
+    def _join_branches(self, params: Any, conditions: Mapping[str, Any], batch: int) -> Any:
+        """Arguments of the network for each call in a step: of all branches, or one after another.
+
+        With ``sampler.cache_conditions`` they hold what depends on conditions alone.
+        """
         branches = [self._branch(conditions, names, batch) for names in self.drops]
-        variables = {"params": params}
-
-        def network(x, t, index, branch):
-            del index
-            return self.model.apply(variables, x, t, **branch, method="denoise")
-
         given = any(conditions[name] is not None for name in self.model.reads)
         caches = self._config.cache_conditions and self.model.caches_conditions and given
 
         def with_cache(branch):
             if not caches:
                 return branch
+            variables = {"params": params}
             cache = self.model.apply(variables, **branch, method="cache_conditions")
             return {**branch, "condition_cache": cache}
 
-        # Guidance is for the prediction; the variance that comes with it is not extrapolated.
-        channels = self.shape[-1] if self.model.learned_variance else None
-        how = {"rescale": self._config.guidance.rescale, "channels": channels}
-        if len(branches) == 1 or not self._config.guidance.batched:
-            branches = [with_cache(branch) for branch in branches]
-            return guide(network, branches, self.scales, batched=False, **how)
+        if not self._batches:
+            return [with_cache(branch) for branch in branches]
         # Joined once here, not in every step: [B, ...] each -> [(K + 1) B, ...]
         together = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *branches)
         # Outside the guidance interval the most conditioned branch runs alone.
         some_unguided = bool(np.any(np.all(self.scales == 1.0, axis=1)))
         positive = with_cache(branches[-1]) if some_unguided else None
-        return guide_batched(network, with_cache(together), positive, self.scales, **how)
+        return with_cache(together), positive
+
+    @property
+    def _batches(self) -> bool:
+        """Whether the branches of guidance are one batch."""
+        return len(self.drops) > 1 and self._config.guidance.batched
+
+    def _denoise(self, params: Any, branches: Any, x: jax.Array) -> tuple[Any, Any]:
+        """The guided ``denoise(x [B, ...], t [B], index)`` of the steps, and its first state."""
+
+        def network(x, t, index, branch):
+            del index
+            return self.model.apply({"params": params}, x, t, **branch, method="denoise")
+
+        # Guidance is for the prediction; the variance that comes with it is not extrapolated.
+        channels = self.shape[-1] if self.model.learned_variance else None
+        how = {"rescale": self._config.guidance.rescale, "channels": channels}
+        if self._batches:
+            denoise = guide_batched(network, *branches, self.scales, **how)
+        else:
+            denoise = guide(network, branches, self.scales, batched=False, **how)
+        if not self._config.cache.threshold:
+            return denoise, None
+        rule = CacheRule(**self._config.cache, steps=self.plan.nfe)
+        # Changes are measured on x itself, which costs no layer of the network.
+        return cache_denoiser(denoise, lambda x, t, index: x, rule, x)
 
     def _branch(
         self, conditions: Mapping[str, Any], dropped: Sequence[str], batch: int
@@ -212,6 +265,16 @@ class LatentSampler:
                 lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), given["null_text"]
             )
         return {"conditions": given, "drop": drop}
+
+
+def _keys(seeds: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys of the start and of the noise of the steps, two ``[B]``.
+
+    A key for each sample, so that it does not depend on its batch.
+    """
+    keys = jax.vmap(jax.random.key)(seeds)
+    first, steps = (jax.vmap(lambda k, n=n: jax.random.fold_in(k, n))(keys) for n in (0, 1))
+    return first, steps
 
 
 def latent_psnr(latents: np.ndarray, exact: np.ndarray) -> float:
