@@ -1,5 +1,6 @@
 """Sets are cut in time and space as the codec cuts a video, and say how."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,8 +17,6 @@ from vidlatent.data.sources.latents import LatentSource
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import abstract_params
 from vidlatent.models.tokenizers import build
-
-pytestmark = pytest.mark.usefixtures("one_device")
 
 COMMON = {
     "data_synthetic.clips": 3,
@@ -102,6 +101,20 @@ def test_pieces_of_a_stream_are_those_of_the_codec_bit_for_bit(runs, tmp_path):
     assert len(drawn[1]) == 6
     for name, latent in drawn[1].items():
         np.testing.assert_allclose(latent, drawn[3][name], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ivvae", pytest.param("reducio", marks=pytest.mark.slow)])
+def test_clips_are_spread_over_devices(runs, tmp_path, name):
+    """Caches and tiles too: each device has clips of its own."""
+    keys = {"codec_groups": 1, "data_synthetic.clips": 4, "data_buckets": "((13, 16, 24, 4),)"}
+    codec = {"groups": 1}
+    if name == "reducio":
+        codec = {"space": "tiles", "tile_pixels": 16}
+        keys["data_buckets"] = "((8, 16, 24, 4),)"
+        keys |= {f"codec_{key}": value for key, value in codec.items()}
+    assert len(jax.devices()) >= 4
+    encode(runs / name, tmp_path / "set", **{**COMMON, **keys})
+    assert len(compare(runs / name, tmp_path / "set", False, **codec).windows) == 4
 
 
 def test_chunks_of_the_codec_are_the_set_s(runs, tmp_path):
