@@ -22,7 +22,8 @@ def content(network="sd_vae_tiny", draw=True, path="random"):
 def test_draws_belong_to_windows_and_means_to_frames():
     frames = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), np.uint8)
     draws = content()
-    mean = draws(frames)
+    means = content(draw=False)
+    mean = means(frames)
     assert mean.shape == (3, 2, 3, 4) and mean.dtype == np.float32
     one = draws(frames, ["a", "b", "b"], [0, 0, 4])
     other = draws(frames[[2, 0, 1]], ["b", "a", "b"], [4, 0, 0])
@@ -30,8 +31,18 @@ def test_draws_belong_to_windows_and_means_to_frames():
     again = draws(frames[[0, 0, 0]], ["a", "b", "a"], [0, 0, 4])
     apart = np.abs(again - one[0]).max(axis=(1, 2, 3))
     assert apart[0] < 1e-6 and min(apart[1:]) > 1e-2
-    # As sampling and ``content_draw=False`` have it.
-    np.testing.assert_array_equal(content(draw=False)(frames, ["a"] * 3, [0] * 3), mean)
+    np.testing.assert_array_equal(means(frames, ["a"] * 3, [0] * 3), mean)
+
+
+def test_pictures_to_sample_from_are_coded_as_those_trained_on():
+    """A draw too, of the same spread around the mean; the same whatever is encoded beside it."""
+    frames = np.random.default_rng(0).integers(0, 256, (40, 16, 24, 3), np.uint8)
+    draws, mean = content(), content(draw=False)(frames)
+    pictures = draws(frames)
+    trained = draws(frames, [str(n) for n in range(40)], [0] * 40)
+    spread = [float(np.std(found - mean)) for found in (pictures, trained)]
+    assert spread[0] > 1e-2 and abs(spread[0] / spread[1] - 1) < 0.1
+    np.testing.assert_allclose(draws(frames[5:8]), pictures[5:8], atol=1e-6)
 
 
 def test_what_is_missing_or_no_autoencoder_is_named():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,8 @@ class ContentLatents:
       networks: ``config.networks``.
       mesh: where it runs.
       dtype: that it computes in.
-      seed: of the draws. A draw depends only on it, the clip's name and the window's first frame.
+      seed: of the draws. A draw depends only on it, the clip's name and the window's first frame;
+        for frames of no clip, such as pictures to sample from, on it and the pixels.
 
     Attributes:
       label: describes the network in the set's header.
@@ -81,11 +83,14 @@ class ContentLatents:
         """uint8 ``[B, H, W, 3]`` -> float32 ``[B, H / 8, W / 8, 4]``.
 
         Args:
-          clips, firsts: for draws, the name of each frame's clip and the first frame of its window;
-            without them the result is the mean.
+          clips, firsts: the name of each frame's clip and the first frame of its window, if any.
         """
-        frames = self._put(frames)
-        if not (self._draws and clips):
-            return np.asarray(self._mean(self._params, frames), np.float32)
+        if not self._draws:
+            return np.asarray(self._mean(self._params, self._put(frames)), np.float32)
+        if not clips:
+            # Generators learn from draws, so the pictures that they sample from are draws, too.
+            # Named by their pixels: a picture has one code, whatever is encoded beside it.
+            clips = [hashlib.sha256(frame.tobytes()).hexdigest() for frame in frames]
+            firsts = [0] * len(clips)
         names = self._put(make_window_names(clips, firsts))
-        return np.asarray(self._draw(self._params, frames, names), np.float32)
+        return np.asarray(self._draw(self._params, self._put(frames), names), np.float32)

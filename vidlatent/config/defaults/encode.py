@@ -26,7 +26,9 @@ def get_encode() -> ConfigDict:
     encode.image = ""  # store tokens of a frame, made by this one of config.networks
     # Store the latent of the content frame (where there is none, of frame 0), made by: sd_vae
     encode.content = ""
-    encode.content_draw = True  # a draw from the posterior, as in Reducio's code; False: the mean
+    # A draw from the posterior, as in Reducio's code, in sets and of pictures to sample from;
+    # False: the mean
+    encode.content_draw = True
     # 2: store each window's latent at half size, too, for FSVideo's upsampler and refiner | 0
     encode.low = 0
     encode.measure_batches = 64  # training batches that --mode=latents measures moments on
