@@ -53,7 +53,9 @@ def runs(one_device, tmp_path_factory):
 
 def check_finetuned(before, after):
     """The encoder is unchanged; the decoder's end and the attention to frame 0 have changed."""
-    old, new = Codec.from_workdir(before).params, Codec.from_workdir(after).params
+    first, second = Codec.from_workdir(before), Codec.from_workdir(after)
+    assert first.encoder == second.encoder  # latents of one are the other's
+    old, new = first.params, second.params
     jax.tree.map(np.testing.assert_array_equal, new["encoder"], old["encoder"])
     assert np.any(new["decoder"]["first_frame_attn_2"]["to_out"]["kernel"])
     # The optimizer keeps no moments for frozen parameters.

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -247,9 +248,16 @@ def check_tokenizer(space: LatentSpace, config: ConfigDict, whose: str) -> Laten
 def _find_start(config: ConfigDict) -> LatentSpace | None:
     """The space of the generator that the run starts from, if it starts from one."""
     source = config.train.init_from
-    if not source or not (Path(source) / FILE).is_file():
-        return None  # a weights file, or a run that is resumed and needs its start no more
-    return Latents.load(Path(source)).space
+    if source and (Path(source) / FILE).is_file():
+        return Latents.load(Path(source)).space
+    # A run that is resumed needs the weights of its start no more, but may need its moments.
+    if source and not Path(source).exists():
+        logging.warning(
+            "config.train.init_from=%s is not there, so the moments of the latents are those of "
+            "the tokenizer or the set, not those of that run.",
+            source,
+        )
+    return None  # a weights file has none
 
 
 def _with_moments(config: ConfigDict, space: LatentSpace) -> LatentSpace:
