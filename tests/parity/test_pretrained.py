@@ -19,12 +19,13 @@ from vidlatent.models.pretrained import NETWORKS
 from vidlatent.models.pretrained.load import load_network
 from vidlatent.models.pretrained.video.videomae import GIANT_SSV2, VideoMae
 
-SCRIPT = Path(__file__).parent / "torch_frozen.py"
+SCRIPT = Path(__file__).parent / "torch_pretrained.py"
 
 
 @pytest.fixture
 def made(tmp_path):
     """``network -> (path of its weights, arrays)`` by PyTorch."""
+    assert SCRIPT.is_file()  # also where it cannot be run
     python = os.environ.get("VIDLATENT_TORCH_PYTHON", "")
     if not python and importlib.util.find_spec("torch"):
         python = sys.executable

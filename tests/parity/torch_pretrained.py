@@ -1,6 +1,6 @@
 """Published frozen networks in PyTorch, with random weights under their published names.
 
-    python torch_frozen.py <network> weights.npz io.npz
+    python torch_pretrained.py <network> weights.npz io.npz
 
 Runs in an environment with torch. Writes the weights as the published files name them, the input
 (``x``, and ``y`` for a pair; channels first, in [-1, 1]) and what comes out (``out``, and
