@@ -86,7 +86,7 @@ def test_reasons_are_kept_in_the_index_cache(folder, tmp_path):
     first = build_index(source, Limits(), "header", cache)
     again = build_index(source, Limits(), "header", cache)
     assert (first.clips, first.bad) == (again.clips, again.bad)
-    assert kept_info(first, "jump.ts").track.spliced
+    assert kept_info(first, "jump.ts").track.counted
     # A damaged cache is as good as none.
     rows = json.loads(Path(cache).read_text())
     rows["clips"]["jump.ts"]["info"].pop("frames")

@@ -25,6 +25,7 @@ FORMATS = {
     "vp9.webm": dict(codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"}),
     "stream.ts": dict(gop_size=10),
     "raw.h264": dict(gop_size=10),
+    "program.mpg": dict(codec="mpeg2video", gop_size=8),
 }
 
 

@@ -338,3 +338,22 @@ def test_a_damaged_beginning_is_left_out_up_to_the_next_key_frame(tools, tmp_pat
     assert 10 <= len(found) < 40
     np.testing.assert_array_equal(found, sound[-len(found) :])
     assert info.frames == len(found)
+
+
+def test_recordings_that_break_off_end_at_the_last_clean_frame(tools, tmp_path):
+    """Transport streams and raw streams say nothing of their length."""
+    for suffix in ("mp4", "ts", "h264", "mkv"):
+        path = tmp_path / f"a.{suffix}"
+        tools.write_clip(path, gop_size=8)
+        whole = list(decode.iter_frames(str(path))[1])
+        content = path.read_bytes()
+        part = content[: int(len(content) * 0.7)]
+        if suffix in ("mp4", "mkv"):  # they state it
+            with pytest.raises(ClipError, match="truncated"):
+                probe(part)
+            continue
+        info = verify(part) or probe(part)
+        frames = list(decode.iter_frames(part)[1])
+        assert 16 <= info.frames == len(frames) < 40, suffix
+        np.testing.assert_array_equal(frames, whole[: len(frames)])
+        decode.read_window(part, (info.frames - 5) / 25, 5)

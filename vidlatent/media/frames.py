@@ -37,14 +37,15 @@ class Track:
       skipped: video packets at the beginning that are not decoded, because they are damaged.
       rough: the decoder complains before the first frame, but the frames are whole: the recording
         was cut where others refer to frames before it.
-      spliced: time stamps jump, so a place cannot be found by them.
+      counted: time stamps jump or are others after a seek, so that a place is found by counting
+        packets from the beginning.
       rate: frames a second, for frames without time stamps.
     """
 
     origin: float = 0.0
     skipped: int = 0
     rough: bool = False
-    spliced: bool = False
+    counted: bool = False
     rate: float = 25.0
 
 
@@ -144,7 +145,7 @@ class _Pass:
 
     def _go_to_start(self, container, stream, tick: Fraction) -> bool:
         """Seek; False if that is not possible."""
-        if self.seek is None or self.track.spliced:
+        if self.seek is None or self.track.counted:
             return True
         target = int((self.track.origin + max(0.0, self.seek)) / tick)
         try:
@@ -157,7 +158,7 @@ class _Pass:
     def _packets(self, container, stream) -> Iterator[av.Packet]:
         """Video packets with the seams of their time stamps closed, and an empty one at the end."""
         splices, first = [], self.track.skipped if self.seek is None else 0
-        if self.track.spliced:
+        if self.track.counted:
             found = packets_of(self.media, self.limits)
             splices = list(found.splices)
             if self.seek is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -14,6 +15,7 @@ from vidlatent.media.transforms import CENTRE, Crop, place
 __all__ = [
     "AREA",
     "BILINEAR",
+    "describe_picture",
     "is_animated_webp",
     "is_motion_jpeg",
     "is_picture",
@@ -32,6 +34,8 @@ AREA, BILINEAR = "area", "bilinear"
 _STARTS = (b"\xff\xd8\xff", b"BM", b"II*\x00", b"MM\x00*")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SEARCHED = 64 << 20  # bytes in which the end of a JPEG is looked for
+
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xff]")
 
 # Modes of Pillow whose values have no defined meaning in eight bits.
 _UNBOUNDED = frozenset(("F", "I"))
@@ -136,13 +140,10 @@ def _find_jpeg_end(content: bytes, at: int) -> tuple[bytes, int | None] | None:
         at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
         if kind == 0xDA:
             # Compressed data goes on to the next marker that is no escape and no restart.
-            while True:
-                at = content.find(b"\xff", at)
-                if at < 0 or at + 1 >= len(content):
-                    return size, None
-                if content[at + 1] != 0 and not 0xD0 <= content[at + 1] <= 0xD7:
-                    break
-                at += 2
+            marker = _MARKER.search(content, at)
+            if marker is None:
+                return size, None
+            at = marker.start()
     if at + 2 <= len(content) and content[at : at + 2] == b"\xff\xd9":
         return size, at + 2
     return size, None

@@ -15,7 +15,13 @@ import numpy as np
 from vidlatent.media.container import check_file, open_video, to_fraction
 from vidlatent.media.errors import ClipError, Deadline, Limits, named_errors
 from vidlatent.media.frames import Track, find_start, iterate_frames, packets_of
-from vidlatent.media.pictures import is_animated_webp, is_picture, read_picture_size
+from vidlatent.media.pictures import (
+    describe_picture,
+    is_animated_webp,
+    is_picture,
+    open_picture,
+    read_picture_size,
+)
 from vidlatent.media.pixels import check_frame, describe_frame, display_size
 from vidlatent.media.timeline import STAMPS_MAY_JUMP, check_whole, find_rate, is_shown
 
@@ -139,10 +145,12 @@ def _name(media: str | bytes) -> str:
 def _probe_by_decoding(media: str | bytes, limits: Limits) -> ClipInfo:
     """For formats without packets."""
     deadline = Deadline(limits.timeout_s)
-    times, size, remarks = [], (0, 0), []
+    times, size = [], (0, 0)
+    with open_picture(media, limits) as image:
+        remarks = describe_picture(image)
     for moment, frame in iterate_frames(media, limits, Track(), deadline):
         if not times:
-            size, remarks = (frame.height, frame.width), describe_frame(frame)
+            size = (frame.height, frame.width)
         times.append(moment)
     if not times:
         raise ClipError("truncated", "no frame before the end of the file")
@@ -229,15 +237,18 @@ def _probe_video(media: str | bytes, limits: Limits, whole: bool) -> ClipInfo:
             check_whole(container, stream, packets.start, packets.end)
     stamps, trimmed = packets.shown_stamps(), head.skipped
     if head.origin is None or not len(stamps):
-        count = sum(packets.shown) - head.skipped
+        # Without stamps: the decoder shows nothing before the first key frame.
+        first = packets.keys.index(True) if True in packets.keys else 0
+        first = max(first, head.skipped)
+        count, trimmed = sum(packets.shown[first:]), first
         rate = find_rate(head.rates, 1, Fraction(0), head.tick)
         span = Fraction(max(0, count - 1)) / rate
     else:
         # Frames before the first clean one are never shown.
         before = int(np.searchsorted(stamps, head.origin))
         trimmed, stamps = max(trimmed, before), stamps[before:] - head.origin
-        if head.cut_anywhere:
-            kept = _count_to_last(media, limits, head, stamps, bool(packets.splices))
+        if head.cut_anywhere or packets.cut:
+            kept = _count_to_last(media, limits, head, stamps, packets.counted)
             trimmed, stamps = trimmed + len(stamps) - kept, stamps[:kept]
         count = len(stamps)
         span = int(stamps[-1]) * head.tick if count else Fraction(0)
@@ -252,11 +263,11 @@ def _probe_video(media: str | bytes, limits: Limits, whole: bool) -> ClipInfo:
             _name(media), 1, 0.0, head.size[1], head.size[0], 0.0, True,
             remarks=tuple(head.remarks),
         )  # fmt: skip
-    track = _make_track(head, rate, bool(packets.splices))
+    track = _make_track(head, rate, packets.counted)
     return _make_info(media, head.size, rate, count, span, head.remarks, trimmed, track)
 
 
-def _count_to_last(media, limits: Limits, head: _Header, stamps, spliced: bool) -> int:
+def _count_to_last(media, limits: Limits, head: _Header, stamps, counted: bool) -> int:
     """Number of frames up to the last one that can be decoded, from the last seconds of a file.
 
     Of a transport stream that was cut, the last packet is incomplete.
@@ -264,11 +275,11 @@ def _count_to_last(media, limits: Limits, head: _Header, stamps, spliced: bool) 
     Args:
       media, limits, head: of the file.
       stamps: ticks after the first frame of all frames.
-      spliced: time stamps jump.
+      counted: see ``Track``.
     """
     if not len(stamps):
         return 0
-    track, deadline = _make_track(head, Fraction(25), spliced), Deadline(limits.timeout_s)
+    track, deadline = _make_track(head, Fraction(25), counted), Deadline(limits.timeout_s)
     seek = float(stamps[-1] * head.tick) - _EDGE_S
     last = None
     # Damage before the last packet is none of the edge: whoever reads that far finds it.
@@ -282,9 +293,9 @@ def _count_to_last(media, limits: Limits, head: _Header, stamps, spliced: bool) 
     return int(np.searchsorted(stamps, last / float(head.tick) + 0.5))
 
 
-def _make_track(head: _Header, rate: Fraction, spliced: bool) -> Track:
+def _make_track(head: _Header, rate: Fraction, counted: bool) -> Track:
     return Track(
-        float((head.origin or 0) * head.tick), head.skipped, head.rough, spliced, float(rate)
+        float((head.origin or 0) * head.tick), head.skipped, head.rough, counted, float(rate)
     )
 
 

@@ -46,6 +46,7 @@ _SEAM_S, _SEAM_ELSEWHERE_S = Fraction(10), Fraction(60)
 _SEAM_FRAMES = 100  # and longer than so many frames: slides that change each minute are no seams
 _BACK_S = Fraction(1, 10)  # stamps that go back by more than this start again
 STAMPS_MAY_JUMP = 0x0200  # AVFMT_TS_DISCONT, a flag of FFmpeg's formats
+_COMPARED = 8  # packets after a seek
 _CHECKED = 1000  # packets read between two restarts of the time limit
 
 
@@ -67,7 +68,10 @@ class Packets:
       clocks: the same for decoding, which never goes back within a recording.
       keys: whether decoding can begin at it.
       shown: whether it holds a frame to be shown.
+      sizes: bytes of each video packet.
+      cut: the last packet is incomplete.
       splices: where stamps jump.
+      counted: places are found by counting packets, since stamps jump or are others after a seek.
       start, end: seconds at which the first stream begins and the last one ends; None if unknown.
     """
 
@@ -76,7 +80,10 @@ class Packets:
     clocks: list[int | None] = dataclasses.field(default_factory=list)
     keys: list[bool] = dataclasses.field(default_factory=list)
     shown: list[bool] = dataclasses.field(default_factory=list)
+    sizes: list[int] = dataclasses.field(default_factory=list)
+    cut: bool = False
     splices: tuple[Splice, ...] = ()
+    counted: bool = False
     start: Fraction | None = None
     end: Fraction | None = None
 
@@ -106,10 +113,41 @@ def read_packets(media: str | bytes, limits: Limits) -> Packets:
             if packet.size:
                 _note(packet, stream, packets, extents, others)
         jumps = bool(container.format.flags & STAMPS_MAY_JUMP)
+        lies = _changes_after_seek(container, stream, packets, deadline)
     packets.start = min((e.start * e.tick for e in extents.values()), default=None)
     packets.end = max((e.end * e.tick for e in extents.values()), default=None)
     packets.splices = _find_splices(packets, sorted(others), jumps)
+    packets.counted = lies or bool(packets.splices)
     return packets
+
+
+def _changes_after_seek(container, stream, packets: Packets, deadline: Deadline) -> bool:
+    """Whether packets have other time stamps after a seek to the middle of the file.
+
+    In MPEG program streams few packets are stamped, and FFmpeg counts on from where it began.
+    """
+    stamps = [stamp for stamp in packets.stamps if stamp is not None]
+    # Without a second key frame a seek leads to the beginning.
+    if not stamps or sum(packets.keys) < 2:
+        return False
+    known, keyed, compared = set(zip(packets.stamps, packets.sizes, strict=True)), False, 0
+    deadline.restart()
+    try:
+        container.seek((min(stamps) + max(stamps)) // 2, stream=stream, backward=True)
+        for packet in container.demux(stream):
+            deadline.check()
+            # The first packet may be a part of one.
+            if not packet.size or not (keyed or packet.is_keyframe):
+                continue
+            keyed, compared = True, compared + 1
+            stamp = packet.dts if packet.pts is None else packet.pts
+            if (stamp, packet.size) not in known:
+                return True
+            if compared == _COMPARED:
+                return False
+    except av.error.FFmpegError:
+        pass  # a file that cannot be sought in is read from its beginning anyway
+    return False
 
 
 @dataclasses.dataclass
@@ -137,6 +175,8 @@ def _note(packet, stream, packets: Packets, extents: dict[int, _Extent], others)
         return
     packets.stamps.append(stamp)
     packets.clocks.append(packet.dts)
+    packets.sizes.append(packet.size)
+    packets.cut = bool(packet.is_corrupt)
     packets.keys.append(bool(packet.is_keyframe))
     packets.shown.append(is_shown(packet, stream.codec_context.name))
 
