@@ -15,6 +15,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.compare import draw
 from vidlatent.evaluate.compare import run as compare_run
 from vidlatent.evaluate.compare.run import compare_folders
+from vidlatent.evaluate.compare.sides import compile_look
 from vidlatent.evaluate.protocols.base import ProtocolMetric
 from vidlatent.evaluate.protocols.generation import GENERATION_PROTOCOLS, GenerationProtocol
 from vidlatent.evaluate.protocols.paper_tables import PaperRow
@@ -22,9 +23,17 @@ from vidlatent.evaluate.run import evaluate_workdir
 from vidlatent.media.decode import read_window
 from vidlatent.media.errors import Limits
 from vidlatent.media.write import write_video
-from vidlatent.metrics import METRICS, MetricEntry, SetMetric
+from vidlatent.metrics import (
+    METRICS,
+    MetricEntry,
+    SetMetric,
+    collect_networks,
+    make_metrics,
+)
 from vidlatent.metrics.frechet import frechet_distance
 from vidlatent.metrics.fvd import FrechetAccumulator
+from vidlatent.models.frozen import load_frozen
+from vidlatent.parallel.mesh import make_mesh
 from vidlatent.sample.requests import make_requests
 
 # Windows of 4 frames: of real clips every third, of generated ones without the first.
@@ -164,6 +173,23 @@ def test_a_folder_against_itself(tmp_path):
     assert len(fvd) == 2 and fvd == pytest.approx([0, 0], abs=1e-6)
     score = found["is_c3d_tiny_random0_splits1"]
     assert score == found["is_c3d_tiny_random0_splits1_of_originals"] and 1 <= score <= 5
+
+
+def test_networks_are_sharded_and_see_the_same():
+    (metric,) = make_metrics(("fvd_videomae_tiny",), get_defaults("any", "any").networks.to_dict())
+    clips = np.stack([videos(seed, 4) for seed in range(2)])
+    batch = {"video": clips, "mask": np.ones(2, np.float32), "clip": np.arange(2, dtype=np.int32)}
+    batch["start"] = np.zeros(2, np.float32)
+    seen = []
+    for fsdp in (1, 2):
+        sizes = {"data": 1, "fsdp": fsdp, "context": 1, "tensor": 1}
+        mesh = make_mesh(sizes, jax.devices()[:fsdp])
+        placed = load_frozen(collect_networks([metric]), mesh)["videomae_tiny"]
+        kernel = placed["blocks_0"]["mlp"]["fc1"]["kernel"]
+        assert kernel.addressable_shards[0].data.size * fsdp == kernel.size
+        with jax.set_mesh(mesh):
+            seen.append(compile_look([metric], mesh)(batch)[metric.name])
+    np.testing.assert_allclose(seen[1], seen[0], rtol=1e-4, atol=1e-5)
 
 
 def test_mistakes_are_told(folders, tmp_path):
