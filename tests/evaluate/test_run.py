@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.generator_runs import tokenizer_run
 from tests.helpers.tiny_tokenizers import MODELS, QUICK, tokenizer
 from vidlatent.codec.codec import Codec
 from vidlatent.codec.preview import Preview
@@ -155,6 +156,52 @@ def test_folders_are_compared_on_one_process_and_on_two(tmp_path):
     about = two["definitions"]["is_c3d_tiny_random0_splits1"]
     assert (about["n"], about["n_of_originals"]) == (4, 5)
     assert all(two[side] == one[side] for side in ("real", "generated"))
+
+
+OWN_PROTOCOL = """
+from vidlatent.evaluate.protocols.base import ProtocolMetric
+from vidlatent.evaluate.protocols.generation import GENERATION_PROTOCOLS, GenerationProtocol
+
+GENERATION_PROTOCOLS.register(
+    "mine",
+    GenerationProtocol(
+        name="mine", source="nowhere", frames=2, drop=1, clips=4, size=(8, 8),
+        metrics=(ProtocolMetric("fvd_videomae_tiny", "FVD"),), paper_table=(), headline="", open=(),
+    ),
+)
+"""
+
+
+@pytest.mark.slow
+def test_drawn_samples_score_alike_on_one_process_and_on_two(tmp_path, monkeypatch):
+    """By a protocol of the user's own."""
+    (tmp_path / "my_protocol.py").write_text(OWN_PROTOCOL)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
+    for number in range(4):
+        video = np.random.default_rng(number).integers(0, 256, (2, 8, 8, 3), np.uint8)
+        write_video(tmp_path / "clips" / f"{number}.mp4", video, 8.0)
+    run(
+        f"--config={ROOT / 'tests' / 'generator_tiny.py'}:videos",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.tokenizer.path={tokenizer_run(tmp_path / 'tokenizer')}",
+        "--config.train.steps=2",
+    )
+    scores = []
+    for processes in (1, 2):
+        run(
+            "--mode=eval",
+            "--import=my_protocol",
+            f"--workdir={tmp_path / 'run'}",
+            f"--output={tmp_path / str(processes)}",
+            "--config.eval.protocol=mine",
+            "--config.data.source=folder",
+            f"--config.data.path={tmp_path / 'clips'}",
+            processes=processes,
+        )
+        found = json.loads((tmp_path / str(processes) / "mine.json").read_text())["measured"]
+        assert found["generated"]["clips"] == 4
+        scores.append(found["scores"])
+    assert scores[1] == pytest.approx(scores[0], rel=1e-2) and len(scores[0]) == 1
 
 
 # Protocol -> system and its fields, frames of the clips, which are as long as it wants them.

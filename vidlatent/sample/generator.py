@@ -367,6 +367,10 @@ class Generator(GeneratorCall):
         encoded = _Encoded(self, requests)
         stage = (_GENERATOR, _TOKENIZER) if self.config.tokenizer.path else (_GENERATOR,)
         self.residency.enter(*stage)
+        if jax.process_count() > 1:
+            # One process decodes, but reading a checkpoint takes all of them.
+            for name in stage:
+                self.residency[name]
         size = max(1, min(self.config.sample.batch, len(requests)))
         for batch in _group(requests, size):
             conditions = encoded(batch + [batch[-1]] * (size - len(batch)))
