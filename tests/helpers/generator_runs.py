@@ -9,7 +9,6 @@ import numpy as np
 from vidlatent import config as configs
 from vidlatent.checkpoint.manager import Checkpointer
 from vidlatent.latents.channels import follow_latents
-from vidlatent.latents.space import abstract_generator
 from vidlatent.models.load import abstract_params, model_of
 from vidlatent.train.tasks.base import make_task
 from vidlatent.weights.files import load_params
@@ -69,10 +68,10 @@ def save_step(config, folder, params, spec, step=1):
 
 
 def generator_run(config, folder, labels=()):
-    """The workdir of a generator with random weights, on the latents that the config names."""
+    """The workdir of a generator (or upsampler) with random weights, on the config's latents."""
     config = follow_latents(config)
     task, rng = make_task(config), np.random.default_rng(0)
-    shapes = abstract_generator(task.model)
+    shapes = task.abstract_params(task.config)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / 10, leaf.dtype), shapes
     )

@@ -13,7 +13,7 @@ from vidlatent.evaluate.generator_loss import compile_loss_step, evaluate_loss, 
 from vidlatent.evaluate.generator_report import write_generator_report
 from vidlatent.evaluate.layer_memory import check_memory, measure_layer_memory
 from vidlatent.latents.contract import require_same
-from vidlatent.latents.inputs import Inputs
+from vidlatent.latents.refiner_inputs import make_inputs
 from vidlatent.latents.space import Latents, describe_latents, generator_of, restore_generator
 from vidlatent.models.frozen import load_frozen
 from vidlatent.parallel.mesh import mesh_for_batches
@@ -46,7 +46,7 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
     if config.eval.layer_memory:
         # Now, so that the mistake shows before anything is decoded and compiled.
         check_memory(model)
-    inputs = Inputs(config, model, known)
+    inputs = make_inputs(config, model, known)
     mesh = mesh_for_batches(config.mesh, config.data.buckets)
     with jax.set_mesh(mesh):
         frozen = load_frozen(inputs.frozen, mesh)

@@ -22,7 +22,7 @@ from vidlatent.data.loader import Loader
 from vidlatent.diffusion import Diffusion, Flow, make_schedule
 from vidlatent.diffusion.objective import add_noise, fixed_levels, sample_loss
 from vidlatent.errors import VidlatentError
-from vidlatent.latents.inputs import Inputs, missing_condition_masks
+from vidlatent.latents.inputs import missing_condition_masks
 from vidlatent.parallel.multihost import to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
 
@@ -47,7 +47,7 @@ def make_noise_schedule(config: ConfigDict, model: Any, grid: tuple[int, ...]) -
 
 
 def make_loss_step(
-    config: ConfigDict, model: Any, inputs: Inputs
+    config: ConfigDict, model: Any, inputs: Any
 ) -> Callable[[Any, Any, Any], dict[str, jax.Array]]:
     """``(params, frozen, batch) -> {'loss': [B, levels]}``, with all conditions."""
     diffusion = config.diffusion

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vidlatent.codec.codec import Codec
 from vidlatent.codec.options import CodecOptions
 from vidlatent.data.loader import Loader
-from vidlatent.latents.inputs import Inputs
+from vidlatent.latents.refiner_inputs import make_inputs
 from vidlatent.latents.space import (
     Latents,
     check_tokenizer,
@@ -52,7 +52,7 @@ class SampleGrid:
     def __init__(self, config: ConfigDict, latents: Latents, frozen: Any, mesh: Mesh):
         self._config, self._mesh = config, mesh
         self._model, self._latents = generator_of(config), latents
-        inputs = Inputs(config, self._model, self._latents)
+        inputs = make_inputs(config, self._model, self._latents)
         self._arrays = inputs.arrays
         rows, self._whole = batch_sharding(mesh), replicated(mesh)
         self._rows = rows

@@ -29,6 +29,7 @@ SHARE = "/share"
 TASKS = Registry("task")
 TASKS.register("tokenizer", "vidlatent.train.tasks.tokenizer:TokenizerTask")
 TASKS.register("generator", "vidlatent.train.tasks.generator:GeneratorTask")
+TASKS.register("refiner", "vidlatent.train.tasks.refiner:RefinerTask")
 TASKS.register("upsampler", "vidlatent.train.tasks.upsampler:UpsamplerTask")
 
 

@@ -29,7 +29,8 @@ from vidlatent.evaluate.generator_loss import (
 )
 from vidlatent.evaluate.generator_report import write_generator_report
 from vidlatent.latents.channels import follow_latents
-from vidlatent.latents.inputs import Inputs, missing_condition_masks
+from vidlatent.latents.inputs import missing_condition_masks
+from vidlatent.latents.refiner_inputs import make_inputs
 from vidlatent.latents.space import (
     Latents,
     abstract_generator,
@@ -80,9 +81,9 @@ class GeneratorTask:
         self._check_drop()
         self.optimizer = make_optimizer(config)
         self.rate = make_learning_rate(config, config.train.steps)
-        self.inputs = Inputs(config, model, latents)
+        self.inputs = make_inputs(config, model, latents, augment=True)
         self.arrays = self.inputs.arrays
-        self.eval_step = make_loss_step(config, model, self.inputs)
+        self.eval_step = make_loss_step(config, model, make_inputs(config, model, latents))
 
     def _check_drop(self) -> None:
         reads = self.model.reads

@@ -22,12 +22,12 @@ from vidlatent.evaluate.upsampler import UpsamplerValidation, interpolate, measu
 from vidlatent.latents.pairs import check_halves
 from vidlatent.latents.pixels import from_pixels
 from vidlatent.latents.reader import LatentReader, describe_tokenizer
+from vidlatent.latents.refiner_inputs import abstract_upsampler, upsampler_of
 from vidlatent.latents.space import Latents, load_latents, read_tokenizer_config
 from vidlatent.losses import LossInputs
 from vidlatent.losses.base import mean_over_samples
 from vidlatent.models.frozen import FrozenNetwork
-from vidlatent.models.generators import FOLLOW, build_upsampler
-from vidlatent.models.load import model_of, resolve_dtype
+from vidlatent.models.load import model_of
 from vidlatent.models.pretrained import network_shapes
 from vidlatent.models.pretrained.load import load_network_params
 from vidlatent.train.freeze import stop_frozen_gradients
@@ -38,15 +38,7 @@ from vidlatent.train.patches import decode_random_patch
 from vidlatent.train.state import State, apply_gradients, init_state, random_key
 from vidlatent.train.tasks.base import Player
 
-__all__ = ["UpsamplerTask", "upsampler_of"]
-
-
-def upsampler_of(config: ConfigDict) -> Any:
-    """The upsampler of ``config.generator``."""
-    fields = dict(config.generator)
-    if fields.get("latent_channels") == FOLLOW:
-        del fields["latent_channels"]
-    return build_upsampler(fields, resolve_dtype(config))
+__all__ = ["UpsamplerTask"]
 
 
 class UpsamplerTask:
@@ -137,9 +129,7 @@ class UpsamplerTask:
 
     @staticmethod
     def abstract_params(config: ConfigDict) -> Any:
-        model = upsampler_of(config)
-        latent = jax.ShapeDtypeStruct((1, 1, 2, 2, model.latent_channels), jnp.float32)
-        return jax.eval_shape(model.init, jax.random.key(0), latent)["params"]
+        return abstract_upsampler(upsampler_of(config))
 
     def init(self, key: jax.Array) -> State:
         latent = jnp.zeros((1, 1, 2, 2, self.model.latent_channels), jnp.float32)

@@ -1,0 +1,72 @@
+"""FSVideo's refiner: the base model's network at twice its size, video to video (section 2.4.2).
+
+``configs/fsvideo_refiner.py``    a small one for pairs of labelled shapes
+``paper,stage=image``             pictures at 512x512: nothing is given but the text
+``paper,stage=video``             121 frames at 512x512, small ones of 256x256
+``paper,stage=target``            121 frames at 1024x1024, small ones of 512x512
+
+It starts from the base model, ``--config.train.init_from=BASE``, whose copy stays frozen beside it:
+``--config.refiner.base=BASE --config.refiner.upsampler=UPSAMPLER``. The data are pairs: a set that
+was encoded with ``--config.encode.low=2``, or videos.
+"""
+
+from vidlatent.config import area_buckets, check_choice, load_base, long_run, parse_arg
+
+_STAGES = ("image", "video", "target")
+
+
+def get_config(arg: str = ""):
+    arg = parse_arg(arg, presets=("demo", "paper"), stage="video")
+    check_choice("stage", arg.stage, _STAGES)
+    if arg.preset == "demo":
+        config = load_base("fsvideo_dit:demo,first=true")
+        _demo(config)
+    else:
+        config = load_base("fsvideo_dit:paper,stage=target")
+        _paper(config, arg.stage)
+    config.task = "refiner"
+    config.name = "fsvideo_refiner"
+    config.encode.low = 2
+    # 8 Euler steps without guidance (stated), which need distillation to be good.
+    config.sampler.name, config.sampler.steps = "euler", 8
+    config.sampler.guidance.scales, config.sampler.guidance.drops = (), ()
+    return config
+
+
+def _paper(config, stage):
+    # Not stated: dropout of text, and of everything that is given (which keeps text to video
+    # alive, as the paper asks). config.refiner.low_drop leaves out the small video alone.
+    config.conditions.drop = {"text": 0.1, "first+image": 0.05}
+    side, frames, batch, steps, rate = {
+        "image": (512, 1, 256, 50_000, 1e-4),
+        "video": (512, 121, 64, 100_000, 1e-4),
+        "target": (1024, 121, 32, 100_000, 5e-5),
+    }[stage]
+    # Multiples of 128: each half of a clip must be the tokenizer's as well.
+    config.data.buckets = area_buckets(frames, side, 128, batch=batch)
+    config.data.bucket_weights = config.data.length_weights = ()
+    long_run(config, steps=steps, lr=rate)
+    # 768x1280 is the base model's 384x640 doubled, and is cut to 720x1280.
+    config.sample.size = {"image": (1, 512, 512), "video": (121, 512, 512)}.get(
+        stage, (121, 768, 1280)
+    )
+    config.preset = f"paper-stage_{stage}"
+    config.recipe = f"fsvideo_refiner {stage}"
+    base = ("fsvideo_dit target", "fsvideo_dit sft")
+    config.train.init_recipes = {
+        "image": base,
+        "video": (*base, "fsvideo_refiner image"),
+        "target": ("fsvideo_refiner video",),
+    }[stage]
+
+
+def _demo(config):
+    config.data.buckets = ((9, 64, 64, 16),)
+    config.conditions.drop = {"label": 0.1, "first": 0.05}
+    config.train.steps = 600
+    config.optim.lr = 5e-4
+    config.sample.batch = 4
+    config.sample.size = (9, 64, 64)
+    config.preset = "demo"
+    config.recipe = "fsvideo_refiner demo"
+    config.train.init_recipes = ("fsvideo_dit demo",)

@@ -1,0 +1,194 @@
+"""Runs of a tiny refiner: base, upsampler and pairs to checkpoint, resumed, refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers.generator_runs import generator_run, tokenizer_run
+from tests.train.test_upsampler_runs import digest
+from vidlatent import config as configs
+from vidlatent.encode.run import encode_set
+from vidlatent.errors import VidlatentError
+from vidlatent.evaluate.run import evaluate_workdir
+from vidlatent.latents.channels import follow_latents
+from vidlatent.latents.space import Latents, abstract_generator, generator_of
+from vidlatent.models.frozen import load_frozen
+from vidlatent.parallel.mesh import make_mesh
+from vidlatent.train.loop import train
+from vidlatent.train.tasks.base import make_task
+from vidlatent.weights.files import load_params
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+SMALL = {
+    "data.validation_clips": 4,
+    "train.steps": 4,
+    "train.log_every": 2,
+    "train.tensorboard": "false",
+    "optim.warmup_steps": 0,
+    "eval.every": 0,
+    "checkpoint.every": 0,
+    "latents.normalisation": "spec",
+}
+DIT = {
+    "generator.patch": "(1,1,1)",
+    "generator.width": 16,
+    "generator.depth": 2,
+    "generator.heads": 2,
+    "generator.hidden": 16,
+    "generator.freq_dim": 8,
+    "generator.label_tokens": 1,
+    "diffusion.eval_levels": 2,
+    "sample.grid": 1,
+    "sample.batch": 1,
+    "sampler.steps": 2,
+}
+REFINER = {"data.buckets": "((5,16,16,4),)", "sample.size": "(5,16,16)"}
+BASE = {"data.buckets": "((5,8,8,4),)", "sample.size": "(5,8,8)"}
+
+
+def load(config, places, **keys):
+    known = {"tokenizer.path": places / "tokenizer", "data.path": places / "pairs"}
+    merged = {**known, **SMALL, **keys}
+    return configs.load(config, {key: str(value) for key, value in merged.items()})
+
+
+def refiner_config(places, **keys):
+    parts = {"refiner.base": places / "base", "refiner.upsampler": places / "upsampler"}
+    start = {"train.init_from": places / "base"}
+    merged = {**DIT, **REFINER, **parts, **start, **keys}
+    return load("configs/fsvideo_refiner.py", places, **merged)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A tokenizer, its pairs of rendered shapes, a base model and an upsampler."""
+    folder = tmp_path_factory.mktemp("refiner")
+    tokenizer_run(folder / "tokenizer")
+    for name, size in (("pairs", (5, 16, 16, 4)), ("small", (5, 8, 8, 4))):
+        config = configs.read(folder / "tokenizer")
+        with config.unlocked():
+            config.data.source, config.data.synthetic.kind = "synthetic", "shapes"
+            config.data.synthetic.clips, config.data.synthetic.frames = 12, 5
+            config.data.buckets = (size,)
+            low = 2 if name == "pairs" else 0
+            config.encode.update({"pictures": 0, "low": low, "dtype": "float32"})
+        assert encode_set(config, folder / "tokenizer", -1, str(folder / name)) == 0
+    base = {"data.path": folder / "small"}
+    generator_run(
+        load("configs/fsvideo_dit.py:demo,first=true", folder, **{**DIT, **BASE, **base}),
+        folder / "base",
+    )
+    upsampler = {"generator.width": 8, "generator.groups": 2, "generator.blocks": 1}
+    sizes = {"data.buckets": REFINER["data.buckets"]}
+    generator_run(
+        load("configs/fsvideo_upsampler.py", folder, **upsampler, **sizes), folder / "upsampler"
+    )
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_samples_and_goes_on_bitwise(places):
+    assert train(refiner_config(places), places / "straight") == 0
+    assert (places / "straight" / "samples" / "step_4.png").stat().st_size > 500
+    assert train(refiner_config(places, **{"train.stop_at": 2}), places / "cut") != 0
+    assert train(refiner_config(places), places / "cut") == 0
+    assert digest(places / "cut", 4) == digest(places / "straight", 4)
+    assert evaluate_workdir(configs.read(places / "straight"), places / "straight", -1, "") == 0
+
+
+def test_it_starts_as_an_exact_copy_of_the_base(places):
+    """The same parameters give the same output on the same input (specification J57)."""
+    base = configs.read(places / "base")
+    ours, theirs = (generator_of(c) for c in (follow_latents(refiner_config(places)), base))
+    abstract = abstract_generator(theirs)
+    assert jax.tree.map(lambda x: x.shape, abstract_generator(ours)) == jax.tree.map(
+        lambda x: x.shape, abstract
+    )
+    params = load_params(places / "base", abstract, family="wan")
+    noisy = jax.random.normal(jax.random.key(0), (1, 3, 4, 4, 4))
+    conditions = {"label": jnp.asarray([3]), "first": noisy[:, :1]}
+    outputs = [
+        model.apply({"params": params}, noisy, jnp.asarray([400.0]), conditions, method="denoise")
+        for model in (ours, theirs)
+    ]
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_only_the_refiner_learns_and_its_condition_counts(places):
+    """Gradients reach the columns that read mask and condition; frozen parts get none."""
+    task = make_task(refiner_config(places))
+    mesh = make_mesh({"data": 1, "fsdp": 1, "context": 1, "tensor": 1}, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        frozen = load_frozen(task.frozen, mesh)
+        assert {"base", "upsampler"} <= set(frozen)
+        rng = np.random.default_rng(0)
+        batch = {
+            "latent": jnp.asarray(rng.normal(size=(2, 3, 8, 8, 4)), jnp.float32),
+            "latent_low": jnp.asarray(rng.normal(size=(2, 3, 4, 4, 4)), jnp.float32),
+            "mask": jnp.ones(2),
+            "label": jnp.asarray([1, 2]),
+        }
+        params = load_params(places / "base", abstract_generator(task.model), family="wan")
+        # A model as it was begun has a head of zeros, which passes no gradient on.
+        params["head"]["kernel"] = 0.1 * jax.random.normal(
+            jax.random.key(0), params["head"]["kernel"].shape
+        )
+
+        def loss(params, frozen):
+            return task.compute_loss(params, batch, frozen, 0, 0)
+
+        to_params, to_frozen = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, frozen)
+    assert not any(np.abs(leaf).any() for leaf in jax.tree.leaves(to_frozen))
+    embedding = np.abs(to_params["patch_embedding"]["kernel"]).reshape(9, -1).max(1)
+    assert (embedding > 0).all()  # noise, mask and condition channels
+
+
+def test_single_pictures_are_given_nothing(places):
+    task = make_task(refiner_config(places))
+    frozen = {}
+    batch = {
+        "latent": jnp.ones((2, 1, 8, 8, 4)),
+        "latent_low": jnp.ones((2, 1, 4, 4, 4)),
+        "mask": jnp.ones(2),
+        "label": jnp.asarray([1, 2]),
+    }
+    latent, conditions = task.inputs(batch, frozen, jax.random.key(0))
+    assert "given" not in conditions
+    drop = task.draw_drop_masks(jax.random.key(0), latent, conditions)
+    assert drop["first"].all()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"refiner.base": ""}, "config.refiner.base is empty"),
+        ({"refiner.upsampler": "nowhere"}, "config.refiner.upsampler=nowhere is no run"),
+        ({"refiner.base": "UPSAMPLER"}, "a run of the task 'upsampler': name one of the task"),
+        ({"refiner.mask_high": 1.0}, "mask_high=1.0.*a range below 1"),
+        ({"generator.mask_channels": 0}, "a refiner is given a mask and a latent"),
+        ({"data.path": "SMALL"}, "config.encode.low=2"),
+    ],
+)
+def test_what_does_not_fit_is_refused(places, keys, message):
+    named = {"UPSAMPLER": places / "upsampler", "SMALL": places / "small"}
+    keys = {key: named.get(value, value) for key, value in keys.items()}
+    with pytest.raises(VidlatentError, match=message):
+        make_task(refiner_config(places, **keys))
+
+
+def test_parts_of_another_space_are_refused(places, tmp_path):
+    """Other moments, and another encoder: one sentence that names both."""
+    other = tmp_path / "upsampler"
+    config = configs.read(places / "upsampler")
+    config_path = other / "config.json"
+    other.mkdir()
+    config_path.write_text((places / "upsampler" / "config.json").read_text())
+    (other / "checkpoints").symlink_to(places / "upsampler" / "checkpoints")
+    known = Latents.load(places / "upsampler")
+    space = known.space.with_moments([0.5] * 4, [2.0] * 4)
+    type(known)(space, known.label_names, known.fps).save(other)
+    with pytest.raises(VidlatentError, match="this refiner.*upsampler.*means and standard dev"):
+        make_task(refiner_config(places, **{"refiner.upsampler": other}))
+    assert config.task == "upsampler"
