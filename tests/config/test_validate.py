@@ -276,3 +276,12 @@ def test_a_path_that_is_no_config_file(tmp_path, monkeypatch, path):
     with pytest.raises(VidlatentError) as raised:
         configs.load(path)
     assert "--config=" in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_start_in_another_order_of_channels_is_told():
+    config = configs.load("fsae:paper")
+    config.model.up_type, config.model.shortcut_order = "shuffle", "thw"
+    with pytest.raises(VidlatentError, match="shortcut_order='thw': set init_kind to image_thw"):
+        validate(config)
+    config.train.init_kind = "image_thw"
+    validate(config)

@@ -24,7 +24,14 @@ def validate(config: ConfigDict) -> None:
         rule = RULES.get(key) or _rule_of_group(config, key)
         if remedy := (rule(value) if rule else _finite(value)):
             raise VidlatentError(f"config.{key}={value!r}: {remedy}{_hint(key, value)}.")
-    for check in (_check_weights, _check_chunks, _check_windows, _check_shares, _check_name):
+    for check in (
+        _check_weights,
+        _check_chunks,
+        _check_windows,
+        _check_shares,
+        _check_name,
+        _check_start,
+    ):
         if problem := check(config):
             raise VidlatentError(f"{problem}.")
 
@@ -140,4 +147,18 @@ def _check_name(config: ConfigDict) -> str:
     for key in ("name", "preset"):
         if {"/", "\\"} & set(config[key]) or config[key] in (".", ".."):
             return f"config.{key}={config[key]!r} is part of a folder's name: leave out slashes"
+    return ""
+
+
+def _check_start(config: ConfigDict) -> str:
+    """Shuffled channels are filled in the order that the kind of start stands for."""
+    orders = {"image": "hwt", "image_thw": "thw"}
+    kind, model = config.train.init_kind, config.get("model", {})
+    order = model.get("shortcut_order", "hwt")
+    if kind in orders and model.get("up_type") == "shuffle" and order != orders[kind]:
+        named = {order: other for other, order in orders.items()}.get(order, "'' (random weights)")
+        return (
+            f"config.train.init_kind={kind!r} fills shuffling operations in the order "
+            f"{orders[kind]!r}, but config.model.shortcut_order={order!r}: set init_kind to {named}"
+        )
     return ""
