@@ -85,9 +85,9 @@ def test_few_shapes(tools, folder, caplog):
     caplog.set_level("INFO")
     with make_loader(options, split="train", rule=tools.rule, seed=5) as loader:
         clips = set(range(len(loader.index)))
-    assert "compiles 2 shapes" in caplog.text  # no clip is nearly square
+    assert "shapes to compile: 2 " in caplog.text  # no clip is nearly square
     batches = read(tools, options | {"max_shapes": 1}, 8)
-    assert "compiles 1 shapes" in caplog.text and "5x32x48 100.0%" in caplog.text
+    assert "shapes to compile: 1 " in caplog.text and "5x32x48 100.0%" in caplog.text
     assert {batch["video"].shape for batch in batches} == {(4, 5, 32, 48, 3)}
     assert {row for batch in batches for row in batch["clip"].tolist()} == clips
     scored = make_loader(options | {"max_shapes": 1}, split="validation", rule=tools.rule, seed=5)

@@ -225,7 +225,7 @@ def _tell_shapes(buckets: Sequence[Bucket], shares: Sequence[float]) -> None:
     """Log what is going to be compiled, with the share of the steps of each shape."""
     told = [f"{b} {share:.1%}" for b, share in zip(buckets, shares, strict=True) if share]
     logging.info(
-        "training compiles %d shapes (data.max_shapes bounds them); their shares of the steps: %s",
+        "shapes to compile: %d (data.max_shapes bounds them), with these shares of the steps: %s",
         *(len(told), ", ".join(told)),
     )
 
