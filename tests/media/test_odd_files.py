@@ -304,6 +304,11 @@ def test_thin_videos_too(tools, tmp_path):
 def test_what_is_lost_is_told(tmp_path):
     Image.new("RGBA", (8, 8)).save(tmp_path / "a.png")
     assert probe(str(tmp_path / "a.png")).remarks == ("alpha",)
+    frames = [Image.new("RGBA", (32, 32), (40 * i, 0, 0, 50)) for i in range(3)]
+    for suffix in ("webp", "png", "avif", "gif"):
+        path = str(tmp_path / f"moving.{suffix}")
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
+        assert probe(path).remarks == ("alpha",) and probe(path).frames == 3
     assert probe(odd("audio.mp4")).remarks == ("sound",)
     with av.open(str(tmp_path / "hdr.mp4"), "w") as container:
         track = container.add_stream("libx264", rate=25)

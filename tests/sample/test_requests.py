@@ -72,5 +72,5 @@ def test_files_that_hold_no_prompts(tmp_path):
     with pytest.raises(VidlatentError, match="is empty: write one prompt a line"):
         read_prompts(str(file))
     file.write_bytes("grün".encode("latin-1"))
-    with pytest.raises(VidlatentError, match="no text in UTF-8"):
+    with pytest.raises(VidlatentError, match="is no UTF-8"):
         read_prompts(str(file))

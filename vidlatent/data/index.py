@@ -175,6 +175,9 @@ def _log_remarks(where: str, clips: Sequence[Clip]) -> None:
     counts = Counter(remark for clip in clips for remark in clip.info.remarks)
     for remark in sorted(set(counts) - {"sound"}):  # a model of pictures misses no sound
         logging.info("%s: %d clips: %s", where, counts[remark], REMARKS[remark])
+    trimmed = sum(clip.info.trimmed for clip in clips)
+    if trimmed:
+        logging.info("%s: %d packets at the edges of recordings left out", where, trimmed)
 
 
 def _cache_head(where: str, limits: Limits) -> dict[str, Any]:

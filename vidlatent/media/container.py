@@ -18,7 +18,7 @@ import av
 from vidlatent.media.errors import ClipError, Limits, named_errors
 from vidlatent.media.pictures import is_motion_jpeg
 
-__all__ = ["check_file", "local_name", "open_container", "open_video", "to_fraction"]
+__all__ = ["check_file", "local_name", "open_container", "open_video", "read_head", "to_fraction"]
 
 # Before PyAV 19, a title that is not UTF-8 is an error unless told otherwise.
 _OPENING = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -57,7 +57,8 @@ def _format_list() -> str:
     return ",".join(sorted(set(av.formats_available) - _LISTS))
 
 
-def _read_head(media: str | bytes, count: int = 64) -> bytes:
+def read_head(media: str | bytes, count: int = 64) -> bytes:
+    """The first bytes of a file, or of the bytes of one."""
     if isinstance(media, bytes):
         return media[:count]
     with open(media, "rb") as file:
@@ -73,7 +74,7 @@ def open_container(media: str | bytes, limits: Limits):
     """
     # Only opening is guarded here: what the caller does with the file is named by the caller.
     with named_errors("unreadable"):
-        head = _read_head(media)
+        head = read_head(media)
         if head.removeprefix(b"\xef\xbb\xbf").startswith(_LIST_STARTS) or b"<MPD" in head:
             raise ClipError("unsupported", "a list of other files: use the files themselves")
         container = av.open(

@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
-from vidlatent.media.container import check_file, open_video, to_fraction
+from vidlatent.media.container import check_file, open_video, read_head, to_fraction
 from vidlatent.media.errors import ClipError, Deadline, Limits, named_errors
 from vidlatent.media.frames import Track, find_start, iterate_frames, packets_of
 from vidlatent.media.pictures import (
@@ -204,7 +204,7 @@ def _read_header(media: str | bytes, limits: Limits) -> _Header:
         tick = to_fraction(stream.time_base)
         rates = (stream.average_rate, stream.guessed_rate, stream.base_rate)
         remarks = describe_frame(frame)
-        if stream.metadata.get("alpha_mode") == "1":
+        if stream.metadata.get("alpha_mode") == "1" or _is_clear_avif(media, limits):
             remarks.append("alpha")
         if container.streams.audio:
             remarks.append("sound")
@@ -223,6 +223,17 @@ def _read_header(media: str | bytes, limits: Limits) -> _Header:
             rough,
             bool(container.format.flags & STAMPS_MAY_JUMP),
         )
+
+
+def _is_clear_avif(media: str | bytes, limits: Limits) -> bool:
+    """Whether it is an AVIF sequence with transparency, which lies in a track of its own."""
+    if read_head(media, 12)[4:] != b"ftypavis":
+        return False
+    try:
+        with open_picture(media, limits) as image:
+            return "alpha" in describe_picture(image)
+    except ClipError:  # FFmpeg reads it all the same
+        return False
 
 
 def _probe_video(media: str | bytes, limits: Limits, whole: bool) -> ClipInfo:

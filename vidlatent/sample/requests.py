@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from vidlatent.data.text.captions import read_text
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
 
@@ -89,12 +90,7 @@ def read_prompts(path: str) -> list[dict[str, object]]:
         return [{**row, "folder": one.stem} for one in files for row in read_prompts(str(one))]
     if not file.is_file():
         raise VidlatentError(f"--prompts={path}: there is no such file.")
-    try:
-        # Some editors put a byte order mark first, which would end up in the first prompt.
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise VidlatentError(f"--prompts={path} is no text in UTF-8: {error}.") from error
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in read_text(path).splitlines()]
     if file.suffix != ".jsonl":
         rows: list[dict[str, object]] = [{"prompt": line} for line in lines if line]
     else:
