@@ -195,5 +195,12 @@ def test_a_coded_file_keeps_the_times_of_its_frames(run, tmp_path):
     alone = codec.encode(frames)
     assert alone.times is None
     np.testing.assert_array_equal(alone.latent, coded.latent)
-    with pytest.raises(VidlatentError, match="unsupported"):
+    with pytest.raises(VidlatentError, match=r"f32.tiff cannot be coded: unsupported"):
         codec.encode(ODD / "f32.tiff")
+
+
+def test_what_cannot_be_restored_is_named(run, identity, tmp_path):
+    for name, said in (("damaged.avif", "corrupt"), ("f32.tiff", "unsupported")):
+        with pytest.raises(VidlatentError, match=f"--input=.*{name} cannot be restored: {said}"):
+            restore(run, ODD / name, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -33,6 +33,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.latents.digest import hash_encoder
 from vidlatent.latents.pixels import to_pixels
 from vidlatent.media.decode import iter_timed_frames
+from vidlatent.media.errors import ClipError
 from vidlatent.models.load import abstract_params, model_of, open_checkpoints
 from vidlatent.models.tokenizers.base import Tokenizer
 from vidlatent.models.tokenizers.chunks import fade_in
@@ -395,7 +396,7 @@ class Codec:
 def _frames_of(video: Video, moments: deque[float] | None = None) -> Iterator[np.ndarray]:
     """Frames uint8 ``[H, W, 3]``, all of one size; ``moments`` gets the times of a file's."""
     if isinstance(video, (str, Path)):
-        video = _watch_times(iter_timed_frames(str(video))[1], moments)
+        video = _read_file(str(video), moments)
     elif isinstance(video, (np.ndarray, jax.Array)):
         check_shape(video, "T H W C", C=3)
     shape = None
@@ -410,13 +411,15 @@ def _frames_of(video: Video, moments: deque[float] | None = None) -> Iterator[np
         yield frame
 
 
-def _watch_times(
-    timed: Iterator[tuple[float, np.ndarray]], moments: deque[float] | None
-) -> Iterator[np.ndarray]:
-    for moment, frame in timed:
-        if moments is not None:
-            moments.append(moment)
-        yield frame
+def _read_file(path: str, moments: deque[float] | None) -> Iterator[np.ndarray]:
+    """Frames of a file; their times go into ``moments``."""
+    try:
+        for moment, frame in iter_timed_frames(path)[1]:
+            if moments is not None:
+                moments.append(moment)
+            yield frame
+    except ClipError as error:
+        raise VidlatentError(f"{path} cannot be coded: {error}.") from error
 
 
 def _placed(model: Any, mesh: Mesh | None) -> Any:

@@ -21,6 +21,7 @@ from vidlatent.codec.options import CodecOptions
 from vidlatent.errors import VidlatentError
 from vidlatent.files import write_json
 from vidlatent.media.decode import iter_timed_frames
+from vidlatent.media.errors import ClipError
 from vidlatent.media.probe import REMARKS, ClipInfo
 from vidlatent.media.sheets import contact_sheet
 from vidlatent.media.sound import SoundTracks
@@ -49,6 +50,13 @@ def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, 
         raise VidlatentError("--mode=reconstruct needs --input=my.mp4 and --output=restored.mp4.")
     if Path(input).resolve() == Path(output).resolve():
         raise VidlatentError(f"--output={output} would overwrite the input: choose another name.")
+    try:
+        return _reconstruct(config, workdir, step, input, Path(output))
+    except ClipError as error:
+        raise VidlatentError(f"--input={input} cannot be restored: {error}.") from error
+
+
+def _reconstruct(config: ConfigDict, workdir: Path, step: int, input: str, target: Path) -> int:
     coding = CodecOptions.of(**config.codec)
     codec = Codec.from_workdir(workdir, None if step < 0 else step, coding)
     info, timed = iter_timed_frames(input)
@@ -57,7 +65,6 @@ def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, 
             f"--input={input} is {info.width}x{info.height}: SSIM needs {SSIM_WINDOW} pixels a "
             "side; set --config.eval.compare=false to restore it without scores."
         )
-    target = Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     sound = SoundTracks(input, info)
     clock = _Clock(info, sound)
