@@ -15,6 +15,7 @@ def get_config(arg=""):
     config.sampler.steps = 2
     config.sample.size = (3, 16, 16)
     config.sample.grid = 0
+    config.latents.normalisation = "spec"  # trains from videos, whose latents nobody measures
     config.data.source = "example_source"
     config.data.synthetic.clips = 12
     config.data.buckets = ((3, 16, 16, 2),)

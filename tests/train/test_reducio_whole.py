@@ -45,7 +45,7 @@ def places(one_device, tmp_path_factory):
 
 
 def recipe(places):
-    config = configs.load("reducio_dit:paper")
+    config = configs.load("reducio_dit:paper,start=random")
     with config.unlocked():
         config.generator.update(GENERATOR)
         config.encode.update(ENCODERS)
