@@ -26,6 +26,7 @@ from vidlatent.latents.statistics import FOLDER, find_digests, find_statistics
 from vidlatent.models.load import abstract_params, model_of
 from vidlatent.sample.grid import load_tokenizer_codec
 from vidlatent.sample.run import Generator
+from vidlatent.train.loop import train
 from vidlatent.train.tasks.base import make_task
 from vidlatent.weights.files import load_params
 
@@ -336,3 +337,28 @@ def test_every_mismatch_is_refused_by_one_sentence_that_names_both(places, gener
 
 def test_a_generator_of_an_older_version_is_decoded_by_its_own_tokenizer(places, generator):
     assert old_generator(places, "base").spec.name == "fsae"
+
+
+@pytest.mark.slow
+def test_a_trained_generator_meets_every_decoder(places, tmp_path):
+    """Trained on the base's set beside Standard, on pictures and on to videos; decoded by all."""
+    picture = tmp_path / "grey.png"
+    Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save(picture)
+    runs, keys = [], {"train__steps": 2, "train__log_every": 1, "tokenizer": "standard"}
+    for name in ("image", "video"):
+        start = runs[-1] if runs else ""
+        config = config_of(places, name, arg="latents,first=true", train__init_from=start, **keys)
+        runs.append(tmp_path / name)
+        assert train(config, runs[-1]) == 0
+        # The base's set has no first frames for Standard's decoder: channels are shown.
+        assert (runs[-1] / "samples" / "step_2.png").stat().st_size > 100
+    spaces = [Latents.load(run).space for run in runs]
+    assert spaces[0] == spaces[1] and spaces[0].encoder == find_digests(places / "base").encoder
+    videos = {}
+    for name in ("base", "standard", "lite"):
+        made = Generator.from_workdir(runs[-1], {"tokenizer.path": str(places / name)})
+        requests = made.requests_for([{"prompt": "3", "image": str(picture)}], 1, 0)
+        ((request, latent),) = made.latents(requests)
+        videos[name] = np.concatenate(list(made.decode(request, latent)))
+        assert videos[name].shape == (3, 8, 8, 3)
+    assert len({video.tobytes() for video in videos.values()}) == 3
