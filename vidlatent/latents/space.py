@@ -280,16 +280,16 @@ def _with_moments(config: ConfigDict, space: LatentSpace) -> LatentSpace:
         found = find_statistics(path, space.encoder, space.cut, chunks)
         if found is not None:
             return space.with_moments(found.mean, found.std)
-        cut = f" --config.encode.chunks={chunks}".replace(" ", "") if chunks else ""
-        where = f"the tokenizer {path} has"
-        again = (
-            f"measure them once by --mode=latents --workdir={path} "
-            f"--config.data.source={config.data.source}{cut and f' {cut}'}"
-        )
+        data = f"--config.data.source={config.data.source}"
+        data += f" --config.data.path={config.data.path}" if config.data.path else ""
+        data += f" --config.encode.chunks='({chunks[0]},{chunks[1]})'" if chunks else ""
+        where, again = f"the tokenizer {path} has", "measure them once by "
+        again += f"python -m vidlatent.main --mode=latents --workdir={path} {data}"
     of = f" of each latent frame of chunks {chunks}" if chunks else ""
+    other = "chunk_positions=False" if chunks else "normalisation=spec"
     raise VidlatentError(
         f"config.latents.normalisation is statistics, but {where} no mean and deviation of its "
-        f"latents{of}: {again}, or set config.latents.normalisation=spec."
+        f"latents{of}: {again}, or set config.latents.{other}."
     )
 
 
