@@ -95,6 +95,7 @@ def _paper(config, arg):
     size = (model.latent_channels, model.width)
     if arg.variant == "ivvae" and size in _RELEASED:
         model.latent_scale, model.latent_shift = _RELEASED[size]
+    config.encode.draws = 1  # the released code's encode returns a draw unless told otherwise
     config.codec.groups = 1  # as in the released code; at 720p a group takes 1.9 GB a layer
     # Sizes, steps and order of the stages come from secondary sources; frames, batch sizes,
     # optimizer and EMA are not stated anywhere.

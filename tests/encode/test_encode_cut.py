@@ -14,9 +14,11 @@ from vidlatent.codec.codec import load_codec
 from vidlatent.codec.programs import CodecPrograms
 from vidlatent.data.renderers.shapes import make_shape_scene, render_shape
 from vidlatent.data.sources.latents import LatentSource
+from vidlatent.encode.for_generator import tokenizer_job
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import abstract_params
 from vidlatent.models.tokenizers import build
+from vidlatent.models.tokenizers.cutting import make_latent_coder
 
 COMMON = {
     "data_synthetic.clips": 3,
@@ -136,6 +138,32 @@ def test_promag_codes_long_clips_in_its_chunks(config):
     """Appendix D: chunks of 17 frames, neighbours share 4."""
     codec = configs.load(config).codec
     assert (codec.time, codec.chunk_frames, codec.overlap_frames) == ("chunks", 17, 4)
+
+
+@pytest.mark.parametrize(
+    ("data", "flip"), [("ucf101", "random"), ("faces", "random"), ("sky", "none")]
+)
+def test_latte_s_sets_are_windows_as_it_draws_them(runs, data, flip):
+    """Every third frame, random windows, mirrored but for SkyTimelapse, draws of the posterior."""
+    config = configs.load(f"latte:paper,data={data}")
+    job, _, _ = tokenizer_job(config, runs / "ivvae", -1)
+    assert (job.data.fps, job.data.frame_interval, job.data.source) == (0, 3, "folder")
+    encoding = job.encode
+    assert (encoding.windows, encoding.windows_per_clip, encoding.flip) == ("random", 8, flip)
+    assert encoding.draws == 1 and config.data.flip == (data != "sky")
+
+
+def test_reducio_s_sets_are_those_of_its_released_extraction(runs, tmp_path):
+    """Draws in published tiles; the tokenizer's cut holds unless the generator names another."""
+    config = configs.load("reducio_vae:paper,start=random")
+    assert config.encode.draws == 1 and config.codec.space == "tiles_published"
+    assert make_latent_coder(build(config.model), config.codec).cut == "tiles_published:256+64"
+    write_run(tmp_path / "run", config, MODELS["reducio"])
+    dit = "reducio_dit:paper,stage=2"
+    job, _, _ = tokenizer_job(configs.load(dit), tmp_path / "run", -1)
+    assert job.codec.space == "tiles_published" and job.encode.draws == 1
+    named = configs.load(dit, {"codec.space": "whole"})
+    assert tokenizer_job(named, tmp_path / "run", -1)[0].codec.space == "whole"
 
 
 def test_as_many_clips_at_a_time_as_fit(monkeypatch):
