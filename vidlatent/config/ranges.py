@@ -288,6 +288,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "size": _SIZE,
         "batch": _COUNT,
         "residency": Choice(("swap", "keep", "auto")),
+        "refine": Text(),
         "fps": _WEIGHT,
         "vbench": Flag(),
         "clamp_first": Flag(),

@@ -56,7 +56,7 @@ from vidlatent.sample.residency import (
 )
 from vidlatent.sample.sampler import LatentSampler, latent_psnr
 
-__all__ = ["Generator"]
+__all__ = ["EncodedRequests", "Generator", "group_requests"]
 
 _GENERATOR, _TOKENIZER = "generator", "tokenizer"
 _KEPT_SETTINGS = 4  # of a generator that is called with several sizes or numbers of steps
@@ -118,7 +118,7 @@ class Generator(GeneratorCall):
         self._use(config)
         # By settings; each has a compiled program of its own.
         self._variants: dict[Any, Generator] = {_key(self.size, config): self}
-        networks = self._networks()
+        networks = self.networks()
         sizes = [network.size() for network in networks.values()]
         self.residency = Residency(networks, choose_plan(config.sample.residency, sizes))
 
@@ -161,9 +161,28 @@ class Generator(GeneratorCall):
         return tuple(self.config.sampler.guidance.scales)
 
     @property
+    def mesh(self) -> Mesh:
+        """The devices that it uses."""
+        return self._mesh
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the network for a video."""
+        return self.sampler.nfe
+
+    @property
     def step(self) -> int:
         """Step of the checkpoint."""
         return self._loaded.step
+
+    @property
+    def checkpoints(self) -> dict[str, dict[str, Any]]:
+        """Workdir and step of every network that was trained here."""
+        tokenizer = self.config.tokenizer
+        found = {"generator": (self.workdir, self.step)}
+        if tokenizer.path:
+            found["tokenizer"] = (Path(tokenizer.path), tokenizer.step)
+        return {name: {"workdir": str(path), "step": step} for name, (path, step) in found.items()}
 
     @property
     def fp8_psnr(self) -> float | None:
@@ -185,7 +204,8 @@ class Generator(GeneratorCall):
 
     # Networks: how they are loaded, and how large they are.
 
-    def _networks(self) -> dict[str, Loadable]:
+    def networks(self) -> dict[str, Loadable]:
+        """What a residency of this generator loads, by name."""
         found = encoder_networks(self.config, self.model.reads)
         if find_pooled_side(self.config, self.model, self.known):
             found.pop("content", None)  # made from pixels
@@ -364,7 +384,7 @@ class Generator(GeneratorCall):
           requests: what to draw.
           watch: is told after each step of a batch how many are done, of how many.
         """
-        encoded = _Encoded(self, requests)
+        encoded = EncodedRequests(self, requests)
         stage = (_GENERATOR, _TOKENIZER) if self.config.tokenizer.path else (_GENERATOR,)
         self.residency.enter(*stage)
         if jax.process_count() > 1:
@@ -372,12 +392,12 @@ class Generator(GeneratorCall):
             for name in stage:
                 self.residency[name]
         size = max(1, min(self.config.sample.batch, len(requests)))
-        for batch in _group(requests, size):
+        for batch in group_requests(requests, size):
             conditions = encoded(batch + [batch[-1]] * (size - len(batch)))
-            drawn = self._draw(batch, size, conditions, watch)
+            drawn = self.draw(batch, size, conditions, watch)
             yield from zip(batch, self.known.restore(drawn)[: len(batch)], strict=True)
 
-    def _draw(
+    def draw(
         self,
         batch: Sequence[Request],
         size: int,
@@ -440,10 +460,15 @@ class Generator(GeneratorCall):
             yield piece
 
 
-class _Encoded:
+class EncodedRequests:
     """Conditions of requests, all encoded: ``batch -> conditions by name``, ``[B, ...]`` each."""
 
-    def __init__(self, generator: Generator, requests: Sequence[Request]):
+    def __init__(
+        self,
+        generator: Generator,
+        requests: Sequence[Request],
+        texts_of: EncodedRequests | None = None,
+    ):
         self._reads, self._texts = generator.model.reads, None
         self._codes: dict[str, dict[Hashable, np.ndarray]] = {}
         config, networks, batch = generator.config, generator.residency, 0
@@ -459,7 +484,9 @@ class _Encoded:
             return encode_pictures(encoder, readers, batch)
 
         # Encoders before the tokenizer, which stays when the generator comes.
-        if "text" in self._reads:
+        if "text" in self._reads and texts_of is not None:
+            self._texts = texts_of._texts
+        elif "text" in self._reads:
             networks.enter("text")
             texts = [request.prompt for request in requests]
             length = generator.model.text_length
@@ -511,7 +538,7 @@ def _key(size: Sequence[int], config: ConfigDict) -> tuple[Any, ...]:
     return tuple(size), config.sampler.steps, tuple(config.sampler.guidance.scales)
 
 
-def _group(requests: Sequence[Request], size: int) -> Iterator[list[Request]]:
+def group_requests(requests: Sequence[Request], size: int) -> Iterator[list[Request]]:
     """Batches of which all requests have a picture, or none has: conditions are one array each."""
     batch: list[Request] = []
     for request in requests:

@@ -8,6 +8,7 @@ from typing import Any
 from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
+from vidlatent.sample.cascade import CASCADE_FILE, Cascade, read_cascade
 from vidlatent.sample.generator import Generator
 from vidlatent.weights.files import is_workdir
 
@@ -21,13 +22,14 @@ def load_generator(
     tokenizer: str | Path | None = None,
     residency: str = "auto",
     **keys: Any,
-) -> Generator:
+) -> Generator | Cascade:
     """A generator ready to make videos: ``generator(prompt, image=..., seed=...)``.
 
     Networks are loaded when they are needed, so this returns at once.
 
     Args:
-      path: folder of its run, such as ``runs/fsvideo_dit-demo``.
+      path: folder of its run, such as ``runs/fsvideo_dit-demo``; or a ``cascade.json`` that names
+        the runs ``base``, ``upsampler`` and ``refiner``, or its folder.
       step: checkpoint; None for the newest sound one.
       tokenizer: folder of the tokenizer's run, if it has moved since training.
       residency: networks in memory, see ``config.sample.residency``; ``'auto'`` keeps all that
@@ -37,6 +39,8 @@ def load_generator(
     Raises:
       VidlatentError: there is no run of a generator, or it has no such key.
     """
+    if Path(path).suffix == ".json" or (Path(path) / CASCADE_FILE).is_file():
+        return _load_cascade(path, step, residency, keys)
     if not (Path(path) / "config.json").is_file():
         raise VidlatentError(
             f"path={str(path)!r} holds no run: give the folder of a trained generator, such as "
@@ -66,3 +70,19 @@ def load_generator(
         # The caller gave arguments, not keys of a config.
         text = str(error).replace("config.sampler.", "").replace("config.sample.", "")
         raise VidlatentError(text) from error
+
+
+def _load_cascade(
+    path: str | Path, step: int | None, residency: str, keys: dict[str, Any]
+) -> Cascade:
+    """The cascade that a file names; ``step`` and ``keys`` are those of its base model."""
+    parts = read_cascade(path)
+    base = load_generator(
+        parts["base"],
+        step=step,
+        tokenizer=parts.get("tokenizer"),
+        residency=residency,
+        **keys,
+    )
+    assert isinstance(base, Generator)
+    return Cascade.of(base, parts["refiner"], upsampler=parts["upsampler"])

@@ -196,7 +196,7 @@ def write_samples(
         folder / "index.html",
         title=title,
         subtitle="Videos are files beside this page. samples.json holds every setting.",
-        scores={"videos": len(samples), "evaluations each": settings["nfe"]},
+        scores={"videos": len(samples), "evaluations each": _count_evaluations(settings["nfe"])},
         gallery=gallery,
         tables={
             "Made with": [{"what": what, "value": str(value)} for what, value in made.items()],
@@ -205,6 +205,10 @@ def write_samples(
         config=settings["all_keys"],
     )
     return [folder / name for name in ("index.html", "contact_sheet.png", _SETTINGS)]
+
+
+def _count_evaluations(nfe: int | Mapping[str, int]) -> int:
+    return nfe if isinstance(nfe, int) else sum(nfe.values())
 
 
 def _sheet_row(sample: Sample, pictured: bool) -> np.ndarray:

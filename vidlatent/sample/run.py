@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -16,6 +17,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.media.sheets import pick_frames
 from vidlatent.media.write import VideoWriter
 from vidlatent.parallel.multihost import is_main
+from vidlatent.sample.cascade import Cascade
 from vidlatent.sample.generator import Generator
 from vidlatent.sample.outputs import (
     Sample,
@@ -68,7 +70,9 @@ def generate_videos(
         {"prompt": text} for text in ([prompt] if prompt else config.sample.prompts)
     ]
     rows = read_prompts(prompts) if prompts else rows
-    generator = Generator.of(config, workdir, step)
+    generator: Any = Generator.of(config, workdir, step)
+    if config.sample.refine:
+        generator = Cascade.of(generator, config.sample.refine)
     requests = generator.requests_for(rows, config.sample.count, config.sample.seed, COMMAND)
     if input:
         requests = [dataclasses.replace(request, image=input) for request in requests]
@@ -93,9 +97,7 @@ class _Job:
       workdir, output: see ``generate_videos``.
     """
 
-    def __init__(
-        self, generator: Generator, requests: Sequence[Request], workdir: Path, output: str
-    ):
+    def __init__(self, generator: Any, requests: Sequence[Request], workdir: Path, output: str):
         self._generator, self._requests = generator, requests
         self._workdir, self._output = workdir, output
         config = generator.config
@@ -109,11 +111,11 @@ class _Job:
     def run(self) -> None:
         generator, total = self._generator, len(self._requests)
         logging.info(
-            "drawing %d videos of %s frames, %s%d evaluations of the network each",
+            "drawing %d videos of %s frames, %s%s evaluations of the network each",
             total,
             "x".join(map(str, generator.size)),
             "at most " if generator.config.sampler.cache.threshold else "",
-            generator.sampler.nfe,
+            _describe_nfe(generator.nfe),
         )
         began, progress = time.perf_counter(), VideoProgress(total)
         try:
@@ -162,7 +164,8 @@ class _Job:
             size=generator.size,
             latent_shape=generator.shape,
             fps=float(self._fps),
-            nfe=generator.sampler.nfe,
+            checkpoints=generator.checkpoints,
+            nfe=generator.nfe,
             nfe_is="at most" if config.sampler.cache.threshold else "exact",
             compute=generator.compute,  # which fp8_psnr is against
             fp8_psnr=generator.fp8_psnr,
@@ -170,6 +173,7 @@ class _Job:
             seconds={
                 "drawing": round(seconds - self._decoding, 3),
                 "decoding": round(self._decoding, 3),
+                **getattr(generator, "seconds", {}),
             },
         )
         title = f"Videos of {config.name} ({config.preset}) at step {generator.step}"
@@ -177,6 +181,12 @@ class _Job:
         logging.info("memory of a device: %s", describe_memory(memory))
         for file in written:
             logging.info("look at %s" if file.suffix == ".html" else "wrote %s", file)
+
+
+def _describe_nfe(nfe: int | dict[str, int]) -> str:
+    if isinstance(nfe, int):
+        return str(nfe)
+    return " + ".join(f"{count} ({name})" for name, count in nfe.items())
 
 
 def _write_video(

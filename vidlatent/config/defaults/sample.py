@@ -13,6 +13,9 @@ def get_sample() -> ConfigDict:
     # Networks in memory: swap (texts and pictures are encoded first, and their encoders released
     # before the generator is loaded) | keep (all stay once loaded) | auto: keep if all fit
     sample.residency = "swap"
+    # Workdir of a refiner: videos of its size, made by this base model, the refiner's upsampler and
+    # the refiner (FSVideo 2.4)
+    sample.refine = ""
     sample.fps = 0.0  # of the files; 0: that of the clips behind the latents
     # Name files as VBench wants them, <prompt>-<k>.mp4. With --prompts=<a folder of prompts by
     # dimension> (vidlatent.evaluate.vbench_prompts), make one folder for each dimension

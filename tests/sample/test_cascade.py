@@ -1,0 +1,144 @@
+"""The cascade of a tiny base model, upsampler and refiner."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vidlatent
+from tests.helpers.generator_runs import generator_run
+from tests.train.test_refiner_runs import DIT, places, refiner_config  # noqa: F401
+from vidlatent import config as configs
+from vidlatent.errors import VidlatentError
+from vidlatent.latents.space import Latents
+from vidlatent.sample.cascade import Cascade
+from vidlatent.sample.generator import Generator
+from vidlatent.sample.run import generate_videos
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+@pytest.fixture(scope="module")
+def runs(places):  # noqa: F811
+    """The refiner's workdir beside its parts, a picture, and a file that names all."""
+    generator_run(refiner_config(places), places / "refiner")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(places / "picture.png")
+    parts = {name: name for name in ("base", "upsampler", "refiner", "tokenizer")}
+    (places / "cascade.json").write_text(json.dumps(parts))
+    return places
+
+
+@pytest.fixture(scope="module")
+def cascade(runs):
+    return vidlatent.load_generator(runs / "cascade.json")
+
+
+def test_a_picture_becomes_a_video_in_one_call(runs, cascade):
+    """Any size, deterministic by its seed, and decoded as the refiner's latent says."""
+    assert isinstance(cascade, Cascade)
+    picture = runs / "picture.png"
+    video = cascade(3, image=picture, seed=1)
+    assert video.shape == (5, 16, 16, 3) and video.dtype == np.uint8
+    np.testing.assert_array_equal(video, cascade(3, image=picture, seed=1))
+    assert (video != cascade(3, image=picture, seed=2)).any()
+    other = cascade(3, image=picture, size=(14, 18))
+    assert other.shape == (5, 14, 18, 3)
+    assert cascade.nfe == {"base": 4, "refiner": 2}
+    assert set(cascade.seconds) == {"encoding", "base", "upsampler", "refiner"}
+
+
+def test_the_base_draws_as_it_does_alone(runs, cascade):
+    """The small latents are those of the base model by itself on the halved picture."""
+    (request,) = cascade.requests_for([{"prompt": 3, "image": str(runs / "picture.png")}], 1, 5)
+    seen = {}
+    draw = cascade._base.draw
+
+    def watched(*given):
+        seen["low"] = draw(*given)
+        return seen["low"]
+
+    cascade._base.draw = watched
+    try:
+        list(cascade.latents([request]))
+    finally:
+        cascade._base.draw = draw
+    alone = Generator.from_workdir(runs / "base")
+    ((_, latent),) = alone.latents([cascade._halve(request)])
+    expected = np.asarray(alone.known.standardise(latent))
+    np.testing.assert_allclose(seen["low"][0], expected, atol=1e-5)
+
+
+def test_the_refiner_is_given_what_training_gives(runs, cascade):
+    """Mask 1 and the encoded picture in frame 0; the upsampled sample behind it."""
+    (request,) = cascade.requests_for([{"prompt": 3, "image": str(runs / "picture.png")}], 1, 5)
+    seen = {}
+    draw = cascade.refiner.draw
+
+    def watched(batch, size, conditions, watch):
+        seen.update(conditions)
+        return draw(batch, size, conditions, watch)
+
+    cascade.refiner.draw = watched
+    try:
+        list(cascade.latents([request]))
+    finally:
+        cascade.refiner.draw = draw
+    mask, condition = seen["given"][..., :1], seen["given"][..., 1:]
+    assert (mask[:, 0] == 1).all() and (mask[:, 1:] < 1).all() and (mask[:, 1:] > 0).all()
+    np.testing.assert_allclose(condition[:, :1], seen["first"], atol=1e-6)
+
+
+def test_the_command_names_all_parts(runs, tmp_path):
+    config = configs.read(runs / "base", {"sample.refine": str(runs / "refiner")})
+    folder = tmp_path / "out"
+    picture = str(runs / "picture.png")
+    assert generate_videos(config, runs / "base", -1, str(folder), "3", "", picture) == 0
+    stored = json.loads((folder / "samples.json").read_text())
+    assert stored["nfe"] == {"base": 4, "refiner": 2}
+    assert set(stored["checkpoints"]) == {"base", "upsampler", "refiner", "tokenizer"}
+    assert stored["checkpoints"]["upsampler"]["step"] == 1
+    assert {"encoding", "base", "upsampler", "refiner", "decoding"} <= set(stored["seconds"])
+    assert (folder / "index.html").is_file() and list(folder.glob("*.mp4"))
+
+
+def test_one_network_after_another_is_held(runs):
+    """With swap no two transformers are in memory together."""
+    cascade = vidlatent.load_generator(runs / "cascade.json", residency="swap")
+    held = []
+    take = cascade.residency.__class__.__getitem__
+
+    class Watched(cascade.residency.__class__):
+        def __getitem__(self, name):
+            found = take(self, name)
+            held.append(set(self.held))
+            return found
+
+    cascade.residency.__class__ = Watched
+    cascade(3, image=runs / "picture.png")
+    assert {"base"} <= set.union(*held) and {"refiner"} <= set.union(*held)
+    assert not any({"base", "refiner"} <= names for names in held)
+    assert not any({"base", "upsampler"} <= names for names in held)
+
+
+def test_what_does_not_fit_is_refused(runs, cascade, tmp_path):
+    with pytest.raises(VidlatentError, match="no picture, and a cascade starts from one"):
+        cascade(3)
+    broken = tmp_path / "cascade.json"
+    broken.write_text(json.dumps({"base": str(runs / "base")}))
+    with pytest.raises(VidlatentError, match="no description of a cascade.*upsampler"):
+        vidlatent.load_generator(broken)
+    parts = {name: str(runs / name) for name in ("base", "upsampler", "refiner")}
+    broken.write_text(json.dumps({**parts, "refiner": "nowhere"}))
+    with pytest.raises(VidlatentError, match="refiner 'nowhere' is no run"):
+        vidlatent.load_generator(broken)
+    broken.write_text(json.dumps({**parts, "refiner": str(runs / "base")}))
+    with pytest.raises(VidlatentError, match="task 'generator': a cascade ends with a refiner"):
+        vidlatent.load_generator(broken)
+    base = vidlatent.load_generator(runs / "base")
+    known = base.known
+    space = known.space.with_moments([0.5] * 4, [2.0] * 4)
+    base.known = Latents(space, known.label_names, known.fps)
+    with pytest.raises(VidlatentError, match="the refiner.*the base model.*means and standard"):
+        Cascade.of(base, runs / "refiner")
