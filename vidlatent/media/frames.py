@@ -18,9 +18,9 @@ import av
 from vidlatent.media.container import open_video, to_fraction
 from vidlatent.media.errors import ClipError, Deadline, Limits, named_errors
 from vidlatent.media.pictures import is_animated_webp, open_picture, to_rgb
-from vidlatent.media.timeline import Packets, read_packets
+from vidlatent.media.timeline import Splice, read_packets
 
-__all__ = ["Track", "find_start", "iterate_frames", "iterate_webp", "packets_of"]
+__all__ = ["Track", "find_start", "iterate_frames", "iterate_webp"]
 
 # Raised in place of the decoder, which goes on without the data that a transport stream has lost.
 _MISSING = av.error.InvalidDataError(0, "data is missing in a packet")
@@ -49,18 +49,39 @@ class Track:
     rate: float = 25.0
 
 
-def packets_of(media: str | bytes, limits: Limits) -> Packets:
-    """``read_packets``, kept for files until they change."""
+@dataclasses.dataclass(frozen=True)
+class _Places:
+    """Where decoding can begin: numbers of the key packets, their stamps, and the seams.
+
+    Of the packets of a long recording only these are kept in memory.
+    """
+
+    keys: tuple[tuple[int, int], ...]
+    splices: tuple[Splice, ...]
+
+
+def _places_of(media: str | bytes, limits: Limits) -> _Places:
+    """Kept for files until they change."""
     if isinstance(media, bytes):
-        return read_packets(media, limits)
+        return _find_places(media, limits)
     status = os.stat(media)
-    return _packets_of_file(media, status.st_size, status.st_mtime_ns, limits)
+    return _places_of_file(media, status.st_size, status.st_mtime_ns, limits)
 
 
-@functools.lru_cache(maxsize=64)
-def _packets_of_file(path: str, size: int, changed: int, limits: Limits) -> Packets:
+@functools.lru_cache(maxsize=256)
+def _places_of_file(path: str, size: int, changed: int, limits: Limits) -> _Places:
     del size, changed  # of the key only
-    return read_packets(path, limits)
+    return _find_places(path, limits)
+
+
+def _find_places(media: str | bytes, limits: Limits) -> _Places:
+    packets, keys, at, offset = read_packets(media, limits), [], 0, 0
+    for number, (stamp, key) in enumerate(zip(packets.stamps, packets.keys, strict=True)):
+        if at < len(packets.splices) and packets.splices[at].number == number:
+            offset, at = packets.splices[at].ticks, at + 1
+        if key and stamp is not None:
+            keys.append((number, stamp + offset))
+    return _Places(tuple(keys), packets.splices)
 
 
 def iterate_frames(
@@ -159,10 +180,11 @@ class _Pass:
         """Video packets with the seams of their time stamps closed, and an empty one at the end."""
         splices, first = [], self.track.skipped if self.seek is None else 0
         if self.track.counted:
-            found = packets_of(self.media, self.limits)
-            splices = list(found.splices)
+            places = _places_of(self.media, self.limits)
+            splices = list(places.splices)
             if self.seek is not None:
-                first = _find_key(found, self.track, self.seek)
+                tick = to_fraction(stream.time_base)
+                first = _find_key(places, self.track, self.seek, tick)
         offset, number = 0, 0
         for packet in container.demux(stream):
             self.deadline.check()
@@ -233,15 +255,11 @@ def _tell(error: Exception) -> str:
     return f"damaged picture data ({type(error).__name__})"
 
 
-def _find_key(packets: Packets, track: Track, seek: float) -> int:
+def _find_key(places: _Places, track: Track, seek: float, tick: Fraction) -> int:
     """Number of the last key packet whose frame is shown at or before ``seek`` seconds."""
-    best, at, offset = 0, 0, 0
-    for number, (stamp, key) in enumerate(zip(packets.stamps, packets.keys, strict=True)):
-        if at < len(packets.splices) and packets.splices[at].number == number:
-            offset, at = packets.splices[at].ticks, at + 1
-        if not key or stamp is None:
-            continue
-        if float((stamp + offset) * packets.tick) - track.origin > seek:
+    best, latest = 0, (track.origin + seek) / float(tick)
+    for number, stamp in places.keys:
+        if stamp > latest:
             break
         best = number
     return max(best, track.skipped)

@@ -14,7 +14,7 @@ import numpy as np
 
 from vidlatent.media.container import check_file, open_video, read_head, to_fraction
 from vidlatent.media.errors import ClipError, Deadline, Limits, named_errors
-from vidlatent.media.frames import Track, find_start, iterate_frames, packets_of
+from vidlatent.media.frames import Track, find_start, iterate_frames
 from vidlatent.media.pictures import (
     describe_picture,
     is_animated_webp,
@@ -23,7 +23,7 @@ from vidlatent.media.pictures import (
     read_picture_size,
 )
 from vidlatent.media.pixels import check_frame, describe_frame, display_size
-from vidlatent.media.timeline import STAMPS_MAY_JUMP, check_whole, find_rate, is_shown
+from vidlatent.media.timeline import STAMPS_MAY_JUMP, check_whole, find_rate, is_shown, read_packets
 
 __all__ = ["REMARKS", "ClipInfo", "known_info", "probe", "verify"]
 
@@ -242,7 +242,7 @@ def _probe_video(media: str | bytes, limits: Limits, whole: bool) -> ClipInfo:
         info = _trust_header(media, limits, head)
         if info is not None:
             return info
-    packets = packets_of(media, limits)
+    packets = read_packets(media, limits)
     if packets.start is not None and not packets.splices:
         with open_video(media, limits) as (container, stream):
             check_whole(container, stream, packets.start, packets.end)
