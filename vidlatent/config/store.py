@@ -52,7 +52,12 @@ def write(config: ConfigDict, workdir: Path) -> list[str]:
     """
     path = workdir / "config.json"
     text = to_json(config)
-    changed = differences(to_json(_stored(workdir)[0]), text) if path.exists() else []
+    try:
+        changed = differences(to_json(_stored(workdir)[0]), text) if path.exists() else []
+    except VidlatentError as error:
+        # It would stop every later mode; what this run goes by is known.
+        logging.warning("%s It is written anew from this run's config.", error)
+        changed = []
     write_text(path, text + "\n")
     return changed
 
@@ -94,11 +99,15 @@ def _stored(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
         stored = _with_tuples(upgrade(parse_json(path.read_bytes())))
         # Every config has these two: a file without them is something else.
         name, preset = stored["name"], stored["preset"]
+        return _complete(name, preset, stored)
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise VidlatentError(
             f"{path} holds no config of a run ({type(error).__name__}: {error}): copy it from a "
             "backup, or give --config as when the run was started."
         ) from error
+
+
+def _complete(name: str, preset: str, stored: dict[str, Any]) -> tuple[ConfigDict, dict[str, Any]]:
     if stored.get("generator"):
         defaults, left_out = get_generator_defaults(name, preset), {}
     else:
@@ -119,7 +128,9 @@ def _merge(defaults: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
     # Keys without a default stay: config files add some of their own, for example to `loss`.
     result = {**defaults, **stored}
     for key, value in defaults.items():
-        if isinstance(value, dict) and isinstance(stored.get(key), dict):
+        if isinstance(value, dict) and key in stored:
+            if not isinstance(stored[key], dict):
+                raise ValueError(f"{key} is no section")
             result[key] = _merge(value, stored[key])
     return result
 

@@ -107,8 +107,9 @@ def _find_sizes_fault(header: Any) -> str:
 
 def _find_rows_fault(rows: Any, what: str) -> str:
     right = isinstance(rows, Sequence) and not isinstance(rows, str)
-    if right and all(len(row) == 3 and all(type(x) is str for x in row) for row in rows):
-        return ""
+    if right and all(isinstance(row, Sequence) and len(row) == 3 for row in rows):
+        if all(type(x) is str for row in rows for x in row):
+            return ""
     return f"{what} clips that are not (name, reason, detail)"
 
 

@@ -34,6 +34,7 @@ __all__ = [
 WINDOWS = ("one", "all", "random")
 FLIPS = ("none", "random", "both")
 DTYPES = ("float16", "bfloat16", "float32")
+_MOST_SHARDS = 1 << 20
 _SHARD_BYTES = 128 << 20  # a run that is resumed repeats at most one shard a process
 
 
@@ -259,7 +260,9 @@ def write_or_check_plan(folder: Path, made_of: Mapping[str, Any], shards: int, a
         write_json(file, {"format": FORMAT, "shards": shards, "made_of": made_of})
         return shards
     stored = read_json(file, "delete the folder and encode again")
-    before = stored.get("made_of", {})
+    before, count = stored.get("made_of"), stored.get("shards")
+    if not isinstance(before, dict) or type(count) is not int or not 0 < count <= _MOST_SHARDS:
+        raise VidlatentError(f"{file} is damaged: delete the folder and encode again.")
     # What older versions did not know has no say in their sets, as '' has none.
     differs = [name for name in made_of if before.get(name, "") != made_of[name]]
     if asked and stored.get("shards") != asked:
@@ -270,4 +273,4 @@ def write_or_check_plan(folder: Path, made_of: Mapping[str, Any], shards: int, a
             f"({', '.join(differs) or 'format'}): choose another folder, or delete this one to "
             "start over."
         )
-    return int(stored["shards"])
+    return count

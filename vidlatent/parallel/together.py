@@ -83,6 +83,10 @@ class _Watch:
         self._thread = threading.Thread(target=self._look, name="other processes", daemon=True)
         self._thread.start()
 
+    def end_looking(self) -> None:
+        """This process has said its sentence: the thread must not say another."""
+        self._ended.set()
+
     def close(self) -> None:
         """Stop looking: the run has ended well, and its store goes away."""
         self._ended.set()
@@ -183,6 +187,7 @@ def leave(status: int) -> None:
     """
     if _watch is None:
         return
+    _watch.end_looking()
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _watch.client.key_value_set(f"{_SEEN}{_watch.me}", "1", allow_overwrite=True)
         until = time.monotonic() + _LINGER_SECONDS

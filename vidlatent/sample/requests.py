@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from vidlatent.data.text.captions import read_text
 from vidlatent.errors import VidlatentError
+from vidlatent.files import parse_json
 from vidlatent.registry import did_you_mean
 
 __all__ = ["COMMAND", "PYTHON", "Request", "Wording", "find_class", "make_requests", "read_prompts"]
@@ -102,7 +102,7 @@ def read_prompts(path: str) -> list[dict[str, object]]:
 
 def _parse(line: str, where: str) -> dict[str, object]:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
         raise VidlatentError(f"{where} is not JSON: {error}.") from error
     if not isinstance(row, dict) or "prompt" not in row:
