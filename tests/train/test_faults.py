@@ -52,6 +52,7 @@ def fail_saves(monkeypatch, steps):
 
 
 def test_a_save_that_failed_is_made_up_for_at_the_next_log_line(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(hooks, "_RETRY_SECONDS", 0.0)
     fail_saves(monkeypatch, {4})
     with caplog.at_level("INFO", logger="absl"):
         assert train(tiny(train__steps="12"), tmp_path) == 0
@@ -62,6 +63,7 @@ def test_a_save_that_failed_is_made_up_for_at_the_next_log_line(tmp_path, monkey
 
 
 def test_a_second_failure_in_a_row_stops_the_run_and_names_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(hooks, "_RETRY_SECONDS", 0.0)
     fail_saves(monkeypatch, set(range(5, 100)))
     with pytest.raises(VidlatentError, match="Failed saving step .* check free space"):
         train(tiny(train__steps="60"), tmp_path)

@@ -373,10 +373,20 @@ class Checkpointer:
                 yield
         except StorageError as error:
             self._prepared = False  # the next save removes the unfinished files first
+            self._forget_errors()
             raise SaveError(
                 f"Failed {doing} in {self.directory} ({error}); check free space and permissions. "
                 "Steps that were saved before are untouched."
             ) from error
+
+    def _forget_errors(self) -> None:
+        """Make Orbax forget a failure that was told: it keeps several, and the next save raises."""
+        for _ in range(3):
+            # Whatever TensorStore raises (see ``storage_errors``); it has been told already.
+            with contextlib.suppress(Exception):
+                self._manager.wait_until_finished()
+                self._manager.check_for_errors()
+                return
 
     def _prepare_saves(self) -> None:
         """Once per run: make the folder, move damaged steps aside, remove unfinished saves."""

@@ -14,6 +14,7 @@ import threading
 import traceback
 from collections import deque
 from logging.handlers import RotatingFileHandler
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,27 @@ def capture_noise() -> None:
     if _early is None:
         _early = _Early()
         std_logging.getLogger().addHandler(_early)
+    _start_quiet_tracker()
     threading.excepthook = _keep_thread_error
     sys.unraisablehook = _keep_unraisable
+
+
+def _start_quiet_tracker() -> None:
+    """Start the process that removes shared memory when this one ends, without an error output.
+
+    It would complain about what a killed decoding process left, after everything was said.
+    """
+    try:
+        kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # there is no error output
+        return
+    try:
+        os.dup2(nothing, 2)
+        resource_tracker.ensure_running()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _keep_thread_error(args: Any) -> None:

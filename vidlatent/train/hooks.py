@@ -19,7 +19,7 @@ from PIL import Image
 
 from vidlatent.checkpoint.layout import find_players
 from vidlatent.checkpoint.lock import FolderLock
-from vidlatent.checkpoint.storage import SaveError
+from vidlatent.checkpoint.storage import SaveError, agree_on_all_processes
 from vidlatent.errors import VidlatentError
 from vidlatent.parallel.multihost import is_main
 from vidlatent.train.progress import Progress
@@ -29,7 +29,7 @@ from vidlatent.train.workdir import note_saved
 
 __all__ = ["Evaluate", "Log", "Profile", "Run", "Save", "mean_metrics"]
 
-_RETRY_SECONDS = 2.0  # before the last save is tried again
+_RETRY_SECONDS = 5.0  # before a save that failed is tried again
 
 
 @dataclasses.dataclass
@@ -246,6 +246,7 @@ class Save:
 
     def __init__(self, players: Mapping[str, Player], lock: FolderLock | None = None):
         self._players, self._lock = players, lock
+        self._retry_at: float | None = None  # when a save that failed is tried again
         self._noted: int | None = None  # the newest step that is noted as saved
 
     def __call__(self, run: Run, force: bool = False) -> None:
@@ -265,6 +266,7 @@ class Save:
             )
             if not force:
                 return
+        self._retry_at = None
         # Scores of an earlier step would make ``keep_best`` keep the wrong checkpoint.
         fresh = run.evaluation is not None and run.evaluation[0] == run.step
         scores = run.evaluation[1].scores if fresh else None
@@ -280,10 +282,18 @@ class Save:
             )
 
     def check(self, run: Run) -> None:
-        """Look whether the last save has failed, and save again if so; a second failure raises."""
+        """Look whether the last save has failed, and save again if so; a second failure raises.
+
+        It is tried again at the first log line a few seconds later, if no save was due before:
+        a storage that failed just now would fail again.
+        """
         with run.aside():
             if run.checkpointer.find_failure():
-                self(run, force=True)
+                self._retry_at = time.monotonic() + _RETRY_SECONDS
+            # Processes look at different clocks, so all must find that it is time.
+            elif self._retry_at is not None:
+                if agree_on_all_processes(time.monotonic() >= self._retry_at):
+                    self(run, force=True)
         self._note(run)
 
     def last(self, run: Run) -> None:
