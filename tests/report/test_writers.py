@@ -121,3 +121,14 @@ report.close() if hasattr(report, "close") else None
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60, cwd=ROOT)
     assert "steps_per_sec" in writers.read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_damaged_lines_are_left_out(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    good = '{"step": %d, "time": 1.5, "loss": %d}\n'
+    bad = [b"\0" * 80, b"{", b"[1]", b"\xff\xfe", b'{"step": "x"}', b'{"step": 1, "loss": "x"}']
+    lines = [(good % (1, 4)).encode(), *(line + b"\n" for line in bad), (good % (2, 3)).encode()]
+    path.write_bytes(b"".join(lines) + b'{"step": 3, "lo')
+    with caplog.at_level("WARNING", logger="absl"):
+        assert writers.read_metrics(path) == {"loss": ([1, 2], [4.0, 3.0])}
+    assert "6 damaged lines" in caplog.text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 from ml_collections import ConfigDict
 
 from vidlatent import config as configs
+from vidlatent.checkpoint.storage import remove_unfinished
 from vidlatent.convert.cases import TOLERANCE, run_case
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.statistics import copy_statistics
@@ -153,7 +155,10 @@ def _prepare_folder(workdir: Path) -> Iterator[Path]:
             f"--to={workdir} cannot be written ({error}): free some space, or name another folder."
         ) from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        # Writers of a save that failed may still be at work in there, and make it anew.
+        while part.exists():
+            remove_unfinished(epath.Path(part))
+            time.sleep(0.3)
 
 
 def _save_into(config: ConfigDict, workdir: Path, params: Any) -> None:
