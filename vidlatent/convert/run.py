@@ -156,9 +156,10 @@ def _prepare_folder(workdir: Path) -> Iterator[Path]:
         ) from error
     finally:
         # Writers of a save that failed may still be at work in there, and make it anew.
-        while part.exists():
-            remove_unfinished(epath.Path(part))
-            time.sleep(0.3)
+        for _ in range(3):
+            if part.exists():
+                remove_unfinished(epath.Path(part))
+                time.sleep(0.3)
 
 
 def _save_into(config: ConfigDict, workdir: Path, params: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -16,6 +17,10 @@ __all__ = ["end_by"]
 # What shells report for a program that Ctrl-C ended: 128 + the signal's number.
 _INTERRUPTED = 130
 _WRONG, _BROKEN = 2, 1  # exit status: a mistake that the user can mend, or one of the program
+# What collective operations raise is not always of JAX's own type.
+_CONNECTION = re.compile(
+    "gloo|nccl|connection|socket|heartbeat|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED", re.IGNORECASE
+)
 _WAIT_SECONDS = 1.5  # for the reason of another process
 _WAIT_LONG_SECONDS = 6.0  # if the error looks like the loss of a connection
 
@@ -32,7 +37,8 @@ def end_by(error: BaseException) -> int:
         from vidlatent.parallel import together
 
         if not isinstance(error, together.SharedError):
-            seconds = _WAIT_LONG_SECONDS if _is_of_jax(error) else _WAIT_SECONDS
+            long = _is_of_jax(error) or _CONNECTION.search(str(error))
+            seconds = _WAIT_LONG_SECONDS if long else _WAIT_SECONDS
             if failure := together.peer_failure(seconds):
                 sentence, status = str(failure), failure.status
             else:
@@ -71,7 +77,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
             "smaller, or estimate what fits with --mode=plan.",
             _WRONG,
         )
-    if _is_of_jax(error) and _has_others():
+    if (_is_of_jax(error) or _CONNECTION.search(text)) and _has_others():
         return (
             f"the connection to another process of this run is lost ({text}): it was killed, or "
             "its machine does not answer; look at its log.",
