@@ -25,6 +25,7 @@ from etils import epath
 
 from vidlatent import config as configs
 from vidlatent.checkpoint import digests
+from vidlatent.checkpoint.storage import agree_on_all_processes
 from vidlatent.errors import VidlatentError
 from vidlatent.files import read_json, write_json
 from vidlatent.latents.digest import hash_encoder, hash_params
@@ -108,7 +109,9 @@ def find_digests(path: str | os.PathLike[str], step: int = -1) -> Digests:
     with contextlib.closing(open_checkpoints(config, Path(path))) as checkpoints:
         number = checkpoints.latest() if step < 0 else step
         file = _digest_file(path, checkpoints.directory, number)
-        if file.is_file():
+        # Agreed, because reading parameters takes all processes: shared folders may show a file
+        # to one of them earlier than to another.
+        if agree_on_all_processes(file.is_file()):
             return Digests(**_read(file, Digests._fields))
         restored = checkpoints.restore_params(
             abstract_params(model), step=None if step < 0 else step
