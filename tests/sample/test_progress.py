@@ -12,7 +12,7 @@ def test_lines_come_every_so_often(monkeypatch, caplog):
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: False, raising=False)
     with caplog.at_level(std_logging.INFO, logger="absl"):
         counted = VideoProgress(3, every=10.0)
-        for video in range(3):
+        for _ in range(3):
             for step in range(1, 5):
                 clock[0] += 4.0
                 counted.step(step, 4)
