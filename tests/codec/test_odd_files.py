@@ -204,3 +204,11 @@ def test_what_cannot_be_restored_is_named(run, identity, tmp_path):
         with pytest.raises(VidlatentError, match=f"--input=.*{name} cannot be restored: {said}"):
             restore(run, ODD / name, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_becomes_a_video_of_one_frame(run, identity, tmp_path):
+    target, scores = restore(run, ODD / "g16.png", tmp_path)
+    (frame,) = iter_frames(str(target))[1]
+    assert scores["frames"] == 1 and scores["told"] == []
+    ramp = frame[24, :, 1].astype(int)
+    assert np.abs(ramp - np.linspace(0, 255, 64)).max() < 6
