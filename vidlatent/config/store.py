@@ -108,6 +108,9 @@ def _stored(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
 
 
 def _complete(name: str, preset: str, stored: dict[str, Any]) -> tuple[ConfigDict, dict[str, Any]]:
+    imports = stored.get("imports", ())
+    if not isinstance(imports, tuple) or not all(isinstance(name, str) for name in imports):
+        raise ValueError("imports is no list of names")
     if stored.get("generator"):
         defaults, left_out = get_generator_defaults(name, preset), {}
     else:
