@@ -16,6 +16,7 @@ from tests.helpers.chains import shrink_generator, shrink_tokenizer, write_start
 from vidlatent import config as configs
 from vidlatent.data.latent_set import read_header
 from vidlatent.encode.run import encode_set
+from vidlatent.encode.statistics import measure_latents
 from vidlatent.evaluate.run import evaluate_workdir
 from vidlatent.main import split_overrides
 from vidlatent.sample.run import generate_videos
@@ -57,10 +58,17 @@ class Chain:
         assert train(config, Path(workdir)) == 0
         self.runs[workdir] = config
 
-    def encode(self, flags, keys):
+    def for_generator(self, flags, keys):
         config = configs.load(flags["config"], keys)
         shrink_generator(config, self.runs[flags["workdir"]])
         config.data.path = self.videos
+        return config
+
+    def latents(self, flags, keys):
+        assert measure_latents(self.for_generator(flags, keys), Path(flags["workdir"]), -1) == 0
+
+    def encode(self, flags, keys):
+        config = self.for_generator(flags, keys)
         assert encode_set(config, Path(flags["workdir"]), -1, flags["output"]) == 0
         header = read_header(flags["output"])
         # Presets without pictures set those aside.

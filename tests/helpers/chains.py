@@ -72,7 +72,7 @@ def shrink_generator(config, tokenizer):
             config.encode.tokenizer = "words"
         if config.encode.image:
             config.encode.image = "clip_tiny"
-        config.encode.pictures = 0
+        config.encode.pictures, config.encode.measure_batches = 0, 2
         config.sampler.steps = 2
         config.sample.batch = 2
     # Two chunks where the papers take four or twenty.
