@@ -11,7 +11,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vidlatent.layers.conv import Conv
 from vidlatent.parallel.mesh import AXES, make_mesh
+from vidlatent.parallel.sharding import batch_sharding, constrain, shardings
 
 ROWS = ("data", "fsdp")
 HEIGHT = ("context", "tensor")
@@ -54,3 +56,27 @@ def test_layout_is_right(stride, kernel_spec, sizes, spec):
     ):
         scale = max(1.0, float(np.abs(wanted).max()))
         np.testing.assert_allclose(found, wanted, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(("side", "outputs"), [(4, 32), (4, 16), (8, 32)])
+def test_small_frames_meet_a_gathered_kernel(side, outputs):
+    """Frames of a few rows: with a kernel that stays divided by its inputs the output is wrong."""
+    mesh = make_mesh(dict(zip(AXES, (1, 2, 2, 2), strict=True)))
+    x = jax.random.normal(jax.random.key(0), (4, 3, side, side, 8))
+    layer = Conv(outputs, (1, 3, 3))
+    params = layer.init(jax.random.key(1), x)
+
+    def loss(params, x):
+        y, _ = layer.apply(params, constrain(x, ("batch", "time", "height", "width", "channel")))
+        return jnp.sin(y).sum(), y
+
+    step = jax.grad(loss, has_aux=True)  # gradients, and the output itself
+    expected = step(params, x)
+    with jax.set_mesh(mesh):
+        placed = shardings(params, mesh)
+        assert placed["params"]["kernel"].spec == P(None, None, None, "fsdp", None)
+        given = jax.device_put((params, x), (placed, batch_sharding(mesh)))
+        found = jax.jit(step)(*given)
+    for ours, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        scale = max(1.0, float(np.abs(wanted).max()))
+        np.testing.assert_allclose(ours, wanted, atol=1e-5 * scale)

@@ -1,7 +1,9 @@
 """The cascade of a tiny base model, upsampler and refiner."""
 
 import json
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,8 +13,10 @@ from tests.helpers.generator_runs import generator_run
 from tests.train.test_refiner_runs import DIT, places, refiner_config  # noqa: F401
 from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
-from vidlatent.latents.space import Latents
-from vidlatent.sample.cascade import Cascade
+from vidlatent.latents.refiner_inputs import abstract_upsampler, upsampler_of
+from vidlatent.latents.space import Latents, generator_of
+from vidlatent.models.load import abstract_params, model_of
+from vidlatent.sample.cascade import Cascade, cover_sizes, cut_middle
 from vidlatent.sample.generator import Generator
 from vidlatent.sample.run import generate_videos
 
@@ -142,3 +146,30 @@ def test_what_does_not_fit_is_refused(runs, cascade, tmp_path):
     base.known = Latents(space, known.label_names, known.fps)
     with pytest.raises(VidlatentError, match="the refiner.*the base model.*means and standard"):
         Cascade.of(base, runs / "refiner")
+
+
+def test_published_sizes_by_shapes_alone():
+    """720x1280 is cut from 768x1280, for which the base draws 384x640; 31 latents, 121 frames."""
+    tokenizer = model_of(configs.load("fsae:paper"), "float32")
+    spec = tokenizer.latent_spec
+    base, refiner = (
+        SimpleNamespace(known=SimpleNamespace(spec=spec), model=generator_of(configs.load(name)))
+        for name in ("fsvideo_dit:paper,stage=target", "fsvideo_refiner:paper,stage=target")
+    )
+    sizes = cover_sizes((121, 720, 1280), base, refiner)
+    assert sizes == {"high": (768, 1280), "low": (384, 640)}
+    low, high = (spec.latent_shape((121, *sizes[name])) for name in ("low", "high"))
+    assert (low, high) == ((31, 6, 10, 128), (31, 12, 20, 128))
+    upsampler = upsampler_of(configs.load("fsvideo_upsampler:paper"))
+    given = {"params": abstract_upsampler(upsampler)}
+    latent = jax.eval_shape(upsampler.apply, given, jax.ShapeDtypeStruct((1, *low), "float32"))
+    assert latent.shape == (1, *high)
+
+    def decode(params, latent):
+        return tokenizer.apply({"params": params}, latent, method="decode")[0]
+
+    video = jax.eval_shape(decode, abstract_params(tokenizer), latent)
+    assert video.shape == (1, 121, 768, 1280, 3)
+    frames = np.broadcast_to(np.arange(768)[:, None, None], (121, 768, 1280, 3))
+    cut = cut_middle(frames, (720, 1280))
+    assert cut.shape == (121, 720, 1280, 3) and cut[0, 0, 0, 0] == 24 and cut[0, -1, 0, 0] == 743

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from vidlatent.layers.dense import fan_in
 from vidlatent.layers.temporal import TimeRule, convolve, view_frames
+from vidlatent.parallel.sharding import gathered
 
 __all__ = ["Conv"]
 
@@ -55,9 +56,11 @@ class Conv(nn.Module):
         # Explicit numbers: 'SAME' pads a strided convolution by its size, so that a crop of the
         # image would be convolved on another grid.
         padding = tuple((k // 2, k // 2) for k in self.kernel[1:])
-        y = convolve(
-            view, kernel.astype(self.dtype), self.strides, padding, groups, self.implementation
-        )
+        kernel = kernel.astype(self.dtype)
+        if not self.depthwise:
+            # Left to XLA's partitioner, small frames give wrong values (``parallel.sharding``).
+            kernel = gathered(kernel, "/".join((*self.path, "kernel")), x.shape[0])
+        y = convolve(view, kernel, self.strides, padding, groups, self.implementation)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)

@@ -77,8 +77,9 @@ class Rule(NamedTuple):
 # In tokenizers the tensor axis shards height as well. Once height is sharded, XLA's partitioner
 # (jax 0.10.2) computes convolutions wrongly in two cases, which these rules avoid: a kernel sharded
 # by output channels, and a mesh axis that shards neither batch nor height (the kernel's gradient
-# is then too large by the factor of that axis' size). tests/parallel/test_conv_partitioning.py
-# checks the layouts that are used.
+# is then too large by the factor of that axis' size). In a third case, frames of a few rows with a
+# kernel that is sharded by its inputs, the output is wrong: convolutions gather their kernels first
+# (``gathered``). tests/parallel/test_conv_partitioning.py checks the layouts that are used.
 PARAM_RULES: tuple[Rule, ...] = (
     Rule(r"(.*/)?(encoder|decoder)/.*kernel$", ("fsdp", None)),
     Rule(r"(.*/)?(patch|content)_embedding/kernel$", ("fsdp", "tensor")),

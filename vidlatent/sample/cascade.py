@@ -42,7 +42,7 @@ from vidlatent.sample.requests import PYTHON, Request, Wording
 from vidlatent.sample.residency import Loadable, Residency, choose_plan, count_device_bytes
 from vidlatent.weights.files import is_workdir, load_params
 
-__all__ = ["CASCADE_FILE", "Cascade", "read_cascade"]
+__all__ = ["CASCADE_FILE", "Cascade", "cover_sizes", "cut_middle", "read_cascade"]
 
 CASCADE_FILE = "cascade.json"
 _PARTS = ("base", "upsampler", "refiner")
@@ -102,7 +102,7 @@ class Cascade(GeneratorCall):
         self._upsampler_config = read_part(refiner.config, "upsampler")
         self._check_spaces(base, refiner)
         self.size = size
-        sizes = _cover(size, base, refiner)
+        sizes = cover_sizes(size, base, refiner)
         self._base = base.with_settings(size=sizes["low"], frames=size[0])
         self.refiner = refiner.with_settings(size=sizes["high"], frames=size[0])
         self._base, self.refiner = copy.copy(self._base), copy.copy(self.refiner)
@@ -294,7 +294,7 @@ class Cascade(GeneratorCall):
     def picture(self, request: Request) -> np.ndarray | None:
         """The request's picture, cut as the video is: uint8 ``[H, W, 3]``."""
         found = self.refiner.picture(request)
-        return None if found is None else _cut(found[None], self.size[1:])[0]
+        return None if found is None else cut_middle(found[None], self.size[1:])[0]
 
     # Drawing.
 
@@ -361,7 +361,7 @@ class Cascade(GeneratorCall):
     def decode(self, request: Request, latent: np.ndarray) -> Iterator[np.ndarray]:
         """Frames of a latent in pieces, uint8 ``[n, H, W, 3]``: the middle of what it covers."""
         for piece in self.refiner.decode(request, latent):
-            yield _cut(piece, self.size[1:])
+            yield cut_middle(piece, self.size[1:])
 
     def _clock(self, part: str) -> _Clock:
         return _Clock(self.seconds, part)
@@ -401,7 +401,7 @@ class _Renamed:
         return self._residency.peak
 
 
-def _cover(
+def cover_sizes(
     size: tuple[int, int, int], base: Generator, refiner: Generator
 ) -> dict[str, tuple[int, int]]:
     """Rows and columns of the large and the small video: whole patches of both, one half."""
@@ -420,7 +420,7 @@ def _cover(
     return {"high": tuple(sides), "low": tuple(side // 2 for side in sides)}
 
 
-def _cut(frames: np.ndarray, size: Sequence[int]) -> np.ndarray:
+def cut_middle(frames: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """The middle ``size`` of ``[n, H, W, 3]``."""
     top, left = ((whole - part) // 2 for whole, part in zip(frames.shape[1:3], size, strict=True))
     return frames[:, top : top + size[0], left : left + size[1]]

@@ -92,6 +92,7 @@ class LatentUpsampler(nn.Module):
                 x = block(self.width, **style, dtype=self.dtype, name=f"{kind}_{i}")(x)
             return x
 
+        latent = constrain(latent, _AXES)
         x, _ = Conv(self.width, time=rule, dtype=self.dtype, name="initial_conv")(latent)
         x = nn.silu(_normalise(x, "initial_norm", self.norm, self.groups, self.eps, self.dtype))
         x = run("blocks_before", self.blocks_before, constrain(x, _AXES))
