@@ -18,7 +18,8 @@ from vidlatent.config import load
 from vidlatent.errors import VidlatentError
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.sharding import replicated, with_shardings
-from vidlatent.plan.costs import compile_program, compute_roofline, read_costs
+from vidlatent.plan.build import build_program, choose_bucket
+from vidlatent.plan.costs import compile_program, compute_roofline, read_costs, trace_program
 from vidlatent.plan.flops import count_flops
 from vidlatent.plan.hardware import GIB, HARDWARE, parse_topology
 from vidlatent.plan.program import Program
@@ -215,6 +216,65 @@ def test_a_generator_is_planned_without_its_latents():
     # Its backward pass computes layers again.
     assert row["flops"]["program"] > row["flops"]["model"] > 0
     assert row["memory"]["parts"]["optimizer"] == 2 * row["memory"]["parts"]["parameters"] + 4
+
+
+def built(config, **keys):
+    """The step's program on one device, traced: ``(program, operations)``."""
+    config = load(config, {key.replace("__", "."): str(value) for key, value in keys.items()})
+    axes = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
+    mesh = make_mesh(axes, jax.devices()[:1])
+    program = build_program(config, "train", mesh, choose_bucket(config, ()))
+    return program, count_flops(trace_program(program, mesh).jaxpr)
+
+
+def test_the_second_half_is_planned_without_any_run():
+    """A refiner beside a copy of itself as base model, and an upsampler that encodes videos."""
+    dit = {"depth": 2, "heads": 2, "hidden": 16, "freq_dim": 8, "patch": (1, 1, 1), "width": 16}
+    dit = {f"generator__{name}": value for name, value in dit.items()}
+    keys = {"data__buckets": "((5,16,16,2),)", "plan__tokenizer": TINY}
+    refiner, upsampler = (
+        str(ROOT / "configs" / f"fsvideo_{n}.py") for n in ("refiner", "upsampler")
+    )
+    program, work = built(refiner, plan__upsampler="fsvideo_upsampler:demo", **keys, **dit)
+    state, batch, frozen = program.arguments
+    high, low = (batch[name].shape for name in ("latent", "latent_low"))
+    assert high == (*low[:2], 2 * low[2], 2 * low[3], low[4]) and {"mask", "label"} < set(batch)
+    assert jax.tree.structure(frozen["base"]) == jax.tree.structure(state["params"])
+    assert all(leaf.sharding for leaf in jax.tree.leaves(frozen))
+    _, larger = built(refiner, plan__upsampler="fsvideo_upsampler:paper", **keys, **dit)
+    assert larger > 10 * work  # the upsampler runs in the step
+    small = {"generator__width": 16, "generator__groups": 2, "generator__blocks": 1}
+    program, _ = built(upsampler, data__source="folder", **keys, **small)
+    _, batch, frozen = program.arguments
+    assert set(batch) == {"video", "mask"} and set(frozen) == {"tokenizer"}
+    with pytest.raises(VidlatentError, match="the plan asks for clips at half their size"):
+        built(refiner, **{**keys, "data__buckets": "((5,20,16,2),)"}, **dit)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "parameters", "frozen"),
+    [
+        # The base model is a copy of the refiner.
+        (
+            "fsvideo_refiner:paper,stage=target",
+            16_399_994_547,
+            {"base": 16_399_994_547, "upsampler": 239_521_408},
+        ),
+        ("fsvideo_upsampler:paper,phase=256", 239_521_408, {}),
+    ],
+)
+def test_published_steps_of_the_second_half_trace(config, parameters, frozen):
+    keys = {"plan__tokenizer": "fsae:paper,stage=standard", "precision__compute": "bfloat16"}
+    program, work = built(config, **keys)
+
+    def count(tree):
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+    found = program.arguments[-1]
+    assert count(program.parts["parameters"]) == parameters
+    assert {name: count(found[name]) for name in frozen} == frozen
+    assert work > 1e16
 
 
 def test_sampling_counts_its_loop():

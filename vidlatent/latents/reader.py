@@ -32,6 +32,7 @@ class LatentReader:
     Args:
       config: of the run; read are ``data.source`` and ``tokenizer``.
       latents: facts about the latents.
+      own: config of the tokenizer; None reads that of ``config.tokenizer``.
 
     Attributes:
       arrays: names of the arrays of a batch that are needed; the first holds latents or videos.
@@ -39,14 +40,14 @@ class LatentReader:
       tokenizer: the tokenizer's module, or None if a set holds the latents.
     """
 
-    def __init__(self, config: ConfigDict, latents: Latents):
+    def __init__(self, config: ConfigDict, latents: Latents, own: ConfigDict | None = None):
         from_videos = config.data.source != "latents"
         self._config, self._latents, self._sample = config, latents, config.tokenizer.sample
         self.arrays = ("video" if from_videos else "latent", "mask")
         self.low_arrays = () if from_videos else (LOW,)
         self.tokenizer = self._coder = None
         if from_videos:
-            own = read_tokenizer_config(config)
+            own = read_tokenizer_config(config) if own is None else own
             self.tokenizer = model_of(own)
             # Large frames are cut as in sets, where that changes the latents.
             self._coder = make_latent_coder(self.tokenizer, own.codec)

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -33,6 +33,7 @@ from vidlatent.models.load import resolve_dtype
 from vidlatent.weights.files import is_workdir, load_params
 
 __all__ = [
+    "Parts",
     "RefinerInputs",
     "abstract_upsampler",
     "make_inputs",
@@ -40,6 +41,19 @@ __all__ = [
     "read_part",
     "upsampler_of",
 ]
+
+
+class Parts(NamedTuple):
+    """The frozen models of a refiner's step.
+
+    Attributes:
+      base, upsampler: their configs.
+      frozen: their parameters, by these names.
+    """
+
+    base: ConfigDict
+    upsampler: ConfigDict
+    frozen: Mapping[str, FrozenNetwork]
 
 
 def make_inputs(
@@ -66,17 +80,28 @@ class RefinerInputs:
       model: the refiner.
       latents: facts about the latents.
       augment: shuffle, replace and drop, as in training.
+      parts: base model and upsampler; None reads those that the config names, and checks that the
+        data hold pairs.
     """
 
-    def __init__(self, config: ConfigDict, model: Any, latents: Latents, *, augment: bool):
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: Any,
+        latents: Latents,
+        *,
+        augment: bool,
+        parts: Parts | None = None,
+    ):
         self._plain = Inputs(config, model, latents)
         self.reader, self.reads = self._plain.reader, self._plain.reads
-        self.reader.check_low()
         self._augment, self._options = augment, read_given_options(config, model)
-        self._base_config, self._base_params = _describe_base(config, latents)
-        self._upsampler_config, self._upsampler_params = _describe_upsampler(config, latents)
-        self._base = generator_of(self._base_config, model.dtype)
-        self._upsampler = upsampler_of(self._upsampler_config, model.dtype)
+        if parts is None:
+            self.reader.check_low()
+            parts = _describe_parts(config, latents)
+        self._parts = parts
+        self._base = generator_of(parts.base, model.dtype)
+        self._upsampler = upsampler_of(parts.upsampler, model.dtype)
         self.arrays = (*self._plain.arrays, *self.reader.low_arrays)
         unknown = [name for name in self._base.reads if name not in self.reads]
         if unknown:
@@ -87,11 +112,7 @@ class RefinerInputs:
 
     @property
     def frozen(self) -> dict[str, FrozenNetwork]:
-        return {
-            **self._plain.frozen,
-            "base": self._base_params,
-            "upsampler": self._upsampler_params,
-        }
+        return {**self._plain.frozen, **self._parts.frozen}
 
     def __call__(
         self, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any], key: jax.Array
@@ -122,10 +143,11 @@ class RefinerInputs:
 
     def _schedule(self, grid: tuple[int, ...]) -> Flow:
         """The base model's noise levels at its grid: tokens move the shift."""
-        schedule = make_schedule(self._base_config.diffusion.schedule)
+        base = self._parts.base
+        schedule = make_schedule(base.diffusion.schedule)
         if not isinstance(schedule, Flow):
             raise VidlatentError(
-                f"the base model {self._base_config.name} was not trained by flow matching, which "
+                f"the base model {base.name} was not trained by flow matching, which "
                 "eqs. 10-13 of FSVideo need: name another config.refiner.base."
             )
         return schedule.for_tokens(math.prod(grid) // math.prod(self._base.patch))
@@ -205,18 +227,17 @@ def abstract_upsampler(model: Any) -> Any:
     return jax.eval_shape(model.init, jax.random.key(0), latent)["params"]
 
 
-def _describe_base(config: ConfigDict, latents: Latents) -> tuple[ConfigDict, FrozenNetwork]:
-    found = read_part(config, "base")
-    _check_space(config, "base", latents)
-    model = generator_of(found, resolve_dtype(config, None))
-    return found, _freeze(config, "base", abstract_at_rest(model), found.generator.name)
-
-
-def _describe_upsampler(config: ConfigDict, latents: Latents) -> tuple[ConfigDict, FrozenNetwork]:
-    found = read_part(config, "upsampler")
-    _check_space(config, "upsampler", latents)
-    abstract = abstract_upsampler(upsampler_of(found))
-    return found, _freeze(config, "upsampler", abstract, found.generator.name)
+def _describe_parts(config: ConfigDict, latents: Latents) -> Parts:
+    base, upsampler = (read_part(config, name) for name in ("base", "upsampler"))
+    for name in ("base", "upsampler"):
+        _check_space(config, name, latents)
+    model = generator_of(base, resolve_dtype(config, None))
+    abstract = abstract_upsampler(upsampler_of(upsampler))
+    frozen = {
+        "base": _freeze(config, "base", abstract_at_rest(model), base.generator.name),
+        "upsampler": _freeze(config, "upsampler", abstract, upsampler.generator.name),
+    }
+    return Parts(base, upsampler, frozen)
 
 
 def _check_space(config: ConfigDict, name: str, latents: Latents) -> None:

@@ -20,6 +20,7 @@ from vidlatent.models.frozen import describe_frozen
 from vidlatent.parallel.sharding import batch_sharding, with_shardings
 from vidlatent.plan import codec as plan_codec
 from vidlatent.plan import generators as plan_generators
+from vidlatent.plan import second_half
 from vidlatent.plan.program import Program, check_batch, format_size
 from vidlatent.registry import did_you_mean
 from vidlatent.train.program import describe_state, jit_train_step
@@ -111,7 +112,12 @@ def _build_tokenizer_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ..
 
 # Program name -> config.task -> the function that builds it.
 PROGRAMS = {
-    "train": {"tokenizer": _build_tokenizer_train, "generator": plan_generators.build_train},
+    "train": {
+        "tokenizer": _build_tokenizer_train,
+        "generator": plan_generators.build_train,
+        "refiner": second_half.build_refiner_train,
+        "upsampler": second_half.build_upsampler_train,
+    },
     "encode": {"tokenizer": plan_codec.build_encode},
     "decode": {"tokenizer": plan_codec.build_decode},
     "sample": {"generator": plan_generators.build_sample},

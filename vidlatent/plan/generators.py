@@ -22,7 +22,7 @@ from vidlatent.latents.space import (
     example,
     generator_of,
 )
-from vidlatent.models.frozen import describe_frozen
+from vidlatent.models.frozen import FrozenNetwork, describe_frozen
 from vidlatent.models.generators.fp8_weights import cast_to_fp8
 from vidlatent.models.load import model_of, spec_in_chunks
 from vidlatent.parallel.sharding import batch_sharding, replicated, shardings, with_shardings
@@ -32,26 +32,54 @@ from vidlatent.train.program import describe_state, jit_train_step
 from vidlatent.train.state import random_key
 from vidlatent.train.tasks.generator import GeneratorTask
 
-__all__ = ["build_nfe", "build_sample", "build_train"]
+__all__ = [
+    "assume_latents",
+    "assume_space",
+    "batch_shapes",
+    "build_nfe",
+    "build_sample",
+    "build_train",
+    "make_step_program",
+]
 
 
 def build_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
     """The training step on a batch of latents, or of videos where ``config.data`` holds those."""
-    config, model, latents = _assume_latents(config)
-    frames, height, width, batch = bucket
-    size = (frames, height, width)
-    check_batch(config, mesh, batch)
+    config, model, latents = assume_latents(config)
     task = GeneratorTask(config, model, latents)
-    state = describe_state(task, config.seed, mesh)
-    known = _batch_shapes(model, latents, size, batch)
-    arrays = with_shardings({name: known[name] for name in task.arrays}, batch_sharding(mesh))
     # With a latent set that is at most the states of an empty text: small, and perhaps not there.
-    from_videos = config.data.source != "latents"
-    frozen = describe_frozen(task.frozen, mesh) if from_videos else {}
+    frozen = task.frozen if config.data.source != "latents" else {}
+    return make_step_program(task, mesh, bucket, batch_shapes(model, latents, bucket), frozen)
+
+
+def make_step_program(
+    task: Any,
+    mesh: Mesh,
+    bucket: tuple[int, ...],
+    known: Mapping[str, jax.ShapeDtypeStruct],
+    networks: Mapping[str, FrozenNetwork],
+) -> Program:
+    """The training step of a task that has no players.
+
+    Args:
+      task: made without its data.
+      mesh: of real devices, or of the devices that a topology describes.
+      bucket: frames, height, width, global batch.
+      known: shapes of all arrays that a batch may hold, by name.
+      networks: the frozen networks.
+
+    Raises:
+      DoesNotFit: the mesh cannot divide the batch.
+    """
+    config, latents = task.config, task.latents
+    *size, batch = bucket
+    check_batch(config, mesh, batch)
+    state, frozen = describe_state(task, config.seed, mesh), describe_frozen(networks, mesh)
+    arrays = with_shardings({name: known[name] for name in task.arrays}, batch_sharding(mesh))
     about = f"step of a batch of {batch} clips {format_size(size)}"
     return Program(
         name="train",
-        about=f"{about}, latents {format_size(latents.spec.latent_shape(size))}",
+        about=f"{about}, latents {format_size(latents.spec.latent_shape(tuple(size)))}",
         function=jit_train_step(task, state, frozen, mesh),
         arguments=(state, arrays, frozen),
         parts={
@@ -62,7 +90,7 @@ def build_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Prog
         },
         initial={0: lambda: task.init(random_key(config.seed, "params"))},
         carries=(0, 0),
-        frames=batch * frames,
+        frames=batch * size[0],
     )
 
 
@@ -124,7 +152,7 @@ class _Sampling:
     """
 
     def __init__(self, config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]):
-        config, model, latents = _assume_latents(config)
+        config, model, latents = assume_latents(config)
         size, self.batch = tuple(config.sample.size) or bucket[:3], config.sample.batch
         if config.plan.bucket:
             *size, self.batch = config.plan.bucket
@@ -139,7 +167,7 @@ class _Sampling:
         self.about = f"{self.batch} clips {format_size(self._size)}, latents {format_size(shape)}"
 
     def conditions(self, batch: int) -> dict[str, Any]:
-        known = _batch_shapes(self.model, self._latents, self._size, batch)
+        known = batch_shapes(self.model, self._latents, (*self._size, batch))
         return {name: _condition_shape(name, known) for name in self.model.reads}
 
     def program(self, name: str, about: str, run: Any, *rest: Any) -> Program:
@@ -172,32 +200,43 @@ class _Sampling:
         )
 
 
-def _assume_latents(config: ConfigDict) -> tuple[ConfigDict, Any, Latents]:
-    """``(config, generator, latents)``.
+def assume_space(config: ConfigDict) -> tuple[ConfigDict, Latents, ConfigDict | None]:
+    """``(config, latents, config of the tokenizer)``.
 
-    With ``config.plan.tokenizer``, the config of a tokenizer, no latent set need exist: the latents
-    are what that tokenizer would give.
+    With ``config.plan.tokenizer``, the config of a tokenizer, neither a latent set nor a trained
+    tokenizer need exist: the latents are what that tokenizer would give. Without it, the tokenizer
+    is None, and the latents are those of the config.
     """
+    tokenizer = None
     if config.plan.tokenizer:
-        tokenizer = model_of(configs.load(config.plan.tokenizer))
-        spec = spec_in_chunks(tokenizer, config.tokenizer.chunks, "config.tokenizer.chunks")
+        tokenizer = configs.load(config.plan.tokenizer)
+        chunks = config.tokenizer.chunks
+        spec = spec_in_chunks(model_of(tokenizer), chunks, "config.tokenizer.chunks")
         # The statistics of a data set do not matter to costs.
         latents = Latents(LatentSpace.of_spec(spec, "none"))
+    else:
+        latents = describe_latents(config)
+    return follow_latents(config, latents.spec), latents, tokenizer
+
+
+def assume_latents(config: ConfigDict) -> tuple[ConfigDict, Any, Latents]:
+    """``(config, generator, latents)``; those of ``config.plan.tokenizer`` come from a set."""
+    if config.plan.tokenizer:
         config = config.copy_and_resolve_references()
         # Then batches hold latents, whatever the config reads.
         config.data.source = "latents"
-    else:
-        latents = describe_latents(config)
-    config = follow_latents(config, latents.spec)
+    config, latents, _ = assume_space(config)
     model = generator_of(config)
     check_generator(model, latents)
     return config, model, latents
 
 
-def _batch_shapes(
-    model: Any, latents: Latents, size: tuple[int, int, int], batch: int
+def batch_shapes(
+    model: Any, latents: Latents, bucket: tuple[int, ...]
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of all arrays that a batch may hold for a generator, by name."""
+    frames, height, width, batch = bucket
+    size = (frames, height, width)
     t, h, w, c = latents.spec.latent_shape(size)
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "video": ((*size, 3), jnp.uint8),

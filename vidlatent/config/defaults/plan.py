@@ -15,4 +15,6 @@ def get_plan() -> ConfigDict:
     plan.effort = 0.0
     # Config of the tokenizer, such as fsae:paper, for a generator without tokenizer.path or data
     plan.tokenizer = ""
+    # Config of a refiner's upsampler, if refiner.upsampler names none
+    plan.upsampler = "fsvideo_upsampler:paper"
     return plan

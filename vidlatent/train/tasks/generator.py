@@ -81,9 +81,13 @@ class GeneratorTask:
         self._check_drop()
         self.optimizer = make_optimizer(config)
         self.rate = make_learning_rate(config, config.train.steps)
-        self.inputs = make_inputs(config, model, latents, augment=True)
+        self.inputs = self.make_inputs(augment=True)
         self.arrays = self.inputs.arrays
-        self.eval_step = make_loss_step(config, model, make_inputs(config, model, latents))
+        self.eval_step = make_loss_step(config, model, self.make_inputs(augment=False))
+
+    def make_inputs(self, *, augment: bool) -> Any:
+        """What makes latents and conditions of a batch; ``augment`` counts for refiners alone."""
+        return make_inputs(self.config, self.model, self.latents, augment=augment)
 
     def _check_drop(self) -> None:
         reads = self.model.reads

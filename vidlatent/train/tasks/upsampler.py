@@ -49,6 +49,9 @@ class UpsamplerTask:
 
     Args:
       config: of the run.
+      latents: facts about the latents; None makes them from the config.
+      tokenizer: config of the frozen tokenizer, if its run need not be there; None reads that of
+        ``config.tokenizer``, and checks that the data hold pairs.
 
     Attributes:
       reader: reads or makes latents of both sizes.
@@ -57,19 +60,27 @@ class UpsamplerTask:
 
     players: Mapping[str, Player] = {}
 
-    def __init__(self, config: ConfigDict):
+    def __init__(
+        self,
+        config: ConfigDict,
+        latents: Latents | None = None,
+        tokenizer: ConfigDict | None = None,
+    ):
         self.config = config
-        self.latents: Latents = load_latents(config)
+        self.latents: Latents = load_latents(config) if latents is None else latents
         self.model, self.spec = upsampler_of(config), self.latents.spec
         self._check()
         self.optimizer = make_optimizer(config)
         self.rate = make_learning_rate(config, config.train.steps)
-        self.reader = LatentReader(config, self.latents)
-        self.reader.check_low()
+        self.reader = LatentReader(config, self.latents, tokenizer)
+        if tokenizer is None:
+            self.reader.check_low()
         self.terms = LossTerms(config.loss.to_dict()) if config.loss else None
         self.decodes = self.terms is not None
         # Without terms on frames it is never asked for anything.
-        self.tokenizer: Any = model_of(read_tokenizer_config(config)) if self.decodes else None
+        self.tokenizer: Any = None
+        if self.decodes:
+            self.tokenizer = model_of(tokenizer or read_tokenizer_config(config))
         own = ("content",) if self._reads_stored_frame() else ()
         self.arrays = (*self.reader.arrays, *self.reader.low_arrays, *own)
         self.eval_step = self._measure
