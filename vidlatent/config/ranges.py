@@ -227,6 +227,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "tries": _COUNT_OR_NONE,
         "effort": number(-1, 1),
         "tokenizer": Text(),
+        "upsampler": Text(needed=True),
     },
     "bench": {
         "what": _NAMES,
