@@ -9,14 +9,17 @@ import pytest
 
 from tests.helpers.generator_runs import tokenizer_run
 from vidlatent import config as configs
+from vidlatent.convert.run import convert
 from vidlatent.data.renderers.shapes import make_shape_scene, render_shape
 from vidlatent.data.sources.latents import LatentSource
 from vidlatent.encode.run import encode_set
 from vidlatent.errors import VidlatentError
+from vidlatent.evaluate.run import evaluate_workdir
 from vidlatent.evaluate.upsampler import interpolate
 from vidlatent.latents.channels import follow_latents
 from vidlatent.latents.space import Latents
 from vidlatent.models.load import open_checkpoints
+from vidlatent.sample.run import generate_videos
 from vidlatent.train.init_from import load_initial_params
 from vidlatent.train.loop import train
 from vidlatent.train.loss_terms import find_weight
@@ -93,6 +96,26 @@ def test_a_run_leaves_scores_and_goes_on_bitwise(places):
     assert train(config_of(places, **{"train.stop_at": 2}), places / "cut") != 0
     assert train(config_of(places), places / "cut") == 0
     assert digest(places / "cut", 4) == digest(places / "straight", 4)
+    # Evaluated from its workdir alone: the same clips, the same scores.
+    own, output = configs.read(places / "straight"), places / "scored"
+    assert evaluate_workdir(own, places / "straight", -1, str(output)) == 0
+    again = json.loads((output / "scores.json").read_text())
+    assert again["by_clip"] == stored["by_clip"] and again["step"] == 4
+    assert (output / "contact_sheet.png").read_bytes() == (
+        folder / "contact_sheet.png"
+    ).read_bytes()
+
+
+def test_an_upsampler_makes_no_videos_by_itself(places):
+    config = config_of(places)
+    with pytest.raises(VidlatentError, match="--workdir=BASE --config.sample.refine=REFINER"):
+        generate_videos(config, places / "up", -1, "", "", "", "")
+    with pytest.raises(VidlatentError, match="its task is upsampler"):
+        convert(config, places / "up", **{"from": "", "to": "x.safetensors", "verify": ""})
+    with config.unlocked():
+        config.task = "refiner"
+    with pytest.raises(VidlatentError, match="--workdir=BASE --config.sample.refine=.*up"):
+        generate_videos(config, places / "up", -1, "", "", "", "")
 
 
 def task_of(places, **keys):

@@ -20,6 +20,7 @@ from vidlatent.evaluate.protocols.run import evaluate_protocol
 from vidlatent.evaluate.running_scores import log_scores
 from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
 from vidlatent.evaluate.tokenizer_report import write_evaluation
+from vidlatent.evaluate.upsampler import evaluate_upsampler
 from vidlatent.metrics import make_metrics
 from vidlatent.models.load import model_of, restore_tokenizer
 from vidlatent.parallel.mesh import mesh_for_batches
@@ -43,6 +44,8 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
     _check_protocol(config)
     if compares_sets(config):
         return compare_folders(config, workdir, step, output)
+    if config.task == "upsampler":
+        return evaluate_upsampler(config, workdir, step, output)
     if is_generator(config):
         return evaluate_generator(config, workdir, step, output)
     if config.eval.protocol:

@@ -63,6 +63,16 @@ def generate_videos(
             f"--workdir={workdir} is a tokenizer's: --mode=sample needs a generator's, such as "
             "that of configs/fsvideo_dit.py."
         )
+    if config.task == "upsampler":
+        raise VidlatentError(
+            f"--workdir={workdir} is a latent upsampler's, which makes no videos by itself: "
+            "--mode=sample --workdir=BASE --config.sample.refine=REFINER runs it between the two."
+        )
+    if config.task == "refiner":
+        raise VidlatentError(
+            f"--workdir={workdir} is a refiner's, which starts from a base model's videos: "
+            f"--mode=sample --workdir=BASE --config.sample.refine={workdir}."
+        )
     if prompt and prompts:
         raise VidlatentError("--prompt and --prompts: give one of the two.")
     check_output(output)

@@ -6,6 +6,7 @@ frozen decoder, it is compared with the clip's pixels by the terms of ``config.l
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -18,16 +19,20 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vidlatent.errors import VidlatentError
-from vidlatent.evaluate.upsampler import UpsamplerValidation, interpolate, measure_distances
+from vidlatent.evaluate.upsampler import (
+    UpsamplerScorer,
+    UpsamplerScores,
+    measure_clips,
+    write_upsampler_report,
+)
 from vidlatent.latents.pairs import check_halves
 from vidlatent.latents.pixels import from_pixels
-from vidlatent.latents.reader import LatentReader, describe_tokenizer
 from vidlatent.latents.refiner_inputs import abstract_upsampler, upsampler_of
-from vidlatent.latents.space import Latents, load_latents, read_tokenizer_config
+from vidlatent.latents.space import Latents, load_latents
+from vidlatent.latents.upsampler import UpsamplerNetworks
 from vidlatent.losses import LossInputs
 from vidlatent.losses.base import mean_over_samples
 from vidlatent.models.frozen import FrozenNetwork
-from vidlatent.models.load import model_of
 from vidlatent.models.pretrained import network_shapes
 from vidlatent.models.pretrained.load import load_network_params
 from vidlatent.train.freeze import stop_frozen_gradients
@@ -54,8 +59,7 @@ class UpsamplerTask:
         ``config.tokenizer``, and checks that the data hold pairs.
 
     Attributes:
-      reader: reads or makes latents of both sizes.
-      decodes: whether pixels are compared, too.
+      networks: the upsampler, what makes its pairs, and the decoder.
     """
 
     players: Mapping[str, Player] = {}
@@ -68,22 +72,14 @@ class UpsamplerTask:
     ):
         self.config = config
         self.latents: Latents = load_latents(config) if latents is None else latents
-        self.model, self.spec = upsampler_of(config), self.latents.spec
+        self.networks = UpsamplerNetworks(config, self.latents, tokenizer)
+        self.model, self.spec = self.networks.model, self.latents.spec
         self._check()
         self.optimizer = make_optimizer(config)
         self.rate = make_learning_rate(config, config.train.steps)
-        self.reader = LatentReader(config, self.latents, tokenizer)
-        if tokenizer is None:
-            self.reader.check_low()
+        self.reader, self.arrays = self.networks.reader, self.networks.arrays
         self.terms = LossTerms(config.loss.to_dict()) if config.loss else None
-        self.decodes = self.terms is not None
-        # Without terms on frames it is never asked for anything.
-        self.tokenizer: Any = None
-        if self.decodes:
-            self.tokenizer = model_of(tokenizer or read_tokenizer_config(config))
-        own = ("content",) if self._reads_stored_frame() else ()
-        self.arrays = (*self.reader.arrays, *self.reader.low_arrays, *own)
-        self.eval_step = self._measure
+        self.eval_step = functools.partial(measure_clips, self.networks)
 
     def _check(self) -> None:
         channels = self.spec.channels
@@ -100,12 +96,6 @@ class UpsamplerTask:
                 "from videos (config.data.source=folder), or set it to 'decoded' or 'auto'."
             )
 
-    def _reads_stored_frame(self) -> bool:
-        """Whether the decoder reads a frame that only the set has."""
-        if not self.decodes or self.reader.tokenizer is not None:
-            return False
-        return self.tokenizer.condition_kind != "none"
-
     @property
     def family(self) -> str:
         return self.config.generator.name
@@ -113,30 +103,13 @@ class UpsamplerTask:
     @functools.cached_property
     def frozen(self) -> dict[str, FrozenNetwork]:
         """The tokenizer, if it encodes or decodes, and the networks of the loss terms."""
-        if self.terms is None:
-            return self.reader.frozen
-        model, channels = self.tokenizer, self.spec.channels
-        latent = jax.ShapeDtypeStruct((1, 1, 2, 2, channels), jnp.float32)
-        video = jax.ShapeDtypeStruct(
-            (1, self.spec.rule.first, 2 * self.spec.h, 2 * self.spec.w, 3), jnp.float32
-        )
-
-        def use(params):
-            def run(latent, video):
-                code = functools.partial(model.apply, {"params": params})
-                condition = code(video, method="make_condition")
-                decoded = code(latent, condition=condition, method="decode")[0]
-                return decoded, code(video, method="encode")[0].mode()
-
-            zeros = (jnp.zeros(leaf.shape, leaf.dtype) for leaf in (latent, video))
-            return run(*zeros)
 
         def describe(name):
             load = functools.partial(load_network_params, name, self.config.networks[name])
             return FrozenNetwork(network_shapes(name), load)
 
-        networks = {name: describe(name) for name in self.terms.networks}
-        return {"tokenizer": describe_tokenizer(self.config, model, use), **networks}
+        names = self.terms.networks if self.terms is not None else ()
+        return {**self.networks.frozen, **{name: describe(name) for name in names}}
 
     @staticmethod
     def abstract_params(config: ConfigDict) -> Any:
@@ -202,15 +175,16 @@ class UpsamplerTask:
         key: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         """Frames of the upsampled latent, and what they are compared with, ``[B, T, H, W, 3]``."""
-        options, params, model = self.config.upsampling, frozen["tokenizer"], self.tokenizer
-        condition, video = self._make_condition(batch, params), None
+        options, params = self.config.upsampling, frozen["tokenizer"]
+        model = self.networks.tokenizer
+        condition, video = self.networks.make_condition(batch, params), None
         if "video" in batch and options.target != "decoded":
             video = from_pixels(batch["video"])
         cells = options.patch_latents * self.spec.h // model.patch_cell if model.patch_cell else 0
 
         def decode(latent):
             frames = options.frames or latent.shape[1]
-            return self._run_decoder(params, latent[:, :frames], condition)
+            return self.networks.decode(params, latent[:, :frames], condition)
 
         if cells and video is not None:
             latent = self.latents.space.restore_traced(upsampled)
@@ -221,47 +195,6 @@ class UpsamplerTask:
         if video is None:
             return prediction, jax.lax.stop_gradient(decode(high))
         return prediction, video[:, : prediction.shape[1]]
-
-    def _make_condition(self, batch: Mapping[str, jax.Array], params: Any) -> Any:
-        """What the decoder reads of the large clip: its own first frame, as in sampling."""
-        run = functools.partial(self.tokenizer.apply, {"params": params})
-        if self.tokenizer.condition_kind == "none":
-            return None
-        if "video" in batch:
-            return run(from_pixels(batch["video"]), method="make_condition")
-        frames = batch["content"]  # [B, n, H, W, 3]
-        frames = from_pixels(frames).reshape(-1, *frames.shape[2:])
-        return run(frames, method="encode_condition")
-
-    def _measure(self, params: Any, frozen: Any, batch: Any) -> dict[str, jax.Array]:
-        """``[B]`` each, by name: see ``evaluate.upsampler.measure_distances``."""
-        low, high, upsampled = self._upsample(params, frozen, batch)
-        return measure_distances(upsampled, low, high)
-
-    def _upsample(self, params: Any, frozen: Any, batch: Any) -> tuple[jax.Array, ...]:
-        key = jax.random.key(0)  # the same draws at every evaluation
-        high, low = self.reader(batch, frozen, key), self.reader.read_low(batch, frozen, key)
-        return low, high, self.model.apply({"params": params}, low)
-
-    def show(self, params: Any, frozen: Any, batch: Any) -> dict[str, jax.Array]:
-        """What to look at, by name: decoded clips ``[B, T, H, W, 3]``, or latents alone."""
-        low, high, upsampled = self._upsample(params, frozen, batch)
-        if not self.decodes:
-            return {"upsampled": upsampled}
-        params, condition = frozen["tokenizer"], self._make_condition(batch, frozen["tokenizer"])
-        latents = {
-            "own latent": high,
-            "nearest": interpolate(low, "nearest"),
-            "bicubic": interpolate(low, "cubic"),
-            "upsampled": upsampled,
-        }
-        return {name: self._run_decoder(params, x, condition) for name, x in latents.items()}
-
-    def _run_decoder(self, params: Any, latent: jax.Array, condition: Any) -> jax.Array:
-        latent = self.latents.space.restore_traced(latent)
-        return self.tokenizer.apply(
-            {"params": params}, latent, condition=condition, method="decode"
-        )[0]
 
     def make_validation(
         self, run: Any, frozen: Mapping[str, Any], mesh: Mesh, make_loader: Callable[[], Any]
@@ -275,3 +208,30 @@ class UpsamplerTask:
     def inherit_players(self, former: ConfigDict) -> tuple[str, ...]:
         del former
         return ()
+
+
+class UpsamplerValidation:
+    """Latent L1 of the EMA weights on validation clips (``tasks.base.Validation``)."""
+
+    def __init__(
+        self,
+        task: UpsamplerTask,
+        run: Any,
+        frozen: Mapping[str, Any],
+        mesh: Mesh,
+        make_loader: Callable[[], Any],
+    ):
+        self._make_loader = make_loader
+        self._score = UpsamplerScorer(task.networks, run.state["ema"], frozen, mesh)
+
+    def __call__(self, run: Any) -> UpsamplerScores:
+        with contextlib.closing(self._make_loader()) as loader:
+            return self._score(run.state["ema"], loader)
+
+    def pictures(self, result: UpsamplerScores) -> dict[str, bytes]:
+        return {"val/upsampled": result.sheet} if result.sheet else {}
+
+    def write(self, run: Any, result: UpsamplerScores, folder: Path) -> list[str]:
+        return write_upsampler_report(
+            result, folder, config=run.config, step=run.step, workdir=run.workdir
+        )
