@@ -110,7 +110,7 @@ def test_an_upsampler_makes_no_videos_by_itself(places):
     config = config_of(places)
     with pytest.raises(VidlatentError, match="--workdir=BASE --config.sample.refine=REFINER"):
         generate_videos(config, places / "up", -1, "", "", "", "")
-    with pytest.raises(VidlatentError, match="its task is upsampler"):
+    with pytest.raises(VidlatentError, match="of the task 'upsampler'"):
         convert(config, places / "up", **{"from": "", "to": "x.safetensors", "verify": ""})
     with config.unlocked():
         config.task = "refiner"

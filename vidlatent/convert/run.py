@@ -60,9 +60,8 @@ def convert(config: ConfigDict, workdir: Path, **options: Any) -> int:
     """
     if configs.is_generator(config):
         raise VidlatentError(
-            f"--mode=convert is for tokenizers, and {config.name} has none (its task is "
-            f"{config.task}): training reads published weights itself, "
-            "--config.train.init_from=FILE."
+            f"--mode=convert is for tokenizers; {config.name} is of the task {config.task!r}, whose "
+            "training reads published weights itself: --config.train.init_from=FILE."
         )
     source, target, case = options["from"], options["to"], options["verify"]
     family = config.model.name
