@@ -60,7 +60,7 @@ def convert(config: ConfigDict, workdir: Path, **options: Any) -> int:
     """
     if configs.is_generator(config):
         raise VidlatentError(
-            f"--mode=convert is for tokenizers; {config.name} is of the task {config.task!r}, whose "
+            f"--mode=convert is for tokenizers; {config.name} is of the task {config.task!r}, and "
             "training reads published weights itself: --config.train.init_from=FILE."
         )
     source, target, case = options["from"], options["to"], options["verify"]
