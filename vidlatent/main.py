@@ -242,12 +242,12 @@ def resolve(
     raise VidlatentError("give --config=configs/fsae.py (or the --workdir of an earlier run).")
 
 
-def _prepare_process() -> None:
+def _prepare_process(timeouts: configs.ConfigDict) -> None:
     # Imported late, so that --help and mistakes in flags are answered at once.
     import jax
 
     from vidlatent.parallel.compilation import keep_compiled
-    from vidlatent.parallel.multihost import initialize
+    from vidlatent.parallel.joining import check_joined, join
     from vidlatent.parallel.together import watch
     from vidlatent.report.log_file import NotNoisy, capture_noise
 
@@ -255,8 +255,8 @@ def _prepare_process() -> None:
     logging.get_absl_handler().addFilter(NotNoisy())
     capture_noise()
     keep_compiled()
-    initialize()
-    watch()
+    announced = join(timeouts.join_timeout, timeouts.silence_timeout)
+    watch(timeouts.silence_timeout, timeouts.compare_timeout)
     try:
         # A missing platform shows here, with a remedy, and not in the middle of a mode.
         jax.devices()
@@ -266,6 +266,7 @@ def _prepare_process() -> None:
             f"{os.environ.get('JAX_PLATFORMS', '')!r}): install the extra 'gpu' or 'tpu', or unset "
             "the variable."
         ) from error
+    check_joined(announced)
 
 
 def _use_kernels(config: configs.ConfigDict) -> None:
@@ -299,7 +300,7 @@ def _run_mode(rest: list[str], overrides: dict[str, str]) -> int:
     mode = check_mode(values.mode, given)
     imports = split_imports(values["import"].value)
     config, workdir = resolve(values.config, values.workdir, overrides, imports)
-    _prepare_process()
+    _prepare_process(config.processes)
     _use_kernels(config)
     module, _, name = mode.function.partition(":")
     function = getattr(importlib.import_module(f"vidlatent.{module}"), name)

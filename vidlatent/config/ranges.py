@@ -137,6 +137,11 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "conv3d": Text(),
     },
     "mesh": {"data": _OPTION, "fsdp": _OPTION, "context": _OPTION, "tensor": _OPTION},
+    "processes": {
+        "join_timeout": _COUNT,
+        "silence_timeout": _COUNT,
+        "compare_timeout": _COUNT,
+    },
     "train": {
         "steps": _COUNT,
         "stop_at": _COUNT_OR_NONE,

@@ -1,41 +1,14 @@
-"""Programs of several processes: joining them, and moving arrays between hosts and devices."""
+"""Programs of several processes: moving arrays between hosts and devices."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from vidlatent.errors import VidlatentError
-
-__all__ = ["initialize", "is_main", "local_rows", "place_as", "to_global"]
-
-_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-
-
-def initialize() -> None:
-    """Join a run of several processes, described by environment variables.
-
-    They are ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``. Without them
-    this does nothing: the run has one process.
-
-    Raises:
-      VidlatentError: only some of the three are set.
-    """
-    given = [name for name in _VARIABLES if os.environ.get(name)]
-    if not given:
-        return
-    missing = [name for name in _VARIABLES if name not in given]
-    if missing:
-        raise VidlatentError(
-            f"{', '.join(given)} set without {', '.join(missing)}: a run over several processes "
-            "needs all three variables."
-        )
-    address, count, index = (os.environ[name] for name in _VARIABLES)
-    jax.distributed.initialize(address, int(count), int(index))
+__all__ = ["is_main", "local_rows", "place_as", "to_global"]
 
 
 def is_main() -> bool:

@@ -48,8 +48,6 @@ _LOOK_SECONDS = 0.5  # between two looks of the thread
 _GRACE_SECONDS = 8.0  # for a process to end by itself after another one failed
 _LINGER_SECONDS = 20.0  # process 0 holds the store: it waits so long for the others to read it
 _BEAT_SECONDS = 5.0  # between two signs of life
-_SILENCE_SECONDS = 45.0  # without one, after which a process counts as dead
-_COMPARE_SECONDS = 300.0  # a process may have to index many clips first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +69,9 @@ class SharedError(VidlatentError):
 class _Watch:
     """The thread that looks for failures, and what it has found."""
 
-    def __init__(self, client: Any):
+    def __init__(self, client: Any, silence: float, compare: float):
         self.client = client
+        self.silence, self.compare = silence, compare
         self.me, self.count = jax.process_index(), jax.process_count()
         self.failure: Failure | None = None
         self.agreement: Agreement | None = None
@@ -130,10 +129,10 @@ class _Watch:
         for process, (sign, since) in self._heard.items():
             if process in signs and signs[process] != sign:
                 self._heard[process] = (signs[process], now)
-            elif sign and now - since > _SILENCE_SECONDS:
+            elif sign and now - since > self.silence:
                 self.failure = Failure(
                     process,
-                    f"no sign of life for {_SILENCE_SECONDS:.0f} s; it was killed or its machine "
+                    f"no sign of life for {self.silence:.0f} s; it was killed or its machine "
                     "does not answer",
                     2,
                 )
@@ -151,12 +150,17 @@ class _Watch:
 _watch: _Watch | None = None
 
 
-def watch() -> None:
-    """Begin to look after the other processes, once they are joined; again does nothing."""
+def watch(silence: float = 45.0, compare: float = 300.0) -> None:
+    """Begin to look after the other processes, once they are joined; again does nothing.
+
+    Args:
+      silence: seconds without a sign of life, after which a process counts as dead.
+      compare: seconds that a process may take to know its facts, such as an index of many clips.
+    """
     global _watch
     client = distributed.global_state.client
     if _watch is None and client is not None and jax.process_count() > 1:
-        _watch = _Watch(client)
+        _watch = _Watch(client, silence, compare)
         # Registered after JAX's own, so it runs before the connection is closed.
         atexit.register(_watch.close)
 
@@ -235,7 +239,7 @@ def compare(facts: Mapping[str, Mapping[str, Any]], remedy: str) -> None:
     keys = [f"vidlatent/facts/{_watch.rounds}/{k}" for k in range(_watch.count)]
     mine = {kind: dict(values) for kind, values in facts.items()}
     _watch.client.key_value_set(keys[_watch.me], dump_json(mine))
-    found = [json.loads(_get(key, _COMPARE_SECONDS)) for key in keys]
+    found = [json.loads(_get(key, _watch.compare)) for key in keys]
     told = []
     for process, theirs in enumerate(found[1:], 1):
         for kind, values in theirs.items():
@@ -291,10 +295,10 @@ class Agreement:
                 return ""
         if self._stop_at is None:
             answers = [
-                int(_get(f"{self._prefix}at/{k}", _SILENCE_SECONDS)) for k in range(_watch.count)
+                int(_get(f"{self._prefix}at/{k}", _watch.silence)) for k in range(_watch.count)
             ]
             self._stop_at = max(answers)
-            self.reason = _get(f"{self._prefix}why", _SILENCE_SECONDS)
+            self.reason = _get(f"{self._prefix}why", _watch.silence)
             logging.info("%s: all processes stop together", self.reason)
         self._calls += 1
         return self.reason if self._calls > self._stop_at else ""

@@ -25,6 +25,7 @@ from vidlatent.config.defaults.networks import get_networks
 from vidlatent.config.defaults.optim import get_optim
 from vidlatent.config.defaults.plan import get_plan
 from vidlatent.config.defaults.precision import get_precision
+from vidlatent.config.defaults.processes import get_processes
 from vidlatent.config.defaults.refiner import get_refiner
 from vidlatent.config.defaults.sample import get_sample
 from vidlatent.config.defaults.sampler import get_sampler
@@ -75,6 +76,7 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.precision = get_precision()
     config.kernels = get_kernels()
     config.mesh = get_mesh()
+    config.processes = get_processes()
     config.train = get_train()
     config.checkpoint = get_checkpoint()
     config.codec = get_codec()

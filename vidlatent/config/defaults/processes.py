@@ -1,0 +1,13 @@
+"""``config.processes``: how long the processes of one run wait for each other."""
+
+from ml_collections import ConfigDict
+
+
+def get_processes() -> ConfigDict:
+    processes = ConfigDict()
+    processes.join_timeout = 300  # seconds that all have to start and to find process 0
+    # seconds without a sign of life, after which a process counts as dead
+    processes.silence_timeout = 45
+    # seconds that they have at the start to look at their data, before code and data are compared
+    processes.compare_timeout = 300
+    return processes
