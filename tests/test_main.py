@@ -76,7 +76,8 @@ def test_a_mode_names_a_function_that_takes_its_flags(name):
         assert set(list(parameters)[2:]) == set(mode.flags)
     assert {need.partition("=")[0] for need in mode.needs} <= set(mode.flags)
     # Whoever reads --mode=plan opens plan/; modes with little of their own stand in another.
-    homes = {"reconstruct": "codec", "preview": "codec", "latents": "encode"}
+    homes = {"reconstruct": "codec", "compress": "codec", "decompress": "codec"}
+    homes |= {"preview": "codec", "latents": "encode"}
     home = {"eval": "evaluate", **homes}.get(name, name)
     assert module.split(".")[0] == home
 

@@ -19,6 +19,7 @@ NAMES = {
     "VidlatentError",
     "load_codec",
     "load_generator",
+    "write_video",
 }
 
 

@@ -1,8 +1,9 @@
 """vidlatent: highly compressed video latents in JAX/Flax, from training to serving.
 
-``load_codec`` gives a ``Codec``, which turns videos into ``Coded`` latents and back;
-``load_generator`` gives a ``Generator``, which makes videos. ``LatentSpec`` describes a latent
-space; mistakes of the user are ``VidlatentError``.
+``load_codec`` gives a ``Codec``, which turns videos into ``Coded`` latents, or the bytes of a
+compressed file, and back; ``load_generator`` gives a ``Generator``, which makes videos, and
+``write_video`` writes them. ``LatentSpec`` describes a latent space; mistakes of the user are
+``VidlatentError``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ if TYPE_CHECKING:  # for editors and type checkers; at run time a name is import
     from vidlatent.codec.codec import Codec, load_codec
     from vidlatent.codec.coded import Coded
     from vidlatent.errors import VidlatentError
+    from vidlatent.media.write import write_video
     from vidlatent.sample.generator import Generator
     from vidlatent.sample.load import load_generator
     from vidlatent.spec import LatentSpec
@@ -28,6 +30,7 @@ __all__ = [
     "__version__",
     "load_codec",
     "load_generator",
+    "write_video",
 ]
 
 _MODULES = {
@@ -38,6 +41,7 @@ _MODULES = {
     "VidlatentError": "vidlatent.errors",
     "load_codec": "vidlatent.codec.codec",
     "load_generator": "vidlatent.sample.load",
+    "write_video": "vidlatent.media.write",
 }
 
 

@@ -6,6 +6,7 @@ A crash, a full disk or a power cut midway leaves the file as it was before.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -24,6 +25,7 @@ __all__ = [
     "read_json",
     "read_npz",
     "replace_file",
+    "unpacked_limit",
     "write_json",
     "write_text",
 ]
@@ -138,20 +140,30 @@ def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
     return content
 
 
-def read_npz(path: str | os.PathLike[str], remedy: str) -> dict[str, np.ndarray]:
+def unpacked_limit(size: int) -> int:
+    """Bytes that ``size`` packed bytes may unpack to: more is taken for an attack."""
+    return max(_SMALL, _RATIO * size)
+
+
+def read_npz(path: str | os.PathLike[str] | bytes, remedy: str) -> dict[str, np.ndarray]:
     """The arrays of an ``.npz`` file by name; what they would take is checked before it is taken.
 
     Args:
-      path: of the file. Objects, which only pickle can read, are refused.
+      path: of the file, or its bytes. Objects, which only pickle can read, are refused.
       remedy: what to do if it is damaged; the end of the error's sentence.
 
     Raises:
       VidlatentError: it is missing, no such archive, damaged, or unpacks to far more than it holds.
     """
-    path = os.fspath(path)
+    file: str | io.BytesIO
+    if isinstance(path, bytes):
+        file, size, path = io.BytesIO(path), len(path), "<bytes>"
+    else:
+        file = path = os.fspath(path)
+        size = -1
     try:
-        limit = max(_SMALL, _RATIO * os.path.getsize(path))
-        with zipfile.ZipFile(path) as archive:
+        limit = unpacked_limit(os.path.getsize(path) if size < 0 else size)
+        with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             total = sum(member.file_size for member in members)
             if total > limit:

@@ -63,6 +63,20 @@ MODES = {
         ("step", "input", "output"),
         ("input=my.mp4", "output=restored.mp4"),
     ),
+    "compress": Mode(
+        "codec.latent_files:compress_video",
+        "turn one video into a latent file: rate, times and sound are kept",
+        ("--mode=compress --workdir=runs/fsae-demo --input=my.mp4 --output=my.vlat",),
+        ("step", "input", "output"),
+        ("input=my.mp4", "output=my.vlat"),
+    ),
+    "decompress": Mode(
+        "codec.latent_files:decompress_video",
+        "turn a latent file into a video again",
+        ("--mode=decompress --workdir=runs/fsae-demo --input=my.vlat --output=restored.mp4",),
+        ("step", "input", "output"),
+        ("input=my.vlat", "output=restored.mp4"),
+    ),
     "sample": Mode(
         "sample.run:generate_videos",
         "videos from a trained generator, by class, text or first picture",

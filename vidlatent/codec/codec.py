@@ -17,6 +17,7 @@ import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from jax.sharding import Mesh
 
 from vidlatent import config as configs
 from vidlatent.codec.coded import Coded, Reader
+from vidlatent.codec.compress import compress
 from vidlatent.codec.options import CodecOptions, plan_codec
+from vidlatent.codec.packed import unpack
 from vidlatent.codec.pieces import Pieces
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.digest import hash_encoder
@@ -115,6 +118,14 @@ class Codec:
             checkpointer.close()
         return cls(model, restored.state, options or CodecOptions.of(**config.codec), mesh)
 
+    def __repr__(self) -> str:
+        spec = self.spec
+        count = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
+        return (
+            f"<Codec of {spec.name}: {spec.t}x{spec.h}x{spec.w} pixels to {spec.channels} numbers, "
+            f"time as {self.time}, {count / 1e6:.1f} M parameters>"
+        )
+
     @functools.cached_property
     def encoder(self) -> str:
         """Digest of what encodes; a video that another encoder coded is not decoded."""
@@ -146,6 +157,33 @@ class Codec:
             (Reducio: one of each clip; FSAE-Standard and -Lite: frame 0).
         """
         return np.concatenate(list(self.decode_stream([latent], frames, size, content)))
+
+    def compress(
+        self,
+        video: Video,
+        fps: Fraction | float = 0.0,
+        dtype: str = "float16",
+        coder: str = "lzma",
+    ) -> bytes:
+        """A video to the bytes of a compressed file, as ``--mode=compress`` writes it.
+
+        Args:
+          video: a file, whose rate, times and sound are kept; or frames, as of ``encode``.
+          fps: frames a second; of frames only.
+          dtype: ``'float16'``, ``'bfloat16'`` or ``'float32'``, to which latents are rounded.
+          coder: ``'lzma'``, ``'zlib'`` or ``'none'``, which packs without further loss.
+        """
+        return compress(self, video, fps, dtype, coder)[0]
+
+    def decompress(self, source: bytes | str | Path) -> np.ndarray:
+        """What ``compress`` made, bytes or a file, to uint8 ``[T, H, W, 3]``.
+
+        ``write_decompressed`` writes a video file with rate, times and sound instead.
+
+        Raises:
+          VidlatentError: it is no compressed video, or another encoder coded it.
+        """
+        return self.decode(unpack(source).coded)
 
     def encode_stream(self, video: Video, sample: int | None = None) -> Iterator[Coded]:
         """``encode`` piece by piece; ``frames`` of a piece counts only what it adds."""

@@ -25,7 +25,7 @@ _LONGEST = 1e12  # seconds
 _REMEDY = "encode the video again and write it by Coded.save"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Coded:
     """A coded video, or a piece of one.
 
@@ -54,6 +54,15 @@ class Coded:
     encoder: str = ""
     times: tuple[float, ...] | None = None
     cut: str | None = None
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        kept = "" if self.content is None else f", {len(self.content)} content frames"
+        shape = "x".join(map(str, self.latent.shape))
+        return (
+            f"<Coded by {self.spec.name}: {self.frames} frames of {width}x{height} in a latent of "
+            f"{shape} {self.latent.dtype}{kept}>"
+        )
 
     @classmethod
     def join(cls, pieces: Sequence[Coded]) -> Coded:
@@ -113,7 +122,7 @@ class Coded:
                 times=None if about.get("times") is None else tuple(about["times"]),
                 cut=about["cut"] if "cut" in about else None,
             )
-            wrong = coded._find_contradiction()
+            wrong = coded.find_contradiction()
         except (VidlatentError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise VidlatentError(
                 f"{path} holds no coded video ({type(error).__name__}: {error}): {_REMEDY}."
@@ -122,7 +131,7 @@ class Coded:
             raise VidlatentError(f"{path} holds no coded video, since {wrong}: {_REMEDY}.")
         return coded
 
-    def _find_contradiction(self) -> str:
+    def find_contradiction(self) -> str:
         """What no coded video has, for one that comes from a file; '' if all is possible."""
         spec, latent, content = self.spec, self.latent, self.content
         if latent.dtype.kind != "f" or latent.ndim != 4 or not latent.size:

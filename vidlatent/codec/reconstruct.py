@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,19 @@ import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
+from vidlatent.codec.clock import Clock
 from vidlatent.codec.codec import Codec
 from vidlatent.codec.coded import Sizes
 from vidlatent.codec.options import CodecOptions
+from vidlatent.codec.progress import FrameProgress
 from vidlatent.errors import VidlatentError
 from vidlatent.files import write_json
 from vidlatent.media.decode import iter_timed_frames
 from vidlatent.media.errors import ClipError
-from vidlatent.media.probe import REMARKS, ClipInfo
 from vidlatent.media.sheets import contact_sheet
 from vidlatent.media.sound import SoundTracks
-from vidlatent.media.write import STILL_FPS, VideoWriter, side_by_side
+from vidlatent.media.write import VideoWriter, side_by_side
 from vidlatent.metrics import psnr, ssim
 from vidlatent.metrics.flicker import BorderDifferences, FrameDifferences
 from vidlatent.metrics.ssim import WINDOW as SSIM_WINDOW
@@ -67,13 +66,13 @@ def _reconstruct(config: ConfigDict, workdir: Path, step: int, input: str, targe
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     sound = SoundTracks(input, info)
-    clock = _Clock(info, sound)
+    clock = Clock(info)
     count, sizes = 0, Sizes()
     compared = _Compared(codec, target, clock, info.frames) if config.eval.compare else None
     with (
         VideoWriter(target, clock.fps, timed=clock.varies, sound=sound) as restored,
         compared or contextlib.nullcontext(),
-        tqdm(total=info.frames or None, unit="frame", disable=None, desc="reconstruct") as bar,
+        FrameProgress("reconstruct", info.frames) as bar,
     ):
         for original, reconstruction in codec.reconstruct_stream(clock.watch(timed), sizes.add):
             moments = clock.take(len(original))
@@ -82,11 +81,11 @@ def _reconstruct(config: ConfigDict, workdir: Path, step: int, input: str, targe
             if compared:
                 compared.add(original, reconstruction, moments)
             count += len(original)
-            bar.update(len(original))
+            bar.advance(len(original))
     about = {"height": info.height, "width": info.width, "fps": float(info.fps)}
     scores = {"input": Path(input).name, "coded_in": codec.time, "frames": count}
     scores |= about | sizes.report() | (compared.scores() if compared else {})
-    scores["told"] = clock.tell()
+    scores["told"] = clock.tell(sound.told)
     path = _beside(target, "scores.json")
     write_json(path, scores)
     quality = f"PSNR {scores['psnr']:.2f} dB, SSIM {scores['ssim']:.3f}, " if compared else ""
@@ -98,43 +97,6 @@ def _reconstruct(config: ConfigDict, workdir: Path, step: int, input: str, targe
     return 0
 
 
-class _Clock:
-    """When the frames of the input are shown, and what else the output keeps or loses.
-
-    Attributes:
-      fps: mean frames a second.
-      varies: frames last differently long, so each keeps its own time.
-    """
-
-    def __init__(self, info: ClipInfo, sound: SoundTracks):
-        self._info, self._sound = info, sound
-        self.fps = info.fps or STILL_FPS
-        self.varies = "variable" in info.remarks
-        self._moments: deque[float] = deque()
-
-    def watch(self, timed: Iterator[tuple[float, np.ndarray]]) -> Iterator[np.ndarray]:
-        """The frames alone; their times wait for ``take``."""
-        for moment, frame in timed:
-            self._moments.append(moment)
-            yield frame
-
-    def take(self, count: int) -> list[float | None]:
-        """Times of the next frames in seconds; None at a constant rate, which is exact."""
-        moments = [self._moments.popleft() for _ in range(count)]
-        return list(moments) if self.varies else [None] * count
-
-    def tell(self) -> list[str]:
-        """Sentences on what the output keeps, changes or loses of the input."""
-        told = [REMARKS[key] for key in self._info.remarks if key not in ("sound", "variable")]
-        if self.varies:
-            told.append(
-                f"the frame rate varies: each frame keeps its time, {self.fps:.3f} a second"
-            )
-        if self._sound.told:
-            told.append(f"sound {self._sound.told}")
-        return told
-
-
 def _beside(target: Path, ending: str) -> Path:
     return target.with_name(f"{target.stem}_{ending}")
 
@@ -142,7 +104,7 @@ def _beside(target: Path, ending: str) -> Path:
 class _Compared:
     """Scores of a restored video, both videos side by side, and a contact sheet of a few frames."""
 
-    def __init__(self, codec: Codec, target: Path, clock: _Clock, expected: int):
+    def __init__(self, codec: Codec, target: Path, clock: Clock, expected: int):
         self._tally, self._borders = _Tally(expected), _Borders(codec)
         self._sheet = _beside(target, "contact_sheet.png")
         self._video = _beside(target, "side_by_side.mp4")

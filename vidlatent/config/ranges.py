@@ -185,6 +185,10 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "tile_pixels": _COUNT_OR_NONE,
         "tile_overlap_pixels": _OPTION,
     },
+    "compress": {
+        "dtype": Choice(("float16", "bfloat16", "float32")),
+        "coder": Choice(("lzma", "zlib", "none")),
+    },
     "encode": {
         "windows": Choice(("one", "all", "random")),
         "windows_per_clip": _COUNT,

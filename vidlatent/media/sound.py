@@ -1,8 +1,9 @@
-"""The sound of a file, copied beside its restored pictures as it is stored."""
+"""The sound of a file, copied as it is stored: beside restored pictures, or by itself."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -11,9 +12,12 @@ import av
 
 from vidlatent.media.container import open_container, to_fraction
 from vidlatent.media.errors import ClipError, Limits, named_errors
+from vidlatent.media.frames import Track
 from vidlatent.media.probe import ClipInfo
 
-__all__ = ["SoundTracks"]
+__all__ = ["SoundTracks", "is_sound", "pack_sound", "unpack_sound"]
+
+_LATER = 1.0  # seconds
 
 
 class SoundTracks:
@@ -23,7 +27,7 @@ class SoundTracks:
     file is open from ``attach`` to ``close``.
 
     Args:
-      source: path of the file.
+      source: path of the file, or its bytes.
       info: what ``probe`` found in it.
 
     Attributes:
@@ -31,7 +35,7 @@ class SoundTracks:
       lead: seconds by which the sound begins before the picture.
     """
 
-    def __init__(self, source: str, info: ClipInfo):
+    def __init__(self, source: str | bytes, info: ClipInfo):
         self._source, self._info = source, info
         self._stack = contextlib.ExitStack()
         self._outputs: dict[int, Any] = {}
@@ -129,3 +133,46 @@ def _can_hold(track: Any, suffix: str) -> bool:
     except (av.FFmpegError, OSError, ValueError):
         return False
     return True
+
+
+def pack_sound(source: str, info: ClipInfo) -> tuple[bytes, float, str]:
+    """The sound tracks of a file by themselves, as they are stored.
+
+    Args:
+      source: path of the file.
+      info: what ``probe`` found in it.
+
+    Returns:
+      ``(data, origin, told)``: a NUT file, which keeps any codec and exact times, or nothing; the
+      second in it at which the first picture is shown; what became of the sound, in words.
+    """
+    # One second later than in the file, since NUT holds no times below 0.
+    track = dataclasses.replace(info.track, origin=info.track.origin - _LATER)
+    tracks = SoundTracks(source, dataclasses.replace(info, track=track))
+    if tracks.told or "sound" not in info.remarks:
+        return b"", 0.0, tracks.told
+    memory = io.BytesIO()
+    try:
+        with av.open(memory, "w", format="nut") as container:
+            tracks.attach(container, ".nut")
+            for packet in tracks.packets(float("inf")) if container.streams else ():
+                container.mux(packet)
+    except (OSError, ValueError, av.FFmpegError) as error:
+        return b"", 0.0, f"not copied: {error}"
+    finally:
+        tracks.close()
+    data = memory.getvalue() if tracks.told.startswith("copied") else b""
+    return data, tracks.lead + _LATER, tracks.told
+
+
+def unpack_sound(data: bytes, origin: float) -> SoundTracks:
+    """What ``pack_sound`` made, for ``VideoWriter``; no bytes: no sound."""
+    remarks = ("sound",) if data else ()
+    return SoundTracks(
+        data, ClipInfo("<bytes>", 1, 0.0, 1, 1, 0.0, False, 0, remarks, Track(origin))
+    )
+
+
+def is_sound(data: bytes) -> bool:
+    """Whether these bytes begin as ``pack_sound``'s."""
+    return data.startswith(b"nut/multimedia container\0")

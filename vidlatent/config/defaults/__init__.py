@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from vidlatent.config.defaults.bench import get_bench
 from vidlatent.config.defaults.checkpoint import get_checkpoint
 from vidlatent.config.defaults.codec import get_codec
+from vidlatent.config.defaults.compress import get_compress
 from vidlatent.config.defaults.conditions import get_conditions
 from vidlatent.config.defaults.data import get_data
 from vidlatent.config.defaults.diffusion import get_diffusion
@@ -80,6 +81,7 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.train = get_train()
     config.checkpoint = get_checkpoint()
     config.codec = get_codec()
+    config.compress = get_compress()
     config.encode = get_encode()
     config.eval = get_eval()
     config.plan = get_plan()
