@@ -1,15 +1,20 @@
 """Runs of a tiny refiner: base, upsampler and pairs to checkpoint, resumed, refused."""
 
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers.generator_runs import generator_run, tokenizer_run
 from tests.train.test_upsampler_runs import digest
 from vidlatent import config as configs
+from vidlatent.diffusion.refiner_given import Given
 from vidlatent.encode.run import encode_set
 from vidlatent.errors import VidlatentError
+from vidlatent.evaluate.given_sheet import describe_given, render_given
 from vidlatent.evaluate.run import evaluate_workdir
 from vidlatent.latents.channels import follow_latents
 from vidlatent.latents.space import Latents, abstract_generator, generator_of
@@ -96,6 +101,7 @@ def test_a_run_samples_and_goes_on_bitwise(places):
     assert train(refiner_config(places), places / "cut") == 0
     assert digest(places / "cut", 4) == digest(places / "straight", 4)
     assert evaluate_workdir(configs.read(places / "straight"), places / "straight", -1, "") == 0
+    assert (places / "straight" / "eval" / "step_4" / "given.png").stat().st_size > 500
 
 
 def test_it_starts_as_an_exact_copy_of_the_base(places):
@@ -158,6 +164,26 @@ def test_single_pictures_are_given_nothing(places):
     assert "given" not in conditions
     drop = task.draw_drop_masks(jax.random.key(0), latent, conditions)
     assert drop["first"].all()
+
+
+def test_the_picture_shows_what_is_given():
+    """Every row is what its label says: own latent, condition, mask."""
+    order = np.asarray([[0, 1, 2], [0, 2, 1]])
+    real = np.asarray([[False, False, True], [False, False, False]])
+    rng = np.random.default_rng(0)
+    high = rng.normal(size=(2, 3, 4, 4, 4))
+    given = Given(high[:, order[1]], np.full((2, 3, 4, 4, 2), 0.5), order, real, real.any(1))
+    assert describe_given(given, 0) == "frames in order\nreal 2\nsmall video dropped"
+    assert describe_given(given, 1) == "frames 0 2 1"
+
+    def draw(given, mask=(1, 1)):
+        with Image.open(io.BytesIO(render_given(high, given, np.asarray(mask)))) as picture:
+            return np.asarray(picture.convert("RGB"))
+
+    whole = draw(given)
+    assert draw(given, (1, 0)).shape[0] < whole.shape[0]  # padding is not shown
+    for name, value in (("condition", high), ("mask", given.mask / 2), ("order", order[::-1])):
+        assert (draw(given._replace(**{name: value})) != whole).any(), name
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from vidlatent.data.loaders import Loaders
 from vidlatent.evaluate.generator_loss import compile_loss_step, evaluate_loss, make_loss_step
 from vidlatent.evaluate.generator_report import write_generator_report
+from vidlatent.evaluate.given_sheet import draw_given_sheet
 from vidlatent.evaluate.layer_memory import check_memory, measure_layer_memory
 from vidlatent.latents.contract import require_same
 from vidlatent.latents.refiner_inputs import make_inputs
@@ -57,10 +58,13 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
         with Loaders(config, known.spec, workdir).validation() as loader:
             result = evaluate_loss(measure, restored.state, loader)
             sheet = SampleGrid(config, known, frozen, mesh)(restored.state, loader)
-            memory = None
+            given, memory = b"", None
+            if config.task == "refiner":
+                shown = make_inputs(config, model, known, augment=True)
+                given = draw_given_sheet(shown, frozen, mesh, loader)
             if config.eval.layer_memory:
-                given = inputs, model, frozen, mesh, restored.state
-                memory = measure_layer_memory(config, *given, next(iter(loader)))
+                parts = inputs, model, frozen, mesh, restored.state
+                memory = measure_layer_memory(config, *parts, next(iter(loader)))
     if is_main():
         folder = Path(output) if output else workdir / "eval" / f"step_{restored.step}"
         logging.info("loss %.4g over %d clips", result.scores["loss"], result.scores["clips"])
@@ -72,6 +76,7 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
             workdir=workdir,
             sheet=sheet,
             memory=memory,
+            given=given,
         )
         logging.info("report in %s", folder / "report.html")
     return 0

@@ -27,10 +27,12 @@ def write_generator_report(
     workdir: Path,
     sheet: bytes = b"",
     memory: LayerMemory | None = None,
+    given: bytes = b"",
 ) -> list[str]:
     """Write ``scores.json``, ``report.html`` and, with a sheet of samples, ``contact_sheet.png``.
 
     With ``memory`` also ``layer_memory.png``, its largest weights; the mean ones are in the report.
+    With ``given``, a picture of what a refiner is given, ``given.png``.
 
     Returns the names of the files to look at.
     """
@@ -52,6 +54,10 @@ def write_generator_report(
         sheets += list(pictures.items())
         names.append("layer_memory.png")
         (folder / names[-1]).write_bytes(next(iter(pictures.values())))
+    if given:
+        sheets.append(("What the refiner is given in training", given))
+        names.append("given.png")
+        (folder / names[-1]).write_bytes(given)
     write_json(folder / "scores.json", scores)
     found = read_metrics(workdir / "metrics.jsonl")
     write_report(
