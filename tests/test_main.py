@@ -46,6 +46,15 @@ def test_workdir_defaults_to_config_and_preset(tmp_path):
     assert resolve("fsae", "", {})[1] == Path("runs/fsae-demo")
     assert resolve("fsae:paper", "", {})[1] == Path("runs/fsae-paper")
     assert resolve("fsae", str(tmp_path), {})[1] == tmp_path
+    own = {"data.source": "folder", "data.path": "some/my videos/"}
+    assert resolve("fsae", "", own, new=True)[1] == Path("runs/fsae-demo-my_videos")
+    assert resolve("fsae", "", own)[1] == Path("runs/fsae-demo")
+    assert resolve("fsae", str(tmp_path), own, new=True)[1] == tmp_path
+    shapes = {"data.source": "synthetic"}
+    assert resolve("fsae", "", shapes, new=True)[1] == Path("runs/fsae-demo-synthetic")
+    # A preset whose path is left open names no data of its own.
+    latents = {"data.path": "runs/latents"}
+    assert resolve("fsvideo_dit", "", latents, new=True)[1] == Path("runs/fsvideo_dit-demo")
     with pytest.raises(VidlatentError, match="give --config"):
         resolve("", "", {})
 

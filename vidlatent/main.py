@@ -177,7 +177,9 @@ def _define(name: str, about: str, default: str | int | bool = "") -> None:
 
 flags.DEFINE_string("mode", "train", " | ".join(MODES))
 flags.DEFINE_string("config", "", "Config file and argument: configs/fsae.py:paper")
-flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config>-<preset>")
+flags.DEFINE_string(
+    "workdir", "", "Folder of the run; default runs/<config>-<preset>, -<data> if that is your own"
+)
 flags.DEFINE_multi_string(
     "import", [], "Module that registers models, losses, sources, ... of your own; may be repeated"
 )
@@ -245,12 +247,27 @@ def check_mode(name: str, given: dict[str, str | int]) -> Mode:
 
 
 def resolve(
-    config: str, workdir: str, overrides: dict[str, str], imports: tuple[str, ...] = ()
+    config: str,
+    workdir: str,
+    overrides: dict[str, str],
+    imports: tuple[str, ...] = (),
+    *,
+    new: bool = False,
 ) -> tuple[configs.ConfigDict, Path]:
-    """``(config, workdir)``: from the config file, or from what the workdir was trained with."""
+    """``(config, workdir)``: from the config file, or from what the workdir was trained with.
+
+    A ``new`` run, one that is to be trained, is by default named after its data, too, if that is
+    not the config's own.
+    """
     if config:
         loaded = configs.load(config, overrides, imports)
-        return loaded, Path(workdir or f"runs/{loaded.name}-{loaded.preset}")
+        name = f"runs/{loaded.name}-{loaded.preset}"
+        if new and not workdir and {"data.source", "data.path"} & {*overrides}:
+            own = configs.load_base(config).data
+            # Many presets leave the path to be given: giving it names no other data.
+            if own.source != loaded.data.source or own.path not in ("", loaded.data.path):
+                name += f"-{configs.name_data(loaded.data)}"
+        return loaded, Path(workdir or name)
     if workdir:
         return configs.read(Path(workdir), overrides, imports), Path(workdir)
     raise VidlatentError("give --config=configs/fsae.py (or the --workdir of an earlier run).")
@@ -313,7 +330,9 @@ def _run_mode(rest: list[str], overrides: dict[str, str]) -> int:
     given = {flag: values[flag].value for flag in sorted(known) if values[flag].present}
     mode = check_mode(values.mode, given)
     imports = split_imports(values["import"].value)
-    config, workdir = resolve(values.config, values.workdir, overrides, imports)
+    config, workdir = resolve(
+        values.config, values.workdir, overrides, imports, new=values.mode == "train"
+    )
     _prepare_process(config.processes)
     _use_kernels(config)
     module, _, name = mode.function.partition(":")

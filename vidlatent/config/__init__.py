@@ -22,7 +22,17 @@ from vidlatent.config.recipes import (
     long_run,
     noise_prediction,
 )
-from vidlatent.config.store import config_hash, differences, read, to_json, write
+from vidlatent.config.store import (
+    config_hash,
+    describe_data,
+    differences,
+    find_other_data,
+    is_readable,
+    name_data,
+    read,
+    to_json,
+    write,
+)
 from vidlatent.errors import VidlatentError
 
 __all__ = [
@@ -33,14 +43,18 @@ __all__ = [
     "check_choice",
     "config_hash",
     "demo_on_samples",
+    "describe_data",
     "differences",
+    "find_other_data",
     "generator_demo",
     "get_defaults",
     "get_generator_defaults",
     "is_generator",
+    "is_readable",
     "load",
     "load_base",
     "long_run",
+    "name_data",
     "name_suffix",
     "noise_prediction",
     "parse_arg",

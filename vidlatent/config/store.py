@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,17 @@ from vidlatent.errors import VidlatentError
 from vidlatent.files import dump_json, parse_json, write_text
 from vidlatent.nested import flatten
 
-__all__ = ["config_hash", "differences", "read", "to_json", "write"]
+__all__ = [
+    "config_hash",
+    "describe_data",
+    "differences",
+    "find_other_data",
+    "is_readable",
+    "name_data",
+    "read",
+    "to_json",
+    "write",
+]
 
 
 def to_json(config: ConfigDict) -> str:
@@ -60,6 +72,43 @@ def write(config: ConfigDict, workdir: Path) -> list[str]:
         changed = []
     write_text(path, text + "\n")
     return changed
+
+
+def find_other_data(config: ConfigDict, workdir: Path) -> str:
+    """The data that a workdir was trained on, in words, if ``config`` names other data.
+
+    Source and path are compared. '' if they are the same, or if it is not known.
+    """
+    try:
+        stored = _stored(workdir)[0].data
+    except VidlatentError:
+        return ""
+    if (stored.source, _absolute(stored.path)) == (config.data.source, _absolute(config.data.path)):
+        return ""
+    return describe_data(stored)
+
+
+def is_readable(workdir: Path) -> bool:
+    """Whether a workdir has a config that can be read."""
+    try:
+        return bool(_stored(workdir))
+    except VidlatentError:
+        return False
+
+
+def describe_data(data: ConfigDict) -> str:
+    """``config.data`` in words: source and path."""
+    return f"the source {data.source}" + (f" in {data.path}" if data.path else "")
+
+
+def name_data(data: ConfigDict) -> str:
+    """A short name for ``config.data`` that folders can have: that of its path, or its source."""
+    name = os.path.basename(_absolute(data.path)) if data.path else data.source
+    return re.sub(r"[^\w.-]+", "_", name) or data.source
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(path) if path else ""
 
 
 def read(

@@ -9,6 +9,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vidlatent.data.loaders import Loaders
+from vidlatent.evaluate.folders import default_folder
 from vidlatent.evaluate.generator_loss import compile_loss_step, evaluate_loss, make_loss_step
 from vidlatent.evaluate.generator_report import write_generator_report
 from vidlatent.evaluate.given_sheet import draw_given_sheet
@@ -66,7 +67,7 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
                 parts = inputs, model, frozen, mesh, restored.state
                 memory = measure_layer_memory(config, *parts, next(iter(loader)))
     if is_main():
-        folder = Path(output) if output else workdir / "eval" / f"step_{restored.step}"
+        folder = Path(output) if output else default_folder(config, workdir, restored.step)
         logging.info("loss %.4g over %d clips", result.scores["loss"], result.scores["clips"])
         write_generator_report(
             result,

@@ -12,6 +12,7 @@ from vidlatent.config import is_generator
 from vidlatent.data.loaders import Loaders
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.compare.run import compare_folders, compares_sets
+from vidlatent.evaluate.folders import default_folder
 from vidlatent.evaluate.generator import evaluate_generator
 from vidlatent.evaluate.latent_statistics import LatentStatistics
 from vidlatent.evaluate.protocols.definitions import PROTOCOLS
@@ -73,7 +74,7 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
                 metrics=metrics,
             )
     if is_main():
-        folder = Path(output) if output else workdir / "eval" / f"step_{restored.step}"
+        folder = Path(output) if output else default_folder(config, workdir, restored.step)
         # First, so that they are known even if a page cannot be written.
         log_scores(result.scores)
         write_evaluation(result, folder, config=config, step=restored.step, workdir=workdir)

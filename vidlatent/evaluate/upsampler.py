@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from vidlatent.config import config_hash
 from vidlatent.data.loaders import Loaders
 from vidlatent.errors import VidlatentError
+from vidlatent.evaluate.folders import default_folder
 from vidlatent.evaluate.generator_loss import compile_loss_step
 from vidlatent.evaluate.running_scores import log_scores
 from vidlatent.files import write_json
@@ -228,7 +229,7 @@ def evaluate_upsampler(config: ConfigDict, workdir: Path, step: int, output: str
         with Loaders(config, known.spec, workdir).validation() as loader:
             result = score(restored.state, loader)
     if is_main():
-        folder = Path(output) if output else workdir / "eval" / f"step_{restored.step}"
+        folder = Path(output) if output else default_folder(config, workdir, restored.step)
         log_scores(result.scores)
         write_upsampler_report(result, folder, config=config, step=restored.step, workdir=workdir)
         logging.info("report in %s", folder / "report.html")

@@ -28,7 +28,7 @@ from vidlatent.parallel.together import compare, watch
 from vidlatent.report.log_file import write_log
 from vidlatent.report.writers import make_writers
 from vidlatent.train.hooks import Evaluate, Log, Profile, Run, Save
-from vidlatent.train.identity import describe_run, explain_data_error
+from vidlatent.train.identity import check_finished, describe_run, explain_data_error
 from vidlatent.train.init_from import check_init_from, initialize_state
 from vidlatent.train.interrupt import Interruption, Stop
 from vidlatent.train.program import describe_state, jit_train_step
@@ -69,6 +69,9 @@ def train(config: ConfigDict, workdir: Path) -> int:
             {"data": {"fingerprint": loader.fingerprint, "clips": len(loader.index)}},
             "config.data.path must show the same files to all processes",
         )
+        finished = start.step == config.train.steps
+        if finished:
+            check_finished(config, workdir, start.iterator, loader.fingerprint)
         # Only now, so that a start that is refused leaves no empty folder.
         lock = stack.enter_context(lock_folder(workdir, "--workdir")) if is_main() else None
         write_log(workdir)
@@ -77,8 +80,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
             # Positions are those of the data at the start; it warns if that has changed since.
             loader.check_state(start.iterator)
         # Write the config only after all checks, so that a refused start leaves the workdir as it
-        # was.
-        if is_main():
+        # was. A start that takes no step trains nothing by it.
+        if is_main() and not (finished and configs.is_readable(workdir)):
             for change in configs.write(config, workdir):
                 logging.warning("config differs from the one this workdir had: %s", change)
         run = _make_run(stack, config, workdir, task, state, start, loader, checkpointer)
