@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.clips import pictures, write_clip
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
 from vidlatent.report.writers import read_metrics
@@ -56,6 +57,22 @@ def test_changed_settings_are_said_and_the_run_goes_on(workdir, caplog):
     assert "optim.lr: 0.003 -> 0.0001" in caplog.text
     assert "resuming at step 8 of 10" in caplog.text
     assert (workdir / "eval" / "step_10" / "report.html").stat().st_size > 10_000
+
+
+def test_a_finished_run_keeps_its_config_and_refuses_other_data(workdir, tmp_path):
+    def read():
+        return [file.read_bytes() for file in (workdir / "config.json", report)]
+
+    report = workdir / "eval" / "step_10" / "scores.json"
+    before = read()
+    for number in range(6):
+        write_clip(tmp_path / f"{number}.mp4", pictures(13, 40, 48, seed=number))
+    other = tiny(train__steps="10", data__source="folder", data__path=str(tmp_path))
+    with pytest.raises(VidlatentError, match="is a finished run on the source synthetic"):
+        train(other, workdir)
+    assert read() == before
+    assert train(tiny(train__steps="10", optim__lr="2e-4"), workdir) == 0
+    assert read()[0] == before[0]
 
 
 def test_batch_that_does_not_divide_is_refused(tmp_path):
