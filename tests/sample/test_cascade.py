@@ -1,7 +1,6 @@
 """The cascade of a tiny base model, upsampler and refiner."""
 
 import json
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -152,11 +151,11 @@ def test_published_sizes_by_shapes_alone():
     """720x1280 is cut from 768x1280, for which the base draws 384x640; 31 latents, 121 frames."""
     tokenizer = model_of(configs.load("fsae:paper"), "float32")
     spec = tokenizer.latent_spec
-    base, refiner = (
-        SimpleNamespace(known=SimpleNamespace(spec=spec), model=generator_of(configs.load(name)))
+    models = (
+        generator_of(configs.load(name))
         for name in ("fsvideo_dit:paper,stage=target", "fsvideo_refiner:paper,stage=target")
     )
-    sizes = cover_sizes((121, 720, 1280), base, refiner)
+    sizes = cover_sizes((121, 720, 1280), spec, *models)
     assert sizes == {"high": (768, 1280), "low": (384, 640)}
     low, high = (spec.latent_shape((121, *sizes[name])) for name in ("low", "high"))
     assert (low, high) == ((31, 6, 10, 128), (31, 12, 20, 128))

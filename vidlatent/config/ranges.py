@@ -236,6 +236,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "tries": _COUNT_OR_NONE,
         "effort": number(-1, 1),
         "tokenizer": Text(),
+        "base": Text(needed=True),
         "upsampler": Text(needed=True),
     },
     "bench": {

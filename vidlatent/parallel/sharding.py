@@ -145,7 +145,7 @@ def _make_entry(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
     return axes if len(axes) > 1 else axes[0] if axes else None
 
 
-def shardings(tree: Any, mesh: Mesh, whole: Sequence[str] = ()) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh, whole: Sequence[str] = ()) -> Any:
     """NamedShardings for a pytree of arrays or ShapeDtypeStructs, by the rules on paths.
 
     The paths of optimizer moments and EMA weights end like those of their parameters, so one set of

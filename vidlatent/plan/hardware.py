@@ -7,7 +7,7 @@ Sources:
   what the compiler lets a program use, according to its out-of-memory messages (libtpu 0.0.42); the
   pages say 16, 95 and 32 GB.
 * GPUs: NVIDIA's data sheets of the H100 and H200 SXM. bfloat16 is dense: half of the figure with
-  sparsity. NVLink is one direction, inside a node of 8.
+  sparsity. NVLink is one direction, inside a node of 8. So is PCIe 5.0, the way from the host.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Hardware:
       flops: dense bfloat16 operations a second.
       bandwidth: bytes a second between the device and its memory.
       link: bytes a second that the device can send to all its neighbours together.
+      host: bytes a second from the host's memory to the device.
       kinds: JAX's ``device_kind`` of such devices.
     """
 
@@ -44,17 +45,18 @@ class Hardware:
     flops: float = 0.0
     bandwidth: float = 0.0
     link: float = 0.0
+    host: float = 0.0
     kinds: tuple[str, ...] = ()
 
 
 HARDWARE = {
     entry.name: entry
     for entry in (
-        Hardware("v5e", "tpu", 15.75 * GIB, 197e12, 819e9, 200e9, ("TPU v5 lite", "TPU v5e")),
-        Hardware("v5p", "tpu", 95.74 * GIB, 459e12, 2765e9, 600e9, ("TPU v5", "TPU v5p")),
-        Hardware("v6e", "tpu", 31.25 * GIB, 918e12, 1600e9, 400e9, ("TPU v6 lite", "TPU v6e")),
-        Hardware("h100", "gpu", 80e9, 989e12, 3350e9, 450e9, ("NVIDIA H100 80GB HBM3",)),
-        Hardware("h200", "gpu", 141e9, 989e12, 4800e9, 450e9, ("NVIDIA H200",)),
+        Hardware("v5e", "tpu", 15.75 * GIB, 197e12, 819e9, 200e9, 0.0, ("TPU v5 lite", "TPU v5e")),
+        Hardware("v5p", "tpu", 95.74 * GIB, 459e12, 2765e9, 600e9, 0.0, ("TPU v5", "TPU v5p")),
+        Hardware("v6e", "tpu", 31.25 * GIB, 918e12, 1600e9, 400e9, 0.0, ("TPU v6 lite", "TPU v6e")),
+        Hardware("h100", "gpu", 80e9, 989e12, 3350e9, 450e9, 64e9, ("NVIDIA H100 80GB HBM3",)),
+        Hardware("h200", "gpu", 141e9, 989e12, 4800e9, 450e9, 64e9, ("NVIDIA H200",)),
         Hardware("cpu", "cpu", kinds=("cpu",)),
     )
 }

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from vidlatent.files import write_json
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.plan.build import build_program, choose_bucket
+from vidlatent.plan.cascade import CASCADE, plan_cascade
 from vidlatent.plan.costs import compile_program, compute_roofline, count_model_flops, read_costs
 from vidlatent.plan.hardware import GIB, Topology, parse_topology
 from vidlatent.plan.program import DoesNotFit
@@ -38,6 +39,8 @@ def plan(config: ConfigDict, workdir: Path, topology: str, output: str) -> int:
     Returns:
       The exit status: 0 if the program fits, with or without changes, and 3 if it does not.
     """
+    if config.plan.what == CASCADE:
+        return plan_cascade(config, workdir, topology, output)
     where = parse_topology(topology)
     name = f"{config.plan.what}-{str(where).replace(':', '-')}.json"
     target = Path(output or workdir / "plan" / name).resolve()

@@ -40,6 +40,7 @@ from vidlatent.sample.call import GeneratorCall
 from vidlatent.sample.generator import EncodedRequests, Generator, group_requests
 from vidlatent.sample.requests import PYTHON, Request, Wording
 from vidlatent.sample.residency import Loadable, Residency, choose_plan, count_device_bytes
+from vidlatent.spec import LatentSpec
 from vidlatent.weights.files import is_workdir, load_params
 
 __all__ = ["CASCADE_FILE", "Cascade", "cover_sizes", "cut_middle", "read_cascade"]
@@ -102,7 +103,7 @@ class Cascade(GeneratorCall):
         self._upsampler_config = read_part(refiner.config, "upsampler")
         self._check_spaces(base, refiner)
         self.size = size
-        sizes = cover_sizes(size, base, refiner)
+        sizes = cover_sizes(size, refiner.known.spec, base.model, refiner.model)
         self._base = base.with_settings(size=sizes["low"], frames=size[0])
         self.refiner = refiner.with_settings(size=sizes["high"], frames=size[0])
         self._base, self.refiner = copy.copy(self._base), copy.copy(self.refiner)
@@ -402,16 +403,20 @@ class _Renamed:
 
 
 def cover_sizes(
-    size: tuple[int, int, int], base: Generator, refiner: Generator
+    size: tuple[int, int, int], spec: LatentSpec, base: Any, refiner: Any
 ) -> dict[str, tuple[int, int]]:
-    """Rows and columns of the large and the small video: whole patches of both, one half."""
-    spec = refiner.known.spec
+    """Rows and columns of the large and the small video: whole patches of both, one half.
+
+    Args:
+      size: frames, height and width of the video asked for.
+      spec: of the latents; base, refiner: the models.
+    """
     sides = []
     for side, factor, *patches in zip(
         size[1:],
         (spec.h, spec.w),
-        refiner.model.patch[1:],
-        base.model.patch[1:],
+        refiner.patch[1:],
+        base.patch[1:],
         strict=True,
     ):
         # A patch of the small video covers twice the pixels in the large one.

@@ -5,7 +5,8 @@ from ml_collections import ConfigDict
 
 def get_plan() -> ConfigDict:
     plan = ConfigDict()
-    # train; of a tokenizer encode | decode, of a generator sample | nfe (one evaluation of it)
+    # train; of a tokenizer encode | decode, of a generator sample | nfe (one evaluation of it), of
+    # a refiner cascade: which networks are in memory when, from picture to refined video
     plan.what = "train"
     plan.bucket = ()  # frames, height, width, batch; empty: that of data.buckets with most pixels
     plan.memory_gib = 0.0  # of a device; 0: what the hardware has
@@ -15,6 +16,8 @@ def get_plan() -> ConfigDict:
     plan.effort = 0.0
     # Config of the tokenizer, such as fsae:paper, for a generator without tokenizer.path or data
     plan.tokenizer = ""
+    # Config of a cascade's base model, if refiner.base names none
+    plan.base = "fsvideo_dit:paper,stage=sft"
     # Config of a refiner's upsampler, if refiner.upsampler names none
     plan.upsampler = "fsvideo_upsampler:paper"
     return plan
