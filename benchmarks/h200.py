@@ -2,6 +2,7 @@
 
     python -m benchmarks.h200                        every row, within 25 minutes
     python -m benchmarks.h200 --only attention,nfe   sections by name
+    python -m benchmarks.h200 --only cascade         a picture to a refined video, end to end
     python -m benchmarks.h200 --minutes 8 --resume   measure what --output lacks
     python -m benchmarks.h200 --size=small           the same rows at toy size, on any machine
 
@@ -36,6 +37,7 @@ from jax import lax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file, not with -m
 
+from benchmarks.h200_cascade import cascades
 from benchmarks.h200_layers import convolutions, elementwise, mixtures
 from benchmarks.h200_networks import decoding, evaluations
 from benchmarks.h200_report import format_page, judge_ms, predict_ms, round_figure, sum_totals
@@ -54,6 +56,7 @@ SECTIONS: dict[str, tuple[Callable[[int], Iterator[Row]], float]] = {
     "convolutions": (convolutions, 2.5),
     "nfe": (evaluations, 7.0),
     "decode": (decoding, 3.0),
+    "cascade": (cascades, 4.0),
 }
 _TOY = 40  # sizes are divided by it
 _BURST_MS = 10.0  # a timed burst of runs should take at least this long

@@ -25,7 +25,7 @@ from vidlatent.models.generators.fp8_weights import cast_to_fp8
 from vidlatent.models.generators.wan.block import WanBlock
 from vidlatent.parallel.mesh import make_mesh
 
-__all__ = ["decoding", "evaluations"]
+__all__ = ["decoding", "draw_params", "evaluations"]
 
 # Latent grids of 121x384x640 and 121x768x1280. The grid between has 1872 tokens, which are 1860
 # padded to a multiple of 16, and belongs to no video.
@@ -86,6 +86,32 @@ def _title(name: str, grid: tuple[int, int, int], batch: int) -> str:
     return f"{name}, {batch} x {math.prod(grid)} tokens"
 
 
+def draw_params(shapes: Any, seed: int) -> Any:
+    """Random parameters of these shapes and types, made on the device."""
+
+    def leaf(key, path, shape):
+        if path[-1].key == "scale":  # of a norm
+            return jnp.ones(shape.shape, shape.dtype)
+
+        def draw(key, sizes):
+            return 0.02 * jax.random.normal(key, sizes, shape.dtype)
+
+        if len(shape.shape) < 3:
+            return draw(key, shape.shape)
+        # Layer by layer, since making random numbers needs extra memory.
+        keys = jax.random.split(key, shape.shape[0])
+        return jax.lax.map(lambda key: draw(key, shape.shape[1:]), keys)
+
+    @jax.jit
+    def make(key):
+        leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+        keys = jax.random.split(key, len(leaves))
+        made = [leaf(k, *item) for k, item in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(tree, made)
+
+    return make(random_key(seed))
+
+
 class _Networks:
     """FSVideo's transformer in its forms; parameters are made once."""
 
@@ -107,29 +133,7 @@ class _Networks:
 
     @functools.cached_property
     def params(self) -> Any:
-        shapes = abstract_at_rest(self.model())
-
-        def leaf(key, path, shape):
-            if path[-1].key == "scale":  # of a norm
-                return jnp.ones(shape.shape, shape.dtype)
-
-            def draw(key, sizes):
-                return 0.02 * jax.random.normal(key, sizes, shape.dtype)
-
-            if len(shape.shape) < 3:
-                return draw(key, shape.shape)
-            # Layer by layer, since making random numbers needs extra memory.
-            keys = jax.random.split(key, shape.shape[0])
-            return jax.lax.map(lambda key: draw(key, shape.shape[1:]), keys)
-
-        @jax.jit
-        def make(key):
-            leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
-            keys = jax.random.split(key, len(leaves))
-            made = [leaf(k, *item) for k, item in zip(keys, leaves, strict=True)]
-            return jax.tree.unflatten(tree, made)
-
-        return make(random_key(0))
+        return draw_params(abstract_at_rest(self.model()), 0)
 
     @functools.cached_property
     def eighth(self) -> Any:

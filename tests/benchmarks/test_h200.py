@@ -145,3 +145,15 @@ def check_all(result):
     assert any("bfloat16" in title for title in titles)
     assert any("8 bits" in title for title in titles)
     assert any("FSAE-Lite" in title for title in titles)
+
+
+@pytest.mark.slow
+def test_the_cascade_is_timed_end_to_end(tmp_path, monkeypatch):
+    """The parts of the chain add up to the whole."""
+    monkeypatch.setattr(h200, "measure_peaks", lambda dtype: PEAKS)
+    rows = by_name(run(tmp_path, "--minutes=60", "--only=cascade"))
+    whole, *parts = rows.values()
+    names = ["encode", "base", "upsampler", "refiner", "decode"]
+    assert [line["row"].rpartition(": ")[2] for line in parts] == names
+    assert all(line["note"] is None and line["ms"] > 0 for line in rows.values())
+    assert sum(line["ms"] for line in parts) == pytest.approx(whole["ms"], rel=0.2)
