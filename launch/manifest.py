@@ -83,8 +83,8 @@ def _find_schema_faults(manifest: Mapping[str, Any], kind: str) -> Iterator[str]
         yield f"metadata.name {name!r} has more than lower-case letters, digits and hyphens"
     file = Path(__file__).parent / "schemas" / f"{_SCHEMAS[kind]}.schema.json"
     validator = jsonschema.Draft202012Validator(json.loads(file.read_text()))
-    for error in validator.iter_errors(manifest):
-        yield f"{error.json_path[2:]}: {error.message[:200]}"
+    for fault in validator.iter_errors(manifest):
+        yield f"{fault.json_path[2:]}: {fault.message[:200]}"
 
 
 def _find_job_faults(

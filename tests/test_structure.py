@@ -96,6 +96,8 @@ def import_faults(path: Path):
             yield f"{module} imported outside {LINEN_ROOMS}"
         if parts[0] in ("torch", "tensorflow"):
             yield f"{module} imported at run time"
+        if parts[0] == "launch":
+            yield f"{module} imported, which is not in the package"
 
 
 def test_imports_go_down():
@@ -124,6 +126,11 @@ def test_size_and_manners():
     check_every_source(size_and_manner_faults)
 
 
+def test_launchers_keep_the_rules_of_the_package():
+    for path in sorted((ROOT / "launch").rglob("*.py")):
+        assert not [*size_and_manner_faults(path), *logger_faults(path)], path
+
+
 @pytest.mark.parametrize(
     ("room_of_file", "text", "fault"),
     [
@@ -132,6 +139,7 @@ def test_size_and_manners():
         ("train", "from . import loop", "relative import at line 1"),
         ("train", "import flax.linen", "flax.linen imported outside"),
         ("train", "def f():\n    import torch", "torch imported at run time"),
+        ("train", "import launch.gke", "launch.gke imported, which is not in the package"),
         ("train", "import logging", "import logging at line 1"),
         ("cellar", "", "cellar is not a room"),
         ("train", "x = 1\n" * 601, "has 601 lines"),

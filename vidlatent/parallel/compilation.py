@@ -21,7 +21,9 @@ def cache_folder() -> Path:
 
 def keep_compiled() -> None:
     """Turn on JAX's compilation cache in ``cache_folder``; every command calls this."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+    # As it was given: a Path would make gs:/bucket of gs://bucket, which JAX can use.
+    named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    jax.config.update("jax_compilation_cache_dir", named or str(cache_folder()))
 
 
 def quick_options(level: int = 1) -> dict[str, Any] | None:
