@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install install-plan demo demo-generator test test-slow lint clean
+.PHONY: install install-plan demo demo-generator demo-fsvideo test test-slow lint clean
 
 install: $(VENV)/.installed
 
@@ -21,6 +21,10 @@ demo: install
 # Trains a tokenizer and a generator on labelled shapes, and measures how often it does as told.
 demo-generator: install
 	$(BIN)/python -m experiments.generator_demo $(DEMO_ARGS)
+
+# Trains all parts of FSVideo on labelled shapes: a picture and a label become a refined video.
+demo-fsvideo: install
+	$(BIN)/python -m experiments.fsvideo_demo $(DEMO_ARGS)
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' $(TEST_ARGS)

@@ -55,7 +55,18 @@ from vidlatent.report.tables import markdown_table
 from vidlatent.sample.generator import Generator
 from vidlatent.train.loop import train
 
-__all__ = ["Demo", "main", "measure_label_accuracy", "prepare_latents"]
+__all__ = [
+    "ASPECTS",
+    "TOKENIZERS",
+    "Demo",
+    "Tokenizer",
+    "accuracy_rows",
+    "main",
+    "make_tokenizer_config",
+    "measure_label_accuracy",
+    "prepare_latents",
+    "run_stage",
+]
 
 ASPECTS = ("colour", "shape", "direction")
 
@@ -127,35 +138,58 @@ class Demo:
 
         Latent channels and clip size are those that the generator's config asks for.
         """
-        wanted, kind = self.generator_config(), TOKENIZERS[self.system]
-        frames, height, width, _ = wanted.data.buckets[-1]
-        keys = {
-            **kind.keys,
-            "model.latent_channels": str(wanted.generator.latent_channels),
-            "data.source": "synthetic",
-            "data.synthetic.kind": "shapes",
-            "data.synthetic.clips": str(self.clips),
-            "data.synthetic.frames": str(frames),
-            "data.synthetic.height": str(height),
-            "data.synthetic.width": str(width),
-            "data.synthetic.fps": "8.0",
-            "data.fps": "0.0",
-            "data.flip": "false",
-            "data.buckets": str(((frames, height, width, kind.batch),)),
-            "data.validation_share": "0.05",
-            "data.validation_clips": "96",
-            "train.steps": str(self.tokenizer_steps),
-            "train.log_every": "50",
-            "checkpoint.every": str(max(1, self.tokenizer_steps // 2)),
-            "eval.every": "0",
-            "seed": str(wanted.seed),
-        }
-        config = configs.load(kind.config, keys)
-        with config.unlocked():
-            # With absolute error alone training long shows the plain ground only, since shapes
-            # are few pixels.
-            config.loss.l2 = 4.0
-        return config
+        wanted = self.generator_config()
+        return make_tokenizer_config(
+            TOKENIZERS[self.system],
+            wanted.data.buckets[-1][:3],
+            channels=wanted.generator.latent_channels,
+            clips=self.clips,
+            steps=self.tokenizer_steps,
+            seed=wanted.seed,
+        )
+
+
+def make_tokenizer_config(
+    kind: Tokenizer,
+    size: Sequence[int],
+    *,
+    channels: int,
+    clips: int,
+    steps: int,
+    seed: int,
+) -> ConfigDict:
+    """A small tokenizer's config on ``clips`` rendered shapes of a size (frames, height, width).
+
+    ``kind.keys`` prevail.
+    """
+    frames, height, width = size
+    keys = {
+        "model.latent_channels": str(channels),
+        "data.source": "synthetic",
+        "data.synthetic.kind": "shapes",
+        "data.synthetic.clips": str(clips),
+        "data.synthetic.frames": str(frames),
+        "data.synthetic.height": str(height),
+        "data.synthetic.width": str(width),
+        "data.synthetic.fps": "8.0",
+        "data.fps": "0.0",
+        "data.flip": "false",
+        "data.buckets": str(((frames, height, width, kind.batch),)),
+        "data.validation_share": "0.05",
+        "data.validation_clips": "96",
+        "train.steps": str(steps),
+        "train.log_every": "50",
+        "checkpoint.every": str(max(1, steps // 2)),
+        "eval.every": "0",
+        "seed": str(seed),
+        **kind.keys,
+    }
+    config = configs.load(kind.config, keys)
+    with config.unlocked():
+        # With absolute error alone training long shows the plain ground only, since shapes are few
+        # pixels.
+        config.loss.l2 = 4.0
+    return config
 
 
 def prepare_latents(demo: Demo, seconds: dict[str, float]) -> int:
@@ -163,7 +197,7 @@ def prepare_latents(demo: Demo, seconds: dict[str, float]) -> int:
     tokenizer, folder = demo.tokenizer_config(), demo.workdir / "tokenizer"
     latents = demo.workdir / "latents"
     scored = folder / "eval" / f"step_{demo.tokenizer_steps}" / "scores.json"
-    return _run_stage("tokenizer", scored, lambda: train(tokenizer, folder), seconds) or _run_stage(
+    return run_stage("tokenizer", scored, lambda: train(tokenizer, folder), seconds) or run_stage(
         "latents",
         latents / "header.json",
         lambda: encode_set(tokenizer, folder, -1, str(latents)),
@@ -171,9 +205,10 @@ def prepare_latents(demo: Demo, seconds: dict[str, float]) -> int:
     )
 
 
-def _run_stage(
+def run_stage(
     name: str, finished: Path, stage: Callable[[], int], seconds: dict[str, float]
 ) -> int:
+    """Run a stage unless the file ``finished`` tells that it was; returns the exit status."""
     if finished.is_file():
         logging.info("%s: done already", name)
         return 0
@@ -191,7 +226,7 @@ def run(demo: Demo) -> int:
         return status
     workdir, config = demo.workdir / "generator", demo.generator_config()
     scored = workdir / "eval" / f"step_{demo.steps}" / "scores.json"
-    if status := _run_stage("generator", scored, lambda: train(config, workdir), seconds):
+    if status := run_stage("generator", scored, lambda: train(config, workdir), seconds):
         return status
     logging.info("%d videos of each class", demo.samples)
     began = time.perf_counter()
@@ -271,7 +306,8 @@ def chance_shares() -> dict[str, float]:
     }
 
 
-def _rows(kinds: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def accuracy_rows(kinds: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A table's rows: results of ``measure_label_accuracy`` by kind, and ``chance_shares``."""
     names = (*ASPECTS, "all")
     for kind, found in kinds.items():
         cells = {
@@ -285,7 +321,7 @@ def _rows(kinds: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 def _report(demo, generator, made, references, seconds) -> None:
     found = {"generated": measure_label_accuracy(made)}
     found |= {name: measure_label_accuracy(videos) for name, videos in references.items()}
-    table = list(_rows(found))
+    table = list(accuracy_rows(found))
     folder = demo.workdir
     result = {
         "system": demo.system,

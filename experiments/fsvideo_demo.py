@@ -1,0 +1,314 @@
+"""FSVideo whole, from nothing to a page: a picture and a label become a refined video.
+
+    python -m experiments.fsvideo_demo                  all parts at demo size
+    python -m experiments.fsvideo_demo --size=tiny      a few steps each: whether the parts fit
+
+Clips show one coloured shape that moves in one direction, and their label says so. A tokenizer is
+trained on them at 9x32x32 and 9x64x64, then the base model on small latents, the upsampler on
+pairs of both sizes, and the refiner on what base and upsampler make. Unseen clips' first frames
+then become videos through the cascade. ``report.html``, ``result.json``, ``table.md`` and
+``cascade.json`` (for ``vidlatent.load_generator``) are written into the workdir. Parts of other
+lengths: ``--steps tokenizer=100 base=200``. After an interruption the same command resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file, not with -m
+
+from experiments.cli import prepare
+from experiments.fsvideo_page import Clip, show
+from experiments.generator_demo import TOKENIZERS, make_tokenizer_config, run_stage
+from vidlatent import config as configs
+from vidlatent.data.renderers.shapes import LABELS, make_shape_scene, render_shape
+from vidlatent.encode.run import encode_set
+from vidlatent.errors import VidlatentError
+from vidlatent.evaluate.upsampler import interpolate
+from vidlatent.files import write_json
+from vidlatent.latents.pairs import halve_pixels
+from vidlatent.latents.pixels import from_pixels, to_pixels
+from vidlatent.media.sheets import encode_picture
+from vidlatent.sample.cascade import CASCADE_FILE, Cascade
+from vidlatent.sample.generator import Generator
+from vidlatent.train.loop import train
+
+__all__ = ["SIZES", "Demo", "Size", "main", "run"]
+
+FRAMES, LOW, HIGH = 9, 32, 64  # of a clip; sides of the small and of the large one
+_CHANNELS = TOKENIZERS["fsvideo_dit"].channels
+_CONFIGS = {
+    "base": "configs/fsvideo_dit.py:demo,first=true",
+    "upsampler": "configs/fsvideo_upsampler.py",
+    "refiner": "configs/fsvideo_refiner.py",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How long everything is trained.
+
+    Attributes:
+      clips: number of rendered clips.
+      videos: of the cascade, for as many unseen clips.
+      steps: by part.
+      keys: config keys by part; those of ``dit`` go to base and refiner.
+    """
+
+    clips: int
+    videos: int
+    steps: Mapping[str, int]
+    keys: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+
+
+_QUICK = {"train.tensorboard": "false", "data.validation_clips": "4"}
+SIZES = {
+    "demo": Size(
+        clips=4096,
+        videos=2 * len(LABELS),
+        steps={"tokenizer": 2400, "base": 1500, "upsampler": 400, "refiner": 600},
+    ),
+    "tiny": Size(
+        clips=96,
+        videos=4,
+        steps={"tokenizer": 2, "base": 2, "upsampler": 2, "refiner": 2},
+        keys={
+            "tokenizer": {
+                **_QUICK,
+                "model.encoder_widths": "(4, 8, 8)",
+                "model.decoder_widths": "(4, 8, 8)",
+                "eval.pictures": "1",
+            },
+            "dit": {
+                **_QUICK,
+                "generator.depth": "2",
+                "generator.width": "32",
+                "generator.hidden": "32",
+                "diffusion.eval_levels": "1",
+                "sample.grid": "0",
+                "sampler.steps": "2",
+            },
+            "upsampler": {**_QUICK, "generator.width": "8", "generator.blocks": "1"},
+        },
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """A run of the demo in ``workdir``."""
+
+    workdir: Path
+    size: Size
+
+    def tokenizer_config(self) -> ConfigDict:
+        """Trained on clips of both sizes, half of the steps each."""
+        kind = TOKENIZERS["fsvideo_dit"]
+        buckets = tuple((FRAMES, side, side, kind.batch) for side in (LOW, HIGH))
+        keys = {**kind.keys, "data.buckets": str(buckets), "data.bucket_weights": "(1, 1)"}
+        keys |= self.size.keys.get("tokenizer", {})
+        return make_tokenizer_config(
+            dataclasses.replace(kind, keys=keys),
+            (FRAMES, HIGH, HIGH),
+            channels=_CHANNELS,
+            clips=self.size.clips,
+            steps=self.size.steps["tokenizer"],
+            seed=0,
+        )
+
+    def encode(self, name: str) -> int:
+        """Encode ``pairs`` of both sizes, or ``small`` latents alone; returns the exit status."""
+        config = self.tokenizer_config()
+        side, low = {"pairs": (HIGH, 2), "small": (LOW, 0)}[name]
+        with config.unlocked():
+            config.data.buckets = ((FRAMES, side, side, 16),)
+            config.data.bucket_weights = ()
+            config.encode.low = low
+        return encode_set(config, self.workdir / "tokenizer", -1, str(self.workdir / name))
+
+    def part_config(self, part: str) -> ConfigDict:
+        """Of ``base``, ``upsampler`` or ``refiner``."""
+        steps = self.size.steps[part]
+        keys = {
+            "data.path": str(self.workdir / ("small" if part == "base" else "pairs")),
+            "tokenizer.path": str(self.workdir / "tokenizer"),
+            "train.steps": str(steps),
+            "checkpoint.every": str(max(1, steps // 4)),
+            "eval.every": str(max(1, steps // 2)) if steps > 100 else "0",
+        }
+        keys |= self.size.keys.get("upsampler" if part == "upsampler" else "dit", {})
+        if part == "refiner":
+            keys |= {f"refiner.{name}": str(self.workdir / name) for name in ("base", "upsampler")}
+            keys["train.init_from"] = str(self.workdir / "base")
+        return configs.load(_CONFIGS[part], keys)
+
+
+def run(demo: Demo) -> int:
+    """Run all stages that are not done yet; returns the exit status."""
+    folder, tokenizer = demo.workdir, demo.tokenizer_config()
+    stages: dict[str, tuple[Path, Callable[[], int]]] = {
+        "tokenizer": (
+            _scores(demo, "tokenizer"),
+            lambda: train(tokenizer, folder / "tokenizer"),
+        ),
+        # The first set measures the means and deviations by which all parts normalise.
+        "pairs": (folder / "pairs" / "header.json", lambda: demo.encode("pairs")),
+        "small": (folder / "small" / "header.json", lambda: demo.encode("small")),
+    }
+    for part in _CONFIGS:
+        stages[part] = (_scores(demo, part), _trainer(demo, part))
+    for name, (finished, stage) in stages.items():
+        if status := run_stage(name, finished, _timed(folder, name, stage), {}):
+            return status
+    write_json(folder / CASCADE_FILE, {name: name for name in ("tokenizer", *_CONFIGS)})
+    return _timed(folder, "cascade", lambda: _sample(demo), anew=True)()
+
+
+def _scores(demo: Demo, part: str) -> Path:
+    return demo.workdir / part / "eval" / f"step_{demo.size.steps[part]}" / "scores.json"
+
+
+def _trainer(demo: Demo, part: str) -> Callable[[], int]:
+    # The config is read when its turn comes: the refiner's names the runs before it.
+    return lambda: train(demo.part_config(part), demo.workdir / part)
+
+
+def _timed(
+    folder: Path, name: str, stage: Callable[[], int], anew: bool = False
+) -> Callable[[], int]:
+    """The stage, whose time is added to ``seconds.json``, of interrupted runs of it, too."""
+
+    def timed() -> int:
+        wall, processor = time.perf_counter(), time.process_time()
+        try:
+            return stage()
+        finally:
+            known = _read_seconds(folder)
+            before = {} if anew else known.get(name, {})
+            passed = {
+                "wall": time.perf_counter() - wall,
+                "processor": time.process_time() - processor,
+            }
+            known[name] = {k: round(before.get(k, 0.0) + v, 1) for k, v in passed.items()}
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "seconds.json", known)
+
+    return timed
+
+
+def _read_seconds(folder: Path) -> dict[str, dict[str, float]]:
+    file = folder / "seconds.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _sample(demo: Demo) -> int:
+    """Unseen clips' first frames to videos, and the page; returns the exit status."""
+    # The config that was stored knows the channels of the latents.
+    base = Generator.from_workdir(demo.workdir / "base")
+    seed = base.config.sample.seed
+    cascade = Cascade.of(base, demo.workdir / "refiner")
+    scenes = [
+        make_shape_scene(demo.tokenizer_config().seed + 1, index, FRAMES)
+        for index in range(demo.size.videos)
+    ]
+    real = [render_shape(scene, range(FRAMES), HIGH, HIGH) for scene in scenes]
+    halves = [np.asarray(halve_pixels(video[None]))[0] for video in real]
+    labels = [scene.label for scene in scenes]
+    logging.info("%d videos by the cascade, and by the base model alone", len(labels))
+    refined = _draw(cascade, labels, [video[0] for video in real], seed)
+    # With the same seeds and the halved pictures these are the videos that the cascade refines.
+    small = _draw(base, labels, [video[0] for video in halves], seed)
+    codec = cascade.refiner.codec
+    clips = [
+        Clip(
+            label,
+            real=true,
+            real_small=half,
+            base=low,
+            bicubic=enlarge(low),
+            cascade=high,
+            restored=codec.decode(codec.encode(true)),
+        )
+        for label, true, half, low, high in zip(labels, real, halves, small, refined, strict=True)
+    ]
+    run_facts = {
+        "steps": dict(demo.size.steps),
+        "clips": demo.size.clips,
+        "nfe": cascade.nfe,
+        "checkpoints": cascade.checkpoints,
+        "seconds": _read_seconds(demo.workdir),
+        "seconds_of_parts": cascade.seconds,
+    }
+    show(demo.workdir, clips, run_facts, cascade.config)
+    return 0
+
+
+def enlarge(video: np.ndarray) -> np.ndarray:
+    """uint8 ``[T, H, W, 3] -> [T, 2 H, 2 W, 3]``, bicubic."""
+    return np.asarray(to_pixels(interpolate(from_pixels(video[None]), "cubic")))[0]
+
+
+def _draw(
+    generator: Any, labels: Sequence[str], pictures: Sequence[np.ndarray], seed: int
+) -> list[np.ndarray]:
+    """A video for each label and first frame; the k-th has the seed ``seed + k``."""
+    rows = [
+        {"prompt": label, "encoded": encode_picture(picture)}
+        for label, picture in zip(labels, pictures, strict=True)
+    ]
+    requests = generator.requests_for(rows, 1, seed)
+    made = {
+        request.seed: np.concatenate(list(generator.decode(request, latent)))
+        for request, latent in generator.latents(requests)
+    }
+    return [made[request.seed] for request in requests]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=SIZES, default="demo")
+    parser.add_argument("--workdir", help="default runs/fsvideo_demo-<size>")
+    parser.add_argument("--clips", type=int, help="rendered clips")
+    parser.add_argument("--videos", type=int, help="unseen clips to continue")
+    parser.add_argument("--steps", nargs="+", default=[], metavar="PART=N")
+    args = parser.parse_args(argv)
+    prepare()
+    try:
+        size = SIZES[args.size]
+        given = {name: getattr(args, name) for name in ("clips", "videos")}
+        given = {name: value for name, value in given.items() if value is not None}
+        size = dataclasses.replace(size, steps=_read_steps(size.steps, args.steps), **given)
+        return run(Demo(Path(args.workdir or f"runs/fsvideo_demo-{args.size}"), size))
+    except VidlatentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _read_steps(steps: Mapping[str, int], words: Sequence[str]) -> dict[str, int]:
+    found = dict(steps)
+    for word in words:
+        part, _, number = word.partition("=")
+        if part not in found or not number.isdecimal() or not int(number):
+            raise VidlatentError(
+                f"--steps {word!r} is no PART=N: name one of {', '.join(found)}, and its steps."
+            )
+        found[part] = int(number)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
