@@ -56,7 +56,9 @@ def same(a, b):
 
 
 def test_a_generator_is_refused_in_one_sentence():
-    with pytest.raises(VidlatentError, match="fsvideo_dit is a generator: .*train.init_from=FILE"):
+    with pytest.raises(
+        VidlatentError, match="fsvideo_dit is of the task 'generator'.*train.init_from=FILE"
+    ):
         run(configs.load("configs/fsvideo_dit.py"))
 
 
