@@ -328,8 +328,8 @@ def test_each_protocol_from_a_checkpoint_to_its_files(name, cheaply, tmp_path):
 
 
 def test_every_protocol_is_carried_out_here_and_fits_its_system():
-    # Those of interpolated frames need a folder of them (test_interpolated.py); those of other tests
-    # are called tiny.
+    # Those of interpolated frames need a folder of them (test_interpolated.py); those of other
+    # tests are called tiny.
     apart = ("tiny_", "promag_table3_")
     assert set(SYSTEMS) == {name for name in PROTOCOLS.names() if not name.startswith(apart)}
     for name, (system, fields, _) in SYSTEMS.items():
