@@ -170,7 +170,11 @@ def _draw_sheet(clips: Sequence[Clip]) -> bytes:
     rows, labels = [], []
     for clip in clips:
         for kind in ("base", "base + bicubic", "cascade", "real clip"):
-            rows.append(getattr(clip, _KINDS[kind][0]))
+            video = getattr(clip, _KINDS[kind][0])
+            if kind == "base":
+                # Each pixel twice, so that all rows share the columns of their frames.
+                video = video.repeat(2, axis=1).repeat(2, axis=2)
+            rows.append(video)
             labels.append(f"{kind}\n{clip.label}")
     return contact_sheet(rows, labels, cell=96, columns=9, group=4)
 
