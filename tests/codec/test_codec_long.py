@@ -1,5 +1,6 @@
 """Several pieces by one call, and long videos: the same result in memory that does not grow."""
 
+import dataclasses
 import functools
 
 import jax
@@ -108,4 +109,5 @@ def test_a_thousand_frames(name):
     start = np.stack(list(frames(121)))
     again = whole.encode(start)
     np.testing.assert_allclose(short.encode(start).latent, again.latent, atol=2e-5)
-    alike(short.decode(again), whole.decode(again))
+    # Frames this small are not cut by either, so that Reducio's rule of cutting does not matter.
+    alike(short.decode(dataclasses.replace(again, cut=short.cut)), whole.decode(again))
