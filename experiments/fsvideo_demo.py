@@ -77,7 +77,7 @@ SIZES = {
     "demo": Size(
         clips=4096,
         videos=2 * len(LABELS),
-        steps={"tokenizer": 2400, "base": 1500, "upsampler": 400, "refiner": 600},
+        steps={"tokenizer": 2000, "base": 1200, "upsampler": 300, "refiner": 450},
     ),
     "tiny": Size(
         clips=96,
