@@ -11,7 +11,7 @@ def get_upsampling() -> ConfigDict:
     # decoding of the clip's own latent, as a latent set holds no frames) | auto: whichever is there
     upsampling.target = "auto"
     # Side of the decoded patch in latents of the large size, with a margin that decoders spoil; 0:
-    # whole frames
+    # whole frames, as always where the target is decoded or the tokenizer decodes no patches
     upsampling.patch_latents = 0
     upsampling.frames = 0  # latent frames that are decoded, from the first on; 0: all
     return upsampling
