@@ -55,11 +55,12 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_a_generator_is_refused_in_one_sentence():
-    with pytest.raises(
-        VidlatentError, match="fsvideo_dit is of the task 'generator'.*train.init_from=FILE"
-    ):
-        run(configs.load("configs/fsvideo_dit.py"))
+def test_what_only_tokenizers_have_is_refused_in_one_sentence(tmp_path):
+    config = configs.load("configs/latte.py")
+    with pytest.raises(VidlatentError, match="latte is of the task 'generator'.*train.init_kind"):
+        run(config, start="image")
+    with pytest.raises(VidlatentError, match="also knows its latents: give --from the workdir"):
+        run(config, **{"from": "latte.safetensors", "to": str(tmp_path / "run")})
 
 
 @pytest.mark.parametrize("name", ["dcae", "fsae"])

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from vidlatent.checkpoint import digests, layout
+from vidlatent.checkpoint.meta import ITEM as META
+from vidlatent.checkpoint.meta import make_meta, read_meta
 from vidlatent.checkpoint.scores import Keep, keep_finite, read_scores, write_scores
 from vidlatent.checkpoint.storage import (
     QUIET,
@@ -36,19 +37,16 @@ from vidlatent.checkpoint.storage import (
     SaveError,
     StorageError,
     agree_on_all_processes,
-    describe_machine,
     move_aside,
     remove_unfinished,
     storage_errors,
     warn_of_changes,
 )
 from vidlatent.errors import VidlatentError
-from vidlatent.files import dump_json
 from vidlatent.spec import LatentSpec
 
 __all__ = ["Checkpointer", "Restored"]
 
-_META = "meta"
 _UNFINISHED = "*.orbax-checkpoint-tmp*"  # Orbax's name while it writes
 # verify = 'auto' checks steps below the first size in full, and of larger ones a sample of the
 # second size, so that resuming a large model is not slowed down.
@@ -69,6 +67,8 @@ class Restored:
       config_hash: hash of the resolved config.
       metrics: metrics handed to ``save``.
       versions: versions, flags and device layout of the process that saved.
+      adapters: what is known about the adapters that the step holds in place of parameters, or
+        None if it holds parameters.
     """
 
     step: int
@@ -78,6 +78,7 @@ class Restored:
     config_hash: str
     metrics: dict[str, float]
     versions: dict[str, Any]
+    adapters: dict[str, Any] | None = None
 
 
 class Checkpointer:
@@ -192,7 +193,7 @@ class Checkpointer:
         if step not in self._metrics:
             try:
                 folder = self.directory / str(step)
-                self._metrics[step] = {**self._read_meta(step)["metrics"], **read_scores(folder)}
+                self._metrics[step] = {**read_meta(folder)["metrics"], **read_scores(folder)}
             except Damaged as reason:
                 logging.warning("The metrics of step %d cannot be read: %s.", step, reason)
                 # It cannot be the best then, but must not stop the saving of others.
@@ -215,6 +216,7 @@ class Checkpointer:
         spec: LatentSpec | None,
         config_hash: str,
         metrics: Mapping[str, float] | None = None,
+        adapters: Mapping[str, Any] | None = None,
         force: bool = False,
     ) -> bool:
         """Start saving ``state``; the arrays may be donated as soon as the call returns.
@@ -226,6 +228,8 @@ class Checkpointer:
           spec: of the tokenizer's latents.
           config_hash: hash of the resolved config.
           metrics: numbers; ``best_metric`` is looked up in them.
+          adapters: if ``params`` and ``ema`` are adapters: JSON by which readers find what they
+            adapt (``weights.files.restore_weights``).
           force: save even where ``should_save`` says no (a step that exists is left alone).
 
         Returns:
@@ -249,19 +253,11 @@ class Checkpointer:
                 self.latest(),
             )
         metrics = keep_finite(metrics or {})
-        meta = {
-            "step": int(step),
-            "iterator": dict(iterator),
-            "spec": None if spec is None else spec.to_json(),
-            "config_hash": config_hash,
-            "metrics": metrics,
-            "versions": describe_machine(),
-        }
-        meta = json.loads(dump_json(meta))  # as it will be read back; fails if it is not JSON
+        meta = make_meta(step, iterator, spec, config_hash, metrics, adapters)
         items = layout.split(state)
         manifest = digests.make_manifest(step, items, meta)
         args = {name: ocp.args.StandardSave(layout.nested(tree)) for name, tree in items.items()}
-        args[_META] = ocp.args.JsonSave(meta)
+        args[META] = ocp.args.JsonSave(meta)
         args[digests.ITEM] = digests.DigestSave(manifest)
         self._start_save(step, args, metrics)
         return True
@@ -441,15 +437,24 @@ class Checkpointer:
         return restored
 
     def restore_params(
-        self, abstract_params: Any, *, step: int | None = None, which: str = "ema"
+        self,
+        abstract_params: Any,
+        *,
+        step: int | None = None,
+        which: str = "ema",
+        adapted: Callable[[Mapping[str, Any]], Any] | None = None,
     ) -> Restored:
         """Read the parameters alone, for inference; leaves are cast to the dtypes asked for.
+
+        A step that holds adapters is read by ``weights.files.restore_weights``, which merges them.
 
         Args:
           abstract_params: the parameters' structure, as for ``restore``.
           step: read this step and no other (None: the newest sound one).
           which: 'ema' (the trained parameters if the run kept no average), 'params', or the name of
             a part that was trained beside the model, such as 'discriminator' (all of that part).
+          adapted: for steps that hold adapters: their structure, made from what the step says
+            about them. They are returned as they are.
 
         Raises:
           VidlatentError: as ``restore``, and when there is no step at all.
@@ -467,12 +472,15 @@ class Checkpointer:
                 logging.warning("Step %d has no averaged parameters: using the plain ones.", number)
                 item = "params"
             where = f"{self.directory / str(number)} ({item})"
-            flat = digests.leaf_paths(abstract_params)
+            wanted = abstract_params
+            if adapted is not None and meta.get("adapters"):
+                wanted = adapted(meta["adapters"])
+            flat = digests.leaf_paths(wanted)
             layout.compare_structure(where, flat, manifest.item(item), dtypes=False)
-            read = self._read_items(number, {item: abstract_params}, manifest)
+            read = self._read_items(number, {item: wanted}, manifest)
             leaves, tree = jax.tree.flatten(read.pop(item))
             # One by one, so that a device needs no room for all of them in both dtypes.
-            for place, like in enumerate(jax.tree.leaves(abstract_params)):
+            for place, like in enumerate(jax.tree.leaves(wanted)):
                 leaves[place] = leaves[place].astype(like.dtype)
             return self._make_restored(number, jax.tree.unflatten(tree, leaves), meta)
 
@@ -516,19 +524,10 @@ class Checkpointer:
         spec = None if meta["spec"] is None else LatentSpec.from_json(meta["spec"])
         plain = {k: meta[k] for k in ("iterator", "config_hash", "versions")}
         metrics = {**meta["metrics"], **read_scores(self.directory / str(number))}
-        return Restored(step=number, state=state, spec=spec, metrics=metrics, **plain)
-
-    def _read_meta(self, step: int, crc: int | None = None) -> dict[str, Any]:
-        try:
-            meta = json.loads((self.directory / str(step) / _META / "metadata").read_text())
-        except (OSError, ValueError) as error:
-            raise Damaged(f"its metadata cannot be read ({error})") from error
-        fields = {"step", "iterator", "spec", "config_hash", "metrics", "versions"}
-        if not isinstance(meta, dict) or set(meta) != fields:
-            raise Damaged("its metadata has not the expected fields")
-        if crc is not None and digests.json_crc(meta) != crc:
-            raise Damaged("its metadata differs from what was saved")
-        return meta
+        adapters = meta.get("adapters")
+        return Restored(
+            step=number, state=state, spec=spec, metrics=metrics, adapters=adapters, **plain
+        )
 
     def _read_manifest(self, step: int) -> tuple[digests.Manifest, dict[str, Any]]:
         """Digests and metadata of a step; ``Damaged`` on all processes if it is on one."""
@@ -537,7 +536,7 @@ class Checkpointer:
             if manifest.step != step:
                 raise ValueError(f"the digests belong to step {manifest.step}")
             manifest.arrays = layout.with_todays_names(manifest.arrays)
-            result: Any = manifest, self._read_meta(step, manifest.meta)
+            result: Any = manifest, read_meta(self.directory / str(step), manifest.meta)
         except (OSError, ValueError, KeyError, TypeError) as error:
             result = Damaged(f"its digests cannot be read ({type(error).__name__}: {error})")
         except Damaged as reason:

@@ -43,7 +43,7 @@ from vidlatent.models.tokenizers.chunks import fade_in
 from vidlatent.parallel.mesh import mesh_of_rows
 from vidlatent.parallel.sharding import shardings, uneven_rows
 from vidlatent.spec import LatentSpec, check_shape
-from vidlatent.weights.files import is_workdir, load_params
+from vidlatent.weights.files import is_workdir, load_params, restore_weights
 
 __all__ = ["Codec", "load_codec"]
 
@@ -113,7 +113,7 @@ class Codec:
         try:
             # Read straight to where they belong: no device holds all of them.
             placed = _placed(model, None if mesh is None else mesh_of_rows(mesh))
-            restored = checkpointer.restore_params(placed, step=step)
+            restored = restore_weights(checkpointer, placed, step=step)
         finally:
             checkpointer.close()
         return cls(model, restored.state, options or CodecOptions.of(**config.codec), mesh)

@@ -66,6 +66,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "seed": _SEED,
     },
     "optim": {**_OPTIM, "accumulate": _COUNT, "ema_decay": _SHARE},
+    "optim.lora": {"rank": _COUNT_OR_NONE, "alpha": _WEIGHT, "targets": Pattern()},
     "discriminator": {
         "loss": Choice(("hinge", "non_saturating")),
         "weight": _WEIGHT,

@@ -1,4 +1,7 @@
-"""``--mode=convert``: weights from one file format, naming or model form into another."""
+"""``--mode=convert``: weights from one file format, naming or model form into another.
+
+What a run with adapters trained is written merged (``config.optim.lora``).
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,15 @@ from vidlatent import config as configs
 from vidlatent.checkpoint.storage import remove_unfinished
 from vidlatent.convert.cases import TOLERANCE, run_case
 from vidlatent.errors import VidlatentError
+from vidlatent.latents.channels import follow_latents
+from vidlatent.latents.space import Latents
 from vidlatent.latents.statistics import copy_statistics
-from vidlatent.models.load import (
-    abstract_params,
-    model_of,
-    open_checkpoints,
-    smallest_video,
-)
+from vidlatent.models.load import model_of, open_checkpoints, smallest_video
 from vidlatent.parallel.compilation import quick_options
+from vidlatent.spec import LatentSpec
 from vidlatent.train.init_from import load_initial_params
 from vidlatent.train.state import random_key
+from vidlatent.train.tasks.base import TASKS
 from vidlatent.weights.files import is_workdir, save_params
 
 __all__ = ["convert"]
@@ -56,15 +58,11 @@ def convert(config: ConfigDict, workdir: Path, **options: Any) -> int:
       Exit status.
 
     Raises:
-      VidlatentError: the config is a generator's, files are missing, or weights do not fit.
+      VidlatentError: files are missing, weights do not fit, or a generator is asked for what only
+        tokenizers have.
     """
-    if configs.is_generator(config):
-        raise VidlatentError(
-            f"--mode=convert is for tokenizers; {config.name} is of the task {config.task!r}, and "
-            "training reads published weights itself: --config.train.init_from=FILE."
-        )
     source, target, case = options["from"], options["to"], options["verify"]
-    family = config.model.name
+    config, family = _find_model(config, options)
     if case:
         _verify(case, family, "" if is_workdir(source) else source, options["from_table"])
         if not target:
@@ -75,7 +73,7 @@ def convert(config: ConfigDict, workdir: Path, **options: Any) -> int:
             "--mode=convert needs --from=weights.safetensors (or a workdir) and --to=...; "
             "--verify=folder alone runs a reference case."
         )
-    params = _read(config, source, options)
+    params = _read(config, family, source, options)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     logging.info("%s: %d arrays, %d parameters", source, len(jax.tree.leaves(params)), count)
     if not target:
@@ -96,19 +94,41 @@ def convert(config: ConfigDict, workdir: Path, **options: Any) -> int:
     return 0
 
 
-def _read(config: ConfigDict, source: str, options: dict[str, Any]) -> Any:
-    model = model_of(config)
+def _find_model(config: ConfigDict, options: dict[str, Any]) -> tuple[ConfigDict, str]:
+    """The config that the model is made from, and the model's name; refuses a tokenizer's options.
 
+    Raises:
+      VidlatentError: a generator is asked for what only tokenizers have.
+    """
+    if not configs.is_generator(config):
+        return config, config.model.name
+    for name in ("start", "verify"):
+        if options[name]:
+            raise VidlatentError(
+                f"--mode=convert has --{name} for tokenizers; {config.name} is of the task "
+                f"{config.task!r}: training starts from other weights by config.train.init_kind."
+            )
+    target = options["to"]
+    if target and not Path(target).suffix and not is_workdir(options["from"] or ""):
+        raise VidlatentError(
+            f"--to={target} is to be the run of a {config.task}, which also knows its latents: "
+            "give --from the workdir of a run, or --to a .safetensors file."
+        )
+    return follow_latents(config), config.generator.name
+
+
+def _read(config: ConfigDict, family: str, source: str, options: dict[str, Any]) -> Any:
     def fresh():
+        model = model_of(config)
         video = np.zeros(smallest_video(model.latent_spec), np.float32)
         init = jax.jit(model.init, compiler_options=quick_options())
         return init(random_key(config.seed, "params"), video)["params"]
 
     return load_initial_params(
         source,
-        abstract_params(model),
+        TASKS.get(config.task).abstract_params(config),
         fresh,
-        family=config.model.name,
+        family=family,
         kind=options["start"],
         table=options["from_table"],
         step=None if options["step"] < 0 else options["step"],
@@ -132,8 +152,17 @@ def _write_workdir(config: ConfigDict, workdir: Path, params: Any, source: str =
     """Write a run of these weights, and what ``source``, if it is a run, knows about latents."""
     if is_workdir(workdir):
         raise VidlatentError(f"--to={workdir} holds a run already: choose another folder.")
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        # These weights are whole, whatever those of the source were made of.
+        config.optim.lora.rank, config.train.init_from = 0, ""
     with _prepare_folder(workdir) as part:
-        _save_into(config, part, params)
+        if configs.is_generator(config):
+            latents = Latents.load(Path(source))
+            _save_into(config, part, params, latents.spec)
+            latents.write_or_check(part, 0)
+            return
+        _save_into(config, part, params, model_of(config).latent_spec)
         if source and is_workdir(source):
             copy_statistics(source, part)
 
@@ -162,7 +191,7 @@ def _prepare_folder(workdir: Path) -> Iterator[Path]:
                 time.sleep(0.3)
 
 
-def _save_into(config: ConfigDict, workdir: Path, params: Any) -> None:
+def _save_into(config: ConfigDict, workdir: Path, params: Any, spec: LatentSpec) -> None:
     configs.write(config, workdir)
     checkpointer = open_checkpoints(config, workdir)
     try:
@@ -171,7 +200,7 @@ def _save_into(config: ConfigDict, workdir: Path, params: Any) -> None:
             # What eval, reconstruct and init_from read: the averaged parameters.
             {"step": np.int32(0), "ema": jax.tree.map(jax.numpy.asarray, params)},
             iterator={},
-            spec=model_of(config).latent_spec,
+            spec=spec,
             config_hash=configs.config_hash(config),
             force=True,
         )

@@ -31,7 +31,7 @@ from vidlatent.files import read_json, write_json
 from vidlatent.latents.digest import hash_encoder, hash_params
 from vidlatent.models.load import abstract_params, model_of, open_checkpoints
 from vidlatent.parallel.multihost import is_main
-from vidlatent.weights.files import is_workdir
+from vidlatent.weights.files import is_workdir, restore_weights
 
 __all__ = [
     "FOLDER",
@@ -113,8 +113,8 @@ def find_digests(path: str | os.PathLike[str], step: int = -1) -> Digests:
         # to one of them earlier than to another.
         if agree_on_all_processes(file.is_file()):
             return Digests(**_read(file, Digests._fields))
-        restored = checkpoints.restore_params(
-            abstract_params(model), step=None if step < 0 else step
+        restored = restore_weights(
+            checkpoints, abstract_params(model), step=None if step < 0 else step
         )
         found = Digests(hash_encoder(model, restored.state), hash_params(restored.state))
         _create(_digest_file(path, checkpoints.directory, restored.step), found._asdict())

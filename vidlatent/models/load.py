@@ -18,6 +18,7 @@ from vidlatent.models.tokenizers import build
 from vidlatent.parallel.sharding import shardings, with_shardings
 from vidlatent.registry import did_you_mean
 from vidlatent.spec import LatentSpec
+from vidlatent.weights.files import restore_weights
 
 __all__ = [
     "abstract_params",
@@ -87,7 +88,7 @@ def abstract_params(model: Any) -> Any:
 
 
 def restore_tokenizer(config: ConfigDict, workdir: Path, model: Any, mesh: Mesh, step: int) -> Any:
-    """The EMA parameters of a workdir's checkpoint, on a mesh (``Checkpointer.restore_params``).
+    """The EMA parameters of a workdir's checkpoint, on a mesh (``weights.files.restore_weights``).
 
     A ``step`` below 0 is the newest valid one.
     """
@@ -98,4 +99,4 @@ def restore_onto(config: ConfigDict, workdir: Path, abstract: Any, mesh: Mesh, s
     """As ``restore_tokenizer``, for any model; ``abstract`` are its ShapeDtypeStructs."""
     target = with_shardings(abstract, shardings(abstract, mesh))
     with contextlib.closing(open_checkpoints(config, workdir)) as checkpointer:
-        return checkpointer.restore_params(target, step=None if step < 0 else step)
+        return restore_weights(checkpointer, target, step=None if step < 0 else step)

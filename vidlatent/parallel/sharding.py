@@ -39,10 +39,12 @@ from jax.sharding import PartitionSpec as P
 from vidlatent.parallel.paths import match_path, path_name
 
 __all__ = [
+    "HEADS",
     "PARAM_RULES",
     "Rule",
     "batch_sharding",
     "constrain",
+    "constrain_param",
     "find_rule",
     "gathered",
     "pad_rows",
@@ -70,6 +72,8 @@ class Rule(NamedTuple):
     ndim: int | None = None
 
 
+HEADS = r".*self_attn/[qk]/kernel$"  # kernels [..., inputs, heads, head width]
+
 # The first rule that matches is used. Kernels end in (inputs, outputs): FSDP shards the inputs and
 # tensor parallelism the outputs. Where the layer before has sharded its outputs (o, fc2), tensor
 # parallelism shards the inputs instead, so that devices only exchange sums.
@@ -81,11 +85,14 @@ class Rule(NamedTuple):
 # kernel that is sharded by its inputs, the output is wrong: convolutions gather their kernels first
 # (``gathered``). tests/parallel/test_conv_partitioning.py checks the layouts that are used.
 PARAM_RULES: tuple[Rule, ...] = (
+    # Factors [inputs, rank] and [rank, outputs] of an adapted kernel (weights.lora).
+    Rule(r".*kernel/lora_a$", ("fsdp", None)),
+    Rule(r".*kernel/lora_b$", (None, "fsdp")),
     Rule(r"(.*/)?(encoder|decoder)/.*kernel$", ("fsdp", None)),
     Rule(r"(.*/)?(patch|content)_embedding/kernel$", ("fsdp", "tensor")),
     Rule(r".*kernel$", ("fsdp", None), ndim=5),
     # [inputs, heads, head width]: a head stays whole on its device.
-    Rule(r".*self_attn/[qk]/kernel$", ("fsdp", "tensor", None)),
+    Rule(HEADS, ("fsdp", "tensor", None)),
     Rule(r"(.*/)?(o|fc2)/kernel$", (("tensor", "fsdp"), None)),
     Rule(r".*kernel$", ("fsdp", "tensor")),
 )
@@ -207,6 +214,17 @@ def constrain(x: jax.Array, names: Sequence[str]) -> jax.Array:
     if _UNEVEN.get() and "height" in names:
         spec[names.index("height")] = ACTIVATION_AXES["height"]
     return jax.lax.with_sharding_constraint(x, P(*spec))
+
+
+def constrain_param(x: jax.Array, name: str) -> jax.Array:
+    """Constrain a computed parameter's sharding to that of the parameter ``name``.
+
+    A no-op without a mesh.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, _make_param_spec(mesh, name, x.shape, PARAM_RULES))
 
 
 def gathered(kernel: jax.Array, name: str, batch: int) -> jax.Array:

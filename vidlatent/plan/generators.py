@@ -48,7 +48,7 @@ def build_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Prog
     config, model, latents = assume_latents(config)
     task = GeneratorTask(config, model, latents)
     # With a latent set that is at most the states of an empty text: small, and perhaps not there.
-    frozen = task.frozen if config.data.source != "latents" else {}
+    frozen = task.frozen if config.data.source != "latents" else task.adapters.frozen
     return make_step_program(task, mesh, bucket, batch_shapes(model, latents, bucket), frozen)
 
 

@@ -64,7 +64,8 @@ def build_refiner_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...])
     task = RefinerTask(config, model, latents, parts)
     known = batch_shapes(model, latents, bucket) | _low_shape(latents, bucket)
     # As for a generator: the states of an empty text are left out.
-    frozen = task.frozen if config.data.source != "latents" else parts.frozen
+    known_parts = {**parts.frozen, **task.adapters.frozen}
+    frozen = task.frozen if config.data.source != "latents" else known_parts
     return make_step_program(task, mesh, bucket, known, frozen)
 
 

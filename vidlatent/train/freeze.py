@@ -12,12 +12,14 @@ from vidlatent.parallel.paths import match_path, path_name
 __all__ = ["mark_frozen", "stop_frozen_gradients"]
 
 
-def mark_frozen(params: Any, pattern: str) -> Any:
+def mark_frozen(params: Any, pattern: str, partly: bool = False) -> Any:
     """A tree of bools: True for the frozen parameters, those that ``pattern`` matches.
 
     Args:
       params: pytree of parameters or shapes.
       pattern: path expression (``parallel.paths``), such as ``'encoder/'``; empty freezes nothing.
+      partly: ``params`` are adapters of some of the model's parameters, so that a pattern may
+        well match none.
 
     Raises:
       VidlatentError: ``pattern`` is not a regular expression, or it matches every parameter or
@@ -28,7 +30,7 @@ def mark_frozen(params: Any, pattern: str) -> Any:
     )
     found = jax.tree.leaves(mask)
     # Neither can be meant: nothing would be trained, or the key would have no effect.
-    if pattern and (all(found) or not any(found)):
+    if pattern and (all(found) or not (partly or any(found))):
         what = "every" if all(found) else "no"
         raise VidlatentError(f"config.optim.freeze {pattern!r} matches {what} parameter.")
     return mask

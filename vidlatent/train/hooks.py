@@ -47,6 +47,7 @@ class Run:
     hash: str
     spec: Any
     learns: str = "video"  # the array of a batch that the model learns from, [B, T, ...]
+    adapters: Any = None  # what checkpoints say about the adapters that are trained, if they are
     aside_seconds: float = 0.0
     evaluation: tuple[int, Any] | None = None  # (step, result) of the last validation
 
@@ -278,6 +279,7 @@ class Save:
                 spec=run.spec,
                 config_hash=run.hash,
                 metrics=scores,
+                adapters=run.adapters,
                 force=force,
             )
 

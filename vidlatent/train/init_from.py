@@ -84,17 +84,19 @@ def initialize_state(task: Task, config: ConfigDict, state: Any, target: Any) ->
     source = config.train.init_from
     if not source:
         return state
-    params = load_initial_params(
-        source,
-        target["params"],
-        lambda: state["params"],
-        family=task.family,
-        kind=config.train.init_kind,
-        table=config.train.init_table,
-    )
     logging.info("starting from %s", source)
-    # A copy, because the step donates both, and one buffer cannot be donated twice.
-    state = {**state, "params": params, "ema": jax.tree.map(jnp.copy, params)}
+    # Adapters start at nothing: the weights are a frozen network of the task.
+    if task.adapters.lora is None:
+        params = load_initial_params(
+            source,
+            target["params"],
+            lambda: state["params"],
+            family=task.family,
+            kind=config.train.init_kind,
+            table=config.train.init_table,
+        )
+        # A copy, because the step donates both, and one buffer cannot be donated twice.
+        state = {**state, "params": params, "ema": jax.tree.map(jnp.copy, params)}
     return state | _load_players(task, source, target) if is_workdir(source) else state
 
 

@@ -61,7 +61,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
         loaders = Loaders(config, task.spec, workdir)
         checkpointer = open_checkpoints(config, workdir)
         stack.callback(checkpointer.close)
-        state, start = _restore_or_init(config, task, checkpointer, mesh)
+        adapters = task.adapters.describe(frozen)
+        state, start = _restore_or_init(config, task, checkpointer, mesh, adapters)
         if not start.step:
             check_not_lost(workdir, checkpointer.directory)
         loader = stack.enter_context(contextlib.closing(loaders.train(start.step)))
@@ -85,6 +86,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
             for change in configs.write(config, workdir):
                 logging.warning("config differs from the one this workdir had: %s", change)
         run = _make_run(stack, config, workdir, task, state, start, loader, checkpointer)
+        run.adapters = adapters
         # Now and not at the first evaluation, so that missing networks show at once.
         validation = task.make_validation(
             run, frozen, mesh, _make_stoppable(loaders.validation, interruption)
@@ -133,7 +135,7 @@ class _Start:
 
 
 def _restore_or_init(
-    config: ConfigDict, task: Task, checkpointer: Checkpointer, mesh: Any
+    config: ConfigDict, task: Task, checkpointer: Checkpointer, mesh: Any, adapters: Any
 ) -> tuple[Any, _Start]:
     target = describe_state(task, config.seed, mesh)
     # Checkpoints come before ``init_from``: a run that is resumed must keep what it learned.
@@ -150,6 +152,7 @@ def _restore_or_init(
             f"the checkpoint of step {restored.step} is of latents {restored.spec}, this config "
             f"is of {task.spec}: use another --workdir."
         )
+    task.adapters.check_resumed(adapters, restored.adapters)
     if restored.step > config.train.steps:
         raise VidlatentError(
             f"{checkpointer.directory} is at step {restored.step} already, beyond "

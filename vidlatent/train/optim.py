@@ -24,6 +24,9 @@ from vidlatent.train.freeze import mark_frozen
 
 __all__ = ["interpolate_ramp", "make_learning_rate", "make_optimizer"]
 
+# Kernels, and the factors of adapted ones.
+_DECAYED = ("kernel", "kernel/lora_a", "kernel/lora_b")
+
 # ``config.optim.schedule``: fraction of the peak learning rate as a function of progress, which
 # runs from 0 (end of warm-up) to 1 (end of the run).
 _SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -87,7 +90,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         def decays(path, _):
             name = path_name(path)
             spared = match_path(config.optim.no_decay, name, "config.optim.no_decay")
-            return name.endswith("kernel") and not spared
+            return name.endswith(_DECAYED) and not spared
 
         return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -97,15 +100,17 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         # After Adam: weight decay must not be divided by its second moments (AdamW).
         optax.add_decayed_weights(config.optim.weight_decay, mask=mark_decayed),
     ]
+    # Expressions for the whole model may match no adapter of some of its kernels.
+    partly = "lora" in config.optim and config.optim.lora.rank > 0
     if config.optim.lr_factors:
         # Last, so that the factor acts like a learning rate, on the weight decay too.
-        steps.append(_scale_by_path(config.optim.lr_factors))
+        steps.append(_scale_by_path(config.optim.lr_factors, partly))
     trained = optax.chain(*steps)
     if not config.optim.freeze:
         return trained
 
     def label(params):
-        frozen = mark_frozen(params, config.optim.freeze)
+        frozen = mark_frozen(params, config.optim.freeze, partly)
         return jax.tree.map(lambda stays: "frozen" if stays else "trained", frozen)
 
     # Not optax.masked, which hands the gradients of the other parameters on as updates.
@@ -130,8 +135,13 @@ def _make_clipping(norm: float, after: int) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
 
-def _scale_by_path(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
-    """Multiply each update by the factor of the first expression that matches its path, else 1."""
+def _scale_by_path(
+    factors: Sequence[tuple[str, float]], partly: bool
+) -> optax.GradientTransformation:
+    """Multiply each update by the factor of the first expression that matches its path, else 1.
+
+    ``partly`` allows expressions that match no path.
+    """
 
     def scale_all(updates, params=None):
         del params
@@ -148,7 +158,7 @@ def _scale_by_path(factors: Sequence[tuple[str, float]]) -> optax.GradientTransf
         result = jax.tree_util.tree_map_with_path(scale, updates)
         for row, (pattern, _) in enumerate(factors):
             # A misspelt path would silently train at the full rate.
-            if row not in found:
+            if row not in found and not partly:
                 raise VidlatentError(f"config.optim.lr_factors {pattern!r} matches no parameter.")
         return result
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import importlib
 import importlib.util
 import os
@@ -14,14 +17,25 @@ import jax
 import numpy as np
 from absl import logging
 
-from vidlatent.checkpoint.manager import Checkpointer
+from vidlatent.checkpoint.manager import Checkpointer, Restored
 from vidlatent.errors import VidlatentError
 from vidlatent.weights.fp8 import FP8_TYPES, restore_fp8
+from vidlatent.weights.identity import identify
 from vidlatent.weights.importer import count_known, export_params, import_params
+from vidlatent.weights.lora import Lora, describe_adapters, merge_adapters
 from vidlatent.weights.safetensors import load_safetensors, save_safetensors
 from vidlatent.weights.tables import TABLES
 
-__all__ = ["choose_table", "find_table", "is_workdir", "load_params", "read_tensors", "save_params"]
+__all__ = [
+    "choose_table",
+    "find_table",
+    "is_workdir",
+    "load_base",
+    "load_params",
+    "read_tensors",
+    "restore_weights",
+    "save_params",
+]
 
 _TORCH = (".pt", ".pth", ".ckpt", ".bin")
 # Keys under which training code nests the weights in a checkpoint, outermost first.
@@ -137,11 +151,7 @@ def load_params(
       VidlatentError: everything unused, missing and misshaped, named together.
     """
     if is_workdir(path):
-        checkpointer = Checkpointer(Path(path) / "checkpoints", every=0)
-        try:
-            return checkpointer.restore_params(abstract, step=step).state
-        finally:
-            checkpointer.close()
+        return load_base(path, abstract, family=family, step=step)[0]
     tensors = read_tensors(path)
     params = import_params(tensors, choose_table(tensors, family, table), abstract)
 
@@ -152,6 +162,73 @@ def load_params(
         return array if sharding is None else jax.device_put(array, sharding)
 
     return jax.tree.map(place, params, abstract)
+
+
+def load_base(
+    path: str | os.PathLike[str],
+    abstract: Any,
+    *,
+    family: str,
+    table: str = "auto",
+    step: int | None = None,
+) -> tuple[Any, int | None]:
+    """``load_params``, and the step that was read of a workdir (None for a file)."""
+    if not is_workdir(path):
+        return load_params(path, abstract, family=family, table=table), None
+    with contextlib.closing(Checkpointer(Path(path) / "checkpoints", every=0)) as checkpoints:
+        restored = restore_weights(checkpoints, abstract, step=step)
+        return restored.state, restored.step
+
+
+def restore_weights(
+    checkpoints: Checkpointer, abstract: Any, *, step: int | None = None
+) -> Restored:
+    """The averaged weights of a run's checkpoint; adapters are merged into what they adapt.
+
+    Args:
+      checkpoints: of the run.
+      abstract: as for ``load_params``.
+      step: None for the newest sound one.
+
+    Raises:
+      VidlatentError: as ``Checkpointer.restore_params``; or the weights that were adapted are
+        missing, or are others than those.
+    """
+
+    def describe(about):
+        return describe_adapters(abstract, Lora(**about["lora"]))
+
+    restored = checkpoints.restore_params(abstract, step=step, adapted=describe)
+    if restored.adapters is None:
+        return restored
+    about, workdir = restored.adapters, Path(os.fspath(checkpoints.directory)).parent
+    path = _find_base(workdir, about["base"])
+    names = {name: about[name] for name in ("family", "table", "step")}
+    base, _ = load_base(path, abstract, **names)
+    if (found := identify(base)) != about["digest"]:
+        raise VidlatentError(
+            f"{workdir} holds adapters of the weights {about['digest'][:8]}, but {path} are the "
+            f"weights {found[:8]}: put those that were adapted (or a link to them) at "
+            f"{workdir / 'base'}."
+        )
+    merge: Any = functools.partial(merge_adapters, lora=Lora(**about["lora"]))
+    places = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(abstract)]
+    if all(place is not None for place in places):
+        where = jax.tree.unflatten(jax.tree.structure(abstract), places)
+        merge = jax.jit(merge, out_shardings=where, donate_argnums=0)
+    return dataclasses.replace(restored, state=merge(base, restored.state))
+
+
+def _find_base(workdir: Path, stored: str) -> Path:
+    """Where the weights are that a run adapts: beside its checkpoints, or where they were."""
+    known = [workdir / "base", workdir / "base.safetensors", Path(stored)]
+    for path in (*known, workdir.parent / Path(stored).name):
+        if path.exists():
+            return path
+    raise VidlatentError(
+        f"{workdir} holds adapters of {stored}, which is not there: put those weights (or a link "
+        f"to them) at {workdir / 'base'}."
+    )
 
 
 def save_params(

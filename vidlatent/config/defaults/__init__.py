@@ -23,7 +23,7 @@ from vidlatent.config.defaults.loss import get_loss
 from vidlatent.config.defaults.mesh import get_mesh
 from vidlatent.config.defaults.model import get_generator, get_model
 from vidlatent.config.defaults.networks import get_networks
-from vidlatent.config.defaults.optim import get_optim
+from vidlatent.config.defaults.optim import get_lora, get_optim
 from vidlatent.config.defaults.plan import get_plan
 from vidlatent.config.defaults.precision import get_precision
 from vidlatent.config.defaults.processes import get_processes
@@ -73,6 +73,7 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.data = get_data()
     config.optim = get_optim()
     config.optim.accumulate = 1  # micro-batches whose gradients are summed into one step
+    config.optim.lora = get_lora()
     config.optim.ema_decay = 0.999  # of the averaged parameters, which are evaluated and served
     config.precision = get_precision()
     config.kernels = get_kernels()

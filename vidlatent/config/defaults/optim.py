@@ -23,3 +23,12 @@ def get_optim() -> ConfigDict:
     optim.no_decay = ""  # path expression of parameters without weight decay, such as router_
     optim.freeze = ""  # path expression of parameters that are not trained, such as encoder/
     return optim
+
+
+def get_lora() -> ConfigDict:
+    """Low-rank adapters that are trained in place of the model's parameters."""
+    lora = ConfigDict()
+    lora.rank = 0  # of the adapters (128 for large models); 0: train all parameters
+    lora.alpha = 0.0  # adapters count alpha / rank times; 0: once
+    lora.targets = ".*kernel$"  # path expression of the kernels that are adapted
+    return lora

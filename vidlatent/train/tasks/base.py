@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from vidlatent.models.frozen import FrozenNetwork
 from vidlatent.registry import Registry
 from vidlatent.spec import LatentSpec
+from vidlatent.train.adapters import Adapters
 from vidlatent.train.state import State
 
 __all__ = ["SHARE", "TASKS", "Player", "Task", "Validation", "make_task"]
@@ -90,6 +91,11 @@ class Task(Protocol):
 
         The first one, ``[B, T, ...]``, holds what the model learns from: videos or latents.
         """
+        ...
+
+    @property
+    def adapters(self) -> Adapters:
+        """What is trained of the model: all parameters, or adapters of some kernels."""
         ...
 
     @property

@@ -33,6 +33,7 @@ from vidlatent.latents.inputs import missing_condition_masks
 from vidlatent.latents.refiner_inputs import make_inputs
 from vidlatent.latents.space import (
     Latents,
+    abstract_at_rest,
     abstract_generator,
     check_generator,
     example,
@@ -43,6 +44,7 @@ from vidlatent.models.frozen import FrozenNetwork
 from vidlatent.parallel.multihost import is_main
 from vidlatent.registry import did_you_mean
 from vidlatent.sample.grid import SampleGrid
+from vidlatent.train.adapters import Adapters
 from vidlatent.train.freeze import stop_frozen_gradients
 from vidlatent.train.microbatches import accumulate_gradients
 from vidlatent.train.optim import make_learning_rate, make_optimizer
@@ -79,6 +81,7 @@ class GeneratorTask:
         self.config = config
         self.model, self.latents, self.spec = model, latents, latents.spec
         self._check_drop()
+        self.adapters = Adapters(config, self.family, lambda: abstract_at_rest(self.model))
         self.optimizer = make_optimizer(config)
         self.rate = make_learning_rate(config, config.train.steps)
         self.inputs = self.make_inputs(augment=True)
@@ -105,8 +108,11 @@ class GeneratorTask:
 
     @functools.cached_property
     def frozen(self) -> dict[str, FrozenNetwork]:
-        """The tokenizer if the data are videos; the states of the empty text if they are used."""
-        return self.inputs.frozen
+        """The tokenizer if the data are videos; the states of the empty text if they are used.
+
+        With adapters, the weights that they adapt besides.
+        """
+        return {**self.inputs.frozen, **self.adapters.frozen}
 
     @staticmethod
     def abstract_params(config: ConfigDict) -> Any:
@@ -116,7 +122,7 @@ class GeneratorTask:
         noisy, time, conditions = example(self.model)
         noisy, time = (jnp.zeros(leaf.shape, leaf.dtype) for leaf in (noisy, time))
         params = self.model.init(key, noisy, time, conditions, method="denoise")["params"]
-        return init_state(params, self.optimizer)
+        return init_state(self.adapters.init(key, params), self.optimizer)
 
     def train_step(
         self, state: State, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any]
@@ -160,6 +166,7 @@ class GeneratorTask:
         schedule = make_noise_schedule(config, self.model, x0.shape[1:4])
         drawn = draw(schedule, key("diffusion"), x0)
         drop = self.draw_drop_masks(key("drop"), x0, conditions)
+        params = self.adapters.merge(params, frozen)
         params = stop_frozen_gradients(params, config.optim.freeze)
         output = self.model.apply(
             {"params": params}, drawn.x, drawn.time, conditions, drop=drop, method="denoise"
@@ -227,14 +234,17 @@ class GeneratorValidation:
         make_loader: Callable[[], Any],
     ):
         self._make_loader = make_loader
-        self._step = compile_loss_step(task.eval_step, task.arrays, frozen, mesh, run.state["ema"])
+        self._merge = functools.partial(task.adapters.merge_for_evaluation, frozen=frozen)
+        params = self._merge(run.state["ema"])
+        self._step = compile_loss_step(task.eval_step, task.arrays, frozen, mesh, params)
         self._grid = SampleGrid(run.config, task.latents, frozen, mesh)
         self._sheet = b""
 
     def __call__(self, run: Any) -> GeneratorScores:
+        params = self._merge(run.state["ema"])
         with contextlib.closing(self._make_loader()) as loader:
-            result = evaluate_loss(self._step, run.state["ema"], loader)
-            self._sheet = self._grid(run.state["ema"], loader)
+            result = evaluate_loss(self._step, params, loader)
+            self._sheet = self._grid(params, loader)
         if self._sheet and is_main():
             file = run.workdir / "samples" / f"step_{run.step}.png"
             file.parent.mkdir(exist_ok=True)

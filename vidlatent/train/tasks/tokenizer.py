@@ -32,12 +32,13 @@ from vidlatent.latents.pixels import from_pixels
 from vidlatent.losses import DecoderInputs, LossInputs
 from vidlatent.losses.adversarial import adaptive_weight
 from vidlatent.metrics import make_metrics
-from vidlatent.models.frozen import FrozenNetwork
+from vidlatent.models.frozen import FrozenNetwork, hold_in
 from vidlatent.models.load import abstract_params, model_of, smallest_video
 from vidlatent.models.pretrained import network_shapes
 from vidlatent.models.pretrained.load import load_network_params
 from vidlatent.parallel.paths import match_path, path_name
 from vidlatent.parallel.sharding import constrain
+from vidlatent.train.adapters import Adapters
 from vidlatent.train.discriminator import AdversarialResult, DiscriminatorTrainer
 from vidlatent.train.freeze import stop_frozen_gradients
 from vidlatent.train.loss_terms import LossTerms
@@ -103,6 +104,7 @@ class TokenizerTask:
         self.config = config
         self.model = model_of(config) if model is None else model
         self.spec = self.model.latent_spec
+        self.adapters = Adapters(config, self.family, self._describe_held)
         self.optimizer = make_optimizer(config)
         self.rate = make_learning_rate(config, config.train.steps)
         self.reconstruct = make_reconstruct(config, self.model)
@@ -120,13 +122,23 @@ class TokenizerTask:
 
     @functools.cached_property
     def frozen(self) -> dict[str, FrozenNetwork]:
-        """The networks whose features the loss terms compare."""
+        """The networks whose features the loss terms compare, and the weights that are adapted."""
 
         def describe(name):
             load = functools.partial(load_network_params, name, self.config.networks[name])
             return FrozenNetwork(network_shapes(name), load)
 
-        return {name: describe(name) for name in self.terms.networks}
+        networks = {name: describe(name) for name in self.terms.networks}
+        return {**networks, **self.adapters.frozen}
+
+    def _describe_held(self) -> Any:
+        """The parameters as the step holds them where adapters are trained."""
+        video = jnp.zeros(smallest_video(self.spec), jnp.float32)
+
+        def reconstruct(params):
+            return self.model.apply({"params": params}, video, rngs={"noise": jax.random.key(0)})
+
+        return hold_in(self.model.dtype, abstract_params(self.model), reconstruct)
 
     @staticmethod
     def abstract_params(config: ConfigDict) -> Any:
@@ -143,7 +155,8 @@ class TokenizerTask:
             # Some discriminators flatten their input, so their parameters depend on the clip size.
             clip = max(self.config.data.buckets, key=lambda bucket: bucket[0])[:3]
             players["discriminator"] = self.discriminator.init(jax.random.fold_in(key, 2), clip)
-        return init_state(self.model.init(key, video)["params"], self.optimizer, **players)
+        params = self.adapters.init(key, self.model.init(key, video)["params"])
+        return init_state(params, self.optimizer, **players)
 
     def train_step(
         self, state: State, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any]
@@ -210,7 +223,9 @@ class TokenizerTask:
             return (prediction, (posterior, more)), target
 
         # One forward pass; the adaptive weight and the update each pull gradients back through it.
-        (prediction, others), pullback, target = jax.vjp(reconstruct, state["params"], has_aux=True)
+        # Of merged kernels, so that the adaptive weight is the same with adapters.
+        params, pull_to_trained = self.adapters.open(state["params"], frozen)
+        (prediction, others), pullback, target = jax.vjp(reconstruct, params, has_aux=True)
         helpers = state["helpers"]["params"] if "helpers" in state else {}
 
         def sum_terms(prediction, others, helpers, only=()):
@@ -244,7 +259,7 @@ class TokenizerTask:
             to_prediction += weight * result.to_prediction
             # Without its weight, as all terms are reported, and the weight beside it.
             report |= {"adversarial": result.loss, "adversarial_weight": weight, **result.report}
-        gradients = pullback((to_prediction, to_others))[0]
+        (gradients,) = pull_to_trained(pullback((to_prediction, to_others))[0])
         return Gradients(gradients, to_helpers, result, loss, report)
 
     def _decode_more(
@@ -302,8 +317,8 @@ class TokenizerTask:
     def make_validation(
         self, run: Any, frozen: Mapping[str, Any], mesh: Mesh, make_loader: Callable[[], Any]
     ) -> TokenizerValidation:
-        del frozen  # metrics have networks of their own
-        return TokenizerValidation(self, run, mesh, make_loader)
+        # Of the frozen networks it needs the adapted weights: metrics have networks of their own.
+        return TokenizerValidation(self, run, frozen, mesh, make_loader)
 
     def begin(self, workdir: Path, step: int, labels: Sequence[str]) -> None:
         """Do nothing: config and checkpoints are all that later modes need of a tokenizer."""
@@ -322,7 +337,14 @@ class TokenizerTask:
 class TokenizerValidation:
     """Scores the EMA parameters on the validation clips (``tasks.base.Validation``)."""
 
-    def __init__(self, task: TokenizerTask, run: Any, mesh: Mesh, make_loader: Callable[[], Any]):
+    def __init__(
+        self,
+        task: TokenizerTask,
+        run: Any,
+        frozen: Mapping[str, Any],
+        mesh: Mesh,
+        make_loader: Callable[[], Any],
+    ):
         self._make_loader = make_loader
         self._metrics = make_metrics(
             run.config.eval.training_metrics,
@@ -330,13 +352,15 @@ class TokenizerValidation:
             random_networks=run.config.eval.random_networks,
             is_splits=run.config.eval.is_splits,
         )
-        self._eval_step = compile_eval_step(task.eval_step, mesh, run.state["ema"], self._metrics)
+        self._merge = functools.partial(task.adapters.merge_for_evaluation, frozen=frozen)
+        params = self._merge(run.state["ema"])
+        self._eval_step = compile_eval_step(task.eval_step, mesh, params, self._metrics)
 
     def __call__(self, run: Any) -> Evaluation:
         with contextlib.closing(self._make_loader()) as loader:
             return evaluate(
                 self._eval_step,
-                run.state["ema"],
+                self._merge(run.state["ema"]),
                 loader,
                 run.config.eval.pictures,
                 spec=run.spec,

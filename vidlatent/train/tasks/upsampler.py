@@ -35,6 +35,7 @@ from vidlatent.losses.base import mean_over_samples
 from vidlatent.models.frozen import FrozenNetwork
 from vidlatent.models.pretrained import network_shapes
 from vidlatent.models.pretrained.load import load_network_params
+from vidlatent.train.adapters import Adapters
 from vidlatent.train.freeze import stop_frozen_gradients
 from vidlatent.train.loss_terms import LossTerms
 from vidlatent.train.microbatches import accumulate_gradients
@@ -75,6 +76,7 @@ class UpsamplerTask:
         self.networks = UpsamplerNetworks(config, self.latents, tokenizer)
         self.model, self.spec = self.networks.model, self.latents.spec
         self._check()
+        self.adapters = Adapters(config, self.family, lambda: abstract_upsampler(self.model))
         self.optimizer = make_optimizer(config)
         self.rate = make_learning_rate(config, config.train.steps)
         self.reader, self.arrays = self.networks.reader, self.networks.arrays
@@ -102,14 +104,18 @@ class UpsamplerTask:
 
     @functools.cached_property
     def frozen(self) -> dict[str, FrozenNetwork]:
-        """The tokenizer, if it encodes or decodes, and the networks of the loss terms."""
+        """The tokenizer, if it encodes or decodes, and the networks of the loss terms.
+
+        With adapters, the weights that they adapt besides.
+        """
 
         def describe(name):
             load = functools.partial(load_network_params, name, self.config.networks[name])
             return FrozenNetwork(network_shapes(name), load)
 
         names = self.terms.networks if self.terms is not None else ()
-        return {**self.networks.frozen, **{name: describe(name) for name in names}}
+        networks = {name: describe(name) for name in names}
+        return {**self.networks.frozen, **networks, **self.adapters.frozen}
 
     @staticmethod
     def abstract_params(config: ConfigDict) -> Any:
@@ -117,7 +123,8 @@ class UpsamplerTask:
 
     def init(self, key: jax.Array) -> State:
         latent = jnp.zeros((1, 1, 2, 2, self.model.latent_channels), jnp.float32)
-        return init_state(self.model.init(key, latent)["params"], self.optimizer)
+        params = self.model.init(key, latent)["params"]
+        return init_state(self.adapters.init(key, params), self.optimizer)
 
     def train_step(
         self, state: State, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any]
@@ -155,6 +162,7 @@ class UpsamplerTask:
 
         high = self.reader(batch, frozen, key("latent"))
         low = self.reader.read_low(batch, frozen, key("latent_low"))
+        params = self.adapters.merge(params, frozen)
         params = stop_frozen_gradients(params, self.config.optim.freeze)
         upsampled = self.model.apply({"params": params}, low)
         latent = mean_over_samples(jnp.abs(upsampled - high), batch["mask"])
@@ -222,11 +230,12 @@ class UpsamplerValidation:
         make_loader: Callable[[], Any],
     ):
         self._make_loader = make_loader
-        self._score = UpsamplerScorer(task.networks, run.state["ema"], frozen, mesh)
+        self._merge = functools.partial(task.adapters.merge_for_evaluation, frozen=frozen)
+        self._score = UpsamplerScorer(task.networks, self._merge(run.state["ema"]), frozen, mesh)
 
     def __call__(self, run: Any) -> UpsamplerScores:
         with contextlib.closing(self._make_loader()) as loader:
-            return self._score(run.state["ema"], loader)
+            return self._score(self._merge(run.state["ema"]), loader)
 
     def pictures(self, result: UpsamplerScores) -> dict[str, bytes]:
         return {"val/upsampled": result.sheet} if result.sheet else {}

@@ -1,0 +1,196 @@
+"""Low-rank adapters: shapes, the product against the layers it stands for, gradients, misuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from vidlatent.errors import VidlatentError
+from vidlatent.parallel.mesh import AXES, make_mesh
+from vidlatent.parallel.sharding import shardings, with_shardings
+from vidlatent.weights.identity import identify
+from vidlatent.weights.lora import (
+    Lora,
+    describe_adapters,
+    init_adapters,
+    merge_adapters,
+    merge_kernel,
+)
+
+LORA = Lora(rank=3, alpha=6.0, targets=".*kernel$")
+
+
+def draw(shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+PARAMS = {
+    "head": {"kernel": draw((6, 5), 1), "bias": draw((5,), 2)},
+    "blocks": {
+        "fc": {"kernel": draw((2, 6, 5), 3)},
+        "self_attn": {"q": {"kernel": draw((2, 6, 2, 4), 4)}, "norm": {"scale": draw((2, 8), 5)}},
+    },
+    "conv": {"kernel": draw((3, 3, 3, 4, 5), 6)},
+}
+
+
+def trained(adapters, seed=7):
+    """Adapters away from their start."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), adapters)
+
+
+def test_each_kernel_has_factors_of_its_own_kind():
+    """A layer of a stack has factors each; a window and heads belong to inputs and outputs."""
+    adapters = init_adapters(jax.random.key(0), PARAMS, LORA)
+    assert jax.tree.map(lambda leaf: leaf.shape, adapters) == {
+        "head": {"kernel": {"lora_a": (6, 3), "lora_b": (3, 5)}},
+        "blocks": {
+            "fc": {"kernel": {"lora_a": (2, 6, 3), "lora_b": (2, 3, 5)}},
+            "self_attn": {"q": {"kernel": {"lora_a": (2, 6, 3), "lora_b": (2, 3, 2, 4)}}},
+        },
+        "conv": {"kernel": {"lora_a": (3, 3, 3, 4, 3), "lora_b": (3, 5)}},
+    }
+
+
+def test_the_start_changes_no_bit_and_draws_within_the_bounds():
+    adapters = init_adapters(jax.random.key(0), PARAMS, LORA)
+    merged = merge_adapters(PARAMS, adapters, LORA)
+    jax.tree.map(np.testing.assert_array_equal, merged, PARAMS)
+    a = np.asarray(adapters["conv"]["kernel"]["lora_a"])
+    bound = 1 / np.sqrt(27 * 4)
+    assert 0.9 * bound < np.abs(a).max() <= bound and abs(a.mean()) < 0.1 * bound
+
+
+def test_a_draw_does_not_depend_on_the_other_targets():
+    some = init_adapters(jax.random.key(0), PARAMS, LORA._replace(targets="blocks/fc"))
+    everything = init_adapters(jax.random.key(0), PARAMS, LORA)
+    assert list(some) == ["blocks"] and list(some["blocks"]) == ["fc"]
+    jax.tree.map(np.testing.assert_array_equal, some["blocks"]["fc"], everything["blocks"]["fc"])
+
+
+def test_a_merged_layer_is_the_layer_and_its_detour():
+    """``x W + scale (x A) B`` by itself, for products, stacks, heads and convolutions."""
+    adapters = trained(init_adapters(jax.random.key(0), PARAMS, LORA))
+    merged = merge_adapters(PARAMS, adapters, LORA)
+    x, high = draw((7, 6), 8), lax.Precision.HIGHEST
+
+    def check(got, want):
+        # Values of about 50 in float32: two roundings of 4e-6.
+        np.testing.assert_allclose(got / 50, want / 50, atol=4e-6)
+
+    pair = adapters["head"]["kernel"]
+    detour = jnp.dot(jnp.dot(x, pair["lora_a"], precision=high), pair["lora_b"], precision=high)
+    plain = jnp.dot(x, PARAMS["head"]["kernel"], precision=high)
+    check(jnp.dot(x, merged["head"]["kernel"], precision=high), plain + 2.0 * detour)
+
+    for layer in range(2):
+        factors = adapters["blocks"]["self_attn"]["q"]["kernel"]
+        pair = {name: factor[layer] for name, factor in factors.items()}
+        inner = jnp.dot(x, pair["lora_a"], precision=high)
+        detour = jnp.einsum("nr,rhd->nhd", inner, pair["lora_b"], precision=high)
+        kernel = PARAMS["blocks"]["self_attn"]["q"]["kernel"][layer]
+        plain = jnp.einsum("ni,ihd->nhd", x, kernel, precision=high)
+        own = merged["blocks"]["self_attn"]["q"]["kernel"][layer]
+        check(jnp.einsum("ni,ihd->nhd", x, own, precision=high), plain + 2.0 * detour)
+
+    def convolve(x, kernel):
+        names = ("NDHWC", "DHWIO", "NDHWC")
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1, 1), "VALID", dimension_numbers=names, precision=high
+        )
+
+    pair, x = adapters["conv"]["kernel"], draw((1, 4, 5, 5, 4), 9)
+    detour = jnp.dot(convolve(x, pair["lora_a"]), pair["lora_b"], precision=high)
+    plain = convolve(x, PARAMS["conv"]["kernel"])
+    check(convolve(x, merged["conv"]["kernel"]), plain + 2.0 * detour)
+
+
+def test_the_product_of_the_released_layout():
+    """PEFT: ``weight [O, I] + alpha / r * lora_B [O, r] @ lora_A [r, I]``."""
+    weight, b, a = (np.asarray(draw(s, i)) for i, s in enumerate([(5, 6), (5, 3), (3, 6)]))
+    want = weight.astype(np.float64) + 2.0 * (b.astype(np.float64) @ a)
+    np.testing.assert_allclose(merge_kernel(weight, b, a, 2.0), want, atol=4e-6)
+    np.testing.assert_allclose(merge_kernel(weight.T, a.T, b.T, 2.0), want.T, atol=4e-6)
+
+
+def test_gradients_are_those_of_the_chain_rule():
+    adapters = trained(init_adapters(jax.random.key(0), PARAMS, LORA))
+    to_merged = jax.tree.map(lambda leaf: draw(leaf.shape, 11), PARAMS)
+
+    def total(adapters):
+        merged = merge_adapters(PARAMS, adapters, LORA)
+        return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, to_merged, merged)))
+
+    got = jax.grad(total)(adapters)["head"]["kernel"]
+    g, pair = to_merged["head"]["kernel"], adapters["head"]["kernel"]
+    np.testing.assert_allclose(got["lora_a"], 2.0 * g @ pair["lora_b"].T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got["lora_b"], 2.0 * pair["lora_a"].T @ g, rtol=1e-5, atol=1e-5)
+
+
+def test_a_small_kernel_has_the_rank_that_it_can_have():
+    adapters = init_adapters(jax.random.key(0), PARAMS, LORA._replace(rank=128, alpha=0.0))
+    assert adapters["head"]["kernel"]["lora_a"].shape == (6, 5)
+    assert LORA._replace(rank=128, alpha=0.0).scale == 1.0
+
+
+def test_merging_keeps_the_dtype_and_rounds_once():
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+    adapters = trained(init_adapters(jax.random.key(0), PARAMS, LORA))
+    merged = merge_adapters(low, adapters, LORA)
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), low)
+    want = merge_adapters(wide, adapters, LORA)
+    for got, exact in zip(*map(jax.tree.leaves, (merged, want)), strict=True):
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(got, exact.astype(jnp.bfloat16))
+
+
+def test_on_eight_devices_factors_are_split_and_the_merged_kernels_lie_like_the_old_ones():
+    mesh = make_mesh(dict(zip(AXES, (1, 4, 1, 2), strict=True)), jax.devices())
+    params = {"blocks": {"fc": {"kernel": draw((2, 16, 8))}}}
+    placed = jax.device_put(params, shardings(params, mesh))
+    abstract = with_shardings(params, shardings(params, mesh))
+    wanted = describe_adapters(abstract, LORA)
+    adapters = trained(init_adapters(jax.random.key(0), params, LORA))
+    spread = jax.device_put(adapters, jax.tree.map(lambda leaf: leaf.sharding, wanted))
+    for leaf in jax.tree.leaves(spread):
+        assert leaf.addressable_shards[0].data.size * 4 == leaf.size
+    with jax.set_mesh(mesh):
+        merged = jax.jit(lambda p, a: merge_adapters(p, a, LORA))(placed, spread)
+    kernel, old = (tree["blocks"]["fc"]["kernel"] for tree in (merged, placed))
+    assert kernel.sharding.is_equivalent_to(old.sharding, 3)
+    want = merge_adapters(params, adapters, LORA)["blocks"]["fc"]["kernel"]
+    np.testing.assert_allclose(kernel, want, atol=4e-6)
+
+
+def test_misuse_is_one_sentence():
+    with pytest.raises(VidlatentError, match="targets 'decoder/' matches no kernel.*conv/kernel"):
+        init_adapters(jax.random.key(0), PARAMS, LORA._replace(targets="decoder/"))
+    other = {"tail": init_adapters(jax.random.key(0), PARAMS, LORA)["head"]}
+    with pytest.raises(VidlatentError, match="adapter of tail, a parameter that this model"):
+        merge_adapters(PARAMS, other, LORA)
+
+
+def test_weights_are_known_again_in_any_dtype_and_on_any_devices():
+    known = identify(PARAMS)
+    low = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+    mesh = make_mesh(dict(zip(AXES, (1, 2, 2, 2), strict=True)), jax.devices())
+    spread = jax.device_put(PARAMS, shardings(PARAMS, mesh))
+    assert identify(low) == identify(spread) == identify(jax.device_get(PARAMS)) == known
+
+
+@pytest.mark.parametrize("change", ["value", "order", "name", "shape"])
+def test_other_weights_have_another_digest(change):
+    kernel = np.asarray(PARAMS["head"]["kernel"])
+    other = {**PARAMS, "head": dict(PARAMS["head"])}
+    if change == "value":
+        kernel = kernel.copy()
+        kernel[3, 2] *= 1.01
+    elif change == "order":
+        kernel = kernel[::-1]
+    elif change == "shape":
+        kernel = kernel.reshape(5, 6)
+    del other["head"]["kernel"]
+    other["head"]["weight" if change == "name" else "kernel"] = jnp.asarray(kernel)
+    assert identify(other) != identify(PARAMS)

@@ -1,0 +1,131 @@
+"""Training low-rank adapters in place of a model's parameters (``config.optim.lora``).
+
+The weights that are adapted, those of ``config.train.init_from``, become a frozen network of the
+task: sharded, in the compute dtype, and in no checkpoint. ``params``, ``ema`` and the optimizer of
+the state are those of the adapters alone, and the step merges them before it calls the model. With
+rank 0, the default, everything here hands parameters through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from vidlatent.errors import VidlatentError
+from vidlatent.models.frozen import FrozenNetwork
+from vidlatent.weights.files import load_base
+from vidlatent.weights.identity import identify
+from vidlatent.weights.lora import Lora, init_adapters, merge_adapters
+
+__all__ = ["BASE", "Adapters"]
+
+BASE = "adapted"  # name of the frozen network
+
+
+class Adapters:
+    """What a task trains of its model: all parameters, or adapters of some kernels.
+
+    Args:
+      config: of the run.
+      family: name of the model, as weights files know it.
+      held: makes the parameters as the step holds them when they are frozen, ShapeDtypeStructs
+        (``models.frozen.hold_in``); called only if there are adapters.
+
+    Attributes:
+      lora: the options; None if all parameters are trained.
+    """
+
+    def __init__(self, config: ConfigDict, family: str, held: Callable[[], Any]):
+        self._config, self._family, self._held = config, family, held
+        self.lora = Lora(**config.optim.lora) if config.optim.lora.rank else None
+        self._step: int | None = None
+
+    @property
+    def frozen(self) -> dict[str, FrozenNetwork]:
+        """The weights that are adapted; nothing without adapters."""
+        return {} if self.lora is None else {BASE: FrozenNetwork(self._held(), self._load)}
+
+    def _load(self, abstract: Any) -> Any:
+        options = self._config.train
+        if not options.init_from:
+            raise VidlatentError(
+                "config.optim.lora adapts weights that are there already: name them by "
+                "--config.train.init_from=... (a run or a weights file)."
+            )
+        if options.init_kind:
+            raise VidlatentError(
+                f"config.optim.lora adapts weights of this same model, and config.train.init_kind "
+                f"is {options.init_kind!r}: convert them first (--mode=convert --start="
+                f"{options.init_kind}), or train all parameters once."
+            )
+        params, self._step = load_base(
+            options.init_from, abstract, family=self._family, table=options.init_table
+        )
+        return params
+
+    def init(self, key: jax.Array, params: Any) -> Any:
+        """What is trained, at step 0; values of ``params`` are read only without adapters."""
+        return params if self.lora is None else init_adapters(key, params, self.lora)
+
+    def merge(self, trained: Any, frozen: Mapping[str, Any]) -> Any:
+        """The model's parameters, from what is trained and the frozen networks of the step."""
+        if self.lora is None:
+            return trained
+        return merge_adapters(frozen[BASE], trained, self.lora)
+
+    def open(self, trained: Any, frozen: Mapping[str, Any]) -> tuple[Any, Callable]:
+        """``merge``, and what pulls gradients of the merged parameters back: ``jax.vjp``."""
+        return jax.vjp(lambda trained: self.merge(trained, frozen), trained)
+
+    def merge_for_evaluation(self, trained: Any, frozen: Mapping[str, Any]) -> Any:
+        """``merge`` outside the step: merged kernels lie where those they adapt do."""
+        if self.lora is None:
+            return trained
+        where = jax.tree.map(lambda leaf: leaf.sharding, frozen[BASE])
+        return jax.jit(lambda t, base: self.merge(t, {BASE: base}), out_shardings=where)(
+            trained, frozen[BASE]
+        )
+
+    def describe(self, frozen: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What a checkpoint says about its adapters, as JSON; None without adapters.
+
+        It names the weights that ``frozen`` holds by path, step and digest, and the options.
+        """
+        if self.lora is None:
+            return None
+        options = self._config.train
+        return {
+            "base": str(Path(options.init_from).absolute()),
+            "step": self._step,
+            "family": self._family,
+            "table": options.init_table,
+            "digest": identify(frozen[BASE]),
+            "lora": self.lora._asdict(),
+        }
+
+    @staticmethod
+    def check_resumed(ours: Mapping[str, Any] | None, saved: Mapping[str, Any] | None) -> None:
+        """Raise ``VidlatentError`` unless a checkpoint's adapters are those of this run.
+
+        Args:
+          ours: from ``describe``.
+          saved: what the checkpoint says.
+        """
+        if ours is None or saved is None:
+            return  # the arrays are others: whoever restores them has said so
+        if ours["digest"] != saved["digest"]:
+            raise VidlatentError(
+                f"the adapters of this workdir belong to the weights {saved['digest'][:8]} of "
+                f"{saved['base']}, but config.train.init_from={ours['base']} holds "
+                f"{ours['digest'][:8]}: name the weights that were adapted, or use another "
+                "--workdir."
+            )
+        if ours["lora"] != saved["lora"]:
+            raise VidlatentError(
+                f"this workdir was trained with config.optim.lora {saved['lora']}, now it is "
+                f"{ours['lora']}: keep it, or use another --workdir."
+            )
