@@ -45,8 +45,7 @@ def step_on(mesh, task, params, batch):
     placed, rows = shardings(params, mesh), batch_sharding(mesh)
 
     def loss(params, batch, frozen):
-        found = task.compute_loss(params, batch, frozen, 0, 0)
-        return found[0] if isinstance(found, tuple) else found
+        return task.compute_loss(params, batch, frozen, 0, 0)[0]
 
     with jax.set_mesh(mesh):
         frozen = load_frozen(task.frozen, mesh)

@@ -143,7 +143,7 @@ def test_only_the_refiner_learns_and_its_condition_counts(places):
         )
 
         def loss(params, frozen):
-            return task.compute_loss(params, batch, frozen, 0, 0)
+            return task.compute_loss(params, batch, frozen, 0, 0)[0]
 
         to_params, to_frozen = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, frozen)
     assert not any(np.abs(leaf).any() for leaf in jax.tree.leaves(to_frozen))

@@ -16,6 +16,8 @@ __all__ = ["accumulate_gradients"]
 def accumulate_gradients(compute: Callable[[Any, Any], Any], batch: Any, microbatches: int) -> Any:
     """Mean of ``compute(rows, number)`` over equal slices of the batch, in a loop on the device.
 
+    One slice is computed without a loop, which would hold a second set of gradients: their sum.
+
     Args:
       compute: maps a slice of the batch and its number (int32 scalar) to gradients, any pytree of
         arrays.
@@ -25,6 +27,8 @@ def accumulate_gradients(compute: Callable[[Any, Any], Any], batch: Any, microba
     Raises:
       VidlatentError: ``microbatches`` does not divide the batch.
     """
+    if microbatches == 1:
+        return compute(batch, 0)
     size = jax.tree.leaves(batch)[0].shape[0]
     if size % microbatches:
         raise VidlatentError(

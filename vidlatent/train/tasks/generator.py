@@ -46,10 +46,10 @@ from vidlatent.registry import did_you_mean
 from vidlatent.sample.grid import SampleGrid
 from vidlatent.train.adapters import Adapters
 from vidlatent.train.freeze import stop_frozen_gradients
-from vidlatent.train.microbatches import accumulate_gradients
 from vidlatent.train.optim import make_learning_rate, make_optimizer
-from vidlatent.train.state import State, apply_gradients, init_state, random_key
+from vidlatent.train.state import State, init_state
 from vidlatent.train.tasks.base import Player
+from vidlatent.train.update import make_slice_keys, update_by_loss
 
 __all__ = ["GeneratorTask"]
 
@@ -127,40 +127,27 @@ class GeneratorTask:
     def train_step(
         self, state: State, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any]
     ) -> tuple[State, dict[str, jax.Array]]:
-        def compute(rows, number):
-            return jax.value_and_grad(self.compute_loss)(
-                state["params"], rows, frozen, state["step"], number
-            )
+        def compute_loss(params, rows, number):
+            return self.compute_loss(params, rows, frozen, state["step"], number)
 
-        microbatches = self.config.optim.accumulate
-        if microbatches == 1:
-            loss, gradients = compute(batch, 0)
-        else:
-            # The loss is averaged over the slices together with the gradients.
-            loss, gradients = accumulate_gradients(compute, batch, microbatches)
-        state, report = apply_gradients(
+        return update_by_loss(
             state,
-            gradients,
-            loss,
+            batch,
+            compute_loss,
+            config=self.config,
             optimizer=self.optimizer,
             rate=self.rate,
-            ema_decay=self.config.optim.ema_decay,
         )
-        return state, {"loss": loss, **report}
 
     def compute_loss(
         self, params: Any, batch: Mapping[str, jax.Array], frozen: Any, step: Any, number: Any
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Mean loss over the real (not padding) samples of a slice of the batch, float32 scalar.
 
-        Random numbers depend only on the seed, the stream's name, the step and ``number``, which
-        is the number of the slice.
+        ``number`` is the slice's. With the loss comes what is logged beside it: nothing here.
         """
         config = self.config
-
-        def key(stream):
-            return jax.random.fold_in(random_key(config.seed, stream, step), number)
-
+        key = make_slice_keys(config.seed, step, number)
         x0, conditions = self.inputs(batch, frozen, key("latent"))
         # Of this bucket: the shift of flow matching may grow with the number of tokens.
         schedule = make_noise_schedule(config, self.model, x0.shape[1:4])
@@ -181,7 +168,7 @@ class GeneratorTask:
         )
         mask = batch["mask"]
         # A slice may hold padding only: 0 and not 0 / 0.
-        return jnp.sum(losses * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+        return jnp.sum(losses * mask) / jnp.maximum(jnp.sum(mask), 1.0), {}
 
     def draw_drop_masks(self, key: Any, x0: jax.Array, conditions: Any) -> dict[str, jax.Array]:
         """Condition -> bool ``[B]``: True where it is dropped at random or the sample lacks it.

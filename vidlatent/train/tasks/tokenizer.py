@@ -45,15 +45,9 @@ from vidlatent.train.loss_terms import LossTerms
 from vidlatent.train.microbatches import accumulate_gradients
 from vidlatent.train.optim import make_learning_rate, make_optimizer
 from vidlatent.train.patches import make_reconstruct
-from vidlatent.train.state import (
-    PlayerUpdate,
-    State,
-    apply_gradients,
-    init_player,
-    init_state,
-    random_key,
-)
+from vidlatent.train.state import PlayerUpdate, State, apply_gradients, init_player, init_state
 from vidlatent.train.tasks.base import Player
+from vidlatent.train.update import make_slice_keys
 
 __all__ = ["Gradients", "TokenizerTask"]
 
@@ -186,10 +180,6 @@ class TokenizerTask:
         self, state: State, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any]
     ) -> Gradients:
         """Means over ``config.optim.accumulate`` equal slices of the batch, one after another."""
-        microbatches = self.config.optim.accumulate
-        # A loop would hold a second set of gradients, the running sum.
-        if microbatches == 1:
-            return self._differentiate(state, batch, frozen, 0)
 
         def compute(rows, number):
             gradients = self._differentiate(state, rows, frozen, number)
@@ -199,15 +189,12 @@ class TokenizerTask:
             small = gradients.adversarial._replace(to_prediction=jnp.float32(0))
             return gradients._replace(adversarial=small)
 
-        return accumulate_gradients(compute, batch, microbatches)
+        return accumulate_gradients(compute, batch, self.config.optim.accumulate)
 
     def _differentiate(self, state: State, batch: Any, frozen: Any, number: Any) -> Gradients:
         """Gradients of one slice of the batch; ``number`` gives each slice other random numbers."""
         step = state["step"]
-
-        def key(stream):
-            return jax.random.fold_in(random_key(self.config.seed, stream, step), number)
-
+        key = make_slice_keys(self.config.seed, step, number)
         # Random streams that models use in training: decoder noise, the choice of Reducio's
         # content frame, and the latent sample.
         # Without a stream "latent", models decode the mean of the posterior.

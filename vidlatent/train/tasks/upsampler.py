@@ -38,11 +38,11 @@ from vidlatent.models.pretrained.load import load_network_params
 from vidlatent.train.adapters import Adapters
 from vidlatent.train.freeze import stop_frozen_gradients
 from vidlatent.train.loss_terms import LossTerms
-from vidlatent.train.microbatches import accumulate_gradients
 from vidlatent.train.optim import make_learning_rate, make_optimizer
 from vidlatent.train.patches import decode_random_patch
-from vidlatent.train.state import State, apply_gradients, init_state, random_key
+from vidlatent.train.state import State, init_state
 from vidlatent.train.tasks.base import Player
+from vidlatent.train.update import make_slice_keys, update_by_loss
 
 __all__ = ["UpsamplerTask"]
 
@@ -129,37 +129,26 @@ class UpsamplerTask:
     def train_step(
         self, state: State, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any]
     ) -> tuple[State, dict[str, jax.Array]]:
-        def compute(rows, number):
-            return jax.value_and_grad(self.compute_loss, has_aux=True)(
-                state["params"], rows, frozen, state["step"], number
-            )
+        def compute_loss(params, rows, number):
+            return self.compute_loss(params, rows, frozen, state["step"], number)
 
-        if self.config.optim.accumulate == 1:
-            (loss, report), gradients = compute(batch, 0)
-        else:
-            (loss, report), gradients = accumulate_gradients(
-                compute, batch, self.config.optim.accumulate
-            )
-        state, more = apply_gradients(
+        state, report = update_by_loss(
             state,
-            gradients,
-            loss,
+            batch,
+            compute_loss,
+            config=self.config,
             optimizer=self.optimizer,
             rate=self.rate,
-            ema_decay=self.config.optim.ema_decay,
         )
         if self.terms is not None:
             report = self.terms.label_random(report, self.config.networks)
-        return state, {"loss": loss, **report, **more}
+        return state, report
 
     def compute_loss(
         self, params: Any, batch: Mapping[str, jax.Array], frozen: Any, step: Any, number: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Eq. 9 of a slice of the batch: the weighted sum, and its terms without their weights."""
-
-        def key(stream):
-            return jax.random.fold_in(random_key(self.config.seed, stream, step), number)
-
+        key = make_slice_keys(self.config.seed, step, number)
         high = self.reader(batch, frozen, key("latent"))
         low = self.reader.read_low(batch, frozen, key("latent_low"))
         params = self.adapters.merge(params, frozen)
