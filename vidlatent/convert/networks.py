@@ -28,9 +28,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", required=True, help=", ".join(NETWORKS.names()))
     parser.add_argument("--from", required=True, dest="sources", help="files, commas between them")
     parser.add_argument("--to", required=True, dest="target", help="the .safetensors file to write")
+    parser.add_argument(
+        "--template",
+        default="",
+        help="videoalign: the published instruction as a text with {prompt}, or its token numbers "
+        "as .json; stored with the weights",
+    )
+    parser.add_argument("--tokenizer", default="", help="tokenizer.json that reads the template")
     options = parser.parse_args(arguments)
     try:
-        number = convert_network(options.name, options.sources.split(","), options.target)
+        number = convert_network(
+            options.name,
+            options.sources.split(","),
+            options.target,
+            template=options.template,
+            tokenizer=options.tokenizer,
+        )
     except VidlatentError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

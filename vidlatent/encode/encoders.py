@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from vidlatent.codec.batches import BatchEncoder
 from vidlatent.codec.options import CodecOptions, plan_codec
 from vidlatent.data.text.rules import RULES
-from vidlatent.data.text.tokens import load_tokenizer, word_tokens
+from vidlatent.data.text.tokens import WORDS, load_tokenizer, word_tokens
 from vidlatent.encode.plan import EncodeOptions
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels
@@ -39,7 +39,6 @@ __all__ = [
     "make_window_names",
 ]
 
-WORDS = "words"  # name of a tokenizer that needs no file
 _KEPT_BYTES = 256 << 20  # cache of text states, for captions that occur again
 
 

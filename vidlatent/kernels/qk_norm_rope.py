@@ -101,9 +101,12 @@ def rotate(
 
 
 def rotate_halves(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate channels ``(j, j + d / 2)`` of ``[B, N, K, d]`` by each token's angles, in float32."""
-    cos, sin = (jnp.asarray(table)[:, None, :] for table in tables)
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    """Rotate channels ``(j, j + d / 2)`` of ``[B, N, K, d]`` by each token's angles, in float32.
+
+    ``tables`` are cosines and sines ``[N, d / 2]``, or ``[B, N, d / 2]`` where samples differ.
+    """
+    cos, sin = (jnp.asarray(table)[..., None, :] for table in tables)
+    a, b = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
     return jnp.concatenate(rotate(a, b, cos, sin), axis=-1).astype(x.dtype)
 
 

@@ -81,7 +81,8 @@ class ChannelNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[..., C] -> [..., C]``."""
-        h = x.astype(jnp.float32)  # squares of bfloat16 would lose most of their digits
+        # Squares of bfloat16 would lose most of their digits; float64 stays as it is.
+        h = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         h = h * lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + self.eps)
         if self.affine:
             shape = (x.shape[-1],)

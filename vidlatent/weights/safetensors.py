@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import numpy as np
 import safetensors
@@ -19,10 +19,16 @@ __all__ = ["load_safetensors", "save_safetensors"]
 _KNOWN = "F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL C64".split()
 
 
-def load_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def load_safetensors(
+    path: str | os.PathLike[str], names: Container[str] | None = None
+) -> dict[str, np.ndarray]:
     """All tensors of a file by name, with stored shapes and dtypes; FP8 ones as float32.
 
     FP8 weights are multiplied by the scales stored beside them (``weights.fp8``).
+
+    Args:
+      path: of the file.
+      names: read only those of these that are there; None: all.
 
     Raises:
       VidlatentError: missing file, one that is not a sound safetensors file, or a tensor of a type
@@ -35,6 +41,8 @@ def load_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             offsets = _read_offsets(path)
             tensors = {}
             for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                if names is not None and name not in names:
+                    continue
                 kind = file.get_slice(name).get_dtype()
                 if kind in FP8_TYPES:
                     shape = tuple(file.get_slice(name).get_shape())

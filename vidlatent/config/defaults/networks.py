@@ -39,6 +39,8 @@ def get_networks() -> ConfigDict:
     networks.t5_v11_xxl = ""
     networks.umt5_tiny = "random"
     networks.umt5_xxl = ""
+    networks.videoalign = ""
+    networks.videoalign_tiny = "random"
     networks.videomae_g = ""
     networks.videomae_tiny = "random"
     return networks

@@ -17,9 +17,19 @@ from vidlatent.data.text.rules import RULES, TextRule
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
 
-__all__ = ["TextTokenizer", "load_tokenizer", "word_tokens"]
+__all__ = [
+    "WORDS",
+    "TextTokenizer",
+    "hash_words",
+    "import_tokenizers",
+    "load_tokenizer",
+    "open_vocabulary",
+    "word_tokens",
+]
 
 Tokens = tuple[np.ndarray, np.ndarray]
+# In the place of a tokenizer's path: words are hashed, and no file is needed.
+WORDS = "words"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,30 +70,52 @@ def load_tokenizer(system: str, path: str | os.PathLike[str]) -> TextTokenizer:
     if system not in RULES:
         raise VidlatentError(f"no text rule is called {system!r}: {did_you_mean(system, RULES)}")
     rule = RULES[system]
-    file = Path(path)
-    file = file / "tokenizer.json" if file.is_dir() else file
-    if not os.fspath(path) or not file.is_file():
-        raise VidlatentError(
-            f"no tokenizer at {os.fspath(path) or 'an empty path'}: the {system} text encoder "
-            f"{rule.network} needs tokenizer.json of {rule.source}."
-        )
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise VidlatentError(
-            "reading tokenizer.json needs the package tokenizers: `pip install tokenizers`."
-        ) from error
-    encoder = tokenizers.Tokenizer.from_str(_read_checked(file))
-    # Turn off the file's own truncation and padding, which would leave no room for ``</s>``.
-    encoder.no_truncation()
-    encoder.no_padding()
+    encoder = open_vocabulary(
+        path, f"the {system} text encoder {rule.network} needs tokenizer.json of {rule.source}."
+    )
     marks = {mark: encoder.token_to_id(mark) for mark in ("</s>", "<pad>")}
     if None in marks.values():
         lacking = " and ".join(mark for mark, number in marks.items() if number is None)
         raise VidlatentError(
-            f"{file} has no {lacking}: it is not a T5 tokenizer; take {rule.source}."
+            f"{os.fspath(path)} has no {lacking}: it is not a T5 tokenizer; take {rule.source}."
         )
     return TextTokenizer(encoder, rule, marks["</s>"], marks["<pad>"])
+
+
+def open_vocabulary(path: str | os.PathLike[str], wanted: str) -> Any:
+    """A ``tokenizers.Tokenizer`` that neither cuts nor pads.
+
+    Args:
+      path: ``tokenizer.json``, or the folder that holds it.
+      wanted: the end of the error where it is missing: who needs which file.
+
+    Raises:
+      VidlatentError: the file is missing or malformed, or ``tokenizers`` is not installed.
+    """
+    file = Path(path)
+    file = file / "tokenizer.json" if file.is_dir() else file
+    if not os.fspath(path) or not file.is_file():
+        raise VidlatentError(f"no tokenizer at {os.fspath(path) or 'an empty path'}: {wanted}")
+    encoder = import_tokenizers().Tokenizer.from_str(_read_checked(file))
+    # The file's own truncation would leave no room for marks, such as ``</s>``.
+    encoder.no_truncation()
+    encoder.no_padding()
+    return encoder
+
+
+def import_tokenizers() -> Any:
+    """The package ``tokenizers``.
+
+    Raises:
+      VidlatentError: it is not installed.
+    """
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise VidlatentError(
+            "reading a tokenizer's file needs the package tokenizers: `pip install tokenizers`."
+        ) from error
+    return tokenizers
 
 
 def _read_checked(file: Path) -> str:
@@ -108,8 +140,12 @@ def word_tokens(texts: Sequence[str], length: int, buckets: int) -> Tokens:
     """
     if buckets < 2:
         raise VidlatentError(f"{buckets} buckets hold no word: use at least 2.")
-    rows = [[_hash_word(word, buckets) for word in _split_words(text)] for text in texts]
-    return _pad(rows, length, 0)
+    return _pad([hash_words(text, buckets) for text in texts], length, 0)
+
+
+def hash_words(text: str, buckets: int) -> list[int]:
+    """A number from 1 to ``buckets - 1`` for each word; see ``word_tokens``."""
+    return [_hash_word(word, buckets) for word in _split_words(text)]
 
 
 def _split_words(text: str) -> list[str]:

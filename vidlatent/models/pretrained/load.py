@@ -126,7 +126,8 @@ def read_network(name: str, paths: Sequence[str | os.PathLike[str]]) -> Any:
     best = max(counts, key=lambda table: counts[table])
     logging.info("%s: weights table %s, %d of %d names", name, best, counts[best], len(tensors))
     try:
-        params = import_params(tensors, TABLES.get(best), network_shapes(name))
+        shapes = definition.fit(network_shapes(name), tensors)
+        params = import_params(tensors, TABLES.get(best), shapes)
     except VidlatentError as error:
         files = ",".join(map(os.fspath, paths))
         raise VidlatentError(f"config.networks.{name}={files}: {error}") from error
@@ -137,22 +138,54 @@ def read_network(name: str, paths: Sequence[str | os.PathLike[str]]) -> Any:
 
 
 def convert_network(
-    name: str, sources: Sequence[str | os.PathLike[str]], target: str | os.PathLike[str]
+    name: str,
+    sources: Sequence[str | os.PathLike[str]],
+    target: str | os.PathLike[str],
+    *,
+    template: str = "",
+    tokenizer: str = "",
 ) -> int:
     """Published files into one ``.safetensors`` file that needs no torch; the tensors written.
 
+    Args:
+      name: in ``NETWORKS``.
+      sources: the files.
+      target: the file to write.
+      template: file of the text around a prompt, which is stored with the weights; only for
+        networks that read one.
+      tokenizer: ``tokenizer.json`` that reads it.
+
     Raises:
-      VidlatentError: see ``read_network``; ``target`` has another suffix or is a source.
+      VidlatentError: see ``read_network``; ``target`` has another suffix or is a source; the
+        template cannot be read, or the network has none.
     """
+    stored = _read_template(name, template, tokenizer)
     if Path(target).suffix != ".safetensors":
         raise VidlatentError(f"--to={target}: a network's weights are written as .safetensors.")
     if any(Path(source).resolve() == Path(target).resolve() for source in sources):
         raise VidlatentError(f"--to={target} would overwrite its source: choose another name.")
     params = read_network(name, sources)
-    tensors = export_params(params, TABLES.get(NETWORKS.get(name).tables[0]))
+    tensors = export_params(params, TABLES.get(NETWORKS.get(name).tables[0])) | stored
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     save_safetensors(tensors, target, {"network": name})
     return len(tensors)
+
+
+def _read_template(name: str, template: str, tokenizer: str) -> dict[str, np.ndarray]:
+    read = NETWORKS.get(name).template
+    if read is None:
+        if template:
+            raise VidlatentError(f"--template={template}: {name} reads no text around a prompt.")
+        return {}
+    if template:
+        return dict(read(template, tokenizer))
+    logging.warning(
+        "%s: without --template=FILE its scores are not the published ones, which need the "
+        "published text around the prompt; give config.rewards.%s.template when scoring.",
+        name,
+        name,
+    )
+    return {}
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -57,6 +57,9 @@ NETWORKS.register("clip_vitl14", _HERE + "clip.model:VITL14")
 NETWORKS.register("clip_tiny", _HERE + "clip.model:TINY")
 NETWORKS.register("sd_vae", _HERE + "sd_vae:FT_EMA")
 NETWORKS.register("sd_vae_tiny", _HERE + "sd_vae:TINY")
+_REWARDS = "vidlatent.models.rewards."
+NETWORKS.register("videoalign", _REWARDS + "videoalign.definitions:RELEASED")
+NETWORKS.register("videoalign_tiny", _REWARDS + "videoalign.definitions:TINY")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +74,10 @@ class Definition:
       files: the published files, in the order in which the convert command takes them.
       source: where they are published; empty for a tiny network, of which there are none.
       prepare: brings the tensors of the published files into the shapes that the tables expect.
-      input_dtype: of ``inputs``.
+      fit: brings the parameters' shapes to what a file's tensors (after ``prepare``) may choose.
+      template: ``(file, tokenizer) -> tensors`` that are stored beside the weights: the text around
+        a prompt as token numbers; None for networks that read no such text.
+      input_dtype: of all ``inputs``, or a tuple with one for each.
       keeps_dtype: parameters stay in the file's dtype; text encoders are large.
     """
 
@@ -81,8 +87,16 @@ class Definition:
     files: tuple[str, ...] = ()
     source: str = ""
     prepare: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = dict
+    fit: Callable[[Any, Mapping[str, np.ndarray]], Any] = lambda shapes, tensors: shapes
+    template: Callable[[str, str], Mapping[str, np.ndarray]] | None = None
     input_dtype: Any = jnp.float32
     keeps_dtype: bool = False
+
+    def typed_inputs(self) -> list[tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of each of ``inputs``."""
+        one = not isinstance(self.input_dtype, tuple)
+        dtypes = (self.input_dtype,) * len(self.inputs) if one else self.input_dtype
+        return list(zip(self.inputs, dtypes, strict=True))
 
 
 class Network(NamedTuple):
@@ -116,11 +130,13 @@ def network_apply(name: str, dtype: Any = jnp.float32) -> Callable[..., Any]:
     ``clip_*``: ``apply(params, images)`` of images ``[N, H, W, 3]`` of any size; by default it
     returns what the system of that name needs, ``output=`` selects another form
     (``models.pretrained.clip.model``).
+    ``videoalign*``: ``apply(params, frames, tokens) -> [B, 3]`` scores of prepared frames
+    ``[B, T, H, W, 3]`` and token numbers ``[B, L]`` (``models.rewards.videoalign``).
     ``sd_vae*``: ``apply(params, images[, noise]) -> [N, H / 8, W / 8, 4]`` latents of images
     ``[N, H, W, 3]``, not scaled: the posterior's means, or samples with ``noise``.
 
-    All pixels lie in [-1, 1]. ``dtype`` is the compute dtype; float32 products are exact on every
-    backend (no TF32).
+    All other pixels lie in [-1, 1]. ``dtype`` is the compute dtype; float32 products are exact on
+    every backend (no TF32).
 
     Raises:
       VidlatentError: unknown name.
@@ -148,5 +164,5 @@ def random_params(name: str, seed: int = 0) -> Any:
 
 
 def _init(definition: Definition, key: jax.Array) -> Any:
-    pixels = [jnp.zeros(shape, definition.input_dtype) for shape in definition.inputs]
+    pixels = [jnp.zeros(shape, dtype) for shape, dtype in definition.typed_inputs()]
     return definition.module(dtype=jnp.float32).init(key, *pixels)["params"]

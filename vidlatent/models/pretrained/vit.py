@@ -1,4 +1,4 @@
-"""The transformer block that DINOv2 and VideoMAE share: pre-normalised, softmax attention."""
+"""The transformer block of DINOv2, VideoMAE, CLIP and Qwen2-VL: norms first, softmax attention."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vidlatent.kernels.qk_norm_rope import rotate_halves
 from vidlatent.layers.dense import Linear, exact
 
 __all__ = ["ViTBlock", "layer_norm", "linear"]
 
 
+Tables = tuple[jax.Array, jax.Array]
 # How random weights begin, for tests and smoke runs: released ones take their place.
 _lecun = nn.initializers.lecun_normal()
 
@@ -54,10 +56,19 @@ class ViTBlock(nn.Module):
     quick: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """``[B, N, D] -> [B, N, D]``."""
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None = None, tables: Tables | None = None
+    ) -> jax.Array:
+        """``[B, N, D] -> [B, N, D]``.
+
+        Args:
+          x: tokens.
+          mask: bool, of the shape ``[B, heads, queries, keys]`` or one that broadcasts to it: which
+            keys a query attends to, one or more; None: all.
+          tables: rotary positions ``[N, d / 2]`` of queries and keys; None: none.
+        """
         h = _Attention(self.heads, self.key_bias, self.dtype, name="attn")(
-            layer_norm(self.eps, self.dtype, "norm1")(x)
+            layer_norm(self.eps, self.dtype, "norm1")(x), mask, tables
         )
         x = x + self._scale(h, "scale1")
         h = _Mlp(self.hidden, self.gated, self.dtype, self.quick, name="mlp")(
@@ -78,7 +89,7 @@ class _Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None, tables: Tables | None) -> jax.Array:
         batch, count, width = x.shape
         head = width // self.heads
 
@@ -87,11 +98,16 @@ class _Attention(nn.Module):
             return y.reshape(batch, count, self.heads, head)
 
         q, k, v = project("q"), project("k", self.key_bias), project("v")
+        if tables is not None:
+            q, k = rotate_halves(q, tables), rotate_halves(k, tables)
         precision = exact(self.dtype)
         # Scaled before the product, as in the released code: in half precision the order matters.
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * head**-0.5, k, precision=precision)
         # [B, heads, queries, keys]; float32 also where the products are half precision.
-        weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
+        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        if mask is not None:
+            scores = jnp.where(mask, scores, -jnp.inf)
+        weights = jax.nn.softmax(scores).astype(self.dtype)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, v, precision=precision)
         return linear(width, self.dtype, "o")(y.reshape(x.shape))
 
