@@ -13,6 +13,8 @@
 ``paper,stage=video``                121 frames at 256x256
 ``paper,stage=target``               121 frames at 512x512
 ``paper,stage=sft``                  the same size on the best clips
+``demo,stage=cfg``                   guidance distilled into the demo: one evaluation a step
+``demo,stage=progressive``           then 32 of its steps distilled to 4, in three stages
 
 Latents come from ``--mode=encode`` with this config: ``--config.data.path=<set>``
 (docs/chains.md). A stage starts from the workdir
@@ -20,16 +22,20 @@ of the one before it: ``--config.train.init_from=runs/fsvideo_dit-paper-stage_im
 """
 
 from vidlatent.config import (
+    VidlatentError,
     area_buckets,
     check_choice,
+    distil_guidance,
     generator_demo,
     get_generator_defaults,
+    halve_steps,
     long_run,
     name_suffix,
     parse_arg,
 )
 
-_STAGES = ("image", "video", "target", "sft")
+_STAGES = ("image", "video", "target", "sft", "cfg", "progressive")
+_FEW_STEPS = ("cfg", "progressive")
 
 
 def get_config(arg: str = ""):
@@ -38,6 +44,11 @@ def get_config(arg: str = ""):
         arg, presets, stage="video", first=False, text=False, memory=True, start="random"
     )
     check_choice("stage", arg.stage, _STAGES)
+    if arg.stage in _FEW_STEPS and arg.preset != "demo":
+        raise VidlatentError(
+            f"config argument stage={arg.stage}: the paper distils its refiner alone: use "
+            f"configs/fsvideo_refiner.py:paper,stage={arg.stage}, or the demo here."
+        )
     check_choice("start", arg.start, ("random", "wan"))
     config = get_generator_defaults("fsvideo_dit", arg.preset)
     generator = config.generator
@@ -51,6 +62,7 @@ def get_config(arg: str = ""):
     generator.memory_norm = "post"
     generator.router_gate = False
     generator.memory_stride = 1
+    generator.guidance_embed = False  # as an input; see config.distill.scale_range
     generator.eps = 1e-6
     # Routers get no weight decay and a higher learning rate (not stated; as in LIMe, on which the
     # layer memory builds).
@@ -61,7 +73,21 @@ def get_config(arg: str = ""):
     {"demo": _demo, "paper": _paper}[arg.preset](config, arg)
     if not arg.memory:
         config.preset += "-plain"
+    if arg.stage in _FEW_STEPS:
+        _distil(config, arg)
     return config
+
+
+def _distil(config, arg):
+    """Guidance and then steps: the refiner's method (2.4.3) on the base model's demo."""
+    if arg.stage == "cfg":
+        scale, told = config.sampler.guidance.scales[0], config.sampler.guidance.drops[0][0]
+        distil_guidance(config, scale, told, config.recipe)
+        config.train.steps = 400
+    else:
+        halve_steps(config, (16, 8, 4), f"{config.recipe} cfg")
+        config.train.steps = 900
+    config.optim.lr = 3e-4
 
 
 def _flow(config):

@@ -4,15 +4,27 @@
 ``paper,stage=image``             pictures at 512x512: nothing is given but the text
 ``paper,stage=video``             121 frames at 512x512, small ones of 256x256
 ``paper,stage=target``            121 frames at 1024x1024, small ones of 512x512
+``stage=cfg``                     guidance distilled into it (2.4.3), of the demo too
+``stage=progressive``             then 64 steps distilled to 32, the demo's 16 to 8
 
-It starts from the base model, ``--config.train.init_from=BASE``, whose copy stays frozen beside it:
-``--config.refiner.base=BASE --config.refiner.upsampler=UPSAMPLER``. The data are pairs: a set that
-was encoded with ``--config.encode.low=2``, or videos.
+The first starts from the base model, ``--config.train.init_from=BASE``, whose copy stays frozen
+beside it: ``--config.refiner.base=BASE --config.refiner.upsampler=UPSAMPLER``. The data are pairs:
+a set that was encoded with ``--config.encode.low=2``, or videos. Distillation starts from the stage
+before, ``--config.distill.teacher=REFINER``, whose base model and upsampler it takes over.
 """
 
-from vidlatent.config import area_buckets, check_choice, load_base, long_run, parse_arg
+from vidlatent.config import (
+    area_buckets,
+    check_choice,
+    distil_guidance,
+    halve_steps,
+    load_base,
+    long_run,
+    parse_arg,
+)
 
-_STAGES = ("image", "video", "target")
+_STAGES = ("image", "video", "target", "cfg", "progressive")
+_FEW_STEPS = ("cfg", "progressive")
 
 
 def get_config(arg: str = ""):
@@ -23,14 +35,33 @@ def get_config(arg: str = ""):
         _demo(config)
     else:
         config = load_base("fsvideo_dit:paper,stage=target")
-        _paper(config, arg.stage)
+        _paper(config, "target" if arg.stage in _FEW_STEPS else arg.stage)
     config.task = "refiner"
     config.name = "fsvideo_refiner"
     config.encode.low = 2
     # 8 Euler steps without guidance (stated), which need distillation to be good.
     config.sampler.name, config.sampler.steps = "euler", 8
     config.sampler.guidance.scales, config.sampler.guidance.drops = (), ()
+    if arg.stage in _FEW_STEPS:
+        _distil(config, arg)
     return config
+
+
+def _distil(config, arg):
+    """Guidance scale, rates and numbers of training steps are not stated."""
+    demo, before = arg.preset == "demo", config.recipe
+    if not demo:
+        config.preset = "paper"
+    if arg.stage == "cfg":
+        distil_guidance(config, *((2.5, "label") if demo else (5.0, "text")), before)
+        config.sampler.steps = 16 if demo else 64
+        config.train.steps = 300 if demo else 4000
+    else:
+        # 32 steps are stated; the first teacher's 64 are not.
+        halve_steps(config, (8,) if demo else (32,), f"{before} cfg")
+        config.train.steps = 300 if demo else 5000
+    config.optim.lr = 2e-4 if demo else 1e-5
+    config.optim.ema_decay = 0.99 if demo else 0.999
 
 
 def _paper(config, stage):

@@ -5,14 +5,20 @@
 ``configs/latte.py:paper``         Latte-XL/2, 17 frames at 256x256 (``z=16`` for other latents)
 ``paper,data=ucf101``              class-conditional: ``ucf101``, ``kinetics400``
 ``paper,data=sky``                 without classes: ``sky`` (SkyTimelapse, with pictures), ``faces``
+``stage=cfg``                      guidance distilled into the model with classes, of the demo too
+``stage=progressive``              then fewer steps: the demo's 40 to 10, 128 to 32
 
-Latents come from ``--mode=encode``: ``--config.data.path=<set>``.
+Latents come from ``--mode=encode``: ``--config.data.path=<set>``. Distillation starts from the run
+of the stage before, ``--config.distill.teacher=<workdir>``; IV-VAE's paper has none.
 """
 
 from vidlatent.config import (
+    VidlatentError,
     check_choice,
+    distil_guidance,
     generator_demo,
     get_generator_defaults,
+    halve_steps,
     long_run,
     noise_prediction,
     parse_arg,
@@ -24,19 +30,41 @@ _DATA["faces"] = (0, 20_000)
 
 
 def get_config(arg: str = ""):
-    arg = parse_arg(arg, presets=("demo", "paper"), data="ucf101", z=4)
+    arg = parse_arg(arg, presets=("demo", "paper"), data="ucf101", z=4, stage="data")
     check_choice("data", arg.data, _DATA)
+    check_choice("stage", arg.stage, ("data", "cfg", "progressive"))
     config = get_generator_defaults("latte", arg.preset)
     generator = config.generator
     generator.name = "latte"
     generator.patch = (1, 2, 2)
     generator.learned_variance = True
     generator.images_skip_time = True  # images only pass through the spatial blocks
+    generator.guidance_embed = False  # as an input; see config.distill.scale_range
     generator.eps = 1e-6
     generator.residual_dtype = "float32"
     noise_prediction(config)  # Latte's
     {"demo": _demo, "paper": _paper}[arg.preset](config, arg)
+    if arg.stage != "data":
+        _distil(config, arg)
     return config
+
+
+def _distil(config, arg):
+    """Guidance and then steps: FSVideo's method (2.4.3) on this generator; all values are ours."""
+    demo, before = arg.preset == "demo", config.recipe
+    scales = config.sampler.guidance.scales
+    if arg.stage == "cfg":
+        if not scales:
+            raise VidlatentError(f"config argument data={arg.data} has no classes to guide.")
+        distil_guidance(config, scales[0], "label", before)
+        config.train.steps = 400 if demo else 20_000
+    else:
+        # Levels of whole steps of the diffusion, so that those of every stage nest.
+        config.sampler.spacing = "trailing"
+        stages = (20, 10) if demo else (64, 32)
+        halve_steps(config, stages, f"{before} cfg" if scales else before)
+        config.train.steps = 800 if demo else 40_000
+    config.optim.lr = 3e-4 if demo else 1e-5
 
 
 def _paper(config, arg):

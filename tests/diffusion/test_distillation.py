@@ -8,8 +8,18 @@ import numpy as np
 import optax
 import pytest
 
-from vidlatent.diffusion.distillation import fake_score_loss, halve_steps, score_identity_loss
+from vidlatent.diffusion.ddpm import linear
+from vidlatent.diffusion.distillation import (
+    check_nested,
+    draw_interval,
+    fake_score_loss,
+    halve_ddim_steps,
+    halve_steps,
+    score_identity_loss,
+)
 from vidlatent.diffusion.flow import interpolate, sample_sigma
+from vidlatent.diffusion.grids import flow_grid, shift_levels
+from vidlatent.diffusion.samplers import apply_step, ddim
 from vidlatent.errors import VidlatentError
 
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -27,6 +37,111 @@ def test_two_steps_in_one():
         lambda x: halve_steps(lambda z, sigma: z * z, x, (0.9, 0.7, 0.0)).target.sum()
     )(X)
     assert (slope == 0).all()
+
+
+def test_halving_a_linear_ode_loses_nothing():
+    """Of a linear velocity the student that has the target takes two steps in one (J61)."""
+    grid = flow_grid(4)
+    rate = jnp.asarray([[0.3, -0.2], [0.1, 0.4]])
+
+    def teacher(z, sigma):
+        return z @ rate
+
+    def halved(z, k):
+        return halve_steps(teacher, z, grid.sigmas[2 * k : 2 * k + 3]).target
+
+    teacher_end = student_end = X[:, 0]
+    for k in range(4):
+        step = float(np.diff(grid.sigmas)[k])
+        teacher_end = teacher_end + step * teacher(teacher_end, grid.sigmas[k])
+    for k, step in enumerate(np.diff(flow_grid(2).sigmas)):
+        student_end = student_end + float(step) * halved(student_end, k)
+    np.testing.assert_allclose(student_end, teacher_end, atol=1e-6)
+    # The target is linear in z, too: a linear student can have it without error.
+    both = halved(X[:, 0], 0) + halved(X[:, 1], 0)
+    np.testing.assert_allclose(both, halved(X[:, 0] + X[:, 1], 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 7.0])
+@pytest.mark.parametrize("steps", [2, 5, 32, 48])
+def test_levels_of_the_student_are_every_second_of_the_teacher(steps, shift):
+    """Bit for bit (J62); the middle ones are the means of the levels before shifting."""
+    teacher, student = flow_grid(2 * steps, shift), flow_grid(steps, shift)
+    check_nested(student, teacher)
+    plain = flow_grid(steps).sigmas
+    middle = shift_levels((plain[:-1] + plain[1:]) / 2, shift)
+    np.testing.assert_allclose(teacher.sigmas[1::2], middle, atol=1e-12)
+
+
+def test_levels_that_do_not_nest_are_refused():
+    ddpm = linear()
+    check_nested(ddpm.grid(25, "trailing"), ddpm.grid(50, "trailing"))
+    pairs = (
+        [ddpm.grid(n, "even") for n in (10, 20)],
+        [flow_grid(n, 1.0, "diffusers_euler") for n in (8, 16)],
+        [flow_grid(8, 3.0), flow_grid(16, 5.0)],
+        [flow_grid(8), flow_grid(24)],
+    )
+    for student, teacher in pairs:
+        with pytest.raises(VidlatentError, match="every second one of those of"):
+            check_nested(student, teacher)
+
+
+def test_steps_of_every_stage_are_on_the_first_teachers_grid():
+    grid = flow_grid(16, 3.0)
+    for stage, steps in enumerate((8, 4, 2)):
+        student = flow_grid(steps, 3.0)
+        found = draw_interval(grid, jnp.asarray(2 << stage), jnp.arange(steps))
+        np.testing.assert_array_equal(found.sigmas[0], student.sigmas[:-1].astype(np.float32))
+        np.testing.assert_array_equal(found.sigmas[2], student.sigmas[1:].astype(np.float32))
+        np.testing.assert_array_equal(found.times[0], student.times.astype(np.float32))
+        teacher = flow_grid(2 * steps, 3.0)
+        np.testing.assert_array_equal(found.sigmas[1], teacher.sigmas[1::2].astype(np.float32))
+
+
+def test_ddim_on_the_flow_is_euler():
+    """The clean sample and its noise, mixed anew at the next level: the Euler step (J63)."""
+    velocities = jnp.tanh(X)
+    clean = X - 0.8 * velocities
+    again = ((1 - 0.3) * clean) + (0.3 / 0.8) * (X - (1 - 0.8) * clean)
+    np.testing.assert_allclose(again, X + (0.3 - 0.8) * velocities, atol=1e-6)
+    interval = draw_interval(flow_grid(4, 3.0), 2, jnp.asarray([0, 0, 1, 1]))
+
+    def network(z, _):
+        return jnp.sin(z) + 0.5 * z
+
+    by_ddim = halve_ddim_steps(network, X, interval, "velocity")
+    by_euler = halve_steps(network, X, interval.sigmas)
+    np.testing.assert_allclose(by_ddim.end, by_euler.end, atol=1e-6)
+    # The target is the clean sample that the velocity leads to.
+    sigma = interval.sigmas[0][:, None, None]
+    np.testing.assert_allclose(by_ddim.target, X - sigma * by_euler.target, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
+def test_one_ddim_step_of_the_student_ends_where_two_end(prediction):
+    """For the noise schedules of DDPM, at every interval, the last one (to no noise) included."""
+    schedule = linear(prediction=prediction, variance="fixed_small")
+    grid = schedule.grid(8, "trailing")
+    interval = draw_interval(grid, 2, jnp.arange(4))
+
+    def network(z, time):
+        return jnp.tanh(z) * (0.2 + time[:, None, None] / 2000)
+
+    found = halve_ddim_steps(network, X, interval, prediction)
+    alphas, sigmas = (np.asarray(v)[..., None, None] for v in (interval.alphas, interval.sigmas))
+    noise = (X - alphas[0] * found.target) / sigmas[0]
+    end = alphas[2] * found.target + sigmas[2] * noise
+    np.testing.assert_allclose(end, found.end, rtol=1e-4, atol=2e-4)
+    # The teacher's own steps are those of the sampler.
+    plan, x = ddim(grid, prediction), np.asarray(X)
+    for row in range(4):
+        state = x[row : row + 1]
+        for k in (2 * row, 2 * row + 1):
+            weights = jax.tree.map(lambda w, k=k: w[k], plan.rows)
+            evaluate = lambda z, t, s: (np.asarray(network(z, jnp.asarray(t))), s)  # noqa: E731
+            state = apply_step(weights, evaluate, state, None, ())[0]
+        np.testing.assert_allclose(found.end[row], state[0], rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("weighting", ["one_minus_sigma", "inverse_error"])

@@ -17,9 +17,12 @@ from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.given_sheet import describe_given, render_given
 from vidlatent.evaluate.run import evaluate_workdir
 from vidlatent.latents.channels import follow_latents
+from vidlatent.latents.distilled import Distilled
 from vidlatent.latents.space import Latents, abstract_generator, generator_of
 from vidlatent.models.frozen import load_frozen
 from vidlatent.parallel.mesh import make_mesh
+from vidlatent.sample.cascade import Cascade
+from vidlatent.sample.generator import Generator
 from vidlatent.train.loop import train
 from vidlatent.train.tasks.base import make_task
 from vidlatent.weights.files import load_params
@@ -218,3 +221,42 @@ def test_parts_of_another_space_are_refused(places, tmp_path):
     with pytest.raises(VidlatentError, match="this refiner.*upsampler.*means and standard dev"):
         make_task(refiner_config(places, **{"refiner.upsampler": other}))
     assert config.task == "upsampler"
+
+
+@pytest.fixture(scope="module")
+def refiner(places):
+    generator_run(refiner_config(places), places / "refiner")
+    return places / "refiner"
+
+
+def distilled_config(places, stage, teacher, **keys):
+    """Base model and upsampler are those of the teacher."""
+    start = {"distill.teacher": teacher, "data.buckets": REFINER["data.buckets"]}
+    merged = {**DIT, **REFINER, **start, **keys}
+    return load(f"configs/fsvideo_refiner.py:demo,stage={stage}", places, **merged)
+
+
+def test_a_refiner_is_distilled_with_all_that_it_is_given(places, refiner):
+    """Guidance of the label alone; base, upsampler and teacher are frozen side by side."""
+    task = make_task(distilled_config(places, "cfg", refiner))
+    assert set(task.frozen) == {"base", "upsampler", "teacher"}
+    assert task.config.refiner.base == str(places / "base")
+    assert configs.role_of(task.config) == "refiner"
+    assert task.describe().guidance.drops == (("label",),)
+    with pytest.raises(VidlatentError, match="is a generator, and this config trains a refiner"):
+        base = distilled_config(places, "cfg", places / "base", **{"refiner.base": places / "base"})
+        make_task(base)
+
+
+@pytest.mark.slow
+def test_a_distilled_refiner_ends_a_cascade(places, refiner):
+    """Guidance, then 16 steps to 8, then videos: 4 base steps of two branches, 8 of one."""
+    steps = {"sampler.steps": 16}
+    assert train(distilled_config(places, "cfg", refiner, **steps), places / "r_cfg") == 0
+    config = distilled_config(places, "progressive", places / "r_cfg", **{"sampler.steps": 8})
+    assert train(config, places / "r_few") == 0
+    assert Distilled.load(places / "r_few").grid_at(4).steps == 8
+    cascade = Cascade.of(Generator.from_workdir(places / "base"), places / "r_few")
+    assert cascade.nfe == {"base": 4, "refiner": 8}
+    picture = np.zeros((16, 16, 3), np.uint8)
+    assert cascade("3", picture).shape == (5, 16, 16, 3)

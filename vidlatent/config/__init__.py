@@ -18,10 +18,13 @@ from vidlatent.config.overrides import apply_overrides
 from vidlatent.config.recipes import (
     area_buckets,
     demo_on_samples,
+    distil_guidance,
     generator_demo,
+    halve_steps,
     long_run,
     noise_prediction,
 )
+from vidlatent.config.roles import ROLES, role_of
 from vidlatent.config.store import (
     config_hash,
     describe_data,
@@ -36,6 +39,7 @@ from vidlatent.config.store import (
 from vidlatent.errors import VidlatentError
 
 __all__ = [
+    "ROLES",
     "ConfigDict",
     "VidlatentError",
     "apply_overrides",
@@ -45,10 +49,12 @@ __all__ = [
     "demo_on_samples",
     "describe_data",
     "differences",
+    "distil_guidance",
     "find_other_data",
     "generator_demo",
     "get_defaults",
     "get_generator_defaults",
+    "halve_steps",
     "is_generator",
     "is_readable",
     "load",
@@ -59,6 +65,7 @@ __all__ = [
     "noise_prediction",
     "parse_arg",
     "read",
+    "role_of",
     "shipped_configs",
     "to_json",
     "write",

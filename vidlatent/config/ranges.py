@@ -279,6 +279,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "cache_conditions": Flag(),
         "residual_dtype": Choice(("auto", "float32", "bfloat16")),
         "fp8": Flag(),
+        "force": Flag(),
     },
     "sampler.guidance": {
         "scales": Many(number(), "(7.5,)"),
@@ -321,6 +322,18 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "latent_weight": _WEIGHT,
         "target": Choice(("auto", "video", "decoded")),
         **dict.fromkeys(("patch_latents", "frames"), _COUNT_OR_NONE),
+    },
+    "distill": {
+        "teacher": Text(),
+        "teacher_step": _OPTION,
+        "scales": Many(number(), "(5.0,)"),
+        "drops": Many(_NAMES, "(('text',),)"),
+        "convention": Choice(("null", "condition")),
+        "scale_range": Each((number(), number()), "(1.0, 7.0)", optional=True),
+        "batched": Flag(),
+        "stages": Many(_COUNT, "(32, 16)"),
+        "weighting": Choice(("output", "truncated_snr")),
+        "unguided": Flag(),
     },
 }
 

@@ -2,7 +2,15 @@
 
 from ml_collections import ConfigDict
 
-__all__ = ["area_buckets", "demo_on_samples", "generator_demo", "long_run", "noise_prediction"]
+__all__ = [
+    "area_buckets",
+    "demo_on_samples",
+    "distil_guidance",
+    "generator_demo",
+    "halve_steps",
+    "long_run",
+    "noise_prediction",
+]
 
 
 def demo_on_samples(config: ConfigDict, bucket: tuple, steps: int, lr: float) -> None:
@@ -76,3 +84,39 @@ def area_buckets(
         if 0.8 <= height * width / side**2 <= 1.25 and 0.5 <= height / width <= 2
     ]
     return tuple((frames, height, width, batch) for height, width in kept)
+
+
+def distil_guidance(config: ConfigDict, scale: float, guided: str, follows: str) -> None:
+    """The stage after ``follows``: guidance becomes part of the generator (FSVideo 2.4.3).
+
+    Args:
+      scale: that is built in.
+      guided: the condition that is guided; the others are kept in both branches.
+      follows: recipe that it starts from.
+    """
+    config.task = "distill_guidance"
+    config.distill.scales, config.distill.drops = (scale,), ((guided,),)
+    config.sampler.guidance.scales = config.sampler.guidance.drops = ()
+    # A few samples keep the velocity without the condition (not stated).
+    config.conditions.drop[guided] = 0.05
+    _follow(config, "cfg", follows)
+
+
+def halve_steps(config: ConfigDict, stages: tuple[int, ...], follows: str) -> None:
+    """The stage after ``follows``: progressive distillation to fewer and fewer steps."""
+    config.task = "distill_progressive"
+    config.distill.stages = stages
+    flow = config.diffusion.schedule.name == "flow"
+    config.sampler.name, config.sampler.steps = "euler" if flow else "ddim", stages[-1]
+    config.sampler.guidance.scales = config.sampler.guidance.drops = ()
+    _follow(config, "progressive", follows)
+    # In every stage from the peak to 0 (Salimans and Ho 2022).
+    config.optim.schedule = "linear"
+
+
+def _follow(config: ConfigDict, stage: str, follows: str) -> None:
+    config.preset += f"-stage_{stage}"
+    config.recipe = f"{follows.removesuffix(' cfg')} {stage}"
+    config.train.init_recipes = (follows,)
+    config.train.init_kind = ""
+    config.optim.warmup_steps = 0

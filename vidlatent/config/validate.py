@@ -31,6 +31,8 @@ def validate(config: ConfigDict) -> None:
         _check_shares,
         _check_name,
         _check_start,
+        _check_guidance_distilled,
+        _check_stages,
     ):
         if problem := check(config):
             raise VidlatentError(f"{problem}.")
@@ -160,5 +162,44 @@ def _check_start(config: ConfigDict) -> str:
         return (
             f"config.train.init_kind={kind!r} fills shuffling operations in the order "
             f"{orders[kind]!r}, but config.model.shortcut_order={order!r}: set init_kind to {named}"
+        )
+    return ""
+
+
+def _check_guidance_distilled(config: ConfigDict) -> str:
+    """A student has one scale, or a range of them."""
+    if config.task != "distill_guidance":
+        return ""
+    distill = config.distill
+    if bool(distill.scales) == bool(distill.scale_range):
+        return (
+            f"config.distill.scales={distill.scales!r} and scale_range={distill.scale_range!r}: "
+            "give the guidance scale that is built in, such as (5.0,), or a range of them, such as "
+            "(1.0, 7.0)"
+        )
+    if distill.scale_range and distill.scale_range[0] >= distill.scale_range[1]:
+        return f"config.distill.scale_range={distill.scale_range!r}: give the lesser scale first"
+    return ""
+
+
+def _check_stages(config: ConfigDict) -> str:
+    """Each stage halves the steps of the one before."""
+    if config.task != "distill_progressive":
+        return ""
+    stages, steps = config.distill.stages, config.train.steps
+    if not stages or any(2 * b != a for a, b in zip(stages, stages[1:], strict=False)):
+        return (
+            f"config.distill.stages={stages!r}: give the steps of the student in each stage, each "
+            "half of those before, such as (32, 16, 8)"
+        )
+    if steps % len(stages):
+        return (
+            f"config.train.steps={steps} for {len(stages)} stages (config.distill.stages): give a "
+            "multiple of their number, as all have equally many"
+        )
+    if config.distill.scales or config.distill.scale_range:
+        return (
+            "config.distill.scales and scale_range are of the task distill_guidance: steps are "
+            "halved with the guidance that the teacher has built in; set them to ()"
         )
     return ""

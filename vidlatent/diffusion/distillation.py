@@ -9,23 +9,29 @@ for flow matching, where networks predict velocities and ``x0 = x - sigma v``. A
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from vidlatent.diffusion.flow import interpolate, velocity, x0_from_velocity
-from vidlatent.diffusion.prediction import per_sample
+from vidlatent.diffusion.grids import NoiseGrid
+from vidlatent.diffusion.prediction import data_weights, per_sample
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
 
 __all__ = [
     "WEIGHTINGS",
     "HalvedSteps",
+    "Interval",
     "ScoreIdentity",
+    "check_nested",
+    "draw_interval",
     "fake_score_loss",
+    "halve_ddim_steps",
     "halve_steps",
     "score_identity_loss",
 ]
@@ -41,7 +47,8 @@ class HalvedSteps(NamedTuple):
 
     Attributes:
       middle, end: the teacher's samples after its first and its second step, ``[B, ...]``.
-      target: what the student is to predict at the start, ``[B, ...]``; no gradient flows to it.
+      target: what the student is to predict at the start, a velocity (``halve_steps``) or a clean
+        sample (``halve_ddim_steps``), ``[B, ...]``; no gradient flows to it.
     """
 
     middle: jax.Array
@@ -49,7 +56,7 @@ class HalvedSteps(NamedTuple):
     target: jax.Array
 
 
-def halve_steps(teacher: Network, z: jax.Array, sigmas: Sequence[Any]) -> HalvedSteps:
+def halve_steps(teacher: Network, z: jax.Array, sigmas: Any) -> HalvedSteps:
     """Progressive distillation's target: ``(end - z) / (s2 - s0)`` after two Euler steps.
 
     One Euler step of a student that predicts it ends where two of the teacher's do. The student's
@@ -58,7 +65,7 @@ def halve_steps(teacher: Network, z: jax.Array, sigmas: Sequence[Any]) -> Halved
     Args:
       teacher: frozen.
       z: noisy samples at level ``s0``.
-      sigmas: ``s0 > s1 > s2 >= 0``, each ``[B]`` or a scalar.
+      sigmas: ``s0 > s1 > s2 >= 0``, each ``[B]`` or a scalar; a sequence or ``[3, B]``.
     """
     first, second, last = (_broadcast_level(sigma, z) for sigma in sigmas)
     # Euler on the flow: z' = z + (s' - s) v.
@@ -66,6 +73,76 @@ def halve_steps(teacher: Network, z: jax.Array, sigmas: Sequence[Any]) -> Halved
     end = middle + per_sample(last - second, z) * teacher(middle, second)
     target = (end - z) / per_sample(last - first, z)  # the slope of the straight line to the end
     return HalvedSteps(*(lax.stop_gradient(x) for x in (middle, end, target)))
+
+
+class Interval(NamedTuple):
+    """A step of the student and the two of its teacher, for each sample.
+
+    Attributes:
+      times: ``[2, B]``, the networks' time input at the start and in the middle.
+      alphas, sigmas: ``[3, B]``, the factors of signal and noise at start, middle and end.
+    """
+
+    times: jax.Array
+    alphas: jax.Array
+    sigmas: jax.Array
+
+
+def draw_interval(grid: NoiseGrid, stride: Any, index: jax.Array) -> Interval:
+    """The student's steps ``index`` ``[B]`` on a grid of which it takes every ``stride``-th level.
+
+    Args:
+      grid: of a teacher whose steps, or a power of two of them, the student's steps replace.
+      stride: steps of ``grid`` in one of the student's: 2 for twice as few; may be traced.
+      index: from 0 (the noisiest) to ``grid.steps // stride - 1``.
+    """
+    times, alphas, sigmas = (jnp.asarray(x, jnp.float32) for x in grid)
+    first = index * stride
+    places = jnp.stack([first, first + stride // 2, first + stride])
+    return Interval(times[places[:2]], alphas[places], sigmas[places])
+
+
+def check_nested(student: NoiseGrid, teacher: NoiseGrid) -> None:
+    """Raise ``VidlatentError`` unless every second level of the teacher is one of the student's.
+
+    Exactly so, since what a network has learned at a level says nothing about its neighbours.
+    """
+    every_second = [x[::2] for x in teacher]
+    if 2 * student.steps != teacher.steps or any(
+        not np.array_equal(ours, theirs) for ours, theirs in zip(student, every_second, strict=True)
+    ):
+        raise VidlatentError(
+            f"the noise levels of {student.steps} steps are not every second one of those of "
+            f"{teacher.steps}: set config.sampler.spacing to 'clean' (flow matching) or 'trailing' "
+            "(DDPM, with config.distill.stages that divide its number of training steps)."
+        )
+
+
+def halve_ddim_steps(
+    teacher: Network, z: jax.Array, interval: Interval, prediction: str
+) -> HalvedSteps:
+    """Progressive distillation for any noise schedule (Salimans & Ho 2022, alg. 2).
+
+    The target is the clean sample with which one DDIM step from ``z`` ends where two of the teacher
+    do: ``(end - r z) / (alpha'' - r alpha)`` with ``r = sigma'' / sigma``.
+
+    Args:
+      teacher: ``(z, time [B]) -> output`` of the kind ``prediction``.
+      z: noisy samples at the start of the interval.
+      prediction: see ``prediction.data_weights``.
+    """
+    times, alphas, sigmas = interval
+    states = [z]
+    for k in (0, 1):
+        x, alpha, sigma = states[-1], per_sample(alphas[k], z), per_sample(sigmas[k], z)
+        of_x, of_output = data_weights(prediction, alpha, sigma)
+        clean = of_x * x + of_output * teacher(x, times[k])
+        kept = per_sample(sigmas[k + 1], z) / sigma
+        states.append(per_sample(alphas[k + 1], z) * clean + kept * (x - alpha * clean))
+    ratio = per_sample(sigmas[2] / sigmas[0], z)
+    span = per_sample(alphas[2], z) - ratio * per_sample(alphas[0], z)
+    target = (states[2] - ratio * z) / span
+    return HalvedSteps(*(lax.stop_gradient(x) for x in (*states[1:], target)))
 
 
 class ScoreIdentity(NamedTuple):

@@ -23,6 +23,7 @@ __all__ = [
     "combine",
     "count_evaluations",
     "drop_masks",
+    "evaluate_branches",
     "guidance_scales",
     "guide",
     "guide_batched",
@@ -106,7 +107,7 @@ def guide(
         return network(x, t, index, conditions[-1])
 
     def every(x, t, index):
-        outputs = _evaluate(network, conditions, x, t, index, batched, batch_axis)
+        outputs = evaluate_branches(network, conditions, x, t, index, batched, batch_axis)
         # The index is traced, so the whole table is a constant of the program.
         row = jnp.asarray(scales, outputs[0].dtype)[index]
         return combine(outputs, row, rescale, channels)
@@ -246,7 +247,16 @@ def replace_dropped(mask: jax.Array, condition: Any, null: Any) -> Any:
     return jax.tree.map(leaf, condition, null)
 
 
-def _evaluate(network, conditions, x, t, index, batched, axis):
+def evaluate_branches(
+    network: Callable[..., jax.Array],
+    conditions: Sequence[Any],
+    x: jax.Array,
+    t: jax.Array,
+    index: Any = None,
+    batched: bool = True,
+    axis: int = 0,
+) -> list[jax.Array]:
+    """The network's outputs under each of several conditions; arguments as of ``guide``."""
     if not batched:
         return [network(x, t, index, condition) for condition in conditions]
     count = len(conditions)

@@ -8,18 +8,22 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from vidlatent import config as configs
 from vidlatent.data.loaders import Loaders
+from vidlatent.evaluate.distillation_loss import examine_student
 from vidlatent.evaluate.folders import default_folder
 from vidlatent.evaluate.generator_loss import compile_loss_step, evaluate_loss, make_loss_step
 from vidlatent.evaluate.generator_report import write_generator_report
 from vidlatent.evaluate.given_sheet import draw_given_sheet
 from vidlatent.evaluate.layer_memory import check_memory, measure_layer_memory
 from vidlatent.latents.contract import require_same
+from vidlatent.latents.distilled import Distilled
 from vidlatent.latents.refiner_inputs import make_inputs
 from vidlatent.latents.space import Latents, describe_latents, generator_of, restore_generator
 from vidlatent.models.frozen import load_frozen
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main
+from vidlatent.sample.few_steps import follow_distilled, settle_sampler
 from vidlatent.sample.grid import SampleGrid
 
 __all__ = ["evaluate_generator"]
@@ -51,16 +55,19 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
     inputs = make_inputs(config, model, known)
     mesh = mesh_for_batches(config.mesh, config.data.buckets)
     with jax.set_mesh(mesh):
-        frozen = load_frozen(inputs.frozen, mesh)
+        examination = examine_student(config, workdir, model, known, mesh)
+        frozen = load_frozen({**inputs.frozen, **examination.networks}, mesh)
         restored = restore_generator(config, workdir, model, mesh, step)
-        measure = compile_loss_step(
-            make_loss_step(config, model, inputs), inputs.arrays, frozen, mesh, restored.state
-        )
+        examined = examination.complete(restored.state, restored.step)
+        loss_step = make_loss_step(config, model, inputs, examination.loss)
+        measure = compile_loss_step(loss_step, inputs.arrays, frozen, mesh, examined)
         with Loaders(config, known.spec, workdir).validation() as loader:
-            result = evaluate_loss(measure, restored.state, loader)
-            sheet = SampleGrid(config, known, frozen, mesh)(restored.state, loader)
+            result = evaluate_loss(measure, examined, loader)
+            drawn = follow_distilled(config, workdir, restored.step)
+            drawn = settle_sampler(drawn, Distilled.load(workdir), restored.step)
+            sheet = SampleGrid(drawn, known, frozen, mesh)(restored.state, loader)
             given, memory = b"", None
-            if config.task == "refiner":
+            if configs.role_of(config) == "refiner":
                 shown = make_inputs(config, model, known, augment=True)
                 given = draw_given_sheet(shown, frozen, mesh, loader)
             if config.eval.layer_memory:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,43 +19,96 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vidlatent.data.loader import Loader
-from vidlatent.diffusion import Diffusion, Flow, make_schedule
-from vidlatent.diffusion.objective import add_noise, fixed_levels, sample_loss
+from vidlatent.diffusion.objective import Draw, add_noise, fixed_levels, sample_loss
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.inputs import missing_condition_masks
+from vidlatent.latents.space import make_noise_schedule
 from vidlatent.parallel.multihost import to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
 
 __all__ = [
     "GeneratorScores",
+    "LossAt",
+    "Question",
     "compile_loss_step",
     "evaluate_loss",
+    "make_data_loss",
     "make_loss_step",
-    "make_noise_schedule",
+    "noise_at_level",
 ]
 
 _NOISE = 20_240  # seed of the evaluation's noise, the same in every run
 
 
-def make_noise_schedule(config: ConfigDict, model: Any, grid: tuple[int, ...]) -> Flow | Diffusion:
-    """The schedule of ``config.diffusion`` for latents of ``grid`` (frames, rows, columns)."""
-    schedule = make_schedule(config.diffusion.schedule)
-    if isinstance(schedule, Flow):
-        # A flow's shift grows with the number of tokens, t * h * w over the size of a patch.
-        return schedule.for_tokens(math.prod(grid) // math.prod(model.patch))
-    return schedule
+class Question(NamedTuple):
+    """What an evaluation asks of a batch: the same at every call.
+
+    Attributes:
+      x0: standardised latents ``[B, t, h, w, c]``.
+      noise: of their shape.
+      number: of the noise level, from 0 (the cleanest), traced.
+      conditions: all that the clips have; drop: those that they lack.
+      clips: a key for each clip.
+    """
+
+    x0: jax.Array
+    noise: jax.Array
+    number: jax.Array
+    conditions: Any
+    drop: Any
+    clips: jax.Array
+
+
+# ``(params, frozen, question) -> loss [B]``
+LossAt = Callable[[Any, Any, Question], jax.Array]
+
+
+def make_data_loss(config: ConfigDict, model: Any) -> LossAt:
+    """The training loss at one of ``config.diffusion.eval_levels`` levels."""
+    diffusion = config.diffusion
+
+    def loss(params, frozen, asked):
+        del frozen
+        drawn = noise_at_level(config, model, asked)
+        output = model.apply(
+            {"params": params},
+            drawn.x,
+            drawn.time,
+            asked.conditions,
+            drop=asked.drop,
+            method="denoise",
+        )
+        schedule = make_noise_schedule(config, model, asked.x0.shape[1:4])
+        return sample_loss(
+            schedule, drawn, output, asked.x0, diffusion.huber_reduction, diffusion.huber_c0
+        )
+
+    return loss
+
+
+def noise_at_level(config: ConfigDict, model: Any, asked: Question) -> Draw:
+    """The latents of a question, noised to its level."""
+    schedule = make_noise_schedule(config, model, asked.x0.shape[1:4])
+    levels = fixed_levels(schedule, config.diffusion.eval_levels)
+    level = jnp.full(asked.x0.shape[:1], levels[asked.number])
+    return add_noise(schedule, asked.x0, asked.noise, level)
 
 
 def make_loss_step(
-    config: ConfigDict, model: Any, inputs: Any
+    config: ConfigDict, model: Any, inputs: Any, loss: LossAt | None = None
 ) -> Callable[[Any, Any, Any], dict[str, jax.Array]]:
-    """``(params, frozen, batch) -> {'loss': [B, levels]}``, with all conditions."""
-    diffusion = config.diffusion
+    """``(params, frozen, batch) -> {'loss': [B, levels]}``, with all conditions.
+
+    Args:
+      config: of the run.
+      model: the generator.
+      inputs: makes latents and conditions.
+      loss: what is measured; None: the training loss, ``make_data_loss``.
+    """
+    loss = make_data_loss(config, model) if loss is None else loss
 
     def step(params, frozen, batch):
         x0, conditions = inputs(batch, frozen, jax.random.key(_NOISE))
-        schedule = make_noise_schedule(config, model, x0.shape[1:4])
-        levels = fixed_levels(schedule, diffusion.eval_levels)
         keys = _clip_keys(batch)
         # No condition is dropped but those that a clip does not have.
         missing = missing_condition_masks(conditions, model.reads, x0.shape[1])
@@ -64,17 +117,11 @@ def make_loss_step(
             noise = jax.vmap(
                 lambda key: jax.random.normal(jax.random.fold_in(key, number), x0.shape[1:])
             )(keys)
-            drawn = add_noise(schedule, x0, noise, jnp.full(x0.shape[:1], levels[number]))
-            output = model.apply(
-                {"params": params}, drawn.x, drawn.time, conditions, drop=missing, method="denoise"
-            )
-            return sample_loss(
-                schedule, drawn, output, x0, diffusion.huber_reduction, diffusion.huber_c0
-            )
+            return loss(params, frozen, Question(x0, noise, number, conditions, missing, keys))
 
         # One level after another: memory is that of one.
         # [levels, B] -> [B, levels]
-        return {"loss": jax.lax.map(at, jnp.arange(diffusion.eval_levels)).T}
+        return {"loss": jax.lax.map(at, jnp.arange(config.diffusion.eval_levels)).T}
 
     return step
 

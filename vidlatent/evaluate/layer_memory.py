@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from vidlatent.diffusion.objective import draw, fixed_levels
 from vidlatent.errors import VidlatentError
-from vidlatent.evaluate.generator_loss import make_noise_schedule
 from vidlatent.latents.inputs import Inputs, missing_condition_masks
+from vidlatent.latents.space import make_noise_schedule
 from vidlatent.media.sheets import weight_map
 from vidlatent.parallel.multihost import to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated

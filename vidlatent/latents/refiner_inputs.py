@@ -27,10 +27,10 @@ from vidlatent.latents.space import (
     abstract_at_rest,
     generator_of,
 )
-from vidlatent.models.frozen import FrozenNetwork
+from vidlatent.models.frozen import FrozenNetwork, freeze_run
 from vidlatent.models.generators import FOLLOW, UPSAMPLERS, build_upsampler
 from vidlatent.models.load import resolve_dtype
-from vidlatent.weights.files import is_workdir, load_params
+from vidlatent.weights.files import is_workdir
 
 __all__ = [
     "Parts",
@@ -64,7 +64,7 @@ def make_inputs(
     Args:
       augment: for a refiner, shuffle, replace and drop what it is given, as in training.
     """
-    if config.task == "refiner":
+    if configs.role_of(config) == "refiner":
         return RefinerInputs(config, model, latents, augment=augment)
     return Inputs(config, model, latents)
 
@@ -200,7 +200,7 @@ def read_part(config: ConfigDict, name: str) -> ConfigDict:
             f"{'base model' if name == 'base' else 'latent upsampler'}."
         )
     found = configs.read(Path(path))
-    if found.task != task:
+    if configs.role_of(found) != task:
         raise VidlatentError(
             f"config.refiner.{name}={path} is a run of the task {found.task!r}: name one of the "
             f"task {task!r}."
@@ -253,9 +253,4 @@ def _check_space(config: ConfigDict, name: str, latents: Latents) -> None:
 
 
 def _freeze(config: ConfigDict, name: str, abstract: Any, family: str) -> FrozenNetwork:
-    path, step = config.refiner[name], config.refiner[f"{name}_step"]
-
-    def load(wanted):
-        return load_params(path, wanted, family=family, step=None if step < 0 else step)
-
-    return FrozenNetwork(abstract, load)
+    return freeze_run(config.refiner[name], abstract, family, config.refiner[f"{name}_step"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 
 from vidlatent import config as configs
 from vidlatent.data.latent_set import read_header
+from vidlatent.diffusion import Diffusion, Flow, make_schedule
 from vidlatent.errors import VidlatentError
 from vidlatent.files import read_json, write_json
 from vidlatent.latents.contract import LatentSpace, require_same
@@ -40,6 +42,7 @@ __all__ = [
     "example",
     "generator_of",
     "load_latents",
+    "make_noise_schedule",
     "restore_generator",
     "read_tokenizer_config",
 ]
@@ -308,6 +311,15 @@ def _find_chunks(config: ConfigDict, space: LatentSpace) -> tuple[int, int] | No
 def generator_of(config: ConfigDict, dtype: Any = None) -> Any:
     """The generator of ``config.generator``, computing in ``dtype`` (see ``resolve_dtype``)."""
     return build_generator(config.generator, resolve_dtype(config, dtype))
+
+
+def make_noise_schedule(config: ConfigDict, model: Any, grid: Sequence[int]) -> Flow | Diffusion:
+    """The schedule of ``config.diffusion`` for latents of ``grid`` (frames, rows, columns)."""
+    schedule = make_schedule(config.diffusion.schedule)
+    if isinstance(schedule, Flow):
+        # A flow's shift grows with the number of tokens, t * h * w over the size of a patch.
+        return schedule.for_tokens(math.prod(grid) // math.prod(model.patch))
+    return schedule
 
 
 def check_generator(model: Any, latents: Latents) -> None:

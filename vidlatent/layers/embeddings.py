@@ -11,9 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vidlatent.layers.dense import Linear
+from vidlatent.layers.positions import time_features
 from vidlatent.spec import check_shape
 
-__all__ = ["LabelEmbedding", "LabelTokens"]
+__all__ = ["GuidanceEmbedding", "LabelEmbedding", "LabelTokens"]
 
 
 class LabelEmbedding(nn.Module):
@@ -65,3 +67,28 @@ class LabelTokens(nn.Module):
             self.classes, self.count * self.width, 1.0, self.dtype, name="tokens"
         )
         return embedding(labels, drop).reshape(-1, self.count, self.width)
+
+
+class GuidanceEmbedding(nn.Module):
+    """A guidance scale as a vector that is added to the embedding of time; a new one adds 0.
+
+    It is float32 in any compute dtype: bfloat16 would turn 6000, for a scale of 6, into 6016.
+
+    Attributes:
+      width: of the vector, and of the layer before it.
+      freq_dim: sinusoids of the scale.
+    """
+
+    width: int
+    freq_dim: int = 256
+
+    @nn.compact
+    def __call__(self, scale: jax.Array) -> jax.Array:
+        """``[B] -> [B, width]`` float32."""
+        check_shape(scale, "B")
+        # A thousandfold, as times are: the sinusoids tell whole numbers up to 10,000 apart.
+        features = time_features(1000.0 * scale.astype(jnp.float32), self.freq_dim)
+        hidden = nn.silu(
+            Linear(self.width, init=nn.initializers.normal(0.02), name="fc1")(features)
+        )
+        return Linear(self.width, init=nn.initializers.zeros, name="fc2")(hidden)

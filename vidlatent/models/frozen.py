@@ -17,6 +17,7 @@ A network declares the dtypes it is kept in by those of its abstract parameters:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -26,8 +27,9 @@ from jax.extend.core import Jaxpr, Var
 from jax.sharding import Mesh
 
 from vidlatent.parallel.sharding import shardings, with_shardings
+from vidlatent.weights.files import load_params
 
-__all__ = ["FrozenNetwork", "describe_frozen", "hold_in", "load_frozen"]
+__all__ = ["FrozenNetwork", "describe_frozen", "freeze_run", "hold_in", "load_frozen"]
 
 
 class FrozenNetwork(NamedTuple):
@@ -41,6 +43,24 @@ class FrozenNetwork(NamedTuple):
 
     abstract: Any
     load: Callable[[Any], Any]
+
+
+def freeze_run(
+    path: str | os.PathLike[str], abstract: Any, family: str, step: int = -1
+) -> FrozenNetwork:
+    """The averaged parameters of a run as a frozen network.
+
+    Args:
+      path: workdir.
+      abstract: the parameters as ShapeDtypeStructs, in the dtypes they are kept in.
+      family: name of its model.
+      step: checkpoint; below 0 the newest sound one.
+    """
+
+    def load(wanted):
+        return load_params(path, wanted, family=family, step=None if step < 0 else step)
+
+    return FrozenNetwork(abstract, load)
 
 
 def describe_frozen(networks: Mapping[str, FrozenNetwork], mesh: Mesh) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from vidlatent.weights.files import restore_weights
 
 __all__ = [
     "abstract_params",
+    "find_step",
     "resolve_dtype",
     "model_of",
     "open_checkpoints",
@@ -100,3 +101,18 @@ def restore_onto(config: ConfigDict, workdir: Path, abstract: Any, mesh: Mesh, s
     target = with_shardings(abstract, shardings(abstract, mesh))
     with contextlib.closing(open_checkpoints(config, workdir)) as checkpointer:
         return restore_weights(checkpointer, target, step=None if step < 0 else step)
+
+
+def find_step(config: ConfigDict, workdir: Path, step: int) -> int:
+    """The step that will be tried first: ``step``, or below 0 the newest.
+
+    Raises:
+      VidlatentError: there is none.
+    """
+    with contextlib.closing(open_checkpoints(config, workdir)) as checkpoints:
+        steps = checkpoints.all_steps()
+    if not steps or (step >= 0 and step not in steps):
+        known = f"it has {', '.join(map(str, steps))}" if steps else "train first"
+        what = f"no checkpoint of step {step}" if step >= 0 else "no checkpoint"
+        raise VidlatentError(f"{workdir} holds {what}: {known}.")
+    return step if step >= 0 else max(steps)

@@ -95,7 +95,7 @@ class Cascade(GeneratorCall):
     """
 
     def __init__(self, base: Generator, refiner: Generator, size: tuple[int, int, int]):
-        if refiner.config.task != "refiner":
+        if configs.role_of(refiner.config) != "refiner":
             raise VidlatentError(
                 f"{refiner.workdir} is a run of the task {refiner.config.task!r}: a cascade ends "
                 "with a refiner, such as that of configs/fsvideo_refiner.py."

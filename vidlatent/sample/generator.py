@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from vidlatent import config as configs
 from vidlatent.codec.codec import Codec
 from vidlatent.errors import VidlatentError
+from vidlatent.latents.distilled import Distilled
 from vidlatent.latents.inputs import find_pooled_side, pool_content
 from vidlatent.latents.space import (
     Latents,
@@ -35,7 +36,7 @@ from vidlatent.latents.space import (
 )
 from vidlatent.media.pictures import read_picture
 from vidlatent.models.generators.fp8_weights import cast_to_fp8
-from vidlatent.models.load import abstract_params, model_of, open_checkpoints
+from vidlatent.models.load import abstract_params, find_step, model_of
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.sharding import shardings, with_shardings
 from vidlatent.sample.call import GeneratorCall
@@ -45,6 +46,7 @@ from vidlatent.sample.conditions import (
     encoder_networks,
     use_encoder_mesh,
 )
+from vidlatent.sample.few_steps import follow_distilled, settle_sampler
 from vidlatent.sample.grid import load_tokenizer_codec, use_one_device
 from vidlatent.sample.requests import PYTHON, Request, Wording, make_requests
 from vidlatent.sample.residency import (
@@ -109,7 +111,9 @@ class Generator(GeneratorCall):
         self.config, self.workdir, self.known, self._mesh = config, workdir, latents, mesh
         self.model = generator_of(config)
         self.compute = jnp.dtype(self.model.dtype).name
-        self._loaded = _Loaded(_find_step(config, workdir, step))
+        self._loaded = _Loaded(find_step(config, workdir, step))
+        self._distilled = Distilled.load(workdir)
+        config = follow_distilled(config, workdir, self._loaded.step)
         if config.tokenizer.path:
             # Now, and not when the first video is decoded.
             with use_one_device():
@@ -117,14 +121,14 @@ class Generator(GeneratorCall):
         self._asked_step = step
         self._use(config)
         # By settings; each has a compiled program of its own.
-        self._variants: dict[Any, Generator] = {_key(self.size, config): self}
+        self._variants: dict[Any, Generator] = {_key(self.size, self.config): self}
         networks = self.networks()
         sizes = [network.size() for network in networks.values()]
         self.residency = Residency(networks, choose_plan(config.sample.residency, sizes))
 
     def _use(self, config: ConfigDict) -> None:
         """Take over the settings of a config: sizes and sampler."""
-        self.config = config
+        self.config = config = settle_sampler(config, self._distilled, self._loaded.step)
         self.size = self._size()
         self.shape = self._latent_shape()
         self.sampler = LatentSampler(self.model, config, self.shape)
@@ -224,12 +228,22 @@ class Generator(GeneratorCall):
                     f"the checkpoint of step {restored.step} is of latents {restored.spec}, but "
                     f"{self.workdir} says {self.known.spec}: train in another workdir."
                 )
+            self._check_steps(restored.step)
             self._loaded.step, params = restored.step, restored.state
             if not self.config.sampler.fp8:
                 return params
             if self._loaded.fp8_psnr is None:
                 self._loaded.exact = params  # for comparison; released after the first batch
             return jax.jit(cast_to_fp8)(params)
+
+    def _check_steps(self, step: int) -> None:
+        """The checkpoint that was found to be sound has the steps of the one that was looked at."""
+        known, first = self._distilled, self._loaded.step
+        if known is not None and known.grid_at(step) != known.grid_at(first):
+            raise VidlatentError(
+                f"the checkpoint of step {first} in {self.workdir} is damaged, and the newest "
+                f"sound one was distilled to other steps: name it by --step={step}."
+            )
 
     def _count_params(self) -> int:
         held = abstract_at_rest(self.model, self.config.sampler.fp8)
@@ -549,17 +563,3 @@ def group_requests(requests: Sequence[Request], size: int) -> Iterator[list[Requ
         batch.append(request)
     if batch:
         yield batch
-
-
-def _find_step(config: ConfigDict, workdir: Path, step: int) -> int:
-    """The step that will be tried first; checks at once that there is one."""
-    checkpoints = open_checkpoints(config, workdir)
-    try:
-        steps = checkpoints.all_steps()
-    finally:
-        checkpoints.close()
-    if not steps or (step >= 0 and step not in steps):
-        known = f"it has {', '.join(map(str, steps))}" if steps else "train first"
-        what = f"no checkpoint of step {step}" if step >= 0 else "no checkpoint"
-        raise VidlatentError(f"{workdir} holds {what}: {known}.")
-    return step if step >= 0 else max(steps)

@@ -68,7 +68,7 @@ def generate_videos(
             f"--workdir={workdir} is a latent upsampler's, which makes no videos by itself: "
             "--mode=sample --workdir=BASE --config.sample.refine=REFINER runs it between the two."
         )
-    if config.task == "refiner":
+    if configs.role_of(config) == "refiner":
         raise VidlatentError(
             f"--workdir={workdir} is a refiner's, which starts from a base model's videos: "
             f"--mode=sample --workdir=BASE --config.sample.refine={workdir}."

@@ -40,7 +40,7 @@ __all__ = ["LatentSampler", "latent_psnr"]
 
 
 # Keys of ``config.sampler`` that are about the loop around the solver, not about the solver.
-_OF_THE_LOOP = ("guidance", "cache", "cache_conditions", "residual_dtype", "fp8")
+_OF_THE_LOOP = ("guidance", "cache", "cache_conditions", "residual_dtype", "fp8", "force")
 
 
 class LatentSampler:
@@ -57,6 +57,7 @@ class LatentSampler:
       scales: guidance scales of each step, ``[N, K]``, one for each pair of neighbouring branches.
       drops: for each of the ``K + 1`` branches, the conditions that it goes without.
       nfe: evaluations of the network for one sample; a guided step has one for each branch.
+      told: guidance scale that is an input of the generator; None if it has no such input.
     """
 
     def __init__(self, model: Generator, config: ConfigDict, shape: Sequence[int]):
@@ -70,7 +71,8 @@ class LatentSampler:
             schedule = schedule.for_tokens(math.prod(shape[:3]) // math.prod(model.patch))
         self.plan = self._make_plan(schedule, config)
         guidance = config.sampler.guidance
-        if guidance.scales:
+        self.told = _read_told(model, guidance.scales)
+        if guidance.scales and self.told is None:
             interval = tuple(guidance.interval) or None
             self.scales = guidance_scales(self.plan.levels, guidance.scales, interval)
         else:
@@ -260,11 +262,24 @@ class LatentSampler:
             if name in lacking:
                 drop[name] |= lacking[name]
         given = dict(conditions)
+        if self.told is not None:
+            given["guidance"] = jnp.full((batch,), self.told, jnp.float32)
         if "null_text" in given:  # one for all samples: branches are joined
             given["null_text"] = jax.tree.map(
                 lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), given["null_text"]
             )
         return {"conditions": given, "drop": drop}
+
+
+def _read_told(model: Generator, scales: Sequence[float]) -> float | None:
+    if not model.guidance_embed:
+        return None
+    if len(scales) != 1:
+        raise VidlatentError(
+            f"config.sampler.guidance.scales={tuple(scales)}: this generator takes its guidance "
+            "scale as an input: give one, such as (5.0,)."
+        )
+    return float(scales[0])
 
 
 def _keys(seeds: jax.Array) -> tuple[jax.Array, jax.Array]:

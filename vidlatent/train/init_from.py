@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
+from vidlatent.latents.distilled import Distilled
 from vidlatent.models.load import open_checkpoints
 from vidlatent.parallel.multihost import place_as
 from vidlatent.train.tasks.base import TASKS, Task
@@ -39,6 +40,7 @@ def check_init_from(config: ConfigDict) -> None:
     source, kind = config.train.init_from, config.train.init_kind
     if source:
         _check_recipe(config)
+        _check_distilled(config)
     elif kind or config.train.init_recipes:
         about = f", for {STARTS[kind].about}" if kind in STARTS else ""
         what = (
@@ -62,6 +64,17 @@ def _check_recipe(config: ConfigDict) -> None:
             f"config.train.init_from={source} was trained as {recipe or 'no recipe'!r}, but "
             f"{config.recipe!r} follows on {' or '.join(map(repr, allowed))}: name such a run, or "
             "set --config.train.init_recipes='()' if you mean it."
+        )
+
+
+def _check_distilled(config: ConfigDict) -> None:
+    """Refuse plain training from a distilled run: it would undo what is built in."""
+    known = Distilled.load(config.train.init_from)
+    if known is not None and config.task in configs.ROLES and not config.sampler.force:
+        before = known.teacher.get("workdir", "the run it was distilled from")
+        raise VidlatentError(
+            f"config.train.init_from={config.train.init_from} has {known} built in, which training "
+            f"on data undoes: start from {before}, or set config.sampler.force=True if you mean it."
         )
 
 

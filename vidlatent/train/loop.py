@@ -18,6 +18,7 @@ from vidlatent.checkpoint.manager import Checkpointer
 from vidlatent.data.loaders import Loaders
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.channels import follow_latents
+from vidlatent.latents.teacher import follow_teacher
 from vidlatent.models.frozen import load_frozen
 from vidlatent.models.load import open_checkpoints
 from vidlatent.parallel.compilation import quick_options
@@ -48,7 +49,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
 
     Returns the exit status: 0 when finished, ``INTERRUPTED`` if the run stopped early after saving.
     """
-    config = follow_latents(config)
+    config = follow_latents(follow_teacher(config))
     task = make_task(config)
     mesh = mesh_for_batches(config.mesh, config.data.buckets)
     watch()

@@ -80,6 +80,7 @@ INIT_KINDS.register("reducio_image_causal", _REDUCIO + "from_causal_image")
 INIT_KINDS.register("pixart", "vidlatent.models.generators.reducio_dit.names:from_pixart")
 INIT_KINDS.register("reducio_sizes", "vidlatent.models.generators.reducio_dit.names:with_sizes")
 INIT_KINDS.register("wan_memory", "vidlatent.models.generators.wan.init_from:wan_memory")
+INIT_KINDS.register("guidance", "vidlatent.models.generators.wan.init_from:with_guidance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,8 @@ def initialize_from(
         ``'reducio_image'`` or ``'reducio_image_causal'``
         (Reducio-VAE, centred or causal, from Stable Diffusion's image VAE), ``'pixart'``
         (Reducio-DiT from PixArt-alpha), ``'reducio_sizes'`` (Reducio-DiT with embeddings of the
-        frame's size from one without), ``'wan_memory'`` (layer memory from Wan2.1).
+        frame's size from one without), ``'wan_memory'`` (layer memory from Wan2.1),
+        ``'guidance'`` (a generator with a guidance scale as input from one without).
       source: parameters of the other model, nested dicts of arrays.
       fresh: newly initialised parameters of the target; what the source lacks is taken from here.
 

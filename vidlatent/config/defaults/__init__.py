@@ -15,6 +15,7 @@ from vidlatent.config.defaults.conditions import get_conditions
 from vidlatent.config.defaults.data import get_data
 from vidlatent.config.defaults.diffusion import get_diffusion
 from vidlatent.config.defaults.discriminator import get_discriminator
+from vidlatent.config.defaults.distill import get_distill
 from vidlatent.config.defaults.encode import get_encode
 from vidlatent.config.defaults.eval import get_eval
 from vidlatent.config.defaults.kernels import get_kernels
@@ -47,6 +48,7 @@ GENERATOR_SECTIONS = (
     "sample",
     "refiner",
     "upsampling",
+    "distill",
 )
 
 
@@ -103,5 +105,6 @@ def get_generator_defaults(name: str, preset: str) -> ConfigDict:
     config.sample = get_sample()
     config.refiner = get_refiner()
     config.upsampling = get_upsampling()
+    config.distill = get_distill()
     config.checkpoint.best_metric, config.checkpoint.best_mode = "loss", "min"
     return config

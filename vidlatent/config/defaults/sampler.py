@@ -28,6 +28,9 @@ def get_sampler() -> ConfigDict:
     # samples.json tell the PSNR of the latents against those without fp8
     sampler.fp8 = False
     sampler.cache = get_cache()
+    # Use a distilled generator against what is stored with it (distilled.json): other steps or
+    # another scale in sampling, or training that undoes its guidance
+    sampler.force = False
     return sampler
 
 

@@ -43,6 +43,8 @@ class Generator(Protocol):
       residual_dtype: name of the dtype of the states between its layers; '' where there is no
         choice.
       memory: whether it has a layer memory (FSVideo 2.3.1), so that ``memory_weights`` answers.
+      guidance_embed: whether the guidance scale is an input, ``conditions['guidance']`` ``[B]``
+        (``train.tasks.distill_guidance``).
     """
 
     latent_channels: int
@@ -58,6 +60,7 @@ class Generator(Protocol):
     caches_conditions: bool
     residual_dtype: str
     memory: bool
+    guidance_embed: bool
 
     def init(self, rngs: Any, *args: Any, method: Any = None, **kwargs: Any) -> Any:
         """Linen's: ``{'params': ...}`` of a new model, whose output is 0."""
@@ -143,6 +146,7 @@ class GeneratorDefaults:
     content_channels = 0
     residual_dtype = ""
     memory = False
+    guidance_embed = False
 
     def with_residual_dtype(self: Any, dtype: Any) -> Any:
         # The name: Linen compares and prints fields.

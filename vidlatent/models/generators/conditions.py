@@ -21,6 +21,7 @@ __all__ = [
     "make_frame_mask",
     "mark_first_frame",
     "pad_text",
+    "read_guidance",
     "read_labels",
     "read_text",
 ]
@@ -170,3 +171,24 @@ def read_text(
     return apply_drop(states, null.astype(states.dtype), drop, "text"), apply_drop(
         length, null_length, drop, "text"
     )
+
+
+def read_guidance(conditions: Conditions, batch: int, initializing: bool) -> jax.Array:
+    """Guidance scales ``[B]`` of a generator that has them as an input (``guidance_embed``).
+
+    Args:
+      conditions: ``'guidance'`` ``[B]`` is among them.
+      batch: B.
+      initializing: the model's parameters are being made, with any scale.
+
+    Raises:
+      VidlatentError: there is none.
+    """
+    if "guidance" in conditions:
+        return jnp.asarray(conditions["guidance"], jnp.float32)
+    if not initializing:
+        raise VidlatentError(
+            "config.generator.guidance_embed makes the guidance scale an input, and none is given: "
+            "train this generator by the task distill_guidance, or set it to False."
+        )
+    return jnp.ones((batch,))

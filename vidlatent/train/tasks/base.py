@@ -32,6 +32,9 @@ TASKS.register("tokenizer", "vidlatent.train.tasks.tokenizer:TokenizerTask")
 TASKS.register("generator", "vidlatent.train.tasks.generator:GeneratorTask")
 TASKS.register("refiner", "vidlatent.train.tasks.refiner:RefinerTask")
 TASKS.register("upsampler", "vidlatent.train.tasks.upsampler:UpsamplerTask")
+_DISTILL = "vidlatent.train.tasks.distill_"
+TASKS.register("distill_guidance", _DISTILL + "guidance:GuidanceTask")
+TASKS.register("distill_progressive", _DISTILL + "progressive:ProgressiveTask")
 
 
 class Player(NamedTuple):

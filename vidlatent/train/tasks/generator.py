@@ -25,7 +25,6 @@ from vidlatent.evaluate.generator_loss import (
     compile_loss_step,
     evaluate_loss,
     make_loss_step,
-    make_noise_schedule,
 )
 from vidlatent.evaluate.generator_report import write_generator_report
 from vidlatent.latents.channels import follow_latents
@@ -39,6 +38,7 @@ from vidlatent.latents.space import (
     example,
     generator_of,
     load_latents,
+    make_noise_schedule,
 )
 from vidlatent.models.frozen import FrozenNetwork
 from vidlatent.parallel.multihost import is_main
@@ -51,7 +51,7 @@ from vidlatent.train.state import State, init_state
 from vidlatent.train.tasks.base import Player
 from vidlatent.train.update import make_slice_keys, update_by_loss
 
-__all__ = ["GeneratorTask"]
+__all__ = ["GeneratorTask", "open_generator"]
 
 
 class GeneratorTask:
@@ -74,10 +74,7 @@ class GeneratorTask:
 
     def __init__(self, config: ConfigDict, model: Any = None, latents: Latents | None = None):
         if latents is None:
-            latents = load_latents(config)
-            config = follow_latents(config, latents.spec)
-            model = generator_of(config) if model is None else model
-            check_generator(model, latents)
+            config, model, latents = open_generator(config, model)
         self.config = config
         self.model, self.latents, self.spec = model, latents, latents.spec
         self._check_drop()
@@ -86,7 +83,9 @@ class GeneratorTask:
         self.rate = make_learning_rate(config, config.train.steps)
         self.inputs = self.make_inputs(augment=True)
         self.arrays = self.inputs.arrays
-        self.eval_step = make_loss_step(config, model, self.make_inputs(augment=False))
+        self.eval_step = make_loss_step(
+            config, model, self.make_inputs(augment=False), self.make_eval_loss()
+        )
 
     def make_inputs(self, *, augment: bool) -> Any:
         """What makes latents and conditions of a batch; ``augment`` counts for refiners alone."""
@@ -149,26 +148,50 @@ class GeneratorTask:
         config = self.config
         key = make_slice_keys(config.seed, step, number)
         x0, conditions = self.inputs(batch, frozen, key("latent"))
-        # Of this bucket: the shift of flow matching may grow with the number of tokens.
-        schedule = make_noise_schedule(config, self.model, x0.shape[1:4])
-        drawn = draw(schedule, key("diffusion"), x0)
         drop = self.draw_drop_masks(key("drop"), x0, conditions)
         params = self.adapters.merge(params, frozen)
         params = stop_frozen_gradients(params, config.optim.freeze)
-        output = self.model.apply(
-            {"params": params}, drawn.x, drawn.time, conditions, drop=drop, method="denoise"
-        )
-        losses = sample_loss(
-            schedule,
-            drawn,
-            output,
-            x0,
-            config.diffusion.huber_reduction,
-            config.diffusion.huber_c0,
-        )
+        losses = self.compute_losses(params, frozen, x0, conditions, drop, step, key("diffusion"))
         mask = batch["mask"]
         # A slice may hold padding only: 0 and not 0 / 0.
         return jnp.sum(losses * mask) / jnp.maximum(jnp.sum(mask), 1.0), {}
+
+    def compute_losses(
+        self,
+        params: Any,
+        frozen: Any,
+        x0: jax.Array,
+        conditions: Any,
+        drop: Any,
+        step: Any,
+        key: Any,
+    ) -> jax.Array:
+        """Loss of each sample ``[B]``: of noised latents ``x0`` ``[B, t, h, w, c]``."""
+        del frozen, step
+        # Of this bucket: the shift of flow matching may grow with the number of tokens.
+        schedule = make_noise_schedule(self.config, self.model, x0.shape[1:4])
+        drawn = draw(schedule, key, x0)
+        output = self.model.apply(
+            {"params": params}, drawn.x, drawn.time, conditions, drop=drop, method="denoise"
+        )
+        diffusion = self.config.diffusion
+        return sample_loss(
+            schedule, drawn, output, x0, diffusion.huber_reduction, diffusion.huber_c0
+        )
+
+    def make_eval_loss(self) -> Any:
+        """The loss of the evaluation (``evaluate.generator_loss.LossAt``); None: of the data."""
+        return None
+
+    def pick_evaluated(self, state: State, params: Any) -> Any:
+        """What ``eval_step`` takes as parameters; ``params`` are the averaged ones of ``state``."""
+        del state
+        return params
+
+    def sampling_config(self, step: int) -> ConfigDict:
+        """The config by which samples of the parameters after ``step`` steps are drawn."""
+        del step
+        return self.config
 
     def draw_drop_masks(self, key: Any, x0: jax.Array, conditions: Any) -> dict[str, jax.Array]:
         """Condition -> bool ``[B]``: True where it is dropped at random or the sample lacks it.
@@ -205,6 +228,15 @@ class GeneratorTask:
         return ()
 
 
+def open_generator(config: ConfigDict, model: Any = None) -> tuple[ConfigDict, Any, Latents]:
+    """The config with its latents' channels, its generator (unless given), and the latents."""
+    latents = load_latents(config)
+    config = follow_latents(config, latents.spec)
+    model = generator_of(config) if model is None else model
+    check_generator(model, latents)
+    return config, model, latents
+
+
 class GeneratorValidation:
     """Loss of the EMA weights on validation clips, and a few samples (``tasks.base.Validation``).
 
@@ -220,18 +252,24 @@ class GeneratorValidation:
         mesh: Mesh,
         make_loader: Callable[[], Any],
     ):
-        self._make_loader = make_loader
+        self._make_loader, self._task = make_loader, task
         self._merge = functools.partial(task.adapters.merge_for_evaluation, frozen=frozen)
-        params = self._merge(run.state["ema"])
-        self._step = compile_loss_step(task.eval_step, task.arrays, frozen, mesh, params)
-        self._grid = SampleGrid(run.config, task.latents, frozen, mesh)
+        evaluated = task.pick_evaluated(run.state, self._merge(run.state["ema"]))
+        self._step = compile_loss_step(task.eval_step, task.arrays, frozen, mesh, evaluated)
+        self._make_grid = lambda config: SampleGrid(config, task.latents, frozen, mesh)
+        # By number of steps: a student that learns fewer and fewer is drawn with its own.
+        self._grids: dict[int, SampleGrid] = {}
         self._sheet = b""
 
     def __call__(self, run: Any) -> GeneratorScores:
-        params = self._merge(run.state["ema"])
+        config, params = self._task.sampling_config(run.step), self._merge(run.state["ema"])
+        steps = config.sampler.steps
+        if steps not in self._grids:
+            self._grids[steps] = self._make_grid(config)
         with contextlib.closing(self._make_loader()) as loader:
-            result = evaluate_loss(self._step, params, loader)
-            self._sheet = self._grid(params, loader)
+            evaluated = self._task.pick_evaluated(run.state, params)
+            result = evaluate_loss(self._step, evaluated, loader)
+            self._sheet = self._grids[steps](params, loader)
         if self._sheet and is_main():
             file = run.workdir / "samples" / f"step_{run.step}.png"
             file.parent.mkdir(exist_ok=True)

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidlatent.errors import VidlatentError
-from vidlatent.layers.embeddings import LabelEmbedding
+from vidlatent.layers.embeddings import GuidanceEmbedding, LabelEmbedding
 from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
 from vidlatent.layers.positions import sincos, sincos_plane, time_features
 from vidlatent.layers.scan import run_stacked, stack_params
 from vidlatent.models.build import make_module
 from vidlatent.models.generators.base import GeneratorDefaults
-from vidlatent.models.generators.conditions import Conditions, Drop, read_labels
+from vidlatent.models.generators.conditions import Conditions, Drop, read_guidance, read_labels
 from vidlatent.models.generators.modulated_block import (
     ModulatedBlock,
     ModulatedHead,
@@ -46,6 +46,7 @@ class Latte(GeneratorDefaults, nn.Module):
       learned_variance: also predict the variance, as a weight between its two bounds.
       images_skip_time: temporal blocks are skipped for a latent of one frame (joint training with
         images).
+      guidance_embed: the guidance scale is an input, added to the embedding of time.
       remat: recompute a pair of blocks in the backward pass.
       eps: of every norm.
       residual_dtype: dtype of the states between sub-layers; float32 for training.
@@ -61,6 +62,7 @@ class Latte(GeneratorDefaults, nn.Module):
     label_classes: int = 0
     learned_variance: bool = True
     images_skip_time: bool = True
+    guidance_embed: bool = False
     remat: bool = True
     eps: float = 1e-6
     residual_dtype: str = "float32"
@@ -78,6 +80,8 @@ class Latte(GeneratorDefaults, nn.Module):
             )
         self.patch_embedding = PatchEmbedding(self.patch, self.width, self.dtype)
         self.time_embedding = small_mlp(self.width)
+        if self.guidance_embed:
+            self.guidance_embedding = GuidanceEmbedding(self.width, self.freq_dim)
         if self.label_classes:
             self.label_embedding = LabelEmbedding(self.label_classes, self.width)
         # Both kinds of blocks have the same parameters. One stack holds them in the published
@@ -126,6 +130,9 @@ class Latte(GeneratorDefaults, nn.Module):
         check_shape(time, "B", B=sizes["B"])
         grid = patch_grid(noisy.shape[1:4], self.patch)
         embedded = self.time_embedding(time_features(time, self.freq_dim))
+        if self.guidance_embed:
+            scale = read_guidance(conditions, sizes["B"], self.is_initializing())
+            embedded = embedded + self.guidance_embedding(scale)
         if self.label_classes:
             labels = read_labels(conditions, drop, self.reads, sizes["B"])
             embedded = embedded + self.label_embedding(labels)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from vidlatent.errors import VidlatentError
 from vidlatent.parallel.paths import path_name
 
-__all__ = ["take_matching", "wan_memory"]
+__all__ = ["take_matching", "wan_memory", "with_guidance"]
 
 Params = Mapping[str, Any]
 
@@ -77,3 +77,12 @@ def wan_memory(params: Params, fresh: Params) -> dict[str, Any]:
     # Only these two see the latent's channels.
     latent = (("patch_embedding/",), ("head/",))
     return take_matching(params, fresh, anew=latent, optional=("router_", "label_embedding/"))
+
+
+def with_guidance(params: Params, fresh: Params) -> dict[str, Any]:
+    """Any generator with ``guidance_embed`` from one without: the same output for every scale.
+
+    Raises:
+      VidlatentError: as ``take_matching``.
+    """
+    return take_matching(params, fresh, anew=(), optional=("guidance_embedding/",))

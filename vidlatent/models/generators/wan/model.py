@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ from jax import lax
 
 from vidlatent.errors import VidlatentError
 from vidlatent.layers.dense import Linear, Mlp
-from vidlatent.layers.embeddings import LabelTokens
+from vidlatent.layers.embeddings import GuidanceEmbedding, LabelTokens
 from vidlatent.layers.norms import LayerNorm, modulate
 from vidlatent.layers.patches import PatchEmbedding, from_patches, patch_grid
 from vidlatent.layers.positions import rope_tables, time_features
@@ -29,6 +30,7 @@ from vidlatent.models.generators.conditions import (
     join_input,
     mark_first_frame,
     pad_text,
+    read_guidance,
     read_labels,
     read_text,
 )
@@ -73,6 +75,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
       memory_norm: ``'post'``: states are mixed, then the mixture is normalised and modulated;
         ``'pre'``: the normalised and modulated states of each layer are mixed.
       memory_stride: the memory reads every such state, and the last one always.
+      guidance_embed: the guidance scale is an input, added to the embedding of time.
       router_gate: blend the memory in by a learned number per layer that starts at 0, no memory.
       stack: how layers run: ``'recomputed'`` (with layer memory a backward pass of its own, whose
         activations grow linearly with depth; without it a scan), ``'scanned'`` (a scan and
@@ -101,6 +104,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
     memory_norm: str = "post"
     memory_stride: int = 1
     router_gate: bool = False
+    guidance_embed: bool = False
     stack: str = "recomputed"
     remat: bool = True
     eps: float = 1e-6
@@ -134,6 +138,8 @@ class WanDiT(GeneratorDefaults, nn.Module):
         # float32 in any compute dtype: bfloat16 cannot tell neighbouring times of 1000 apart.
         self.time_embedding = Mlp(self.width, self.width, "silu", _small)
         self.time_projection = Linear(6 * self.width, jnp.float32)
+        if self.guidance_embed:
+            self.guidance_embedding = GuidanceEmbedding(self.width, self.freq_dim)
         if self.label_classes:
             self.label_embedding = LabelTokens(
                 self.label_classes, self.label_tokens, self.width, self.dtype
@@ -221,7 +227,8 @@ class WanDiT(GeneratorDefaults, nn.Module):
           time: ``[B]``, 1000 times the noise level.
           conditions: those of ``reads`` (a name that maps to None: no condition). ``'first'`` may
             be replaced by ``'given'`` ``[B, t, h, w, mask + condition channels]``, see
-            ``conditions.mark_first_frame``; ``'null_text'`` replaces a dropped text.
+            ``conditions.mark_first_frame``; ``'null_text'`` replaces a dropped text; with
+            ``guidance_embed``, ``'guidance'`` ``[B]`` holds the scales.
           drop: by name, samples ``[B]`` whose condition is replaced: labels by learned tokens,
             texts by the null text, image tokens by zeros, first frames by nothing given.
           condition_cache: from ``cache_conditions``, in place of label or text, and image.
@@ -230,8 +237,9 @@ class WanDiT(GeneratorDefaults, nn.Module):
         if condition_cache is not None:
             # Layers first, as the scan slices them; the cache has the batch first.
             context = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), condition_cache)
-            return self._velocity(latent, time, None, context)
-        return self._velocity(latent, time, self._read(conditions, drop, noisy.shape[0]), None)
+            return self._velocity(latent, time, None, context, conditions)
+        tokens = self._read(conditions, drop, noisy.shape[0])
+        return self._velocity(latent, time, tokens, None, conditions)
 
     def cache_conditions(self, conditions: Conditions, drop: Drop = None) -> Context:
         """Keys and values of label or text, and of the image, for every step of a sampler.
@@ -284,8 +292,10 @@ class WanDiT(GeneratorDefaults, nn.Module):
         time: jax.Array,
         tokens: dict[str, jax.Array] | None,
         context: Context | None,
+        conditions: Conditions = MappingProxyType({}),
     ) -> jax.Array:
-        stack, layers, shared, x, ends = self._prepare(latent, time, tokens, context)
+        parts = self._prepare(latent, time, tokens, context, conditions)
+        stack, layers, shared, x, ends = parts
         if not self.memory:
             x = self._plain(stack, layers, x, shared)
         elif self.stack == "unrolled":
@@ -340,7 +350,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
             raise VidlatentError("this generator has no layer memory (config.generator.memory).")
         latent = join_input(noisy, self._given(noisy, conditions, drop))
         tokens = self._read(conditions, drop, noisy.shape[0])
-        stack, layers, shared, x, _ = self._prepare(latent, time, tokens, None)
+        stack, layers, shared, x, _ = self._prepare(latent, time, tokens, None, conditions)
         rows = jnp.ones(noisy.shape[0]) if rows is None else rows
         routers = pad_routers(self.routers, self.width)
         return stack.memory_weights(layers, routers, x, shared, rows)
@@ -374,12 +384,15 @@ class WanDiT(GeneratorDefaults, nn.Module):
     def _image_tokens(self, image: jax.Array) -> jax.Array:
         return self.image_norm2(self.image_embedding(self.image_norm1(image)))
 
-    def _prepare(self, latent, time, tokens, context):
+    def _prepare(self, latent, time, tokens, context, conditions=MappingProxyType({})):
         """``(stack, layers, shared, X_0, (temb, grid))``."""
         sizes = check_shape(latent, "B T H W C", C=self.in_channels)
         check_shape(time, "B", B=sizes["B"])
         grid = patch_grid(tuple(sizes[name] for name in "THW"), self.patch)
         temb = self.time_embedding(time_features(time, self.freq_dim))
+        if self.guidance_embed:
+            scale = read_guidance(conditions, sizes["B"], self.is_initializing())
+            temb = temb + self.guidance_embedding(scale)
         # [B, 6 D] -> [B, 6, D]; the head reads temb, before this projection (Wan2.1).
         shared = {"time": self.time_projection(nn.silu(temb)).reshape(-1, 6, self.width)}
         layers = {"params": self.blocks}

@@ -1,0 +1,79 @@
+"""What all distillations share: a student that starts from its teacher, and what it is told of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from vidlatent.errors import VidlatentError
+from vidlatent.latents.distilled import Distilled
+from vidlatent.latents.space import Latents
+from vidlatent.latents.teacher import Teacher, describe_teacher, follow_teacher
+from vidlatent.train.tasks.generator import GeneratorTask, open_generator
+
+__all__ = ["DistillTask"]
+
+
+class DistillTask(GeneratorTask):
+    """Trains a generator or a refiner on what a trained one shows it (FSVideo 2.4.3).
+
+    Batches, conditions and their dropout are those of the teacher's own training.
+
+    Args:
+      config: config of the run.
+      model, latents: as ``GeneratorTask``.
+      teacher: None: the one that the config names.
+
+    Attributes:
+      teacher: the trained generator.
+      told: (least, greatest) guidance scale of those that are an input of the student; () for none.
+    """
+
+    told: tuple[float, ...] = ()
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: Any = None,
+        latents: Latents | None = None,
+        teacher: Teacher | None = None,
+    ):
+        if teacher is None:
+            config = follow_teacher(config)  # first of all: the commonest slip
+        if latents is None:
+            config, model, latents = open_generator(config, model)
+        self.teacher = describe_teacher(config, model, latents) if teacher is None else teacher
+        self.prepare(config, model)
+        super().__init__(config, model, latents)
+        if model.guidance_embed != bool(self.told):
+            has = "has no" if self.told else "has a"
+            raise VidlatentError(
+                f"this student {has} guidance scale as an input, and what it learns from "
+                f"{'needs one' if self.told else 'gives none'}: set "
+                f"config.generator.guidance_embed={bool(self.told)}."
+            )
+
+    def prepare(self, config: ConfigDict, model: Any) -> None:
+        """Check the teacher, and make what the losses need; the task is not complete yet."""
+        raise NotImplementedError
+
+    def describe(self) -> Distilled:
+        """What the run builds into the student."""
+        raise NotImplementedError
+
+    def begin(self, workdir: Path, step: int, labels: Sequence[str]) -> None:
+        """As ``GeneratorTask.begin``; also store what is built into the student."""
+        super().begin(workdir, step, labels)
+        self.describe().write_or_check(workdir, step)
+
+    def tell_guidance(self, conditions: Any, key: jax.Array, batch: int) -> Any:
+        """The conditions with a random guidance scale for each sample, if it is an input."""
+        if not self.told:
+            return conditions
+        low, high = self.told
+        scale = jax.random.uniform(key, (batch,), minval=low, maxval=high)
+        return {**conditions, "guidance": scale}
