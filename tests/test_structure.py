@@ -41,6 +41,7 @@ ROOMS = [
     "convert",
     "plan",
     "bench",
+    "selftest",
     "main",
 ]
 # Linen stays inside; everything else sees parameters as nested dicts.
