@@ -16,7 +16,7 @@ from experiments.runner import run_all
 from vidlatent.errors import VidlatentError
 from vidlatent.parallel.compilation import keep_compiled
 
-__all__ = ["main", "prepare"]
+__all__ = ["main", "main_with_data", "prepare"]
 
 
 def prepare() -> None:
@@ -40,6 +40,37 @@ def main(
       text: the design in a few lines, shown by ``--help``.
       argv: arguments after the program's name; None: those of the process.
     """
+    args = _make_parser(sizes, text).parse_args(argv)
+    return _run(args, lambda: build(args.size))
+
+
+def main_with_data(
+    name: str,
+    build: Callable[[str, Path], Experiment],
+    make_data: Callable[[str, Path], int],
+    sizes: Sequence[str],
+    text: str,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """``main`` for an experiment whose runs share data that is made once, before them.
+
+    Args:
+      name: of the experiment.
+      build: ``(size, folder of the data) -> Experiment``.
+      make_data: ``(size, folder) -> exit status``; makes what is not there yet.
+      sizes, text, argv: as in ``main``.
+    """
+    parser = _make_parser(sizes, text)
+    parser.add_argument(
+        "--data", help="folder of tokenizer and latents that may be there already (<workdir>/data)"
+    )
+    args = parser.parse_args(argv)
+    args.workdir = args.workdir or f"runs/{name}-{args.size}"
+    data = Path(args.data or f"{args.workdir}/data")
+    return _run(args, lambda: build(args.size, data), lambda: make_data(args.size, data))
+
+
+def _make_parser(sizes: Sequence[str], text: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,10 +83,19 @@ def main(
     parser.add_argument(
         "--report", action="store_true", help="only write the table and plot of finished runs"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def _run(
+    args: argparse.Namespace,
+    build: Callable[[], Experiment],
+    make_data: Callable[[], int] = lambda: 0,
+) -> int:
     prepare()
     try:
-        experiment = build(args.size)
+        if not args.report and (status := make_data()):
+            return status
+        experiment = build()
         if args.seeds:
             experiment = dataclasses.replace(experiment, seeds=tuple(args.seeds))
         folder = Path(args.workdir or f"runs/{experiment.name}-{args.size}")

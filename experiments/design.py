@@ -18,7 +18,7 @@ from vidlatent import config as configs
 from vidlatent.config import get_defaults, get_generator_defaults, is_generator
 from vidlatent.errors import VidlatentError
 
-__all__ = ["FIXED", "Arm", "Difference", "Experiment", "Run", "Setting", "compare_pairs"]
+__all__ = ["FIXED", "Arm", "Difference", "Experiment", "Ratio", "Run", "Setting", "compare_pairs"]
 
 Setting = Mapping[str, str]  # config key -> text, as on the command line
 FIXED: Setting = {}
@@ -38,6 +38,7 @@ class Arm:
       follows: an arm whose chosen setting this one uses, instead of ``settings``.
       starts_from: an arm whose weights, at the same seed, this one is initialised from.
       continues: an arm whose runs, at its chosen setting, this one continues to more steps.
+      uses: config key -> an arm whose workdir, at the same seed, is the key's value.
       more_steps: steps of the arms that it builds on, for the column of all steps.
     """
 
@@ -50,6 +51,7 @@ class Arm:
     follows: str = ""
     starts_from: str = ""
     continues: str = ""
+    uses: Setting = dataclasses.field(default_factory=dict)
     more_steps: int = 0
 
     @property
@@ -71,6 +73,25 @@ class Difference:
     second: str
     metric: str = "psnr"
     least: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """One metric over another, seed by seed.
+
+    Attributes:
+      text: what is compared, in words.
+      first, second: ``'arm metric'`` each.
+      below: a limit: the claim ``'holds'`` if all seeds are below it and the mean by more than
+        ``least``, ``'fails'`` if all are above it and the mean by more than ``least``, else it is
+        a ``'tie'``. None: no claim.
+    """
+
+    text: str
+    first: str
+    second: str
+    below: float | None = None
+    least: float = 0.0
 
 
 def compare_pairs(
@@ -114,6 +135,7 @@ class Experiment:
       metric: that settings are chosen by; larger is better.
       columns: metrics in the table -> their headings.
       differences: pairs of arms to compare.
+      ratios: pairs of metrics to compare.
       measure: gives further metrics of a finished run.
       draw: ``(figure, summary) -> None``, fills a matplotlib figure; None: bars of ``metric``.
       notes: printed under the table.
@@ -131,6 +153,7 @@ class Experiment:
     metric: str = "psnr"
     columns: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"psnr": "PSNR, dB"})
     differences: tuple[Difference, ...] = ()
+    ratios: tuple[Ratio, ...] = ()
     measure: Measure | None = None
     draw: Callable[[Any, Mapping[str, Any]], None] | None = None
     notes: tuple[str, ...] = ()
@@ -142,7 +165,8 @@ class Experiment:
     def __post_init__(self):
         seen: dict[str, Arm] = {}
         for arm in self.arms:
-            for needed in filter(None, (arm.follows, arm.starts_from, arm.continues)):
+            named = (arm.follows, arm.starts_from, arm.continues, *arm.uses.values())
+            for needed in filter(None, named):
                 if needed not in seen:
                     raise VidlatentError(f"arm {arm.name} needs {needed}, which must come first.")
             if arm.continues and arm.steps <= seen[arm.continues].steps:
@@ -152,8 +176,8 @@ class Experiment:
             seen[arm.name] = arm
         continued = {arm.continues for arm in self.arms}
         for arm in self.arms:
-            if arm.starts_from in continued - {""}:
-                raise VidlatentError(f"{arm.name} starts from {arm.starts_from}, which goes on.")
+            for before in {arm.starts_from, *arm.uses.values()} & (continued - {""}):
+                raise VidlatentError(f"{arm.name} starts from {before}, which goes on.")
 
     def arm(self, name: str) -> Arm:
         for arm in self.arms:
@@ -194,13 +218,19 @@ class Experiment:
         return arm
 
 
-def resolve(run: Run, init_from: str) -> ConfigDict:
-    """The config of a run."""
+def resolve(run: Run, init_from: str, used: Setting = FIXED) -> ConfigDict:
+    """The config of a run.
+
+    Args:
+      init_from: workdir that it starts from, or ''.
+      used: workdirs by key, of ``run.arm.uses``.
+    """
     config = configs.load(
         run.arm.config,
         {
             **run.arm.overrides,
             **run.setting,
+            **used,
             "seed": str(run.seed),
             "train.steps": str(run.arm.steps),
         },
@@ -219,7 +249,7 @@ def hash_design(config: ConfigDict) -> str:
     copy.train.init_from = ""
     usual = get_defaults(config.name, config.preset)
     if is_generator(config):
-        copy.tokenizer.path = ""
+        copy.tokenizer.path = copy.refiner.base = copy.refiner.upsampler = ""
         checkpoint = usual.checkpoint
         usual = get_generator_defaults(config.name, config.preset)
         usual.checkpoint = checkpoint  # as when the first results were stored

@@ -44,10 +44,10 @@ from vidlatent.sample.cascade import CASCADE_FILE, Cascade
 from vidlatent.sample.generator import Generator
 from vidlatent.train.loop import train
 
-__all__ = ["SIZES", "Demo", "Size", "main", "run"]
+__all__ = ["CHANNELS", "SIZES", "Demo", "Size", "main", "make_pairs", "run"]
 
 FRAMES, LOW, HIGH = 9, 32, 64  # of a clip; sides of the small and of the large one
-_CHANNELS = TOKENIZERS["fsvideo_dit"].channels
+CHANNELS = TOKENIZERS["fsvideo_dit"].channels
 _CONFIGS = {
     "base": "configs/fsvideo_dit.py:demo,first=true",
     "upsampler": "configs/fsvideo_upsampler.py",
@@ -121,7 +121,7 @@ class Demo:
         return make_tokenizer_config(
             dataclasses.replace(kind, keys=keys),
             (FRAMES, HIGH, HIGH),
-            channels=_CHANNELS,
+            channels=CHANNELS,
             clips=self.size.clips,
             steps=self.size.steps["tokenizer"],
             seed=0,
@@ -154,25 +154,38 @@ class Demo:
         return configs.load(_CONFIGS[part], keys)
 
 
+def make_pairs(demo: Demo) -> int:
+    """Train the tokenizer and encode ``pairs`` and ``small`` unless done; returns the status."""
+    folder, tokenizer = demo.workdir, demo.tokenizer_config()
+    return _run_stages(
+        demo,
+        {
+            "tokenizer": (
+                _scores(demo, "tokenizer"),
+                lambda: train(tokenizer, folder / "tokenizer"),
+            ),
+            # The first set measures the means and deviations by which all parts normalise.
+            "pairs": (folder / "pairs" / "header.json", lambda: demo.encode("pairs")),
+            "small": (folder / "small" / "header.json", lambda: demo.encode("small")),
+        },
+    )
+
+
 def run(demo: Demo) -> int:
     """Run all stages that are not done yet; returns the exit status."""
-    folder, tokenizer = demo.workdir, demo.tokenizer_config()
-    stages: dict[str, tuple[Path, Callable[[], int]]] = {
-        "tokenizer": (
-            _scores(demo, "tokenizer"),
-            lambda: train(tokenizer, folder / "tokenizer"),
-        ),
-        # The first set measures the means and deviations by which all parts normalise.
-        "pairs": (folder / "pairs" / "header.json", lambda: demo.encode("pairs")),
-        "small": (folder / "small" / "header.json", lambda: demo.encode("small")),
-    }
-    for part in _CONFIGS:
-        stages[part] = (_scores(demo, part), _trainer(demo, part))
-    for name, (finished, stage) in stages.items():
-        if status := run_stage(name, finished, _timed(folder, name, stage), {}):
-            return status
+    folder = demo.workdir
+    parts = {part: (_scores(demo, part), _trainer(demo, part)) for part in _CONFIGS}
+    if status := make_pairs(demo) or _run_stages(demo, parts):
+        return status
     write_json(folder / CASCADE_FILE, {name: name for name in ("tokenizer", *_CONFIGS)})
     return _timed(folder, "cascade", lambda: _sample(demo), anew=True)()
+
+
+def _run_stages(demo: Demo, stages: Mapping[str, tuple[Path, Callable[[], int]]]) -> int:
+    for name, (finished, stage) in stages.items():
+        if status := run_stage(name, finished, _timed(demo.workdir, name, stage), {}):
+            return status
+    return 0
 
 
 def _scores(demo: Demo, part: str) -> Path:

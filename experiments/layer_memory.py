@@ -12,10 +12,9 @@ fixed noise levels on held-out clips. The tokenizer is trained and the clips enc
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,12 @@ from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file, not with -m
 
-from experiments import cli
+from experiments.cli import main_with_data
 from experiments.design import Arm, Difference, Experiment
 from experiments.generator_demo import TOKENIZERS, Demo, prepare_latents
 from experiments.proofs import SIZES, plot_arms, plot_lists, select_chosen
-from vidlatent.errors import VidlatentError
 
-__all__ = ["build", "main", "measure"]
+__all__ = ["build", "make_data", "measure"]
 
 _NOTES = (
     "The loss is the training loss (pseudo-Huber of the velocity) at eight fixed noise levels on "
@@ -77,7 +75,7 @@ def make_demo(size: str, folder: Path) -> Demo:
     """The demo whose tokenizer and latents all runs use."""
     steps = {"cpu": 2400, "gpu": 4000, "smoke": 2}[size]
     clips = {"cpu": 4096, "gpu": 16_384, "smoke": 96}[size]
-    return Demo("fsvideo_dit", folder / "data", steps, 0, clips, 0, {})
+    return Demo("fsvideo_dit", folder, steps, 0, clips, 0, {})
 
 
 def build(size: str, folder: Path) -> Experiment:
@@ -87,7 +85,7 @@ def build(size: str, folder: Path) -> Experiment:
       folder: of the tokenizer and the latents.
     """
     keys = {
-        "data.path": str(folder / "data" / "latents"),
+        "data.path": str(folder / "latents"),
         "optim.schedule": "cosine",
         "train.log_every": "50",
         "train.tensorboard": "False",
@@ -144,26 +142,10 @@ def draw(figure: Any, summary: Mapping[str, Any]) -> None:
     right.set_yscale("log")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--workdir")
-    parser.add_argument("--size", choices=SIZES, default=SIZES[0])
-    parser.add_argument("--report", action="store_true")
-    parser.add_argument("--help", "-h", action="store_true")
-    known, _ = parser.parse_known_args(words)
-    folder = Path(known.workdir or f"runs/layer_memory-{known.size}")
-    if not known.report and not known.help:
-        cli.prepare()
-        try:
-            if status := prepare_latents(make_demo(known.size, folder), {}):
-                return status
-        except VidlatentError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-    return cli.main(lambda size: build(size, folder), SIZES, __doc__, words)
+def make_data(size: str, folder: Path) -> int:
+    """Train the tokenizer and encode its latents unless done already; returns the exit status."""
+    return prepare_latents(make_demo(size, folder), {})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_with_data("layer_memory", build, make_data, SIZES, __doc__))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.design import Arm, Difference, Experiment, Run, Setting
+from experiments.design import Arm, Difference, Experiment, Ratio, Run, Setting
 from experiments.runner import Results, choose
 from vidlatent.report.tables import markdown_table
 
@@ -46,6 +47,11 @@ def summarise(experiment: Experiment, results: Results) -> dict[str, Any]:
             _difference(experiment, by_arm[d.first], by_arm[d.second], d)
             for d in experiment.differences
             if d.first in by_arm and d.second in by_arm
+        ],
+        "ratios": [
+            _ratio(experiment, by_arm, asked)
+            for asked in experiment.ratios
+            if {asked.first.split()[0], asked.second.split()[0]} <= set(by_arm)
         ],
         "missing": missing,
     }
@@ -96,13 +102,34 @@ def _difference(experiment, first: Mapping, second: Mapping, asked: Difference) 
         return {**result, "n": 0}
     result |= mean_and_sd([a[s] - b[s] for s in seeds])
     if asked.least is not None:
-        enough = len(seeds) == len(experiment.seeds) > 1
-        result["verdict"] = _judge(result["values"], asked.least) if enough else "too few seeds"
+        result["verdict"] = _judge(experiment, result["values"], asked.least)
     return result
 
 
-def _judge(values: Sequence[float], least: float) -> str:
+def _ratio(experiment: Experiment, by_arm: Mapping[str, Any], asked: Ratio) -> dict[str, Any]:
+    found = []
+    for side in (asked.first, asked.second):
+        arm, metric = side.split()
+        row = by_arm[arm]
+        found.append(dict(zip(row["seeds"], row["metrics"][metric]["values"], strict=True)))
+    first, second = found
+    seeds = [seed for seed in first if seed in second]
+    result = {**dataclasses.asdict(asked), "seeds": seeds}
+    if not seeds:
+        return {**result, "n": 0}
+    result["means"] = [statistics.fmean(side[seed] for seed in seeds) for side in found]
+    result |= mean_and_sd([first[seed] / second[seed] for seed in seeds])
+    if asked.below is not None:
+        over = [value - asked.below for value in result["values"]]
+        judged = _judge(experiment, over, asked.least)
+        result["verdict"] = {"lower": "holds", "higher": "fails"}.get(judged, judged)
+    return result
+
+
+def _judge(experiment: Experiment, values: Sequence[float], least: float) -> str:
     """``'higher'`` or ``'lower'`` if seeds agree and the mean exceeds ``least``, else ``'tie'``."""
+    if not len(values) == len(experiment.seeds) > 1:
+        return "too few seeds"
     agree = all(value > 0 for value in values) or all(value < 0 for value in values)
     mean = statistics.fmean(values)
     if not agree or abs(mean) <= least:
@@ -162,6 +189,7 @@ def to_markdown(experiment: Experiment, summary: Mapping[str, Any]) -> str:
         if row["chosen"]
     ]
     lines += [markdown_table(rows), ""]
+    lines += _ratios(summary)
     lines += _differences(experiment, summary)
     lines += _tried(experiment, summary)
     lines += [f"* {note}" for note in experiment.notes]
@@ -194,6 +222,22 @@ def _differences(experiment: Experiment, summary: Mapping[str, Any]) -> list[str
             row["verdict"] = "gate failed" if failed else d.get("verdict", "")
         rows.append(row)
     return ["Differences, seed by seed:", "", markdown_table(rows), ""]
+
+
+def _ratios(summary: Mapping[str, Any]) -> list[str]:
+    rows = [
+        {
+            "ratio": found["text"],
+            "means": " / ".join(f"{mean:.4g}" for mean in found["means"]),
+            "mean ± sd": _cell(found, 3),
+            "each seed": ", ".join(f"{value:.3f}" for value in found["values"]),
+            "to be below": "" if found["below"] is None else f"{found['below']:.3f}",
+            "verdict": found.get("verdict", ""),
+        }
+        for found in summary["ratios"]
+        if found["n"]
+    ]
+    return ["Ratios, seed by seed:", "", markdown_table(rows), ""] if rows else []
 
 
 def _tried(experiment: Experiment, summary: Mapping[str, Any]) -> list[str]:

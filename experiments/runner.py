@@ -21,13 +21,11 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments.design import Arm, Experiment, Run, Setting, hash_design, resolve
-from vidlatent.config import is_generator
 from vidlatent.errors import VidlatentError
-from vidlatent.latents.space import abstract_generator, generator_of
-from vidlatent.models.load import abstract_params, model_of
 from vidlatent.report.writers import read_metrics
 from vidlatent.train.freeze import mark_frozen
 from vidlatent.train.loop import train
+from vidlatent.train.tasks.base import TASKS
 
 __all__ = ["Results", "choose", "run_all"]
 
@@ -112,7 +110,11 @@ def run_all(experiment: Experiment, folder: Path, only: Sequence[str] = ()) -> i
 
 def _run_one(experiment, folder, results, run: Run, chosen, clock: _Clock) -> int:
     start = _find_start(experiment, folder, results, run, chosen)
-    config = resolve(run, start)
+    used = {
+        key: str(_find_finished(experiment, folder, results, run, name, chosen))
+        for key, name in run.arm.uses.items()
+    }
+    config = resolve(run, start, used)
     known = results.read(run)
     if known is not None:
         if known["identity"] != hash_design(config):
@@ -137,19 +139,25 @@ def _find_start(experiment, folder, results, run: Run, chosen) -> str:
     for name in (run.arm.starts_from, run.arm.continues):
         if not name:
             continue
-        arm = experiment.arm(name)
-        decider = experiment.decider(arm).name
-        if decider not in chosen:
-            raise VidlatentError(f"{run} needs all runs of {decider} first.")
-        before = Run(arm, chosen[decider], run.seed)
-        if results.read(before) is None:
-            raise VidlatentError(f"{run} needs {before}, which has not finished: run that first.")
+        workdir = _find_finished(experiment, folder, results, run, name, chosen)
         if name == run.arm.starts_from:
-            return str(find_workdir(experiment, folder, before))
+            return str(workdir)
     origin = experiment.origin(run.arm)
     if origin is not run.arm and origin.starts_from:
         return _find_start(experiment, folder, results, Run(origin, run.setting, run.seed), chosen)
     return ""
+
+
+def _find_finished(experiment, folder, results, run: Run, name: str, chosen) -> Path:
+    """Workdir of the arm ``name`` at the seed of ``run``; raises if that has not finished."""
+    arm = experiment.arm(name)
+    decider = experiment.decider(arm).name
+    if decider not in chosen:
+        raise VidlatentError(f"{run} needs all runs of {decider} first.")
+    before = Run(arm, chosen[decider], run.seed)
+    if results.read(before) is None:
+        raise VidlatentError(f"{run} needs {before}, which has not finished: run that first.")
+    return find_workdir(experiment, folder, before)
 
 
 def _result(experiment, run: Run, config: ConfigDict, workdir: Path, seconds: float) -> dict:
@@ -181,10 +189,7 @@ def _result(experiment, run: Run, config: ConfigDict, workdir: Path, seconds: fl
 
 
 def _count_parameters(config: ConfigDict) -> dict[str, int]:
-    if is_generator(config):
-        shapes = abstract_generator(generator_of(config))
-    else:
-        shapes = abstract_params(model_of(config))
+    shapes = TASKS.get(config.task).abstract_params(config)
     frozen = mark_frozen(shapes, config.optim.freeze) if config.optim.freeze else None
     sizes = jax.tree.leaves(jax.tree.map(lambda leaf: leaf.size, shapes))
     stays = jax.tree.leaves(frozen) if frozen is not None else [False] * len(sizes)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments import runner
-from experiments.cli import main
+from experiments.cli import main, main_with_data
 from experiments.design import Arm, Difference, Experiment
 from experiments.growth import build
 from experiments.report import summarise, write_table_and_plot
@@ -90,6 +90,20 @@ def test_arms_run_in_order_with_the_best_setting(loop, tmp_path):
     assert made[-1][0] == ("direct", "optim.lr=1e-3", "seed_1")
     count = len(loop.calls)
     assert run_all(experiment(), tmp_path) == 0 and len(loop.calls) == count, "nothing runs twice"
+
+
+def test_an_arm_is_told_the_workdirs_of_those_it_uses(loop, tmp_path):
+    """The same seed's, at the setting that was chosen; results do not depend on where they are."""
+    user = Arm("user", CONFIG, 2, uses={"data.path": "base"})
+    design = experiment(arms=(experiment().arms[0], user), differences=())
+    with pytest.raises(VidlatentError, match="needs all runs of base first"):
+        run_all(design, tmp_path, ["user"])
+    assert run_all(design, tmp_path) == 0
+    told = [config.data.path for _, config in loop.calls[4:]]
+    chosen = tmp_path / "runs" / "base" / "optim.lr=1e-3"
+    assert told == [str(chosen / "seed_0"), str(chosen / "seed_1")]
+    with pytest.raises(VidlatentError, match="must come first"):
+        experiment(arms=(user,), differences=(), gate=None)
 
 
 def test_a_stopped_experiment_goes_on(loop, tmp_path):
@@ -199,3 +213,27 @@ def test_command_line(loop, tmp_path, capsys):
     assert "runs missing" in capsys.readouterr().out
     assert main(make, sizes, "text", [*words, "--only", "nothing"]) == 2
     assert "no arm 'nothing'" in capsys.readouterr().err
+
+
+def test_data_are_made_once_before_the_runs(loop, tmp_path, capsys):
+    made, built = [], []
+
+    def make(size, folder):
+        made.append((size, folder))
+        return 0 if len(made) == 1 else INTERRUPTED
+
+    def build_on(size, folder):
+        built.append((size, folder))
+        return experiment()
+
+    def call(*words):
+        words = ["--workdir", str(tmp_path), *words]
+        return main_with_data("test", build_on, make, ("small", "large"), "text", words)
+
+    assert call("--only", "base") == 0 and made == built == [("small", tmp_path / "data")]
+    assert call("--report", "--size=large") == 0 and len(made) == 1, "a report makes nothing"
+    count = len(loop.calls)
+    assert call("--data", str(tmp_path / "other")) == INTERRUPTED, "no run without its data"
+    assert made[-1] == ("small", tmp_path / "other") and len(loop.calls) == count
+    assert len(built) == 2
+    capsys.readouterr()

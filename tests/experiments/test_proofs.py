@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import alignment, content_frame, decoder_finetune, group_causal, proofs
-from experiments.design import Arm, Difference, Experiment, Run
+from experiments.design import Arm, Difference, Experiment, Ratio, Run
 from experiments.report import summarise, to_markdown, write_table_and_plot
 from experiments.runner import Results, run_all
 from vidlatent import config as configs
@@ -166,7 +166,7 @@ def test_places_of_a_group():
     assert found[proofs.GATE_METRIC] == 9.0
 
 
-def shown(tmp_path, first, second, gate=None, seeds=(0, 1, 2)):
+def shown(tmp_path, first, second, gate=None, seeds=(0, 1, 2), ratios=()):
     """The report on two arms with these scores by seed."""
     arms = (Arm("a", "", 5), Arm("b", "", 5))
     design = Experiment(
@@ -176,6 +176,7 @@ def shown(tmp_path, first, second, gate=None, seeds=(0, 1, 2)):
         seeds=(0, 1, 2),
         columns={"psnr": "PSNR", "ssim": "SSIM"},
         differences=(Difference("a", "b", "psnr", 0.2), Difference("a", "b", "ssim")),
+        ratios=ratios,
         gate=gate,
         gate_metric="over",
         decimals={"ssim": 4},
@@ -209,6 +210,31 @@ def test_when_something_is_concluded(tmp_path, second, verdict):
     assert "over of a at least 4: 5.00, passed" in text
     _, failed = shown(tmp_path, first, second, gate=("a", 6.0))
     assert "gate failed" in failed and f"| {verdict} |" not in failed
+
+
+@pytest.mark.parametrize(
+    ("second", "verdict"),
+    [
+        ((10.5, 10.4, 10.3), "holds"),
+        ((9.5, 9.4, 9.3), "fails"),
+        ((10.5, 10.4, 9.9), "tie"),
+        ((10.05, 10.05, 10.05), "tie"),
+    ],
+)
+def test_when_a_ratio_is_below_its_limit(tmp_path, second, verdict):
+    """All seeds, and the mean by more than the margin: 10 over each of these must be below 1."""
+    ratios = (
+        Ratio("one", "a psnr", "b psnr", 1.0, 0.01),
+        Ratio("two", "a ssim", "a psnr"),
+        Ratio("three", "a psnr", "absent psnr", 1.0),
+    )
+    summary, text = shown(tmp_path, (10.0,) * 3, second, ratios=ratios)
+    judged, bare = summary["ratios"]
+    assert judged["verdict"] == verdict and f"| {verdict} |" in text
+    assert judged["values"] == [10.0 / value for value in second]
+    assert "verdict" not in bare and bare["mean"] == pytest.approx(0.01)
+    summary, text = shown(tmp_path / "one", (10.0,), (20.0,), seeds=(0,), ratios=ratios)
+    assert "holds" not in text
 
 
 def test_nothing_is_concluded_from_some_seeds(tmp_path):
