@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -97,8 +98,8 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
-    if tensor.dtype == torch.bfloat16:  # torch cannot convert it to NumPy, which has no bfloat16
-        return tensor.float().numpy()
+    if tensor.dtype == torch.bfloat16:  # which torch does not hand to NumPy: as bits, then
+        return tensor.contiguous().view(torch.int16).numpy().view(jnp.bfloat16)
     # By their names, which older versions of torch do not have.
     fp8 = {"torch.float8_e4m3fn": "F8_E4M3", "torch.float8_e5m2": "F8_E5M2"}
     if (kind := fp8.get(str(tensor.dtype))) is not None:

@@ -85,8 +85,56 @@ def test_published_sizes():
     assert count(visual["merger"]) + count(visual["norm"]) == 34_087_936
     assert count(visual["patch_embedding"]) == 1_505_280
     assert count(shapes["text"]["blocks"]) == 28 * 46_797_824
-    # The released file: a second copy of the token table, and two factors for 7 layers of each.
     names = export_names(shapes, TABLES.get("videoalign"))
+    for name, shape in PUBLISHED.items():
+        layers = 32 if name.startswith("visual.") else 28
+        for own in {name.format(i=i) for i in range(layers)}:
+            assert names.pop(own) == shape, own
+    assert not names
+
+
+# Name -> shape in the released file, of merged kernels; {i}: in every block.
+PUBLISHED = {
+    "model.embed_tokens.weight": (151_660, 1536),
+    "model.layers.{i}.input_layernorm.weight": (1536,),
+    "model.layers.{i}.post_attention_layernorm.weight": (1536,),
+    "model.norm.weight": (1536,),
+    "model.layers.{i}.self_attn.q_proj.weight": (1536, 1536),
+    "model.layers.{i}.self_attn.q_proj.bias": (1536,),
+    "model.layers.{i}.self_attn.k_proj.weight": (256, 1536),
+    "model.layers.{i}.self_attn.k_proj.bias": (256,),
+    "model.layers.{i}.self_attn.v_proj.weight": (256, 1536),
+    "model.layers.{i}.self_attn.v_proj.bias": (256,),
+    "model.layers.{i}.self_attn.o_proj.weight": (1536, 1536),
+    "model.layers.{i}.mlp.gate_proj.weight": (8960, 1536),
+    "model.layers.{i}.mlp.up_proj.weight": (8960, 1536),
+    "model.layers.{i}.mlp.down_proj.weight": (1536, 8960),
+    "visual.patch_embed.proj.weight": (1280, 3, 2, 14, 14),
+    "visual.blocks.{i}.norm1.weight": (1280,),
+    "visual.blocks.{i}.norm1.bias": (1280,),
+    "visual.blocks.{i}.norm2.weight": (1280,),
+    "visual.blocks.{i}.norm2.bias": (1280,),
+    "visual.blocks.{i}.attn.qkv.weight": (3840, 1280),
+    "visual.blocks.{i}.attn.qkv.bias": (3840,),
+    "visual.blocks.{i}.attn.proj.weight": (1280, 1280),
+    "visual.blocks.{i}.attn.proj.bias": (1280,),
+    "visual.blocks.{i}.mlp.fc1.weight": (5120, 1280),
+    "visual.blocks.{i}.mlp.fc1.bias": (5120,),
+    "visual.blocks.{i}.mlp.fc2.weight": (1280, 5120),
+    "visual.blocks.{i}.mlp.fc2.bias": (1280,),
+    "visual.merger.ln_q.weight": (1280,),
+    "visual.merger.ln_q.bias": (1280,),
+    "visual.merger.mlp.0.weight": (5120, 5120),
+    "visual.merger.mlp.0.bias": (5120,),
+    "visual.merger.mlp.2.weight": (1536, 5120),
+    "visual.merger.mlp.2.bias": (1536,),
+    "rm_head.weight": (1, 1536),
+}
+
+
+def test_adapters_of_the_released_file():
+    # The released file: a second copy of the token table, and two factors for 7 layers of each.
+    names = export_names(network_shapes("videoalign"), TABLES.get("videoalign"))
     adapted = {n: s for n, s in names.items() if n.startswith("model.layers") and len(s) == 2}
     assert len(adapted) == 196 and 64 * sum(map(sum, adapted.values())) == 73_859_072
     assert len(names) + 1 + 2 * len(adapted) == 1123

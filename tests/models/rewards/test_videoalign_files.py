@@ -1,5 +1,6 @@
 """VideoAlign's files: released layouts, adapters, the template and the tokenizer."""
 
+import importlib.util
 import json
 import logging
 
@@ -124,6 +125,30 @@ def test_merged_kernels_keep_float32(tmp_path, released):
     params = read_network(NAME, [write(tmp_path / "half.safetensors", half)])
     assert params["text"]["blocks"]["fc1"]["kernel"].dtype == np.float32
     assert params["visual"]["blocks"]["mlp"]["fc1"]["kernel"].dtype == jax.numpy.bfloat16
+
+
+def test_the_released_file_is_a_torch_file(tmp_path, released):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "model.pth"
+    torch.save(
+        {n: torch.from_numpy(x.copy()).to(torch.bfloat16) for n, x in released.items()}, path
+    )
+    half = {n: x.astype(jax.numpy.bfloat16) for n, x in released.items()}
+    expected = read_network(NAME, [write(tmp_path / "half.safetensors", half)])
+    found = read_network(NAME, [path])
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert all(
+        a.dtype == b.dtype
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    )
+
+
+def test_without_torch_the_released_file_is_refused_with_the_remedy(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "model.pth"
+    path.write_bytes(b"x")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main([f"--name={NAME}", f"--from={path}", f"--to={tmp_path}/a.safetensors"]) == 1
+    assert "torch is not installed: install it, or" in capsys.readouterr().err
 
 
 def test_convert_stores_the_template(tmp_path, module, released, capsys):
