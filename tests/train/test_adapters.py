@@ -1,5 +1,6 @@
 """Training adapters in place of a model's parameters, from the first step to the export."""
 
+import functools
 import shutil
 
 import jax
@@ -278,8 +279,9 @@ def test_a_generators_gradient_is_that_of_its_merged_kernels():
     plain = GeneratorTask(config, task.model, facts())
     batch = {name: batch_of()[name] for name in task.arrays}
     merged = merge_adapters(base, adapters, Lora(3, 6.0, ""))
-    loss, gradient = jax.jit(jax.value_and_grad(plain.compute_loss))(merged, batch, {}, 0, 0)
-    got_loss, got = jax.jit(jax.value_and_grad(task.compute_loss))(
+    differentiate = functools.partial(jax.value_and_grad, has_aux=True)
+    (loss, _), gradient = jax.jit(differentiate(plain.compute_loss))(merged, batch, {}, 0, 0)
+    (got_loss, _), got = jax.jit(differentiate(task.compute_loss))(
         adapters, batch, {BASE: base}, 0, 0
     )
     np.testing.assert_allclose(got_loss, loss, rtol=4e-6)
