@@ -35,6 +35,7 @@ _PARTS = {
     "optimizer": ("optimizer",),
     "discriminator, frozen networks, caches": (
         "discriminator and loss helpers",
+        "networks beside it",
         "frozen networks",
         "caches",
     ),

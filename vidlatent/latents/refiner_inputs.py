@@ -57,15 +57,21 @@ class Parts(NamedTuple):
 
 
 def make_inputs(
-    config: ConfigDict, model: Any, latents: Latents, *, augment: bool = False
+    config: ConfigDict,
+    model: Any,
+    latents: Latents,
+    *,
+    augment: bool = False,
+    parts: Parts | None = None,
 ) -> Inputs | RefinerInputs:
     """What makes latents and conditions of a batch, for a generator or a refiner.
 
     Args:
       augment: for a refiner, shuffle, replace and drop what it is given, as in training.
+      parts: a refiner's base model and upsampler; None reads those that the config names.
     """
-    if configs.role_of(config) == "refiner":
-        return RefinerInputs(config, model, latents, augment=augment)
+    if parts is not None or configs.role_of(config) == "refiner":
+        return RefinerInputs(config, model, latents, augment=augment, parts=parts)
     return Inputs(config, model, latents)
 
 

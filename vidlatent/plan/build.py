@@ -21,6 +21,7 @@ from vidlatent.parallel.sharding import batch_sharding, with_shardings
 from vidlatent.plan import codec as plan_codec
 from vidlatent.plan import generators as plan_generators
 from vidlatent.plan import second_half
+from vidlatent.plan.distill import build_distill_train
 from vidlatent.plan.program import Program, check_batch, format_size
 from vidlatent.registry import did_you_mean
 from vidlatent.train.program import describe_state, jit_train_step
@@ -110,6 +111,9 @@ def _build_tokenizer_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ..
     )
 
 
+# Tasks that learn from a teacher.
+DISTILLATIONS = ("distill_guidance", "distill_progressive", "distill_score")
+
 # Program name -> config.task -> the function that builds it.
 PROGRAMS = {
     "train": {
@@ -117,6 +121,7 @@ PROGRAMS = {
         "generator": plan_generators.build_train,
         "refiner": second_half.build_refiner_train,
         "upsampler": second_half.build_upsampler_train,
+        **dict.fromkeys(DISTILLATIONS, build_distill_train),
     },
     "encode": {"tokenizer": plan_codec.build_encode},
     "decode": {"tokenizer": plan_codec.build_decode},

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vidlatent import config as configs
+from vidlatent.checkpoint.layout import find_players
 from vidlatent.latents.channels import follow_latents
 from vidlatent.latents.contract import LatentSpace
 from vidlatent.latents.space import (
@@ -59,7 +60,7 @@ def make_step_program(
     known: Mapping[str, jax.ShapeDtypeStruct],
     networks: Mapping[str, FrozenNetwork],
 ) -> Program:
-    """The training step of a task that has no players.
+    """The training step of a task of generators.
 
     Args:
       task: made without its data.
@@ -86,6 +87,7 @@ def make_step_program(
             "parameters": state["params"],
             "averaged parameters": state["ema"],
             "optimizer": state["opt"],
+            "networks beside it": {name: state[name] for name in find_players(state)},
             "frozen networks": frozen,
         },
         initial={0: lambda: task.init(random_key(config.seed, "params"))},

@@ -27,7 +27,7 @@ from vidlatent.plan.program import Program
 from vidlatent.train.tasks.refiner import RefinerTask
 from vidlatent.train.tasks.upsampler import UpsamplerTask
 
-__all__ = ["build_refiner_train", "build_upsampler_train"]
+__all__ = ["assume_parts", "build_refiner_train", "build_upsampler_train", "low_shape"]
 
 
 def build_upsampler_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
@@ -49,7 +49,7 @@ def build_upsampler_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...
         name: jax.ShapeDtypeStruct((batch, *shape), dtype)
         for name, (shape, dtype) in shapes.items()
     }
-    known |= _low_shape(latents, bucket)
+    known |= low_shape(latents, bucket)
     return make_step_program(task, mesh, bucket, known, task.frozen)
 
 
@@ -60,23 +60,25 @@ def build_refiner_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...])
     refiner starts from; where ``config.refiner.upsampler`` is, ``config.plan.upsampler``.
     """
     config, model, latents = assume_latents(config)
-    parts = _assume_parts(config, latents)
+    parts = assume_parts(config, latents)
     task = RefinerTask(config, model, latents, parts)
-    known = batch_shapes(model, latents, bucket) | _low_shape(latents, bucket)
+    known = batch_shapes(model, latents, bucket) | low_shape(latents, bucket)
     # As for a generator: the states of an empty text are left out.
     known_parts = {**parts.frozen, **task.adapters.frozen}
     frozen = task.frozen if config.data.source != "latents" else known_parts
     return make_step_program(task, mesh, bucket, known, frozen)
 
 
-def _low_shape(latents: Latents, bucket: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+def low_shape(latents: Latents, bucket: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape of the latents of half the size that a refiner's batch holds, by name."""
     frames, height, width, batch = bucket
     check_halves(latents.spec.whole, [(frames, height, width)], "the plan")
     shape = latents.spec.latent_shape((frames, height // 2, width // 2))
     return {LOW: jax.ShapeDtypeStruct((batch, *shape), jnp.float32)}
 
 
-def _assume_parts(config: ConfigDict, latents: Latents) -> Parts:
+def assume_parts(config: ConfigDict, latents: Latents) -> Parts:
+    """Base model and upsampler of a refiner, by the runs it names or as ``build_refiner_train``."""
     base, upsampler = config, configs.load(config.plan.upsampler)
     if config.refiner.base:
         base = read_part(config, "base")

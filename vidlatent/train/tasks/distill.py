@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.distilled import Distilled
+from vidlatent.latents.refiner_inputs import Parts, make_inputs
 from vidlatent.latents.space import Latents
 from vidlatent.latents.teacher import Teacher, describe_teacher, follow_teacher
 from vidlatent.train.tasks.generator import GeneratorTask, open_generator
@@ -27,6 +28,7 @@ class DistillTask(GeneratorTask):
       config: config of the run.
       model, latents: as ``GeneratorTask``.
       teacher: None: the one that the config names.
+      parts: of a refiner, as ``RefinerTask``.
 
     Attributes:
       teacher: the trained generator.
@@ -41,12 +43,14 @@ class DistillTask(GeneratorTask):
         model: Any = None,
         latents: Latents | None = None,
         teacher: Teacher | None = None,
+        parts: Parts | None = None,
     ):
         if teacher is None:
             config = follow_teacher(config)  # first of all: the commonest slip
         if latents is None:
             config, model, latents = open_generator(config, model)
         self.teacher = describe_teacher(config, model, latents) if teacher is None else teacher
+        self._parts = parts
         self.prepare(config, model)
         super().__init__(config, model, latents)
         if model.guidance_embed != bool(self.told):
@@ -56,6 +60,11 @@ class DistillTask(GeneratorTask):
                 f"{'needs one' if self.told else 'gives none'}: set "
                 f"config.generator.guidance_embed={bool(self.told)}."
             )
+
+    def make_inputs(self, *, augment: bool) -> Any:
+        return make_inputs(
+            self.config, self.model, self.latents, augment=augment, parts=self._parts
+        )
 
     def prepare(self, config: ConfigDict, model: Any) -> None:
         """Check the teacher, and make what the losses need; the task is not complete yet."""
