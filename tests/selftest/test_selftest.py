@@ -8,7 +8,7 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from vidlatent.diffusion import distillation, guidance, samplers
+from vidlatent.diffusion import distillation, guidance, samplers, sde
 from vidlatent.kernels import conv3d
 from vidlatent.selftest import devices
 from vidlatent.selftest.check import CHECKS, Row, Skipped, register, run_check
@@ -100,6 +100,19 @@ def test_wrong_weights_of_a_sampler_are_seen(monkeypatch):
     found = verdicts("order of convergence")
     assert found["ddim: limit"] == "FAIL" and found["euler: limit"] == "pass", found
     assert found["dpmpp_2m"] == "FAIL"
+
+
+@pytest.mark.slow
+def test_noise_without_its_drift_is_seen(monkeypatch):
+    right = sde.make_random_steps
+
+    def undamped(grid, *given):
+        steps = right(grid, *given)
+        return steps._replace(state=0 * steps.state + 1)
+
+    monkeypatch.setattr(sde, "make_random_steps", undamped)
+    found = verdicts("random steps")
+    assert found["flow_sde 0.7: deviation"] == "FAIL" and found["ancestral: mean"] == "pass", found
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from vidlatent.diffusion import (
     make_sampler,
     make_schedule,
     sample,
+    sde,
 )
 from vidlatent.diffusion.flow import sample_sigma
 from vidlatent.diffusion.grids import make_grid
@@ -216,9 +217,34 @@ def check_one_datum() -> Numbers:
         yield name, largest(end - datum), 0.0, 1e-4
 
 
+def _follow_policy() -> Numbers:
+    """Flow-SDE with 200 steps, the noise of policy gradients."""
+    count, grid = 16_384, Flow(shift=1.0).grid(200)
+    levels = jnp.asarray(grid.sigmas, jnp.float32)
+    error = STD / np.sqrt(count)
+    for eta in (0.3, 0.7):
+        steps = sde.make_random_steps(grid, "velocity", "flow_sde", eta)
+
+        def advance(z, index, steps=steps):
+            weights = steps.at(index)
+            mean = sde.take_mean(weights, z, exact_velocity(MEAN, STD, z, levels[index]))
+            key = jax.random.fold_in(jax.random.key(11), index)
+            return mean + weights.std * jax.random.normal(key, z.shape), None
+
+        start = jax.random.normal(jax.random.key(12), (count,))
+        run = jax.jit(lambda z, advance=advance: jax.lax.scan(advance, z, jnp.arange(200))[0])
+        end = np.asarray(run(start), np.float64)
+        yield f"flow_sde {eta:g}: mean", end.mean(), MEAN, 4 * error
+        yield f"flow_sde {eta:g}: deviation", end.std(), STD, 4 * error
+
+
 @register("random steps")
 def check_random_steps() -> Numbers:
-    """Samplers that add noise keep the data's mean and deviation: 16,384 samples, 1,000 steps."""
+    """Steps that add noise keep the data's mean and deviation (J70), of 16,384 samples.
+
+    Tolerances are four standard errors of a mean.
+    """
+    yield from _follow_policy()
     schedule = make_schedule({"name": "linear", "variance": "fixed_small"})
     count = 16_384
     start = jax.random.normal(jax.random.key(8), (count, 1))
