@@ -31,6 +31,7 @@ ROOMS = [
     "diffusion",
     "losses",
     "metrics",
+    "rewards",
     "report",
     "latents",
     "codec",

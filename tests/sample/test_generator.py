@@ -138,7 +138,9 @@ def test_each_request_has_a_folder_with_a_page(places, caplog):
     first = places / "run" / "samples" / "step_1" / "0001-red_square_moving_left"
     before = {path.name: path.read_bytes() for path in first.iterdir()}
     video = "red_square_moving_left-0.mp4"
-    assert {*before} == {video, "index.html", "contact_sheet.png", "samples.json"}
+    pages = {"index.html", "contact_sheet.png", "samples.json", "captions.jsonl"}
+    assert {*before} == {video, *pages}
+    assert json.loads(before["captions.jsonl"]) == {"file": video, "caption": RED}
     assert f"wrote {first / video}" in told and f"look at {first / 'index.html'}" in told
     assert "memory of a device: 0.1 MiB estimated (tokenizer" in told and "does not say" in told
     page = before["index.html"].decode()

@@ -9,6 +9,7 @@ A metric defines a number (``vidlatent.metrics``), a protocol is one paper's pro
     latent_statistics.py   what those clips' latents are like
     protocols/             scores as a paper computed them, next to the paper's own numbers
     compare/               scores of generated videos against real ones
+    rewards/               videos of folders scored by rewards
     clips.py               the clips of a folder that a protocol scores
     generator.py           a generator: ``generator_loss.py``, ``generator_report.py``
     layer_memory.py        how much a generator's layers read of earlier ones

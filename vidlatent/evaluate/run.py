@@ -18,6 +18,7 @@ from vidlatent.evaluate.latent_statistics import LatentStatistics
 from vidlatent.evaluate.protocols.definitions import PROTOCOLS
 from vidlatent.evaluate.protocols.generation import GENERATION_PROTOCOLS
 from vidlatent.evaluate.protocols.run import evaluate_protocol
+from vidlatent.evaluate.rewards.run import judge_folders
 from vidlatent.evaluate.running_scores import log_scores
 from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
 from vidlatent.evaluate.tokenizer_report import write_evaluation
@@ -35,7 +36,8 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
     """Score the checkpoint of ``workdir`` on the validation clips of ``config.data``.
 
     With ``config.eval.protocol``: on all clips of it, as a paper did. With ``config.eval.samples``,
-    or a protocol of generated videos: a set of those against the clips of ``config.data``. Writes
+    or a protocol of generated videos: a set of those against the clips of ``config.data``. With
+    ``config.eval.rewards``: each video of these folders by itself. Writes
     into ``output`` (default ``<workdir>/eval/step_<n>``, with the protocol's name); returns the
     exit status.
 
@@ -43,6 +45,8 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
       VidlatentError: an unknown protocol, or one of reconstructions for a generator.
     """
     _check_protocol(config)
+    if config.eval.rewards:
+        return judge_folders(config, workdir, output)
     if compares_sets(config):
         return compare_folders(config, workdir, step, output)
     if config.task == "upsampler":

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vidlatent.config import config_hash
 from vidlatent.errors import VidlatentError
-from vidlatent.files import write_json
+from vidlatent.files import dump_json, write_json, write_text
 from vidlatent.media.sheets import contact_sheet, encode_picture
 from vidlatent.report.page import GalleryVideo, write_report
 from vidlatent.sample.requests import Request
@@ -157,6 +157,9 @@ def write_samples(
 ) -> list[Path]:
     """Write ``samples.json``, ``contact_sheet.png`` and ``index.html``; the files to look at.
 
+    Prompts go into ``captions.jsonl``, too: with it the folder is one of captioned videos, which
+    rewards can score (``evaluate.rewards``).
+
     Args:
       folder: with the videos.
       samples: those that were written.
@@ -166,6 +169,9 @@ def write_samples(
     """
     rows = [sample.describe() for sample in samples]
     write_json(folder / _SETTINGS, {**settings, "videos": rows})
+    captions = [{"file": row["file"], "caption": row["prompt"]} for row in rows if row["prompt"]]
+    if captions:
+        write_text(folder / "captions.jsonl", "".join(f"{dump_json(x)}\n" for x in captions))
     shown = samples[:_SHOWN]
     pictured = any(sample.given is not None for sample in shown)
     contact_sheet(

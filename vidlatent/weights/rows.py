@@ -5,7 +5,7 @@ A row is ``(expression for the published name, our path or paths, transform)``, 
 
 from __future__ import annotations
 
-__all__ = ["Rows", "dense_rows", "layer_rows", "norm_rows", "packed_rows"]
+__all__ = ["Rows", "below", "dense_rows", "layer_rows", "norm_rows", "packed_rows"]
 
 Rows = tuple[tuple[str, str | tuple[str, ...], str], ...]
 
@@ -36,3 +36,12 @@ def norm_rows(source: str, target: str) -> Rows:
         (source + "[.]weight", target + "/scale", "copy"),
         (source + "[.]bias", target + "/bias", "copy"),
     )
+
+
+def below(source: str, target: str, rows: Rows) -> Rows:
+    """``rows`` of a network that is a part of another: both of its names begin with a prefix."""
+
+    def place(path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        return target + path if isinstance(path, str) else tuple(target + one for one in path)
+
+    return tuple((source + name, place(path), transform) for name, path, transform in rows)

@@ -45,6 +45,7 @@ TABLES.register("clip_transformers", _FROZEN + "clip.names:CLIP_TRANSFORMERS_TAB
 TABLES.register("clip_openclip", _FROZEN + "clip.names:CLIP_OPENCLIP_TABLE")
 TABLES.register("clip_wan", _FROZEN + "clip.names:CLIP_WAN_TABLE")
 TABLES.register("videoalign", "vidlatent.models.rewards.videoalign.names:VIDEOALIGN_TABLE")
+TABLES.register("mps", "vidlatent.models.rewards.mps.names:MPS_TABLE")
 TABLES.register("wan", "vidlatent.models.generators.wan.names:WAN_TABLE")
 TABLES.register("wan_diffusers", "vidlatent.models.generators.wan.names:WAN_DIFFUSERS_TABLE")
 TABLES.register(

@@ -29,6 +29,7 @@ from vidlatent.config.defaults.plan import get_plan
 from vidlatent.config.defaults.precision import get_precision
 from vidlatent.config.defaults.processes import get_processes
 from vidlatent.config.defaults.refiner import get_refiner
+from vidlatent.config.defaults.rewards import get_rewards
 from vidlatent.config.defaults.sample import get_sample
 from vidlatent.config.defaults.sampler import get_sampler
 from vidlatent.config.defaults.tokenizer import get_tokenizer
@@ -87,6 +88,7 @@ def get_defaults(name: str, preset: str) -> ConfigDict:
     config.compress = get_compress()
     config.encode = get_encode()
     config.eval = get_eval()
+    config.rewards = get_rewards()
     config.plan = get_plan()
     config.bench = get_bench()
     return config

@@ -27,7 +27,12 @@ def get_eval() -> ConfigDict:
     # Folder of the frames that an interpolator makes between decoded ones, <clip>/<frame>.png, for
     # the protocols promag_table3_2x and promag_table3_4x; they write the decoded frames there
     score.interpolated = ""
-    score.batch = 1  # clips that each device looks at at a time, where sets are compared
+    # Rewards (docs/rewards.md) to score single videos with, such as ("motion",), in place of all
+    # other scores: the videos of config.eval.samples, or several folders with commas between them,
+    # or without one the clips of the data
+    score.rewards = ()
+    score.frames = 0  # first frames of each video that rewards judge; 0: all
+    score.batch = 1  # clips that each device looks at at a time, where folders are scored
     score.fewer_clips = False  # compare sets of fewer clips than the protocol takes, with a warning
     score.leave_out = ()  # scores of the protocol to leave out, such as ("fvd_videomae",)
     score.clips = 0  # clips scored (of each set), spread over the data; 0: what the protocol says

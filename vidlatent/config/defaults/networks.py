@@ -30,6 +30,8 @@ def get_networks() -> ConfigDict:
     networks.lpips_alex = ""
     networks.lpips_tiny = "random"
     networks.lpips_vgg = ""
+    networks.mps = ""
+    networks.mps_tiny = "random"
     networks.sd_vae = ""
     networks.sd_vae_tiny = "random"
     networks.t5_tiny = "random"

@@ -55,6 +55,8 @@ NETWORKS.register("clip_vith14", _HERE + "clip.model:VITH14")
 NETWORKS.register("clip_vith14_wan", _HERE + "clip.model:VITH14_WAN")
 NETWORKS.register("clip_vitl14", _HERE + "clip.model:VITL14")
 NETWORKS.register("clip_tiny", _HERE + "clip.model:TINY")
+NETWORKS.register("mps", "vidlatent.models.rewards.mps.model:VITH14")
+NETWORKS.register("mps_tiny", "vidlatent.models.rewards.mps.model:TINY")
 NETWORKS.register("sd_vae", _HERE + "sd_vae:FT_EMA")
 NETWORKS.register("sd_vae_tiny", _HERE + "sd_vae:TINY")
 _REWARDS = "vidlatent.models.rewards."
@@ -132,6 +134,8 @@ def network_apply(name: str, dtype: Any = jnp.float32) -> Callable[..., Any]:
     (``models.pretrained.clip.model``).
     ``videoalign*``: ``apply(params, frames, tokens) -> [B, 3]`` scores of prepared frames
     ``[B, T, H, W, 3]`` and token numbers ``[B, L]`` (``models.rewards.videoalign``).
+    ``mps*``: ``apply(params, images, tokens, condition)`` scores images ``[B, H, W, 3]``; the parts
+    of it are methods, ``method=`` (``models.rewards.mps.model``).
     ``sd_vae*``: ``apply(params, images[, noise]) -> [N, H / 8, W / 8, 4]`` latents of images
     ``[N, H, W, 3]``, not scaled: the posterior's means, or samples with ``noise``.
 

@@ -19,15 +19,25 @@ from vidlatent.models.pretrained.resize import resize_matrix
 from vidlatent.registry import did_you_mean
 from vidlatent.spec import check_shape
 
-__all__ = ["MEAN", "RESIZINGS", "STD", "blurred_matrix", "pillow_matrix", "preprocess"]
+__all__ = [
+    "MEAN",
+    "QUANTIZE",
+    "RESIZINGS",
+    "STD",
+    "blurred_matrix",
+    "center_seen",
+    "pillow_matrix",
+    "preprocess",
+]
 
 # Mean and standard deviation of CLIP's training images (openai/CLIP, clip/clip.py).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 RESIZINGS = ("whole", "blurred", "center")
+QUANTIZE = ("none", "straight", "round")
 
 
-def preprocess(images: jax.Array, side: int, kind: str) -> jax.Array:
+def preprocess(images: jax.Array, side: int, kind: str, quantize: str = "none") -> jax.Array:
     """Normalised pixels ``[N, side, side, 3]`` of images ``[N, H, W, 3]`` in [-1, 1].
 
     Args:
@@ -35,15 +45,20 @@ def preprocess(images: jax.Array, side: int, kind: str) -> jax.Array:
         ``'blurred'``: stretched, a Gaussian blur first where it shrinks, corners aligned, a = -0.75
         (Reducio's feature extraction). ``'center'``: short side to ``side`` by Pillow's
         antialiased cubic, a = -0.5, the middle square, clipped to [-1, 1] (the image processors of
-        transformers and open_clip; those round to 8 bits between the axes, this does not).
+        transformers and open_clip).
+      quantize: of 'center': ``'round'`` to 8 bits before and after each axis, as Pillow does, which
+        leaves no gradient; ``'straight'``: the same, with the gradient of what is not rounded;
+        ``'none'``.
 
     Raises:
-      VidlatentError: unknown ``kind``; not ``[N, H, W, 3]``.
+      VidlatentError: unknown ``kind`` or ``quantize``; not ``[N, H, W, 3]``.
     """
     sizes = check_shape(images, "N H W C", C=3)
     height, width = sizes["H"], sizes["W"]
     if kind not in RESIZINGS:
         raise VidlatentError(f"unknown resizing {kind!r}: {did_you_mean(kind, RESIZINGS)}")
+    if quantize not in QUANTIZE:
+        raise VidlatentError(f"unknown rounding {quantize!r}: {did_you_mean(quantize, QUANTIZE)}")
     if kind == "whole":
         down, across = (resize_matrix(size, side, "bicubic") for size in (height, width))
     elif kind == "blurred":
@@ -51,17 +66,40 @@ def preprocess(images: jax.Array, side: int, kind: str) -> jax.Array:
         down, across = (blurred_matrix(size, side, smooth) for size in (height, width))
     else:
         down, across = (_center(size, min(height, width), side) for size in (height, width))
-    # Rows by ``down`` [side, H] and columns by ``across`` [side, W] at once.
-    x = jnp.einsum(
-        "hy,wx,nyxc->nhwc",
-        down,
-        across,
-        jnp.asarray(images, jnp.float32),
-        precision=lax.Precision.HIGHEST,
-    )
+    images = jnp.asarray(images, jnp.float32)
+    x = _resize_plainly(images, down, across)
     x = jnp.clip(x, -1, 1) if kind == "center" else x
+    if kind == "center" and quantize != "none":
+        rounded = _resize_rounding(images, down, across)
+        x = rounded if quantize == "round" else x + lax.stop_gradient(rounded - x)
     # CLIP's statistics are those of pixels in [0, 1].
     return ((x + 1) / 2 - jnp.array(MEAN)) / jnp.array(STD)
+
+
+def center_seen(height: int, width: int, side: int) -> np.ndarray:
+    """The pixels that ``preprocess`` with ``'center'`` looks at, bool ``[H, W]``."""
+    rows, columns = (
+        _center(size, min(height, width), side).any(axis=0) for size in (height, width)
+    )
+    return rows[:, None] & columns
+
+
+def _resize_plainly(images: jax.Array, down: np.ndarray, across: np.ndarray) -> jax.Array:
+    # Rows by ``down`` [side, H] and columns by ``across`` [side, W] at once.
+    return jnp.einsum("hy,wx,nyxc->nhwc", down, across, images, precision=lax.Precision.HIGHEST)
+
+
+def _resize_rounding(images: jax.Array, down: np.ndarray, across: np.ndarray) -> jax.Array:
+    """Columns first, whole levels of 0 to 255 before, between and after; in [-1, 1]."""
+    x = _round((images + 1) * 127.5)
+    for equation, matrix in (("wx,nyxc->nywc", across), ("hy,nywc->nhwc", down)):
+        x = _round(jnp.einsum(equation, matrix, x, precision=lax.Precision.HIGHEST))
+    return x / 127.5 - 1
+
+
+def _round(levels: jax.Array) -> jax.Array:
+    """To the nearest level, halves up, as Pillow's integers are rounded."""
+    return jnp.clip(jnp.floor(levels + 0.5), 0, 255)
 
 
 def _center(size: int, short: int, side: int) -> np.ndarray:

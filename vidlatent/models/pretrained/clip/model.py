@@ -1,4 +1,4 @@
-"""CLIP's image encoder (Radford et al. 2021; OpenCLIP): the image tokens that generators read."""
+"""CLIP's image encoder (Radford et al. 2021; OpenCLIP): image tokens for generators and rewards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from vidlatent.registry import did_you_mean
 
 __all__ = ["OUTPUTS", "ClipVision"]
 
-OUTPUTS = ("penultimate", "last", "patches", "patches_normed", "pooled", "embedding")
+OUTPUTS = (
+    *("penultimate", "last", "projected", "patches", "patches_normed", "pooled", "embedding"),
+)
 
 
 class ClipVision(nn.Module):
@@ -55,7 +57,8 @@ class ClipVision(nn.Module):
         Args:
           output: one of ``OUTPUTS`` in place of the field ``output``. With ``n`` patches:
             ``'penultimate'`` ``[N, 1 + n, D]`` before the last block, class token first (Wan);
-            ``'last'`` the same after it, without the last norm; ``'patches'`` ``[N, n, D]`` of
+            ``'last'`` the same after it, without the last norm; ``'projected'`` ``[N, 1 + n, P]``
+            these, projected (MPS); ``'patches'`` ``[N, n, D]`` of
             these and ``'patches_normed'`` after the norm (Reducio; open_clip used to return the
             first and now returns the second); ``'pooled'`` ``[N, D]`` the normed class token;
             ``'embedding'`` ``[N, P]`` its projection.
@@ -83,17 +86,19 @@ class ClipVision(nn.Module):
                 name=f"blocks_{i}",
             )(h)
         normed = layer_norm(self.eps, self.dtype, "norm_post")(h)
-        embedding = None
+        embedding = projected = None
         if self.projection:
             init = nn.initializers.normal(self.width**-0.5)
             kernel = self.param("projection", init, (self.width, self.projection))
-            embedding = jnp.matmul(
-                normed[:, 0], kernel.astype(self.dtype), precision=exact(self.dtype)
+            project = functools.partial(
+                jnp.matmul, b=kernel.astype(self.dtype), precision=exact(self.dtype)
             )
+            embedding, projected = project(normed[:, 0]), project(h)
         # XLA removes the outputs that are not chosen, and the last block with them.
         return {
             "penultimate": before,
             "last": h,
+            "projected": projected,
             "patches": h[:, 1:],
             "patches_normed": normed[:, 1:],
             "pooled": normed[:, 0],
@@ -127,7 +132,7 @@ class ClipVision(nn.Module):
     def _check_output(self, output: str) -> str:
         if output not in OUTPUTS:
             raise VidlatentError(f"unknown CLIP output {output!r}: {did_you_mean(output, OUTPUTS)}")
-        if output == "embedding" and not self.projection:
+        if output in ("embedding", "projected") and not self.projection:
             raise VidlatentError(
                 "this CLIP tower has no projection: ask for output 'pooled' or use clip_vith14."
             )

@@ -1,0 +1,1 @@
+"""MPS (Zhang et al. 2024): preference for a picture, given its prompt."""
