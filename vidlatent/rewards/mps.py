@@ -54,7 +54,7 @@ class MpsReward(FrameReward):
       VidlatentError: an unknown network or rounding, or no tokenizer.
     """
 
-    names = ("mps",)
+    names: tuple[str, ...] = ("mps",)
     reads_prompt = True
 
     def __init__(

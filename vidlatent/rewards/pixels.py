@@ -31,7 +31,7 @@ class Motion(PixelReward):
     rate, so every rate is judged alike and none is resampled.
     """
 
-    names = ("motion",)
+    names: tuple[str, ...] = ("motion",)
 
     def score(self, params: object, inputs: RewardInputs) -> dict[str, jax.Array]:
         del params
@@ -57,7 +57,7 @@ class Colour(PixelReward):
       VidlatentError: an unknown colour or measure.
     """
 
-    names = ("colour",)
+    names: tuple[str, ...] = ("colour",)
 
     def __init__(self, colour: str, measure: str, width: float):
         for word, known in ((colour or "red", COLOURS), (measure, ("share", "closeness"))):
@@ -91,7 +91,7 @@ class Sharpness(PixelReward):
     Frame rates do not matter to it.
     """
 
-    names = ("sharpness",)
+    names: tuple[str, ...] = ("sharpness",)
 
     def score(self, params: object, inputs: RewardInputs) -> dict[str, jax.Array]:
         del params
