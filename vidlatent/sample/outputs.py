@@ -169,9 +169,7 @@ def write_samples(
     """
     rows = [sample.describe() for sample in samples]
     write_json(folder / _SETTINGS, {**settings, "videos": rows})
-    captions = [{"file": row["file"], "caption": row["prompt"]} for row in rows if row["prompt"]]
-    if captions:
-        write_text(folder / "captions.jsonl", "".join(f"{dump_json(x)}\n" for x in captions))
+    _write_captions(folder, rows)
     shown = samples[:_SHOWN]
     pictured = any(sample.given is not None for sample in shown)
     contact_sheet(
@@ -211,6 +209,12 @@ def write_samples(
         config=settings["all_keys"],
     )
     return [folder / name for name in ("index.html", "contact_sheet.png", _SETTINGS)]
+
+
+def _write_captions(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    captions = [{"file": row["file"], "caption": row["prompt"]} for row in rows if row["prompt"]]
+    if captions:
+        write_text(folder / "captions.jsonl", "".join(f"{dump_json(x)}\n" for x in captions))
 
 
 def _count_evaluations(nfe: int | Mapping[str, int]) -> int:
