@@ -157,8 +157,7 @@ def write_samples(
 ) -> list[Path]:
     """Write ``samples.json``, ``contact_sheet.png`` and ``index.html``; the files to look at.
 
-    Prompts go into ``captions.jsonl``, too: with it the folder is one of captioned videos, which
-    rewards can score (``evaluate.rewards``).
+    Prompts go into ``captions.jsonl``, too, as a folder of captioned videos has them.
 
     Args:
       folder: with the videos.
