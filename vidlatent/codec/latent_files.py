@@ -17,6 +17,7 @@ from vidlatent.files import replace_file
 from vidlatent.media.errors import ClipError
 from vidlatent.media.sound import unpack_sound
 from vidlatent.media.write import VideoWriter
+from vidlatent.paths import as_path, same_place
 
 __all__ = ["compress_video", "decompress_video", "write_decompressed"]
 
@@ -26,7 +27,7 @@ def compress_video(config: ConfigDict, workdir: Path, step: int, input: str, out
     _check_names(input, output)
     codec = _open(config, workdir, step)
     data, figures = compress(codec, input, dtype=config.compress.dtype, coder=config.compress.coder)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    as_path(output).parent.mkdir(parents=True, exist_ok=True)
     with replace_file(output) as file:
         file.write(data)
     logging.info("%(frames)d frames of %(width)dx%(height)d", figures)
@@ -90,5 +91,5 @@ def _open(config: ConfigDict, workdir: Path, step: int) -> Codec:
 
 
 def _check_names(input: str, output: str) -> None:
-    if Path(input).resolve() == Path(output).resolve():
+    if same_place(input, output):
         raise VidlatentError(f"--output={output} would overwrite the input: choose another name.")

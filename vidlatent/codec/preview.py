@@ -23,6 +23,7 @@ from vidlatent.files import dump_json, parse_json, read_npz, replace_file
 from vidlatent.latents.pixels import from_pixels
 from vidlatent.media.sheets import contact_sheet
 from vidlatent.parallel.multihost import is_main
+from vidlatent.paths import as_path
 from vidlatent.spec import LatentSpec, check_shape
 
 __all__ = ["LinearFit", "Preview", "fit_preview"]
@@ -119,7 +120,7 @@ class Preview:
         Raises:
           VidlatentError: there is none, or it was fitted to another tokenizer's latents.
         """
-        if not Path(path).is_file():
+        if not as_path(path).is_file():
             raise VidlatentError(f"there is no preview at {path}: fit one by --mode=preview.")
         stored = read_npz(path, "fit it again by --mode=preview")
         try:

@@ -28,6 +28,7 @@ from vidlatent.media.write import VideoWriter, side_by_side
 from vidlatent.metrics import psnr, ssim
 from vidlatent.metrics.flicker import BorderDifferences, FrameDifferences
 from vidlatent.metrics.ssim import WINDOW as SSIM_WINDOW
+from vidlatent.paths import as_path, same_place
 
 __all__ = ["reconstruct_video"]
 
@@ -47,10 +48,10 @@ def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, 
     """
     if not input or not output:
         raise VidlatentError("--mode=reconstruct needs --input=my.mp4 and --output=restored.mp4.")
-    if Path(input).resolve() == Path(output).resolve():
+    if same_place(input, output):
         raise VidlatentError(f"--output={output} would overwrite the input: choose another name.")
     try:
-        return _reconstruct(config, workdir, step, input, Path(output))
+        return _reconstruct(config, workdir, step, input, as_path(output))
     except ClipError as error:
         raise VidlatentError(f"--input={input} cannot be restored: {error}.") from error
 
@@ -83,7 +84,7 @@ def _reconstruct(config: ConfigDict, workdir: Path, step: int, input: str, targe
             count += len(original)
             bar.advance(len(original))
     about = {"height": info.height, "width": info.width, "fps": float(info.fps)}
-    scores = {"input": Path(input).name, "coded_in": codec.time, "frames": count}
+    scores = {"input": as_path(input).name, "coded_in": codec.time, "frames": count}
     scores |= about | sizes.report() | (compared.scores() if compared else {})
     scores["told"] = clock.tell(sound.told)
     path = _beside(target, "scores.json")

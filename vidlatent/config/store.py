@@ -20,6 +20,7 @@ from vidlatent.config.validate import validate
 from vidlatent.errors import VidlatentError
 from vidlatent.files import dump_json, parse_json, write_text
 from vidlatent.nested import flatten
+from vidlatent.paths import absolute
 
 __all__ = [
     "config_hash",
@@ -108,7 +109,7 @@ def name_data(data: ConfigDict) -> str:
 
 
 def _absolute(path: str) -> str:
-    return os.path.abspath(path) if path else ""
+    return absolute(path) if path else ""
 
 
 def read(

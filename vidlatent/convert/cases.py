@@ -14,6 +14,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.models.load import abstract_params
 from vidlatent.models.tokenizers import build
 from vidlatent.parallel.compilation import quick_options
+from vidlatent.paths import as_path
 from vidlatent.registry import Registry
 from vidlatent.weights.files import choose_table, read_tensors
 from vidlatent.weights.importer import import_params
@@ -44,7 +45,7 @@ def run_case(
     Raises:
       VidlatentError: a file of the case is missing, or the weights do not fit it.
     """
-    case = CASES.get(family)(Path(folder))
+    case = CASES.get(family)(as_path(folder))
     model = build({"name": family, **case.fields})
     abstract = abstract_params(model)
     tensors: Mapping[str, Any] = read_tensors(weights) if weights else case.tensors(abstract)

@@ -27,6 +27,7 @@ from vidlatent.latents.space import Latents
 from vidlatent.latents.statistics import copy_statistics
 from vidlatent.models.load import model_of, open_checkpoints, smallest_video
 from vidlatent.parallel.compilation import quick_options
+from vidlatent.paths import as_path, same_place
 from vidlatent.spec import LatentSpec
 from vidlatent.train.init_from import load_initial_params
 from vidlatent.train.state import random_key
@@ -79,17 +80,17 @@ def convert(config: ConfigDict, workdir: Path, **options: Any) -> int:
     if not target:
         logging.info("the weights fit the model; --to=... writes them")
     # A name with a suffix is a file, any other a workdir.
-    elif Path(target).suffix:
-        if Path(target).resolve() == Path(source).resolve():
+    elif as_path(target).suffix:
+        if same_place(target, source):
             raise VidlatentError(f"--to={target} would overwrite the source: choose another name.")
-        if Path(target).exists() and not options.get("overwrite"):
+        if as_path(target).exists() and not options.get("overwrite"):
             raise VidlatentError(
                 f"--to={target} exists already: choose another name, or add --overwrite."
             )
         number = save_params(target, params, family=family, table=options["to_table"])
         logging.info("wrote %d tensors to %s", number, target)
     else:
-        _write_workdir(config, Path(target), params, source)
+        _write_workdir(config, as_path(target), params, source)
         logging.info("wrote the workdir %s", target)
     return 0
 
@@ -109,7 +110,7 @@ def _find_model(config: ConfigDict, options: dict[str, Any]) -> tuple[ConfigDict
                 f"{config.task!r}: training starts from other weights by config.train.init_kind."
             )
     target = options["to"]
-    if target and not Path(target).suffix and not is_workdir(options["from"] or ""):
+    if target and not as_path(target).suffix and not is_workdir(options["from"] or ""):
         raise VidlatentError(
             f"--to={target} is to be the run of a {config.task}, which also knows its latents: "
             "give --from the workdir of a run, or --to a .safetensors file."
@@ -158,7 +159,7 @@ def _write_workdir(config: ConfigDict, workdir: Path, params: Any, source: str =
         config.optim.lora.rank, config.train.init_from = 0, ""
     with _prepare_folder(workdir) as part:
         if configs.is_generator(config):
-            latents = Latents.load(Path(source))
+            latents = Latents.load(as_path(source))
             _save_into(config, part, params, latents.spec)
             latents.write_or_check(part, 0)
             return

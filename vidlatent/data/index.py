@@ -6,7 +6,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from vidlatent.data.sources import Entry, Source
 from vidlatent.files import write_json
 from vidlatent.media.errors import ClipError, Limits, named_errors
 from vidlatent.media.probe import REMARKS, ClipInfo
+from vidlatent.paths import absolute, as_path
 
 __all__ = ["BadClip", "Clip", "Index", "build_index"]
 
@@ -186,11 +186,10 @@ def _cache_head(where: str, limits: Limits) -> dict[str, Any]:
 
 
 def _read_cache(path: str, where: str, limits: Limits) -> dict[str, Any]:
-    if not path or not os.path.exists(path):
+    if not path or not as_path(path).exists():
         return {}
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = json.loads(as_path(path).read_bytes())
         rows = {name: row for name, row in content.pop("clips").items() if isinstance(row, dict)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         # A cache only saves time, so a damaged one is no reason to stop.
@@ -217,7 +216,7 @@ def _write_cache(path, where, limits, entries, findings, known, verified) -> Non
     if rows == known:
         return
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        as_path(absolute(path)).parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {**_cache_head(where, limits), "clips": rows}, indent=None)
     except OSError as error:
         logging.warning("the index cannot be kept in %s: %s", path, error)

@@ -26,6 +26,7 @@ import numpy as np
 from vidlatent.data.set_checks import find_header_fault, find_window_fault
 from vidlatent.errors import VidlatentError
 from vidlatent.files import dump_json, parse_json, read_json
+from vidlatent.paths import absolute, as_path, size_of
 from vidlatent.spec import LatentSpec
 
 __all__ = ["Header", "Shard", "Window", "pack", "read_header", "unpack"]
@@ -196,10 +197,10 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     Raises:
       VidlatentError: there is none, it is not finished, or its header is damaged or stale.
     """
-    folder = os.path.abspath(os.path.expanduser(os.fspath(path)))
+    folder = absolute(path)
     file = os.path.join(folder, HEADER)
-    if not os.path.isfile(file):
-        if os.path.isfile(os.path.join(folder, PLAN)):
+    if not as_path(file).is_file():
+        if as_path(folder, PLAN).is_file():
             raise VidlatentError(
                 f"the latent data set {folder} is not finished: run --mode=encode again, it goes "
                 "on where it was."
@@ -255,7 +256,7 @@ class Shard:
                 f"the rows beside {records} are damaged ({error}): encode the videos again."
             ) from error
         # The size tells a file that was cut off without reading all of it.
-        if not os.path.isfile(records) or os.path.getsize(records) != shard.bytes:
+        if size_of(records) != shard.bytes:
             raise VidlatentError(
                 f"{records} is missing or was cut off: delete it and run --mode=encode again, it "
                 "makes what is missing."

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from vidlatent import config as configs
 from vidlatent.config.defaults.codec import get_codec
 from vidlatent.errors import VidlatentError
+from vidlatent.paths import as_path
 from vidlatent.weights.files import is_workdir
 
 __all__ = ["tokenizer_job"]
@@ -40,7 +41,7 @@ def tokenizer_job(config: ConfigDict, workdir: Path, step: int) -> tuple[ConfigD
     Raises:
       VidlatentError: there is no tokenizer's run.
     """
-    named = Path(config.tokenizer.path or workdir)
+    named = as_path(config.tokenizer.path or workdir)
     if not is_workdir(named):
         raise VidlatentError(
             f"--mode=encode for {config.name} needs the tokenizer's run, and {named} is none: name "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -44,10 +43,12 @@ from vidlatent.encode.plan import (
 from vidlatent.encode.shards import ShardWriter, merge_shards, read_finished_shard, round_to_dtype
 from vidlatent.encode.statistics import LatentMoments, settle_moments
 from vidlatent.errors import VidlatentError
+from vidlatent.files import replace_file
 from vidlatent.latents.digest import hash_encoder, hash_params
 from vidlatent.latents.pairs import LOW, check_halves, halve_pixels
 from vidlatent.models.load import model_of, restore_tokenizer
 from vidlatent.parallel.mesh import local_mesh
+from vidlatent.paths import as_path
 
 __all__ = ["encode_set"]
 
@@ -69,13 +70,13 @@ def encode_set(config: ConfigDict, workdir: Path, step: int, output: str) -> int
     """
     if not output:
         raise VidlatentError("--mode=encode needs --output=<folder of the latent data set>.")
-    if (Path(output) / "config.json").exists():
+    if (as_path(output) / "config.json").exists():
         raise VidlatentError(f"--output={output} holds a run: name another folder for the set.")
     if configs.is_generator(config):
         config, workdir, step = tokenizer_job(config, workdir, step)
     if config.data.source == "latents":
         raise VidlatentError("config.data.source='latents' is encoded already: name the videos.")
-    job = _Job(config, workdir, step, Path(output))
+    job = _Job(config, workdir, step, as_path(output))
     with jax.set_mesh(job.mesh):
         job.prepare()
         # Several processes may fill one folder, each with a number and shards of its own.
@@ -334,11 +335,9 @@ class _Job:
         Those stand for texts that training drops; a set that was finished before gets them, too.
         """
         if self._text and not (self.folder / NULL_TEXT).exists():
-            # Under another name first: several processes may write it, and others may read it.
-            part = self.folder / f"{NULL_TEXT}.{os.getpid()}.partial"
-            with part.open("wb") as file:
+            # Whole: several processes may write it, and others may read it.
+            with replace_file(self.folder / NULL_TEXT) as file:
                 np.save(file, self._text.empty())
-            os.replace(part, self.folder / NULL_TEXT)
         if (self.folder / HEADER).exists():
             logging.info("%s is complete", self.folder)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from vidlatent.data.latent_set import HEADER, Header, Shard, Window, pack
 from vidlatent.encode.statistics import LatentMoments
 from vidlatent.errors import VidlatentError
 from vidlatent.files import write_json
+from vidlatent.paths import local_folder, move_file
 from vidlatent.spec import LatentSpec
 
 __all__ = ["ShardWriter", "read_finished_shard", "merge_shards", "round_to_dtype"]
@@ -67,7 +69,9 @@ class ShardWriter:
         self.path = path
         for left in path.parent.glob(f"{path.name}.*.partial"):  # of a run that was killed
             left.unlink(missing_ok=True)
-        self._part = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        self._rooms = contextlib.ExitStack()
+        place = self._rooms.enter_context(local_folder(path.parent))
+        self._part = place / f"{path.name}.{os.getpid()}.partial"
         self._windows: list[Window] = []
         self._bad: list[tuple[str, str, str]] = []
         self._arrays: dict[str, dict[str, Any]] = {}
@@ -87,6 +91,7 @@ class ShardWriter:
             except RuntimeError as error:
                 logging.debug("closing %s: %s", self._part, error)
             self._part.unlink(missing_ok=True)
+        self._rooms.close()
 
     def add(self, window: Window, arrays: Mapping[str, np.ndarray], exact: np.ndarray) -> None:
         """Add a window with its arrays as they are stored; ``exact`` is the unrounded latent."""
@@ -132,7 +137,7 @@ class ShardWriter:
         )
         # The records are moved last: a shard counts as finished once they are there.
         write_json(self.path.with_suffix(".json"), shard.to_json())
-        os.replace(self._part, self.path)
+        move_file(self._part, self.path)
         return shard
 
     def _write_error(self, error: RuntimeError) -> VidlatentError:

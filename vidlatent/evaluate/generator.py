@@ -23,6 +23,7 @@ from vidlatent.latents.space import Latents, describe_latents, generator_of, res
 from vidlatent.models.frozen import load_frozen
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main
+from vidlatent.paths import as_path
 from vidlatent.sample.few_steps import follow_distilled, settle_sampler
 from vidlatent.sample.grid import SampleGrid
 
@@ -74,7 +75,7 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
                 parts = inputs, model, frozen, mesh, restored.state
                 memory = measure_layer_memory(config, *parts, next(iter(loader)))
     if is_main():
-        folder = Path(output) if output else default_folder(config, workdir, restored.step)
+        folder = as_path(output) if output else default_folder(config, workdir, restored.step)
         logging.info("loss %.4g over %d clips", result.scores["loss"], result.scores["clips"])
         write_generator_report(
             result,

@@ -27,6 +27,7 @@ from vidlatent.metrics import make_metrics
 from vidlatent.models.load import model_of, restore_tokenizer
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main
+from vidlatent.paths import as_path
 from vidlatent.registry import did_you_mean
 
 __all__ = ["evaluate_workdir"]
@@ -78,7 +79,7 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
                 metrics=metrics,
             )
     if is_main():
-        folder = Path(output) if output else default_folder(config, workdir, restored.step)
+        folder = as_path(output) if output else default_folder(config, workdir, restored.step)
         # First, so that they are known even if a page cannot be written.
         log_scores(result.scores)
         write_evaluation(result, folder, config=config, step=restored.step, workdir=workdir)

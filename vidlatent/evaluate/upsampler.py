@@ -34,6 +34,7 @@ from vidlatent.models.load import restore_onto
 from vidlatent.parallel.mesh import mesh_for_batches
 from vidlatent.parallel.multihost import is_main, to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
+from vidlatent.paths import as_path
 from vidlatent.report.curves import run_curves
 from vidlatent.report.page import write_report
 
@@ -229,7 +230,7 @@ def evaluate_upsampler(config: ConfigDict, workdir: Path, step: int, output: str
         with Loaders(config, known.spec, workdir).validation() as loader:
             result = score(restored.state, loader)
     if is_main():
-        folder = Path(output) if output else default_folder(config, workdir, restored.step)
+        folder = as_path(output) if output else default_folder(config, workdir, restored.step)
         log_scores(result.scores)
         write_upsampler_report(result, folder, config=config, step=restored.step, workdir=workdir)
         logging.info("report in %s", folder / "report.html")

@@ -13,10 +13,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from vidlatent.errors import VidlatentError
 from vidlatent.metrics.vbench import compute_totals, find_suite
+from vidlatent.paths import as_path
 
 __all__ = ["main"]
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read(path: str) -> dict[str, float]:
-    file = Path(path)
+    file = as_path(path)
     if not file.is_file():
         raise VidlatentError(f"there is no file {path}: name the results that VBench wrote.")
     try:

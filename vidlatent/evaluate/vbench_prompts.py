@@ -15,11 +15,11 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from vidlatent.errors import VidlatentError
 from vidlatent.files import write_text
+from vidlatent.paths import as_path
 from vidlatent.registry import did_you_mean
 
 __all__ = ["main", "read_vbench_prompts"]
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wanted = tuple(filter(None, options.dimensions.split(",")))
         found = read_vbench_prompts(options.info, options.images, wanted)
         files = found if options.by_dimension else {"prompts": _merge(found)}
-        folder = Path(options.output)
+        folder = as_path(options.output)
         folder.mkdir(parents=True, exist_ok=True)
         for name, rows in files.items():
             write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -65,7 +65,7 @@ def read_vbench_prompts(
     Raises:
       VidlatentError: another file, an unknown dimension, or a picture that is missing.
     """
-    file = Path(info)
+    file = as_path(info)
     if not file.is_file():
         raise VidlatentError(f"there is no file {info}: name VBench's list of prompts.")
     found: dict[str, list[dict[str, Any]]] = {}
@@ -92,7 +92,7 @@ def _find_picture(folder: str, name: str) -> str:
         raise VidlatentError(
             "these prompts have pictures: give their folder by --images=crop/16-9."
         )
-    path = Path(folder, name)
+    path = as_path(folder, name)
     if not path.is_file():
         raise VidlatentError(f"there is no picture {path}: name the folder of VBench's pictures.")
     return str(path.resolve())

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from vidlatent.errors import VidlatentError
 from vidlatent.files import read_json, write_json
 from vidlatent.parallel.multihost import is_main
+from vidlatent.paths import as_path
 
 __all__ = [
     "CONVENTIONS",
@@ -149,7 +150,7 @@ class Distilled:
         Raises:
           VidlatentError: the file is damaged.
         """
-        path = Path(workdir) / FILE
+        path = as_path(workdir) / FILE
         if not path.is_file():
             return None
         remedy = "copy it from a backup, or distil anew in another --workdir"

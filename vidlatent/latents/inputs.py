@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from vidlatent.latents.reader import LatentReader
 from vidlatent.latents.space import Latents
 from vidlatent.models.frozen import FrozenNetwork
 from vidlatent.parallel.multihost import place_as
+from vidlatent.paths import as_path
 from vidlatent.registry import did_you_mean
 
 __all__ = [
@@ -98,7 +98,7 @@ class Inputs:
         )
 
     def _read_null_text(self) -> dict[str, np.ndarray]:
-        file = Path(self._config.data.path, NULL_TEXT)
+        file = as_path(self._config.data.path, NULL_TEXT)
         if not file.is_file():
             raise VidlatentError(
                 f"config.conditions.null_text is 'empty', but there is no {file}: run the set's "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +29,7 @@ from vidlatent.latents.space import (
 from vidlatent.models.frozen import FrozenNetwork, freeze_run
 from vidlatent.models.generators import FOLLOW, UPSAMPLERS, build_upsampler
 from vidlatent.models.load import resolve_dtype
+from vidlatent.paths import as_path
 from vidlatent.weights.files import is_workdir
 
 __all__ = [
@@ -205,7 +205,7 @@ def read_part(config: ConfigDict, name: str) -> ConfigDict:
             f"config.refiner.{name}{about}: name the workdir of the trained "
             f"{'base model' if name == 'base' else 'latent upsampler'}."
         )
-    found = configs.read(Path(path))
+    found = configs.read(as_path(path))
     if configs.role_of(found) != task:
         raise VidlatentError(
             f"config.refiner.{name}={path} is a run of the task {found.task!r}: name one of the "
@@ -250,7 +250,7 @@ def _check_space(config: ConfigDict, name: str, latents: Latents) -> None:
     path = config.refiner[name]
     require_same(
         latents.space,
-        Latents.load(Path(path)).space,
+        Latents.load(as_path(path)).space,
         "this refiner",
         f"config.refiner.{name}={path}",
         "train all parts of a cascade in one latent space, each started from the tokenizer's own "

@@ -28,6 +28,7 @@ from vidlatent.models.load import model_of, resolve_dtype, restore_onto, spec_in
 from vidlatent.models.tokenizers.cutting import make_latent_coder
 from vidlatent.parallel.multihost import is_main
 from vidlatent.parallel.paths import path_name
+from vidlatent.paths import as_path
 from vidlatent.spec import LatentSpec
 from vidlatent.weights.files import is_workdir
 
@@ -139,7 +140,7 @@ def read_tokenizer_config(config: ConfigDict) -> ConfigDict:
         raise VidlatentError(
             f"config.tokenizer.path={path} is no run with checkpoints: train the tokenizer first."
         )
-    return configs.read(Path(path))
+    return configs.read(as_path(path))
 
 
 def load_latents(config: ConfigDict) -> Latents:
@@ -251,10 +252,10 @@ def check_tokenizer(space: LatentSpace, config: ConfigDict, whose: str) -> Laten
 def _find_start(config: ConfigDict) -> LatentSpace | None:
     """The space of the generator that the run starts from, if it starts from one."""
     source = config.train.init_from
-    if source and (Path(source) / FILE).is_file():
-        return Latents.load(Path(source)).space
+    if source and (as_path(source) / FILE).is_file():
+        return Latents.load(as_path(source)).space
     # A run that is resumed needs the weights of its start no more, but may need its moments.
-    if source and not Path(source).exists():
+    if source and not as_path(source).exists():
         logging.warning(
             "config.train.init_from=%s is not there, so the moments of the latents are those of "
             "the tokenizer or the set, not those of that run.",

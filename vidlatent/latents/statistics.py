@@ -31,6 +31,7 @@ from vidlatent.files import read_json, write_json
 from vidlatent.latents.digest import hash_encoder, hash_params
 from vidlatent.models.load import abstract_params, model_of, open_checkpoints
 from vidlatent.parallel.multihost import is_main
+from vidlatent.paths import as_path, is_remote
 from vidlatent.weights.files import is_workdir, restore_weights
 
 __all__ = [
@@ -104,9 +105,9 @@ def find_digests(path: str | os.PathLike[str], step: int = -1) -> Digests:
     Raises:
       VidlatentError: there is no such checkpoint.
     """
-    config = configs.read(Path(path))
+    config = configs.read(as_path(path))
     model = model_of(config)
-    with contextlib.closing(open_checkpoints(config, Path(path))) as checkpoints:
+    with contextlib.closing(open_checkpoints(config, as_path(path))) as checkpoints:
         number = checkpoints.latest() if step < 0 else step
         file = _digest_file(path, checkpoints.directory, number)
         # Agreed, because reading parameters takes all processes: shared folders may show a file
@@ -126,7 +127,7 @@ def _digest_file(path: str | os.PathLike[str], checkpoints: epath.Path, step: in
     total = hashlib.sha256()
     for file in sorted((checkpoints / str(step) / digests.ITEM).glob("*.json")):
         total.update(file.read_bytes())
-    return Path(path, FOLDER, f"digests-{step}-{total.hexdigest()[:16]}.json")
+    return as_path(path, FOLDER, f"digests-{step}-{total.hexdigest()[:16]}.json")
 
 
 def find_statistics(
@@ -151,7 +152,7 @@ def find_statistics(
         if file.is_file():
             fields = [field.name for field in dataclasses.fields(Statistics)]
             return Statistics.from_json(_read(file, fields))
-        place = configs.read(Path(place)).train.init_from
+        place = configs.read(as_path(place)).train.init_from
     return None
 
 
@@ -176,13 +177,13 @@ def store_statistics(path: str | os.PathLike[str], statistics: Statistics) -> bo
 
 def copy_statistics(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Copy the moments of one tokenizer's workdir into another's that has the same weights."""
-    for file in Path(source, FOLDER).glob("moments-*.json"):
-        _create(Path(target, FOLDER, file.name), read_json(file, _REMEDY))
+    for file in as_path(source, FOLDER).glob("moments-*.json"):
+        _create(as_path(target, FOLDER, file.name), read_json(file, _REMEDY))
 
 
 def _moments_file(path: str | os.PathLike[str], key: tuple[Any, ...]) -> Path:
     name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
-    return Path(path, FOLDER, f"moments-{name}.json")
+    return as_path(path, FOLDER, f"moments-{name}.json")
 
 
 def _read(file: Path, fields: Sequence[str]) -> dict[str, Any]:
@@ -199,6 +200,11 @@ def _create(file: Path, content: Mapping[str, Any]) -> bool:
     part = file.with_name(f"{file.name}.{os.getpid()}.new")
     try:
         file.parent.mkdir(exist_ok=True)
+        if is_remote(file):
+            # The same content whoever writes it, and the last of two writers is no worse.
+            if not file.exists():
+                write_json(file, content)
+            return True
         write_json(part, content)
         try:
             # The first of several processes wins: a link, unlike a new name, replaces nothing.

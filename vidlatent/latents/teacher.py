@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -14,6 +13,7 @@ from vidlatent.latents.distilled import BuiltInGuidance, Distilled, StepGrid
 from vidlatent.latents.space import Latents, abstract_at_rest, generator_of
 from vidlatent.models.frozen import FrozenNetwork, freeze_run
 from vidlatent.models.load import find_step, resolve_dtype
+from vidlatent.paths import as_path
 from vidlatent.weights.files import is_workdir
 
 __all__ = ["Teacher", "describe_teacher", "follow_teacher", "read_teacher"]
@@ -75,7 +75,7 @@ def read_teacher(config: ConfigDict) -> ConfigDict:
             f"config.distill.teacher{about}: name the workdir of the trained generator or refiner "
             "to distil."
         )
-    found = configs.read(Path(path))
+    found = configs.read(as_path(path))
     if configs.role_of(found) not in ("generator", "refiner"):
         raise VidlatentError(
             f"config.distill.teacher={path} is a run of the task {found.task!r}: name one of a "
@@ -102,14 +102,14 @@ def describe_teacher(config: ConfigDict, model: Any, latents: Latents) -> Teache
     named = f"config.distill.teacher={path}"
     require_same(
         latents.space,
-        Latents.load(Path(path)).space,
+        Latents.load(as_path(path)).space,
         "config.data",
         named,
         "name the tokenizer and the data that the teacher has learned from",
     )
     teacher = generator_of(found, resolve_dtype(config, None))
     _check_student(config, model, found, teacher)
-    step = find_step(found, Path(path), config.distill.teacher_step)
+    step = find_step(found, as_path(path), config.distill.teacher_step)
     facts = Distilled.load(path) or Distilled()
     network = freeze_run(path, abstract_at_rest(teacher), found.generator.name, step)
     place = {"workdir": path, "step": step}

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vidlatent.errors import VidlatentError
+from vidlatent.paths import as_path
 
 __all__ = [
     "caption_bar",
@@ -193,8 +194,7 @@ def _png(sheet: Image.Image, path: str | os.PathLike[str] | None = None) -> byte
     sheet.save(buffer, format="PNG", optimize=True)
     if path is not None:
         try:
-            with open(path, "wb") as file:
-                file.write(buffer.getvalue())
+            as_path(path).write_bytes(buffer.getvalue())
         except OSError as error:
             raise VidlatentError(f"cannot write the picture {os.fspath(path)}: {error}") from error
     return buffer.getvalue()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pathlib
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -19,6 +18,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.media.container import local_name
 from vidlatent.media.sheets import caption_bar, to_uint8
 from vidlatent.media.sound import SoundTracks
+from vidlatent.paths import as_path, local_folder, move_file
 
 STILL_FPS = 1.0  # frame rate that a picture is written at, as a video of one frame
 
@@ -87,7 +87,7 @@ class VideoWriter:
         timed: bool = False,
         sound: SoundTracks | None = None,
     ):
-        self.path = pathlib.Path(path)
+        self.path = as_path(path)
         if self.path.suffix.lower() not in _SUFFIXES:
             raise VidlatentError(
                 f"cannot write {self.path}: the name must end in {', '.join(_SUFFIXES)}."
@@ -105,7 +105,10 @@ class VideoWriter:
         # With the suffix of the name to come, by which FFmpeg chooses the container. Names have at
         # most 255 bytes, and this one must not be longer than allowed where the other is not.
         stem = self.path.stem.encode("utf-8", "surrogateescape")[:100].decode("utf-8", "ignore")
-        self._temporary = self.path.with_name(f".{stem}.{os.getpid()}{self.path.suffix}")
+        # An object of a store is written elsewhere, until it is whole.
+        self._rooms = contextlib.ExitStack()
+        place = self._rooms.enter_context(local_folder(self.path.parent))
+        self._temporary = place / f".{stem}.{os.getpid()}{self.path.suffix}"
         self._stream: Any = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +188,7 @@ class VideoWriter:
             self._copy_sound(float("inf"))
             self._container.close()
             self._container = None
-            self._temporary.replace(self.path)
+            move_file(self._temporary, self.path)
         except (OSError, av.FFmpegError) as error:
             raise VidlatentError(f"cannot write the video {self.path}: {error}") from error
         finally:
@@ -202,6 +205,7 @@ class VideoWriter:
         if self._sound is not None:
             self._sound.close()
         self._temporary.unlink(missing_ok=True)
+        self._rooms.close()
 
     def __enter__(self) -> VideoWriter:
         return self

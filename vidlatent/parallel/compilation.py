@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from vidlatent.paths import cache_root
+
 __all__ = ["cache_folder", "keep_compiled", "quick_options"]
 
 
@@ -16,7 +18,7 @@ def cache_folder() -> Path:
     named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vidlatent" / "jax"
+    return cache_root() / "jax"
 
 
 def keep_compiled() -> None:

@@ -33,6 +33,7 @@ from vidlatent.models.load import model_of
 from vidlatent.models.pretrained import NETWORKS, network_apply, network_shapes
 from vidlatent.parallel.mesh import AXES, local_mesh, resolve_sizes
 from vidlatent.parallel.sharding import ACTIVATION_AXES, shardings, with_shardings
+from vidlatent.paths import as_path
 from vidlatent.plan.codec import build_decode, build_encode
 from vidlatent.plan.flops import count_flops
 from vidlatent.plan.generators import build_sample
@@ -108,7 +109,7 @@ def plan_cascade(config: ConfigDict, workdir: Path, topologies: str, output: str
     rows = []
     for where in machines:
         rows += estimate_plans(config, where, parts, params)
-    target = Path(output or workdir / "plan" / f"{CASCADE}.json").resolve()
+    target = as_path(output or workdir / "plan" / f"{CASCADE}.json").resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "estimate": True,

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from vidlatent.files import write_json
 from vidlatent.parallel.mesh import make_mesh
+from vidlatent.paths import as_path
 from vidlatent.plan.build import build_program, choose_bucket
 from vidlatent.plan.cascade import CASCADE, plan_cascade
 from vidlatent.plan.costs import compile_program, compute_roofline, count_model_flops, read_costs
@@ -43,7 +44,7 @@ def plan(config: ConfigDict, workdir: Path, topology: str, output: str) -> int:
         return plan_cascade(config, workdir, topology, output)
     where = parse_topology(topology)
     name = f"{config.plan.what}-{str(where).replace(':', '-')}.json"
-    target = Path(output or workdir / "plan" / name).resolve()
+    target = as_path(output or workdir / "plan" / name).resolve()
     # JAX fixes its devices when it starts, so others than this process has need a new process.
     if not has_devices(where):
         return run_in_child("plan", config, where, target)

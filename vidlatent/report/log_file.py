@@ -21,11 +21,13 @@ from typing import Any
 import jax
 from absl import logging
 
+from vidlatent.paths import Mirror, as_path
+
 __all__ = ["NotNoisy", "capture_noise", "keep_traceback", "log_path", "write_log"]
 
 _LARGEST = 20 << 20  # bytes, after which the file begins anew; the one before is kept as log.txt.1
 _EARLY = 10_000  # lines kept until there is a workdir to write them to
-_NOISY = (f"{os.sep}orbax{os.sep}", f"{os.sep}asyncio{os.sep}")
+_NOISY = tuple(f"{os.sep}{name}{os.sep}" for name in ("orbax", "asyncio", "gcsfs", "fsspec"))
 
 
 class _Full(std_logging.Formatter):
@@ -127,7 +129,8 @@ def write_log(workdir: Path) -> None:
     """
     global _file, _early
     number = jax.process_index()
-    path = Path(workdir) / (f"log_process_{number}.txt" if number else "log.txt")
+    mirror = Mirror(as_path(workdir, f"log_process_{number}.txt" if number else "log.txt"))
+    path = mirror.local
     root = std_logging.getLogger()
     if _file is not None:
         root.removeHandler(_file)

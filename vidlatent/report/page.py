@@ -7,7 +7,6 @@ anywhere. It follows the reader's light or dark colour scheme. All text is escap
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
 import datetime
 import html
@@ -28,7 +27,9 @@ import numpy as np
 
 import vidlatent
 from vidlatent.errors import VidlatentError
+from vidlatent.files import write_text
 from vidlatent.nested import flatten
+from vidlatent.paths import as_path
 from vidlatent.report.curves import draw_curve, finite_points
 
 __all__ = ["GalleryVideo", "write_report"]
@@ -354,7 +355,7 @@ def write_report(
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n"
         "<body>\n" + "\n".join(sections) + "\n</body></html>\n"
     )
-    _replace_file(pathlib.Path(path), page)
+    _write(path, page)
 
 
 def _settings(config: Mapping[str, Any]) -> str:
@@ -363,14 +364,9 @@ def _settings(config: Mapping[str, Any]) -> str:
     return f"<h2>Settings</h2><details><summary>Show</summary>{table}</details>"
 
 
-def _replace_file(target: pathlib.Path, text: str) -> None:
-    """Write a file under another name and rename it, so that nobody sees half of it."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+def _write(target: str | os.PathLike[str], text: str) -> None:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(target)
+        as_path(target).parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise VidlatentError(f"cannot write the report {target}: {error}") from error

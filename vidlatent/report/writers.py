@@ -11,7 +11,6 @@ import importlib.util
 import io
 import math
 import os
-import pathlib
 import sys
 import time
 import types
@@ -25,6 +24,7 @@ from PIL import Image
 
 from vidlatent.errors import VidlatentError
 from vidlatent.files import dump_json, parse_json
+from vidlatent.paths import Mirror, as_path
 
 __all__ = [
     "JsonlWriter",
@@ -128,13 +128,14 @@ class JsonlWriter(MetricWriter):
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = pathlib.Path(path)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            as_path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._mirror = Mirror(path)
+            self.path = self._mirror.local
             self._drop_unfinished_line()
             self._file = open(self.path, "a", encoding="utf-8")
         except OSError as error:
-            raise VidlatentError(f"cannot write the metrics file {self.path}: {error}") from error
+            raise VidlatentError(f"cannot write the metrics file {path}: {error}") from error
 
     def _drop_unfinished_line(self) -> None:
         if self.path.exists():
@@ -163,6 +164,7 @@ class JsonlWriter(MetricWriter):
 
     def close(self) -> None:
         self._file.close()
+        self._mirror.close()
 
 
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, tuple[list[int], list[float]]]:
@@ -173,7 +175,7 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, tuple[list[int], lis
     does not exist has no curves.
     """
     points: dict[str, dict[int, float]] = {}
-    file = pathlib.Path(path)
+    file = as_path(path)
     damaged = 0
     for line in file.read_bytes().split(b"\n")[:-1] if file.exists() else ():
         # A line without its end is one that a killed process did not finish.
@@ -208,8 +210,9 @@ class TensorBoardWriter(MetricWriter):
         from tensorboardX import SummaryWriter
 
         try:
-            os.makedirs(folder, exist_ok=True)
-            self._writer = SummaryWriter(os.fspath(folder), flush_secs=30)
+            as_path(folder).mkdir(parents=True, exist_ok=True)
+            self._mirror = Mirror(folder, folder=True)
+            self._writer = SummaryWriter(os.fspath(self._mirror.local), flush_secs=30)
         except OSError as error:
             raise VidlatentError(f"cannot write event files in {folder}: {error}") from error
 
@@ -239,6 +242,7 @@ class TensorBoardWriter(MetricWriter):
 
     def close(self) -> None:
         self._writer.close()
+        self._mirror.close()
 
 
 def _number(name: str, batch: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -256,7 +260,7 @@ def make_writers(workdir: str | os.PathLike[str], *, tensorboard: bool) -> Any:
     """
     if jax.process_index() != 0:
         return _clu.MultiWriter([])
-    folder = pathlib.Path(workdir)
+    folder = as_path(workdir)
     writers: list[MetricWriter] = [JsonlWriter(folder / METRICS_FILE)]
     if tensorboard:
         writers.append(TensorBoardWriter(folder / TENSORBOARD_FOLDER))

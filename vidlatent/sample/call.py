@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from PIL import Image
 
 from vidlatent.errors import VidlatentError
 from vidlatent.media.sheets import encode_picture
+from vidlatent.paths import as_path
 from vidlatent.sample.requests import PYTHON, Request, Wording
 
 __all__ = ["GeneratorCall"]
@@ -177,7 +177,7 @@ def _read_image(image: Any) -> dict[str, object]:
     if image is None:
         return {}
     if isinstance(image, str | os.PathLike):
-        if not Path(image).is_file():
+        if not as_path(image).is_file():
             raise VidlatentError(f"image={os.fspath(image)!r}: there is no such picture.")
         return {"image": os.fspath(image)}
     if isinstance(image, Image.Image):

@@ -36,6 +36,7 @@ from vidlatent.latents.space import Latents
 from vidlatent.media.sheets import encode_picture
 from vidlatent.models.load import open_checkpoints, resolve_dtype
 from vidlatent.parallel.sharding import shardings, with_shardings
+from vidlatent.paths import as_path
 from vidlatent.sample.call import GeneratorCall
 from vidlatent.sample.generator import EncodedRequests, Generator, group_requests
 from vidlatent.sample.requests import PYTHON, Request, Wording
@@ -56,7 +57,7 @@ def read_cascade(path: str | Path) -> dict[str, str]:
     Raises:
       VidlatentError: it is damaged, lacks a part, or names what is no run.
     """
-    file = Path(path)
+    file = as_path(path)
     file = file / CASCADE_FILE if file.is_dir() else file
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -130,16 +131,16 @@ class Cascade(GeneratorCall):
                 f"config.sample.refine={refiner} is no run with checkpoints: name the workdir of a "
                 "refiner, such as that of configs/fsvideo_refiner.py."
             )
-        config = configs.read(Path(refiner), {"sample.residency": base.config.sample.residency})
+        config = configs.read(as_path(refiner), {"sample.residency": base.config.sample.residency})
         with config.unlocked():
             config.refiner.upsampler = upsampler or config.refiner.upsampler
             if base.config.tokenizer.path:
                 config.tokenizer = base.config.tokenizer.copy_and_resolve_references()
-        found = Generator.of(config, Path(refiner), step)
+        found = Generator.of(config, as_path(refiner), step)
         return cls(base, found, found.size)
 
     def _check_spaces(self, base: Generator, refiner: Generator) -> None:
-        upsampler = Latents.load(Path(refiner.config.refiner.upsampler))
+        upsampler = Latents.load(as_path(refiner.config.refiner.upsampler))
         named = (
             (base.known, f"the base model {base.workdir}"),
             (upsampler, f"the upsampler {refiner.config.refiner.upsampler}"),
@@ -232,9 +233,9 @@ class Cascade(GeneratorCall):
         config = self.config
         found = {
             "base": (self._base.workdir, self._base.step),
-            "upsampler": (Path(config.refiner.upsampler), self._find_upsampler_step()),
+            "upsampler": (as_path(config.refiner.upsampler), self._find_upsampler_step()),
             "refiner": (self.refiner.workdir, self.refiner.step),
-            "tokenizer": (Path(config.tokenizer.path), config.tokenizer.step),
+            "tokenizer": (as_path(config.tokenizer.path), config.tokenizer.step),
         }
         return {
             name: {"workdir": str(path), "step": int(step)} for name, (path, step) in found.items()
@@ -244,7 +245,7 @@ class Cascade(GeneratorCall):
         asked = self.config.refiner.upsampler_step
         if asked >= 0:
             return asked
-        path = Path(self.config.refiner.upsampler)
+        path = as_path(self.config.refiner.upsampler)
         checkpoints = open_checkpoints(self._upsampler_config, path)
         try:
             return checkpoints.latest()

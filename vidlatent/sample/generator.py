@@ -39,6 +39,7 @@ from vidlatent.models.generators.fp8_weights import cast_to_fp8
 from vidlatent.models.load import abstract_params, find_step, model_of
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.sharding import shardings, with_shardings
+from vidlatent.paths import as_path
 from vidlatent.sample.call import GeneratorCall
 from vidlatent.sample.conditions import (
     EncodedTexts,
@@ -138,9 +139,9 @@ class Generator(GeneratorCall):
         cls, workdir: str | Path, overrides: Mapping[str, str] | None = None, step: int = -1
     ) -> Generator:
         """The generator trained in ``workdir``; ``step`` below 0 is the newest sound one."""
-        if not configs.is_generator(configs.read(Path(workdir))):
+        if not configs.is_generator(configs.read(as_path(workdir))):
             raise VidlatentError(f"{workdir} is the run of a tokenizer: read it by load_codec.")
-        return cls.of(configs.read(Path(workdir), overrides), Path(workdir), step)
+        return cls.of(configs.read(as_path(workdir), overrides), as_path(workdir), step)
 
     @classmethod
     def of(cls, config: ConfigDict, workdir: Path, step: int) -> Generator:
@@ -185,7 +186,7 @@ class Generator(GeneratorCall):
         tokenizer = self.config.tokenizer
         found = {"generator": (self.workdir, self.step)}
         if tokenizer.path:
-            found["tokenizer"] = (Path(tokenizer.path), tokenizer.step)
+            found["tokenizer"] = (as_path(tokenizer.path), tokenizer.step)
         return {name: {"workdir": str(path), "step": step} for name, (path, step) in found.items()}
 
     @property
@@ -370,7 +371,7 @@ class Generator(GeneratorCall):
                     "out, or train one that does, such as "
                     "--config=configs/fsvideo_dit.py:demo,first=true."
                 )
-            if request.image and not Path(request.image).is_file():
+            if request.image and not as_path(request.image).is_file():
                 raise VidlatentError(f"there is no picture at {request.image}.")
             if decoder_reads and request.picture is None:
                 raise VidlatentError(
@@ -443,7 +444,7 @@ class Generator(GeneratorCall):
         """The request's picture, resized and cropped to the videos' size: uint8 ``[H, W, 3]``."""
         if request.picture is None:
             return None
-        if not request.encoded and not Path(request.image).is_file():
+        if not request.encoded and not as_path(request.image).is_file():
             raise VidlatentError(f"there is no picture at {request.image}.")
         return read_picture(request.picture, self.size[1:])
 

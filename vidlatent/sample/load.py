@@ -7,6 +7,7 @@ from typing import Any
 
 from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
+from vidlatent.paths import as_path
 from vidlatent.registry import did_you_mean
 from vidlatent.sample.cascade import CASCADE_FILE, Cascade, read_cascade
 from vidlatent.sample.generator import Generator
@@ -39,14 +40,14 @@ def load_generator(
     Raises:
       VidlatentError: there is no run of a generator, or it has no such key.
     """
-    if Path(path).suffix == ".json" or (Path(path) / CASCADE_FILE).is_file():
+    if as_path(path).suffix == ".json" or (as_path(path) / CASCADE_FILE).is_file():
         return _load_cascade(path, step, residency, keys)
-    if not (Path(path) / "config.json").is_file():
+    if not (as_path(path) / "config.json").is_file():
         raise VidlatentError(
             f"path={str(path)!r} holds no run: give the folder of a trained generator, such as "
             "'runs/fsvideo_dit-demo'."
         )
-    stored = configs.read(Path(path))
+    stored = configs.read(as_path(path))
     if not configs.is_generator(stored):
         raise VidlatentError(
             f"path={str(path)!r} is the run of a tokenizer: read it by vidlatent.load_codec."

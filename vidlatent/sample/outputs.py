@@ -15,6 +15,7 @@ from vidlatent.config import config_hash
 from vidlatent.errors import VidlatentError
 from vidlatent.files import dump_json, write_json, write_text
 from vidlatent.media.sheets import contact_sheet, encode_picture
+from vidlatent.paths import as_path
 from vidlatent.report.page import GalleryVideo, write_report
 from vidlatent.sample.requests import Request
 
@@ -60,7 +61,7 @@ class Sample:
             "label": request.label,
             "seed": request.seed,
             "number": request.number,
-            "image": Path(request.image).name,
+            "image": as_path(request.image).name,
         }
 
 
@@ -93,7 +94,7 @@ def name_video(prompt: str, number: int, taken: set[str], *, vbench: bool = Fals
 
 def check_output(output: str) -> None:
     """Raise ``VidlatentError`` if a folder holds samples already: none are overwritten."""
-    if output and (Path(output) / _SETTINGS).exists():
+    if output and (as_path(output) / _SETTINGS).exists():
         raise VidlatentError(
             f"--output={output} holds samples already, which are never overwritten: name another "
             "folder, or leave it out for a new one below the workdir."
@@ -106,7 +107,9 @@ def make_folder(parent: Path, requests: Sequence[Request]) -> Path:
     words = prompts[0] if len(prompts) == 1 else f"{len(prompts)} prompts"
     name = _cut(_plain(words), _FOLDER_LONGEST)
     parent.mkdir(parents=True, exist_ok=True)
-    taken = [path.name.partition("-")[0] for path in parent.iterdir() if path.is_dir()]
+    # In an object store there is no empty folder.
+    inside = parent.iterdir() if parent.is_dir() else ()
+    taken = [path.name.partition("-")[0] for path in inside if path.is_dir()]
     first = 1 + max((int(number) for number in taken if number.isdecimal()), default=0)
     for number in itertools.count(first):
         folder = parent / f"{number:04d}-{name}"

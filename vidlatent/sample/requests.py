@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from vidlatent.data.text.captions import read_text
 from vidlatent.errors import VidlatentError
 from vidlatent.files import parse_json
+from vidlatent.paths import as_path
 from vidlatent.registry import did_you_mean
 
 __all__ = ["COMMAND", "PYTHON", "Request", "Wording", "find_class", "make_requests", "read_prompts"]
@@ -80,7 +80,7 @@ def read_prompts(path: str) -> list[dict[str, object]]:
     Raises:
       VidlatentError: no such file, an empty one, or a line that is no such object.
     """
-    file = Path(path)
+    file = as_path(path)
     if file.is_dir():
         files = sorted([*file.glob("*.txt"), *file.glob("*.jsonl")])
         if not files:

@@ -17,6 +17,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.media.sheets import pick_frames
 from vidlatent.media.write import VideoWriter
 from vidlatent.parallel.multihost import is_main
+from vidlatent.paths import as_path
 from vidlatent.sample.cascade import Cascade
 from vidlatent.sample.generator import Generator
 from vidlatent.sample.outputs import (
@@ -150,12 +151,12 @@ class _Job:
             # Now that the generator is loaded, its step is certain.
             parent = self._workdir / "samples" / f"step_{generator.step}"
             self._folder = (
-                Path(self._output) if self._output else make_folder(parent, self._requests)
+                as_path(self._output) if self._output else make_folder(parent, self._requests)
             )
         names = self._taken.setdefault(request.folder, set())
         vbench = generator.config.sample.vbench
         name = name_video(request.prompt, request.number, names, vbench=vbench)
-        name = str(Path(request.folder, name))
+        name = str(as_path(request.folder, name))
         file = self._folder / name
         frames = _write_video(generator.decode(request, latent), file, self._fps, self._picks)
         self._samples.append(Sample(request, name, frames, generator.picture(request)))

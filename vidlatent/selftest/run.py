@@ -9,12 +9,11 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from vidlatent.files import dump_json
+from vidlatent.files import dump_json, write_json
 from vidlatent.report.tables import markdown_table
 from vidlatent.selftest import devices, diffusion  # noqa: F401, they register their checks
 from vidlatent.selftest.check import CHECKS, Row, run_check
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json == "-":
         print(dump_json(result))
     elif options.json:
-        Path(options.json).write_text(dump_json(result) + "\n")
+        write_json(options.json, result)
     return 0 if result["passed"] else 1
 
 

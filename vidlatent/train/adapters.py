@@ -9,7 +9,6 @@ rank 0, the default, everything here hands parameters through.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 
 from vidlatent.errors import VidlatentError
 from vidlatent.models.frozen import FrozenNetwork
+from vidlatent.paths import absolute
 from vidlatent.weights.files import load_base
 from vidlatent.weights.identity import identify
 from vidlatent.weights.lora import Lora, init_adapters, merge_adapters
@@ -99,7 +99,7 @@ class Adapters:
             return None
         options = self._config.train
         return {
-            "base": str(Path(options.init_from).absolute()),
+            "base": absolute(options.init_from),
             "step": self._step,
             "family": self._family,
             "table": options.init_table,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.latents.distilled import Distilled
 from vidlatent.models.load import open_checkpoints
 from vidlatent.parallel.multihost import place_as
+from vidlatent.paths import as_path
 from vidlatent.train.tasks.base import TASKS, Task
 from vidlatent.weights.files import find_table, is_workdir, load_params, read_tensors
 from vidlatent.weights.importer import import_params
@@ -58,7 +58,7 @@ def _check_recipe(config: ConfigDict) -> None:
     allowed, source = config.train.init_recipes, config.train.init_from
     if not allowed or not is_workdir(source):
         return  # a weights file carries no recipe
-    recipe = configs.read(Path(source)).recipe
+    recipe = configs.read(as_path(source)).recipe
     if recipe not in allowed:
         raise VidlatentError(
             f"config.train.init_from={source} was trained as {recipe or 'no recipe'!r}, but "
@@ -115,10 +115,10 @@ def initialize_state(task: Task, config: ConfigDict, state: Any, target: Any) ->
 
 def _load_players(task: Task, source: str, target: Any) -> dict[str, Any]:
     """State of the players that are inherited from the run in ``source``, by name."""
-    former = configs.read(Path(source))
+    former = configs.read(as_path(source))
     names = [name for name in task.inherit_players(former) if name in target]
     found = {}
-    with contextlib.closing(open_checkpoints(former, Path(source))) as checkpoints:
+    with contextlib.closing(open_checkpoints(former, as_path(source))) as checkpoints:
         for name in names:
             found[name] = checkpoints.restore_params(target[name], which=name).state
             logging.info("the %s goes on from %s", name, source)
@@ -152,7 +152,7 @@ def load_initial_params(
       VidlatentError: the weights do not fit.
     """
     if is_workdir(path):
-        former = configs.read(Path(path))
+        former = configs.read(as_path(path))
         _check_run(path, former, family, kind)
     if not kind:
         try:

@@ -20,6 +20,7 @@ from absl import logging
 
 from vidlatent.checkpoint.manager import Checkpointer, Restored
 from vidlatent.errors import VidlatentError
+from vidlatent.paths import as_path, local_copy
 from vidlatent.weights.fp8 import FP8_TYPES, restore_fp8
 from vidlatent.weights.identity import identify
 from vidlatent.weights.importer import count_known, export_params, import_params
@@ -45,7 +46,7 @@ _NESTS = ("state_dict", "model", "module", "params")
 
 def is_workdir(path: str | os.PathLike[str]) -> bool:
     """Whether ``path`` is the workdir of a run."""
-    return (Path(path) / "checkpoints").is_dir()
+    return (as_path(path) / "checkpoints").is_dir()
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -57,7 +58,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
       VidlatentError: nothing there, another format, or no torch.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if not files:
@@ -71,7 +72,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         )
     if not path.is_file():
         raise VidlatentError(f"no weights file at {path}.")
-    return _read_torch(path)
+    return _read_torch(Path(local_copy(path)))
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -176,7 +177,7 @@ def load_base(
     """``load_params``, and the step that was read of a workdir (None for a file)."""
     if not is_workdir(path):
         return load_params(path, abstract, family=family, table=table), None
-    with contextlib.closing(Checkpointer(Path(path) / "checkpoints", every=0)) as checkpoints:
+    with contextlib.closing(Checkpointer(as_path(path) / "checkpoints", every=0)) as checkpoints:
         restored = restore_weights(checkpoints, abstract, step=step)
         return restored.state, restored.step
 
@@ -202,7 +203,7 @@ def restore_weights(
     restored = checkpoints.restore_params(abstract, step=step, adapted=describe)
     if restored.adapters is None:
         return restored
-    about, workdir = restored.adapters, Path(os.fspath(checkpoints.directory)).parent
+    about, workdir = restored.adapters, as_path(checkpoints.directory).parent
     path = _find_base(workdir, about["base"])
     names = {name: about[name] for name in ("family", "table", "step")}
     base, _ = load_base(path, abstract, **names)
@@ -222,8 +223,8 @@ def restore_weights(
 
 def _find_base(workdir: Path, stored: str) -> Path:
     """Where the weights are that a run adapts: beside its checkpoints, or where they were."""
-    known = [workdir / "base", workdir / "base.safetensors", Path(stored)]
-    for path in (*known, workdir.parent / Path(stored).name):
+    known = [workdir / "base", workdir / "base.safetensors", as_path(stored)]
+    for path in (*known, workdir.parent / as_path(stored).name):
         if path.exists():
             return path
     raise VidlatentError(
@@ -244,12 +245,12 @@ def save_params(
 
     ``table`` ``'auto'`` is the naming called like the model.
     """
-    if Path(path).suffix != ".safetensors":
+    if as_path(path).suffix != ".safetensors":
         raise VidlatentError(f"{path}: weights are written as .safetensors or into a new workdir.")
     rows = TABLES.get(family if table == "auto" else table)
     tensors = export_params(jax.tree.map(np.asarray, params), rows)
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        as_path(path).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise VidlatentError(f"{path} cannot be written ({error}): name another file.") from error
     save_safetensors(tensors, path, metadata)

@@ -11,6 +11,7 @@ import safetensors.numpy
 
 from vidlatent.errors import VidlatentError
 from vidlatent.files import parse_json
+from vidlatent.paths import is_remote, local_copy, local_file
 from vidlatent.weights.fp8 import FP8_TYPES, restore_fp8
 
 __all__ = ["load_safetensors", "save_safetensors"]
@@ -34,8 +35,8 @@ def load_safetensors(
       VidlatentError: missing file, one that is not a sound safetensors file, or a tensor of a type
         that cannot be read.
     """
-    path = os.fspath(path)
     try:
+        path = local_copy(path)
         with safetensors.safe_open(path, framework="numpy") as file:
             # Opening has checked the header: every tensor lies inside the file, none overlaps.
             offsets = _read_offsets(path)
@@ -87,6 +88,10 @@ def save_safetensors(
     Raises:
       VidlatentError: it cannot be written, for a full disk or missing permissions.
     """
+    if is_remote(path):
+        with local_file(path) as local:
+            save_safetensors(tensors, local, metadata)
+        return
     path = os.fspath(path)
     partial = f"{path}.{os.getpid()}.partial"
     # The format has no strides, and exported kernels are transposed views.

@@ -10,6 +10,7 @@ from vidlatent.data.text.captions import read_caption, read_table
 from vidlatent.errors import VidlatentError
 from vidlatent.media.errors import ClipError, Limits
 from vidlatent.media.probe import ClipInfo
+from vidlatent.paths import absolute, as_path, is_remote, list_files, local_copy
 
 __all__ = ["FolderSource", "ListSource", "make"]
 
@@ -41,8 +42,8 @@ class FolderSource(MediaSource):
     def __init__(self, path: str, labels: str = ""):
         if not path:
             raise VidlatentError("data.path is empty: give the folder that holds the clips.")
-        self.root = os.path.abspath(os.path.expanduser(path))
-        if not os.path.isdir(self.root):
+        self.root = absolute(path)
+        if not as_path(self.root).is_dir():
             raise VidlatentError(f"data.path = {path!r} is no folder and no list of files.")
         self.where = self.root
         self._by_folder = labels == "folders"
@@ -97,25 +98,55 @@ class FolderSource(MediaSource):
         # A label in captions.jsonl goes before the folder's name.
         if self._by_folder and slash and not label:
             label = first
-        beside = os.path.splitext(self.media(name))[0] + ".txt"
         if caption:
             return label, caption
         try:
-            return label, read_caption(beside)
+            return label, self._read_beside(os.path.splitext(name)[0] + ".txt")
         except (OSError, VidlatentError) as error:
             # One odd text does not end a run: its clip is left out.
             raise ClipError("caption", str(error)[:300]) from error
 
+    def _read_beside(self, name: str) -> str:
+        return read_caption(os.path.join(self.root, name))
+
     def _read_captions(self) -> dict[str, tuple[str, str]]:
         table = os.path.join(self.root, "captions.jsonl")
-        return read_table(table) if os.path.isfile(table) else {}
+        return read_table(table) if as_path(table).is_file() else {}
+
+
+class BucketSource(FolderSource):
+    """The clips below an address of an object store, ``gs://bucket/clips``.
+
+    The store is asked once for the names, sizes and times of all objects. A clip is downloaded when
+    it is read, and kept as ``paths.local_copy`` says.
+    """
+
+    def entries(self) -> list[Entry]:
+        self._table = self._read_captions()
+        self._objects = list_files(self.root)
+        found = []
+        for name, stamp in self._objects.items():
+            hidden = any(part.startswith(".") for part in name.split("/"))
+            if not hidden and os.path.splitext(name)[1].lower() not in _SIDECARS:
+                found.append(Entry(name, os.path.splitext(name)[0], stamp))
+        return sorted(found, key=lambda entry: entry.name)
+
+    def media(self, name: str) -> str:
+        try:
+            return local_copy(os.path.join(self.root, name))
+        except OSError as error:
+            raise ClipError("unreadable", " ".join(str(error).split())[:160]) from error
+
+    def _read_beside(self, name: str) -> str:
+        # Only where the listing shows one: a question for each clip would take longer than all.
+        return super()._read_beside(name) if name in self._objects else ""
 
 
 class ListSource(FolderSource):
     """The files that a list names, wherever they are (``text.captions.read_table`` says how)."""
 
     def __init__(self, path: str, labels: str = ""):
-        self.list = os.path.abspath(os.path.expanduser(path))
+        self.list = absolute(path)
         super().__init__(os.path.dirname(self.list), labels)
         self.where = self.list
 
@@ -127,8 +158,22 @@ class ListSource(FolderSource):
         return [self._make_entry(self.media(name)) for name in sorted(self._table)]
 
 
+class BucketListSource(ListSource, BucketSource):
+    """A list in an object store, and the clips there that it names."""
+
+    def entries(self) -> list[Entry]:
+        self._table = self._read_captions()
+        self._objects = list_files(self.root)
+        # A clip that is named but not there: ``probe`` reports it.
+        names = sorted(self._table)
+        return [Entry(n, os.path.splitext(n)[0], self._objects.get(n, ())) for n in names]
+
+
 def make(options: DataOptions, seed: int) -> FolderSource:
     """The source of ``data.path``, which may be a folder or a file that lists clips."""
     del seed
-    listed = os.path.isfile(os.path.expanduser(options.path))
-    return (ListSource if listed else FolderSource)(options.path, options.labels)
+    path = options.path
+    listed = bool(path) and as_path(absolute(path)).is_file()
+    if is_remote(path):
+        return (BucketListSource if listed else BucketSource)(path, options.labels)
+    return (ListSource if listed else FolderSource)(path, options.labels)

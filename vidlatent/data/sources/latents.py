@@ -19,6 +19,7 @@ from vidlatent.data.sources.base import Entry
 from vidlatent.errors import VidlatentError
 from vidlatent.media.errors import ClipError, Limits
 from vidlatent.media.probe import ClipInfo
+from vidlatent.paths import absolute, local_copy
 
 __all__ = ["LatentSource", "make"]
 
@@ -54,7 +55,7 @@ class LatentSource:
     cacheable = False
 
     def __init__(self, path: str):
-        self.root = os.path.abspath(os.path.expanduser(path))
+        self.root = absolute(path)
         self.header = read_header(path)
         self.where = f"the latent data set {self.root}"
         files = [os.path.join(self.root, name) for name in self.header.shards]
@@ -75,7 +76,10 @@ class LatentSource:
             (row["frames"], row["height"], row["width"]): row["arrays"] for row in self.header.sizes
         }
         self._records = _open_records(
-            [_Records(file, len(shard.windows)) for file, shard in zip(files, shards, strict=True)]
+            [
+                _Records(local_copy(file), len(shard.windows))
+                for file, shard in zip(files, shards, strict=True)
+            ]
         )
 
     def entries(self) -> list[Entry]:

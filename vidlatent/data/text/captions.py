@@ -7,6 +7,7 @@ import json
 import os
 
 from vidlatent.errors import VidlatentError
+from vidlatent.paths import absolute, as_path
 
 __all__ = ["read_caption", "read_table", "read_text"]
 
@@ -25,7 +26,7 @@ def read_text(path: str, longest: int | None = None) -> str:
       VidlatentError: it is UTF-16, or no text, or its bytes are no UTF-8. Read as UTF-8 anyway, it
         would hold letters that nobody wrote.
     """
-    with open(path, "rb") as file:
+    with as_path(path).open("rb") as file:
         # A character has at most four bytes; the mark has three.
         content = file.read(-1 if longest is None else 4 * longest + 3)
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -55,7 +56,7 @@ def read_table(path: str) -> dict[str, tuple[str, str]]:
         or a file that is no UTF-8.
     """
     table: dict[str, tuple[str, str]] = {}
-    root = os.path.dirname(os.path.abspath(path))
+    root = os.path.dirname(absolute(path))
     # Not splitlines(), which also splits at characters that JSON allows within a line.
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
@@ -63,11 +64,19 @@ def read_table(path: str) -> dict[str, tuple[str, str]]:
         name, *words = _parse_row(path, number, line)
         _check_characters(path, number, name, *words)
         # One spelling for a clip: `a.mp4` and `./a.mp4` are the same.
-        name = os.path.relpath(os.path.join(root, name), root).replace(os.sep, "/")
+        name = _relative(os.path.join(root, name), root)
         if name in table:
             raise VidlatentError(f"{path}, line {number}: {name} is named a second time.")
         table[name] = (words[0], words[1][:_LONGEST])
     return table
+
+
+def _relative(path: str, root: str) -> str:
+    # Of an address, only what follows the scheme is a path: `gs://` would lose a stroke.
+    scheme, colon, _ = root.partition("://")
+    if colon and path.startswith(f"{scheme}{colon}"):
+        path, root = path[len(scheme) + 2 :], root[len(scheme) + 2 :]
+    return os.path.relpath(path, root).replace(os.sep, "/")
 
 
 def _check_characters(path: str, number: int, *texts: str) -> None:
@@ -100,4 +109,4 @@ def read_caption(path: str) -> str:
     Raises:
       VidlatentError: see ``read_text``.
     """
-    return read_text(path, _LONGEST).strip() if os.path.isfile(path) else ""
+    return read_text(path, _LONGEST).strip() if as_path(path).is_file() else ""

@@ -13,6 +13,7 @@ import numpy as np
 
 from vidlatent.data.text.tokens import hash_words, import_tokenizers, open_vocabulary
 from vidlatent.errors import VidlatentError
+from vidlatent.paths import as_path
 
 __all__ = ["ClipTokenizer", "hashing_clip_tokenizer", "load_clip_tokenizer"]
 
@@ -69,7 +70,7 @@ def load_clip_tokenizer(
     """
     file = os.fspath(path)
     merges = file.endswith((".txt", ".txt.gz"))
-    encoder = _open_merges(Path(file)) if merges else open_vocabulary(file, _NEEDS)
+    encoder = _open_merges(as_path(file)) if merges else open_vocabulary(file, _NEEDS)
     start, end = map(encoder.token_to_id, _MARKS)
     if start is None or end is None:
         raise VidlatentError(f"{file} has no {' or '.join(_MARKS)}: {_NEEDS}")

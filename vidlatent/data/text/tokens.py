@@ -15,6 +15,7 @@ import numpy as np
 
 from vidlatent.data.text.rules import RULES, TextRule
 from vidlatent.errors import VidlatentError
+from vidlatent.paths import as_path
 from vidlatent.registry import did_you_mean
 
 __all__ = [
@@ -92,7 +93,7 @@ def open_vocabulary(path: str | os.PathLike[str], wanted: str) -> Any:
     Raises:
       VidlatentError: the file is missing or malformed, or ``tokenizers`` is not installed.
     """
-    file = Path(path)
+    file = as_path(path)
     file = file / "tokenizer.json" if file.is_dir() else file
     if not os.fspath(path) or not file.is_file():
         raise VidlatentError(f"no tokenizer at {os.fspath(path) or 'an empty path'}: {wanted}")

@@ -32,6 +32,7 @@ from vidlatent.evaluate.running_scores import log_scores
 from vidlatent.metrics import SetMetric, make_metrics
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.multihost import is_main
+from vidlatent.paths import as_path
 from vidlatent.spec import FrameRule
 
 __all__ = ["compare_folders", "compares_sets"]
@@ -64,7 +65,7 @@ def compare_folders(config: ConfigDict, workdir: Path, step: int, output: str) -
     wanted = config.eval.clips or protocol.clips
     real = _open_clips(config, protocol, mesh, wanted, "")
     of = f"step_{step}_{protocol.name}" if step >= 0 else protocol.name
-    folder = Path(output) if output else workdir / "eval" / of
+    folder = as_path(output) if output else workdir / "eval" / of
     if config.eval.samples:
         samples = config.eval.samples
     else:
@@ -132,12 +133,12 @@ def _make_set_metrics(
 
 def _check_folders(config: ConfigDict) -> None:
     data = config.data
-    if data.source == "latents" and (not data.path or Path(data.path, HEADER).is_file()):
+    if data.source == "latents" and (not data.path or as_path(data.path, HEADER).is_file()):
         raise VidlatentError(
             f"config.data.path={data.path!r} holds latents: name the folder of real clips to "
             "compare with by --config.data.path=clips."
         )
-    if config.eval.samples and not Path(config.eval.samples).is_dir():
+    if config.eval.samples and not as_path(config.eval.samples).is_dir():
         raise VidlatentError(
             f"config.eval.samples={config.eval.samples!r} is no folder: name one of video files."
         )

@@ -20,6 +20,7 @@ from vidlatent.evaluate.protocols.definitions import Protocol
 from vidlatent.media.errors import ClipError
 from vidlatent.media.pictures import read_picture
 from vidlatent.parallel.multihost import local_rows
+from vidlatent.paths import as_path
 
 __all__ = ["BetweenFrames"]
 
@@ -42,7 +43,7 @@ class BetweenFrames:
                 "takes the others from an interpolator: name the folder of its frames, "
                 "--config.eval.interpolated=FOLDER (one that is empty gets the decoded frames)."
             )
-        self._folder = Path(folder)
+        self._folder = as_path(folder)
         self._keep, self._size = protocol.keep, protocol.size
         (self._frames,) = protocol.frames
 

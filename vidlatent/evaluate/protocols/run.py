@@ -33,6 +33,7 @@ from vidlatent.models.tokenizers.cutting import FrameCoder
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.multihost import is_main, to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
+from vidlatent.paths import as_path
 
 __all__ = ["evaluate_protocol", "run_protocol"]
 
@@ -57,7 +58,7 @@ def evaluate_protocol(config: ConfigDict, workdir: Path, step: int, output: str)
         result = run_protocol(config, model, mesh, restore)
     if is_main():
         name = result.protocol.name
-        folder = Path(output) if output else workdir / "eval" / f"step_{result.step}_{name}"
+        folder = as_path(output) if output else workdir / "eval" / f"step_{result.step}_{name}"
         # First, so that they are known even if a page cannot be written.
         log_scores(result.evaluation.scores)
         write_protocol_report(result, folder, config)

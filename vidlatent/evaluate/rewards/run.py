@@ -24,6 +24,7 @@ from vidlatent.models.load import resolve_dtype
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.multihost import is_main, to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
+from vidlatent.paths import as_path
 from vidlatent.rewards import ChosenRewards, make_rewards
 
 __all__ = ["compile_rewards", "judge_folders"]
@@ -54,7 +55,7 @@ def judge_folders(config: ConfigDict, workdir: Path, output: str) -> int:
     if is_main():
         for side in judged:
             log_scores({f"{name} of {side.where}": x["mean"] for name, x in side.means().items()})
-        folder = Path(output) if output else workdir / "eval" / "rewards"
+        folder = as_path(output) if output else workdir / "eval" / "rewards"
         for file in write_rewards(judged, rewards, folder, config):
             logging.info("wrote %s", file)
     return 0
@@ -95,16 +96,16 @@ def _list_folders(config: ConfigDict) -> list[str]:
     """The folders to score; '' stands for ``config.data``."""
     samples = config.eval.samples
     if samples:
-        folders = [samples] if Path(samples).is_dir() else samples.split(",")
+        folders = [samples] if as_path(samples).is_dir() else samples.split(",")
         for folder in folders:
-            if not Path(folder).is_dir():
+            if not as_path(folder).is_dir():
                 raise VidlatentError(
                     f"config.eval.samples={samples!r}: {folder!r} is no folder; name one of video "
                     "files, or several with commas between them."
                 )
         return folders
     data = config.data
-    if data.source == "latents" and (not data.path or Path(data.path, HEADER).is_file()):
+    if data.source == "latents" and (not data.path or as_path(data.path, HEADER).is_file()):
         raise VidlatentError(
             f"config.data.path={data.path!r} holds latents: name a folder of videos to score by "
             "--config.eval.samples=videos."

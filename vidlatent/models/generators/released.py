@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from vidlatent.errors import VidlatentError
 from vidlatent.models.generators.promag_dit.names import fields_from_cogvideox
 from vidlatent.models.generators.wan.names import fields_from_diffusers, fields_from_original
+from vidlatent.paths import as_path
 
 __all__ = ["read_released_config"]
 
@@ -33,7 +33,7 @@ def read_released_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       VidlatentError: no such file, another kind of model, or a variant that ours does not have.
     """
-    file = Path(path)
+    file = as_path(path)
     file = file / "config.json" if file.is_dir() else file
     if not file.is_file():
         raise VidlatentError(f"there is no {file}: name the config.json beside the weights.")

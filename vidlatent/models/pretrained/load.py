@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +22,7 @@ from vidlatent.models.pretrained import (
     random_params,
 )
 from vidlatent.parallel.multihost import place_as
+from vidlatent.paths import as_path, same_place
 from vidlatent.weights.files import is_workdir, load_params, read_tensors
 from vidlatent.weights.importer import count_known, export_params, import_params
 from vidlatent.weights.safetensors import save_safetensors
@@ -160,13 +160,13 @@ def convert_network(
         template cannot be read, or the network has none.
     """
     stored = _read_template(name, template, tokenizer)
-    if Path(target).suffix != ".safetensors":
+    if as_path(target).suffix != ".safetensors":
         raise VidlatentError(f"--to={target}: a network's weights are written as .safetensors.")
-    if any(Path(source).resolve() == Path(target).resolve() for source in sources):
+    if any(same_place(source, target) for source in sources):
         raise VidlatentError(f"--to={target} would overwrite its source: choose another name.")
     params = read_network(name, sources)
     tensors = export_params(params, TABLES.get(NETWORKS.get(name).tables[0])) | stored
-    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    as_path(target).parent.mkdir(parents=True, exist_ok=True)
     save_safetensors(tensors, target, {"network": name})
     return len(tensors)
 
@@ -189,7 +189,7 @@ def _read_template(name: str, template: str, tokenizer: str) -> dict[str, np.nda
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    if Path(path).suffix != ".npz":
+    if as_path(path).suffix != ".npz":
         return read_tensors(path)
     return read_npz(path, "fetch or export the weights again")
 

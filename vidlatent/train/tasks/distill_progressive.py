@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from vidlatent.evaluate.generator_loss import LossAt
 from vidlatent.latents.distilled import Distilled, StepGrid, describe_grid
 from vidlatent.latents.space import abstract_at_rest
 from vidlatent.latents.targets import HalvedTarget, Stages
+from vidlatent.paths import same_place
 from vidlatent.train.optim import make_learning_rate
 from vidlatent.train.state import State
 from vidlatent.train.tasks.base import Player
@@ -64,7 +64,7 @@ class ProgressiveTask(DistillTask):
 
     def _check_teacher(self, config: ConfigDict) -> None:
         teacher, named = self.teacher, f"config.distill.teacher={config.distill.teacher}"
-        if Path(config.train.init_from) != Path(config.distill.teacher):
+        if not same_place(config.train.init_from, config.distill.teacher):
             raise VidlatentError(
                 f"{named} and config.train.init_from={config.train.init_from}: the student starts "
                 "from its teacher, so name that in one of the two and leave the other empty."
