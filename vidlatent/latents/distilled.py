@@ -80,7 +80,7 @@ class StepGrid:
       spacing: of the noise levels, ``config.sampler.spacing``.
       shift: ``config.sampler.shift``; 0: that of the schedule.
       schedule: ``config.diffusion.schedule``.
-      levels: the noise levels ``[steps + 1]`` of clips of the sampled size, for people.
+      levels: the noise levels ``[steps + 1]`` of clips of the last bucket, for people.
     """
 
     solver: str

@@ -16,6 +16,11 @@ from vidlatent.models.load import find_step, resolve_dtype
 from vidlatent.paths import as_path
 from vidlatent.weights.files import is_workdir
 
+# Fields of a generator that change how it is computed, but not what.
+_FREE_FIELDS = ("stack", "remat", "residual_dtype", "guidance_embed")
+# Where noise levels are drawn in training is the student's own choice; what they are is not.
+_FREE_LEVELS = ("mean", "std", "shift", "least", "base_tokens")
+
 __all__ = ["Teacher", "describe_teacher", "follow_teacher", "read_teacher"]
 
 
@@ -130,13 +135,11 @@ def _check_student(config: ConfigDict, model: Any, found: ConfigDict, teacher: A
             f"{named} is a {roles[1]}, and this config trains a {roles[0]}: use the config of the "
             f"{roles[1]} with this stage."
         )
-    ours, theirs = (dict(c.diffusion.schedule) for c in (config, found))
-    # Where noise levels are drawn in training is the student's own choice; what they are is not.
-    free = ("mean", "std", "shift", "least", "base_tokens")
-    apart = [k for k in {*ours, *theirs} if k not in free and ours.get(k) != theirs.get(k)]
-    if apart:
-        key = min(apart)
-        raise VidlatentError(
-            f"{named} was trained with config.diffusion.schedule.{key}={theirs.get(key)!r}, and "
-            f"its student with {ours.get(key)!r}: give both the same schedule."
-        )
+    for section, free in (("generator", _FREE_FIELDS), ("diffusion.schedule", _FREE_LEVELS)):
+        ours, theirs = (c[section].to_dict() for c in (config, found))
+        for key in sorted(set(ours) & set(theirs) - set(free)):
+            if ours[key] != theirs[key]:
+                raise VidlatentError(
+                    f"{named} was trained with config.{section}.{key}={theirs[key]!r}, and its "
+                    f"student would be with {ours[key]!r}: give both the same."
+                )

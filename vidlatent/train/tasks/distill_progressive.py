@@ -60,7 +60,7 @@ class ProgressiveTask(DistillTask):
         super().__init__(config, *parts, **more)
         rate = make_learning_rate(self.config, self.stages.length)
         self.rate = lambda step: rate(step % self.stages.length)
-        self._grids(self._sampled_grid())  # levels that do not nest are refused now
+        self._grids(self._last_grid())  # levels that do not nest are refused now
 
     def _check_teacher(self, config: ConfigDict) -> None:
         teacher, named = self.teacher, f"config.distill.teacher={config.distill.teacher}"
@@ -68,6 +68,11 @@ class ProgressiveTask(DistillTask):
             raise VidlatentError(
                 f"{named} and config.train.init_from={config.train.init_from}: the student starts "
                 "from its teacher, so name that in one of the two and leave the other empty."
+            )
+        if config.distill.teacher_step >= 0:
+            raise VidlatentError(
+                f"config.distill.teacher_step={config.distill.teacher_step}: the student starts "
+                "from its teacher, and a run starts from the newest checkpoint: leave it out."
             )
         scales = ", ".join(f"{w:g}" for w in teacher.config.sampler.guidance.scales)
         if teacher.guidance is None and scales and not config.distill.unguided:
@@ -100,14 +105,12 @@ class ProgressiveTask(DistillTask):
     def _grids(self, grid: tuple[int, ...]) -> list[Any]:
         return self._target.grids(grid, len(self.stages.steps))
 
-    def _sampled_grid(self) -> tuple[int, ...]:
-        """Latent frames, rows and columns of the clips that are sampled."""
-        config = self.config
-        size = tuple(config.sample.size) or tuple(config.data.buckets[-1][:3])
-        return self.spec.latent_shape(size)[:3]
+    def _last_grid(self) -> tuple[int, ...]:
+        """Latent frames, rows and columns of the clips of the last bucket."""
+        return self.spec.latent_shape(tuple(self.config.data.buckets[-1][:3]))[:3]
 
     def describe(self) -> Distilled:
-        levels = [grid.sigmas for grid in self._grids(self._sampled_grid())[1:]]
+        levels = [grid.sigmas for grid in self._grids(self._last_grid())[1:]]
         grids = tuple(
             (number * self.stages.length, describe_grid(self.config, steps, of_stage))
             for number, (steps, of_stage) in enumerate(zip(self.stages.steps, levels, strict=True))
