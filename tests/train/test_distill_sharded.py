@@ -32,7 +32,7 @@ def run(make, sizes):
         frozen = {"teacher": jax.device_put(random_params(task.model, 1), shardings(params, mesh))}
 
         def loss(params):
-            return task.compute_loss(params, arrays, frozen, 0, 0)
+            return task.compute_loss(params, arrays, frozen, 0, 0)[0]
 
         slope = jax.jit(jax.grad(loss), out_shardings=placed["params"])(start)
         step = jax.jit(task.train_step, in_shardings=(placed, rows, None))

@@ -131,7 +131,7 @@ def test_the_student_learns_and_its_teacher_stays(system):
     assert losses[-1] < 0.7 * losses[0]
     jax.tree.map(np.testing.assert_array_equal, before, frozen["teacher"])
     slope = jax.jit(
-        jax.grad(lambda frozen: task.compute_loss(params, batch, frozen, 0, 0)),
+        jax.grad(lambda frozen: task.compute_loss(params, batch, frozen, 0, 0)[0]),
         compiler_options=QUICK,
     )(frozen)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(slope))
@@ -151,7 +151,7 @@ def test_a_student_that_is_told_its_scale():
     _, batch = started(task, params)
 
     def loss(params):
-        return task.compute_loss(params, batch, {"teacher": taught}, 0, 0)
+        return task.compute_loss(params, batch, {"teacher": taught}, 0, 0)[0]
 
     slope = jax.jit(jax.grad(loss), compiler_options=QUICK)(params)
     assert np.any(slope["guidance_embedding"]["fc2"]["kernel"])
@@ -165,7 +165,7 @@ def test_the_student_keeps_one_branch_of_activations():
     def kept(task, frozen):
         params = random_params(task.model)
         _, batch = started(task, params)
-        primal, pull = jax.vjp(lambda p: task.compute_loss(p, batch, frozen, 0, 0), params)
+        primal, pull = jax.vjp(lambda p: task.compute_loss(p, batch, frozen, 0, 0)[0], params)
         return sum(leaf.nbytes for leaf in jax.tree.leaves(pull) if hasattr(leaf, "nbytes"))
 
     task, model = guidance_task(DIT)
