@@ -15,6 +15,7 @@
 ``paper,stage=sft``                  the same size on the best clips
 ``demo,stage=cfg``                   guidance distilled into the demo: one evaluation a step
 ``demo,stage=progressive``           then 32 of its steps distilled to 4, in three stages
+``demo,stage=sida``, ``stage=dmd``   or 4 steps by the scores of two networks, SiDA or DMD2
 
 Latents come from ``--mode=encode`` with this config: ``--config.data.path=<set>``
 (docs/chains.md). A stage starts from the workdir
@@ -26,6 +27,7 @@ from vidlatent.config import (
     area_buckets,
     check_choice,
     distil_guidance,
+    distil_scores,
     generator_demo,
     get_generator_defaults,
     halve_steps,
@@ -34,8 +36,8 @@ from vidlatent.config import (
     parse_arg,
 )
 
-_STAGES = ("image", "video", "target", "sft", "cfg", "progressive")
-_FEW_STEPS = ("cfg", "progressive")
+_FEW_STEPS = ("cfg", "progressive", "sida", "dmd")
+_STAGES = ("image", "video", "target", "sft", *_FEW_STEPS)
 
 
 def get_config(arg: str = ""):
@@ -84,6 +86,10 @@ def _distil(config, arg):
         scale, told = config.sampler.guidance.scales[0], config.sampler.guidance.drops[0][0]
         distil_guidance(config, scale, told, config.recipe)
         config.train.steps = 400
+    elif arg.stage in ("sida", "dmd"):
+        distil_scores(config, arg.stage, 4, 400, 1e-4)
+        config.distill.score.generator_after, config.distill.score.adversarial_after = 1600, 3200
+        return
     else:
         halve_steps(config, (16, 8, 4), f"{config.recipe} cfg")
         config.train.steps = 900

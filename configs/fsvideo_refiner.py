@@ -6,6 +6,8 @@
 ``paper,stage=target``            121 frames at 1024x1024, small ones of 512x512
 ``stage=cfg``                     guidance distilled into it (2.4.3), of the demo too
 ``stage=progressive``             then 64 steps distilled to 32, the demo's 16 to 8
+``stage=sida``, ``stage=dmd``     then 8 steps (the demo's 4) by adversarial score identity
+                                  distillation, or by DMD2 to compare with
 
 The first starts from the base model, ``--config.train.init_from=BASE``, whose copy stays frozen
 beside it: ``--config.refiner.base=BASE --config.refiner.upsampler=UPSAMPLER``. The data are pairs:
@@ -17,14 +19,15 @@ from vidlatent.config import (
     area_buckets,
     check_choice,
     distil_guidance,
+    distil_scores,
     halve_steps,
     load_base,
     long_run,
     parse_arg,
 )
 
-_STAGES = ("image", "video", "target", "cfg", "progressive")
-_FEW_STEPS = ("cfg", "progressive")
+_FEW_STEPS = ("cfg", "progressive", "sida", "dmd")
+_STAGES = ("image", "video", "target", *_FEW_STEPS)
 
 
 def get_config(arg: str = ""):
@@ -56,12 +59,23 @@ def _distil(config, arg):
         distil_guidance(config, *((2.5, "label") if demo else (5.0, "text")), before)
         config.sampler.steps = 16 if demo else 64
         config.train.steps = 300 if demo else 4000
+    elif arg.stage in ("sida", "dmd"):
+        return _distil_scores(config, arg.stage, demo)
     else:
         # 32 steps are stated; the first teacher's 64 are not.
         halve_steps(config, (8,) if demo else (32,), f"{before} cfg")
         config.train.steps = 300 if demo else 5000
     config.optim.lr = 2e-4 if demo else 1e-5
     config.optim.ema_decay = 0.99 if demo else 0.999
+
+
+def _distil_scores(config, kind, demo):
+    """8 steps are stated; rates are those that the methods' authors advise."""
+    rate = 1e-4 if demo else {"sida": 1e-6, "dmd": 5e-7}[kind]
+    distil_scores(config, kind, 4 if demo else 8, 150 if demo else 5000, rate)
+    config.optim.ema_decay = 0.98 if demo else 0.0  # large runs have none
+    if demo:
+        config.distill.score.generator_after, config.distill.score.adversarial_after = 320, 640
 
 
 def _paper(config, stage):

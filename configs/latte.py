@@ -7,6 +7,8 @@
 ``paper,data=sky``                 without classes: ``sky`` (SkyTimelapse, with pictures), ``faces``
 ``stage=cfg``                      guidance distilled into the model with classes, of the demo too
 ``stage=progressive``              then fewer steps: the demo's 40 to 10, 128 to 32
+``demo,flow=true``                 by flow matching in place of DDPM's noise prediction
+``demo,flow=true,stage=sida``      then 4 steps by the scores of two networks, SiDA (or ``dmd``)
 
 Latents come from ``--mode=encode``: ``--config.data.path=<set>``. Distillation starts from the run
 of the stage before, ``--config.distill.teacher=<workdir>``; IV-VAE's paper has none.
@@ -16,6 +18,7 @@ from vidlatent.config import (
     VidlatentError,
     check_choice,
     distil_guidance,
+    distil_scores,
     generator_demo,
     get_generator_defaults,
     halve_steps,
@@ -29,10 +32,14 @@ _DATA = {"ucf101": (101, 100_000), "kinetics400": (400, 100_000), "sky": (0, 20_
 _DATA["faces"] = (0, 20_000)
 
 
+_SCORES = ("sida", "dmd")
+
+
 def get_config(arg: str = ""):
-    arg = parse_arg(arg, presets=("demo", "paper"), data="ucf101", z=4, stage="data")
+    arg = parse_arg(arg, presets=("demo", "paper"), data="ucf101", z=4, flow=False, stage="data")
     check_choice("data", arg.data, _DATA)
-    check_choice("stage", arg.stage, ("data", "cfg", "progressive"))
+    check_choice("stage", arg.stage, ("data", "cfg", "progressive", *_SCORES))
+    _check_flow(arg)
     config = get_generator_defaults("latte", arg.preset)
     generator = config.generator
     generator.name = "latte"
@@ -44,9 +51,31 @@ def get_config(arg: str = ""):
     generator.residual_dtype = "float32"
     noise_prediction(config)  # Latte's
     {"demo": _demo, "paper": _paper}[arg.preset](config, arg)
+    if arg.flow:
+        _flow(config)
     if arg.stage != "data":
         _distil(config, arg)
     return config
+
+
+def _check_flow(arg):
+    if arg.flow and arg.preset != "demo":
+        raise VidlatentError("config argument flow=true is of the demo: Latte's paper has none.")
+    if arg.stage in _SCORES and not arg.flow:
+        raise VidlatentError(
+            f"config argument stage={arg.stage} needs a teacher of flow matching: train and distil "
+            "it by demo,flow=true."
+        )
+
+
+def _flow(config):
+    """As the demo of configs/fsvideo_dit.py, on Latte's network."""
+    config.generator.learned_variance = False
+    config.diffusion.schedule = {"name": "flow", "mean": 0.0, "std": 1.0, "shift": 3.0}
+    config.sampler.name, config.sampler.steps = "unipc", 20
+    config.sampler.spacing, config.sampler.shift = "", 3.0
+    config.preset += "-flow"
+    config.recipe += " flow"
 
 
 def _distil(config, arg):
@@ -58,9 +87,13 @@ def _distil(config, arg):
             raise VidlatentError(f"config argument data={arg.data} has no classes to guide.")
         distil_guidance(config, scales[0], "label", before)
         config.train.steps = 400 if demo else 20_000
+    elif arg.stage in _SCORES:
+        distil_scores(config, arg.stage, 4, 400, 1e-4)
+        config.distill.score.generator_after, config.distill.score.adversarial_after = 1600, 3200
+        return
     else:
         # Levels of whole steps of the diffusion, so that those of every stage nest.
-        config.sampler.spacing = "trailing"
+        config.sampler.spacing = "" if arg.flow else "trailing"
         stages = (20, 10) if demo else (64, 32)
         halve_steps(config, stages, f"{before} cfg" if scales else before)
         config.train.steps = 800 if demo else 40_000

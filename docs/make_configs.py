@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 import vidlatent.config.defaults as defaults
 from vidlatent.config import get_defaults, get_generator_defaults
-from vidlatent.config.defaults.optim import get_optim
+from vidlatent.config.defaults.optim import get_lora, get_optim
 from vidlatent.models.pretrained import NETWORKS
 
 FOLDER = Path(defaults.__file__).parent
@@ -186,7 +186,8 @@ def section_page(
     if name not in tokenizer:
         text += "\n\nIn configs of generators only."
     if "optim" in group:
-        changed = [f"`{k}={v!r}`" for k, v in leaves(group.optim) if v != get_optim()[k]]
+        usual = dict(leaves(ConfigDict({**get_optim(), "lora": get_lora()})))
+        changed = [f"`{k}={v!r}`" for k, v in leaves(group.optim) if v != usual[k]]
         text += f"\n\n`{name}.optim` has the keys of [optim](#optim)"
         text += f", with {' and '.join(changed)}." if changed else "."
     return f"{text}\n\n{table(rows)}" if rows else text

@@ -11,6 +11,7 @@ import pytest
 from vidlatent.diffusion.ddpm import linear
 from vidlatent.diffusion.distillation import (
     check_nested,
+    distribution_matching_loss,
     draw_interval,
     fake_score_loss,
     halve_ddim_steps,
@@ -159,6 +160,51 @@ def test_agreement_costs_nothing(weighting):
     np.testing.assert_allclose(grad, 0, atol=1e-6)
 
 
+@pytest.mark.parametrize("weighting", ["one_minus_sigma", "inverse_error"])
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
+def test_score_identity_is_its_formula_and_flows_through_both_networks(weighting, alpha):
+    """Value in NumPy, and the gradient by hand for linear networks ``v = c z``: y = z - s c z."""
+    of_teacher, of_fake = 0.7, -0.4
+
+    def loss(x, factors):
+        networks = (lambda z, sigma, c=c: c * z for c in factors)
+        found = score_identity_loss(*networks, x, EPS, SIGMA, alpha, weighting)
+        return found.loss.sum(), found
+
+    (value, found), (grad, _) = jax.value_and_grad(loss, (0, 1), has_aux=True)(
+        X, (of_teacher, of_fake)
+    )
+    x, eps, s = (np.asarray(a, np.float64) for a in (X, EPS, SIGMA[:, None, None]))
+    z = (1 - s) * x + s * eps
+    y, f = (1 - s * of_teacher) * z, (1 - s * of_fake) * z
+    weight = 1 - s
+    if weighting == "inverse_error":
+        weight = 1 / np.abs(x - y).mean(axis=(1, 2), keepdims=True)
+    apart, error = y - f, (y - x) - alpha * (y - f)
+    np.testing.assert_allclose(value, (weight * apart * error).sum(), rtol=1e-4)
+    np.testing.assert_allclose(found.weight, weight.ravel(), rtol=1e-5)
+    dy, df = (1 - s * of_teacher) * (1 - s), (1 - s * of_fake) * (1 - s)
+    want = weight * ((dy - df) * error + apart * (dy - 1 - alpha * (dy - df)))
+    np.testing.assert_allclose(grad, want, rtol=1e-3, atol=1e-5)
+
+
+def test_distribution_matching_is_its_formula_and_stops_at_both_networks():
+    """The gradient is ``(f - y) / mean |x - y|`` of each sample, and nothing more."""
+
+    def loss(x, factors):
+        networks = (lambda z, sigma, c=c: c * z for c in factors)
+        return distribution_matching_loss(*networks, x, EPS, SIGMA).loss.sum()
+
+    value, (grad, of_networks) = jax.value_and_grad(loss, (0, 1))(X, (0.7, -0.4))
+    x, eps, s = (np.asarray(a, np.float64) for a in (X, EPS, SIGMA[:, None, None]))
+    z = (1 - s) * x + s * eps
+    y, f = (1 - s * 0.7) * z, (1 - s * -0.4) * z
+    want = (f - y) / np.abs(x - y).mean(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(grad, want, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(value, 0.5 * (want**2).sum(), rtol=1e-4)
+    assert of_networks == (0.0, 0.0)
+
+
 def test_unknown_weighting():
     with pytest.raises(VidlatentError, match="'inverse_eror': did you mean 'inverse_error'"):
         score_identity_loss(None, None, X, EPS, SIGMA, weighting="inverse_eror")
@@ -175,22 +221,26 @@ def test_fake_score_is_flow_matching_on_samples():
 
 
 def _velocity(mean, std, z, sigma):
-    """Of data N(mean, std^2), exactly."""
+    """Of data N(mean, std^2), exactly; ``z`` is ``[B, n]``."""
+    sigma = sigma[:, None]
     gain = (1 - sigma) * std**2 / ((1 - sigma) ** 2 * std**2 + sigma**2)
     return (z - mean - gain * (z - (1 - sigma) * mean)) / sigma
 
 
-def test_a_gaussian_is_distilled():
+@pytest.mark.parametrize("kind", ["sida", "dmd"])
+def test_a_gaussian_is_distilled(kind):
     """Teacher N(0, 1), generator ``a n + b``, exact score of its samples: a -> 1 and b -> 0."""
     optimizer = optax.adam(5e-3, b1=0.0, b2=0.999)
 
     def loss(params, key, alpha):
         of_n, of_eps, of_sigma = jax.random.split(key, 3)
-        n, eps = (jax.random.normal(k, (64,)) for k in (of_n, of_eps))
-        sigma = sample_sigma(of_sigma, 64, np.log(2.0), 1.6)
+        n, eps = (jax.random.normal(k, (16, 8)) for k in (of_n, of_eps))
+        sigma = sample_sigma(of_sigma, 16, np.log(2.0), 1.6)
         fake = functools.partial(_velocity, *jax.lax.stop_gradient((params["b"], params["a"])))
         teacher = functools.partial(_velocity, 0.0, 1.0)
         x = params["a"] * n + params["b"]
+        if kind == "dmd":
+            return distribution_matching_loss(teacher, fake, x, eps, sigma).loss.mean()
         return score_identity_loss(teacher, fake, x, eps, sigma, alpha).loss.mean()
 
     @jax.jit

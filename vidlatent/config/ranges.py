@@ -55,6 +55,8 @@ _OPTIM: dict[str, Any] = {
     "freeze": Pattern(),
 }
 
+_LORA = {"rank": _COUNT_OR_NONE, "alpha": _WEIGHT, "targets": Pattern()}
+
 # Section -> key -> rule; "" holds the keys that belong to no section.
 _SECTIONS: dict[str, dict[str, Any]] = {
     "": {
@@ -66,7 +68,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "seed": _SEED,
     },
     "optim": {**_OPTIM, "accumulate": _COUNT, "ema_decay": _SHARE},
-    "optim.lora": {"rank": _COUNT_OR_NONE, "alpha": _WEIGHT, "targets": Pattern()},
+    "optim.lora": _LORA,
     "discriminator": {
         "loss": Choice(("hinge", "non_saturating")),
         "weight": _WEIGHT,
@@ -356,6 +358,22 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "weighting": Choice(("output", "truncated_snr")),
         "unguided": Flag(),
     },
+    "distill.score": {
+        "kind": Choice(("sida", "dmd")),
+        "weighting": Choice(("one_minus_sigma", "inverse_error")),
+        "pooling": Choice(("tokens", "channels")),
+        "levels": Choice(("logit_normal", "uniform")),
+        **dict.fromkeys(("alpha", "level_mean"), number()),
+        **dict.fromkeys(
+            ("score_weight", "adversarial_weight", "discriminator_weight", "clip_value"), _WEIGHT
+        ),
+        "fake_updates": _COUNT,
+        **dict.fromkeys(("generator_after", "adversarial_after"), _COUNT_OR_NONE),
+        "level_std": _POSITIVE,
+        "level_range": Each((_SHARE, _SHARE), "(0.02, 0.98)", "least, most"),
+    },
+    "distill.optim": _OPTIM,
+    "distill.optim.lora": _LORA,
 }
 
 # Key -> rule.

@@ -6,6 +6,7 @@ __all__ = [
     "area_buckets",
     "demo_on_samples",
     "distil_guidance",
+    "distil_scores",
     "generator_demo",
     "halve_steps",
     "long_run",
@@ -112,6 +113,42 @@ def halve_steps(config: ConfigDict, stages: tuple[int, ...], follows: str) -> No
     _follow(config, "progressive", follows)
     # In every stage from the peak to 0 (Salimans and Ho 2022).
     config.optim.schedule = "linear"
+
+
+def distil_scores(config: ConfigDict, kind: str, steps: int, train_steps: int, lr: float) -> None:
+    """The stage after guidance or halved steps: few steps by score distillation.
+
+    Args:
+      kind: ``'sida'`` or ``'dmd'`` (``config.distill.score``).
+      steps: of the student.
+      train_steps: updates of the generator.
+      lr: of both networks.
+    """
+    before, score = config.recipe, config.distill.score
+    config.task, score.kind = "distill_score", kind
+    config.sampler.name, config.sampler.steps = "euler", steps
+    config.sampler.guidance.scales = config.sampler.guidance.drops = ()
+    # All three networks get all conditions (specification of the method; not stated by FSVideo).
+    config.conditions.drop = {}
+    for optim in (config.optim, config.distill.optim):
+        optim.lr, optim.schedule, optim.warmup_steps = lr, "constant", 0
+        # Published: no momentum, and no bound on the norm.
+        optim.b1, optim.b2, optim.weight_decay, optim.clip_norm = 0.0, 0.999, 0.0, 0.0
+        if kind == "dmd":  # of DMD2's code
+            optim.b1, optim.weight_decay, optim.clip_norm = 0.9, 0.01, 10.0
+    # Parameters of the same kind learn alike in both.
+    own = config.distill.optim
+    own.lr_factors, own.no_decay = config.optim.lr_factors, config.optim.no_decay
+    if kind == "dmd":  # of DMD2's code for SDXL in four steps
+        config.sampler.name, score.fake_updates, score.levels = "fresh", 5, "uniform"
+        score.adversarial_weight, score.discriminator_weight = 5e-3, 1e-2
+        score.generator_after = score.adversarial_after = 0
+    config.train.steps = train_steps * (1 + score.fake_updates)
+    # The loss says nothing of progress.
+    config.checkpoint.best_metric = "frechet_latents"
+    _follow(config, kind, f"{before} cfg")
+    config.recipe = f"{before} {kind}"
+    config.train.init_recipes = (f"{before} progressive", f"{before} cfg")
 
 
 def _follow(config: ConfigDict, stage: str, follows: str) -> None:

@@ -1,6 +1,7 @@
 """Targets and losses of step distillation: generators that need fewer steps.
 
-Used by the tasks that train few-step generators. FSVideo (2.4.3) distils its refiner from guidance,
+Used by the tasks that train few-step generators, whose samples while they learn are
+``few_steps.py``'s. FSVideo (2.4.3) distils its refiner from guidance,
 then to half the steps (progressive distillation, Salimans & Ho 2022) and to eight (adversarial
 score identity distillation, Zhou et al. 2025). The paper states no formulas; here they are written
 for flow matching, where networks predict velocities and ``x0 = x - sigma v``. Arrays are
@@ -27,8 +28,9 @@ __all__ = [
     "WEIGHTINGS",
     "HalvedSteps",
     "Interval",
-    "ScoreIdentity",
+    "ScoreMatch",
     "check_nested",
+    "distribution_matching_loss",
     "draw_interval",
     "fake_score_loss",
     "halve_ddim_steps",
@@ -145,17 +147,20 @@ def halve_ddim_steps(
     return HalvedSteps(*(lax.stop_gradient(x) for x in (*states[1:], target)))
 
 
-class ScoreIdentity(NamedTuple):
+class ScoreMatch(NamedTuple):
     """The generator's loss and its parts.
 
     Attributes:
       loss: ``[B]``.
-      teacher, fake: clean samples that the two networks predict from the same noisy ones.
+      teacher, fake: clean samples that the two networks predict from the same noisy ones,
+        ``[B, ...]``.
+      weight: ``[B]``, the weight of the sample in ``loss``; no gradient flows to it.
     """
 
     loss: jax.Array
     teacher: jax.Array
     fake: jax.Array
+    weight: jax.Array
 
 
 def score_identity_loss(
@@ -166,7 +171,7 @@ def score_identity_loss(
     sigma: jax.Array,
     alpha: float = 1.0,
     weighting: str = "one_minus_sigma",
-) -> ScoreIdentity:
+) -> ScoreMatch:
     """Score identity distillation's loss of a generator (Zhou et al. 2024, in flow form).
 
     ``sum w (y - f) ((y - x) - alpha (y - f))`` over a sample's values, where ``y`` and ``f`` are
@@ -190,16 +195,31 @@ def score_identity_loss(
     if weighting not in WEIGHTINGS:
         hint = did_you_mean(weighting, WEIGHTINGS)
         raise VidlatentError(f"unknown weighting of score identity {weighting!r}: {hint}")
-    noisy = interpolate(x, eps, sigma)
-    y, f = (x0_from_velocity(noisy, network(noisy, sigma), sigma) for network in (teacher, fake))
+    y, f = _predict_clean(teacher, fake, x, eps, sigma)
     if weighting == "one_minus_sigma":
         weight = 1.0 - sigma
     else:
         # The error grows with the noise level; dividing by it balances the levels.
-        error = jnp.abs(x - y).mean(axis=tuple(range(1, x.ndim)))
-        weight = lax.stop_gradient(1.0 / jnp.maximum(error, 1e-5))
+        weight = 1.0 / _mean_error(x, y)
+    weight = lax.stop_gradient(weight)
     apart = y - f
-    return ScoreIdentity(weight * _sum_values(apart * ((y - x) - alpha * apart)), y, f)
+    return ScoreMatch(weight * _sum_values(apart * ((y - x) - alpha * apart)), y, f, weight)
+
+
+def distribution_matching_loss(
+    teacher: Network, fake: Network, x: jax.Array, eps: jax.Array, sigma: jax.Array
+) -> ScoreMatch:
+    """Distribution matching distillation's loss of a generator (Yin et al. 2024, DMD2).
+
+    ``1/2 sum |x - constant|^2``, whose gradient to ``x`` is ``w (f - y)`` with ``w`` one over the
+    mean of ``|x - y|`` (at least 1e-5, where the publication has no limit). No gradient flows
+    through the two networks, which is what tells it from ``score_identity_loss``; arguments are as
+    there. A sum over a sample's values: the publication takes the mean.
+    """
+    y, f = lax.stop_gradient(_predict_clean(teacher, fake, x, eps, sigma))
+    weight = lax.stop_gradient(1.0 / _mean_error(x, y))
+    wanted = lax.stop_gradient(x - per_sample(weight, x) * (f - y))
+    return ScoreMatch(0.5 * _sum_values(jnp.square(x - wanted)), y, f, weight)
 
 
 def fake_score_loss(fake: Network, x: jax.Array, eps: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -210,6 +230,19 @@ def fake_score_loss(fake: Network, x: jax.Array, eps: jax.Array, sigma: jax.Arra
     x = lax.stop_gradient(x)
     noisy = interpolate(x, eps, sigma)
     return _sum_values(jnp.square(fake(noisy, sigma) - velocity(x, eps)))
+
+
+def _predict_clean(
+    teacher: Network, fake: Network, x: jax.Array, eps: jax.Array, sigma: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    noisy = interpolate(x, eps, sigma)
+    y, f = (x0_from_velocity(noisy, network(noisy, sigma), sigma) for network in (teacher, fake))
+    return y, f
+
+
+def _mean_error(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Mean of ``|x - y|`` of each sample, ``[B]``, at least 1e-5."""
+    return jnp.maximum(jnp.abs(x - y).mean(axis=tuple(range(1, x.ndim))), 1e-5)
 
 
 def _broadcast_level(sigma: Any, z: jax.Array) -> jax.Array:

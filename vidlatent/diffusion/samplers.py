@@ -40,6 +40,7 @@ __all__ = [
     "ddim",
     "draw_starting_noise",
     "euler",
+    "fixed",
     "fresh",
     "make_plan",
     "posterior_weights",
@@ -319,6 +320,24 @@ def fresh(grid: NoiseGrid, prediction: str = "velocity") -> SamplerPlan:
     convert = data_columns(grid, prediction)
     predict = np.stack([np.zeros(grid.steps), grid.alphas[1:]], axis=1)
     return make_plan(grid, convert, predict, grid.sigmas[1:])
+
+
+def fixed(grid: NoiseGrid, prediction: str = "velocity") -> SamplerPlan:
+    """As ``fresh``, with the noise that the sample started from in every step.
+
+    One of the three ways of score identity distillation to put noise on a student's samples. The
+    grid must start at pure noise.
+    """
+    if grid.alphas[0] > 1e-3:
+        raise VidlatentError(
+            f"sampler fixed starts from pure noise, and this grid's first level is "
+            f"{grid.sigmas[0]:.4g}: leave config.sampler.spacing and sigmas empty."
+        )
+    # What is no clean sample in x is the noise: eps = (x - alpha m) / sigma with the m that x was
+    # made of, which is the last step's; the first x is noise alone.
+    ratio = grid.sigmas[1:] / grid.sigmas[:-1]
+    predict = np.stack([ratio, grid.alphas[1:], -ratio * grid.alphas[:-1]], axis=1)
+    return make_plan(grid, data_columns(grid, prediction), predict)
 
 
 def ddim(grid: NoiseGrid, prediction: str = "epsilon", eta: float = 0.0) -> SamplerPlan:

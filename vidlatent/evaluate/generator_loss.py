@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,11 @@ from vidlatent.parallel.multihost import to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
 
 __all__ = [
+    "NOISE_SEED",
     "GeneratorScores",
     "LossAt",
     "Question",
+    "clip_keys",
     "compile_loss_step",
     "evaluate_loss",
     "make_data_loss",
@@ -37,7 +39,7 @@ __all__ = [
     "noise_at_level",
 ]
 
-_NOISE = 20_240  # seed of the evaluation's noise, the same in every run
+NOISE_SEED = 20_240  # seed of the evaluation's noise, the same in every run
 
 
 class Question(NamedTuple):
@@ -108,8 +110,8 @@ def make_loss_step(
     loss = make_data_loss(config, model) if loss is None else loss
 
     def step(params, frozen, batch):
-        x0, conditions = inputs(batch, frozen, jax.random.key(_NOISE))
-        keys = _clip_keys(batch)
+        x0, conditions = inputs(batch, frozen, jax.random.key(NOISE_SEED))
+        keys = clip_keys(batch)
         # No condition is dropped but those that a clip does not have.
         missing = missing_condition_masks(conditions, model.reads, x0.shape[1])
 
@@ -126,9 +128,9 @@ def make_loss_step(
     return step
 
 
-def _clip_keys(batch: Any) -> jax.Array:
+def clip_keys(batch: Any) -> jax.Array:
     """A key for each sample, of its clip and start alone."""
-    key = jax.random.key(_NOISE)
+    key = jax.random.key(NOISE_SEED)
 
     def one(clip, start):
         mine = jax.random.fold_in(key, clip)
@@ -176,7 +178,18 @@ class GeneratorScores:
       scores: ``loss`` (mean over clips and levels) and ``clips``, their number.
       levels: one row a noise level: its number from the cleanest, and the mean loss there.
       clips: one row a clip: name, start in seconds, loss.
+      about_levels, curves: heading of the levels' table in a report, and names of the run's curves
+        that it draws.
     """
+
+    about_levels: ClassVar[str] = "Loss by noise level, from clean to noise"
+    curves: ClassVar[tuple[str, ...]] = (
+        "val/loss",
+        "train/loss",
+        "train/grad_norm",
+        "train/lr",
+        "train/data_wait_share",
+    )
 
     scores: dict[str, float]
     levels: list[dict[str, float]]

@@ -15,8 +15,6 @@ from vidlatent.report.writers import read_metrics
 
 __all__ = ["write_generator_report"]
 
-_CURVES = ("val/loss", "train/loss", "train/grad_norm", "train/lr", "train/data_wait_share")
-
 
 def write_generator_report(
     result: GeneratorScores,
@@ -64,9 +62,9 @@ def write_generator_report(
         folder / "report.html",
         title=f"{config.name} ({config.preset}) at step {step}",
         scores=result.scores,
-        tables={"Loss by noise level, from clean to noise": result.levels},
+        tables={result.about_levels: result.levels},
         sheets=sheets,
-        curves={name: found[name] for name in _CURVES if name in found},
+        curves={name: found[name] for name in result.curves if name in found},
         config=config.to_dict(),
     )
     if sheet:

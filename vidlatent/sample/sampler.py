@@ -36,11 +36,25 @@ from vidlatent.models.generators.base import Generator
 from vidlatent.parallel.multihost import to_global
 from vidlatent.parallel.sharding import replicated
 
-__all__ = ["LatentSampler", "latent_psnr"]
+__all__ = ["LatentSampler", "latent_psnr", "plan_sampler"]
 
 
 # Keys of ``config.sampler`` that are about the loop around the solver, not about the solver.
 _OF_THE_LOOP = ("guidance", "cache", "cache_conditions", "residual_dtype", "fp8", "force")
+
+
+def plan_sampler(config: ConfigDict, model: Generator, grid: Sequence[int]) -> SamplerPlan:
+    """The steps of ``config.sampler`` for latents of ``grid`` (frames, rows, columns)."""
+    schedule = make_schedule(config.diffusion.schedule)
+    if isinstance(schedule, Flow):
+        # As in training: the shift may grow with the number of tokens.
+        schedule = schedule.for_tokens(math.prod(grid) // math.prod(model.patch))
+    known = {k: v for k, v in config.sampler.items() if k not in _OF_THE_LOOP}
+    options, unread = sampler_options(schedule, known)
+    if unread:
+        keys = ", ".join(f"config.sampler.{name}" for name in unread)
+        logging.warning("%s: not read by sampler %s", keys, config.sampler.name)
+    return make_sampler(schedule, options | {"steps": config.sampler.steps})
 
 
 class LatentSampler:
@@ -64,12 +78,8 @@ class LatentSampler:
         states = config.sampler.residual_dtype
         self.model = model.with_residual_dtype(model.dtype if states == "auto" else states)
         self.shape, self._config = tuple(shape), config.sampler
-        schedule = make_schedule(config.diffusion.schedule)
-        self._check_variance(schedule)
-        if isinstance(schedule, Flow):
-            # As in training: the shift may grow with the number of tokens.
-            schedule = schedule.for_tokens(math.prod(shape[:3]) // math.prod(model.patch))
-        self.plan = self._make_plan(schedule, config)
+        self._check_variance(make_schedule(config.diffusion.schedule))
+        self.plan = plan_sampler(config, model, shape[:3])
         guidance = config.sampler.guidance
         self.told = _read_told(model, guidance.scales)
         if guidance.scales and self.told is None:
@@ -81,15 +91,6 @@ class LatentSampler:
         self.drops = self._branches()
         self.nfe = count_evaluations(self.scales)
         self._compiled: dict[Any, Any] = {}
-
-    def _make_plan(self, schedule: Flow | Diffusion, config: ConfigDict) -> SamplerPlan:
-        """The solver ``config.sampler.name`` with ``config.sampler.steps`` steps."""
-        known = {k: v for k, v in config.sampler.items() if k not in _OF_THE_LOOP}
-        options, unread = sampler_options(schedule, known)
-        if unread:
-            keys = ", ".join(f"config.sampler.{name}" for name in unread)
-            logging.warning("%s: not read by sampler %s", keys, config.sampler.name)
-        return make_sampler(schedule, options | {"steps": config.sampler.steps})
 
     def _check_variance(self, schedule: Flow | Diffusion) -> None:
         learned = schedule.variance == "learned_range"

@@ -83,7 +83,7 @@ def initialize_state(task: Task, config: ConfigDict, state: Any, target: Any) ->
 
     Parameters and EMA both start from the EMA weights of the earlier run (or from the file).
     Inherited players keep their whole state, optimizer included; otherwise optimizers and the step
-    start from zero.
+    start from zero, and players from the weights that they name (``Player.start``).
 
     Args:
       task: what is trained.
@@ -95,6 +95,7 @@ def initialize_state(task: Task, config: ConfigDict, state: Any, target: Any) ->
       VidlatentError: the weights do not fit the model.
     """
     source = config.train.init_from
+    state = _start_players(task, state, target)
     if not source:
         return state
     logging.info("starting from %s", source)
@@ -111,6 +112,21 @@ def initialize_state(task: Task, config: ConfigDict, state: Any, target: Any) ->
         # A copy, because the step donates both, and one buffer cannot be donated twice.
         state = {**state, "params": params, "ema": jax.tree.map(jnp.copy, params)}
     return state | _load_players(task, source, target) if is_workdir(source) else state
+
+
+def _start_players(task: Task, state: Any, target: Any) -> Any:
+    """``state`` with the players' parameters that are another generator's."""
+    for name, player in task.players.items():
+        if name in state and player.start:
+            params = load_params(
+                player.start,
+                target[name]["params"],
+                family=task.family,
+                step=None if player.start_step < 0 else player.start_step,
+            )
+            state = {**state, name: {**state[name], "params": params}}
+            logging.info("the player %s starts from %s", name, player.start)
+    return state
 
 
 def _load_players(task: Task, source: str, target: Any) -> dict[str, Any]:

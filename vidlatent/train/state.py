@@ -17,7 +17,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["PlayerUpdate", "State", "apply_gradients", "init_player", "init_state", "random_key"]
+__all__ = [
+    "PlayerUpdate",
+    "State",
+    "apply_gradients",
+    "apply_player_gradients",
+    "init_player",
+    "init_state",
+    "random_key",
+]
 
 State = dict[str, Any]
 
@@ -106,29 +114,47 @@ def apply_gradients(
     decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
     ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), state["ema"], params)
 
-    bad = (~good).astype(jnp.int32)
     new = {
-        "step": state["step"] + 1,
         "params": _select(good, params, state["params"]),
         "opt": _select(good, opt, state["opt"]),
         "ema": _select(good, ema, state["ema"]),
-        "extra": {
-            **state["extra"],
-            "bad_steps": state["extra"]["bad_steps"] + bad,
-            # The product with 0 starts the count anew after a good step.
-            "bad_streak": (state["extra"]["bad_streak"] + bad) * bad,
-        },
         **{name: _update_player(state[name], player, good) for name, player in players.items()},
     }
+    # Players without an update in this step keep their state.
+    state, counts = _count_step({**state, **new}, good)
     report = {
         "grad_norm": norm,
         **{f"{name}_grad_norm": other for name, other in norms.items()},
         "lr": lr,
-        "bad_steps": new["extra"]["bad_steps"],
-        "bad_streak": new["extra"]["bad_streak"],
+        **counts,
     }
-    # Players without an update in this step keep their state.
-    return {**state, **new}, report
+    return state, report
+
+
+def apply_player_gradients(
+    state: State, name: str, player: PlayerUpdate, loss: jax.Array
+) -> tuple[State, dict[str, jax.Array]]:
+    """Apply one update of a player in a step in which the model rests, bit for bit.
+
+    As ``apply_gradients``: skipped if the loss or the gradient is not finite. The report's ``lr``
+    and ``grad_norm`` are the player's.
+    """
+    norm = optax.global_norm(player.grads)
+    good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    new = {name: _update_player(state[name], player, good)}
+    state, counts = _count_step({**state, **new}, good)
+    return state, {"grad_norm": norm, "lr": jnp.asarray(player.rate, jnp.float32), **counts}
+
+
+def _count_step(state: State, good: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    """The state after one more step, and its counts of steps that were not finite."""
+    bad = (~good).astype(jnp.int32)
+    counts = {
+        "bad_steps": state["extra"]["bad_steps"] + bad,
+        # The product with 0 starts the count anew after a good step.
+        "bad_streak": (state["extra"]["bad_streak"] + bad) * bad,
+    }
+    return {**state, "step": state["step"] + 1, "extra": {**state["extra"], **counts}}, counts
 
 
 def _select(good: jax.Array, new: Any, old: Any) -> Any:

@@ -10,6 +10,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.latents.space import abstract_at_rest
 from vidlatent.models.generators import GENERATORS
 from vidlatent.models.generators.fp8_weights import cast_to_fp8
+from vidlatent.models.generators.trunk import denoise_with_trunk
 from vidlatent.models.generators.wan.model import WanDiT
 from vidlatent.weights.importer import export_params, import_params
 from vidlatent.weights.tables import TABLES
@@ -197,3 +198,30 @@ def test_products_in_eight_bits_err_by_a_few_percent(network):
     want, found = run(params, *given), run(eighth, *given)
     error = jnp.linalg.norm(found - want) / jnp.linalg.norm(want)
     assert 1e-4 < error < 0.15
+
+
+def test_the_trunk_is_what_the_head_reads(network):
+    """The output is the same, the tokens are seen, and there is no parameter more (J67)."""
+    model, params, (noisy, time, conditions), run = network
+    shown = jax.jit(
+        lambda params, *args: denoise_with_trunk(model, params, *args), compiler_options=QUICK
+    )
+    output, tokens = shown(params, noisy, time, conditions)
+    np.testing.assert_allclose(output, run(params, noisy, time, conditions), atol=1e-5)
+    count = np.prod(noisy.shape[1:4]) // np.prod(model.patch)
+    assert tokens.shape == (len(noisy), count, model.width)
+    other = shown(params, noisy[::-1], time, conditions)[1]
+    assert np.abs(other - tokens).max() > 1e-4  # they depend on the input
+    created = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), noisy, time, conditions, method="denoise")
+    )
+    assert set(created) == {"params"}
+
+
+def test_a_generator_that_shows_no_trunk_is_told_how():
+    class Plain:
+        def apply(self, variables, *args, mutable, **given):
+            return args[0], {}
+
+    with pytest.raises(VidlatentError, match="Plain does not show the tokens that its head reads"):
+        denoise_with_trunk(Plain(), {}, jnp.zeros((1, 2)), jnp.zeros(1), {})

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 def get_sampler() -> ConfigDict:
     sampler = ConfigDict()
-    sampler.name = "euler"  # euler | fresh | ddim | ancestral | unipc | dpmpp_2m
+    sampler.name = "euler"  # euler | fresh | fixed | ddim | ancestral | unipc | dpmpp_2m
     sampler.steps = 30  # noise levels from pure noise to the latent
     # How the levels are spaced: clean | diffusers_unipc | wan_unipc | diffusers_euler of flow
     # matching, even | stride | trailing | continuous of DDPM; empty: the first of these

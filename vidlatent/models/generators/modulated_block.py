@@ -13,6 +13,7 @@ from vidlatent.layers.attention import Pair, TokenAttention
 from vidlatent.layers.dense import Linear, Mlp
 from vidlatent.layers.norms import modulate
 from vidlatent.layers.residual import add_residual
+from vidlatent.models.generators.trunk import show_trunk
 
 __all__ = ["ModulatedBlock", "ModulatedHead", "small_mlp"]
 
@@ -160,6 +161,7 @@ class ModulatedHead(nn.Module):
             parts = parts.reshape(-1, 2, width)
         shift, scale = jnp.split(parts, 2, axis=1)
         y = modulate(x, scale, shift, self.eps).astype(self.dtype)
+        show_trunk(self, y)
         # Zeros: a new model predicts 0 (DiT, 3.2).
         linear = Linear(self.features, self.dtype, nn.initializers.zeros, name="linear")
         return linear(y).astype(jnp.float32)

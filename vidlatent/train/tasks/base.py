@@ -31,6 +31,7 @@ TASKS = Registry("task")
 TASKS.register("tokenizer", "vidlatent.train.tasks.tokenizer:TokenizerTask")
 TASKS.register("generator", "vidlatent.train.tasks.generator:GeneratorTask")
 TASKS.register("refiner", "vidlatent.train.tasks.refiner:RefinerTask")
+TASKS.register("distill_score", "vidlatent.train.tasks.distill_score:ScoreTask")
 TASKS.register("upsampler", "vidlatent.train.tasks.upsampler:UpsamplerTask")
 _DISTILL = "vidlatent.train.tasks.distill_"
 TASKS.register("distill_guidance", _DISTILL + "guidance:GuidanceTask")
@@ -43,10 +44,15 @@ class Player(NamedTuple):
     Attributes:
       lr_key: config key of its learning rate, which the error names if its parameters diverge.
       whole: True to replicate it on every device instead of sharding it by the rules.
+      start: workdir of a generator whose averaged weights it starts from, of the model's own shape;
+        '' for weights of its own.
+      start_step: checkpoint there; below 0 the newest.
     """
 
     lr_key: str
     whole: bool = False
+    start: str = ""
+    start_step: int = -1
 
 
 class Validation(Protocol):

@@ -51,7 +51,7 @@ from vidlatent.train.state import State, init_state
 from vidlatent.train.tasks.base import Player
 from vidlatent.train.update import make_slice_keys, update_by_loss
 
-__all__ = ["GeneratorTask", "open_generator"]
+__all__ = ["GeneratorTask", "GeneratorValidation", "open_generator"]
 
 
 class GeneratorTask:
@@ -117,11 +117,14 @@ class GeneratorTask:
     def abstract_params(config: ConfigDict) -> Any:
         return abstract_generator(generator_of(config))
 
-    def init(self, key: jax.Array) -> State:
+    def init_params(self, key: jax.Array) -> Any:
+        """Random parameters of the model."""
         noisy, time, conditions = example(self.model)
         noisy, time = (jnp.zeros(leaf.shape, leaf.dtype) for leaf in (noisy, time))
-        params = self.model.init(key, noisy, time, conditions, method="denoise")["params"]
-        return init_state(self.adapters.init(key, params), self.optimizer)
+        return self.model.init(key, noisy, time, conditions, method="denoise")["params"]
+
+    def init(self, key: jax.Array) -> State:
+        return init_state(self.adapters.init(key, self.init_params(key)), self.optimizer)
 
     def train_step(
         self, state: State, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any]
@@ -261,6 +264,10 @@ class GeneratorValidation:
         self._grids: dict[int, SampleGrid] = {}
         self._sheet = b""
 
+    def measure(self, params: Any, loader: Any) -> GeneratorScores:
+        """The scores over a finite loader of what ``pick_evaluated`` has picked."""
+        return evaluate_loss(self._step, params, loader)
+
     def __call__(self, run: Any) -> GeneratorScores:
         config, params = self._task.sampling_config(run.step), self._merge(run.state["ema"])
         steps = config.sampler.steps
@@ -268,7 +275,7 @@ class GeneratorValidation:
             self._grids[steps] = self._make_grid(config)
         with contextlib.closing(self._make_loader()) as loader:
             evaluated = self._task.pick_evaluated(run.state, params)
-            result = evaluate_loss(self._step, evaluated, loader)
+            result = self.measure(evaluated, loader)
             self._sheet = self._grids[steps](params, loader)
         if self._sheet and is_main():
             file = run.workdir / "samples" / f"step_{run.step}.png"

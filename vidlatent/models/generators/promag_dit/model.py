@@ -37,6 +37,7 @@ from vidlatent.models.generators.conditions import (
     read_text,
 )
 from vidlatent.models.generators.promag_dit.block import JointBlock
+from vidlatent.models.generators.trunk import show_trunk
 from vidlatent.spec import check_shape
 
 __all__ = ["ProMAGDiT", "build_promag_dit"]
@@ -194,7 +195,9 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
         video, _ = run_stacked(step, states, self.blocks, remat=self.remat)
         y = self.head_norm(self.last_norm(video))
         shift, scale = jnp.split(self.head_modulation(nn.silu(embedded))[:, None], 2, axis=-1)
-        y = self.head((y * (1 + scale) + shift).astype(self.dtype))
+        y = (y * (1 + scale) + shift).astype(self.dtype)
+        show_trunk(self, y)
+        y = self.head(y)
         # CogVideoX's head has the channels of a patch before its places.
         return from_patches(y.astype(jnp.float32), grid, self.patch, channels_first=True)
 

@@ -34,6 +34,7 @@ from vidlatent.models.generators.conditions import (
     read_labels,
     read_text,
 )
+from vidlatent.models.generators.trunk import show_trunk
 from vidlatent.models.generators.wan.block import Context, WanBlock
 from vidlatent.models.generators.wan.layer_memory import Stack, last_bias, pad_routers
 from vidlatent.spec import check_shape
@@ -438,5 +439,7 @@ class WanDiT(GeneratorDefaults, nn.Module):
     def _finish(self, x: jax.Array, temb: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
         """Head, and tokens back to latents; ``temb`` is the embedding before its projection."""
         shift, scale = jnp.split(self.head_modulation + temb[:, None], 2, axis=1)
-        y = self.head(modulate(x, scale, shift, self.eps).astype(self.dtype))
+        x = modulate(x, scale, shift, self.eps).astype(self.dtype)
+        show_trunk(self, x)
+        y = self.head(x)
         return from_patches(y.astype(jnp.float32), grid, self.patch)

@@ -1,0 +1,191 @@
+"""How far a few-step student is: score gap, and Fréchet distance of its samples' latents.
+
+The losses of score distillation oscillate around 0 and say nothing of progress. What is measured
+here asks the same question at every evaluation: validation clips, noise and levels are fixed.
+
+``score_gap``        root mean square of the difference between the clean samples that teacher and
+                     fake score predict from the student's samples with noise. 0: the student's
+                     samples have the teacher's distribution, as far as the fake score knows it
+``frechet_latents``  Fréchet distance between patches of the student's latents and of the clips';
+                     a patch is what the generator reads as one token
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from ml_collections import ConfigDict
+
+from vidlatent.data.loader import Loader
+from vidlatent.diffusion import sample
+from vidlatent.diffusion.flow import fixed_sigmas, interpolate, network_time, x0_from_velocity
+from vidlatent.errors import VidlatentError
+from vidlatent.evaluate.generator_loss import NOISE_SEED, GeneratorScores, clip_keys
+from vidlatent.latents.inputs import missing_condition_masks
+from vidlatent.layers.patches import to_patches
+from vidlatent.metrics import FeatureSums, frechet_of_sums
+from vidlatent.sample.sampler import plan_sampler
+
+__all__ = ["StudentScores", "evaluate_student", "make_probe", "sum_patches"]
+
+
+class StudentScores(GeneratorScores):
+    """Scores of one evaluation: ``score_gap``, ``frechet_latents`` and ``clips``, their number.
+
+    Each row of ``levels`` has a noise level and the score gap there; ``clips`` is empty.
+    """
+
+    about_levels: ClassVar[str] = "Score gap by noise level, from clean to noise"
+    curves: ClassVar[tuple[str, ...]] = (
+        "val/frechet_latents",
+        "val/score_gap",
+        "train/generator/gap",
+        "train/generator/score",
+        "train/fake/flow",
+        "train/generator/bce",
+        "train/fake/bce",
+        "train/generator/grad_norm",
+        "train/fake/grad_norm",
+        "train/images",
+    )
+
+    @property
+    def definitions(self) -> dict[str, dict[str, Any]]:
+        clips = self.scores["clips"]
+        gap = "root mean square of teacher's minus fake score's clean sample, at fixed noise"
+        patches = "between patches of latents, the student's and the validation clips'"
+        return {
+            "score_gap": {"averaged": gap, "levels": len(self.levels), "n": clips},
+            "frechet_latents": {"averaged": patches, "n": clips},
+        }
+
+
+def make_probe(
+    config: ConfigDict,
+    model: Any,
+    inputs: Any,
+    teacher: Any,
+    merge_fake: Callable[[Any, Any], Any],
+) -> Callable[[Any, Any, Any], dict[str, jax.Array]]:
+    """``(params, frozen, batch) -> measurements`` of one batch, for ``evaluate_student``.
+
+    ``params`` holds those of ``student`` and ``fake``; ``frozen`` those of the ``teacher``. The
+    student samples by ``config.sampler`` from noise that depends on clip and start alone.
+
+    Args:
+      config: of the run.
+      model, teacher: the generators.
+      inputs: makes latents and conditions.
+      merge_fake: ``(fake, frozen) -> parameters`` of the fake score.
+
+    Returns (of the returned function):
+      ``apart`` ``[B, levels]``, the mean square of the two networks' difference, and ``data`` and
+      ``samples``, sums of patches as ``FeatureSums.pack`` has them.
+    """
+    levels = _levels(config)
+
+    def probe(params, frozen, batch):
+        x0, conditions = inputs(batch, frozen, jax.random.key(NOISE_SEED))
+        missing = missing_condition_masks(conditions, model.reads, x0.shape[1])
+        keys = clip_keys(batch)
+
+        def draw(number):
+            return _draw_noise(keys, number, x0.shape[1:])
+
+        def run(network, params, x, time):
+            return network.apply(
+                {"params": params}, x, time, conditions, drop=missing, method="denoise"
+            )
+
+        fake = merge_fake(params["fake"], frozen)
+        plan = plan_sampler(config, model, x0.shape[1:4])
+        x = sample(
+            plan, lambda x, time, index: run(model, params["student"], x, time), draw(0), keys
+        ).x
+
+        def at(number):
+            sigma = jnp.full(x.shape[:1], jnp.asarray(levels, jnp.float32)[number])
+            noisy, time = interpolate(x, draw(1 + number), sigma), network_time(sigma)
+            y, f = (
+                x0_from_velocity(noisy, run(network, own, noisy, time), sigma)
+                for network, own in ((teacher, frozen["teacher"]), (model, fake))
+            )
+            return jnp.square(y - f).mean(axis=tuple(range(1, x.ndim)))
+
+        # One level after another: memory is that of one.
+        # [levels, B] -> [B, levels]
+        apart = lax.map(at, jnp.arange(len(levels))).T
+        both = {"data": x0, "samples": x}
+        sums = {name: sum_patches(z, model.patch, batch["mask"]) for name, z in both.items()}
+        return {"apart": apart, **sums}
+
+    return probe
+
+
+def _draw_noise(keys: jax.Array, number: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Noise ``number`` of each clip, ``[B, *shape]``, from the clips' keys."""
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, number), shape))(keys)
+
+
+def _levels(config: ConfigDict) -> np.ndarray:
+    """Noise levels of equal weight where the fake score learns, rising."""
+    score, count = config.distill.score, config.diffusion.eval_levels
+    if score.levels == "logit_normal":
+        return fixed_sigmas(count, score.level_mean, score.level_std)
+    low, high = score.level_range
+    return low + (high - low) * (np.arange(count) + 0.5) / count
+
+
+def sum_patches(latent: jax.Array, patch: tuple[int, int, int], mask: jax.Array) -> jax.Array:
+    """Number, sum and summed outer products of the patches of real samples, one vector."""
+    tokens = to_patches(latent, patch)
+    weighted = tokens * mask[:, None, None]
+    number = jnp.sum(mask) * tokens.shape[1]
+    products = jnp.einsum("bnp,bnq->pq", weighted, tokens, precision=lax.Precision.HIGHEST)
+    return jnp.concatenate([number[None], weighted.sum(axis=(0, 1)), products.ravel()])
+
+
+def evaluate_student(
+    step: Callable[[Any, Any], dict[str, np.ndarray]],
+    params: Any,
+    loader: Loader,
+    config: ConfigDict,
+) -> StudentScores:
+    """Run a compiled probe (``generator_loss.compile_loss_step``) over a finite loader.
+
+    Raises:
+      VidlatentError: the loader holds no real clip.
+    """
+    rows: list[np.ndarray] = []
+    sums: dict[str, FeatureSums] = {}
+    for batch in loader:
+        measured = step(params, batch)
+        rows += list(np.asarray(measured["apart"], np.float64)[np.asarray(measured["mask"]) > 0])
+        for name in ("data", "samples"):
+            found = FeatureSums.unpack(np.asarray(measured[name], np.float64))
+            if name in sums:
+                sums[name].merge(found)
+            else:
+                sums[name] = found
+    if not rows:
+        raise VidlatentError(
+            "no validation clip to score: raise config.data.validation_share or add clips."
+        )
+    # Exactly rounded sums: the order in which processes deliver rows leaves no trace.
+    squares = [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
+    scores = {
+        "frechet_latents": frechet_of_sums(sums["data"], sums["samples"]),
+        "score_gap": math.sqrt(math.fsum(squares) / len(squares)),
+        "clips": len(rows),
+    }
+    table = [
+        {"level": float(level), "gap": math.sqrt(square)}
+        for level, square in zip(_levels(config), squares, strict=True)
+    ]
+    return StudentScores(scores, table, [])
