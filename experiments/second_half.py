@@ -49,7 +49,7 @@ _DATA = {
     "smoke": DEMOS["tiny"],
 }
 _STEPS = {
-    "cpu": {"base": 800, "upsampler": 300, "refiner": 800},
+    "cpu": {"base": 800, "upsampler": 300, "refiner": 400},
     "gpu": {"base": 10_000, "upsampler": 4000, "refiner": 10_000},
     "smoke": {"base": 2, "upsampler": 2, "refiner": 2},
 }
