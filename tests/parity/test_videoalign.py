@@ -10,8 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vidlatent.config import get_defaults
+from vidlatent.models.frozen import load_frozen
+from vidlatent.models.pretrained import NETWORKS
 from vidlatent.models.pretrained.clip.image import MEAN, STD
+from vidlatent.models.pretrained.load import convert_network
 from vidlatent.models.pretrained.vit import ViTBlock
+from vidlatent.models.rewards.videoalign.definitions import define_videoalign
 from vidlatent.models.rewards.videoalign.frames import (
     FrameRule,
     fit_size,
@@ -26,6 +31,8 @@ from vidlatent.models.rewards.videoalign.positions import axis_positions, patch_
 from vidlatent.models.rewards.videoalign.released import fit_head, merge_released
 from vidlatent.models.rewards.videoalign.template import Template, fill_template
 from vidlatent.models.rewards.videoalign.vision import VisionSizes
+from vidlatent.parallel.mesh import make_mesh
+from vidlatent.rewards import RewardInputs, make_rewards
 from vidlatent.weights.importer import export_params, import_params
 from vidlatent.weights.safetensors import load_safetensors
 from vidlatent.weights.tables import TABLES
@@ -66,6 +73,12 @@ def module_of(config, **fields):
         tuple(reward["special_token_ids"]),
         **fields,
     )
+
+
+def moments_of(config):
+    """Means and deviations of VQ, MQ and TA."""
+    stored = config["reward"]["inference_config"]
+    return [tuple(stored[f"{s}_{part}"] for s in ("VQ", "MQ", "TA")) for part in ("mean", "std")]
 
 
 def params_of(module, tensors):
@@ -117,10 +130,7 @@ def test_scores_and_gradients(case, name, positions):
         close(gradient.reshape(expected.shape), expected, GRADIENTS)
         if name == "seq":
             close(scores, arrays["seq.rewards_unpadded"][i], ACTIVATIONS)
-            inference = config["reward"]["inference_config"]
-            mean, std = (
-                [inference[f"{s}_{part}"] for s in ("VQ", "MQ", "TA")] for part in ("mean", "std")
-            )
+            mean, std = moments_of(config)
             normal = normalize_scores(scores[None], mean, std)
             expected = arrays["seq.rewards_normalised"][i]
             found = [normal[s][0] for s in ("vq", "mq", "ta")]
@@ -383,3 +393,64 @@ def test_template_numbers(reference):
         assert own[behind : behind + len(row)] == row
         end = behind + len(row) + len(template.tail)
         assert own[behind + len(row) : end] == ids["tail_ids"] and not any(own[end:])
+
+
+def test_published_numbers_from_released_files(tmp_path, reference, monkeypatch):
+    """A released file is converted, its template stored; videos go in, scores and gradients out."""
+    config = json.loads(reference("videoalign", "config.json").read_text())
+    case = dict(np.load(reference("videoalign_e2e", "io.npz")))
+    module = module_of(config)
+    fields = ("vision", "language", "video_token", "picture_token", "score_tokens")
+    definition = define_videoalign(
+        alpha=config["reward"]["lora_alpha"], **{name: getattr(module, name) for name in fields}
+    )
+    monkeypatch.setitem(NETWORKS._entries, "videoalign_case", definition)
+    source = reference("videoalign", "weights_peft.safetensors")
+    for row, mask in enumerate(case["attention_mask"]):
+        ids = case["input_ids"][row, : mask.sum()].tolist()
+        check_row(tmp_path, source, config, ids, row, case)
+
+
+def check_row(folder, source, config, ids, row, case):
+    module, (mean, std) = module_of(config), moments_of(config)
+    # What stands between MQ and TA is the prompt's place; the video is one token in a template.
+    start, end = (ids.index(token) for token in module.score_tokens[1:])
+    first = ids.index(module.video_token)
+    once = [i for k, i in enumerate(ids[: start + 1]) if k == first or i != module.video_token]
+    template = folder / "ids.json"
+    template.write_text(json.dumps({"head_ids": once, "tail_ids": ids[end:]}))
+    path = folder / "converted.safetensors"
+    convert_network("videoalign_case", [source], path, template=str(template))
+    # The case has limits of its own on frames' sizes, as its description says.
+    defaults = get_defaults("rewards", "test")
+    defaults.networks.videoalign_case = str(path)
+    defaults.rewards.videoalign.update(
+        network="videoalign_case",
+        tokenizer="words",
+        least_pixels=SMALL.least_pixels,
+        most_pixels=SMALL.most_pixels,
+        mean=mean,
+        std=std,
+    )
+    chosen = make_rewards(("videoalign",), defaults)
+    frozen = load_frozen(chosen.frozen, make_mesh(defaults.mesh))
+    reward = chosen.rewards["videoalign"]
+    prompt = {
+        "tokens": jnp.array([ids[start + 1 : end] + [0]]),
+        "length": jnp.array([end - start - 1]),
+    }
+
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def overall(video):
+        inputs = RewardInputs(video, prompt, None, float(case["fps"]))
+        scores = reward.score(frozen["reward_videoalign"], inputs)
+        return scores["videoalign"][0], scores
+
+    (_, scores), gradient = jax.jit(overall)(case["video"][row : row + 1] * 2 - 1)
+    found = [scores[f"videoalign_{name}"][0] for name in ("vq", "mq", "ta")]
+    np.testing.assert_allclose(found, case["rewards_normalised"][row], atol=5e-5)
+    np.testing.assert_allclose(scores["videoalign"][0], case["overall"][row], atol=1e-4)
+    # A step in [-1, 1] is half as large in [0, 1].
+    expected = case["grad_video"][row] / 2
+    np.testing.assert_allclose(gradient[0], expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+    assert not gradient[0][~reward.seen(*case["video"].shape[1:4], float(case["fps"]))].any()

@@ -44,6 +44,7 @@ __all__ = [
     "RewardEntry",
     "RewardInputs",
     "RewardSetting",
+    "to_unit",
 ]
 
 # Name in ``config.rewards`` and ``config.eval.rewards`` -> ``RewardEntry``.
@@ -161,6 +162,11 @@ class PixelReward:
             )
 
 
+def to_unit(pixels: jax.Array) -> jax.Array:
+    """Pixels in [-1, 1] as float32 in [0, 1]."""
+    return (pixels.astype(jnp.float32) + 1) / 2
+
+
 @dataclasses.dataclass(frozen=True)
 class RewardSetting:
     """What every factory is given beside its options.
@@ -186,14 +192,15 @@ class RewardSetting:
 
         abstract = hold_in(self.dtype, network_shapes(name), compute)
         return FrozenNetwork(
-            abstract, functools.partial(load_network_params, name, self._path(name))
+            abstract, functools.partial(load_network_params, name, self.path(name))
         )
 
     def is_random(self, name: str) -> bool:
         """Whether random weights are asked for: ``Reward.random``."""
-        return seed_of(self._path(name)) is not None
+        return seed_of(self.path(name)) is not None
 
-    def _path(self, name: str) -> str:
+    def path(self, name: str) -> str:
+        """The weights file of a network."""
         # The network of another package may have no key yet: an empty path says what is missing.
         return self.networks.get(name, "")
 

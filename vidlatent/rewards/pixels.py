@@ -16,7 +16,14 @@ import numpy as np
 from vidlatent.data.renderers.shapes import COLOURS
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
-from vidlatent.rewards.base import Arrays, PixelReward, RewardEntry, RewardInputs, RewardSetting
+from vidlatent.rewards.base import (
+    Arrays,
+    PixelReward,
+    RewardEntry,
+    RewardInputs,
+    RewardSetting,
+    to_unit,
+)
 
 __all__ = ["COLOUR", "MOTION", "SHARPNESS", "Colour", "Motion", "Sharpness"]
 
@@ -38,7 +45,7 @@ class Motion(PixelReward):
         frames = inputs.check()["T"]
         self.refuse(frames < 2, "two frames or more", inputs)
         self.refuse(inputs.fps <= 0, "a known frame rate", inputs)
-        steps = jnp.diff(_unit(inputs.video), axis=1)
+        steps = jnp.diff(to_unit(inputs.video), axis=1)
         amplitude = jnp.sqrt(jnp.square(steps).mean(axis=(1, 2, 3, 4)) + _FLOOR)
         return {"motion": inputs.fps * amplitude}
 
@@ -77,7 +84,7 @@ class Colour(PixelReward):
         del params
         inputs.check()
         colour = inputs.prompt["rgb"][:, None, None, None, :]
-        distance = jnp.square(_unit(inputs.video) - colour).sum(axis=-1)
+        distance = jnp.square(to_unit(inputs.video) - colour).sum(axis=-1)
         if self.measure == "share":
             value = jnp.exp(distance / (-2 * self.width**2)).mean(axis=(1, 2, 3))
         else:
@@ -97,7 +104,7 @@ class Sharpness(PixelReward):
         del params
         sizes = inputs.check()
         self.refuse(min(sizes["H"], sizes["W"]) < 3, "frames of 3x3 pixels or more", inputs)
-        grey = _unit(inputs.video).mean(axis=-1)
+        grey = to_unit(inputs.video).mean(axis=-1)
         middle = grey[:, :, 1:-1, 1:-1]
         laplacian = grey[:, :, :-2, 1:-1] + grey[:, :, 2:, 1:-1] - 4 * middle
         laplacian += grey[:, :, 1:-1, :-2] + grey[:, :, 1:-1, 2:]
@@ -122,11 +129,6 @@ COLOUR = RewardEntry(_make_colour, "how much of the video has the colour of the 
 SHARPNESS = RewardEntry(
     lambda setting: Sharpness(), "root mean square Laplacian of the brightness in [0, 1]"
 )
-
-
-def _unit(video: jax.Array) -> jax.Array:
-    """Pixels in [-1, 1] as float32 in [0, 1]."""
-    return (video.astype(jnp.float32) + 1) / 2
 
 
 def _find_colour(prompt: str) -> str:

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 def get_rewards() -> ConfigDict:
     """Options of each reward stand in a group of its name; that of another package in a new one."""
     rewards = ConfigDict()
-    # Rewards that a fine-tuning raises: motion, colour, sharpness, mps
+    # Rewards that a fine-tuning raises: motion, colour, sharpness, mps, videoalign
     rewards.use = ()
     # (score, weight) pairs, such as (("motion", 1.0), ("colour", 0.5)); a score that is not named
     # does not count. (): every score counts 1
@@ -18,6 +18,7 @@ def get_rewards() -> ConfigDict:
     rewards.colour.measure = "share"
     rewards.colour.width = 0.25  # of 'share': distance in RGB in [0, 1] that still counts as near
     rewards.mps = get_mps()
+    rewards.videoalign = get_videoalign()
     return rewards
 
 
@@ -40,3 +41,32 @@ def get_mps() -> ConfigDict:
     mps.lowest = 0
     mps.frames_at_once = 4  # frames of each video that are judged at a time; memory against speed
     return mps
+
+
+def get_videoalign() -> ConfigDict:
+    """VideoAlign, a language model's judgement; its weights are ``config.networks.videoalign``."""
+    videoalign = ConfigDict()
+    videoalign.network = "videoalign"  # videoalign_tiny: a small random one, to try things out
+    # tokenizer.json of the released reward; words: hashed words, for videoalign_tiny
+    videoalign.tokenizer = ""
+    # Text around the prompt, with {prompt} in its place, or its token numbers as .json. Empty: the
+    # one that is stored with the weights (convert's --template), or else a wording of our own,
+    # which does not give published scores
+    videoalign.template = ""
+    videoalign.picture = False  # our own wording shows the given first frame before the video
+    # sequential: the number of each token, as the released reward was trained; axes: Qwen2-VL's
+    # positions in time, rows and columns
+    videoalign.positions = "sequential"
+    # Pixels that it sees: none: not rounded; straight: rounded as published, with a gradient all
+    # the same; round: rounded, for scores alone
+    videoalign.quantize = "none"
+    videoalign.rate = 2.0  # frames a second that it sees
+    videoalign.least_pixels = 100352  # of a frame after resizing: smaller videos are enlarged
+    videoalign.most_pixels = 200704  # of a frame after resizing: larger videos are shrunk
+    videoalign.longest = (
+        6144  # tokens of video and texts together, as in training; more are refused
+    )
+    videoalign.bucket = 64  # prompts are padded to a multiple of so many tokens
+    videoalign.mean = (3.6757, 1.1646, 2.8105)  # of the released VQ, MQ and TA; 0 after scaling
+    videoalign.std = (2.2476, 1.3811, 2.5121)  # of the released VQ, MQ and TA; 1 after scaling
+    return videoalign

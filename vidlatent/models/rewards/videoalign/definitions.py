@@ -12,14 +12,24 @@ import numpy as np
 from vidlatent.models.pretrained.registry import Definition
 from vidlatent.models.rewards.videoalign.language import LanguageSizes
 from vidlatent.models.rewards.videoalign.model import VideoAlign
-from vidlatent.models.rewards.videoalign.released import fit_head, merge_released
+from vidlatent.models.rewards.videoalign.released import ALPHA, fit_head, merge_released
 from vidlatent.models.rewards.videoalign.template import read_template
 from vidlatent.models.rewards.videoalign.vision import VisionSizes
 
-__all__ = ["RELEASED", "TINY"]
+__all__ = ["RELEASED", "TINY", "define_videoalign"]
 
 
-def _definition(files: tuple[str, ...], source: str, **fields: Any) -> Definition:
+def define_videoalign(
+    files: tuple[str, ...] = (), source: str = "", *, alpha: float = ALPHA, **fields: Any
+) -> Definition:
+    """The entry of a VideoAlign of other sizes; register it under a name of its own.
+
+    Args:
+      files, source: see ``Definition``.
+      alpha: of the adapters in its files, see ``weights.peft.merge_peft``.
+      fields: of ``model.VideoAlign``.
+    """
+
     def template(
         path: str | os.PathLike[str], tokenizer: str | os.PathLike[str]
     ) -> dict[str, np.ndarray]:
@@ -32,19 +42,17 @@ def _definition(files: tuple[str, ...], source: str, **fields: Any) -> Definitio
         tables=("videoalign",),
         files=files,
         source=source,
-        prepare=merge_released,
+        prepare=functools.partial(merge_released, alpha=alpha),
         fit=fit_head,
         template=template,
         keeps_dtype=True,
     )
 
 
-RELEASED = _definition(
+RELEASED = define_videoalign(
     ("model.pth",), "checkpoint-11352 of KlingTeam/VideoReward on huggingface.co"
 )
-TINY = _definition(
-    (),
-    "",
+TINY = define_videoalign(
     vision=VisionSizes(width=16, depth=2, heads=2, hidden=32),
     language=LanguageSizes(
         vocab=512,

@@ -15,12 +15,11 @@ import numpy as np
 from jax import lax
 
 from vidlatent.errors import VidlatentError
-from vidlatent.models.pretrained.clip.image import MEAN, STD, pillow_matrix
+from vidlatent.models.pretrained.clip.image import MEAN, QUANTIZE, STD, pillow_matrix
 from vidlatent.spec import check_shape
 
-__all__ = ["QUANTIZE", "FrameRule", "fit_size", "normalize", "patchify", "pick_frames", "resize"]
+__all__ = ["FrameRule", "fit_size", "normalize", "patchify", "pick_frames", "resize"]
 
-QUANTIZE = ("none", "straight", "round")
 # A picture that is longer than this many times its height is refused by the published code.
 _LONGEST = 200
 PATCH, MERGE, PAIR = (
@@ -71,12 +70,12 @@ class FrameRule:
 
     def grid(self, count: int, height: int, width: int, fps: float) -> tuple[int, int, int]:
         """Video tokens in time, rows and columns."""
+        return len(self.frames(count, fps)) // PAIR, *self.plane(height, width)
+
+    def plane(self, height: int, width: int) -> tuple[int, int]:
+        """Tokens of a frame or a picture, in rows and columns."""
         high, wide = self.size(height, width)
-        return (
-            len(self.frames(count, fps)) // PAIR,
-            high // (PATCH * MERGE),
-            wide // (PATCH * MERGE),
-        )
+        return high // (PATCH * MERGE), wide // (PATCH * MERGE)
 
     def prepare(self, video: jax.Array, fps: float) -> jax.Array:
         """Normalised frames ``[B, n, h, w, 3]`` float32 of ``[B, T, H, W, 3]`` in [0, 1].

@@ -11,7 +11,7 @@ from absl import logging
 
 from vidlatent.weights.peft import merge_peft
 
-__all__ = ["fit_head", "merge_released"]
+__all__ = ["ALPHA", "fit_head", "merge_released"]
 
 # lora_alpha of the release, of rank 64.
 ALPHA = 128.0

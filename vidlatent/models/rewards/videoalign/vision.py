@@ -88,8 +88,8 @@ class VisionTower(nn.Module):
         shape = (PAIR, PATCH, PATCH, 3, self.sizes.width)
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", (0, 1, 2, 3), 4)
         kernel = self.param("patch_embedding", lambda key: {"kernel": init(key, shape)})["kernel"]
-        # [2, 14, 14, 3, D] -> [3, 2, 14, 14, D]: the order of a patch's values.
-        kernel = kernel.transpose(3, 0, 1, 2, 4).reshape(-1, self.sizes.width)
-        return jnp.dot(
-            rows.astype(self.dtype), kernel.astype(self.dtype), precision=exact(self.dtype)
-        )
+        # [2, 14, 14, 3, D] -> [3, 2, 14, 14, D]: the order of a patch's values. Cast first, so
+        # that a frozen kernel is kept in the compute dtype (models.frozen).
+        kernel = kernel.astype(self.dtype).transpose(3, 0, 1, 2, 4)
+        kernel = kernel.reshape(-1, self.sizes.width)
+        return jnp.dot(rows.astype(self.dtype), kernel, precision=exact(self.dtype))
