@@ -1,16 +1,19 @@
 """Reducio's large frames are always cut into tiles: by a rule, not by the memory at hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers.tiny_tokenizers import clip, tokenizer
+from tests.helpers.tiny_tokenizers import QUICK, clip, tokenizer
 from vidlatent import config as configs
 from vidlatent.codec.codec import Codec
 from vidlatent.codec.coded import Coded
 from vidlatent.codec.options import CodecOptions, plan_codec
 from vidlatent.errors import VidlatentError
+from vidlatent.evaluate.tokenizer import choose_eval_coder, tokenizer_eval_step
 from vidlatent.losses.latent import kl
 from vidlatent.models.load import abstract_params
 from vidlatent.models.tokenizers import build
@@ -58,6 +61,21 @@ def test_little_and_much_memory_give_the_same_latents(small_rule):
     named = Codec(model, params, CodecOptions.of(space="tiles", tile_pixels=16))
     np.testing.assert_array_equal(named.encode(video).latent, coded.latent)
     assert coded.cut == some.cut == named.cut == "tiles:16+4"
+
+
+def test_evaluation_scores_what_the_codec_makes(small_rule):
+    """Large frames in tiles, as every other mode codes them; exact ways of cutting are left out."""
+    model, params = tokenizer("reducio")
+    video = clip(4, 40, 24)
+    step = functools.partial(tokenizer_eval_step, model, latent=True)
+    coder = choose_eval_coder(configs.load("reducio_vae"), model)
+    tiled = jax.jit(step(coder=coder), compiler_options=QUICK)(params, {"video": video[None]})
+    codec = Codec(model, params)
+    coded = codec.encode(video)
+    np.testing.assert_allclose(tiled["latent"][0], coded.latent, atol=1e-4)
+    restored = codec.decode(coded).astype(int)
+    assert np.abs(np.asarray(tiled["reconstruction"][0]) - restored).max() <= 1
+    assert choose_eval_coder(configs.load("fsae"), tokenizer("fsae")[0]) is None
 
 
 def test_whole_frames_are_another_space(small_rule, tmp_path):

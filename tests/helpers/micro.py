@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vidlatent.models.tokenizers.base import Posterior, choose_latent
+from vidlatent.models.tokenizers.base import Posterior, TokenizerModule, choose_latent
 from vidlatent.spec import FrameRule, LatentSpec
 
 
@@ -16,7 +16,7 @@ class _Side(nn.Module):
         return nn.Conv(self.features, (1, 3, 3), name=self.name_out)(x)
 
 
-class Micro(nn.Module):
+class Micro(TokenizerModule):
     dtype: object = jnp.float32
 
     @property

@@ -22,6 +22,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.files import dump_json, parse_json, read_npz, replace_file
 from vidlatent.latents.pixels import from_pixels
 from vidlatent.media.sheets import contact_sheet
+from vidlatent.models.tokenizers.cutting import make_latent_coder
 from vidlatent.parallel.multihost import is_main
 from vidlatent.paths import as_path
 from vidlatent.spec import LatentSpec, check_shape
@@ -207,13 +208,14 @@ def fit_preview(config: ConfigDict, workdir: Path, step: int) -> int:
     Writes ``<workdir>/preview.npz`` and ``preview.png``, with validation clips over their previews;
     returns the exit status.
     """
-    codec = Codec.from_workdir(workdir, None if step < 0 else step, CodecOptions.of())
+    options = CodecOptions.of()
+    codec = Codec.from_workdir(workdir, None if step < 0 else step, options)
+    coder = make_latent_coder(codec.model, options)  # the latents that all other modes make
     spec, loaders = codec.spec, Loaders(config, codec.spec, workdir)
 
     @jax.jit
     def encode(params, video):
-        video = from_pixels(video)
-        return codec.model.apply({"params": params}, video, method="encode")[0].mode()
+        return coder.encode(params, from_pixels(video))[0].mode()
 
     def clips(batches):
         for batch in batches:

@@ -20,7 +20,12 @@ from vidlatent.evaluate.protocols.generation import GENERATION_PROTOCOLS
 from vidlatent.evaluate.protocols.run import evaluate_protocol
 from vidlatent.evaluate.rewards.run import judge_folders
 from vidlatent.evaluate.running_scores import log_scores
-from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
+from vidlatent.evaluate.tokenizer import (
+    choose_eval_coder,
+    compile_eval_step,
+    evaluate,
+    tokenizer_eval_step,
+)
 from vidlatent.evaluate.tokenizer_report import write_evaluation
 from vidlatent.evaluate.upsampler import evaluate_upsampler
 from vidlatent.metrics import make_metrics
@@ -67,7 +72,12 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
     )
     with jax.set_mesh(mesh):
         restored = restore_tokenizer(config, workdir, model, mesh, step)
-        eval_step = tokenizer_eval_step(model, preservation=config.eval.preservation, latent=True)
+        eval_step = tokenizer_eval_step(
+            model,
+            preservation=config.eval.preservation,
+            latent=True,
+            coder=choose_eval_coder(config, model),
+        )
         with Loaders(config, model.latent_spec, workdir).validation() as loader:
             result = evaluate(
                 compile_eval_step(eval_step, mesh, restored.state, metrics),

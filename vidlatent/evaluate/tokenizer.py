@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from vidlatent.codec.options import CodecOptions
 from vidlatent.data.loader import Loader
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.latent_statistics import LatentStatistics
@@ -35,12 +37,19 @@ from vidlatent.metrics import (
 )
 from vidlatent.metrics.ssim import WINDOW
 from vidlatent.models.frozen import load_frozen
-from vidlatent.models.tokenizers.cutting import FrameCoder
+from vidlatent.models.tokenizers.cutting import FrameCoder, make_latent_coder
 from vidlatent.parallel.multihost import is_main, local_rows, to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
 from vidlatent.spec import LatentSpec
 
-__all__ = ["Evaluation", "ClipPair", "compile_eval_step", "evaluate", "tokenizer_eval_step"]
+__all__ = [
+    "ClipPair",
+    "Evaluation",
+    "choose_eval_coder",
+    "compile_eval_step",
+    "evaluate",
+    "tokenizer_eval_step",
+]
 
 
 def tokenizer_eval_step(
@@ -103,6 +112,15 @@ def tokenizer_eval_step(
         }
 
     return eval_step
+
+
+def choose_eval_coder(config: ConfigDict, model: Any) -> FrameCoder | None:
+    """What cuts frames as ``config.codec`` does where that changes latents; None: they are whole.
+
+    So the scores are about the latents that the run's codec, and every later model, works with.
+    """
+    coder = make_latent_coder(model, CodecOptions.of(**config.codec))
+    return coder if coder.cut else None
 
 
 def _map_chunks(function: Callable, video: jax.Array, chunk: int) -> jax.Array:

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.tokenizer import (
     Evaluation,
+    choose_eval_coder,
     compile_eval_step,
     evaluate,
     tokenizer_eval_step,
@@ -108,7 +109,11 @@ class TokenizerTask:
             key = "config.discriminator.adaptive_terms"
             self.terms.check(config.discriminator.adaptive_terms, key)
             self.discriminator = DiscriminatorTrainer(config, self.model.dtype)
-        self.eval_step = tokenizer_eval_step(self.model, preservation=config.eval.preservation)
+        self.eval_step = tokenizer_eval_step(
+            self.model,
+            preservation=config.eval.preservation,
+            coder=choose_eval_coder(config, self.model),
+        )
 
     @property
     def family(self) -> str:
