@@ -16,11 +16,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from absl import logging
@@ -45,6 +46,8 @@ from vidlatent.sample.generator import Generator
 from vidlatent.train.loop import train
 
 __all__ = ["CHANNELS", "SIZES", "Demo", "Size", "main", "make_pairs", "run"]
+
+_Result = TypeVar("_Result")
 
 FRAMES, LOW, HIGH = 9, 32, 64  # of a clip; sides of the small and of the large one
 CHANNELS = TOKENIZERS["fsvideo_dit"].channels
@@ -178,7 +181,17 @@ def run(demo: Demo) -> int:
     if status := make_pairs(demo) or _run_stages(demo, parts):
         return status
     write_json(folder / CASCADE_FILE, {name: name for name in ("tokenizer", *_CONFIGS)})
-    return _timed(folder, "cascade", lambda: _sample(demo), anew=True)()
+    cascade, clips = _timed(folder, "cascade", lambda: _sample(demo), anew=True)()
+    facts = {
+        "steps": dict(demo.size.steps),
+        "clips": demo.size.clips,
+        "nfe": cascade.nfe,
+        "checkpoints": cascade.checkpoints,
+        "seconds": _read_seconds(folder),
+        "seconds_of_parts": cascade.seconds,
+    }
+    show(folder, clips, facts, cascade.config)
+    return 0
 
 
 def _run_stages(demo: Demo, stages: Mapping[str, tuple[Path, Callable[[], int]]]) -> int:
@@ -198,12 +211,12 @@ def _trainer(demo: Demo, part: str) -> Callable[[], int]:
 
 
 def _timed(
-    folder: Path, name: str, stage: Callable[[], int], anew: bool = False
-) -> Callable[[], int]:
+    folder: Path, name: str, stage: Callable[[], _Result], anew: bool = False
+) -> Callable[[], _Result]:
     """The stage, whose time is added to ``seconds.json``, of interrupted runs of it, too."""
 
-    def timed() -> int:
-        wall, processor = time.perf_counter(), time.process_time()
+    def timed() -> _Result:
+        wall, processor = time.perf_counter(), _count_processor_seconds()
         try:
             return stage()
         finally:
@@ -211,7 +224,7 @@ def _timed(
             before = {} if anew else known.get(name, {})
             passed = {
                 "wall": time.perf_counter() - wall,
-                "processor": time.process_time() - processor,
+                "processor": _count_processor_seconds() - processor,
             }
             known[name] = {k: round(before.get(k, 0.0) + v, 1) for k, v in passed.items()}
             folder.mkdir(parents=True, exist_ok=True)
@@ -220,13 +233,19 @@ def _timed(
     return timed
 
 
+def _count_processor_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
 def _read_seconds(folder: Path) -> dict[str, dict[str, float]]:
     file = folder / "seconds.json"
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def _sample(demo: Demo) -> int:
-    """Unseen clips' first frames to videos, and the page; returns the exit status."""
+def _sample(demo: Demo) -> tuple[Cascade, list[Clip]]:
+    """Unseen clips' first frames to videos, by the cascade and by the base model alone."""
     # The config that was stored knows the channels of the latents.
     base = Generator.from_workdir(demo.workdir / "base")
     seed = base.config.sample.seed
@@ -255,16 +274,7 @@ def _sample(demo: Demo) -> int:
         )
         for label, true, half, low, high in zip(labels, real, halves, small, refined, strict=True)
     ]
-    run_facts = {
-        "steps": dict(demo.size.steps),
-        "clips": demo.size.clips,
-        "nfe": cascade.nfe,
-        "checkpoints": cascade.checkpoints,
-        "seconds": _read_seconds(demo.workdir),
-        "seconds_of_parts": cascade.seconds,
-    }
-    show(demo.workdir, clips, run_facts, cascade.config)
-    return 0
+    return cascade, clips
 
 
 def enlarge(video: np.ndarray) -> np.ndarray:

@@ -81,8 +81,8 @@ def measure_gradient(video: np.ndarray) -> float:
 def measure(clips: Sequence[Clip]) -> dict[str, dict[str, Any]]:
     """For each kind of video: label accuracy, and ``psnr`` and ``sharpness`` by clip.
 
-    PSNR is the mean over frames after the given one; sharpness is ``measure_gradient`` there, over
-    that of the real clip of the same size.
+    PSNR is the mean over frames after the given one; the real clip has none. Sharpness is
+    ``measure_gradient`` there, over that of the real clip of the same size.
     """
     found = {}
     for kind, (name, rival) in _KINDS.items():
@@ -93,9 +93,10 @@ def measure(clips: Sequence[Clip]) -> dict[str, dict[str, Any]]:
         found[kind] = {
             **measure_label_accuracy(labelled),
             "size": "x".join(map(str, videos[0].shape[:3])),
-            "psnr": [float(psnr(a[None, 1:], b[None, 1:]).mean()) for a, b in pairs],
             "sharpness": [measure_gradient(a[1:]) / measure_gradient(b[1:]) for a, b in pairs],
         }
+        if name != rival:  # a clip against itself says nothing
+            found[kind]["psnr"] = [float(psnr(a[None, 1:], b[None, 1:]).mean()) for a, b in pairs]
     return found
 
 
@@ -103,7 +104,7 @@ def _table(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = list(accuracy_rows(found))
     for row in rows:
         kind = found.get(row["videos"])
-        row["PSNR"] = "" if kind is None else _mean(kind["psnr"], " dB")
+        row["PSNR"] = "" if kind is None or "psnr" not in kind else _mean(kind["psnr"], " dB")
         row["sharpness"] = "" if kind is None else _mean(kind["sharpness"])
         row["size"] = "" if kind is None else kind["size"]
     return rows
@@ -146,7 +147,9 @@ def show(folder: Path, clips: Sequence[Clip], facts: dict[str, Any], config: Con
         tables={
             "Label matches (colour, shape, direction as read from the video), PSNR to the real "
             "clip after frame 0, sharpness relative to it (± one standard error)": table,
-            "Training, and seconds it took here (summed over resumed runs)": _list_stages(facts),
+            "Training, and seconds measured here (summed over interrupted runs)": (
+                _list_stages(facts)
+            ),
         },
         config=config.to_dict(),
     )

@@ -27,6 +27,7 @@ def test_measures_tell_sharp_from_enlarged_and_moving_from_still():
     assert found["base"]["psnr"] == found["cascade"]["psnr"] == [100.0] * 8
     assert found["base"]["sharpness"] == found["cascade"]["sharpness"] == [1.0] * 8
     assert found["base"]["size"] == "9x32x32" and found["cascade"]["size"] == "9x64x64"
+    assert "psnr" not in found["real clip"] and found["real clip"]["sharpness"] == [1.0] * 8
     enlarged = found["base + bicubic"]
     assert max(enlarged["sharpness"]) < 0.9 and 20 < min(enlarged["psnr"]) < 50
     assert enlarged["all"]["share"] == 1
@@ -72,12 +73,15 @@ def test_the_demo_runs_from_nothing_to_its_page(tmp_path, capsys):
     trained = {"tokenizer", "pairs", "small", "base", "upsampler", "refiner"}
     first = json.loads((tmp_path / "seconds.json").read_text())
     assert set(first) == {*trained, "cascade"}
+    assert result["seconds"] == first  # the page shows what was measured in this run
     page = (tmp_path / "report.html").read_text()
+    assert all(str(part["wall"]) in page for part in first.values()) and "100.00" not in page
     assert page.count("<video") == 4 and "base + bicubic" in page
     assert len(list((tmp_path / "videos").glob("*.mp4"))) == 4
     capsys.readouterr()
     assert fsvideo_demo.main(words) == 0  # nothing but the videos is made again
     again = json.loads((tmp_path / "seconds.json").read_text())
     assert all(again[name] == first[name] for name in trained)
+    assert json.loads((tmp_path / "result.json").read_text())["seconds"] == again
     assert json.loads((tmp_path / "result.json").read_text())["measures"] == result["measures"]
     assert vidlatent.load_generator(tmp_path).nfe == result["nfe"]
