@@ -55,13 +55,36 @@ def test_peaks_are_those_of_the_stages(described):
     assert keep["parameters"] == held
     working = {name: part.working for name, part in parts.items()}
     assert keep["peak"] == sum(held.values()) + max(working.values())
-    stages = [sum(held[name] for name in STAGES[stage]) + working[stage] for stage in parts]
+    ahead = {"base": held["refiner"], "upsampler": held["refiner"]}
+    stages = [
+        sum(held[name] for name in STAGES[stage]) + working[stage] + ahead.get(stage, 0)
+        for stage in parts
+    ]
     assert swap["peak"] == max(stages) < keep["peak"]
     # The tokenizer encodes pictures, is released, and comes again with the refiner.
     assert swap["copied"] == sum(held.values()) + held["tokenizer"] and keep["copied"] == 0
+    # The refiner's copy passes while the base model draws.
     host = HARDWARE["h100"].host
-    assert swap["at_least"] - keep["at_least"] == pytest.approx(swap["copied"] / host)
+    seen = (swap["copied"] - held["refiner"]) / host
+    assert swap["refiner_ahead"] and not keep["refiner_ahead"]
+    assert swap["copy_seconds"] == pytest.approx(seen)
+    assert swap["at_least"] - keep["at_least"] == pytest.approx(seen)
     assert keep["seconds"]["base"] >= parts["base"].flops / HARDWARE["h100"].flops
+
+
+def test_a_refiner_that_does_not_fit_beside_the_base_comes_after_it(described):
+    parts, params = described
+    found = {}
+    for gib in (80.0, 45_000 / 2**30):
+        config = config_of(plan__memory_gib=gib)
+        rows = estimate_plans(config, parse_topology("h100:1"), parts, params)
+        found[gib] = next(row for row in rows if row["plan"] == "swap")
+    roomy, tight = found.values()
+    assert roomy["refiner_ahead"] and not tight["refiner_ahead"] and tight["fits"]
+    # Base, refiner (24 kB each) and working memory; refiner, tokenizer (12 kB) and working memory.
+    assert (roomy["peak"], tight["peak"]) == (49_000, 41_000)
+    host = HARDWARE["h100"].host
+    assert tight["copy_seconds"] - roomy["copy_seconds"] == pytest.approx(24_000 / host)
 
 
 def test_branches_of_guidance_on_two_devices():

@@ -21,6 +21,7 @@ from vidlatent.parallel.sharding import replicated, with_shardings
 from vidlatent.plan.build import build_program, choose_bucket
 from vidlatent.plan.costs import compile_program, compute_roofline, read_costs, trace_program
 from vidlatent.plan.flops import count_flops
+from vidlatent.plan.generators import SamplingJob
 from vidlatent.plan.hardware import GIB, HARDWARE, parse_topology
 from vidlatent.plan.program import Program
 from vidlatent.plan.report import format_plan
@@ -30,6 +31,8 @@ from vidlatent.plan.topology import get_devices, has_devices
 
 ROOT = Path(__file__).parent.parent.parent
 TINY, MICRO = (str(ROOT / "tests" / name) for name in ("tiny.py", "helpers/micro_config.py"))
+
+ONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}  # device
 
 GENERATOR = str(ROOT / "tests" / "generator_tiny.py") + ":latents,first=true"
 
@@ -221,34 +224,41 @@ def test_a_generator_is_planned_without_its_latents():
 def built(config, **keys):
     """The step's program on one device, traced: ``(program, operations)``."""
     config = load(config, {key.replace("__", "."): str(value) for key, value in keys.items()})
-    axes = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
-    mesh = make_mesh(axes, jax.devices()[:1])
+    mesh = make_mesh(ONE, jax.devices()[:1])
     program = build_program(config, "train", mesh, choose_bucket(config, ()))
     return program, count_flops(trace_program(program, mesh).jaxpr)
 
 
+def second_half(name, **keys):
+    """A tiny refiner's or upsampler's config, on the latents of the tiny tokenizer."""
+    dit = {"depth": 2, "heads": 2, "hidden": 16, "freq_dim": 8, "patch": (1, 1, 1), "width": 16}
+    fields = dit if name == "refiner" else {"width": 16, "groups": 2, "blocks": 1}
+    return {
+        "config": str(ROOT / "configs" / f"fsvideo_{name}.py"),
+        "data__buckets": "((5,16,16,2),)",
+        "sample__size": "(5,16,16)",
+        "plan__tokenizer": TINY,
+        **{f"generator__{field}": value for field, value in fields.items()},
+        **keys,
+    }
+
+
 def test_the_second_half_is_planned_without_any_run():
     """A refiner beside a copy of itself as base model, and an upsampler that encodes videos."""
-    dit = {"depth": 2, "heads": 2, "hidden": 16, "freq_dim": 8, "patch": (1, 1, 1), "width": 16}
-    dit = {f"generator__{name}": value for name, value in dit.items()}
-    keys = {"data__buckets": "((5,16,16,2),)", "plan__tokenizer": TINY}
-    refiner, upsampler = (
-        str(ROOT / "configs" / f"fsvideo_{n}.py") for n in ("refiner", "upsampler")
-    )
-    program, work = built(refiner, plan__upsampler="fsvideo_upsampler:demo", **keys, **dit)
+    refiner = second_half("refiner")
+    program, work = built(**refiner, plan__upsampler="fsvideo_upsampler:demo")
     state, batch, frozen = program.arguments
     high, low = (batch[name].shape for name in ("latent", "latent_low"))
     assert high == (*low[:2], 2 * low[2], 2 * low[3], low[4]) and {"mask", "label"} < set(batch)
     assert jax.tree.structure(frozen["base"]) == jax.tree.structure(state["params"])
     assert all(leaf.sharding for leaf in jax.tree.leaves(frozen))
-    _, larger = built(refiner, plan__upsampler="fsvideo_upsampler:paper", **keys, **dit)
+    _, larger = built(**refiner, plan__upsampler="fsvideo_upsampler:paper")
     assert larger > 10 * work  # the upsampler runs in the step
-    small = {"generator__width": 16, "generator__groups": 2, "generator__blocks": 1}
-    program, _ = built(upsampler, data__source="folder", **keys, **small)
+    program, _ = built(**second_half("upsampler", data__source="folder"))
     _, batch, frozen = program.arguments
     assert set(batch) == {"video", "mask"} and set(frozen) == {"tokenizer"}
     with pytest.raises(VidlatentError, match="the plan asks for clips at half their size"):
-        built(refiner, **{**keys, "data__buckets": "((5,20,16,2),)"}, **dit)
+        built(**second_half("refiner", data__buckets="((5,20,16,2),)"))
 
 
 @pytest.mark.slow
@@ -287,6 +297,27 @@ def test_sampling_counts_its_loop():
         ratio = eight[cost]["program"] / four[cost]["program"]
         assert ratio == pytest.approx(2, rel=0.1)
         assert eight[cost]["compiler"] == pytest.approx(four[cost]["compiler"], rel=0.1)
+
+
+def test_a_refiner_is_planned_as_it_draws():
+    """8 steps of one branch each, with mask and condition of every frame among its inputs."""
+    (one,) = planned("cpu:1", **second_half("refiner", plan__what="nfe"))["attempts"]
+    (all_,) = planned("cpu:1", **second_half("refiner", plan__what="sample"))["attempts"]
+    assert one["about"].startswith("one evaluation for 4 clips 5x16x16")
+    assert all_["about"].startswith("8 evaluations for 4 clips 5x16x16")
+    assert all_["flops"]["program"] == pytest.approx(8 * one["flops"]["program"], rel=0.2)
+    keys = second_half("refiner", plan__what="nfe")
+    config = load(keys.pop("config"), {k.replace("__", "."): str(v) for k, v in keys.items()})
+    job = SamplingJob(config, make_mesh(ONE, jax.devices()[:1]), (5, 16, 16, 2))
+    given = job.conditions(3)["given"].shape
+    assert given == (3, *job.sampler.shape[:3], 1 + job.sampler.shape[3])
+
+
+def test_an_upsampler_is_planned_and_has_no_evaluations():
+    (row,) = planned("cpu:1", **second_half("upsampler", plan__what="sample"))["attempts"]
+    assert row["fits"] and row["about"] == "latents of 16 clips 5x16x16, 2x2x2x8 to 2x4x4x8"
+    with pytest.raises(VidlatentError, match="'nfe' is not a program of fsvideo_upsampler.*train"):
+        planned("cpu:1", **second_half("upsampler", plan__what="nfe"))
 
 
 def test_mistakes_are_one_sentence():

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vidlatent.checkpoint.layout import find_players
+from vidlatent.config import role_of
 from vidlatent.errors import VidlatentError
 from vidlatent.models.frozen import describe_frozen
 from vidlatent.parallel.sharding import batch_sharding, with_shardings
@@ -69,15 +70,20 @@ def build_program(config: ConfigDict, what: str, mesh: Mesh, bucket: tuple[int, 
         raise VidlatentError(f"no program {what!r} to plan: {did_you_mean(what, PROGRAMS)}")
     if what not in list_programs(config):
         raise VidlatentError(
-            f"{what!r} is not a program of {config.name}, a {config.task}: choose one of "
-            f"{', '.join(list_programs(config))}."
+            f"{what!r} is not a program of {config.name}, which is of the task {config.task!r}: "
+            f"choose one of {', '.join(list_programs(config))}."
         )
-    return PROGRAMS[what][config.task](config, mesh, bucket)
+    return PROGRAMS[what][_kind(config, what)](config, mesh, bucket)
 
 
 def list_programs(config: ConfigDict) -> tuple[str, ...]:
-    """Names of the programs that the config's task has."""
-    return tuple(name for name, kinds in PROGRAMS.items() if config.task in kinds)
+    """Names of the programs that the config's task, or its model, has."""
+    return tuple(name for name, kinds in PROGRAMS.items() if _kind(config, name) in kinds)
+
+
+def _kind(config: ConfigDict, what: str) -> str:
+    # A distilled generator is sampled as any other, whatever task trains it.
+    return config.task if what == "train" else role_of(config)
 
 
 def _build_tokenizer_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
@@ -114,7 +120,7 @@ def _build_tokenizer_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ..
 # Tasks that learn from a teacher.
 DISTILLATIONS = ("distill_guidance", "distill_progressive", "distill_score")
 
-# Program name -> config.task -> the function that builds it.
+# Program name -> config.task ("train"), or the model's role -> the function that builds it.
 PROGRAMS = {
     "train": {
         "tokenizer": _build_tokenizer_train,
@@ -125,6 +131,10 @@ PROGRAMS = {
     },
     "encode": {"tokenizer": plan_codec.build_encode},
     "decode": {"tokenizer": plan_codec.build_decode},
-    "sample": {"generator": plan_generators.build_sample},
-    "nfe": {"generator": plan_generators.build_nfe},
+    "sample": {
+        "generator": plan_generators.build_sample,
+        "refiner": plan_generators.build_sample,
+        "upsampler": second_half.build_upsample,
+    },
+    "nfe": {"generator": plan_generators.build_nfe, "refiner": plan_generators.build_nfe},
 }

@@ -4,7 +4,8 @@ Nothing is compiled, and no such machine is needed. Parameters are counted by th
 sharding rules, operations in the traced programs, working memory by ``estimate_peak_bytes``. Times
 are lower bounds: a part takes as long as its operations at the data sheet's peak, or as reading its
 weights from memory once a step, whichever is longer. Traffic between devices is not counted. Copies
-of weights from the host, at the peak of the link, are added to what ``swap`` takes.
+of weights from the host, at the peak of the link, are added to what ``swap`` takes, without the
+part of the refiner's that passes during the base model's last steps, where both fit.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.files import write_json
 from vidlatent.latents.channels import follow_latents
 from vidlatent.latents.refiner_inputs import abstract_upsampler, read_part, upsampler_of
-from vidlatent.latents.space import generator_of
+from vidlatent.latents.space import generator_of, read_tokenizer_config
 from vidlatent.models.load import model_of
 from vidlatent.models.pretrained import NETWORKS, network_apply, network_shapes
 from vidlatent.parallel.mesh import AXES, local_mesh, resolve_sizes
@@ -43,6 +44,7 @@ from vidlatent.report.tables import markdown_table
 from vidlatent.sample.cascade import cover_sizes
 from vidlatent.sample.residency import PLANS, count_device_bytes
 from vidlatent.sample.sampler import LatentSampler
+from vidlatent.weights.files import is_workdir
 
 __all__ = ["CASCADE", "STAGES", "Part", "describe_parts", "estimate_plans", "plan_cascade"]
 
@@ -58,6 +60,9 @@ STAGES: dict[str, tuple[str, ...]] = {
     "refiner": ("refiner", "tokenizer"),
     "decode": ("refiner", "tokenizer"),
 }
+# With ``swap``, stages in which the refiner is there ahead of its own, if it fits.
+_AHEAD = ("base", "upsampler")
+_AHEAD_SHARE = 0.5  # of the base model's steps, see ``sample.cascade``
 
 _AT_WORK = {"encode": "tokenizer", "decode": "tokenizer"}  # stages named unlike their network
 
@@ -97,7 +102,7 @@ def plan_cascade(config: ConfigDict, workdir: Path, topologies: str, output: str
     """Print peak and time of each plan of the refiner's cascade, and write them as JSON.
 
     Args:
-      config: of a refiner.
+      config: of a refiner, or of a base model whose ``config.sample.refine`` names one.
       workdir: of the file, unless ``output`` names it: ``<workdir>/plan/cascade.json``.
       topologies: one or several with commas, such as ``h100:1,h200:1,v5p:2x2x1``.
 
@@ -105,6 +110,8 @@ def plan_cascade(config: ConfigDict, workdir: Path, topologies: str, output: str
       The exit status: 0 if a plan fits every machine, and 3 if none fits one of them.
     """
     machines = [parse_topology(text) for text in topologies.split(",")]
+    if configs.role_of(config) == "generator" and config.sample.refine:
+        config = _read_refiner(config, workdir)
     parts, params = describe_parts(config)
     rows = []
     for where in machines:
@@ -125,6 +132,21 @@ def plan_cascade(config: ConfigDict, workdir: Path, topologies: str, output: str
     return 0 if found == {row["topology"] for row in rows} else 3
 
 
+def _read_refiner(base: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config of ``base.sample.refine`` after the base model in ``workdir``, as for sampling."""
+    if not is_workdir(base.sample.refine):
+        raise VidlatentError(
+            f"config.sample.refine={base.sample.refine} is no run with checkpoints: name the "
+            "workdir of a refiner."
+        )
+    config = configs.read(Path(base.sample.refine))
+    with config.unlocked():
+        config.plan, config.mesh = base.plan, base.mesh
+        if configs.role_of(config) == "refiner":
+            config.refiner.base = str(workdir)
+    return config
+
+
 # What each part does.
 
 
@@ -137,7 +159,7 @@ def describe_parts(config: ConfigDict) -> tuple[dict[str, Part], dict[str, Any]]
     base, upsampler, tokenizer = _read_configs(config)
     model = model_of(tokenizer)
     spec = model.latent_spec
-    size = tuple(config.sample.size)
+    size = tuple(config.sample.size) or tuple(config.data.buckets[-1][:3])
     models = [generator_of(follow_latents(found, spec)) for found in (base, config)]
     sides = cover_sizes(size, spec, *models)
     low, high = ((size[0], *sides[name]) for name in ("low", "high"))
@@ -165,26 +187,31 @@ def describe_parts(config: ConfigDict) -> tuple[dict[str, Part], dict[str, Any]]
 
 def _read_configs(config: ConfigDict) -> tuple[ConfigDict, ConfigDict, ConfigDict]:
     """Configs of base model, upsampler and tokenizer: of runs, or as ``config.plan`` names them."""
-    if config.task != "refiner":
+    if configs.role_of(config) != "refiner":
         raise VidlatentError(
             f"config.plan.what={CASCADE} plans a refiner with what stands before it, and "
             f"{config.name} is of the task {config.task!r}: use --config=configs/fsvideo_refiner.py"
-            ":paper,stage=target."
+            ":paper,stage=target, or --workdir=REFINER."
         )
     found = []
     for name in ("base", "upsampler"):
         run = bool(config.refiner[name])
         found.append(read_part(config, name) if run else configs.load(config.plan[name]))
-    if not config.plan.tokenizer:
+    if config.plan.tokenizer:
+        tokenizer = configs.load(config.plan.tokenizer)
+    elif config.tokenizer.path:
+        tokenizer = read_tokenizer_config(config)
+    else:
         raise VidlatentError(
             "config.plan.tokenizer is empty: name the config of the tokenizer that decodes, such "
             "as fsae:standard or fsae:lite."
         )
-    tokenizer = configs.load(config.plan.tokenizer)
+    for part in found:
+        with part.unlocked():
+            part.plan.tokenizer, part.tokenizer.path = config.plan.tokenizer, config.tokenizer.path
     for part in (*found, tokenizer):
         with part.unlocked():
             part.precision.compute = "bfloat16"
-            part.plan.tokenizer = config.plan.tokenizer
     return found[0], found[1], tokenizer
 
 
@@ -274,15 +301,20 @@ def estimate_plans(
     }
     rows = []
     for plan in PLANS:
-        peak = _find_peak(plan, parts, held, mesh)
+        ahead = plan == "swap" and _find_peak(plan, parts, held, mesh, ahead=True) <= limit
+        peak = _find_peak(plan, parts, held, mesh, ahead=ahead)
         copied = _count_copies(plan, parts, held)
         copies = None if copied and not hardware.host else copied / (hardware.host or 1.0)
+        if ahead and copies is not None:
+            meanwhile = _AHEAD_SHARE * seconds.get("base", 0.0)
+            copies -= min(held["refiner"] / (hardware.host or 1.0), meanwhile)
         total = sum(seconds.values()) + (copies or 0.0)
         rows.append(
             {
                 "topology": str(topology),
                 "mesh": dict(zip(AXES, sizes, strict=True)),
                 "plan": plan,
+                "refiner_ahead": ahead,
                 "peak": peak,
                 "limit": limit if math.isfinite(limit) else None,
                 "fits": peak <= limit,
@@ -310,10 +342,13 @@ def _bound(part: Part, ways: int, weights: float, hardware: Any) -> float:
 
 
 def _find_peak(
-    plan: str, parts: dict[str, Part], held: dict[str, int], mesh: AbstractMesh
+    plan: str, parts: dict[str, Part], held: dict[str, int], mesh: AbstractMesh, *, ahead: bool
 ) -> float:
+    """Most bytes of a device; ``ahead``: the refiner is there while the base model still draws."""
+
     def need(stage: str) -> float:
-        names = held if plan == "keep" else STAGES[stage]
+        names = list(held) if plan == "keep" else list(STAGES[stage])
+        names += ["refiner"] * (ahead and stage in _AHEAD)
         return sum(held[name] for name in names) + parts[stage].working / parts[stage].ways(mesh)
 
     return max(need(stage) for stage in parts)
@@ -371,7 +406,11 @@ def _answer(plans: Sequence[dict[str, Any]]) -> str:
             continue
         row = own[fitting[0]]
         took = "" if row["at_least"] is None else f", at least {row['at_least']:.2f} s a video"
-        lines.append(f"{name}: {fitting[0]} fits with {row['peak'] / 1e9:.1f} GB a device{took}.")
+        ahead = ", the refiner copied during the base model's last steps"
+        how = ahead * row["refiner_ahead"]
+        lines.append(
+            f"{name}: {fitting[0]} fits with {row['peak'] / 1e9:.1f} GB a device{how}{took}."
+        )
     return "\n".join(lines)
 
 
@@ -384,7 +423,7 @@ def _plan_row(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "machine": row["topology"],
         "mesh": ", ".join(axes) or "one device",
-        "plan": row["plan"],
+        "plan": row["plan"] + ", ahead" * row["refiner_ahead"],
         "peak GB": write(row["peak"] / 1e9, ".1f"),
         "of": write(row["limit"] and row["limit"] / 1e9, ".1f"),
         "fits": "yes" if row["fits"] else "no",

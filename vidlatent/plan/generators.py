@@ -19,6 +19,7 @@ from vidlatent.latents.space import (
     Latents,
     abstract_at_rest,
     check_generator,
+    cover_size,
     describe_latents,
     example,
     generator_of,
@@ -34,6 +35,7 @@ from vidlatent.train.state import random_key
 from vidlatent.train.tasks.generator import GeneratorTask
 
 __all__ = [
+    "SamplingJob",
     "assume_latents",
     "assume_space",
     "batch_shapes",
@@ -98,7 +100,7 @@ def make_step_program(
 
 def build_sample(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
     """The loop from noise to latents, at ``config.plan.bucket`` or ``config.sample.size``."""
-    job = _Sampling(config, mesh, bucket)
+    job = SamplingJob(config, mesh, bucket)
     seeds = jax.ShapeDtypeStruct((job.batch,), jnp.uint32)
     about = f"{job.sampler.nfe} evaluations for {job.about}"
     return job.program("sample", about, job.sampler.run, seeds, job.conditions(job.batch))
@@ -110,7 +112,7 @@ def build_nfe(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Progra
     As in the sampler, the branches of guidance are one batch (``sampler.guidance.batched``), and
     keys and values of conditions come from a cache (``sampler.cache_conditions``).
     """
-    job = _Sampling(config, mesh, bucket)
+    job = SamplingJob(config, mesh, bucket)
     model, branches = job.model, job.sampler.drops
     if not config.sampler.guidance.batched:
         # Branches are separate calls then: plan the last one, which has all conditions.
@@ -142,7 +144,7 @@ def build_nfe(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Progra
     return job.program("nfe", about, run, noisy, time, conditions, cache)
 
 
-class _Sampling:
+class SamplingJob:
     """What the programs ``sample`` and ``nfe`` have in common.
 
     Attributes:
@@ -155,14 +157,20 @@ class _Sampling:
 
     def __init__(self, config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]):
         config, model, latents = assume_latents(config)
-        size, self.batch = tuple(config.sample.size) or bucket[:3], config.sample.batch
+        # As sampling, which cuts off what goes beyond the size asked for.
+        size = cover_size(latents.spec, model.patch, tuple(config.sample.size) or bucket[:3])
+        self.batch = config.sample.batch
         if config.plan.bucket:
-            *size, self.batch = config.plan.bucket
-        self._latents, self._size, self._seed = latents, tuple(size), config.seed
+            frames, height, width, self.batch = config.plan.bucket
+            size = frames, height, width
+        self._latents, self._size, self._seed = latents, size, config.seed
         shape = latents.spec.latent_shape(self._size)
         self.sampler = LatentSampler(model, config, shape)
         self.model = self.sampler.model
         self._eight_bits = config.sampler.fp8
+        # Of what a refiner is given; other generators make theirs of the first frame.
+        refines = configs.role_of(config) == "refiner"
+        self._mask_channels = config.generator.mask_channels if refines else 0
         params = abstract_at_rest(self.model, self._eight_bits)
         self.params = with_shardings(params, shardings(params, mesh))
         self._whole = replicated(mesh)
@@ -170,7 +178,12 @@ class _Sampling:
 
     def conditions(self, batch: int) -> dict[str, Any]:
         known = batch_shapes(self.model, self._latents, (*self._size, batch))
-        return {name: _condition_shape(name, known) for name in self.model.reads}
+        found = {name: _condition_shape(name, known) for name in self.model.reads}
+        if self._mask_channels and self._size[0] > 1:
+            *shape, channels = known["latent"].shape
+            given = (*shape, self._mask_channels + channels)
+            found["given"] = jax.ShapeDtypeStruct(given, jnp.float32)
+        return found
 
     def program(self, name: str, about: str, run: Any, *rest: Any) -> Program:
         """The program ``run(params, *rest)``; everything but the parameters is replicated."""

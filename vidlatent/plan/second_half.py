@@ -1,4 +1,4 @@
-"""Training steps of FSVideo's second half, upsampler and refiner, with abstract arguments."""
+"""Programs of FSVideo's second half, upsampler and refiner, with abstract arguments."""
 
 from __future__ import annotations
 
@@ -14,20 +14,28 @@ from vidlatent.errors import VidlatentError
 from vidlatent.latents.channels import follow_latents
 from vidlatent.latents.pairs import LOW, check_halves
 from vidlatent.latents.refiner_inputs import Parts, abstract_upsampler, read_part, upsampler_of
-from vidlatent.latents.space import Latents, abstract_at_rest, generator_of
+from vidlatent.latents.space import Latents, abstract_at_rest, cover_size, generator_of
 from vidlatent.models.frozen import FrozenNetwork
 from vidlatent.models.load import resolve_dtype
+from vidlatent.parallel.sharding import replicated, shardings, with_shardings
 from vidlatent.plan.generators import (
     assume_latents,
     assume_space,
     batch_shapes,
     make_step_program,
 )
-from vidlatent.plan.program import Program
+from vidlatent.plan.program import Program, format_size
+from vidlatent.train.state import random_key
 from vidlatent.train.tasks.refiner import RefinerTask
 from vidlatent.train.tasks.upsampler import UpsamplerTask
 
-__all__ = ["assume_parts", "build_refiner_train", "build_upsampler_train", "low_shape"]
+__all__ = [
+    "assume_parts",
+    "build_refiner_train",
+    "build_upsample",
+    "build_upsampler_train",
+    "low_shape",
+]
 
 
 def build_upsampler_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
@@ -51,6 +59,44 @@ def build_upsampler_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...
     }
     known |= low_shape(latents, bucket)
     return make_step_program(task, mesh, bucket, known, task.frozen)
+
+
+def build_upsample(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
+    """Upsampling latents, as a cascade does it between base model and refiner.
+
+    ``config.plan.bucket`` or ``config.sample.size`` is the size of the videos after it.
+    """
+    config, latents, _ = assume_space(config)
+    # Two latents of the large video for each of the small one.
+    size = cover_size(latents.spec, (1, 2, 2), tuple(config.sample.size) or bucket[:3])
+    batch = config.sample.batch
+    if config.plan.bucket:
+        frames, height, width, batch = config.plan.bucket
+        size = frames, height, width
+    model = upsampler_of(config)
+    params = abstract_upsampler(model)
+    params, whole = with_shardings(params, shardings(params, mesh)), replicated(mesh)
+    (low,) = low_shape(latents, (*size, batch)).values()
+
+    def run(params, latent):
+        return model.apply({"params": params}, latent)
+
+    def init():
+        latent = jnp.zeros((1, 1, 2, 2, model.latent_channels), jnp.float32)
+        return model.init(random_key(config.seed, "params"), latent)["params"]
+
+    where = jax.tree.map(lambda leaf: leaf.sharding, params)
+    shapes = [format_size(s) for s in (low.shape[1:], latents.spec.latent_shape(size))]
+    return Program(
+        name="sample",
+        about=f"latents of {batch} clips {format_size(size)}, {shapes[0]} to {shapes[1]}",
+        function=jax.jit(run, in_shardings=(where, whole), out_shardings=whole),
+        arguments=(params, with_shardings(low, whole)),
+        parts={"parameters": params},
+        initial={0: init},
+        carries=None,
+        frames=batch * size[0],
+    )
 
 
 def build_refiner_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:

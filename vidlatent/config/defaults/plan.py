@@ -5,8 +5,9 @@ from ml_collections import ConfigDict
 
 def get_plan() -> ConfigDict:
     plan = ConfigDict()
-    # train; of a tokenizer encode | decode, of a generator sample | nfe (one evaluation of it), of
-    # a refiner cascade: which networks are in memory when, from picture to refined video
+    # train; of a tokenizer encode | decode, of a generator or refiner sample | nfe (one evaluation
+    # of it), of a latent upsampler sample, of a refiner cascade: which networks are in memory when,
+    # from picture to refined video
     plan.what = "train"
     plan.bucket = ()  # frames, height, width, batch; empty: that of data.buckets with most pixels
     plan.memory_gib = 0.0  # of a device; 0: what the hardware has
