@@ -70,7 +70,7 @@ def evaluate_generator(config: ConfigDict, workdir: Path, step: int, output: str
             given, memory = b"", None
             if configs.role_of(config) == "refiner":
                 shown = make_inputs(config, model, known, augment=True)
-                given = draw_given_sheet(shown, frozen, mesh, loader)
+                given = draw_given_sheet(shown, frozen, mesh, loader, config, known)
             if config.eval.layer_memory:
                 parts = inputs, model, frozen, mesh, restored.state
                 memory = measure_layer_memory(config, *parts, next(iter(loader)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -150,6 +150,8 @@ def contact_sheet(
     difference: float = 0.0,
     group: int = 0,
     numbers: Sequence[int | str] = (),
+    marks: Sequence[Sequence[str]] = (),
+    legend: Mapping[str, tuple[int, int, int]] | None = None,
 ) -> bytes:
     """A PNG with one row of evenly picked frames for each clip.
 
@@ -167,6 +169,9 @@ def contact_sheet(
         ``difference``, else 2 if the number of rows is even, else 1).
       numbers: the number to print for each frame of a clip, or a word in its place; empty: 0, 1,
         ...
+      marks: for each row the words of its frames, of ``legend``; ``''`` and an empty row are not
+        marked.
+      legend: word -> colour of the line around such a frame; explained below the title.
 
     Returns:
       The PNG file's bytes.
@@ -181,7 +186,8 @@ def contact_sheet(
     group = group or (3 if difference else 2 - len(clips) % 2)
     if difference:
         clips, labels = _add_differences(clips, labels, difference)
-    return _png(_compose(clips, labels, title, columns, cell, group, numbers), path)
+    sheet = _compose(clips, labels, title, columns, cell, group, numbers, marks, legend or {})
+    return _png(sheet, path)
 
 
 def encode_picture(picture: np.ndarray) -> bytes:
@@ -208,6 +214,8 @@ def _compose(
     cell: int,
     group: int,
     numbers: Sequence[int | str],
+    marks: Sequence[Sequence[str]],
+    legend: Mapping[str, tuple[int, int, int]],
 ) -> Image.Image:
     # First the size of everything, because Pillow's canvas cannot grow; then the drawing.
     sizes = [_cell_size(*clip.shape[1:3], cell) for clip in clips]
@@ -218,7 +226,7 @@ def _compose(
     # Longer labels are broken into lines instead of widening the sheet.
     label_width = min(180, 8 + max(int(_font(13).getlength(line)) for line in texts))
     wide = max(len(pick) * (size[1] + _GAP) for pick, size in zip(picks, sizes, strict=True))
-    top = _MARGIN + (30 if title else 0)
+    top = _MARGIN + (30 if title else 0) + (22 if legend else 0)
     times_height = 18
     heights = [size[0] + _GAP for size in sizes]
     breaks = (len(clips) - 1) // group
@@ -229,6 +237,7 @@ def _compose(
     if title:
         text, font = _fit_text(title, sheet.width - 2 * _MARGIN, 17)
         draw.text((_MARGIN, _MARGIN + 8), text, fill=_INK, font=font, anchor="lm")
+    _draw_legend(draw, legend, top - 16)
     left, y = _MARGIN + label_width, top
     for i, (clip, (high, width, resample), pick) in enumerate(
         zip(clips, sizes, picks, strict=True)
@@ -243,9 +252,24 @@ def _compose(
         _draw_label(draw, labels[i], _MARGIN, y + high // 2, label_width - 8)
         for column, frame in enumerate(pick):
             picture = Image.fromarray(clip[frame]).resize((width, high), resample)
-            sheet.paste(picture, (left + column * (width + _GAP), y))
+            x = left + column * (width + _GAP)
+            sheet.paste(picture, (x, y))
+            if marks and marks[i] and (word := marks[i][frame]):
+                # In the gap around the picture and over its outermost pixels.
+                box = (x - 2, y - 2, x + width + 1, y + high + 1)
+                draw.rectangle(box, outline=legend[word], width=4)
         y += heights[i]
     return sheet
+
+
+def _draw_legend(
+    draw: ImageDraw.ImageDraw, legend: Mapping[str, tuple[int, int, int]], y: int
+) -> None:
+    x = _MARGIN
+    for word, colour in legend.items():
+        draw.rectangle((x, y, x + 11, y + 11), outline=colour, width=3)
+        draw.text((x + 17, y + 6), word, fill=_FAINT, font=_font(12), anchor="lm")
+        x += 17 + int(_font(12).getlength(word)) + 16
 
 
 def _draw_times(draw: Any, pick: Sequence[int | str], left: int, y: int, width: int) -> None:
