@@ -91,9 +91,9 @@ def _paper(config, stage):
     config.data.buckets = area_buckets(frames, side, 128, batch=batch)
     config.data.bucket_weights = config.data.length_weights = ()
     long_run(config, steps=steps, lr=rate)
-    # 768x1280 is the base model's 384x640 doubled, and is cut to 720x1280.
+    # Cut from 768x1280, the base model's 384x640 doubled.
     config.sample.size = {"image": (1, 512, 512), "video": (121, 512, 512)}.get(
-        stage, (121, 768, 1280)
+        stage, (121, 720, 1280)
     )
     config.preset = f"paper-stage_{stage}"
     config.recipe = f"fsvideo_refiner {stage}"

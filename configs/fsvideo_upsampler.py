@@ -11,6 +11,7 @@ decoded frames with the clip's own, or on a set encoded with ``--config.encode.l
 from vidlatent.config import (
     area_buckets,
     check_choice,
+    generator_demo,
     get_generator_defaults,
     long_run,
     parse_arg,
@@ -76,14 +77,10 @@ def _demo(config, arg):
     upsampler.remat = False
     config.upsampling.latent_weight = 1.0
     config.loss.l1 = 0.1
-    config.data.source = "latents"
+    generator_demo(config)
     config.data.buckets = ((9, 64, 64, 16),)
-    config.data.validation_clips = 96
-    config.train.steps = 400
-    config.train.log_every = 50
-    config.optim.lr = 1e-3
-    config.optim.warmup_steps = 20
+    # It learns in a third of a generator's steps.
+    config.train.steps, config.optim.warmup_steps = 400, 20
     config.optim.ema_decay = 0.98
-    config.checkpoint.every = 200
-    config.eval.every = 200
+    config.checkpoint.every = config.eval.every = 200
     config.recipe = "fsvideo_upsampler demo"

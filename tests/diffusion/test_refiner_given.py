@@ -1,6 +1,7 @@
 """What the refiner is given: the order of the steps, and sampling beside training."""
 
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,25 @@ def test_training_without_errors_gives_what_sampling_gives():
     joined = given.join()
     assert joined.shape == (2, 5, 4, 4, 5)
     np.testing.assert_array_equal(joined[..., 2:], given.condition)
+
+
+def test_sampling_takes_no_noise_level_and_calls_no_base_model():
+    """Only latents and the upsampler go in (specification J56), and nothing is drawn at random."""
+    names = set(inspect.signature(give_for_sampling).parameters)
+    assert names == {"first_high", "first_low", "low", "upsample", "options"}
+    low, high = make_pair()
+    seen = []
+
+    def watched(x):
+        seen.append(x.shape[1])
+        return upsample(x)
+
+    given = give_for_sampling(high[:, :1], low[:, :1], low, watched, OPTIONS)
+    # The sample, and the first frame for the mask; both as they are, whatever the rates say.
+    assert sorted(seen) == [1, 5] and not given.real.any() and not given.dropped.any()
+    np.testing.assert_array_equal(given.condition[:, 1:], upsample(low)[:, 1:])
+    traced = str(jax.make_jaxpr(lambda x: give_for_sampling(x, x, x, lambda y: y, OPTIONS))(low))
+    assert "random" not in traced and "threefry" not in traced
 
 
 def test_error_of_the_base_model_is_upsampled():

@@ -22,8 +22,8 @@ from vidlatent.layers.positions import chunk_places
 from vidlatent.models.frozen import load_frozen
 from vidlatent.parallel.mesh import AXES, make_mesh
 from vidlatent.parallel.sharding import batch_sharding
+from vidlatent.sample.decoding import load_tokenizer_codec
 from vidlatent.sample.generator import Generator
-from vidlatent.sample.grid import load_tokenizer_codec
 from vidlatent.train import loop
 from vidlatent.train.tasks.base import make_task
 

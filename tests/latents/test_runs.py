@@ -24,7 +24,7 @@ from vidlatent.latents.inputs import Inputs
 from vidlatent.latents.space import FILE, Latents, generator_of, load_latents
 from vidlatent.latents.statistics import FOLDER, find_digests, find_statistics
 from vidlatent.models.load import abstract_params, model_of
-from vidlatent.sample.grid import load_tokenizer_codec
+from vidlatent.sample.decoding import load_tokenizer_codec
 from vidlatent.sample.run import Generator
 from vidlatent.train.loop import train
 from vidlatent.train.tasks.base import make_task

@@ -1,20 +1,25 @@
 """The cascade of a tiny base model, upsampler and refiner."""
 
+import dataclasses
 import json
+from concurrent.futures import Future
+from unittest.mock import patch
 
 import jax
 import numpy as np
 import pytest
+from absl import logging
 from PIL import Image
 
 import vidlatent
 from tests.helpers.generator_runs import generator_run
-from tests.train.test_refiner_runs import DIT, places, refiner_config  # noqa: F401
+from tests.helpers.second_half import make_parts, refiner_config
 from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.refiner_inputs import abstract_upsampler, upsampler_of
 from vidlatent.latents.space import Latents, generator_of
 from vidlatent.models.load import abstract_params, model_of
+from vidlatent.sample import residency
 from vidlatent.sample.cascade import Cascade, cover_sizes, cut_middle
 from vidlatent.sample.generator import Generator
 from vidlatent.sample.run import generate_videos
@@ -23,14 +28,17 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
-def runs(places):  # noqa: F811
+def runs(tmp_path_factory):
     """The refiner's workdir beside its parts, a picture, and a file that names all."""
-    generator_run(refiner_config(places), places / "refiner")
+    folder = tmp_path_factory.mktemp("cascade")
+    make_parts(folder)
+    generator_run(refiner_config(folder), folder / "refiner")
     rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(places / "picture.png")
+    picture = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(folder / "picture.png")
     parts = {name: name for name in ("base", "upsampler", "refiner", "tokenizer")}
-    (places / "cascade.json").write_text(json.dumps(parts))
-    return places
+    (folder / "cascade.json").write_text(json.dumps(parts))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +133,92 @@ def test_one_network_after_another_is_held(runs):
     assert not any({"base", "upsampler"} <= names for names in held)
 
 
+class AtOnce:
+    """An executor without threads, so that the order of events is certain."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def submit(self, call):
+        done = Future()
+        done.set_result(call())
+        return done
+
+
+@pytest.fixture
+def roomy(monkeypatch):
+    """Networks go by way of the host's memory, as where an accelerator has room for both."""
+    monkeypatch.setattr(residency, "_has_host_room", lambda size: True)
+    monkeypatch.setattr(residency, "find_free_memory", lambda: (1e12, ""))
+
+
+def test_a_refiner_that_a_thread_reads_draws_the_same(runs, cascade, roomy):
+    """Its file is read while that of the base model is, and the base model draws."""
+    swap = vidlatent.load_generator(runs / "cascade.json", residency="swap")
+    pictures = {"image": runs / "picture.png", "seed": 4}
+    for _ in range(2):  # the second time from the host's memory
+        np.testing.assert_array_equal(swap(3, **pictures), cascade(3, **pictures))
+    assert set(swap.residency._hosted) == {"refiner"}
+
+
+def test_the_refiner_is_copied_once_while_the_base_draws(runs, cascade, roomy, monkeypatch):
+    """The same latents, in this order of events."""
+    monkeypatch.setattr(residency, "ThreadPoolExecutor", AtOnce)
+    swap = vidlatent.load_generator(runs / "cascade.json", residency="swap")
+    events = []
+
+    def note(event):
+        events.append((event, swap.residency.held))
+
+    def noting(event, call):
+        def noted(*given):
+            note(event)
+            return call(*given)
+
+        return noted
+
+    networks = swap.residency._networks
+    for name, network in networks.items():
+        calls = {key: getattr(network, key) for key in ("load", "read", "place")}
+        noted = {key: noting(f"{key} {name}", call) for key, call in calls.items() if call}
+        networks[name] = dataclasses.replace(network, **noted)
+    row = {"prompt": 3, "image": str(runs / "picture.png")}
+    requests = swap.requests_for([row], 2, 5)
+    swap.config.sample.batch = 1
+    drawn = [
+        latent
+        for _, latent in swap.latents(
+            requests,
+            lambda done, steps, part: events.append(
+                (f"{part} {done}/{steps}", swap.residency.held)
+            ),
+        )
+    ]
+    assert events == [
+        ("load tokenizer", ()),
+        ("read refiner", ()),  # the encoder has been released
+        ("load base", ()),
+        *((f"base {done}/4", ("base",)) for done in (1, 2, 3)),
+        ("place refiner", ("base",)),  # before the last step of the last batch
+        ("base 4/4", ("base", "refiner")),
+        ("load upsampler", ("refiner",)),
+        # No base model is there any more (specification J56).
+        *((f"refiner {done}/4", ("refiner",)) for done in (1, 2, 3, 4)),
+    ]
+    expected = [latent for _, latent in cascade.latents(requests)]
+    np.testing.assert_allclose(np.stack(drawn), np.stack(expected), atol=1e-5)
+
+
+def test_other_settings_share_the_networks(runs):
+    """One residency for all of them, which is chosen and told once."""
+    cascade = vidlatent.load_generator(runs / "cascade.json")
+    with patch.object(logging, "info") as told:
+        other = cascade.with_settings(size=(14, 18), steps=3)
+    assert other.residency is cascade.residency and not told.called
+    assert other.size == (5, 14, 18) and other.nfe == {"base": 6, "refiner": 2}
+    assert cascade.nfe == {"base": 4, "refiner": 2}
+
+
 def test_what_does_not_fit_is_refused(runs, cascade, tmp_path):
     with pytest.raises(VidlatentError, match="no picture, and a cascade starts from one"):
         cascade(3)
@@ -138,6 +232,15 @@ def test_what_does_not_fit_is_refused(runs, cascade, tmp_path):
         vidlatent.load_generator(broken)
     broken.write_text(json.dumps({**parts, "refiner": str(runs / "base")}))
     with pytest.raises(VidlatentError, match="task 'generator': a cascade ends with a refiner"):
+        vidlatent.load_generator(broken)
+    for part in ("refiner", "upsampler"):
+        with pytest.raises(VidlatentError, match="load_generator\\('cascade.json'\\)"):
+            vidlatent.load_generator(runs / part)
+        broken.write_text(json.dumps({**parts, "base": str(runs / part)}))
+        with pytest.raises(VidlatentError, match=f"{part} is a"):
+            vidlatent.load_generator(broken)
+    broken.write_text(json.dumps({**parts, "refiner": str(runs / "tokenizer")}))
+    with pytest.raises(VidlatentError, match="task 'tokenizer': a cascade ends with a refiner"):
         vidlatent.load_generator(broken)
     base = vidlatent.load_generator(runs / "base")
     known = base.known

@@ -107,7 +107,7 @@ def test_encoders_of_texts_are_gone_before_the_generator_comes(places, tmp_path,
     stand_in |= {"encode__tokenizer": "words", "networks__umt5_tiny": "random"}
     config = tiny(places / "tokenizer", "videos,text=true", sampler__steps=1, **stand_in)
     run = generator_run(config, tmp_path / "run")
-    generator = Generator.from_workdir(run, {"sample.batch": "2"})
+    generator = Generator.from_workdir(run, {"sample.batch": "2", "sample.residency": "swap"})
     held = []
     load = generator._load_params
     networks = generator.residency._networks

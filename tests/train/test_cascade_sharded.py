@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.generator_runs import QUICK
-from tests.train.test_refiner_runs import load, places, refiner_config  # noqa: F401
+from tests.helpers.second_half import VIDEOS, make_parts, refiner_config, upsampler_config
 from vidlatent.latents.channels import follow_latents
 from vidlatent.models.frozen import describe_frozen, load_frozen
 from vidlatent.parallel.mesh import AXES, make_mesh
@@ -15,13 +15,12 @@ from vidlatent.train.tasks.base import make_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
-# Clips as pixels, so that the tokenizer is frozen beside the others.
-VIDEOS = {
-    "data.source": "synthetic",
-    "data.synthetic.kind": "shapes",
-    "data.synthetic.clips": 12,
-    "data.synthetic.frames": 5,
-}
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    make_parts(folder)
+    return folder
 
 
 def mesh_of(*sizes):
@@ -29,15 +28,13 @@ def mesh_of(*sizes):
     return make_mesh(dict(zip(AXES, sizes, strict=True)), devices)
 
 
-def refiner_task(places):  # noqa: F811
+# Clips as pixels, so that the tokenizer is frozen beside the others.
+def refiner_task(places):
     return make_task(follow_latents(refiner_config(places, **VIDEOS)))
 
 
-def upsampler_task(places):  # noqa: F811
-    keys = {"generator.width": 8, "generator.groups": 2, "generator.blocks": 1}
-    size = {"data.buckets": "((5,16,16,4),)"}
-    config = load("configs/fsvideo_upsampler.py", places, **keys, **size, **VIDEOS)
-    return make_task(follow_latents(config))
+def upsampler_task(places):
+    return make_task(follow_latents(upsampler_config(places, **VIDEOS)))
 
 
 def step_on(mesh, task, params, batch):
@@ -60,7 +57,7 @@ def step_on(mesh, task, params, batch):
 
 
 @pytest.mark.parametrize("make", [upsampler_task, refiner_task])
-def test_eight_devices_get_the_gradients_of_one(places, make):  # noqa: F811
+def test_eight_devices_get_the_gradients_of_one(places, make):
     """Batch over fsdp 2, tokens and rows over context 2, kernels over tensor 2."""
     task, rng = make(places), np.random.default_rng(0)
     shapes = jax.eval_shape(task.init, jax.random.key(0))["params"]
@@ -86,7 +83,7 @@ def test_eight_devices_get_the_gradients_of_one(places, make):  # noqa: F811
         np.testing.assert_allclose(other, leaf, atol=1e-5 * largest, err_msg=name)
 
 
-def test_frozen_networks_are_held_in_shares(places):  # noqa: F811
+def test_frozen_networks_are_held_in_shares(places):
     """Base, upsampler and tokenizer lie on an fsdp mesh as the rules say, with the same values."""
     task, one, four = refiner_task(places), mesh_of(1, 1, 1, 1), mesh_of(1, 4, 1, 1)
     whole, shared = (load_frozen(task.frozen, mesh) for mesh in (one, four))

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.generator_runs import generator_run, tokenizer_run
-from tests.train.test_upsampler_runs import digest
+from tests.helpers.generator_runs import generator_run
+from tests.helpers.second_half import DIT, LARGE, digest, load, make_parts, refiner_config
 from vidlatent import config as configs
 from vidlatent.diffusion.refiner_given import Given
-from vidlatent.encode.run import encode_set
 from vidlatent.errors import VidlatentError
-from vidlatent.evaluate.given_sheet import describe_given, render_given
+from vidlatent.evaluate.given_sheet import LEGEND, describe_given, mark_frames, render_given
 from vidlatent.evaluate.run import evaluate_workdir
 from vidlatent.latents.channels import follow_latents
 from vidlatent.latents.distilled import Distilled
@@ -29,70 +28,12 @@ from vidlatent.weights.files import load_params
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
-SMALL = {
-    "data.validation_clips": 4,
-    "train.steps": 4,
-    "train.log_every": 2,
-    "train.tensorboard": "false",
-    "optim.warmup_steps": 0,
-    "eval.every": 0,
-    "checkpoint.every": 0,
-    "latents.normalisation": "spec",
-}
-DIT = {
-    "generator.patch": "(1,1,1)",
-    "generator.width": 16,
-    "generator.depth": 2,
-    "generator.heads": 2,
-    "generator.hidden": 16,
-    "generator.freq_dim": 8,
-    "generator.label_tokens": 1,
-    "diffusion.eval_levels": 2,
-    "sample.grid": 1,
-    "sample.batch": 1,
-    "sampler.steps": 2,
-}
-REFINER = {"data.buckets": "((5,16,16,4),)", "sample.size": "(5,16,16)"}
-BASE = {"data.buckets": "((5,8,8,4),)", "sample.size": "(5,8,8)"}
-
-
-def load(config, places, **keys):
-    known = {"tokenizer.path": places / "tokenizer", "data.path": places / "pairs"}
-    merged = {**known, **SMALL, **keys}
-    return configs.load(config, {key: str(value) for key, value in merged.items()})
-
-
-def refiner_config(places, **keys):
-    parts = {"refiner.base": places / "base", "refiner.upsampler": places / "upsampler"}
-    start = {"train.init_from": places / "base"}
-    merged = {**DIT, **REFINER, **parts, **start, **keys}
-    return load("configs/fsvideo_refiner.py", places, **merged)
-
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """A tokenizer, its pairs of rendered shapes, a base model and an upsampler."""
     folder = tmp_path_factory.mktemp("refiner")
-    tokenizer_run(folder / "tokenizer")
-    for name, size in (("pairs", (5, 16, 16, 4)), ("small", (5, 8, 8, 4))):
-        config = configs.read(folder / "tokenizer")
-        with config.unlocked():
-            config.data.source, config.data.synthetic.kind = "synthetic", "shapes"
-            config.data.synthetic.clips, config.data.synthetic.frames = 12, 5
-            config.data.buckets = (size,)
-            low = 2 if name == "pairs" else 0
-            config.encode.update({"pictures": 0, "low": low, "dtype": "float32"})
-        assert encode_set(config, folder / "tokenizer", -1, str(folder / name)) == 0
-    base = {"data.path": folder / "small"}
-    generator_run(
-        load("configs/fsvideo_dit.py:demo,first=true", folder, **{**DIT, **BASE, **base}),
-        folder / "base",
-    )
-    upsampler = {"generator.width": 8, "generator.groups": 2, "generator.blocks": 1}
-    sizes = {"data.buckets": REFINER["data.buckets"]}
-    generator_run(
-        load("configs/fsvideo_upsampler.py", folder, **upsampler, **sizes), folder / "upsampler"
-    )
+    make_parts(folder)
     return folder
 
 
@@ -179,14 +120,39 @@ def test_the_picture_shows_what_is_given():
     assert describe_given(given, 0) == "frames in order\nreal 2\nsmall video dropped"
     assert describe_given(given, 1) == "frames 0 2 1"
 
-    def draw(given, mask=(1, 1)):
-        with Image.open(io.BytesIO(render_given(high, given, np.asarray(mask)))) as picture:
+    assert describe_given(given, 1, ["label"]) == "frames 0 2 1\nlabel dropped"
+
+    def draw(given, mask=(1, 1), **more):
+        with Image.open(io.BytesIO(render_given(high, given, np.asarray(mask), **more))) as picture:
             return np.asarray(picture.convert("RGB"))
 
     whole = draw(given)
     assert draw(given, (1, 0)).shape[0] < whole.shape[0]  # padding is not shown
     for name, value in (("condition", high), ("mask", given.mask / 2), ("order", order[::-1])):
         assert (draw(given._replace(**{name: value})) != whole).any(), name
+    # Decoded frames stand below their latents: two more rows a clip.
+    decoded = draw(given, decode=lambda latent, row: np.full((9, 8, 8, 3), 77, np.uint8))
+    assert decoded.shape[0] > whole.shape[0] and (decoded == 77).all(-1).any()
+
+
+def test_every_frame_is_marked_as_what_it_is():
+    """Shuffled, then real, then dropped, as training does it; a dropped picture takes all."""
+    zeros = np.zeros((3, 4, 2, 2, 1))
+    given = Given(
+        zeros,
+        zeros,
+        np.asarray([[0, 1, 2, 3], [0, 3, 1, 2], [0, 3, 1, 2]]),
+        np.asarray([[False] * 4, [False, True, False, False], [False, True, False, False]]),
+        np.asarray([False, False, True]),
+    )
+    real, still, moved, dropped = LEGEND
+    assert mark_frames(given, 0) == [real, still, still, still]
+    assert mark_frames(given, 1) == [real, real, moved, moved]
+    assert mark_frames(given, 2) == [real, dropped, dropped, dropped]
+    assert mark_frames(given, 1, ["label", "first"]) == [dropped] * 4
+    with Image.open(io.BytesIO(render_given(zeros, given, np.ones(3)))) as picture:
+        seen = {tuple(pixel) for pixel in np.asarray(picture.convert("RGB")).reshape(-1, 3)}
+    assert {tuple(colour) for colour in LEGEND.values()} <= seen
 
 
 @pytest.mark.parametrize(
@@ -231,8 +197,8 @@ def refiner(places):
 
 def distilled_config(places, stage, teacher, **keys):
     """Base model and upsampler are those of the teacher."""
-    start = {"distill.teacher": teacher, "data.buckets": REFINER["data.buckets"]}
-    merged = {**DIT, **REFINER, **start, **keys}
+    start = {"distill.teacher": teacher, "data.buckets": LARGE["data.buckets"]}
+    merged = {**DIT, **LARGE, **start, **keys}
     return load(f"configs/fsvideo_refiner.py:demo,stage={stage}", places, **merged)
 
 

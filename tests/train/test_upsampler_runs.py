@@ -7,94 +7,43 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers.generator_runs import tokenizer_run
+from tests.helpers.second_half import VIDEOS, digest, make_pairs, upsampler_config
 from vidlatent import config as configs
 from vidlatent.convert.run import convert
 from vidlatent.data.renderers.shapes import make_shape_scene, render_shape
 from vidlatent.data.sources.latents import LatentSource
-from vidlatent.encode.run import encode_set
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.run import evaluate_workdir
 from vidlatent.evaluate.upsampler import interpolate
 from vidlatent.latents.channels import follow_latents
 from vidlatent.latents.space import Latents
-from vidlatent.models.load import open_checkpoints
 from vidlatent.sample.run import generate_videos
 from vidlatent.train.init_from import load_initial_params
 from vidlatent.train.loop import train
 from vidlatent.train.loss_terms import find_weight
-from vidlatent.train.tasks.base import make_task
 from vidlatent.train.tasks.upsampler import UpsamplerTask
 
 pytestmark = pytest.mark.usefixtures("one_device")
-
-KEYS = {
-    "generator.width": 8,
-    "generator.groups": 2,
-    "generator.blocks": 1,
-    "data.buckets": "((5,16,16,4),)",
-    "data.validation_clips": 4,
-    "train.steps": 4,
-    "train.log_every": 2,
-    "train.tensorboard": "false",
-    "optim.warmup_steps": 0,
-    "eval.every": 0,
-    "checkpoint.every": 0,
-    "latents.normalisation": "spec",
-}
-VIDEOS = {
-    "data.source": "synthetic",
-    "data.synthetic.kind": "shapes",
-    "data.synthetic.clips": 12,
-    "data.synthetic.frames": 5,
-}
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     """A tokenizer, and pairs of its latents of rendered shapes."""
     folder = tmp_path_factory.mktemp("upsampler")
-    tokenizer_run(folder / "tokenizer")
-    for name, low in (("pairs", 2), ("single", 0)):
-        config = configs.read(folder / "tokenizer")
-        with config.unlocked():
-            config.data = config_of(folder, **VIDEOS).data
-            config.encode.update({"pictures": 0, "low": low, "dtype": "float32"})
-        assert encode_set(config, folder / "tokenizer", -1, str(folder / name)) == 0
+    make_pairs(folder)
     return folder
 
 
-def config_of(places, arg="demo", **keys):
-    known = {"tokenizer.path": places / "tokenizer", "data.path": places / "pairs"}
-    merged = {**known, **KEYS, **keys}
-    return configs.load(
-        f"configs/fsvideo_upsampler.py:{arg}", {key: str(value) for key, value in merged.items()}
-    )
-
-
-def digest(workdir, step):
-    config = configs.read(workdir)
-    state = jax.eval_shape(make_task(config).init, jax.random.key(0))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), state
-    )
-    checkpoints = open_checkpoints(config, workdir)
-    found = checkpoints.restore(target, step=step).state
-    checkpoints.close()
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(found)]
-
-
 def test_a_run_leaves_scores_and_goes_on_bitwise(places):
-    config = config_of(places)
+    config = upsampler_config(places)
     assert train(config, places / "straight") == 0
     folder = places / "straight" / "eval" / "step_4"
     stored = json.loads((folder / "scores.json").read_text())
     assert {"loss", "nearest", "bicubic", "clips"} == set(stored["scores"])
     assert stored["scores"]["nearest"] > 0 and (folder / "contact_sheet.png").stat().st_size > 500
     assert Latents.load(places / "straight").space.encoder
-    assert train(config_of(places, **{"train.stop_at": 2}), places / "cut") != 0
-    assert train(config_of(places), places / "cut") == 0
+    assert train(upsampler_config(places, **{"train.stop_at": 2}), places / "cut") != 0
+    assert train(upsampler_config(places), places / "cut") == 0
     assert digest(places / "cut", 4) == digest(places / "straight", 4)
     # Evaluated from its workdir alone: the same clips, the same scores.
     own, output = configs.read(places / "straight"), places / "scored"
@@ -107,19 +56,20 @@ def test_a_run_leaves_scores_and_goes_on_bitwise(places):
 
 
 def test_an_upsampler_makes_no_videos_by_itself(places):
-    config = config_of(places)
+    config = upsampler_config(places)
     with pytest.raises(VidlatentError, match="--workdir=BASE --config.sample.refine=REFINER"):
         generate_videos(config, places / "up", -1, "", "", "", "")
+    options = {"from": "", "to": "x.safetensors", "start": "image", "verify": ""}
     with pytest.raises(VidlatentError, match="of the task 'upsampler'"):
-        convert(config, places / "up", **{"from": "", "to": "x.safetensors", "verify": ""})
+        convert(config, places / "up", **options)
     with config.unlocked():
         config.task = "refiner"
-    with pytest.raises(VidlatentError, match="--workdir=BASE --config.sample.refine=.*up"):
+    with pytest.raises(VidlatentError, match="up is a refiner.s.*--config.sample.refine=REFINER"):
         generate_videos(config, places / "up", -1, "", "", "", "")
 
 
 def task_of(places, **keys):
-    return UpsamplerTask(follow_latents(config_of(places, **keys)))
+    return UpsamplerTask(follow_latents(upsampler_config(places, **keys)))
 
 
 def load_tokenizer(places, task):
@@ -203,4 +153,4 @@ def test_what_does_not_fit_is_refused(places, keys, message):
 
 def test_a_set_without_pairs_is_refused(places):
     with pytest.raises(VidlatentError, match="latent_low.*config.encode.low=2"):
-        train(config_of(places, **{"data.path": places / "single"}), places / "refused")
+        train(upsampler_config(places, **{"data.path": places / "small"}), places / "refused")

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.extend import core as jex
 
-__all__ = ["find_free_memory", "estimate_peak_bytes", "count_tree_bytes"]
+__all__ = ["count_tree_bytes", "estimate_peak_bytes", "find_free_memory", "find_host_memory"]
 
 # Primitives whose result is their input under another shape, or updated in place.
 _ALIASES = frozenset("reshape squeeze expand_dims stop_gradient sharding_constraint copy".split())
@@ -38,8 +38,17 @@ def find_free_memory(gigabytes: float = 0.0) -> tuple[float | None, str]:
         if "bytes_limit" not in stats:
             return None, ""
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0), f"left on {device.device_kind}"
+    free = find_host_memory()
+    return free, "" if free is None else "available on this host"
+
+
+def find_host_memory() -> float | None:
+    """Bytes that the kernel could give without swapping, within the container's limit.
+
+    None where it is unknown.
+    """
     found = [size for size in (_available(), _container()) if size is not None]
-    return (min(found), "available on this host") if found else (None, "")
+    return min(found) if found else None
 
 
 def _available() -> float | None:

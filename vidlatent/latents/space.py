@@ -39,6 +39,7 @@ __all__ = [
     "abstract_generator",
     "check_generator",
     "check_tokenizer",
+    "cover_size",
     "describe_latents",
     "example",
     "generator_of",
@@ -348,6 +349,21 @@ def check_generator(model: Any, latents: Latents) -> None:
         )
 
 
+def cover_size(spec: LatentSpec, patch: Sequence[int], size: Sequence[int]) -> tuple[int, int, int]:
+    """The smallest video of whole patches that covers ``size`` (frames, height, width).
+
+    Args:
+      spec: of the latents.
+      patch: of the generator, latents in time, rows and columns.
+    """
+    # A patch covers ``part`` latents of ``factor`` pixels in each direction.
+    height, width = (
+        -(-side // (factor * part)) * factor * part
+        for side, factor, part in zip(size[1:], (spec.h, spec.w), patch[1:], strict=True)
+    )
+    return spec.lengths.ceil(size[0]), height, width
+
+
 def example(model: Any, grid: Sequence[int] = ()) -> tuple[Any, Any, dict[str, Any]]:
     """Example arguments to trace a generator with: ``(noisy, time, conditions)``.
 
@@ -392,8 +408,10 @@ def abstract_at_rest(model: Any, fp8: bool = False) -> Any:
     return jax.eval_shape(cast_to_fp8, held) if fp8 else held
 
 
-def restore_generator(config: ConfigDict, workdir: Path, model: Any, mesh: Mesh, step: int) -> Any:
-    """The EMA parameters of a generator's checkpoint, on a mesh (``Restored``).
+def restore_generator(
+    config: ConfigDict, workdir: Path, model: Any, mesh: Mesh | None, step: int
+) -> Any:
+    """The EMA parameters of a generator's checkpoint (``Restored``), on a mesh if there is one.
 
     Their dtypes are those of ``abstract_at_rest`` without fp8.
     """

@@ -96,9 +96,16 @@ def restore_tokenizer(config: ConfigDict, workdir: Path, model: Any, mesh: Mesh,
     return restore_onto(config, workdir, abstract_params(model), mesh, step)
 
 
-def restore_onto(config: ConfigDict, workdir: Path, abstract: Any, mesh: Mesh, step: int) -> Any:
-    """As ``restore_tokenizer``, for any model; ``abstract`` are its ShapeDtypeStructs."""
-    target = with_shardings(abstract, shardings(abstract, mesh))
+def restore_onto(
+    config: ConfigDict, workdir: Path, abstract: Any, mesh: Mesh | None, step: int
+) -> Any:
+    """As ``restore_tokenizer``, for any model; ``abstract`` are its ShapeDtypeStructs.
+
+    Without a mesh, the parameters stay NumPy arrays in the host's memory.
+    """
+    target = abstract
+    if mesh is not None:
+        target = with_shardings(abstract, shardings(abstract, mesh))
     with contextlib.closing(open_checkpoints(config, workdir)) as checkpointer:
         return restore_weights(checkpointer, target, step=None if step < 0 else step)
 

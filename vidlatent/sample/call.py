@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from PIL import Image
@@ -17,11 +17,30 @@ from PIL import Image
 from vidlatent.errors import VidlatentError
 from vidlatent.media.sheets import encode_picture
 from vidlatent.paths import as_path
+from vidlatent.registry import did_you_mean
 from vidlatent.sample.requests import PYTHON, Request, Wording
 
-__all__ = ["GeneratorCall"]
+__all__ = ["GeneratorCall", "Settings"]
 
 _PICTURE = "give the path of a picture, a PIL picture, or uint8 [H, W, 3]"
+
+
+class Settings(TypedDict, total=False):
+    """Settings of a call, all by name.
+
+    Attributes:
+      size: height and width in pixels; any, the latent that covers it is cut.
+      frames: number of frames.
+      steps: of the sampler.
+      seed: the same seed with the same arguments gives the same video.
+      guidance: guidance scale, 1 for none; several for a generator with a chain of them.
+    """
+
+    size: tuple[int, int] | None
+    frames: int | None
+    steps: int | None
+    seed: int
+    guidance: float | Sequence[float] | None
 
 
 class GeneratorCall:
@@ -30,15 +49,7 @@ class GeneratorCall:
     size: tuple[int, int, int]
 
     def __call__(
-        self,
-        prompt: str | int = "",
-        image: Any = None,
-        *,
-        size: tuple[int, int] | None = None,
-        frames: int | None = None,
-        steps: int | None = None,
-        seed: int = 0,
-        guidance: float | Sequence[float] | None = None,
+        self, prompt: str | int = "", image: Any = None, **settings: Unpack[Settings]
     ) -> np.ndarray:
         """One video, uint8 ``[T, H, W, 3]``.
 
@@ -46,45 +57,27 @@ class GeneratorCall:
           prompt: text, or name or number of a class, as the generator reads it.
           image: the picture to start from: a path, a PIL picture or uint8 ``[H, W, 3]``. It is
             scaled and cut to the video's size.
-          size: height and width in pixels; any, the latent that covers it is cut.
-          frames: number of frames.
-          steps: of the sampler.
-          seed: the same seed with the same arguments gives the same video.
-          guidance: guidance scale, 1 for none; several for a generator with a chain of them. What
-            is None is as the generator's config says.
+          settings: of ``Settings``; what is left out is as the generator's config says.
 
         Raises:
           VidlatentError: an argument that the generator cannot read; the message names it.
         """
-        return np.concatenate(
-            list(
-                self.stream(
-                    prompt,
-                    image,
-                    size=size,
-                    frames=frames,
-                    steps=steps,
-                    seed=seed,
-                    guidance=guidance,
-                )
-            )
-        )
+        return np.concatenate(list(self.stream(prompt, image, **settings)))
 
     def stream(
-        self,
-        prompt: str | int = "",
-        image: Any = None,
-        *,
-        size: tuple[int, int] | None = None,
-        frames: int | None = None,
-        steps: int | None = None,
-        seed: int = 0,
-        guidance: float | Sequence[float] | None = None,
+        self, prompt: str | int = "", image: Any = None, **settings: Unpack[Settings]
     ) -> Iterator[np.ndarray]:
         """As ``__call__``, the frames in pieces uint8 ``[n, H, W, 3]`` as they are decoded.
 
         Mistakes in the arguments are raised at once, before the first piece is asked for.
         """
+        for name in settings:
+            if name not in Settings.__annotations__:
+                known = ["prompt", "image", *Settings.__annotations__]
+                raise VidlatentError(f"a generator takes no {name!r}: {did_you_mean(name, known)}")
+        size, frames = settings.get("size"), settings.get("frames")
+        steps, guidance = settings.get("steps"), settings.get("guidance")
+        seed = settings.get("seed", 0)
         _check_number("frames", frames, 1)
         _check_number("steps", steps, 1)
         _check_number("seed", seed, 0)

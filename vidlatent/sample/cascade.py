@@ -38,7 +38,8 @@ from vidlatent.models.load import open_checkpoints, resolve_dtype
 from vidlatent.parallel.sharding import shardings, with_shardings
 from vidlatent.paths import as_path
 from vidlatent.sample.call import GeneratorCall
-from vidlatent.sample.generator import EncodedRequests, Generator, group_requests
+from vidlatent.sample.encoded import EncodedRequests, encode_requests
+from vidlatent.sample.generator import Generator, group_requests
 from vidlatent.sample.requests import PYTHON, Request, Wording
 from vidlatent.sample.residency import Loadable, Residency, choose_plan, count_device_bytes
 from vidlatent.spec import LatentSpec
@@ -49,6 +50,11 @@ __all__ = ["CASCADE_FILE", "Cascade", "cover_sizes", "cut_middle", "read_cascade
 CASCADE_FILE = "cascade.json"
 _PARTS = ("base", "upsampler", "refiner")
 _KEYS = (*_PARTS, "tokenizer")
+_PLANS = {
+    "swap": "one after another; the refiner is copied to the devices during the base model's last "
+    "steps, if both fit",
+    "keep": "all that were loaded stay",
+}
 
 
 def read_cascade(path: str | Path) -> dict[str, str]:
@@ -96,23 +102,23 @@ class Cascade(GeneratorCall):
     """
 
     def __init__(self, base: Generator, refiner: Generator, size: tuple[int, int, int]):
-        if configs.role_of(refiner.config) != "refiner":
-            raise VidlatentError(
-                f"{refiner.workdir} is a run of the task {refiner.config.task!r}: a cascade ends "
-                "with a refiner, such as that of configs/fsvideo_refiner.py."
-            )
         self._upsampler_config = read_part(refiner.config, "upsampler")
         self._check_spaces(base, refiner)
-        self.size = size
-        sizes = cover_sizes(size, refiner.known.spec, base.model, refiner.model)
-        self._base = base.with_settings(size=sizes["low"], frames=size[0])
-        self.refiner = refiner.with_settings(size=sizes["high"], frames=size[0])
-        self._base, self.refiner = copy.copy(self._base), copy.copy(self.refiner)
         self._upsampler = upsampler_of(self._upsampler_config, resolve_dtype(refiner.config, None))
         self._options = read_given_options(refiner.config, refiner.model)
-        self._upsample: Callable | None = None
-        self.seconds: dict[str, float] = {}
-        self._share_networks()
+        self._upsample = self._compile_upsampler()
+        self.residency = self._share_networks(base, refiner)
+        self._use(base, refiner, size)
+
+    def _use(self, base: Generator, refiner: Generator, size: tuple[int, int, int]) -> None:
+        """Take over settings: sizes and samplers. The networks stay those of ``residency``."""
+        self.size, self.seconds = size, {}
+        sizes = cover_sizes(size, refiner.known.spec, base.model, refiner.model)
+        # Copies, because a generator by itself has a residency of its own.
+        self._base = copy.copy(base.with_settings(size=sizes["low"], frames=size[0]))
+        self.refiner = copy.copy(refiner.with_settings(size=sizes["high"], frames=size[0]))
+        self._base.residency = _Renamed(self.residency, {"generator": "base"})
+        self.refiner.residency = _Renamed(self.residency, {"generator": "refiner"})
 
     @classmethod
     def of(
@@ -130,6 +136,17 @@ class Cascade(GeneratorCall):
             raise VidlatentError(
                 f"config.sample.refine={refiner} is no run with checkpoints: name the workdir of a "
                 "refiner, such as that of configs/fsvideo_refiner.py."
+            )
+        stored = configs.read(as_path(refiner))
+        if configs.role_of(stored) != "refiner":
+            raise VidlatentError(
+                f"{refiner} is a run of the task {stored.task!r}: a cascade ends with a refiner, "
+                "such as that of configs/fsvideo_refiner.py."
+            )
+        if "first" not in base.reads:
+            raise VidlatentError(
+                f"the base model {base.workdir} reads no first frame, from which a cascade starts: "
+                "name one that does, such as that of configs/fsvideo_dit.py:demo,first=true."
             )
         config = configs.read(as_path(refiner), {"sample.residency": base.config.sample.residency})
         with config.unlocked():
@@ -154,21 +171,18 @@ class Cascade(GeneratorCall):
                 "name parts that were trained in one latent space",
             )
 
-    def _share_networks(self) -> None:
+    def _share_networks(self, base: Generator, refiner: Generator) -> Residency:
         """One residency for all: both generators see it under the names that they use."""
         networks = {
-            **self._base.networks(),
+            **base.networks(),
             "upsampler": Loadable(self._load_upsampler, self._count_upsampler),
         }
         networks["base"] = networks.pop("generator")
-        networks["refiner"] = self.refiner.networks()["generator"]
+        networks["refiner"] = refiner.networks()["generator"]
         sizes = [network.size() for network in networks.values()]
-        plan = choose_plan(self.config.sample.residency, sizes)
-        self.residency = Residency(networks, plan)
-        self._base.residency = _Renamed(self.residency, {"generator": "base"})
-        self.refiner.residency = _Renamed(self.residency, {"generator": "refiner"})
-        if plan == "swap":
-            logging.info("one network after another is in memory: the largest decides the peak")
+        plan = choose_plan(refiner.config.sample.residency, sizes)
+        logging.info("networks in memory (%s): %s", plan, _PLANS[plan])
+        return Residency(networks, plan)
 
     def _load_upsampler(self) -> Any:
         config = self.refiner.config.refiner
@@ -271,11 +285,9 @@ class Cascade(GeneratorCall):
         size = (frames or self.size[0], *(size or self.size[1:]))
         if size == self.size and steps is None and guidance is None:
             return self
+        other = copy.copy(self)
         base = self._base.with_settings(steps=steps, guidance=guidance)
-        other = Cascade(base, self.refiner, size)
-        other.residency = self.residency
-        other._base.residency = _Renamed(self.residency, {"generator": "base"})
-        other.refiner.residency = _Renamed(self.residency, {"generator": "refiner"})
+        other._use(base, self.refiner, size)
         return other
 
     def requests_for(
@@ -301,39 +313,69 @@ class Cascade(GeneratorCall):
     # Drawing.
 
     def latents(
-        self, requests: Sequence[Request], watch: Callable[[int, int], None] | None = None
+        self, requests: Sequence[Request], watch: Callable[..., None] | None = None
     ) -> Iterator[tuple[Request, np.ndarray]]:
         """Latents ``[t, 2 h, 2 w, c]`` of the requests; one part after the other for all of them.
 
-        ``watch`` counts the steps of base model and refiner together, batch by batch.
+        ``watch`` is told the steps of the part at work, over all batches, and the part's name.
         """
         lows = [self._halve(request) for request in requests]
         with self._clock("encoding"):
-            small = EncodedRequests(self._base, lows)
-            large = EncodedRequests(self.refiner, requests, texts_of=small)
+            small, large = encode_requests([(self._base, lows), (self.refiner, requests)])
         size = max(1, min(self.config.sample.batch, len(requests)))
-        total = sum(self.nfe.values())
-        drawn = []
         with self._clock("base"):
-            self.residency.enter("base")
-            for batch in group_requests(lows, size):
-                conditions = small(batch + [batch[-1]] * (size - len(batch)))
-                tell = None if watch is None else lambda done, _: watch(done, total)
-                low = self._base.draw(batch, size, conditions, tell)
-                drawn.append((conditions["first"], low))
+            drawn = self._draw_base(lows, size, small, watch)
+        groups = list(group_requests(requests, size))
         with self._clock("upsampler"):
-            self.residency.enter("upsampler")
+            self.residency.enter("upsampler", then=("refiner",))
             given = []
-            for batch, (first_low, low) in zip(group_requests(requests, size), drawn, strict=True):
+            for batch, (first_low, low) in zip(groups, drawn, strict=True):
                 conditions = large(batch + [batch[-1]] * (size - len(batch)))
                 given.append({**conditions, "given": self._give(conditions, first_low, low)})
         self.residency.enter("refiner", "tokenizer")
-        before = self.nfe["base"]
-        for batch, conditions in zip(group_requests(requests, size), given, strict=True):
+        for number, (batch, conditions) in enumerate(zip(groups, given, strict=True)):
             with self._clock("refiner"):
-                tell = None if watch is None else lambda done, _: watch(before + done, total)
+                tell = _tell_part(watch, "refiner", number, len(groups))
                 high = self.refiner.draw(batch, size, conditions, tell)
             yield from zip(batch, self.known.restore(high)[: len(batch)], strict=True)
+
+    def _draw_base(
+        self,
+        lows: Sequence[Request],
+        size: int,
+        encoded: EncodedRequests,
+        watch: Callable[..., None] | None,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each batch the encoded small picture and the small latents, standardised.
+
+        While the last steps run, the refiner's weights are on their way to the devices.
+        """
+        self.residency.enter("base", then=("refiner",))
+        groups, drawn = list(group_requests(lows, size)), []
+        for number, batch in enumerate(groups):
+            conditions = encoded(batch + [batch[-1]] * (size - len(batch)))
+            tell = _tell_part(watch, "base", number, len(groups))
+            last = number == len(groups) - 1
+            low = self._base.draw(batch, size, conditions, self._copy_refiner(tell, last))
+            drawn.append((conditions["first"], low))
+        return drawn
+
+    def _copy_refiner(
+        self, tell: Callable[[int, int], None] | None, last: bool
+    ) -> Callable[[int, int], None] | None:
+        """``tell``, and in the second half of the last batch's steps the refiner is copied."""
+        if self.residency.plan != "swap" or not last:
+            return tell
+
+        def watch(done: int, steps: int) -> None:
+            if tell is not None:
+                tell(done, steps)
+            # Early enough for a slow link: 15 steps of the published model take about a second.
+            if steps <= 2 * done and done < steps:
+                reserve = self._base.sampler.working_bytes or 0
+                self.residency.copy_ahead("refiner", reserve)
+
+        return watch
 
     def _halve(self, request: Request) -> Request:
         """The request with its picture at half size, as the pairs of training are made."""
@@ -345,20 +387,20 @@ class Cascade(GeneratorCall):
 
     def _give(self, conditions: Any, first_low: np.ndarray, low: np.ndarray) -> np.ndarray:
         """Mask and condition of the refiner, ``[B, t, 2 h, 2 w, mask + c]``."""
-        if self._upsample is None:
-
-            @jax.jit
-            def give(params, first_high, first_low, low):
-                def upsample(latent):
-                    return self._upsampler.apply({"params": params}, latent)
-
-                given = give_for_sampling(first_high, first_low, low, upsample, self._options)
-                return given.join()
-
-            self._upsample = give
         with jax.set_mesh(self.refiner.mesh):
             params = self.residency["upsampler"]
             return np.asarray(self._upsample(params, conditions["first"], first_low, low))
+
+    def _compile_upsampler(self) -> Callable[..., jax.Array]:
+        @jax.jit
+        def give(params, first_high, first_low, low):
+            def upsample(latent):
+                return self._upsampler.apply({"params": params}, latent)
+
+            given = give_for_sampling(first_high, first_low, low, upsample, self._options)
+            return given.join()
+
+        return give
 
     def decode(self, request: Request, latent: np.ndarray) -> Iterator[np.ndarray]:
         """Frames of a latent in pieces, uint8 ``[n, H, W, 3]``: the middle of what it covers."""
@@ -367,6 +409,15 @@ class Cascade(GeneratorCall):
 
     def _clock(self, part: str) -> _Clock:
         return _Clock(self.seconds, part)
+
+
+def _tell_part(
+    watch: Callable[..., None] | None, part: str, number: int, batches: int
+) -> Callable[[int, int], None] | None:
+    """What tells ``watch`` of the steps of batch ``number``, counted over all batches."""
+    if watch is None:
+        return None
+    return lambda done, steps: watch(number * steps + done, batches * steps, part)
 
 
 class _Clock:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,43 +25,43 @@ from vidlatent import config as configs
 from vidlatent.codec.codec import Codec
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.distilled import Distilled
-from vidlatent.latents.inputs import find_pooled_side, pool_content
+from vidlatent.latents.inputs import find_pooled_side
 from vidlatent.latents.space import (
     Latents,
     abstract_at_rest,
     check_tokenizer,
+    cover_size,
     generator_of,
     read_tokenizer_config,
     restore_generator,
 )
-from vidlatent.media.pictures import read_picture
+from vidlatent.media.errors import Limits
+from vidlatent.media.pictures import read_picture, read_picture_size
 from vidlatent.models.generators.fp8_weights import cast_to_fp8
 from vidlatent.models.load import abstract_params, find_step, model_of
 from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.sharding import shardings, with_shardings
 from vidlatent.paths import as_path
 from vidlatent.sample.call import GeneratorCall
-from vidlatent.sample.conditions import (
-    EncodedTexts,
-    encode_pictures,
-    encoder_networks,
-    use_encoder_mesh,
-)
+from vidlatent.sample.conditions import encoder_networks
+from vidlatent.sample.decoding import load_tokenizer_codec, use_one_device
+from vidlatent.sample.encoded import encode_requests
 from vidlatent.sample.few_steps import follow_distilled, settle_sampler
-from vidlatent.sample.grid import load_tokenizer_codec, use_one_device
 from vidlatent.sample.requests import PYTHON, Request, Wording, make_requests
 from vidlatent.sample.residency import (
     Loadable,
     Residency,
     choose_plan,
     count_device_bytes,
+    hold_on_host,
     measure_peak,
 )
 from vidlatent.sample.sampler import LatentSampler, latent_psnr
 
-__all__ = ["EncodedRequests", "Generator", "group_requests"]
+__all__ = ["Generator", "check_makes_videos", "group_requests"]
 
 _GENERATOR, _TOKENIZER = "generator", "tokenizer"
+_TOLD_CUT = 0.02  # share of a picture
 _KEPT_SETTINGS = 4  # of a generator that is called with several sizes or numbers of steps
 
 
@@ -214,28 +214,44 @@ class Generator(GeneratorCall):
         found = encoder_networks(self.config, self.model.reads)
         if find_pooled_side(self.config, self.model, self.known):
             found.pop("content", None)  # made from pixels
-        found[_GENERATOR] = Loadable(self._load_params, self._count_params)
+        found[_GENERATOR] = Loadable(
+            self._load_params,
+            self._count_params,
+            # In fp8 it is cast on the devices, and compared with what it was.
+            None if self.config.sampler.fp8 else self._read_params,
+            self._place_params,
+        )
         if self.config.tokenizer.path:
             found[_TOKENIZER] = Loadable(self._load_codec, self._count_codec)
         return found
 
     def _load_params(self) -> Any:
         with jax.set_mesh(self._mesh):
-            restored = restore_generator(
-                self.config, self.workdir, self.model, self._mesh, self._asked_step
-            )
-            if restored.spec is not None and restored.spec.hash != self.known.spec.hash:
-                raise VidlatentError(
-                    f"the checkpoint of step {restored.step} is of latents {restored.spec}, but "
-                    f"{self.workdir} says {self.known.spec}: train in another workdir."
-                )
-            self._check_steps(restored.step)
-            self._loaded.step, params = restored.step, restored.state
+            params = self._restore(self._mesh)
             if not self.config.sampler.fp8:
                 return params
             if self._loaded.fp8_psnr is None:
                 self._loaded.exact = params  # for comparison; released after the first batch
             return jax.jit(cast_to_fp8)(params)
+
+    def _read_params(self) -> Any:
+        params = self._restore(None)
+        return hold_on_host(params, shardings(params, self._mesh))
+
+    def _place_params(self, params: Any) -> Any:
+        return jax.device_put(params, shardings(params, self._mesh))
+
+    def _restore(self, mesh: Mesh | None) -> Any:
+        """The checkpoint's parameters, on a mesh or in the host's memory."""
+        restored = restore_generator(self.config, self.workdir, self.model, mesh, self._asked_step)
+        if restored.spec is not None and restored.spec.hash != self.known.spec.hash:
+            raise VidlatentError(
+                f"the checkpoint of step {restored.step} is of latents {restored.spec}, but "
+                f"{self.workdir} says {self.known.spec}: train in another workdir."
+            )
+        self._check_steps(restored.step)
+        self._loaded.step = restored.step
+        return restored.state
 
     def _check_steps(self, step: int) -> None:
         """The checkpoint that was found to be sound has the steps of the one that was looked at."""
@@ -293,14 +309,8 @@ class Generator(GeneratorCall):
 
     def _latent_shape(self) -> tuple[int, int, int, int]:
         """``(t, h, w, c)`` of the smallest latent that covers ``size`` and has whole patches."""
-        spec, patch = self.known.spec, self.model.patch
-        frames = spec.lengths.ceil(self.size[0])
-        sides = [
-            # A patch covers ``part`` latents of ``factor`` pixels in each direction.
-            -(-side // (factor * part)) * factor * part
-            for side, factor, part in zip(self.size[1:], (spec.h, spec.w), patch[1:], strict=True)
-        ]
-        return spec.latent_shape((frames, *sides))
+        spec = self.known.spec
+        return spec.latent_shape(cover_size(spec, self.model.patch, self.size))
 
     def memory(self) -> dict[str, Any]:
         """Most memory of a device so far, in bytes.
@@ -348,7 +358,7 @@ class Generator(GeneratorCall):
     def check(self, requests: Sequence[Request], wording: Wording = PYTHON) -> None:
         """Raise for requests that sampling would refuse or ignore, before anything is loaded."""
         reads = {*self.model.reads}
-        self._require_tokenizer(wording)
+        self.require_tokenizer(wording)
         tokenizer = model_of(read_tokenizer_config(self.config))
         decoder_reads = tokenizer.condition_kind != "none"
         # A single frame is all there is to generate: training leaves its picture out, too.
@@ -378,8 +388,25 @@ class Generator(GeneratorCall):
                     f"{request.prompt!r} has no picture, but the decoder of "
                     f"{self.known.spec.name} reads one: give it by {wording.image}."
                 )
+        for picture in dict.fromkeys(r.picture for r in requests if r.picture is not None):
+            self._tell_cut(picture)
 
-    def _require_tokenizer(self, wording: Wording = PYTHON) -> None:
+    def _tell_cut(self, picture: str | bytes) -> None:
+        """Say how much of a picture is cut off because its shape is not that of the video."""
+        height, width, _ = read_picture_size(picture, Limits())
+        shapes = sorted((height / width, self.size[1] / self.size[2]))
+        if (share := 1 - shapes[0] / shapes[1]) > _TOLD_CUT:
+            logging.info(
+                "%s is %dx%d and the video %dx%d: %.0f %% of the picture is cut off at its edges",
+                picture if isinstance(picture, str) else "the picture",
+                height,
+                width,
+                *self.size[1:],
+                100 * share,
+            )
+
+    def require_tokenizer(self, wording: Wording = PYTHON) -> None:
+        """Raise if the config names no tokenizer."""
         if not self.config.tokenizer.path:
             raise VidlatentError(
                 "no tokenizer is known, to code pictures and decode latents: name its workdir by "
@@ -399,13 +426,9 @@ class Generator(GeneratorCall):
           requests: what to draw.
           watch: is told after each step of a batch how many are done, of how many.
         """
-        encoded = EncodedRequests(self, requests)
+        (encoded,) = encode_requests([(self, requests)])
         stage = (_GENERATOR, _TOKENIZER) if self.config.tokenizer.path else (_GENERATOR,)
         self.residency.enter(*stage)
-        if jax.process_count() > 1:
-            # One process decodes, but reading a checkpoint takes all of them.
-            for name in stage:
-                self.residency[name]
         size = max(1, min(self.config.sample.batch, len(requests)))
         for batch in group_requests(requests, size):
             conditions = encoded(batch + [batch[-1]] * (size - len(batch)))
@@ -457,7 +480,7 @@ class Generator(GeneratorCall):
 
     def decode(self, request: Request, latent: np.ndarray) -> Iterator[np.ndarray]:
         """The frames of a latent ``[t, h, w, c]`` in pieces, uint8 ``[n, H, W, 3]``."""
-        self._require_tokenizer()
+        self.require_tokenizer()
         codec, picture = self.residency[_TOKENIZER], self.picture(request)
         content = None
         if picture is not None:
@@ -475,77 +498,14 @@ class Generator(GeneratorCall):
             yield piece
 
 
-class EncodedRequests:
-    """Conditions of requests, all encoded: ``batch -> conditions by name``, ``[B, ...]`` each."""
-
-    def __init__(
-        self,
-        generator: Generator,
-        requests: Sequence[Request],
-        texts_of: EncodedRequests | None = None,
-    ):
-        self._reads, self._texts = generator.model.reads, None
-        self._codes: dict[str, dict[Hashable, np.ndarray]] = {}
-        config, networks, batch = generator.config, generator.residency, 0
-        batch = max(1, min(config.sample.batch, len(requests)))
-        given = {r.picture: r for r in requests if r.picture is not None}
-
-        def encode(encoder, padded):
-            def read(request):
-                picture = generator.picture(request)
-                return generator.pad(picture) if padded else picture
-
-            readers = {key: lambda r=request: read(r) for key, request in given.items()}
-            return encode_pictures(encoder, readers, batch)
-
-        # Encoders before the tokenizer, which stays when the generator comes.
-        if "text" in self._reads and texts_of is not None:
-            self._texts = texts_of._texts
-        elif "text" in self._reads:
-            networks.enter("text")
-            texts = [request.prompt for request in requests]
-            length = generator.model.text_length
-            self._texts = EncodedTexts(networks["text"], texts, config, length, batch)
-        if "image" in self._reads and given:
-            networks.enter("image")
-            with use_encoder_mesh():
-                self._codes["image"] = encode(networks["image"], False)
-        if "content" in self._reads and given:
-            self._codes["content"] = self._encode_content(generator, encode)
-        if "first" in self._reads and given:
-            generator._require_tokenizer()
-            networks.enter(_TOKENIZER)
-            codec, known = networks[_TOKENIZER], generator.known
-
-            def first(pictures):
-                with use_one_device():
-                    # [H, W, 3] -> [1, h, w, c]: a picture is a video of one frame.
-                    found = [codec.encode(picture[None]).latent[:1] for picture in pictures]
-                return np.stack([np.asarray(known.standardise(latent)) for latent in found])
-
-            self._codes["first"] = encode(first, True)
-
-    @staticmethod
-    def _encode_content(generator: Generator, encode: Any) -> dict[Hashable, np.ndarray]:
-        if side := find_pooled_side(generator.config, generator.model, generator.known):
-            return encode(lambda pictures: np.asarray(pool_content(pictures, side)), True)
-        generator.residency.enter("content")
-        with use_encoder_mesh():
-            return encode(generator.residency["content"], True)
-
-    def __call__(self, requests: Sequence[Request]) -> dict[str, Any]:
-        """Conditions of a batch of which all have a picture, or none has; None for those absent."""
-        found: dict[str, Any] = {}
-        for name in self._reads:
-            if name == "label":
-                found[name] = np.asarray([request.label for request in requests], np.int32)
-            elif name == "text":
-                found |= self._texts([request.prompt for request in requests])
-            elif requests[0].picture is None:
-                found[name] = None
-            else:
-                found[name] = np.stack([self._codes[name][r.picture] for r in requests])
-        return found
+def check_makes_videos(config: ConfigDict, workdir: Path, wording: Wording = PYTHON) -> None:
+    """Raise unless the run's network makes videos by itself."""
+    what = {
+        "upsampler": "a latent upsampler's, which makes no videos by itself",
+        "refiner": "a refiner's, which starts from a base model's videos",
+    }.get(configs.role_of(config))
+    if what is not None:
+        raise VidlatentError(f"{workdir} is {what}: {wording.cascade} runs it in its place.")
 
 
 def _key(size: Sequence[int], config: ConfigDict) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.paths import as_path
 from vidlatent.registry import did_you_mean
 from vidlatent.sample.cascade import CASCADE_FILE, Cascade, read_cascade
-from vidlatent.sample.generator import Generator
+from vidlatent.sample.generator import Generator, check_makes_videos
 from vidlatent.weights.files import is_workdir
 
 __all__ = ["load_generator"]
@@ -52,6 +52,7 @@ def load_generator(
         raise VidlatentError(
             f"path={str(path)!r} is the run of a tokenizer: read it by vidlatent.load_codec."
         )
+    check_makes_videos(stored, Path(path))
     place = stored.tokenizer.path if tokenizer is None else str(tokenizer)
     if place and not is_workdir(place):
         raise VidlatentError(

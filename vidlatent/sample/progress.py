@@ -30,18 +30,17 @@ class VideoProgress:
         self._total, self._every, self._done = total, every, 0
         self._began = self._told = time.monotonic()
 
-    def step(self, done: int, steps: int) -> None:
-        """So many steps of the batch that is being drawn are done."""
+    def step(self, done: int, steps: int, part: str = "") -> None:
+        """So many steps of what is being drawn are done, by this part of a cascade."""
         if done == steps:
             self._bar.set_postfix_str("")
             return
-        self._bar.set_postfix_str(f"step {done} of {steps}")
+        text = f"{part}{': ' * bool(part)}step {done} of {steps}"
+        self._bar.set_postfix_str(text)
         now = time.monotonic()
         if self._lines and now - self._told >= self._every:
             self._told = now
-            logging.info(
-                "step %d of %d after %d of %d videos", done, steps, self._done, self._total
-            )
+            logging.info("%s after %d of %d videos", text, self._done, self._total)
 
     def advance(self) -> None:
         """One more video is written."""

@@ -52,20 +52,26 @@ class Wording:
 
     Attributes:
       prompt, image, tokenizer: the arguments, with an example of each.
+      cascade: how base model, upsampler and refiner make a video together.
     """
 
     prompt: str
     image: str
     tokenizer: str
+    cascade: str
 
 
 COMMAND = Wording(
     "--prompt='...' or --prompts=file.txt",
     '--input=picture.png, or as "image" in --prompts=file.jsonl',
     "--config.tokenizer.path=runs/fsae-demo",
+    "--mode=sample --workdir=BASE --config.sample.refine=REFINER",
 )
 PYTHON = Wording(
-    "prompt='...'", "image='picture.png'", "load_generator(..., tokenizer='runs/fsae-demo')"
+    "prompt='...'",
+    "image='picture.png'",
+    "load_generator(..., tokenizer='runs/fsae-demo')",
+    "load_generator('cascade.json'), a file that names base, upsampler and refiner",
 )
 
 

@@ -3,26 +3,47 @@
 A job runs in stages, such as encoding texts, then drawing and decoding. Each stage names the
 networks that it uses. They are loaded when they are first asked for, and with ``swap`` those of
 earlier stages are released before. So a text encoder of 11 GB and a transformer of 33 GB never are
-in memory together, and neither are the networks of a cascade.
+in memory together.
+
+With ``swap`` on an accelerator, a stage may name a network of a later one: a thread reads it into
+the host's memory, if there is room, while the stage computes, and ``copy_ahead`` sends it to the
+devices while the last steps run. Of a cascade, base model and refiner are on the devices together
+for these steps alone, and only if both fit. What is in the host's memory stays there for the next
+job.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
+from absl import logging
 
-from vidlatent.codec.memory import count_tree_bytes, find_free_memory
+from vidlatent.codec.memory import count_tree_bytes, find_free_memory, find_host_memory
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
 
-__all__ = ["PLANS", "Loadable", "Residency", "choose_plan", "count_device_bytes", "measure_peak"]
+__all__ = [
+    "PLANS",
+    "Loadable",
+    "Residency",
+    "choose_plan",
+    "count_device_bytes",
+    "hold_on_host",
+    "measure_peak",
+]
 
 PLANS = ("swap", "keep")
 # Of the free memory, what parameters may take if all networks are to stay: activations need room.
 _SHARE = 0.6
+# Host memory for a network of one byte: as the checkpoint has it (float32), cast, and pinned.
+_HOST_BYTES = 4
+# Of the device's free memory, what a network that is copied ahead may take with what is reserved.
+_AHEAD_SHARE = 0.95
+_PINNED = "pinned_host"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +53,14 @@ class Loadable:
     Attributes:
       load: reads it and puts it onto its devices.
       size: bytes of its parameters on the device that holds most; known without loading it.
+      read, place: ``load`` in two steps, for large networks: into the host's memory, and from there
+        onto the devices by a copy that goes on after ``place`` has returned.
     """
 
     load: Callable[[], Any]
     size: Callable[[], int]
+    read: Callable[[], Any] | None = None
+    place: Callable[[Any], Any] | None = None
 
 
 class Residency:
@@ -54,8 +79,12 @@ class Residency:
         self._networks = dict(networks)
         self._held: dict[str, Any] = {}
         self._stage: tuple[str, ...] = ()
+        self._later: tuple[str, ...] = ()
         self._sizes: dict[str, int] = {}
         self._peak: dict[str, int] = {}
+        # In the host's memory, or being read into it.
+        self._hosted: dict[str, Future[Any]] = {}
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-weights")
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -67,13 +96,25 @@ class Residency:
         """Estimated bytes by network at the moment when most was held so far."""
         return dict(self._peak)
 
-    def enter(self, *names: str) -> None:
-        """Begin a stage that uses these networks; with ``swap`` all others are released."""
-        for name in names:
+    def enter(self, *names: str, then: Sequence[str] = ()) -> None:
+        """Begin a stage that uses these networks; with ``swap`` all others are released.
+
+        Args:
+          names: of the networks.
+          then: those of a later stage: they are read into the host's memory meanwhile, and stay
+            if they are on the devices.
+        """
+        for name in (*names, *then):
             self._check(name)
-        self._stage = names
+        self._stage, self._later = names, tuple(then)
         if self.plan == "swap":
-            self.release(*(name for name in self._held if name not in names))
+            self.release(*(name for name in self._held if name not in (*names, *then)))
+            for name in then:
+                self._host(name)
+        if jax.process_count() > 1:
+            # A stage may ask in one process alone, but reading a checkpoint takes all of them.
+            for name in names:
+                self[name]
 
     def __getitem__(self, name: str) -> Any:
         """The network of this name; one that the stage did not name begins a stage of its own."""
@@ -81,11 +122,56 @@ class Residency:
         if name not in self._stage:
             self.enter(name)
         if name not in self._held:
-            self._held[name] = self._networks[name].load()
-            sizes = {name: self.size(name) for name in self._held}
-            if sum(sizes.values()) > sum(self._peak.values()):
-                self._peak = sizes
+            self._bring(name)
         return self._held[name]
+
+    def copy_ahead(self, name: str, reserve: float = 0.0) -> bool:
+        """Begin to copy a network of a later stage to the devices, and return at once.
+
+        Nothing is done while it is still being read into the host's memory, or where the devices
+        have no room for it: then the stage that uses it brings it.
+
+        Args:
+          name: one of ``enter``'s ``then``.
+          reserve: bytes of a device that the present stage needs beside what it has allocated now.
+
+        Returns:
+          Whether the network is on the devices, or on its way.
+        """
+        if name in self._held:
+            return True
+        hosted = self._hosted.get(name)
+        if name not in self._later or hosted is None or not hosted.done():
+            return False
+        free, _ = find_free_memory()
+        if free is None or self.size(name) + reserve > _AHEAD_SHARE * free:
+            return False
+        self._bring(name)
+        return True
+
+    def _bring(self, name: str) -> None:
+        """Put a network onto its devices, from the host's memory if it is there."""
+        network = self._networks[name]
+        if name in self._hosted:
+            assert network.place is not None
+            try:
+                self._held[name] = network.place(self._hosted[name].result())
+            except Exception:
+                del self._hosted[name]  # what could not be read is tried anew
+                raise
+        else:
+            self._held[name] = network.load()
+        sizes = {name: self.size(name) for name in self._held}
+        if sum(sizes.values()) > sum(self._peak.values()):
+            self._peak = sizes
+
+    def _host(self, name: str) -> None:
+        """Begin to read a network into the host's memory, if that is of use and there is room."""
+        network = self._networks[name]
+        if name in self._hosted or name in self._held or network.read is None:
+            return
+        if _has_host_room(self.size(name)):
+            self._hosted[name] = self._reader.submit(network.read)
 
     def size(self, name: str) -> int:
         """Bytes of the network's parameters on the device that holds most of them."""
@@ -126,6 +212,37 @@ def count_device_bytes(tree: Any) -> int:
         return jax.ShapeDtypeStruct(shape, leaf.dtype)
 
     return count_tree_bytes(jax.tree.map(own, tree))
+
+
+def hold_on_host(tree: Any, where: Any) -> Any:
+    """Arrays in pinned host memory, which devices read while the processor does other things.
+
+    Args:
+      tree: NumPy arrays; they are returned where devices have no such memory.
+      where: their shardings on the devices.
+    """
+    kinds = {memory.kind for memory in jax.local_devices()[0].addressable_memories()}
+    if _PINNED not in kinds:
+        return tree
+    pinned = jax.tree.map(lambda sharding: sharding.with_memory_kind(_PINNED), where)
+    try:
+        return jax.block_until_ready(jax.device_put(tree, pinned))
+    except jax.errors.JaxRuntimeError as error:
+        # There is a limit on pinned memory; from other memory the copy is slower, and the same.
+        logging.warning(
+            "weights are not pinned in the host's memory: %s", str(error).split("\n")[0]
+        )
+        return tree
+
+
+def _has_host_room(size: float) -> bool:
+    """Whether a network of so many bytes a device can be kept in the host's memory."""
+    # A device that computes in the host's memory gains nothing from a second copy there. Several
+    # processes would have to read in step, which a thread cannot promise.
+    if jax.local_devices()[0].platform == "cpu" or jax.process_count() > 1:
+        return False
+    free = find_host_memory()
+    return free is not None and _HOST_BYTES * size * jax.local_device_count() <= free
 
 
 def measure_peak() -> int | None:

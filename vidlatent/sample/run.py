@@ -19,7 +19,7 @@ from vidlatent.media.write import VideoWriter
 from vidlatent.parallel.multihost import is_main
 from vidlatent.paths import as_path
 from vidlatent.sample.cascade import Cascade
-from vidlatent.sample.generator import Generator
+from vidlatent.sample.generator import Generator, check_makes_videos
 from vidlatent.sample.outputs import (
     Sample,
     check_output,
@@ -64,16 +64,7 @@ def generate_videos(
             f"--workdir={workdir} is a tokenizer's: --mode=sample needs a generator's, such as "
             "that of configs/fsvideo_dit.py."
         )
-    if config.task == "upsampler":
-        raise VidlatentError(
-            f"--workdir={workdir} is a latent upsampler's, which makes no videos by itself: "
-            "--mode=sample --workdir=BASE --config.sample.refine=REFINER runs it between the two."
-        )
-    if configs.role_of(config) == "refiner":
-        raise VidlatentError(
-            f"--workdir={workdir} is a refiner's, which starts from a base model's videos: "
-            f"--mode=sample --workdir=BASE --config.sample.refine={workdir}."
-        )
+    check_makes_videos(config, workdir, COMMAND)
     if prompt and prompts:
         raise VidlatentError("--prompt and --prompts: give one of the two.")
     check_output(output)
@@ -83,7 +74,7 @@ def generate_videos(
     rows = read_prompts(prompts) if prompts else rows
     generator: Any = Generator.of(config, workdir, step)
     if config.sample.refine:
-        generator = Cascade.of(generator, config.sample.refine)
+        generator = _make_cascade(generator, config, workdir)
     requests = generator.requests_for(rows, config.sample.count, config.sample.seed, COMMAND)
     if input:
         requests = [dataclasses.replace(request, image=input) for request in requests]
@@ -97,6 +88,17 @@ def generate_videos(
         )
     _Job(generator, requests, workdir, output).run()
     return 0
+
+
+def _make_cascade(base: Generator, config: ConfigDict, workdir: Path) -> Cascade:
+    """The cascade of ``config.sample.refine``, at ``config.sample.size`` if that was asked for."""
+    cascade = Cascade.of(base, config.sample.refine)
+    asked = tuple(config.sample.size)
+    # The base model's own size, which its run stores, is not meant for refined videos.
+    if not asked or asked == tuple(configs.read(workdir).sample.size):
+        return cascade
+    frames, height, width = base.size
+    return cascade.with_settings(size=(height, width), frames=frames)
 
 
 class _Job:

@@ -11,10 +11,11 @@ def get_sample() -> ConfigDict:
     sample.size = ()  # frames, height, width; empty: those of the last of data.buckets
     sample.batch = 4  # videos drawn at the same time
     # Networks in memory: swap (texts and pictures are encoded first, and their encoders released
-    # before the generator is loaded) | keep (all stay once loaded) | auto: keep if all fit
-    sample.residency = "swap"
-    # Workdir of a refiner: videos of its size, made by this base model, the refiner's upsampler and
-    # the refiner (FSVideo 2.4)
+    # before the generator is loaded) | keep (all stay once loaded) | auto: keep if all fit, else
+    # swap
+    sample.residency = "auto"
+    # Workdir of a refiner: videos made by this base model, the refiner's upsampler and the refiner
+    # (FSVideo 2.4), of the size that the refiner's sample.size says unless another one is given
     sample.refine = ""
     sample.fps = 0.0  # of the files; 0: that of the clips behind the latents
     # Name files as VBench wants them, <prompt>-<k>.mp4. With --prompts=<a folder of prompts by
