@@ -38,7 +38,7 @@ from vidlatent.latents.space import Latents, generator_of, restore_generator
 from vidlatent.media.sheets import contact_sheet
 from vidlatent.models.frozen import load_frozen
 from vidlatent.parallel.mesh import mesh_for_batches
-from vidlatent.sample.grid import load_tokenizer_codec, use_one_device
+from vidlatent.sample.decoding import load_tokenizer_codec, use_one_device
 from vidlatent.sample.sampler import LatentSampler
 
 __all__ = [
