@@ -139,7 +139,7 @@ def _read_refiner(base: ConfigDict, workdir: Path) -> ConfigDict:
             f"config.sample.refine={base.sample.refine} is no run with checkpoints: name the "
             "workdir of a refiner."
         )
-    config = configs.read(Path(base.sample.refine))
+    config = configs.read(as_path(base.sample.refine))
     with config.unlocked():
         config.plan, config.mesh = base.plan, base.mesh
         if configs.role_of(config) == "refiner":

@@ -52,7 +52,7 @@ def load_generator(
         raise VidlatentError(
             f"path={str(path)!r} is the run of a tokenizer: read it by vidlatent.load_codec."
         )
-    check_makes_videos(stored, Path(path))
+    check_makes_videos(stored, as_path(path))
     place = stored.tokenizer.path if tokenizer is None else str(tokenizer)
     if place and not is_workdir(place):
         raise VidlatentError(
