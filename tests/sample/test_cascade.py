@@ -22,6 +22,7 @@ from vidlatent.models.load import abstract_params, model_of
 from vidlatent.sample import residency
 from vidlatent.sample.cascade import Cascade, cover_sizes, cut_middle
 from vidlatent.sample.generator import Generator
+from vidlatent.sample.progress import VideoProgress
 from vidlatent.sample.run import generate_videos
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -109,9 +110,53 @@ def test_the_command_names_all_parts(runs, tmp_path):
     stored = json.loads((folder / "samples.json").read_text())
     assert stored["nfe"] == {"base": 4, "refiner": 2}
     assert set(stored["checkpoints"]) == {"base", "upsampler", "refiner", "tokenizer"}
-    assert stored["checkpoints"]["upsampler"]["step"] == 1
+    assert {part["step"] for part in stored["checkpoints"].values()} == {1}
+    assert stored["sampler"]["steps"] == stored["base"]["sampler"]["steps"] == 2
+    assert stored["base"]["sample"]["refine"] and not stored["sampler"]["guidance"]["scales"]
+    assert stored["base"]["sampler"]["guidance"]["scales"]
     assert {"encoding", "base", "upsampler", "refiner", "decoding"} <= set(stored["seconds"])
     assert (folder / "index.html").is_file() and list(folder.glob("*.mp4"))
+
+
+def test_a_size_that_is_asked_for_is_the_result(runs, tmp_path):
+    """That of the base model's run is not meant, another one is."""
+    keys = {"sample.refine": str(runs / "refiner"), "sample.size": "(5,14,18)"}
+    config, folder = configs.read(runs / "base", keys), tmp_path / "out"
+    picture = str(runs / "picture.png")
+    assert generate_videos(config, runs / "base", -1, str(folder), "3", "", picture) == 0
+    assert json.loads((folder / "samples.json").read_text())["size"] == [5, 14, 18]
+
+
+@pytest.mark.parametrize(("part", "done", "left"), [("base", 3, 0), ("refiner", 3, 1)])
+def test_it_can_be_stopped_within_each_part(runs, tmp_path, monkeypatch, part, done, left):
+    """What was refined and written before is described."""
+
+    def step(self, number, steps, name=""):
+        if (name, number) == (part, done):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(VideoProgress, "step", step)
+    keys = {"sample.refine": str(runs / "refiner"), "sample.count": "2"}
+    config, folder = configs.read(runs / "base", keys), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        picture = str(runs / "picture.png")
+        generate_videos(config, runs / "base", -1, str(folder), "3", "", picture)
+    assert len(list(folder.glob("*.mp4"))) == left and folder.exists() == bool(left)
+    if left:
+        assert len(json.loads((folder / "samples.json").read_text())["videos"]) == left
+
+
+def test_the_log_says_how_much_of_a_picture_is_lost(runs, cascade):
+    """20x24 for a square video: a sixth; one that is no picture is refused by its name."""
+    with patch.object(logging, "info") as told:
+        cascade.check(
+            cascade.requests_for([{"prompt": 3, "image": str(runs / "picture.png")}], 1, 0)
+        )
+    (message, *values), _ = told.call_args
+    assert "picture.png is 20x24 and the video 16x16: 17 % of" in message % tuple(values)
+    (runs / "broken.png").write_text("no picture")
+    with pytest.raises(VidlatentError, match="broken.png cannot be read: Pillow does not know"):
+        cascade(3, image=runs / "broken.png")
 
 
 def test_one_network_after_another_is_held(runs):

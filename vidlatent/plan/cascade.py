@@ -191,7 +191,8 @@ def _read_configs(config: ConfigDict) -> tuple[ConfigDict, ConfigDict, ConfigDic
         raise VidlatentError(
             f"config.plan.what={CASCADE} plans a refiner with what stands before it, and "
             f"{config.name} is of the task {config.task!r}: use --config=configs/fsvideo_refiner.py"
-            ":paper,stage=target, or --workdir=REFINER."
+            ":paper,stage=target, --workdir=REFINER, or a base model with "
+            "--config.sample.refine=REFINER."
         )
     found = []
     for name in ("base", "upsampler"):

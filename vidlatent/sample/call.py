@@ -8,10 +8,11 @@ them; several networks in a row can be called in the same way.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from vidlatent.errors import VidlatentError
@@ -44,9 +45,20 @@ class Settings(TypedDict, total=False):
 
 
 class GeneratorCall:
-    """A generator that is called like a function. Derived classes have the methods below it."""
+    """A generator that is called like a function. Derived classes have the methods below it.
+
+    Attributes:
+      size: frames, height and width of the videos.
+      seconds: that each of several parts took so far, by name.
+    """
 
     size: tuple[int, int, int]
+    seconds: Mapping[str, float] = {}
+
+    @property
+    def part_configs(self) -> dict[str, ConfigDict]:
+        """Configs of parts before the last one, whose settings are stored beside its own."""
+        return {}
 
     def __call__(
         self, prompt: str | int = "", image: Any = None, **settings: Unpack[Settings]

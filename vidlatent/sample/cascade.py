@@ -34,7 +34,7 @@ from vidlatent.latents.refiner_inputs import (
 )
 from vidlatent.latents.space import Latents
 from vidlatent.media.sheets import encode_picture
-from vidlatent.models.load import open_checkpoints, resolve_dtype
+from vidlatent.models.load import find_step, resolve_dtype
 from vidlatent.parallel.sharding import shardings, with_shardings
 from vidlatent.paths import as_path
 from vidlatent.sample.call import GeneratorCall
@@ -112,7 +112,8 @@ class Cascade(GeneratorCall):
 
     def _use(self, base: Generator, refiner: Generator, size: tuple[int, int, int]) -> None:
         """Take over settings: sizes and samplers. The networks stay those of ``residency``."""
-        self.size, self.seconds = size, {}
+        self.size = size
+        self.seconds: dict[str, float] = {}
         sizes = cover_sizes(size, refiner.known.spec, base.model, refiner.model)
         # Copies, because a generator by itself has a residency of its own.
         self._base = copy.copy(base.with_settings(size=sizes["low"], frames=size[0]))
@@ -208,6 +209,10 @@ class Cascade(GeneratorCall):
         return self.refiner.config
 
     @property
+    def part_configs(self) -> dict[str, ConfigDict]:
+        return {"base": self._base.config}
+
+    @property
     def reads(self) -> tuple[str, ...]:
         return self.refiner.reads
 
@@ -244,27 +249,17 @@ class Cascade(GeneratorCall):
     @property
     def checkpoints(self) -> dict[str, dict[str, Any]]:
         """Workdir and step of every part."""
-        config = self.config
+        upsampler, asked = (
+            as_path(self.config.refiner.upsampler),
+            self.config.refiner.upsampler_step,
+        )
         found = {
             "base": (self._base.workdir, self._base.step),
-            "upsampler": (as_path(config.refiner.upsampler), self._find_upsampler_step()),
+            "upsampler": (upsampler, find_step(self._upsampler_config, upsampler, asked)),
             "refiner": (self.refiner.workdir, self.refiner.step),
-            "tokenizer": (as_path(config.tokenizer.path), config.tokenizer.step),
+            "tokenizer": self.refiner.find_tokenizer(),
         }
-        return {
-            name: {"workdir": str(path), "step": int(step)} for name, (path, step) in found.items()
-        }
-
-    def _find_upsampler_step(self) -> int:
-        asked = self.config.refiner.upsampler_step
-        if asked >= 0:
-            return asked
-        path = as_path(self.config.refiner.upsampler)
-        checkpoints = open_checkpoints(self._upsampler_config, path)
-        try:
-            return checkpoints.latest()
-        finally:
-            checkpoints.close()
+        return {name: {"workdir": str(path), "step": step} for name, (path, step) in found.items()}
 
     def memory(self) -> dict[str, Any]:
         """As ``Generator.memory``: the part that needs most."""

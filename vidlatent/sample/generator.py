@@ -35,7 +35,7 @@ from vidlatent.latents.space import (
     read_tokenizer_config,
     restore_generator,
 )
-from vidlatent.media.errors import Limits
+from vidlatent.media.errors import ClipError, Limits
 from vidlatent.media.pictures import read_picture, read_picture_size
 from vidlatent.models.generators.fp8_weights import cast_to_fp8
 from vidlatent.models.load import abstract_params, find_step, model_of
@@ -183,11 +183,16 @@ class Generator(GeneratorCall):
     @property
     def checkpoints(self) -> dict[str, dict[str, Any]]:
         """Workdir and step of every network that was trained here."""
-        tokenizer = self.config.tokenizer
         found = {"generator": (self.workdir, self.step)}
-        if tokenizer.path:
-            found["tokenizer"] = (as_path(tokenizer.path), tokenizer.step)
+        if self.config.tokenizer.path:
+            found["tokenizer"] = self.find_tokenizer()
         return {name: {"workdir": str(path), "step": step} for name, (path, step) in found.items()}
+
+    def find_tokenizer(self) -> tuple[Path, int]:
+        """Workdir and step of the tokenizer."""
+        tokenizer = self.config.tokenizer
+        config, path = read_tokenizer_config(self.config), as_path(tokenizer.path)
+        return path, find_step(config, path, tokenizer.step)
 
     @property
     def fp8_psnr(self) -> float | None:
@@ -392,13 +397,21 @@ class Generator(GeneratorCall):
             self._tell_cut(picture)
 
     def _tell_cut(self, picture: str | bytes) -> None:
-        """Say how much of a picture is cut off because its shape is not that of the video."""
-        height, width, _ = read_picture_size(picture, Limits())
+        """Say how much of a picture is cut off because its shape is not that of the video.
+
+        Raises:
+          VidlatentError: it is no picture.
+        """
+        name = picture if isinstance(picture, str) else "the picture"
+        try:
+            height, width, _ = read_picture_size(picture, Limits())
+        except ClipError as error:
+            raise VidlatentError(f"{name} cannot be read: {error.detail}.") from error
         shapes = sorted((height / width, self.size[1] / self.size[2]))
         if (share := 1 - shapes[0] / shapes[1]) > _TOLD_CUT:
             logging.info(
                 "%s is %dx%d and the video %dx%d: %.0f %% of the picture is cut off at its edges",
-                picture if isinstance(picture, str) else "the picture",
+                name,
                 height,
                 width,
                 *self.size[1:],

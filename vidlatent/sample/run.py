@@ -186,8 +186,9 @@ class _Job:
             seconds={
                 "drawing": round(seconds - self._decoding, 3),
                 "decoding": round(self._decoding, 3),
-                **getattr(generator, "seconds", {}),
+                **generator.seconds,
             },
+            **{name: collect_settings(part) for name, part in generator.part_configs.items()},
         )
         title = f"Videos of {config.name} ({config.preset}) at step {generator.step}"
         written = write_samples(self._folder, self._samples, settings, self._picks, title)
