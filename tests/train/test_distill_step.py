@@ -140,7 +140,11 @@ def test_the_student_learns_and_its_teacher_stays(system):
 def test_a_student_that_is_told_its_scale():
     """It starts as its teacher for every scale, and the scale's embedding learns."""
     task, model = guidance_task(
-        DIT, distill__scales=(), distill__scale_range=(1.0, 7.0), generator__guidance_embed=True
+        DIT,
+        distill__scales=(),
+        distill__scale_range=(1.0, 7.0),
+        generator__guidance_embed=True,
+        sampler__guidance__scales=(3.0,),
     )
     params = {**random_params(task.model), **(taught := random_params(model, 1))}
     last = params["guidance_embedding"]["fc2"]
@@ -247,6 +251,17 @@ def grid_of(**keys):
         (
             lambda: guidance_task(DIT, distill__scales=(), distill__scale_range=(1.0, 7.0)),
             "set config.generator.guidance_embed=True",
+        ),
+        (
+            lambda: guidance_task(
+                DIT,
+                distill__scales=(),
+                distill__scale_range=(0.0, 6.0),
+                distill__convention="condition",
+                generator__guidance_embed=True,
+                sampler__guidance__scales=(9.0,),
+            ),
+            r"scales=\(9.0,\): the samples of this training.*give one from 1 to 7",
         ),
         (
             lambda: guidance_task(DIT, generator__guidance_embed=True),

@@ -60,6 +60,12 @@ class DistillTask(GeneratorTask):
                 f"{'needs one' if self.told else 'gives none'}: set "
                 f"config.generator.guidance_embed={bool(self.told)}."
             )
+        scales = tuple(config.sampler.guidance.scales)
+        if self.told and (len(scales) != 1 or not self.told[0] <= scales[0] <= self.told[1]):
+            raise VidlatentError(
+                f"config.sampler.guidance.scales={scales}: the samples of this training are drawn "
+                f"with a scale as input: give one from {self.told[0]:g} to {self.told[1]:g}."
+            )
 
     def make_inputs(self, *, augment: bool) -> Any:
         return make_inputs(
