@@ -18,7 +18,7 @@ from vidlatent.report.page import write_report
 from vidlatent.report.tables import markdown_table
 from vidlatent.rewards import REWARDS, ChosenRewards
 
-__all__ = ["Judged", "ScoredVideo", "write_rewards"]
+__all__ = ["Judged", "ScoredVideo", "pick_extremes", "write_rewards"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def write_rewards(
         subtitle=f"{sum(len(side.videos) for side in judged)} videos. {_caution(judged)}".strip(),
         scores={name: found["mean"] for name, found in first.means().items()},
         tables=tables,
-        sheets=[sheet for side in judged for sheet in _draw(side)],
+        sheets=[sheet for side in judged for sheet in _draw(side, config.eval.pictures)],
         config=config.to_dict(),
     )
     return files
@@ -168,14 +168,27 @@ def _caution(judged: Sequence[Judged]) -> str:
     return f"{', '.join(random)}: by random weights, so that the numbers mean nothing."
 
 
-def _draw(side: Judged) -> list[tuple[str, bytes]]:
-    """For every score a sheet of the videos kept for it, best first."""
+def pick_extremes(videos: Sequence[ScoredVideo], name: str, most: int) -> list[ScoredVideo]:
+    """At most so many videos, those that score highest and lowest, best first."""
+    order = sorted(videos, key=lambda video: -video.scores[name])
+    worst = most // 2
+    return order if len(order) <= most else [*order[: most - worst], *order[len(order) - worst :]]
+
+
+def _draw(side: Judged, most: int) -> list[tuple[str, bytes]]:
+    """For every score a sheet of the videos that it puts first and last."""
     sheets = []
     for name in side.videos[0].scores:
-        rows = sorted(side.videos, key=lambda video: -video.scores[name])
-        rows = [video for video in rows if video.path in side.shown]
+        rows = [v for v in pick_extremes(side.videos, name, most) if v.path in side.shown]
         if rows:
             labels = [f"{video.scores[name]:.4g}\n{video.path}\n{video.prompt}" for video in rows]
-            sheet = contact_sheet([side.shown[v.path] for v in rows], labels, group=len(rows))
+            frames = [side.shown[video.path] for video in rows]
+            sheet = contact_sheet(frames, labels, group=len(rows), numbers=_name_places(frames))
             sheets.append((f"{side.where} by {name}, best first", sheet))
     return sheets
+
+
+def _name_places(frames: Sequence[np.ndarray]) -> list[str]:
+    """Where in its video each frame lies; [], and so its number, where videos have few frames."""
+    (count, *others) = {len(video) for video in frames}
+    return [] if others or count < 2 else [f"{i / (count - 1):.0%}" for i in range(count)]

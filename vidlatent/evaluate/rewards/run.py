@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from vidlatent.data.latent_set import HEADER
 from vidlatent.errors import VidlatentError
-from vidlatent.evaluate.rewards.report import Judged, ScoredVideo, write_rewards
+from vidlatent.evaluate.rewards.report import Judged, ScoredVideo, pick_extremes, write_rewards
 from vidlatent.evaluate.rewards.videos import JudgedVideos
 from vidlatent.evaluate.running_scores import log_scores
 from vidlatent.models.frozen import load_frozen
@@ -158,15 +158,7 @@ def _judge(
         raise VidlatentError(f"no video of {videos.where} could be read: look at its files.")
     scored = [found[row] for row in sorted(found)]
     # Which videos are worth showing is known only now, so these few are read again.
-    shown = videos.read(_find_extremes(found, pictures), _SHOWN_FRAMES) if is_main() else {}
+    names = {v.path for name in scored[0].scores for v in pick_extremes(scored, name, pictures)}
+    rows = [row for row in sorted(found) if found[row].path in names]
+    shown = videos.read(rows, _SHOWN_FRAMES) if is_main() and rows else {}
     return Judged(videos.where, scored, videos.list_bad({x.path for x in scored}), shown)
-
-
-def _find_extremes(found: Mapping[int, ScoredVideo], most: int) -> list[int]:
-    """Places of the best and worst videos by each score, ``most`` for each."""
-    rows: set[int] = set()
-    for name in next(iter(found.values())).scores:
-        order = sorted(found, key=lambda row: -found[row].scores[name])
-        worst = order[-(most // 2) :] if most > 1 else []
-        rows |= {*order[: most - most // 2], *worst}
-    return sorted(rows)
