@@ -237,6 +237,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
     "rewards": {
         "use": _NAMES,
         "weights": Many(Each((Text(needed=True), number()), "('motion', 1.0)"), "(('motion', 1),)"),
+        "ties": Number(1, above=True),
     },
     "rewards.colour": {
         "colour": Text(),

@@ -33,11 +33,13 @@ from vidlatent.data.index import BadClip, Clip, Index, build_index
 from vidlatent.data.options import DataOptions
 from vidlatent.data.sources import MediaSource, Source, make_source
 from vidlatent.data.sources.latents import LatentSource
+from vidlatent.data.sources.pairs import PairSource
 from vidlatent.data.split import TRAIN, VALIDATION, WHOLE, split_groups
 from vidlatent.data.stream import (
     LatentReading,
     Listed,
     OneEach,
+    PairReading,
     Reading,
     train_stream,
     validation_stream,
@@ -185,7 +187,8 @@ def _make_reading(options: DataOptions, source: Source, clips: tuple[Clip, ...])
         # Stored latents have one frame rate and are neither cropped nor mirrored.
         return LatentReading(source, clips, FrameRate(), "centre", False, options.limits)
     keys = options.rate, options.crop, options.flip, options.limits
-    return Reading(source, clips, *keys, bucket_rule=options.bucket_rule)
+    make = PairReading if isinstance(source, PairSource) else Reading
+    return make(source, clips, *keys, bucket_rule=options.bucket_rule)
 
 
 def _bound_shapes(
@@ -303,12 +306,13 @@ class Loader:
 
     A batch is a dict: ``video`` uint8 [b, T, H, W, 3], or of a latent data set ``latent`` float32
     [b, t, h, w, c] as encoded and what else is kept (``data.latent_set``; ``text`` is padded with
-    zeros and has a ``text_length`` int32 [b]); ``mask`` float32 [b], 1 for a real window
-    and 0 for padding (validation only); ``clip`` int32 [b], row of ``index`` (-1: padding);
-    ``start`` float32 [b], seconds into the clip; ``skipped``, (path, reason, detail) of the clips
-    that failed while this batch was read. b is this process's share of the bucket's batch. Where
-    the source has labels or captions: ``label`` int32 [b], place in ``labels`` (-1: none), and
-    ``caption``, a list of b texts.
+    zeros and has a ``text_length`` int32 [b]), or of pairs ``other``, the second videos, and
+    ``judged`` int32 [b, scores] besides (``data.sources.pairs``); ``mask`` float32 [b], 1 for a
+    real window and 0 for padding (validation only); ``clip`` int32 [b], row of ``index`` (-1:
+    padding); ``start`` float32 [b], seconds into the clip; ``skipped``, (path, reason, detail) of
+    the clips that failed while this batch was read. b is this process's share of the bucket's
+    batch. Where the source has labels or captions: ``label`` int32 [b], place in ``labels`` (-1:
+    none), and ``caption``, a list of b texts.
 
     Training never ends. Validation and 'whole' end, have ``len``, and start again with each
     ``iter``. Close the loader (or use ``with``) to end its decoding processes.

@@ -24,6 +24,7 @@ from vidlatent.data.frame_rate import FrameRate
 from vidlatent.data.index import Clip
 from vidlatent.data.sources import Source
 from vidlatent.data.sources.latents import LatentSource
+from vidlatent.data.sources.pairs import PairSource
 from vidlatent.files import dump_json
 from vidlatent.media.decode import cut_window
 from vidlatent.media.errors import ClipError, Limits, named_errors
@@ -33,6 +34,7 @@ __all__ = [
     "LatentReading",
     "Listed",
     "OneEach",
+    "PairReading",
     "Reading",
     "train_stream",
     "validation_stream",
@@ -119,6 +121,26 @@ class LatentReading(Reading):
 
     def blank(self, bucket):
         return self.source.blank((bucket.frames, bucket.height, bucket.width))
+
+
+@dataclasses.dataclass(frozen=True)
+class PairReading(Reading):
+    """How pairs of videos are read: the same window of both, beside what was judged."""
+
+    source: PairSource
+
+    def arrays(self, row, start, bucket, crop, mirrored=False):
+        info = self.clips[row].info
+        window = start, bucket.frames, self.rate.of(info), (bucket.height, bucket.width), crop
+        with named_errors("unreadable"):
+            found = self.source.read_pair(info, *window, self.limits)
+        sides = ("video", "other")
+        return found | ({name: found[name][:, :, ::-1] for name in sides} if mirrored else {})
+
+    def blank(self, bucket):
+        video = super().blank(bucket)["video"]
+        judged = np.zeros(len(self.source.scores), np.int32)
+        return {"video": video, "other": video, "judged": judged}
 
 
 class _DrawNumber:

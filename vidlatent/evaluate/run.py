@@ -18,6 +18,7 @@ from vidlatent.evaluate.latent_statistics import LatentStatistics
 from vidlatent.evaluate.protocols.definitions import PROTOCOLS
 from vidlatent.evaluate.protocols.generation import GENERATION_PROTOCOLS
 from vidlatent.evaluate.protocols.run import evaluate_protocol
+from vidlatent.evaluate.rewards.pairs import evaluate_pairs
 from vidlatent.evaluate.rewards.run import judge_folders
 from vidlatent.evaluate.running_scores import log_scores
 from vidlatent.evaluate.tokenizer import (
@@ -55,6 +56,8 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, step: int, output: str) 
         return judge_folders(config, workdir, output)
     if compares_sets(config):
         return compare_folders(config, workdir, step, output)
+    if config.task == "reward":
+        return evaluate_pairs(config, workdir, step, output)
     if config.task == "upsampler":
         return evaluate_upsampler(config, workdir, step, output)
     if is_generator(config):

@@ -198,9 +198,7 @@ class _Steps:
                 begin = time.perf_counter()
                 batch = self._read_batch(log)
                 waited = time.perf_counter() - begin
-                # Arrays that the data lacks are reported by the step, not here.
-                arrays = {name: batch[name] for name in self.task.arrays if name in batch}
-                arrays = to_global(arrays, rows)
+                arrays = to_global(self.task.read_batch(batch), rows)
                 run.state, metrics = train_step(run.state, arrays, frozen)
                 # The call only queues the step, except on the first one of a shape, which compiles.
                 called = time.perf_counter() - begin - waited

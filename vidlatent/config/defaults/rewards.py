@@ -11,6 +11,8 @@ def get_rewards() -> ConfigDict:
     # (score, weight) pairs, such as (("motion", 1.0), ("colour", 0.5)); a score that is not named
     # does not count. (): every score counts 1
     rewards.weights = ()
+    # Of the task 'reward', which trains a reward on judged pairs: how readily a tie is called
+    rewards.ties = 5.0
     rewards.colour = ConfigDict()
     # red | green | blue | yellow; empty: the first of them in each prompt
     rewards.colour.colour = ""

@@ -19,6 +19,7 @@ __all__ = [
     "NETWORKS",
     "Definition",
     "Network",
+    "init_network",
     "network_apply",
     "network_shapes",
     "random_params",
@@ -155,18 +156,18 @@ def network_apply(name: str, dtype: Any = jnp.float32) -> Callable[..., Any]:
 
 def network_shapes(name: str) -> Any:
     """The parameters of a network as ShapeDtypeStructs; nothing is computed."""
-    return jax.eval_shape(functools.partial(_init, NETWORKS.get(name)), jax.random.key(0))
+    return jax.eval_shape(functools.partial(init_network, name), jax.random.key(0))
 
 
 def random_params(name: str, seed: int = 0) -> Any:
     """Random parameters as NumPy arrays, for tests and smoke runs."""
     # Run once, so compiling fast matters more than running fast.
-    init = jax.jit(
-        functools.partial(_init, NETWORKS.get(name)), compiler_options=quick_options(level=0)
-    )
+    init = jax.jit(functools.partial(init_network, name), compiler_options=quick_options(level=0))
     return jax.tree.map(np.asarray, init(jax.random.key(seed)))
 
 
-def _init(definition: Definition, key: jax.Array) -> Any:
+def init_network(name: str, key: jax.Array) -> Any:
+    """Random parameters of a network, traceable."""
+    definition = NETWORKS.get(name)
     pixels = [jnp.zeros(shape, dtype) for shape, dtype in definition.typed_inputs()]
     return definition.module(dtype=jnp.float32).init(key, *pixels)["params"]

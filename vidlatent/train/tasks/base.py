@@ -28,6 +28,7 @@ __all__ = ["SHARE", "TASKS", "Player", "Task", "Validation", "make_task"]
 SHARE = "/share"
 
 TASKS = Registry("task")
+TASKS.register("reward", "vidlatent.train.tasks.reward:RewardTask")
 TASKS.register("tokenizer", "vidlatent.train.tasks.tokenizer:TokenizerTask")
 TASKS.register("generator", "vidlatent.train.tasks.generator:GeneratorTask")
 TASKS.register("refiner", "vidlatent.train.tasks.refiner:RefinerTask")
@@ -102,6 +103,13 @@ class Task(Protocol):
         """
         ...
 
+    def read_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The arrays of a host batch that go to the devices; see ``select_arrays``.
+
+        Here a task may add what is made from texts, which are no arrays.
+        """
+        ...
+
     @property
     def adapters(self) -> Adapters:
         """What is trained of the model: all parameters, or adapters of some kernels."""
@@ -141,7 +149,7 @@ class Task(Protocol):
 
         Args:
           state: training state.
-          batch: ``arrays`` by name, ``[B, ...]`` each.
+          batch: of ``read_batch``, ``[B, ...]`` each.
           frozen: parameters of the frozen networks by name.
 
         Returns:
@@ -181,3 +189,8 @@ def make_task(config: ConfigDict) -> Task:
       VidlatentError: an unknown task, or options that do not go together.
     """
     return TASKS.get(config.task)(config)
+
+
+def select_arrays(batch: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The named arrays of a batch; those that the data lacks are reported by the step."""
+    return {name: batch[name] for name in names if name in batch}

@@ -48,7 +48,7 @@ from vidlatent.train.adapters import Adapters
 from vidlatent.train.freeze import stop_frozen_gradients
 from vidlatent.train.optim import make_learning_rate, make_optimizer
 from vidlatent.train.state import State, init_state
-from vidlatent.train.tasks.base import Player
+from vidlatent.train.tasks.base import Player, select_arrays
 from vidlatent.train.update import make_slice_keys, update_by_loss
 
 __all__ = ["GeneratorTask", "GeneratorValidation", "open_generator"]
@@ -100,6 +100,9 @@ class GeneratorTask:
                     f"config.conditions.drop names {name!r}, which the generator does not read: "
                     f"{hint}"
                 )
+
+    def read_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return select_arrays(batch, self.arrays)
 
     @property
     def family(self) -> str:

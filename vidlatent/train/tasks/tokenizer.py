@@ -47,7 +47,7 @@ from vidlatent.train.microbatches import accumulate_gradients
 from vidlatent.train.optim import make_learning_rate, make_optimizer
 from vidlatent.train.patches import make_reconstruct
 from vidlatent.train.state import PlayerUpdate, State, apply_gradients, init_player, init_state
-from vidlatent.train.tasks.base import Player
+from vidlatent.train.tasks.base import Player, select_arrays
 from vidlatent.train.update import make_slice_keys
 
 __all__ = ["Gradients", "TokenizerTask"]
@@ -114,6 +114,9 @@ class TokenizerTask:
             preservation=config.eval.preservation,
             coder=choose_eval_coder(config, self.model),
         )
+
+    def read_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return select_arrays(batch, self.arrays)
 
     @property
     def family(self) -> str:

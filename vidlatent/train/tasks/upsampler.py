@@ -41,7 +41,7 @@ from vidlatent.train.loss_terms import LossTerms
 from vidlatent.train.optim import make_learning_rate, make_optimizer
 from vidlatent.train.patches import decode_random_patch
 from vidlatent.train.state import State, init_state
-from vidlatent.train.tasks.base import Player
+from vidlatent.train.tasks.base import Player, select_arrays
 from vidlatent.train.update import make_slice_keys, update_by_loss
 
 __all__ = ["UpsamplerTask"]
@@ -97,6 +97,9 @@ class UpsamplerTask:
                 "config.upsampling.target is 'video', but a latent set holds no frames: train "
                 "from videos (config.data.source=folder), or set it to 'decoded' or 'auto'."
             )
+
+    def read_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        return select_arrays(batch, self.arrays)
 
     @property
     def family(self) -> str:
