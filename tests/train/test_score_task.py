@@ -260,3 +260,28 @@ def test_misuse_is_refused():
     with plain.unlocked():
         plain.distill.unguided = True
     ScoreTask(plain, generator_of(plain), facts(), make_teacher(guided))
+
+
+@pytest.mark.slow
+def test_the_fake_score_may_be_adapters_on_the_teacher():
+    """They begin as the teacher, learn in their turn, and take no second copy of its weights."""
+    config = make_config()
+    with config.unlocked():
+        config.distill.optim.lora.rank = config.optim.lora.rank = 2
+    task = ScoreTask(config, generator_of(config), facts(), make_teacher(config))
+    assert set(task.frozen) == {"teacher", "adapted"} and task.players["fake"].start == ""
+    state = jax.jit(task.init, compiler_options=QUICK)(jax.random.key(0))
+    weights = draw_params(task, 3)
+    frozen = {"teacher": weights, "adapted": weights}
+    begun = task.merge_fake(state["fake"]["params"], frozen)
+    jax.tree.map(np.testing.assert_array_equal, begun, weights)
+    step = jax.jit(task.train_step, compiler_options=QUICK)
+    first, _ = step(state, rows(task), frozen)
+    assert equal(first["params"], state["params"])
+    assert not equal(first["fake"]["params"], state["fake"]["params"])
+    # The fake score has learned, so that the second update has something to follow.
+    second, report = step(first, rows(task), frozen)
+    assert equal(second["fake"], first["fake"]) and not equal(second["params"], first["params"])
+    assert report["generator/gap"] > 0
+    count = sum(leaf.size for leaf in jax.tree.leaves(second["fake"]["params"]))
+    assert count < 0.5 * sum(leaf.size for leaf in jax.tree.leaves(weights))
