@@ -133,7 +133,7 @@ _SIDA = {
     **_STUDENT,
     "task": "distill_score",
     "sampler.name": "euler",
-    "conditions.drop": "{}",
+    "conditions.drop.label": "0.0",
     # Samples in place of the published 20,000 and 40,000, as everything here is shorter.
     "distill.score.generator_after": "480",
     "distill.score.adversarial_after": "960",
