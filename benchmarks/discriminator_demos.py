@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file
 
 from benchmarks.discriminator_demos_page import write_page
 from vidlatent import config as configs
+from vidlatent.config import split_overrides
 from vidlatent.errors import VidlatentError
-from vidlatent.main import split_overrides
 from vidlatent.report.writers import read_metrics
 from vidlatent.train.loop import INTERRUPTED
 

@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file
 
 from experiments.cli import prepare
 from vidlatent import config as configs
+from vidlatent.config import split_overrides
 from vidlatent.data.loader import make_loader
 from vidlatent.data.renderers.shapes import (
     COLOURS,
@@ -48,7 +49,6 @@ from vidlatent.data.renderers.shapes import (
 from vidlatent.data.split import VALIDATION
 from vidlatent.encode.run import encode_set
 from vidlatent.errors import VidlatentError
-from vidlatent.main import split_overrides
 from vidlatent.media.sheets import contact_sheet
 from vidlatent.report.page import write_report
 from vidlatent.report.tables import markdown_table

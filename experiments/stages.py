@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file
 
 from experiments.cli import prepare
 from vidlatent import config as configs
+from vidlatent.config import split_overrides
 from vidlatent.errors import VidlatentError
-from vidlatent.main import split_overrides
 from vidlatent.models.load import model_of
 from vidlatent.report.tables import markdown_table
 from vidlatent.train.loop import train

@@ -20,8 +20,8 @@ import yaml
 
 from launch.manifest import KUEUE, Machine, check_manifest
 from vidlatent import config as configs
+from vidlatent.config import split_overrides
 from vidlatent.errors import VidlatentError
-from vidlatent.main import split_overrides
 from vidlatent.plan.hardware import parse_topology
 from vidlatent.train.loop import INTERRUPTED
 

@@ -14,11 +14,11 @@ import pytest
 
 from tests.helpers.chains import shrink_generator, shrink_tokenizer, write_start, write_videos
 from vidlatent import config as configs
+from vidlatent.config import split_overrides
 from vidlatent.data.latent_set import read_header
 from vidlatent.encode.run import encode_set
 from vidlatent.encode.statistics import measure_latents
 from vidlatent.evaluate.run import evaluate_workdir
-from vidlatent.main import split_overrides
 from vidlatent.sample.run import generate_videos
 from vidlatent.train.loop import train
 

@@ -11,10 +11,10 @@ import pytest
 from docs import make_configs
 from tests.test_structure import ROOMS
 from vidlatent import config as configs
+from vidlatent.config import split_overrides
 from vidlatent.data.text.rules import RULES
 from vidlatent.evaluate.protocols.definitions import PROTOCOLS
 from vidlatent.evaluate.protocols.generation import GENERATION_PROTOCOLS
-from vidlatent.main import split_overrides
 from vidlatent.metrics import METRICS
 from vidlatent.train.loss_terms import LossTerms
 

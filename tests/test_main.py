@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vidlatent.config import split_overrides
 from vidlatent.errors import VidlatentError
 from vidlatent.main import (
     MODES,
@@ -15,7 +16,6 @@ from vidlatent.main import (
     describe_modes,
     resolve,
     split_imports,
-    split_overrides,
 )
 
 ROOT = Path(__file__).parent.parent

@@ -199,25 +199,6 @@ _define("verify", "Folder of a reference case to run")
 _define("overwrite", "Replace the file of --to if there is one", False)
 
 
-def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Take ``--config.a.b=value`` (or ``--config.a.b value``) out of a command line."""
-    # absl only takes flags that are defined, and the keys of a config are not known to it.
-    rest, overrides = [], {}
-    words = iter(argv)
-    for word in words:
-        if not word.lstrip("-").startswith("config.") or not word.startswith("-"):
-            rest.append(word)
-            continue
-        key, equals, value = word.lstrip("-").removeprefix("config.").partition("=")
-        if not equals:
-            found = next(words, None)
-            if found is None:
-                raise VidlatentError(f"{word} needs a value: {word}=...")
-            value = found
-        overrides[key] = value
-    return rest, overrides
-
-
 def split_imports(given: list[str]) -> tuple[str, ...]:
     """Module names of ``--import=a,b --import=c``."""
     return tuple(name.strip() for part in given for name in part.split(",") if name.strip())
@@ -348,7 +329,7 @@ def run() -> None:
     """Entry point of ``vidlatent`` and ``python -m vidlatent.main``."""
     sys.modules["__main__"].__doc__ = describe_modes()  # what --help shows
     try:
-        argv, overrides = split_overrides(sys.argv)
+        argv, overrides = configs.split_overrides(sys.argv)
     except VidlatentError as error:
         sys.exit(f"error: {error}")
 

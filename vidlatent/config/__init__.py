@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vidlatent.config.arguments import check_choice, name_suffix, parse_arg
 from vidlatent.config.defaults import get_defaults, get_generator_defaults, is_generator
 from vidlatent.config.load import load, load_base, shipped_configs
-from vidlatent.config.overrides import apply_overrides
+from vidlatent.config.overrides import apply_overrides, split_overrides
 from vidlatent.config.recipes import (
     area_buckets,
     demo_on_samples,
@@ -67,6 +67,7 @@ __all__ = [
     "noise_prediction",
     "parse_arg",
     "read",
+    "split_overrides",
     "role_of",
     "shipped_configs",
     "to_json",

@@ -14,7 +14,7 @@ from vidlatent.config.upgrade import renamed_key
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
 
-__all__ = ["apply_overrides", "coerce", "to_tuples"]
+__all__ = ["apply_overrides", "coerce", "split_overrides", "to_tuples"]
 
 # Keys that are looked for in the wrong section, and groups whose keys a config file chooses.
 _ELSEWHERE = {
@@ -25,6 +25,25 @@ _ADDED_IN_FILES = {
     "loss": "a new loss term is added in a config file (vidlatent.config.load_base), since the "
     "command line only changes keys that exist.",
 }
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take ``--config.a.b=value`` (or ``--config.a.b value``) out of a command line."""
+    # absl only takes flags that are defined, and the keys of a config are not known to it.
+    rest, overrides = [], {}
+    words = iter(argv)
+    for word in words:
+        if not word.lstrip("-").startswith("config.") or not word.startswith("-"):
+            rest.append(word)
+            continue
+        key, equals, value = word.lstrip("-").removeprefix("config.").partition("=")
+        if not equals:
+            found = next(words, None)
+            if found is None:
+                raise VidlatentError(f"{word} needs a value: {word}=...")
+            value = found
+        overrides[key] = value
+    return rest, overrides
 
 
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
