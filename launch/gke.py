@@ -328,6 +328,7 @@ def make_job(given: argparse.Namespace, overrides: dict[str, str]) -> Job:
         machine=machine,
         flags=(
             f"--config={given.config}",
+            *_preflight(given, overrides),
             *(f"--config.{key}={value}" for key, value in overrides.items()),
         ),
         image=given.image or "IMAGE",
@@ -340,6 +341,14 @@ def make_job(given: argparse.Namespace, overrides: dict[str, str]) -> Job:
         service_account=given.service_account,
         shm_gib=given.shm_gib,
     )
+
+
+def _preflight(given: argparse.Namespace, overrides: dict[str, str]) -> list[str]:
+    """Flags that make the run look at the machine first, unless the command says otherwise."""
+    flags = {"processes.preflight": "true"}
+    if given.slices == 1:  # several slices have no name as a topology
+        flags["processes.topology"] = given.topology
+    return [f"--config.{key}={value}" for key, value in flags.items() if key not in overrides]
 
 
 def main(arguments: Sequence[str]) -> int:

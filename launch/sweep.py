@@ -152,7 +152,7 @@ def _summarise(given: argparse.Namespace, points: Sequence[Point], statuses: Seq
         scores = _read_best(f"{given.workdir.rstrip('/')}/{point.name or 'run'}", metric)
         score, step = choose(scores) if scores else (None, None)
         rows.append({"run": point.name or "run", "status": status, metric: score, "step": step})
-    width = max(len(row["run"]) for row in rows)
+    width = max(len(str(row["run"])) for row in rows)
     print(f"{'run':{width}}  status  {metric} ({best} is best)  step")
     for row in rows:
         score = "-" if row[metric] is None else f"{row[metric]:.6g}"

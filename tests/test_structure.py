@@ -44,6 +44,7 @@ ROOMS = [
     "convert",
     "plan",
     "bench",
+    "preflight",
     "selftest",
     "main",
 ]

@@ -133,6 +133,12 @@ MODES = {
         ("topology", "output"),
         ("topology=v5p:4x4x4",),
     ),
+    "preflight": Mode(
+        "preflight.run:inspect_machine",
+        "look in seconds whether this machine is fit for a run: links, memory, storage, clocks",
+        ("--mode=preflight --config=configs/fsae.py --workdir=runs/fsae-demo",),
+        ("topology", "output"),
+    ),
     "bench": Mode(
         "bench.run:bench",
         "measure how fast a config's programs run here, against this device's best",
@@ -322,6 +328,10 @@ def _run_mode(rest: list[str], overrides: dict[str, str]) -> int:
     arguments = {flag: values[flag].value for flag in mode.flags}
     if arguments.get("input"):
         arguments["input"] = local_copy(arguments["input"])
+    if values.mode == "train" and config.processes.preflight:
+        from vidlatent.preflight.run import refuse_unfit_machine
+
+        refuse_unfit_machine(config, workdir, config.processes.topology)
     return function(config, workdir, **arguments)
 
 

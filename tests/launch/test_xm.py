@@ -80,7 +80,7 @@ def test_a_sweep_is_one_job_for_each_combination(python):
     [
         ((), "give --config"),
         (("--config=configs/fsae.py",), "--workdir"),
-        (("--config=configs/fsae.py", "--workdir=a", "--config.optim.rate=1"), "optim.rate"),
+        (("--config=configs/fsae.py", "--workdir=a", "--config.optim.rate=1"), "no key 'rate'"),
         (
             ("--config=configs/fsae.py", "--workdir=a", "--executor=vertex", "--topology=v5p:8"),
             "launch/gke.py",

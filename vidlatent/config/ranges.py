@@ -144,6 +144,8 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "join_timeout": _COUNT,
         "silence_timeout": _COUNT,
         "compare_timeout": _COUNT,
+        "preflight": Flag(),
+        "topology": Text(),
     },
     "train": {
         "steps": _COUNT,

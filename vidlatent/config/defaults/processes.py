@@ -10,4 +10,7 @@ def get_processes() -> ConfigDict:
     processes.silence_timeout = 45
     # seconds that they have at the start to look at their data, before code and data are compared
     processes.compare_timeout = 300
+    # look at the machine before training, as --mode=preflight does, and refuse one that is not fit
+    processes.preflight = False
+    processes.topology = ""  # that the run was planned for, which preflight compares: v5p:8x8x4
     return processes
