@@ -75,6 +75,11 @@ class Log:
         self._compiled: set[tuple[int, ...]] = set()
         self._restart(run)
 
+    @property
+    def shapes(self) -> int:
+        """Shapes of batches met so far, each of which was compiled."""
+        return len(self._compiled)
+
     def _restart(self, run: Run) -> None:
         self._steps, self._frames, self._waited = 0, 0, 0.0
         self._since, run.aside_seconds = time.perf_counter(), 0.0

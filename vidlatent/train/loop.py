@@ -28,6 +28,7 @@ from vidlatent.parallel.sharding import batch_sharding
 from vidlatent.parallel.together import compare, watch
 from vidlatent.report.log_file import write_log
 from vidlatent.report.writers import make_writers
+from vidlatent.train.goodput import Goodput
 from vidlatent.train.hooks import Evaluate, Log, Profile, Run, Save
 from vidlatent.train.identity import check_finished, describe_run, explain_data_error
 from vidlatent.train.init_from import check_init_from, initialize_state
@@ -49,6 +50,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
 
     Returns the exit status: 0 when finished, ``INTERRUPTED`` if the run stopped early after saving.
     """
+    began = time.monotonic()
     config = follow_latents(follow_teacher(config))
     task = make_task(config)
     mesh = mesh_for_batches(config.mesh, config.data.buckets)
@@ -93,7 +95,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
             run, frozen, mesh, _make_stoppable(loaders.validation, interruption)
         )
         evaluate, save = Evaluate(run, validation), Save(task.players, lock)
-        return _Steps(run, task, interruption, evaluate, save).run_all(frozen, mesh)
+        goodput = Goodput(workdir, start.step, began)
+        return _Steps(run, task, interruption, evaluate, save, goodput).run_all(frozen, mesh)
 
 
 def _make_run(stack, config, workdir, task, state, start, loader, checkpointer) -> Run:
@@ -167,10 +170,16 @@ class _Steps:
     """The steps of a run, and its end."""
 
     def __init__(
-        self, run: Run, task: Task, interruption: Interruption, evaluate: Evaluate, save: Save
+        self,
+        run: Run,
+        task: Task,
+        interruption: Interruption,
+        evaluate: Evaluate,
+        save: Save,
+        goodput: Goodput,
     ):
         self.run, self.task, self.interruption = run, task, interruption
-        self.evaluate, self.save = evaluate, save
+        self.evaluate, self.save, self.goodput = evaluate, save, goodput
 
     def run_all(self, frozen: Any, mesh: Any) -> int:
         """Run the steps that are left, save, evaluate; returns the exit status."""
@@ -178,14 +187,21 @@ class _Steps:
             return self._report_stop(reason)
         # Saved before it is evaluated: an evaluation takes long, and may fail. The last step need
         # not be a multiple of the save interval.
-        self.save.last(self.run)
+        self._save_last()
         try:
-            result = self.evaluate.evaluate(self.run)
+            with self.goodput.part("evaluation"):
+                result = self.evaluate.evaluate(self.run)
         except Stop:
             return self._report_stop(self.interruption.poll())
-        self.run.checkpointer.wait()  # with the scores
+        with self.goodput.part("saves"):
+            self.run.checkpointer.wait()  # with the scores
         self._report(result)
         return 0
+
+    def _save_last(self) -> None:
+        with self.goodput.part("saves"):
+            self.save.last(self.run)
+        self.goodput.write(self.run.step)
 
     def _run_steps(self, frozen: Any, mesh: Any) -> str:
         """Run steps until done or asked to stop; returns why it stopped early, or ''."""
@@ -196,7 +212,8 @@ class _Steps:
             self.interruption.begin()
             while run.step < run.config.train.steps:
                 begin = time.perf_counter()
-                batch = self._read_batch(log)
+                with self.goodput.part("data"):
+                    batch = self._read_batch(log)
                 waited = time.perf_counter() - begin
                 arrays = to_global(self.task.read_batch(batch), rows)
                 run.state, metrics = train_step(run.state, arrays, frozen)
@@ -205,16 +222,23 @@ class _Steps:
                 run.step += 1
                 run.progress.advance()
                 # Log first, since it stops a diverged run before anything is evaluated or saved.
-                if log(run, metrics, batch, waited=waited, called=called):
-                    self.save.check(run)
-                self.save(run)
-                with contextlib.suppress(Stop):  # the reason is asked for below
-                    self.evaluate(run)
+                shapes = log.shapes
+                due = log(run, metrics, batch, waited=waited, called=called)
+                if log.shapes > shapes:
+                    self.goodput.move("compilation", called)
+                with self.goodput.part("saves"):
+                    if due:
+                        self.save.check(run)
+                    self.save(run)
+                with self.goodput.part("evaluation"), contextlib.suppress(Stop):
+                    self.evaluate(run)  # the reason is asked for below
+                if due:
+                    self.goodput.write(run.step)
                 profile(run)
                 if reason := self._find_stop_reason():
                     # Metrics not yet logged would be lost, and so would a save in the background.
                     log.flush(run)
-                    self.save.last(run)
+                    self._save_last()
                     return reason
         return ""
 
@@ -243,6 +267,7 @@ class _Steps:
 
     def _report_stop(self, reason: str) -> int:
         run = self.run
+        run.progress.say(self.goodput.describe())
         run.progress.say(
             f"{reason}: saved step {run.step} in {run.workdir}; the same command goes on from there"
         )
@@ -250,6 +275,8 @@ class _Steps:
 
     def _report(self, result: Any) -> None:
         run = self.run
+        self.goodput.write(run.step)
+        run.progress.say(self.goodput.describe())
         run.writer.flush()
         if run.loader.report.clips:
             run.progress.say(run.loader.report.table())
