@@ -17,6 +17,7 @@
 set -u
 
 INTERRUPTED=130 # exit status of a run that was asked to stop, saved and left
+LOST=75         # a process was killed or hung, and starting again may help
 
 if [ $# -eq 0 ]; then
     echo "usage: sbatch [options] launch/slurm.sh --config=... --workdir=... [flags of vidlatent.main]" >&2
@@ -38,7 +39,7 @@ while :; do
     [ "$signals" -eq "$before" ] && break
 done
 
-if [ "$signals" -gt 0 ] && [ "$status" -eq "$INTERRUPTED" ]; then
+if [ "$signals" -gt 0 ] && [ "$status" -eq "$INTERRUPTED" ] || [ "$status" -eq "$LOST" ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -150,6 +150,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
     "train": {
         "steps": _COUNT,
         "stop_at": _COUNT_OR_NONE,
+        "hang_timeout": _COUNT_OR_NONE,
         "init_from": Text(),
         "init_kind": Text(),
         "init_table": Text(needed=True),

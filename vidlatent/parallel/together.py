@@ -33,6 +33,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.files import dump_json
 
 __all__ = [
+    "LOST",
     "Agreement",
     "Failure",
     "SharedError",
@@ -43,6 +44,9 @@ __all__ = [
     "watch",
 ]
 
+# Exit status after another process or this one was lost: nothing is wrong with what was asked for,
+# and starting again may help (EX_TEMPFAIL of sysexits.h).
+LOST = 75
 _FAILED, _SEEN, _ALIVE = "vidlatent/failed/", "vidlatent/seen/", "vidlatent/alive/"
 _LOOK_SECONDS = 0.5  # between two looks of the thread
 _GRACE_SECONDS = 8.0  # for a process to end by itself after another one failed
@@ -102,7 +106,7 @@ class _Watch:
                 lost += 1
                 if lost > 3 and self.failure is None:
                     self.failure = Failure(
-                        0, "it does not answer any more; it was killed or its machine is gone", 2
+                        0, "it does not answer any more; it was killed or its machine is gone", LOST
                     )
             if self.failure is not None:
                 self._end_if_the_main_thread_does_not()
@@ -134,7 +138,7 @@ class _Watch:
                     process,
                     f"no sign of life for {self.silence:.0f} s; it was killed or its machine "
                     "does not answer",
-                    2,
+                    LOST,
                 )
 
     def _end_if_the_main_thread_does_not(self) -> None:

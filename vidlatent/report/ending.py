@@ -16,6 +16,7 @@ __all__ = ["end_by"]
 
 # What shells report for a program that Ctrl-C ended: 128 + the signal's number.
 _INTERRUPTED = 130
+_LOST = 75  # parallel.together.LOST, which imports JAX
 _WRONG, _BROKEN = 2, 1  # exit status: a mistake that the user can mend, or one of the program
 # What collective operations raise is not always of JAX's own type.
 _CONNECTION = re.compile(
@@ -81,7 +82,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return (
             f"the connection to another process of this run is lost ({text}): it was killed, or "
             "its machine does not answer; look at its log.",
-            _WRONG,
+            _LOST,
         )
     return (
         f"{type(error).__name__}: {text} ({_find_place(error)}); a fault of the program.",

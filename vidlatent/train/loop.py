@@ -37,6 +37,7 @@ from vidlatent.train.program import describe_state, jit_train_step
 from vidlatent.train.progress import Progress
 from vidlatent.train.state import random_key
 from vidlatent.train.tasks.base import Task, make_task
+from vidlatent.train.watchdog import Watchdog
 from vidlatent.train.workdir import check_not_lost
 
 __all__ = ["INTERRUPTED", "train"]
@@ -90,13 +91,16 @@ def train(config: ConfigDict, workdir: Path) -> int:
                 logging.warning("config differs from the one this workdir had: %s", change)
         run = _make_run(stack, config, workdir, task, state, start, loader, checkpointer)
         run.adapters = adapters
+        watchdog = Watchdog(config.train.hang_timeout)
         # Now and not at the first evaluation, so that missing networks show at once.
         validation = task.make_validation(
-            run, frozen, mesh, _make_stoppable(loaders.validation, interruption)
+            run, frozen, mesh, _make_stoppable(loaders.validation, interruption, watchdog)
         )
         evaluate, save = Evaluate(run, validation), Save(task.players, lock)
         goodput = Goodput(workdir, start.step, began)
-        return _Steps(run, task, interruption, evaluate, save, goodput).run_all(frozen, mesh)
+        stack.enter_context(watchdog.watching())
+        steps = _Steps(run, task, interruption, evaluate, save, goodput, watchdog)
+        return steps.run_all(frozen, mesh)
 
 
 def _make_run(stack, config, workdir, task, state, start, loader, checkpointer) -> Run:
@@ -120,12 +124,18 @@ def _make_run(stack, config, workdir, task, state, start, loader, checkpointer) 
     )
 
 
-def _make_stoppable(make_loader: Callable[[], Any], interruption: Interruption) -> Callable:
+def _make_stoppable(
+    make_loader: Callable[[], Any], interruption: Interruption, watchdog: Watchdog
+) -> Callable:
     """Loaders that raise ``Stop`` between two batches once the run should stop."""
+
+    def before_batch() -> None:
+        watchdog.alive(compiles=True)
+        interruption.check()
 
     def make() -> Any:
         loader = make_loader()
-        loader.before_batch = interruption.check
+        loader.before_batch = before_batch
         return loader
 
     return make
@@ -177,9 +187,11 @@ class _Steps:
         evaluate: Evaluate,
         save: Save,
         goodput: Goodput,
+        watchdog: Watchdog,
     ):
         self.run, self.task, self.interruption = run, task, interruption
         self.evaluate, self.save, self.goodput = evaluate, save, goodput
+        self.watchdog = watchdog
 
     def run_all(self, frozen: Any, mesh: Any) -> int:
         """Run the steps that are left, save, evaluate; returns the exit status."""
@@ -226,6 +238,7 @@ class _Steps:
                 due = log(run, metrics, batch, waited=waited, called=called)
                 if log.shapes > shapes:
                     self.goodput.move("compilation", called)
+                self.watchdog.alive(compiles=log.shapes < len(run.config.data.buckets))
                 with self.goodput.part("saves"):
                     if due:
                         self.save.check(run)

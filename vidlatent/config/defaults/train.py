@@ -23,6 +23,9 @@ def get_train() -> ConfigDict:
     train.patch_encoder = True
     train.log_every = 10  # steps between lines of the log
     train.max_bad_steps = 10  # consecutive steps with NaN or infinity after which the run stops
+    # Seconds without a step after which a run counts as hanging: it writes the stacks of its
+    # threads and ends with status 75. Four times as long for steps that compile; 0: never
+    train.hang_timeout = 1800
     train.tensorboard = True  # write TensorBoard files beside metrics.jsonl
     train.profile_at = 0  # first step of a profiler trace; 0: none
     train.profile_steps = 5  # steps in the trace
