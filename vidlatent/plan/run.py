@@ -27,6 +27,7 @@ from vidlatent.plan.hardware import GIB, Topology, parse_topology
 from vidlatent.plan.program import DoesNotFit
 from vidlatent.plan.report import format_plan
 from vidlatent.plan.search import override_keys, propose_changes
+from vidlatent.plan.state import STATE, plan_state
 from vidlatent.plan.topology import get_devices, has_devices, run_in_child
 
 __all__ = ["compile_and_cost", "make_plan", "plan"]
@@ -42,6 +43,8 @@ def plan(config: ConfigDict, workdir: Path, topology: str, output: str) -> int:
     """
     if config.plan.what == CASCADE:
         return plan_cascade(config, workdir, topology, output)
+    if config.plan.what == STATE:
+        return plan_state(config, workdir, topology, output)
     where = parse_topology(topology)
     name = f"{config.plan.what}-{str(where).replace(':', '-')}.json"
     target = as_path(output or workdir / "plan" / name).resolve()

@@ -7,7 +7,8 @@ def get_plan() -> ConfigDict:
     plan = ConfigDict()
     # train; of a tokenizer encode | decode, of a generator or refiner sample | nfe (one evaluation
     # of it), of a latent upsampler sample, of a refiner cascade: which networks are in memory when,
-    # from picture to refined video
+    # from picture to refined video; state: what a training step holds between its calls, by shapes,
+    # for several machines at once
     plan.what = "train"
     plan.bucket = ()  # frames, height, width, batch; empty: that of data.buckets with most pixels
     plan.memory_gib = 0.0  # of a device; 0: what the hardware has
