@@ -34,15 +34,20 @@ def sizes(tree):
 
 @pytest.mark.parametrize(
     ("stage", "frozen", "players"),
-    [("cfg", {*FROZEN, "teacher"}, ()), ("progressive", FROZEN, ("teacher",))],
+    [
+        ("cfg", {*FROZEN, "teacher"}, ()),
+        ("progressive", FROZEN, ("teacher",)),
+        ("sida", {*FROZEN, "teacher"}, ("fake",)),
+    ],
 )
 def test_a_refiners_distillation_has_all_of_its_networks(stage, frozen, players):
     refiner = str(ROOT / "configs" / "fsvideo_refiner.py")
     state, batch, held = built(f"{refiner}:demo,stage={stage}").arguments
     assert set(held) == frozen and {"latent", "latent_low", "mask"} <= set(batch)
     assert set(state) == {"step", "params", "opt", "ema", "extra", *players}
-    teacher = state["teacher"]["params"] if players else held["teacher"]
-    assert sizes(teacher) == sizes(held["base"]) == sizes(state["params"])
+    for network in (*(state[name]["params"] for name in players), *map(held.get, frozen)):
+        if network is not held["upsampler"]:
+            assert sizes(network) == sizes(state["params"])
 
 
 def test_adapters_take_the_place_of_all_states_but_one():
@@ -56,3 +61,15 @@ def test_adapters_take_the_place_of_all_states_but_one():
     last = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(state["params"])}
     assert last == {"lora_a", "lora_b"}
     assert program.parts["parameters"] is state["params"]
+
+
+def test_student_and_fake_score_are_adapted_by_themselves():
+    base = str(ROOT / "configs" / "fsvideo_dit.py")
+    keys = {"optim__lora__rank": 2, "distill__optim__lora__rank": 3}
+    state, _, held = built(f"{base}:demo,stage=sida", **keys).arguments
+    assert set(held) == {"adapted", "teacher"} and set(state) > {"fake"}
+    student, fake = (
+        tree["blocks"]["ffn"]["fc1"]["kernel"]["lora_a"].shape[-1]
+        for tree in (state["params"], state["fake"]["params"])
+    )
+    assert (student, fake) == (2, 3)

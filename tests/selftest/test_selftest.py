@@ -26,6 +26,7 @@ def verdicts(name):
         "halved steps",
         "order of convergence",
         pytest.param("score identity", marks=pytest.mark.slow),
+        pytest.param("distribution matching", marks=pytest.mark.slow),
         pytest.param("one datum", marks=pytest.mark.slow),
         pytest.param("random steps", marks=pytest.mark.slow),
         pytest.param("kernels", marks=pytest.mark.slow),
@@ -86,6 +87,14 @@ def test_wrong_scores_are_seen(monkeypatch):
 
     monkeypatch.setattr(distillation, "score_identity_loss", turned)
     found = verdicts("score identity")
+    assert "pass" not in found.values(), found
+    match = distillation.distribution_matching_loss
+
+    def swapped(teacher, fake, *given):
+        return match(fake, teacher, *given)
+
+    monkeypatch.setattr(distillation, "distribution_matching_loss", swapped)
+    found = verdicts("distribution matching")
     assert "pass" not in found.values(), found
 
 

@@ -160,6 +160,22 @@ def check_score_identity() -> Numbers:
         yield f"alpha {alpha:g}: gradient", error / size, 0.0, 1e-4
 
 
+@register("distribution matching")
+def check_distribution_matching() -> Numbers:
+    """DMD finds the data's distribution as well, and its gradient is ``w (fake - teacher)``."""
+    loss = distillation.distribution_matching_loss
+    found = _distil(loss)
+    yield "deviation", float(found["a"]), 1.0, 1e-2
+    yield "mean", float(found["b"]), 0.0, 1e-2
+
+    def by_hand(sigma, x, of_teacher, of_fake):
+        del sigma
+        return (of_fake[0] - of_teacher[0]) / np.maximum(np.abs(x - of_teacher[0]), 1e-5)
+
+    error, size = _find_slope(loss, by_hand)
+    yield "gradient", error / size, 0.0, 1e-4
+
+
 # Solver, its options, and the order of its global error.
 _ORDERS: tuple[tuple[str, dict[str, Any], float], ...] = (
     ("euler", {}, 1.0),
