@@ -130,7 +130,8 @@ def _build(
     config: ConfigDict, topology: Topology, bucket: tuple[int, ...]
 ) -> tuple[Program, AbstractMesh]:
     def build(config: ConfigDict) -> tuple[Program, AbstractMesh]:
-        mesh = AbstractMesh(resolve_sizes(config.mesh, topology.devices), AXES)
+        # Shapes and shardings need no devices, which is all that a program is built from.
+        mesh: Any = AbstractMesh(resolve_sizes(config.mesh, topology.devices), AXES)
         return build_program(config, "train", mesh, bucket), mesh
 
     try:
