@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from vidlatent.errors import VidlatentError
 from vidlatent.files import write_json
 from vidlatent.parallel.mesh import AXES, resolve_sizes
+from vidlatent.paths import as_path
 from vidlatent.plan.build import build_program, choose_bucket
 from vidlatent.plan.costs import count_device_bytes
 from vidlatent.plan.hardware import GIB, Topology, parse_topology
@@ -56,7 +57,7 @@ def plan_state(config: ConfigDict, workdir: Path, topologies: str, output: str) 
         rows.append(count_state(config, where, bucket))
         if not rows[-1]["fits"]:
             rows += find_change(config, where, bucket)
-    target = Path(output or workdir / "plan" / f"{STATE}.json").resolve()
+    target = as_path(output or workdir / "plan" / f"{STATE}.json").resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     result = {"config": config.name, "preset": config.preset, "bucket": list(bucket), "rows": rows}
     write_json(target, result)
