@@ -151,3 +151,16 @@ def test_a_reward_learns_what_was_judged(tmp_path):
     assert train(config, tmp_path / "adapted") == 0
     adapted = json.loads((tmp_path / "adapted" / "eval" / "step_4" / "scores.json").read_text())
     assert adapted["scores"]["accuracy"] == trained["scores"]["accuracy"]
+
+
+def test_scores_that_nobody_judged_are_left_out(folder, tmp_path):
+    """So that the mean of VideoAlign's loss is over its three scores, not over their sum too."""
+    names = ("videoalign_ta", "videoalign_vq")
+    row = {"first": "a.mp4", "second": "b.mp4", "preferred": dict.fromkeys(names, "tie")}
+    config = reward_config(write_pairs(tmp_path, [row]), rewards__use=("videoalign",))
+    config.rewards.videoalign.network = "videoalign_tiny"
+    config.rewards.videoalign.tokenizer = "words"
+    judge = PairJudge(config)
+    # In the reward's order, each from its own column.
+    assert judge.names == ("videoalign_vq", "videoalign_ta")
+    assert judge._columns == [1, 0]

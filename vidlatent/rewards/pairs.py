@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from vidlatent.data.sources.pairs import PairSource
 from vidlatent.errors import VidlatentError
-from vidlatent.losses.preference import UNKNOWN
 from vidlatent.models.load import resolve_dtype
 from vidlatent.registry import did_you_mean
 from vidlatent.rewards.base import RewardInputs
@@ -34,7 +33,7 @@ class PairJudge:
 
     Attributes:
       reward: the reward.
-      names: of its scores.
+      names: of its scores, those that were judged.
       arrays: of a host batch that it needs.
       spec: which videos it takes.
 
@@ -61,16 +60,17 @@ class PairJudge:
                 "set --config.data.source=pairs and name their folder by --config.data.path."
             )
         self.reward = rewards[use[0]]
-        self.names, self._fps = self.reward.names, float(config.data.fps)
-        source = PairSource(config.data.path)
+        source, known = PairSource(config.data.path), self.reward.names
+        self._fps = float(config.data.fps)
         for score in source.scores:
-            if score and score not in self.names:
-                hint = did_you_mean(score, self.names)
-                raise VidlatentError(f"{source.where} judges by {score!r}: {hint}")
-        # Of each score the column of ``judged``; -1 where nobody judged by it.
+            if score and score not in known:
+                raise VidlatentError(
+                    f"{source.where} judges by {score!r}: {did_you_mean(score, known)}"
+                )
+        # A judgement that names no score is one of all.
         whole = source.scores == ("",)
-        places = {name: column for column, name in enumerate(source.scores)}
-        self._columns = [0 if whole else places.get(name, -1) for name in self.names]
+        self.names = known if whole else tuple(n for n in known if n in source.scores)
+        self._columns = [0 if whole else source.scores.index(name) for name in self.names]
 
     def read_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The arrays of a host batch that go to the devices, with the prompts' tokens."""
@@ -103,6 +103,4 @@ class PairJudge:
             first = video[:, 0] if self.reward.reads_first else None
             scores = self.reward.score(params, RewardInputs(video, prompt, first, self._fps))
             found[side] = jnp.stack([scores[score] for score in self.names], axis=1)
-        unknown = jnp.full(len(batch["mask"]), UNKNOWN, jnp.int32)
-        judged = [unknown if c < 0 else batch["judged"][:, c] for c in self._columns]
-        return found | {"judged": jnp.stack(judged, axis=1)}
+        return found | {"judged": batch["judged"][:, jnp.array(self._columns)]}
