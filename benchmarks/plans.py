@@ -90,6 +90,13 @@ CASES = (
     Case("fsvideo_dit-target", _VIDEO_DIT + "target", "v5p:8x8x4", {"mesh.context": 4, **_FSAE}),
     Case("fsvideo_dit-video", _VIDEO_DIT + "video", "v5p:8x8x4", {"mesh.context": 2, **_FSAE}),
     Case("fsvideo_dit-image", _VIDEO_DIT + "image", "v5p:8x8x4", _FSAE),
+    # A batch of 32 does not spread over 64 places, so a clip is split eight ways.
+    Case(
+        "fsvideo_refiner-target",
+        "fsvideo_refiner:paper,stage=target",
+        "v5p:8x8x4",
+        {"mesh.context": 8, **_FSAE},
+    ),
     Case("dcae-sana", "dcae:paper", "v6e:8x8"),
     Case("ivvae-1", "ivvae:paper,stage=1", "v6e:8x8"),
     Case("ivvae-2", "ivvae:paper,stage=2", "v6e:4x8"),
