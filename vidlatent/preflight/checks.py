@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from vidlatent.bench.device import measure_peaks, time_runs
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import resolve_dtype
-from vidlatent.parallel.mesh import mesh_for_batches
+from vidlatent.parallel.mesh import AXES, make_mesh, mesh_for_batches
 from vidlatent.parallel.together import compare
 from vidlatent.paths import as_path, is_remote
 from vidlatent.plan.build import build_program, choose_bucket
@@ -141,8 +141,8 @@ def check_links(hardware: Hardware, size: int = 64 << 20) -> list[Row]:
         return [Row("links", "one device", "", OK)]
     if hardware.platform == "cpu":
         size = min(size, 4 << 20)
-    mesh = Mesh(np.asarray(jax.devices()), ("all",))
-    where = NamedSharding(mesh, PartitionSpec("all"))
+    mesh = make_mesh({axis: -1 if axis == "fsdp" else 1 for axis in AXES})
+    where = NamedSharding(mesh, PartitionSpec("fsdp"))
     per_device = size // 4
     rows = jax.jit(lambda: jnp.ones((count, per_device), jnp.float32), out_shardings=where)()
     total = jax.jit(
