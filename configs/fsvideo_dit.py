@@ -16,6 +16,8 @@
 ``demo,stage=cfg``                   guidance distilled into the demo: one evaluation a step
 ``demo,stage=progressive``           then 32 of its steps distilled to 4, in three stages
 ``demo,stage=sida``, ``stage=dmd``   or 4 steps by the scores of two networks, SiDA or DMD2
+``demo,stage=grpo``                  its videos raise a reward, of ``paper`` too
+                                     (docs/policy_updates.md)
 
 Latents come from ``--mode=encode`` with this config: ``--config.data.path=<set>``
 (docs/chains.md). A stage starts from the workdir
@@ -34,10 +36,11 @@ from vidlatent.config import (
     long_run,
     name_suffix,
     parse_arg,
+    raise_rewards,
 )
 
 _FEW_STEPS = ("cfg", "progressive", "sida", "dmd")
-_STAGES = ("image", "video", "target", "sft", *_FEW_STEPS)
+_STAGES = ("image", "video", "target", "sft", *_FEW_STEPS, "grpo")
 
 
 def get_config(arg: str = ""):
@@ -77,7 +80,31 @@ def get_config(arg: str = ""):
         config.preset += "-plain"
     if arg.stage in _FEW_STEPS:
         _distil(config, arg)
+    if arg.stage == "grpo":
+        _raise_rewards(config, arg)
     return config
+
+
+def _raise_rewards(config, arg):
+    """MixGRPO (2.4.3) on the base model, which the paper tunes by gradients of rewards instead."""
+    if arg.preset == "demo":
+        built_in = tuple(f"{config.recipe} {stage}" for stage in ("cfg", "progressive", "sida"))
+        raise_rewards(config, ("motion",), (config.recipe, *built_in))
+        config.sampler.steps, config.rl.window.size, config.rl.eta = 8, 2, 0.5
+        config.data.buckets = ((9, 32, 32, 8),)
+        config.rl.group = 8
+        config.rl.watch = ("sharpness",)
+        config.optim.lr = 1e-4
+        config.train.steps = 60
+        config.checkpoint.every = config.eval.every = 15
+    else:
+        config.preset = "paper"
+        raise_rewards(config, ("mps",), ("fsvideo_dit sft", "fsvideo_dit target"))
+        # 16 prompts of 12 samples: not stated, like all that follows here.
+        config.data.buckets = ((121, 384, 640, 16),)
+        config.data.length_weights = ()
+        config.rl.parts = 12
+        config.rl.watch = ("motion",)
 
 
 def _distil(config, arg):
@@ -141,7 +168,7 @@ def _paper(config, arg):
     config.conditions.null_text = "empty"  # not stated; Wan's
     config.data.source = "latents"
     config.data.fps = 24.0  # stated
-    _stage(config, arg.stage)
+    _stage(config, "sft" if arg.stage == "grpo" else arg.stage)
     if arg.start == "wan" and arg.stage == "image":
         config.train.init_kind = "wan_memory"
         generator.memory_share = 0.98

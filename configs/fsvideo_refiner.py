@@ -8,11 +8,13 @@
 ``stage=progressive``             then 64 steps distilled to 32, the demo's 16 to 8
 ``stage=sida``, ``stage=dmd``     then 8 steps (the demo's 4) by adversarial score identity
                                   distillation, or by DMD2 to compare with
+``stage=grpo``                    its videos raise a reward (2.4.3; docs/policy_updates.md)
 
 The first starts from the base model, ``--config.train.init_from=BASE``, whose copy stays frozen
 beside it: ``--config.refiner.base=BASE --config.refiner.upsampler=UPSAMPLER``. The data are pairs:
 a set that was encoded with ``--config.encode.low=2``, or videos. Distillation starts from the stage
-before, ``--config.distill.teacher=REFINER``, whose base model and upsampler it takes over.
+before, ``--config.distill.teacher=REFINER``, whose base model and upsampler it takes over; policy
+updates from ``--config.train.init_from=REFINER``.
 """
 
 from vidlatent.config import (
@@ -24,10 +26,11 @@ from vidlatent.config import (
     load_base,
     long_run,
     parse_arg,
+    raise_rewards,
 )
 
 _FEW_STEPS = ("cfg", "progressive", "sida", "dmd")
-_STAGES = ("image", "video", "target", *_FEW_STEPS)
+_STAGES = ("image", "video", "target", *_FEW_STEPS, "grpo")
 
 
 def get_config(arg: str = ""):
@@ -38,7 +41,7 @@ def get_config(arg: str = ""):
         _demo(config)
     else:
         config = load_base("fsvideo_dit:paper,stage=target")
-        _paper(config, "target" if arg.stage in _FEW_STEPS else arg.stage)
+        _paper(config, "target" if arg.stage in (*_FEW_STEPS, "grpo") else arg.stage)
     config.task = "refiner"
     config.name = "fsvideo_refiner"
     config.encode.low = 2
@@ -47,7 +50,31 @@ def get_config(arg: str = ""):
     config.sampler.guidance.scales, config.sampler.guidance.drops = (), ()
     if arg.stage in _FEW_STEPS:
         _distil(config, arg)
+    if arg.stage == "grpo":
+        _raise_rewards(config, arg)
     return config
+
+
+def _raise_rewards(config, arg):
+    """MixGRPO is stated; its values, prompts and rewards' weights are not."""
+    demo = arg.preset == "demo"
+    follows = tuple(f"{config.recipe}{stage}" for stage in (" sida", " progressive", " cfg", ""))
+    config.preset = arg.preset
+    raise_rewards(config, ("motion",) if demo else ("videoalign",), follows[::-1])
+    if demo:
+        config.data.buckets = ((9, 64, 64, 4),)
+        config.rl.group, config.rl.parts = 8, 2
+        config.rl.watch = ("sharpness",)
+        config.optim.lr = 1e-4
+        config.train.steps = 40
+        config.checkpoint.every = config.eval.every = 20
+    else:
+        # VideoAlign is stated; its three scores count alike, and their sum is left out.
+        kinds = ("vq", "mq", "ta")
+        config.rewards.weights = tuple((f"videoalign_{kind}", 1.0) for kind in kinds)
+        config.data.buckets = ((121, 768, 1280, 16),)
+        config.rl.parts = 12
+        config.rl.watch = ("motion",)
 
 
 def _distil(config, arg):

@@ -9,6 +9,7 @@
 ``stage=progressive``              then fewer steps: the demo's 40 to 10, 128 to 32
 ``demo,flow=true``                 by flow matching in place of DDPM's noise prediction
 ``demo,flow=true,stage=sida``      then 4 steps by the scores of two networks, SiDA (or ``dmd``)
+``stage=grpo``                     its videos raise a reward (docs/policy_updates.md)
 
 Latents come from ``--mode=encode``: ``--config.data.path=<set>``. Distillation starts from the run
 of the stage before, ``--config.distill.teacher=<workdir>``; IV-VAE's paper has none.
@@ -25,6 +26,7 @@ from vidlatent.config import (
     long_run,
     noise_prediction,
     parse_arg,
+    raise_rewards,
 )
 
 # For each data set: number of classes, and the step at which clipping starts (Latte's code).
@@ -38,7 +40,7 @@ _SCORES = ("sida", "dmd")
 def get_config(arg: str = ""):
     arg = parse_arg(arg, presets=("demo", "paper"), data="ucf101", z=4, flow=False, stage="data")
     check_choice("data", arg.data, _DATA)
-    check_choice("stage", arg.stage, ("data", "cfg", "progressive", *_SCORES))
+    check_choice("stage", arg.stage, ("data", "cfg", "progressive", *_SCORES, "grpo"))
     _check_flow(arg)
     config = get_generator_defaults("latte", arg.preset)
     generator = config.generator
@@ -53,8 +55,10 @@ def get_config(arg: str = ""):
     {"demo": _demo, "paper": _paper}[arg.preset](config, arg)
     if arg.flow:
         _flow(config)
-    if arg.stage != "data":
+    if arg.stage not in ("data", "grpo"):
         _distil(config, arg)
+    if arg.stage == "grpo":
+        _raise_rewards(config, arg)
     return config
 
 
@@ -76,6 +80,25 @@ def _flow(config):
     config.sampler.spacing, config.sampler.shift = "", 3.0
     config.preset += "-flow"
     config.recipe += " flow"
+
+
+def _raise_rewards(config, arg):
+    """FSVideo's method for its refiner (2.4.3) on this generator; all values are ours."""
+    demo, before = arg.preset == "demo", config.recipe
+    if not arg.flow:
+        config.sampler.spacing = "trailing"
+    config.sampler.steps = 10 if demo else 25
+    raise_rewards(config, ("motion",), (before, f"{before} cfg", f"{before} progressive"))
+    config.rl.watch = ("sharpness",)
+    if demo:
+        config.data.buckets = ((9, 32, 32, 8),)
+        config.rl.group = 8
+        config.optim.lr = 1e-4
+        config.train.steps = 60
+        config.checkpoint.every = config.eval.every = 15
+    else:
+        config.data.buckets = ((17, 256, 256, 32),)
+        config.rl.parts = 4
 
 
 def _distil(config, arg):

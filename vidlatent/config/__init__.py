@@ -24,6 +24,7 @@ from vidlatent.config.recipes import (
     halve_steps,
     long_run,
     noise_prediction,
+    raise_rewards,
 )
 from vidlatent.config.roles import ROLES, role_of
 from vidlatent.config.store import (
@@ -66,6 +67,7 @@ __all__ = [
     "name_suffix",
     "noise_prediction",
     "parse_arg",
+    "raise_rewards",
     "read",
     "split_overrides",
     "role_of",

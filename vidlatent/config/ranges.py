@@ -393,6 +393,29 @@ _SECTIONS: dict[str, dict[str, Any]] = {
     },
     "distill.optim": _OPTIM,
     "distill.optim.lora": _LORA,
+    "rl": {
+        "group": whole(2),
+        **dict.fromkeys(("parts", "updates", "stop_after"), _COUNT),
+        "noise": Text(needed=True),
+        "eta": _POSITIVE,
+        "same_start": Flag(),
+        **dict.fromkeys(("start_seed", "noise_seed"), _OPTION),
+        **dict.fromkeys(
+            ("least_std", "advantage_eps", "kl_weight", "ratio_tolerance", "stop_fall"), _WEIGHT
+        ),
+        **dict.fromkeys(("clip", "advantage_clip"), _POSITIVE),
+        "advantage_std": Choice(("unbiased", "population")),
+        "kl_kind": Choice(("log_ratio", "published", "exact")),
+        **dict.fromkeys(("frames", "decode_groups"), _COUNT_OR_NONE),
+        "watch": _NAMES,
+    },
+    "rl.window": {
+        **dict.fromkeys(("size", "stay", "stride"), _COUNT),
+        "order": Choice(("progressive", "random", "decaying")),
+        "end": Choice(("every", "published")),
+        "decay": _WEIGHT,
+        "threshold": _COUNT_OR_NONE,
+    },
 }
 
 # Key -> rule.

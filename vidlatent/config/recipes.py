@@ -11,6 +11,7 @@ __all__ = [
     "halve_steps",
     "long_run",
     "noise_prediction",
+    "raise_rewards",
 ]
 
 
@@ -149,6 +150,32 @@ def distil_scores(config: ConfigDict, kind: str, steps: int, train_steps: int, l
     _follow(config, kind, f"{before} cfg")
     config.recipe = f"{before} {kind}"
     config.train.init_recipes = (f"{before} progressive", f"{before} cfg")
+
+
+def raise_rewards(config: ConfigDict, rewards: tuple[str, ...], follows: tuple[str, ...]) -> None:
+    """The stage after one of ``follows``: policy updates by rewards, MixGRPO (FSVideo 2.4.3).
+
+    Optimizer and number of steps are MixGRPO's.
+    """
+    config.task = "grpo"
+    flow = config.diffusion.schedule.name == "flow"
+    config.sampler.name = "euler" if flow else "ddim"
+    config.rewards.use = rewards
+    # Flow-SDE is of flows alone.
+    config.rl.noise = "flow_sde" if flow else "cps"
+    if config.sampler.steps > 10:
+        config.rl.window.size, config.rl.eta = 4, 0.7
+    long_run(config, steps=300, lr=1e-5)
+    config.train.log_every = 1
+    config.checkpoint.every = config.eval.every = 25
+    config.checkpoint.best_metric, config.checkpoint.best_mode = "reward", "max"
+    config.optim.b1, config.optim.b2, config.optim.eps = 0.9, 0.999, 1e-8
+    config.optim.weight_decay, config.optim.clip_norm = 1e-4, 1.0
+    config.optim.ema_decay = 0.99
+    # Conditions are those of sampling: none is dropped.
+    config.conditions.drop = ConfigDict()
+    _follow(config, "grpo", follows[0])
+    config.train.init_recipes = follows
 
 
 def _follow(config: ConfigDict, stage: str, follows: str) -> None:

@@ -141,7 +141,7 @@ class RefinerInputs:
             high,
             self._schedule(low.shape[1:4]).sample_sigma(of_sigma, len(low)),
             self._evaluate_base(frozen["base"], low, conditions),
-            lambda latent: self._upsampler.apply({"params": frozen["upsampler"]}, latent),
+            self._upsample(frozen),
             self._options,
             augment=self._augment,
         )
@@ -158,13 +158,24 @@ class RefinerInputs:
             )
         return schedule.for_tokens(math.prod(grid) // math.prod(self._base.patch))
 
-    def _evaluate_base(self, params: Any, low: jax.Array, conditions: Mapping[str, Any]) -> Any:
-        """``(z, sigma) -> velocity`` of the base model under the conditions of the small clip."""
+    def _upsample(self, frozen: Mapping[str, Any]) -> Any:
+        """``[B, t, h, w, c] -> [B, t, 2 h, 2 w, c]`` by the frozen upsampler."""
+        return lambda latent: self._upsampler.apply({"params": frozen["upsampler"]}, latent)
+
+    def _choose_base_conditions(
+        self, low: jax.Array, conditions: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The conditions that the base model reads; its first frame is that of the small clip."""
         own = {name: conditions[name] for name in self._base.reads}
         if "first" in own:
             own["first"] = low[:, :1]
         if "null_text" in conditions:
             own["null_text"] = conditions["null_text"]
+        return own
+
+    def _evaluate_base(self, params: Any, low: jax.Array, conditions: Mapping[str, Any]) -> Any:
+        """``(z, sigma) -> velocity`` of the base model under the conditions of the small clip."""
+        own = self._choose_base_conditions(low, conditions)
         drop = missing_condition_masks(own, self._base.reads, low.shape[1])
 
         def evaluate(z, sigma):

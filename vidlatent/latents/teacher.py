@@ -50,9 +50,13 @@ def follow_teacher(config: ConfigDict) -> ConfigDict:
     and ``config.train.init_from`` stands for both. The student of a refiner has its teacher's base
     model and upsampler. A run stores the result.
 
+    So do the policy updates of a refiner, with the refiner that they start from.
+
     Raises:
       VidlatentError: no teacher is named, or it is no generator.
     """
+    if config.task == "grpo":
+        return _take_parts(config, config.train.init_from)
     if not config.task.startswith("distill_"):
         return config
     config = config.copy_and_resolve_references()
@@ -60,8 +64,19 @@ def follow_teacher(config: ConfigDict) -> ConfigDict:
         distill, train = config.distill, config.train
         distill.teacher = distill.teacher or train.init_from
         train.init_from = train.init_from or distill.teacher
-        taught, refiner = read_teacher(config).refiner, config.refiner
-        for name in ("base", "upsampler"):
+    read_teacher(config)
+    return _take_parts(config, config.distill.teacher)
+
+
+def _take_parts(config: ConfigDict, source: str) -> ConfigDict:
+    """The config with base model and upsampler, where it names none, of the run in ``source``."""
+    if not source or not is_workdir(source):
+        return config
+    taught = configs.read(as_path(source)).get("refiner")
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        refiner = config.refiner
+        for name in ("base", "upsampler") if taught is not None else ():
             if not refiner[name]:
                 refiner[name], refiner[f"{name}_step"] = taught[name], taught[f"{name}_step"]
     return config

@@ -183,7 +183,7 @@ class LatentSampler:
     def run(self, params: Any, seeds: jax.Array, conditions: Mapping[str, Any]) -> jax.Array:
         """All steps as one traceable function of ``seeds`` uint32 ``[B]``: ``[B, t, h, w, c]``."""
         carry, branches = self.begin(params, seeds, conditions)
-        denoise = self._denoise(params, branches, carry.x)[0]
+        denoise = self.make_denoise(params, branches, carry.x)[0]
         return sample(self.plan, denoise, carry.x, _keys(seeds)[1], state=carry.state).x
 
     def begin(
@@ -191,17 +191,17 @@ class LatentSampler:
     ) -> tuple[Carry, Any]:
         """What comes before the steps: the first carry, and the branches' conditions."""
         x = draw_starting_noise(_keys(seeds)[0], (len(seeds), *self.shape))
-        branches = self._join_branches(params, conditions, len(seeds))
-        return start(self.plan, x, self._denoise(params, branches, x)[1]), branches
+        branches = self.join_branches(params, conditions, len(seeds))
+        return start(self.plan, x, self.make_denoise(params, branches, x)[1]), branches
 
     def advance(
         self, params: Any, seeds: jax.Array, carry: Carry, branches: Any, index: jax.Array
     ) -> Carry:
         """Step ``index``, with the branches that ``begin`` has made."""
-        denoise = self._denoise(params, branches, carry.x)[0]
+        denoise = self.make_denoise(params, branches, carry.x)[0]
         return advance(self.plan, denoise, carry, index, _keys(seeds)[1])
 
-    def _join_branches(self, params: Any, conditions: Mapping[str, Any], batch: int) -> Any:
+    def join_branches(self, params: Any, conditions: Mapping[str, Any], batch: int) -> Any:
         """Arguments of the network for each call in a step: of all branches, or one after another.
 
         With ``sampler.cache_conditions`` they hold what depends on conditions alone.
@@ -231,7 +231,7 @@ class LatentSampler:
         """Whether the branches of guidance are one batch."""
         return len(self.drops) > 1 and self._config.guidance.batched
 
-    def _denoise(self, params: Any, branches: Any, x: jax.Array) -> tuple[Any, Any]:
+    def make_denoise(self, params: Any, branches: Any, x: jax.Array) -> tuple[Any, Any]:
         """The guided ``denoise(x [B, ...], t [B], index)`` of the steps, and its first state."""
 
         def network(x, t, index, branch):

@@ -24,7 +24,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.parallel.multihost import is_main
 from vidlatent.train.progress import Progress
 from vidlatent.train.state import State
-from vidlatent.train.tasks.base import SHARE, Player, Validation
+from vidlatent.train.tasks.base import MUST_BE_ZERO, SHARE, Player, Validation
 from vidlatent.train.workdir import note_saved
 
 __all__ = ["Evaluate", "Log", "Profile", "Run", "Save", "mean_metrics"]
@@ -50,6 +50,7 @@ class Run:
     adapters: Any = None  # what checkpoints say about the adapters that are trained, if they are
     aside_seconds: float = 0.0
     evaluation: tuple[int, Any] | None = None  # (step, result) of the last validation
+    ended: str = ""  # why the validation ends the run before its last step
 
     @contextlib.contextmanager
     def aside(self):
@@ -170,6 +171,14 @@ class Log:
                     f"(config.train.max_bad_steps); the last batch held {', '.join(names)}. "
                     "Lower config.optim.lr or look at these clips; the last checkpoint is older."
                 )
+            for name in metrics:
+                if name.endswith(MUST_BE_ZERO) and metrics[name] != 0:
+                    run.writer.flush()
+                    raise VidlatentError(
+                        f"step {step}: {name.removesuffix(MUST_BE_ZERO)} is {metrics[name]:.3g}, "
+                        "and it is exactly 0 where everything is right, so the run is stopped: the "
+                        "last checkpoint is older, and troubleshooting.md says what to do."
+                    )
 
 
 def mean_metrics(rows: list[dict], good: list[dict]) -> dict[str, float]:

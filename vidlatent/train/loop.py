@@ -222,7 +222,7 @@ class _Steps:
         log, profile = Log(run), Profile(run)
         with contextlib.closing(profile):
             self.interruption.begin()
-            while run.step < run.config.train.steps:
+            while run.step < run.config.train.steps and not run.ended:
                 begin = time.perf_counter()
                 with self.goodput.part("data"):
                     batch = self._read_batch(log)
@@ -253,6 +253,8 @@ class _Steps:
                     log.flush(run)
                     self._save_last()
                     return reason
+        if run.ended:
+            run.progress.say(run.ended)
         return ""
 
     def _read_batch(self, log: Log) -> dict[str, Any]:

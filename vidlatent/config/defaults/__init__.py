@@ -30,6 +30,7 @@ from vidlatent.config.defaults.precision import get_precision
 from vidlatent.config.defaults.processes import get_processes
 from vidlatent.config.defaults.refiner import get_refiner
 from vidlatent.config.defaults.rewards import get_rewards
+from vidlatent.config.defaults.rl import get_rl
 from vidlatent.config.defaults.sample import get_sample
 from vidlatent.config.defaults.sampler import get_sampler
 from vidlatent.config.defaults.tokenizer import get_tokenizer
@@ -50,6 +51,7 @@ GENERATOR_SECTIONS = (
     "refiner",
     "upsampling",
     "distill",
+    "rl",
 )
 
 
@@ -108,5 +110,6 @@ def get_generator_defaults(name: str, preset: str) -> ConfigDict:
     config.refiner = get_refiner()
     config.upsampling = get_upsampling()
     config.distill = get_distill()
+    config.rl = get_rl()
     config.checkpoint.best_metric, config.checkpoint.best_mode = "loss", "min"
     return config

@@ -21,11 +21,22 @@ from vidlatent.spec import LatentSpec
 from vidlatent.train.adapters import Adapters
 from vidlatent.train.state import State
 
-__all__ = ["SHARE", "TASKS", "Player", "Task", "Validation", "make_task"]
+__all__ = [
+    "MUST_BE_ZERO",
+    "SHARE",
+    "TASKS",
+    "Player",
+    "Task",
+    "Validation",
+    "make_task",
+    "select_arrays",
+]
 
 # Suffix of a 0/1 indicator logged next to a metric that only some steps compute (the metric is 0 in
 # the others). Average such a metric as sum(metric) / sum(indicator).
 SHARE = "/share"
+# Suffix of a metric that is 0 in every step of a sound run; the loop ends a run in which it is not.
+MUST_BE_ZERO = "/must_be_zero"
 
 TASKS = Registry("task")
 TASKS.register("reward", "vidlatent.train.tasks.reward:RewardTask")
@@ -37,6 +48,7 @@ TASKS.register("upsampler", "vidlatent.train.tasks.upsampler:UpsamplerTask")
 _DISTILL = "vidlatent.train.tasks.distill_"
 TASKS.register("distill_guidance", _DISTILL + "guidance:GuidanceTask")
 TASKS.register("distill_progressive", _DISTILL + "progressive:ProgressiveTask")
+TASKS.register("grpo", "vidlatent.train.tasks.grpo:GrpoTask")
 
 
 class Player(NamedTuple):

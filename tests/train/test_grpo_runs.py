@@ -1,0 +1,183 @@
+"""Runs of policy updates: to the end, resumed within a window, ended early, refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.helpers.generator_runs import generator_run, tiny, tokenizer_run
+from tests.train.test_generator_runs import digest
+from vidlatent import config as configs
+from vidlatent.encode.run import encode_set
+from vidlatent.errors import VidlatentError
+from vidlatent.report.writers import read_metrics
+from vidlatent.train.loop import INTERRUPTED, train
+from vidlatent.train.reward_validation import FILE, find_hacking
+from vidlatent.train.tasks.base import make_task
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+KEYS = {
+    "task": "grpo",
+    "sampler.name": "euler",
+    "sampler.steps": "4",
+    "sampler.guidance.scales": "()",
+    "sampler.guidance.drops": "()",
+    "rewards.use": "('motion', 'colour')",
+    "rewards.weights": "(('motion', 1.0), ('colour', 0.5))",
+    "rl.watch": "('sharpness',)",
+    "rl.group": "4",
+    "rl.window.stay": "3",
+    "data.buckets": "((3, 8, 8, 2),)",
+    "data.validation_clips": "3",
+    "eval.every": "3",
+    "train.steps": "7",
+    "train.log_every": "1",
+    "checkpoint.every": "0",
+    "checkpoint.best_metric": "reward",
+    "checkpoint.best_mode": "max",
+    "optim.lr": "1e-3",
+    "sample.grid": "1",
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A tokenizer, latents of rendered shapes, and a generator to start from."""
+    folder = tmp_path_factory.mktemp("grpo")
+    tokenizer_run(folder / "tokenizer")
+    config = configs.read(folder / "tokenizer")
+    with config.unlocked():
+        config.data = tiny(folder / "tokenizer", "videos").data
+        config.encode.pictures = 0
+    assert encode_set(config, folder / "tokenizer", -1, str(folder / "latents")) == 0
+    generator_run(config_of(folder, start=False), folder / "base")
+    return folder
+
+
+def config_of(places, start=True, **keys):
+    own = {**KEYS, "train.init_from": str(places / "base")} if start else {}
+    own |= {key.replace("__", "."): str(value) for key, value in keys.items()}
+    known = {"tokenizer.path": str(places / "tokenizer"), "data.path": str(places / "latents")}
+    return configs.load("tests/generator_tiny.py:latents", known | own)
+
+
+@pytest.fixture(scope="module")
+def straight(places):
+    assert train(config_of(places), places / "straight") == 0
+    return places / "straight"
+
+
+@pytest.mark.slow
+def test_a_run_leaves_curves_rewards_and_a_report(straight):
+    curves = read_metrics(straight / "metrics.jsonl")
+    assert curves["train/first_ratio_error/must_be_zero"][1] == [0.0] * 7
+    assert curves["train/window"][1] == [0, 0, 0, 1, 1, 1, 0]
+    # By window: only the steps at its position.
+    assert curves["train/window_1/reward"][0] == [4, 5, 6]
+    assert curves["train/window_0/spread"][0] == [1, 2, 3, 7]
+    np.testing.assert_allclose(
+        curves["train/reward"][1],
+        np.asarray(curves["train/reward/motion"][1])
+        + 0.5 * np.asarray(curves["train/reward/colour"][1]),
+        rtol=1e-5,
+    )
+    stored = json.loads((straight / FILE).read_text())["evaluations"]
+    assert [row["step"] for row in stored] == [0, 3, 6, 7]
+    assert {"reward", "motion", "colour", "sharpness", "clips"} == set(stored[0]["scores"])
+    assert stored[0]["scores"] != stored[-1]["scores"]
+    folder = straight / "eval" / "step_7"
+    for name in ("scores.json", "report.html", "reward_curves.png", "contact_sheet.png"):
+        assert (folder / name).stat().st_size > 500
+    assert json.loads((folder / "scores.json").read_text())["scores"]["reward"] == pytest.approx(
+        stored[-1]["scores"]["reward"]
+    )
+
+
+@pytest.mark.slow
+def test_a_run_cut_within_a_window_is_bitwise_equal(straight, places):
+    """The window, the noise and the history follow from the step."""
+    cut = places / "cut"
+    assert train(config_of(places, train__stop_at=4), cut) == INTERRUPTED
+    assert train(config_of(places), cut) == 0
+    assert digest(cut, 7) == digest(straight, 7)
+    assert (cut / FILE).read_text() == (straight / FILE).read_text()
+
+
+def history(*rewards_and_others):
+    spreads = {"reward": 1.0, "motion": 1.0, "sharpness": 0.5}
+    return [
+        {
+            "step": 10 * n,
+            "scores": {"reward": r, "motion": r, "sharpness": s, "clips": 3},
+            "spreads": spreads,
+        }
+        for n, (r, s) in enumerate(rewards_and_others)
+    ]
+
+
+def test_a_reward_that_is_bought_ends_the_run(places):
+    rl = config_of(places, rl__stop_fall=1.0).rl
+    bought = history((1.0, 2.0), (1.5, 1.4), (1.6, 1.3))
+    assert "sharpness fell from 2 to 1.3" in find_hacking(bought, rl, 20)
+    # Not yet in two evaluations; the reward fell too; the run went on since.
+    assert not find_hacking(bought[:2], rl, 10)
+    assert not find_hacking(history((1.0, 2.0), (0.5, 1.4), (1.6, 1.3)), rl, 20)
+    assert not find_hacking(history((1.0, 2.0), (1.5, 1.6), (1.6, 1.3)), rl, 20)
+    assert not find_hacking(bought, rl, 25)
+    with rl.unlocked():
+        rl.stop_fall = 0.0
+    assert not find_hacking(bought, rl, 20)
+
+
+@pytest.mark.slow
+def test_the_end_holds_when_the_command_is_given_again(places, monkeypatch):
+    """It ends at an evaluation, with a report; the same command then trains no further."""
+    from vidlatent.train import reward_validation
+
+    def twice(history, rl, step):
+        return "enough" if len(history) > 1 and history[-1]["step"] == step else ""
+
+    monkeypatch.setattr(reward_validation, "find_hacking", twice)
+    ended = places / "ended"
+    assert train(config_of(places), ended) == 0
+    assert read_metrics(ended / "metrics.jsonl")["train/loss"][0] == [1, 2, 3]
+    assert (ended / "eval" / "step_3" / "scores.json").is_file()
+    assert train(config_of(places), ended) == 0
+    assert read_metrics(ended / "metrics.jsonl")["train/loss"][0] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_ratio_that_is_not_1_ends_the_run(places, monkeypatch):
+    from vidlatent.train.tasks import grpo
+
+    kept = grpo.GrpoTask._report
+
+    def off(self, rollout, windows, problem, samples, tally):
+        return kept(self, rollout, windows, problem, samples, tally._replace(
+            first_error=tally.first_error + 1e-7
+        ))  # fmt: skip
+
+    monkeypatch.setattr(grpo.GrpoTask, "_report", off)
+    with pytest.raises(VidlatentError, match="step 1: first_ratio_error is 1e-07, and it is exact"):
+        train(config_of(places), places / "off")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"rl__parts": 3}, "rl.parts=3 divides the group of 4"),
+        ({"rl__updates": 2}, "updates=2 the parts"),
+        ({"sampler__name": "unipc"}, "policy updates train the steps of euler"),
+        ({"rewards__use": "()"}, "no reward is named"),
+        ({"rl__window__size": 4}, "size=4: a window lies within steps 0 to 2"),
+        ({"optim__accumulate": 2}, "accumulate has no meaning here"),
+        ({"tokenizer__path": ""}, "tokenizer.path is empty, and rewards look at frames"),
+        ({"rl__kl_weight": 0.1, "train__init_from": ""}, "kl_weight holds the policy near"),
+        ({"rl__noise": "white"}, "white"),
+    ],
+)
+def test_what_does_not_fit_is_refused(places, keys, message):
+    with pytest.raises(VidlatentError, match=message):
+        task = make_task(config_of(places, **keys))
+        assert task.frozen and task.policy_of((2, 4, 4, 4))
