@@ -222,7 +222,7 @@ def resolve(run: Run, init_from: str, used: Setting = FIXED) -> ConfigDict:
     """The config of a run.
 
     Args:
-      init_from: workdir that it starts from, or ''.
+      init_from: workdir that it starts from; '': what the arm's ``train.init_from`` says.
       used: workdirs by key, of ``run.arm.uses``.
     """
     config = configs.load(
@@ -235,8 +235,9 @@ def resolve(run: Run, init_from: str, used: Setting = FIXED) -> ConfigDict:
             "train.steps": str(run.arm.steps),
         },
     )
-    with config.unlocked():
-        config.train.init_from = init_from
+    if init_from:  # else the arm's own: weights that are the same for all seeds
+        with config.unlocked():
+            config.train.init_from = init_from
     return config
 
 

@@ -45,7 +45,7 @@ from vidlatent.sample.cascade import CASCADE_FILE, Cascade
 from vidlatent.sample.generator import Generator
 from vidlatent.train.loop import train
 
-__all__ = ["CHANNELS", "SIZES", "Demo", "Size", "main", "make_pairs", "run"]
+__all__ = ["CHANNELS", "SIZES", "Demo", "Size", "main", "make_base", "make_pairs", "run"]
 
 _Result = TypeVar("_Result")
 
@@ -172,6 +172,12 @@ def make_pairs(demo: Demo) -> int:
             "small": (folder / "small" / "header.json", lambda: demo.encode("small")),
         },
     )
+
+
+def make_base(demo: Demo) -> int:
+    """``make_pairs``, and train the base model unless done; returns the status."""
+    base = {"base": (_scores(demo, "base"), _trainer(demo, "base"))}
+    return make_pairs(demo) or _run_stages(demo, base)
 
 
 def run(demo: Demo) -> int:
