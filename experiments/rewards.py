@@ -61,6 +61,7 @@ _POLICY: dict[str, Mapping[str, str]] = {
         "data.validation_clips": "2",
         "rl.window.stay": "1",
         **DEMOS["tiny"].keys["dit"],
+        "sampler.steps": "4",
     },
 }
 _NOTES = (

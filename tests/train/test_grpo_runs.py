@@ -104,6 +104,31 @@ def test_a_run_cut_within_a_window_is_bitwise_equal(straight, places):
     assert (cut / FILE).read_text() == (straight / FILE).read_text()
 
 
+@pytest.mark.slow
+def test_pictures_are_prompts_for_videos(places):
+    """A set of single frames; the config says how long the videos are that begin with them."""
+    config = configs.read(places / "tokenizer")
+    with config.unlocked():
+        config.data = tiny(places / "tokenizer", "videos").data
+        config.data.buckets = ((1, 8, 8, 8),)
+        config.encode.pictures = 0
+    assert encode_set(config, places / "tokenizer", -1, str(places / "pictures")) == 0
+    keys = {
+        **KEYS,
+        "rl.frames": "5",
+        "data.buckets": "((1, 8, 8, 2),)",
+        "data.path": str(places / "pictures"),
+        "tokenizer.path": str(places / "tokenizer"),
+        "train.steps": "2",
+    }
+    config = configs.load("tests/generator_tiny.py:latents,first=true", keys)
+    assert train(config, places / "from_pictures") == 0
+    curves = read_metrics(places / "from_pictures" / "metrics.jsonl")
+    # A picture has no motion.
+    assert min(curves["train/reward/motion"][1]) > 0
+    assert (places / "from_pictures" / "samples" / "step_2.png").stat().st_size > 500
+
+
 def history(*rewards_and_others):
     spreads = {"reward": 1.0, "motion": 1.0, "sharpness": 0.5}
     return [

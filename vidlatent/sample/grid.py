@@ -18,6 +18,7 @@ from vidlatent.metrics import stretch_channels
 from vidlatent.parallel.multihost import to_global
 from vidlatent.parallel.sharding import batch_sharding, replicated
 from vidlatent.sample.decoding import ClipDecoder
+from vidlatent.sample.prompts import find_shape
 from vidlatent.sample.sampler import LatentSampler
 
 __all__ = ["SampleGrid"]
@@ -38,12 +39,15 @@ class SampleGrid:
       latents: what the generator knows about its latents.
       frozen: parameters of the step's frozen networks, on the devices.
       mesh: of the run.
+      inputs: makes the conditions of a batch; None: those of training, without augmentation.
     """
 
-    def __init__(self, config: ConfigDict, latents: Latents, frozen: Any, mesh: Mesh):
+    def __init__(
+        self, config: ConfigDict, latents: Latents, frozen: Any, mesh: Mesh, inputs: Any = None
+    ):
         self._config, self._mesh = config, mesh
         self._model, self._latents = generator_of(config), latents
-        inputs = make_inputs(config, self._model, self._latents)
+        inputs = make_inputs(config, self._model, self._latents) if inputs is None else inputs
         self._arrays = inputs.arrays
         rows, self._whole = batch_sharding(mesh), replicated(mesh)
         self._rows = rows
@@ -111,4 +115,5 @@ class SampleGrid:
             self._decoder.describe(batch, row, word) for row, word in zip(real, words, strict=True)
         ]
         self._given = conditions, clips
-        self._sampler = LatentSampler(self._model, self._config, latent.shape[1:])
+        shape = find_shape(self._config, self._latents, latent.shape[1:])
+        self._sampler = LatentSampler(self._model, self._config, shape)

@@ -50,7 +50,7 @@ class RewardValidation:
         self._task, self._make_loader = task, make_loader
         self._merge = functools.partial(task.adapters.merge_for_evaluation, frozen=frozen)
         self._step = compile_reward_step(task, frozen, mesh, self._merge(run.state["ema"]))
-        self._grid = SampleGrid(task.config, task.latents, frozen, mesh)
+        self._grid = SampleGrid(task.config, task.latents, frozen, mesh, task.inputs)
         self._sheet = b""
         self._file = run.workdir / FILE
         self._history = _read_history(self._file, run.step)

@@ -118,9 +118,6 @@ class TokenizerTask:
     def read_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return select_arrays(batch, self.arrays)
 
-    def read_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        return select_arrays(batch, self.arrays)
-
     @property
     def family(self) -> str:
         return self.config.model.name
