@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from vidlatent.bench.device import measure_peaks, time_runs
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import resolve_dtype
-from vidlatent.parallel.mesh import AXES, make_mesh, mesh_for_batches
+from vidlatent.parallel.mesh import make_mesh, mesh_for_batches
 from vidlatent.parallel.together import compare
 from vidlatent.paths import as_path, is_remote
 from vidlatent.plan.build import build_program, choose_bucket
@@ -141,7 +141,7 @@ def check_links(hardware: Hardware, size: int = 64 << 20) -> list[Row]:
         return [Row("links", "one device", "", OK)]
     if hardware.platform == "cpu":
         size = min(size, 4 << 20)
-    mesh = make_mesh({axis: -1 if axis == "fsdp" else 1 for axis in AXES})
+    mesh = make_mesh({"data": 1, "fsdp": -1, "context": 1, "tensor": 1})
     where = NamedSharding(mesh, PartitionSpec("fsdp"))
     per_device = size // 4
     rows = jax.jit(lambda: jnp.ones((count, per_device), jnp.float32), out_shardings=where)()
