@@ -78,7 +78,7 @@ _TIE = 0.01  # of ratios; fixed before the first run, see the page
 # Numbered as on the page; what has no limit is shown beside.
 _RATIOS = (
     Ratio("1 upsampled / repeated", "upsampler latent_l1", "upsampler nearest", 2 / 3),
-    Ratio("  bicubic / repeated", "upsampler bicubic", "upsampler nearest"),
+    Ratio("bicubic / repeated", "upsampler bicubic", "upsampler nearest"),
     Ratio("2a with / without", "refiner flow_loss", "refiner flow_loss_without", 1.0, _TIE),
     Ratio("2b refiner / base there", "refiner flow_loss", "control flow_loss", 1.0, _TIE),
     Ratio(
@@ -97,7 +97,7 @@ _RATIOS = (
     Ratio("4b true, 1 / upsampled, 0.5", "refiner marked", "refiner plain", 1.0, _TIE),
     *(
         Ratio(
-            f"  pixels: result / given, {kind}",
+            f"pixels: result / given, {kind}",
             f"refiner {kind}_result_pixels",
             f"refiner {kind}_given_pixels",
         )
