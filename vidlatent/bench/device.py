@@ -66,7 +66,7 @@ def measure_peaks(dtype: Any, repeats: int = 5) -> dict[str, float]:
     cpu = jax.default_backend() == "cpu"
     # Large enough to reach the device's full rate, small enough to take well under a second.
     side, length = (1024, 2**24) if cpu else (8192, 2**28)
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     key = jax.device_put(jax.random.key(0), device)
     square = jax.random.normal(key, (side, side), dtype)
     row = jnp.ones((length,), jnp.float32)
@@ -88,7 +88,7 @@ def read_peak_memory() -> tuple[int, str]:
 
     It is the device's if JAX reports it, else the resident memory of the process.
     """
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"], "device"
     unit = 1 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
