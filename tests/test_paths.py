@@ -13,6 +13,7 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from vidlatent import files, paths
+from vidlatent.checkpoint.manager import Checkpointer
 from vidlatent.data.sources import folder
 from vidlatent.errors import VidlatentError
 from vidlatent.media.write import write_video
@@ -170,3 +171,8 @@ def test_a_failed_video_leaves_nothing(bucket):
     with pytest.raises(RuntimeError):
         write_video(f"{bucket}/a.mp4", frames(), 8)
     assert not paths.as_path(f"{bucket}/a.mp4").exists()
+
+
+def test_checkpoints_are_not_written_to_s3():
+    with pytest.raises(VidlatentError, match=r"s3://bucket/run: Orbax .*not to s3://"):
+        Checkpointer("s3://bucket/run", every=1)

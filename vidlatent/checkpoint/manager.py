@@ -118,6 +118,11 @@ class Checkpointer:
             raise VidlatentError(f"best_mode is {best_mode!r}: use 'max' or 'min'.")
         if keep_latest < 1 or min(every, keep_every, keep_best) < 0:
             raise VidlatentError("keep_latest must be at least 1; the other counts at least 0.")
+        if os.fspath(directory).startswith("s3://"):
+            raise VidlatentError(
+                f"{os.fspath(directory)}: Orbax writes checkpoints to folders and gs:// and not to "
+                "s3://: take a --workdir there, or mount the bucket as a folder."
+            )
         self.directory = epath.Path(os.fspath(directory))
         if "://" not in os.fspath(self.directory):
             self.directory = epath.Path(os.path.abspath(self.directory))  # Orbax wants it so.
