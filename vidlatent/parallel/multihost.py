@@ -6,14 +6,30 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
-__all__ = ["is_main", "local_rows", "place_as", "to_global"]
+__all__ = ["is_main", "local_rows", "place_as", "tell_all", "to_global"]
+
+_LONGEST_TEXT = 4096  # bytes, as paths have
 
 
 def is_main() -> bool:
     """Whether this process prints and writes reports; saving and evaluation involve all of them."""
     return jax.process_index() == 0
+
+
+def tell_all(text: str) -> str:
+    """The text of the main process, on all of them."""
+    if jax.process_count() == 1:
+        return text
+    letters = np.zeros(_LONGEST_TEXT, np.uint8)
+    data = text.encode()
+    if len(data) >= _LONGEST_TEXT:
+        raise ValueError(f"a text of {len(data)} bytes is too long to tell")
+    letters[: len(data)] = np.frombuffer(data, np.uint8)
+    told = multihost_utils.broadcast_one_to_all(letters)
+    return bytes(np.asarray(told)).rstrip(b"\0").decode()
 
 
 def to_global(tree: Any, sharding: Sharding) -> Any:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
 from vidlatent.media.sheets import pick_frames
 from vidlatent.media.write import VideoWriter
-from vidlatent.parallel.multihost import is_main
+from vidlatent.parallel.multihost import is_main, tell_all
 from vidlatent.paths import as_path
 from vidlatent.sample.cascade import Cascade
 from vidlatent.sample.generator import Generator, check_makes_videos
@@ -117,6 +120,7 @@ class _Job:
         self._fps = config.sample.fps or generator.known.fps or _FPS
         self._picks = pick_frames(generator.size[0], _COLUMNS)
         self._samples: list[Sample] = []
+        self._shown: list[np.ndarray] = []  # frames of the videos that this process wrote
         self._taken: dict[str, set[str]] = {}
         self._folder: Path | None = None
         self._decoding = 0.0
@@ -132,10 +136,13 @@ class _Job:
         )
         began, progress = time.perf_counter(), VideoProgress(total)
         try:
-            for request, latent in generator.latents(self._requests, progress.step):
-                if is_main():  # every process samples, one decodes and writes
-                    progress.say(f"wrote {self._write(request, latent)}")
-                    progress.advance()
+            drawn = generator.latents(self._requests, progress.step)
+            for number, (request, latent) in enumerate(drawn):
+                # All processes draw together, and then take turns in decoding and writing.
+                name = self._name(request)
+                if number % jax.process_count() == jax.process_index():
+                    progress.say(f"wrote {self._write(request, name, latent)}")
+                progress.advance()
         except KeyboardInterrupt:
             # What is done stays described.
             if self._samples:
@@ -144,26 +151,57 @@ class _Job:
             raise
         finally:
             progress.close()
+        self._collect()
         if is_main():
             self._finish(time.perf_counter() - began)
 
-    def _write(self, request: Request, latent: np.ndarray) -> Path:
-        start, generator = time.perf_counter(), self._generator
+    def _name(self, request: Request) -> str:
+        """The name of a request's video in the folder, the same on all processes."""
         if self._folder is None:
             # Now that the generator is loaded, its step is certain.
-            parent = self._workdir / "samples" / f"step_{generator.step}"
-            self._folder = (
-                as_path(self._output) if self._output else make_folder(parent, self._requests)
-            )
+            parent = self._workdir / "samples" / f"step_{self._generator.step}"
+            made = self._output or (make_folder(parent, self._requests) if is_main() else "")
+            self._folder = as_path(tell_all(os.fspath(made)))
+            # Here, because looking for the newest step takes all processes.
+            self._checkpoints = self._generator.checkpoints
         names = self._taken.setdefault(request.folder, set())
-        vbench = generator.config.sample.vbench
+        vbench = self._generator.config.sample.vbench
         name = name_video(request.prompt, request.number, names, vbench=vbench)
-        name = str(as_path(request.folder, name))
+        return str(as_path(request.folder, name))
+
+    def _write(self, request: Request, name: str, latent: np.ndarray) -> Path:
+        start, generator = time.perf_counter(), self._generator
+        assert self._folder is not None
         file = self._folder / name
         frames = _write_video(generator.decode(request, latent), file, self._fps, self._picks)
+        self._shown.append(frames)
         self._samples.append(Sample(request, name, frames, generator.picture(request)))
         self._decoding += time.perf_counter() - start
         return file
+
+    def _collect(self) -> None:
+        """Give the main process the frames of the videos that the others wrote, for its sheet."""
+        count, total = jax.process_count(), len(self._requests)
+        if count == 1:
+            return
+        # All have as many rows, so that they can be gathered; all videos are of one size.
+        rows = -(-total // count)
+        shape = (len(self._picks), *self._generator.size[1:], 3)
+        mine = np.zeros((rows, *shape), np.uint8)
+        for row, frames in enumerate(self._shown):
+            mine[row] = frames
+        shown = multihost_utils.process_allgather(mine)
+        if is_main():
+            self._taken.clear()  # the names once more, in their order
+            self._samples = [
+                Sample(
+                    request,
+                    self._name(request),
+                    shown[number % count, number // count],
+                    self._generator.picture(request),
+                )
+                for number, request in enumerate(self._requests)
+            ]
 
     def _finish(self, seconds: float) -> None:
         """Write settings, sheet and page of the videos that are done."""
@@ -177,7 +215,7 @@ class _Job:
             size=generator.size,
             latent_shape=generator.shape,
             fps=float(self._fps),
-            checkpoints=generator.checkpoints,
+            checkpoints=self._checkpoints,
             nfe=generator.nfe,
             nfe_is="at most" if config.sampler.cache.threshold else "exact",
             compute=generator.compute,  # which fp8_psnr is against

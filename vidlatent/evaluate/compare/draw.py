@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
@@ -123,13 +124,14 @@ def _write_videos(
     fps = generator.config.sample.fps or generator.known.fps or _FPS
     progress = VideoProgress(len(requests))
     try:
-        for request, latent in generator.latents(requests):
-            if is_main():  # every process samples, one decodes and writes
+        for number, (request, latent) in enumerate(generator.latents(requests)):
+            # All processes draw together, and then take turns in decoding and writing.
+            if number % jax.process_count() == jax.process_index():
                 with VideoWriter(files[request], fps) as writer:
                     for piece in generator.decode(request, latent):
                         for frame in piece:
                             writer.add(frame)
-                progress.advance()
+            progress.advance()
     finally:
         progress.close()
 
