@@ -135,7 +135,7 @@ MODES = {
     ),
     "preflight": Mode(
         "preflight.run:inspect_machine",
-        "look in seconds whether this machine is fit for a run: links, memory, storage, clocks",
+        "look in seconds whether a machine is fit for a run: links, memory, storage",
         ("--mode=preflight --config=configs/fsae.py --workdir=runs/fsae-demo",),
         ("topology", "output"),
     ),

@@ -40,6 +40,7 @@ def run(tmp_path):
     said = []
     with contextlib.closing(Checkpointer(tmp_path / "checkpoints", every=2)) as checkpointer:
         yield SimpleNamespace(
+            adapters=None,
             state=jax.jit(init, out_shardings=places)(),
             step=2,
             checkpointer=checkpointer,

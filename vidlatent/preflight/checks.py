@@ -123,12 +123,14 @@ def check_speed(hardware: Hardware) -> list[Row]:
     rates = _gather(measure_peaks(jnp.bfloat16, repeats=3)["flops"])
     slowest = float(rates.min() / np.median(rates))
     share = f", {np.median(rates) / hardware.flops:.0%} of the data sheet" if hardware.flops else ""
+    # Processes of one machine share its cores, and one of them may be busy.
+    otherwise = WARNING if hardware.platform == "cpu" else FAILED
     return [
         Row(
             "matrix products",
             f"{np.median(rates) / 1e12:.3g} TFLOP/s{share}; slowest at {slowest:.0%} of the middle",
             f"slowest at {_LEAST_SPEED:.0%} or more",
-            _judge(slowest >= _LEAST_SPEED),
+            _judge(slowest >= _LEAST_SPEED, otherwise),
             f"replace the host of process {int(np.argmin(rates))}",
         )
     ]
