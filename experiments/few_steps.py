@@ -160,7 +160,7 @@ _DECODERS: dict[str, Generator] = {}  # by workdir of the tokenizer
 def make_demo(size: str, folder: Path) -> Demo:
     """The demo whose tokenizer and latents all runs use, if none are given."""
     steps, clips = {"cpu": (2400, 4096), "smoke": (2, 96)}[size]
-    return Demo("fsvideo_dit", folder / "data", steps, 0, clips, 0, {})
+    return Demo("fsvideo_dit", folder / "data", steps, 1, clips, 0, {})
 
 
 def build(size: str, data: Data) -> Experiment:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.clips import pictures, write_clip
+from vidlatent.parallel.together import LOST
 from vidlatent.train.loop import INTERRUPTED
 
 pytestmark = pytest.mark.slow
@@ -153,7 +154,7 @@ def test_a_killed_process_ends_the_other_with_a_sentence(tmp_path):
     started[1].kill()
     text = started[0].communicate(timeout=80)[1]
     started[1].communicate()
-    assert started[0].returncode == 2, text[-3000:]
+    assert started[0].returncode == LOST, text[-3000:]
     assert "the connection to another process of this run is lost" in last_line(text)
     assert "Traceback" not in text and text.count("error: ") == 1
 

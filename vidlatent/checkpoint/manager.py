@@ -23,7 +23,6 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
@@ -37,6 +36,7 @@ from vidlatent.checkpoint.storage import (
     SaveError,
     StorageError,
     agree_on_all_processes,
+    find_folder,
     move_aside,
     remove_unfinished,
     storage_errors,
@@ -118,14 +118,7 @@ class Checkpointer:
             raise VidlatentError(f"best_mode is {best_mode!r}: use 'max' or 'min'.")
         if keep_latest < 1 or min(every, keep_every, keep_best) < 0:
             raise VidlatentError("keep_latest must be at least 1; the other counts at least 0.")
-        if os.fspath(directory).startswith("s3://"):
-            raise VidlatentError(
-                f"{os.fspath(directory)}: Orbax writes checkpoints to folders and gs:// and not to "
-                "s3://: take a --workdir there, or mount the bucket as a folder."
-            )
-        self.directory = epath.Path(os.fspath(directory))
-        if "://" not in os.fspath(self.directory):
-            self.directory = epath.Path(os.path.abspath(self.directory))  # Orbax wants it so.
+        self.directory = find_folder(directory)
         self._every = every
         self._best = (best_metric, best_mode, keep_best)
         self._verify = verify

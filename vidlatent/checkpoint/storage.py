@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 
 import vidlatent
 from vidlatent.errors import VidlatentError
+from vidlatent.paths import absolute
 
 __all__ = [
     "PACKAGES",
@@ -32,6 +33,7 @@ __all__ = [
     "StorageError",
     "agree_on_all_processes",
     "describe_machine",
+    "find_folder",
     "move_aside",
     "remove_unfinished",
     "storage_errors",
@@ -122,6 +124,20 @@ def warn_of_changes(step: int, saved: Mapping[str, Any]) -> None:
             step,
             ", ".join(changed),
         )
+
+
+def find_folder(directory: str | os.PathLike[str]) -> epath.Path:
+    """The folder of a run's checkpoints, from the root as Orbax wants it.
+
+    Raises:
+      VidlatentError: an address at which Orbax writes nothing.
+    """
+    if os.fspath(directory).startswith("s3://"):
+        raise VidlatentError(
+            f"{os.fspath(directory)}: Orbax writes checkpoints to folders and gs:// and not to "
+            "s3://: take a --workdir there, or mount the bucket as a folder."
+        )
+    return epath.Path(absolute(directory))
 
 
 def remove_unfinished(folder: epath.Path) -> None:
