@@ -113,10 +113,6 @@ def digests(storage):
 
 JOBS = {
     "two GPU nodes": ["--topology=h100:16"],
-    "two slices of two hosts": [
-        *("--topology=v5p:2x2x2", "--slices=2", "--config.mesh.data=2"),
-        "--config.data.buckets=((5,16,16,4),(1,16,32,4))",
-    ],
 }
 
 
