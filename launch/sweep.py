@@ -20,7 +20,6 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
@@ -125,14 +124,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _command(given: argparse.Namespace, point: Point) -> list[str]:
     several = ["launch.local", f"--processes={given.processes}", "--"]
     module = several if given.processes > 1 else ["vidlatent.main"]
-    place = f"{given.workdir.rstrip('/')}/{point.name or 'run'}"
-    flags = [f"--config={given.config}", f"--workdir={place}", *point.flags()]
+    flags = [f"--config={given.config}", f"--workdir={_place(given, point)}", *point.flags()]
     return [sys.executable, "-m", *module, *flags]
 
 
-def _read_best(workdir: str, metric: str) -> Any:
-    """The best score of a run's checkpoints, and its step; None if there is none."""
-    from vidlatent.checkpoint.scores import read_scores
+def _place(given: argparse.Namespace, point: Point) -> str:
+    """The workdir of one run."""
+    return f"{given.workdir.rstrip('/')}/{point.name or 'run'}"
+
+
+def _read_scores(workdir: str, metric: str) -> list[tuple[float, int]]:
+    """The scores of a run's checkpoints, each with its step."""
+    from vidlatent.checkpoint.scores import read_scores  # imports JAX, which takes its time
 
     folder = as_path(workdir, "checkpoints")
     found = []
@@ -149,7 +152,7 @@ def _summarise(given: argparse.Namespace, points: Sequence[Point], statuses: Seq
     choose = max if best == "max" else min
     rows = []
     for point, status in zip(points, statuses, strict=False):
-        scores = _read_best(f"{given.workdir.rstrip('/')}/{point.name or 'run'}", metric)
+        scores = _read_scores(_place(given, point), metric)
         score, step = choose(scores) if scores else (None, None)
         rows.append({"run": point.name or "run", "status": status, metric: score, "step": step})
     width = max(len(str(row["run"])) for row in rows)
