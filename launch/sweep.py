@@ -158,8 +158,8 @@ def _summarise(given: argparse.Namespace, points: Sequence[Point], statuses: Seq
     width = max(len(str(row["run"])) for row in rows)
     print(f"{'run':{width}}  status  {metric} ({best} is best)  step")
     for row in rows:
-        score = "-" if row[metric] is None else f"{row[metric]:.6g}"
-        print(f"{row['run']:{width}}  {row['status']:6d}  {score}  {row['step'] or '-'}")
+        told = "-" if row[metric] is None else f"{row[metric]:.6g}"
+        print(f"{row['run']:{width}}  {row['status']:6d}  {told}  {row['step'] or '-'}")
     write_json(as_path(given.workdir, "sweep.json"), rows)
 
 
