@@ -40,6 +40,7 @@ class Arm:
       continues: an arm whose runs, at its chosen setting, this one continues to more steps.
       uses: config key -> an arm whose workdir, at the same seed, is the key's value.
       more_steps: steps of the arms that it builds on, for the column of all steps.
+      shared: one run, of seed 0, which every seed measures and builds on.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Arm:
     continues: str = ""
     uses: Setting = dataclasses.field(default_factory=dict)
     more_steps: int = 0
+    shared: bool = False
 
     @property
     def leader(self) -> str:
@@ -114,6 +116,11 @@ class Run:
         """``arm/setting``, as a path."""
         setting = ",".join(f"{key}={text}" for key, text in sorted(self.setting.items()))
         return f"{self.arm.name}/{setting or 'fixed'}"
+
+    @property
+    def trained_seed(self) -> int:
+        """Of the parameters and of the order of data: ``seed``, but 0 where runs share one."""
+        return 0 if self.arm.shared else self.seed
 
     def __str__(self) -> str:
         return f"{self.place}, seed {self.seed}"
@@ -231,7 +238,7 @@ def resolve(run: Run, init_from: str, used: Setting = FIXED) -> ConfigDict:
             **run.arm.overrides,
             **run.setting,
             **used,
-            "seed": str(run.seed),
+            "seed": str(run.trained_seed),
             "train.steps": str(run.arm.steps),
         },
     )

@@ -6,7 +6,7 @@
     python -m experiments.few_steps --data=runs/fsvideo_demo-demo      its tokenizer and latents
 
 FSVideo's chain (2.4.3) at toy size, on latents of labelled shapes: a guided teacher of 40
-evaluations; its guidance distilled (20); its steps halved to 8, 4 and 2; and 4 and 2 steps by score
+evaluations; its guidance distilled (20); its steps halved to 8, 4 and 2; and 2 steps by score
 distillation, SiDA and DMD2. Every stage is compared with fewer steps of what it was distilled from,
 at the same number of evaluations, by the share of videos that show what their label says and by the
 Fréchet distance of their latents. A tokenizer is trained and the clips are encoded once, first.
@@ -56,8 +56,7 @@ STEPS = {
     "teacher": (20, 10, 4, 2, 1),
     "guidance": (20, 8, 4, 2),
     "halved": (8, 4, 2),
-    "sida4": (4,),
-    "sida2": (2,),
+    "sida": (2,),
     "dmd2": (2,),
 }
 _NOTES = (
@@ -80,7 +79,7 @@ class Data(NamedTuple):
 class Length(NamedTuple):
     """Training steps of the arms, and videos of each class that are measured.
 
-    ``halving`` is of each of the three halvings, ``score`` of the generator's updates.
+    ``halving`` is of each of the three halvings, ``score`` of updates of both networks.
     """
 
     teacher: int
@@ -90,7 +89,7 @@ class Length(NamedTuple):
     videos: int
 
 
-_LENGTHS = {"cpu": Length(1200, 200, 120, 150, 2), "smoke": Length(2, 2, 1, 2, 1)}
+_LENGTHS = {"cpu": Length(2400, 200, 120, 420, 1), "smoke": Length(2, 2, 1, 6, 1)}
 _KEYS: dict[str, dict[str, str]] = {
     "cpu": {
         "generator.width": "64",
@@ -111,6 +110,8 @@ _KEYS: dict[str, dict[str, str]] = {
         "diffusion.eval_levels": "2",
     },
 }
+# One run for all seeds, so it may take larger batches.
+_TEACHER = {"cpu": {"data.buckets": "((9, 32, 32, 32),)"}, "smoke": {}}
 # Of all arms that are distilled: they start trained, and are not guided.
 _STUDENT = {
     "sampler.guidance.scales": "()",
@@ -128,7 +129,9 @@ _HALVED = {
     "sampler.steps": "2",
     "checkpoint.keep_latest": "3",
 }
-_ADAM = {"lr": "1e-4", "b1": "0.0", "b2": "0.999", "clip_norm": "0.0", "schedule": "constant"}
+_ADAM = {"b1": "0.0", "b2": "0.999", "clip_norm": "0.0", "schedule": "constant"}
+# Of generator and fake score, chosen by a pilot (docs/experiments/few_steps.md).
+_RATES = {"optim": "1e-4", "distill.optim": "1e-4"}
 _SIDA = {
     **_STUDENT,
     "task": "distill_score",
@@ -139,8 +142,8 @@ _SIDA = {
     "distill.score.adversarial_after": "960",
     **{
         f"{section}.{key}": text
-        for section in ("optim", "distill.optim")
-        for key, text in _ADAM.items()
+        for section, rate in _RATES.items()
+        for key, text in {**_ADAM, "lr": rate}.items()
     },
 }
 # As DMD2's code for SDXL has them, but for the rates.
@@ -159,7 +162,7 @@ _DECODERS: dict[str, Generator] = {}  # by workdir of the tokenizer
 
 def make_demo(size: str, folder: Path) -> Demo:
     """The demo whose tokenizer and latents all runs use, if none are given."""
-    steps, clips = {"cpu": (2400, 4096), "smoke": (2, 96)}[size]
+    steps, clips = {"cpu": (1200, 2048), "smoke": (2, 96)}[size]
     return Demo("fsvideo_dit", folder / "data", steps, 1, clips, 0, {})
 
 
@@ -180,24 +183,22 @@ def build(size: str, data: Data) -> Experiment:
 
     def arm(name: str, label: str, steps: int, keys: Mapping[str, str], start: str = "") -> Arm:
         spec = "configs/fsvideo_dit.py:demo,memory=false"
-        return Arm(name, spec, steps, label, {**common, **keys}, starts_from=start)
+        keys = {**common, **keys}
+        return Arm(name, spec, steps, label, keys, starts_from=start, shared=not start)
 
-    def score(name: str, label: str, keys: Mapping[str, str], steps: int) -> Arm:
-        updates = 1 + int(keys.get("distill.score.fake_updates", "1"))
-        keys = {**keys, "sampler.steps": str(steps)}
-        return arm(name, label, updates * length.score, keys, "guidance")
+    def score(name: str, label: str, keys: Mapping[str, str]) -> Arm:
+        return arm(name, label, length.score, {**keys, "sampler.steps": "2"}, "guidance")
 
     halved = {**_HALVED, "checkpoint.every": str(length.halving)}
     return Experiment(
         name="few_steps",
         title=f"Few steps: a guided teacher distilled, on labelled shapes ({size} size)",
         arms=(
-            arm("teacher", "teacher, guided", length.teacher, {}),
+            arm("teacher", "teacher, guided", length.teacher, _TEACHER[size]),
             arm("guidance", "guidance distilled", length.guidance, _GUIDANCE, "teacher"),
             arm("halved", "steps halved", 3 * length.halving, halved, "guidance"),
-            score("sida4", "SiDA, 4 steps", _SIDA, 4),
-            score("sida2", "SiDA, 2 steps", _SIDA, 2),
-            score("dmd2", "DMD2, 2 steps", _DMD, 2),
+            score("sida", "SiDA, 2 steps", _SIDA),
+            score("dmd2", "DMD2, 2 steps", _DMD),
         ),
         seeds=(0,) if size == "smoke" else (0, 1, 2),
         metric="fewest",
@@ -223,8 +224,8 @@ def _list_differences() -> tuple[Difference, ...]:
     """
     pairs = [("guidance", "teacher", 20)]
     pairs += [("halved", "guidance", n) for n in (8, 4, 2)]
-    pairs += [("sida4", "halved", 4), ("sida2", "halved", 2), ("dmd2", "halved", 2)]
-    pairs += [("dmd2", "sida2", 2)]
+    pairs += [(name, before, 2) for name in ("sida", "dmd2") for before in ("guidance", "halved")]
+    pairs += [("dmd2", "sida", 2)]
     return tuple(
         Difference(first, second, f"{metric}_{n}", least)
         for first, second, n in pairs
@@ -237,8 +238,9 @@ def measure(
 ) -> dict[str, Any]:
     """Labels, distance and seconds of an arm's videos, by evaluations of the network.
 
-    ``labels`` is the mean of the three shares; ``all`` is the share of videos that are right in all
-    three. Also ``fewest``, the labels at the fewest evaluations.
+    ``labels`` is the mean of the shares of the three aspects, which are given, too; ``all`` is the
+    share of videos that are right in all three, and ``fewest`` the labels at the fewest
+    evaluations.
     """
     del scores
     arm = workdir.parents[1].name  # runs/<arm>/<setting>/seed_<n>
@@ -249,7 +251,8 @@ def measure(
         generator = _open(workdir, steps, round(share * config.train.steps))
         count = generator.sampler.nfe
         rows: list[dict[str, object]] = [{"prompt": label} for label in LABELS]
-        requests = generator.requests_for(rows, videos, config.sample.seed)
+        # All arms of a seed draw from the same noise, and no two seeds do.
+        requests = generator.requests_for(rows, videos, config.sample.seed + 1000 * seed)
         list(generator.latents(requests[:1]))  # compiles
         began = time.perf_counter()
         drawn = list(generator.latents(requests))
@@ -262,7 +265,7 @@ def measure(
         labels = float(np.mean([right[aspect]["share"] for aspect in ASPECTS]))
         found |= {
             f"labels_{count}": labels,
-            f"all_{count}": right["all"]["share"],
+            **{f"{name}_{count}": right[name]["share"] for name in (*ASPECTS, "all")},
             f"distance_{count}": distance,
             f"log_distance_{count}": math.log(distance),
             f"seconds_{count}": seconds,
@@ -324,7 +327,7 @@ def draw(figure: Any, summary: Mapping[str, Any]) -> None:
 
 
 def find_data(path: str, folder: Path) -> Data:
-    """The data that ``--data`` names, a run of ``fsvideo_demo``; '' for what is made here."""
+    """The data in the folder ``--data``, such as a run of ``fsvideo_demo``; '' for what is made."""
     if not path:
         return Data(folder / "data" / "tokenizer", folder / "data" / "latents")
     found = Data(Path(path) / "tokenizer", Path(path) / "small")

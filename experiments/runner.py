@@ -71,7 +71,7 @@ def choose(experiment: Experiment, results: Results) -> dict[str, Setting]:
 def find_workdir(experiment: Experiment, folder: Path, run: Run) -> Path:
     """Workdir of a run; an arm that continues another uses the same one."""
     kept = Run(experiment.origin(run.arm), run.setting, run.seed)
-    return folder / "runs" / kept.place / f"seed_{run.seed}"
+    return folder / "runs" / kept.place / f"seed_{kept.trained_seed}"
 
 
 def run_all(experiment: Experiment, folder: Path, only: Sequence[str] = ()) -> int:

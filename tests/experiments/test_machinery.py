@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments import runner
 from experiments.cli import main, main_with_data
-from experiments.design import Arm, Difference, Experiment
+from experiments.design import FIXED, Arm, Difference, Experiment, Run
 from experiments.growth import build
 from experiments.report import summarise, write_table_and_plot
 from experiments.runner import Results, run_all
@@ -104,6 +104,30 @@ def test_an_arm_is_told_the_workdirs_of_those_it_uses(loop, tmp_path):
     assert told == [str(chosen / "seed_0"), str(chosen / "seed_1")]
     with pytest.raises(VidlatentError, match="must come first"):
         experiment(arms=(user,), differences=(), gate=None)
+
+
+def test_seeds_share_the_run_of_a_shared_arm(loop, tmp_path, monkeypatch):
+    arms = (
+        Arm("base", CONFIG, 3, shared=True),
+        Arm("grown", f"{CONFIG},grow=1", 2, starts_from="base"),
+    )
+    measured = []
+
+    def measure(config, workdir, seed, scores):
+        measured.append((workdir.name, config.seed, seed))
+        return {}
+
+    made = experiment(arms=arms, gate=None, differences=(), measure=measure)
+    # The real loop finds the run finished when it is asked for again.
+    folder = tmp_path / "runs" / "base" / "fixed" / "seed_0"
+    monkeypatch.setattr(
+        runner, "train", lambda config, workdir: 0 if workdir.exists() else loop(config, workdir)
+    )
+    assert run_all(made, tmp_path) == 0
+    assert measured == [("seed_0", 0, 0), ("seed_0", 0, 1), ("seed_0", 0, 0), ("seed_1", 1, 1)]
+    starts = [config.train.init_from for _, config in loop.calls]
+    assert starts == ["", str(folder), str(folder)]
+    assert Results(tmp_path / "results").read(Run(arms[0], FIXED, 1))["seed"] == 1
 
 
 def test_a_stopped_experiment_goes_on(loop, tmp_path):
