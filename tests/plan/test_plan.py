@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -24,7 +25,7 @@ from vidlatent.plan.flops import count_flops
 from vidlatent.plan.generators import SamplingJob
 from vidlatent.plan.hardware import GIB, HARDWARE, parse_topology
 from vidlatent.plan.program import Program
-from vidlatent.plan.report import format_plan
+from vidlatent.plan.report import answer, format_plan, write_page
 from vidlatent.plan.run import make_plan
 from vidlatent.plan.search import override_keys, propose_changes
 from vidlatent.plan.topology import get_devices, has_devices
@@ -178,8 +179,63 @@ def test_a_step_on_eight_devices(on_eight):
 
 def test_the_report_names_what_takes_memory(on_eight):
     text = format_plan(on_eight)
-    for part in ("optimizer", "all-reduce", "GB to and from memory", "nothing was run", "It fits"):
+    for part in ("optimizer", "all-reduce", "GB to and from memory", "nothing was run"):
         assert part in text
+    # The answer comes first. CPUs have no limit, and no peak rate to bound the time by.
+    assert text.splitlines()[0] == answer(on_eight)
+    assert re.fullmatch(r"fits: [\d.]+ [KM]iB", answer(on_eight))
+
+
+def test_a_page_has_the_same_tables(on_eight, tmp_path):
+    write_page(tmp_path / "plan.html", on_eight)
+    page = (tmp_path / "plan.html").read_text()
+    assert f"<h1>{answer(on_eight)}</h1>" in page
+    for part in ("optimizer", "all-reduce", "GB to and from memory", "nothing was run"):
+        assert part in page
+
+
+def fitting(topology="v5p:4x4x4", **changes):
+    """A result whose times and sizes are known."""
+    attempt = {
+        "overrides": {},
+        "fits": True,
+        "needed": 8.6 * GIB,
+        "about": "8 evaluations for 4 clips 5x16x16",
+        "roofline": {"at_least": 0.9},
+    }
+    return {
+        "topology": topology,
+        "devices": parse_topology(topology).devices,
+        "limit": 95.74 * GIB,
+        "steps": 200_000,
+        "attempts": [{**attempt, **changes}],
+    }
+
+
+def test_the_answer_is_one_line():
+    # 0.9 s x 200,000 = 50 hours; on 64 chips 3,200 chip hours.
+    assert answer(fitting()) == (
+        "fits: 8.6 of 95.7 GiB; at best 0.9 s a step; 2.1 days for 200,000 steps; about 3,200 "
+        "chip hours"
+    )
+    assert answer(fitting("h200:8")).endswith("about 400 GPU hours")
+    once = {**fitting(), "steps": None}
+    assert answer(once) == (
+        "fits: 8.6 of 95.7 GiB; at best 0.9 s for 8 evaluations for 4 clips 5x16x16"
+    )
+
+
+def test_does_not_fit_is_said_of_memory_only():
+    short = fitting(fits=False, short_of="memory", needed=123.4 * GIB)
+    assert answer(short) == "does not fit: 123.4 of 95.7 GiB"
+    # The compiler does not always say how much it would have needed.
+    unknown = fitting(fits=False, short_of="memory", needed=None)
+    assert answer(unknown) == "does not fit: more than 95.74 GiB"
+    other = fitting(fits=False, short_of="devices", needed=None, why="a batch of 4 is too small.")
+    assert answer(other) == "cannot run: a batch of 4 is too small."
+    mended = fitting(overrides={"mesh.context": 2})
+    mended["attempts"].insert(0, other["attempts"][0])
+    assert answer(mended).startswith("with --config.mesh.context=2 it fits: 8.6 of 95.7 GiB; ")
 
 
 def test_what_does_not_fit_is_made_to_fit_by_the_smallest_change(monkeypatch):
@@ -197,6 +253,7 @@ def test_what_does_not_fit_is_made_to_fit_by_the_smallest_change(monkeypatch):
     assert last["overrides"]["optim.accumulate"] > 2
     text = format_plan(result)
     assert "smallest change found: --config.optim.accumulate=" in text and "as it is" in text
+    assert text.startswith("with --config.optim.accumulate=")
 
 
 def test_a_batch_that_does_not_spread_gets_more_devices_to_a_clip():
@@ -204,12 +261,14 @@ def test_a_batch_that_does_not_spread_gets_more_devices_to_a_clip():
     first, last = result["attempts"]
     assert "batch of 4 does not spread" in first["why"] and first["needed"] is None
     assert last["fits"] and last["mesh"]["fsdp"] == 4 and last["mesh"]["context"] == 2
+    assert first["short_of"] == "devices" and "does not fit" not in format_plan(result)
 
 
 def test_nothing_helps_a_device_without_memory():
     result = planned("cpu:1", plan__memory_gib=1e-6, plan__tries=0)
     assert [row["fits"] for row in result["attempts"]] == [False]
-    assert "It does not fit" in format_plan(result)
+    assert format_plan(result).startswith("does not fit: ")
+    assert "% taken" not in format_plan(result)  # no share above 100 %
 
 
 def test_a_generator_is_planned_without_its_latents():
@@ -352,7 +411,7 @@ def test_one_command_plans_for_devices_that_are_not_here(topology, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "It fits" in done.stdout
+    assert done.stdout.startswith("fits: ")
     result = json.loads((tmp_path / "p.json").read_text())
     (row,) = result["attempts"]
     assert result["devices"] == parse_topology(topology).devices

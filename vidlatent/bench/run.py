@@ -2,9 +2,9 @@
 
 Each program is the one that its job runs, called with random inputs, several of them in turn, and
 timed until its result is ready. Rates are compared with the best matrix product and the best copy
-of this device, measured in the same run. A share of the copy above one means that much of the data
-stays in caches. The memory of a program is what the compiler allocated; the peak beside it is that
-of the whole process so far, earlier programs included.
+of this device, measured in the same run. A share of the copy above one would mean that much of the
+data stays in caches, and is shown as these words. The memory of a program is what the compiler
+allocated; the peak beside it is that of the whole process so far, earlier programs included.
 """
 
 from __future__ import annotations
@@ -254,6 +254,11 @@ def _format_result(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def _format_share(share: float, beyond: str) -> str:
+    """A share of this device's best; ``beyond`` where a program measured more than that."""
+    return f"{share:.1%}" if share <= 1 else beyond
+
+
 def _format_numbers(values: dict[str, float]) -> dict[str, str]:
     return {name: f"{value:.4g}" for name, value in values.items()}
 
@@ -265,8 +270,8 @@ def _format_row(name: str, found: dict[str, Any]) -> dict[str, str]:
         "spread": f"{found['spread']:.0%}",
         "frames/s": f"{found['frames_per_second']:.4g}",
         "TFLOP/s": f"{found['tflop_per_second']:.3g}",
-        "of matmul": f"{found['share_of_matmul']:.1%}",
-        "of copy": f"{found['share_of_copy']:.1%}",
+        "of matmul": _format_share(found["share_of_matmul"], "all"),
+        "of copy": _format_share(found["share_of_copy"], "more: in caches"),
         "GiB of the program": f"{found['program_memory'] / GIB:.2f}",
         f"most GiB of the {found['peak_memory_of']} so far": f"{found['peak_memory'] / GIB:.2f}",
         "compile s": f"{found['compile']['cold_s']:.3g}",

@@ -63,7 +63,7 @@ def build_program(config: ConfigDict, what: str, mesh: Mesh, bucket: tuple[int, 
       bucket: frames, height, width, global batch.
 
     Raises:
-      DoesNotFit: the mesh cannot divide the batch.
+      DoesNotSpread: the mesh cannot divide the batch.
       VidlatentError: an unknown program, or a size that the model does not accept.
     """
     if what not in PROGRAMS:

@@ -72,7 +72,7 @@ def make_step_program(
       networks: the frozen networks.
 
     Raises:
-      DoesNotFit: the mesh cannot divide the batch.
+      DoesNotSpread: the mesh cannot divide the batch.
     """
     config, latents = task.config, task.latents
     *size, batch = bucket

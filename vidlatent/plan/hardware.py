@@ -17,7 +17,6 @@ import math
 import re
 
 from vidlatent.errors import VidlatentError
-from vidlatent.registry import did_you_mean
 
 __all__ = ["HARDWARE", "Hardware", "Topology", "parse_topology"]
 
@@ -91,7 +90,7 @@ def parse_topology(text: str) -> Topology:
     name, _, sizes = text.partition(":")
     if name not in HARDWARE:
         raise VidlatentError(
-            f"--topology={text}: unknown hardware {name!r}: {did_you_mean(name, HARDWARE)}"
+            f"--topology={text}: unknown hardware {name!r}; known: {', '.join(HARDWARE)}."
         )
     axes = _AXES[name]
     grid = tuple(map(int, sizes.split("x"))) if re.fullmatch(r"\d+(x\d+)*", sizes) else ()

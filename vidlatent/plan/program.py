@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 from vidlatent.errors import VidlatentError
 from vidlatent.parallel.sharding import ACTIVATION_AXES
 
-__all__ = ["DoesNotFit", "Program", "check_batch", "format_size"]
+__all__ = ["DoesNotFit", "DoesNotSpread", "Program", "check_batch", "format_size"]
 
 
 class DoesNotFit(VidlatentError):
-    """The program needs more than the machine has.
+    """The program needs more memory than a device has.
 
     Attributes:
       needed: bytes that it needs on a device; NaN where the compiler does not say.
@@ -26,6 +26,10 @@ class DoesNotFit(VidlatentError):
     def __init__(self, message: str, needed: float = math.nan):
         super().__init__(message)
         self.needed = needed
+
+
+class DoesNotSpread(VidlatentError):
+    """The mesh cannot divide the batch, however much memory there is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +64,13 @@ def check_batch(config: ConfigDict, mesh: Mesh, batch: int) -> None:
     """Check that the mesh divides the batch, or each piece of it with gradient accumulation.
 
     Raises:
-      DoesNotFit: it does not.
+      DoesNotSpread: it does not.
     """
     ways = math.prod(mesh.shape[axis] for axis in ACTIVATION_AXES["batch"])
     pieces = config.optim.accumulate
     if batch % (ways * pieces):
         each = f" in {pieces} pieces" if pieces > 1 else ""
-        raise DoesNotFit(
+        raise DoesNotSpread(
             f"a batch of {batch}{each} does not spread over data {mesh.shape['data']} x fsdp "
             f"{mesh.shape['fsdp']}: change the batch of config.data.buckets or config.mesh."
         )

@@ -1,8 +1,8 @@
 """``--mode=plan``: whether a job fits a machine, and what it costs there, without that machine.
 
 The job's program is compiled ahead of time for a topology. Its memory, operations and collectives
-are read from the compiled program. If it does not fit, changes of the config are tried, those that
-cost least speed first, until one fits.
+are read from the compiled program. If it does not fit, or the mesh cannot divide the batch, changes
+of the config are tried, those that cost least speed first, until one fits.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from vidlatent.plan.build import build_program, choose_bucket
 from vidlatent.plan.cascade import CASCADE, plan_cascade
 from vidlatent.plan.costs import compile_program, compute_roofline, count_model_flops, read_costs
 from vidlatent.plan.hardware import GIB, Topology, parse_topology
-from vidlatent.plan.program import DoesNotFit
-from vidlatent.plan.report import format_plan
+from vidlatent.plan.program import DoesNotFit, DoesNotSpread
+from vidlatent.plan.report import format_flags, format_plan, write_page
 from vidlatent.plan.search import override_keys, propose_changes
 from vidlatent.plan.state import STATE, plan_state
 from vidlatent.plan.topology import get_devices, has_devices, run_in_child
@@ -36,7 +36,8 @@ __all__ = ["compile_and_cost", "make_plan", "plan"]
 def plan(config: ConfigDict, workdir: Path, topology: str, output: str) -> int:
     """Print what ``config.plan.what`` costs on ``topology``, and write it as JSON.
 
-    The file is ``output``, by default ``<workdir>/plan/<program>-<topology>.json``.
+    The file is ``output``, by default ``<workdir>/plan/<program>-<topology>.json``; a page with the
+    same tables lies beside it.
 
     Returns:
       The exit status: 0 if the program fits, with or without changes, and 3 if it does not.
@@ -54,8 +55,10 @@ def plan(config: ConfigDict, workdir: Path, topology: str, output: str) -> int:
     result = make_plan(config, where, get_devices(where))
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, result)
+    page = target.with_suffix(".html")
+    write_page(page, result)
     print(format_plan(result))
-    logging.info("wrote %s", target)
+    logging.info("wrote %s and %s", target, page)
     return 0 if any(row["fits"] for row in result["attempts"]) else 3
 
 
@@ -83,6 +86,7 @@ def make_plan(config: ConfigDict, topology: Topology, devices: list[jax.Device])
         "compute": config.precision.compute,
         "effort": config.plan.effort,
         "limit": limit if math.isfinite(limit) else None,
+        "steps": config.train.steps if config.plan.what == "train" else None,
         "jax": jax.__version__,
         "attempts": attempts,
     }
@@ -114,7 +118,9 @@ def _search(
         if _is_hopeless(latest, overrides, limit):
             continue
         tries += 1
-        logging.info("does not fit; trying %s", overrides)
+        short = latest["short_of"] == "devices"
+        why = "the batch does not spread over the devices" if short else "it does not fit"
+        logging.info("%s; trying %s", why, format_flags(overrides))
         latest = _try(override_keys(config, overrides), topology, devices, bucket, overrides, limit)
         yield latest
         if latest["fits"]:
@@ -144,17 +150,22 @@ def _try(
     overrides: dict[str, Any],
     limit: float,
 ) -> dict[str, Any]:
-    """One attempt: its costs, whether it fits, and if not, why."""
+    """One attempt: its costs, whether it fits, and if not, why and what it is short of."""
     mesh = make_mesh(config.mesh, devices)
     row: dict[str, Any] = {"overrides": overrides, "mesh": dict(mesh.shape)}
     try:
         row |= compile_and_cost(config, topology, mesh, bucket)
+    except DoesNotSpread as error:
+        why = str(error)
+        return {**row, "fits": False, "short_of": "devices", "why": why, "needed": None}
     except DoesNotFit as error:
         needed = None if math.isnan(error.needed) else error.needed
-        return {**row, "fits": False, "why": str(error), "needed": needed}
+        why = str(error)
+        return {**row, "fits": False, "short_of": "memory", "why": why, "needed": needed}
     row["needed"] = row["memory"]["total"]
     row["fits"] = row["needed"] <= limit
     if not row["fits"]:
+        row["short_of"] = "memory"
         row["why"] = f"{row['needed'] / GIB:.2f} GiB a device are more than {limit / GIB:.2f}"
     return row
 
@@ -165,7 +176,8 @@ def compile_and_cost(
     """Compile a config's program for a mesh and read its costs.
 
     Raises:
-      DoesNotFit: the compiler ran out of memory, or the mesh cannot divide this batch.
+      DoesNotFit: the compiler ran out of memory.
+      DoesNotSpread: the mesh cannot divide this batch.
       VidlatentError: the model does not accept videos of this size.
     """
 
@@ -174,7 +186,10 @@ def compile_and_cost(
         return build_program(config, config.plan.what, mesh, bucket)
 
     program = build(config)
+    # Compilers say nothing for minutes, and libtpu begins with lines that look like errors.
+    logging.info("compiling for %s: %s ...", topology, program.about)
     traced, compiled, seconds = compile_program(program, mesh, config.plan.effort)
+    logging.info("compiled in %.0f s", sum(seconds.values()))
     found = read_costs(program, traced, compiled, mesh.size)
     needed = count_model_flops(config, build, traced, mesh)
     found["flops"]["model"] = needed

@@ -23,7 +23,7 @@ from vidlatent.paths import as_path
 from vidlatent.plan.build import build_program, choose_bucket
 from vidlatent.plan.costs import count_device_bytes
 from vidlatent.plan.hardware import GIB, Topology, parse_topology
-from vidlatent.plan.program import DoesNotFit, Program
+from vidlatent.plan.program import DoesNotSpread, Program
 from vidlatent.plan.search import override_keys, propose_changes
 from vidlatent.report.tables import markdown_table
 
@@ -137,7 +137,7 @@ def _build(
 
     try:
         return build(config)
-    except DoesNotFit as error:
+    except DoesNotSpread as error:
         sizes = dict(zip(AXES, resolve_sizes(config.mesh, topology.devices), strict=True))
         changes = next(propose_changes(config, "train", sizes, bucket), None)
         if changes is None:

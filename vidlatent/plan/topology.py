@@ -52,9 +52,7 @@ def get_devices(topology: Topology) -> list[jax.Device]:
         return jax.devices()[: topology.devices]
     try:
         if platform == "tpu":
-            _require_module(
-                topology, ("libtpu",), "pip install libtpu, of the release that jax[tpu] names"
-            )
+            _require_module(topology, ("libtpu",), "pip install -e '.[plan]', the extra of plans")
             os.environ.update({key: os.environ.get(key, value) for key, value in _TPU.items()})
             # libtpu takes whole hosts only, which have several chips unless told otherwise.
             hosts = {"chips_per_host_bounds": [1, 1, 1]} if topology.devices == 1 else {}
