@@ -265,13 +265,14 @@ def _prepare_process(timeouts: configs.ConfigDict) -> None:
     # Imported late, so that --help and mistakes in flags are answered at once.
     import jax
 
-    from vidlatent.parallel.compilation import keep_compiled
+    from vidlatent.parallel.compilation import announce_compilations, keep_compiled
     from vidlatent.parallel.joining import check_joined, join
     from vidlatent.parallel.together import watch
-    from vidlatent.report.log_file import NotNoisy, capture_noise
+    from vidlatent.report.log_file import NotNoisy, capture_noise, write_above_bars
 
     # Processes must be joined before anything asks JAX for a device.
     logging.get_absl_handler().addFilter(NotNoisy())
+    write_above_bars(logging.get_absl_handler())
     capture_noise()
     keep_compiled()
     announced = join(timeouts.join_timeout, timeouts.silence_timeout)
@@ -286,6 +287,7 @@ def _prepare_process(timeouts: configs.ConfigDict) -> None:
             "the variable."
         ) from error
     check_joined(announced)
+    announce_compilations()
 
 
 def _use_kernels(config: configs.ConfigDict) -> None:

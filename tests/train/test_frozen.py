@@ -43,7 +43,8 @@ def run(task, sizes):
         where = jax.tree.map(lambda leaf: leaf.sharding, describe_state(task, 0, mesh))
         state = jax.jit(task.init, out_shardings=where)(random_key(0, "params"))
         arrays = to_global(batch, batch_sharding(mesh))
-        _, report = jit_train_step(task, state, frozen, mesh)(state, arrays, frozen)
+        step = jit_train_step(task, state, frozen, mesh, 10)
+        _, report = step(state, arrays, frozen, np.float32(10))
     return float(report["loss"]), float(report["grad_norm"]), frozen
 
 

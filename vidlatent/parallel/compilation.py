@@ -1,16 +1,26 @@
-"""The on-disk cache of compiled programs: running the same program again skips compilation."""
+"""The on-disk cache of compiled programs, and lines that say what is being compiled.
+
+Running the same program again skips compilation.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import threading
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 
 from vidlatent.paths import cache_root
 
-__all__ = ["cache_folder", "keep_compiled", "quick_options"]
+__all__ = ["announce_compilations", "cache_folder", "keep_compiled", "quick_options"]
+
+_PATIENCE_SECONDS = 3.0  # of compiling before a word is said: most programs take less
+# JAX reports it as a number when it begins, and as a duration when it is done.
+_COMPILING = "/jax/core/compile/backend_compile_duration"
 
 
 def cache_folder() -> Path:
@@ -38,3 +48,59 @@ def quick_options(level: int = 1) -> dict[str, Any] | None:
       level: XLA's backend optimisation level; 0 compiles fastest, 1 still vectorises.
     """
     return {"xla_backend_optimization_level": level} if jax.default_backend() == "cpu" else None
+
+
+class _Announcer:
+    """Says that a program is being compiled if that takes long, and how long it took.
+
+    Threads compile independently, so each has its own timer.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, threading.Timer] = {}
+        self._told: set[int] = set()
+
+    def begin(self, event: str, value: float, **about: Any) -> None:
+        """Listen to JAX's numbers: a program is about to be compiled."""
+        del value
+        if event == _COMPILING:
+            thread = threading.get_ident()
+            timer = threading.Timer(_PATIENCE_SECONDS, self._tell, (thread, _name(about)))
+            timer.daemon = True  # a program that ends must not wait for it
+            self._waiting[thread] = timer
+            timer.start()
+
+    def end(self, event: str, seconds: float, **about: Any) -> None:
+        """Listen to JAX's durations: a program was compiled, or read from the cache."""
+        if event != _COMPILING:
+            return
+        thread = threading.get_ident()
+        if timer := self._waiting.pop(thread, None):
+            timer.cancel()
+        elif thread in self._told:
+            self._told.remove(thread)
+            logging.info("compiled %s in %.1f s", _name(about), seconds)
+
+    def _tell(self, thread: int, name: str) -> None:
+        # Cancelled too late: the program was compiled in the meantime.
+        if self._waiting.pop(thread, None):
+            self._told.add(thread)
+            logging.info("compiling %s ...", name)
+
+
+_announcer: _Announcer | None = None
+
+
+def announce_compilations() -> None:
+    """From now on log what is being compiled, and for how long, where it takes seconds."""
+    global _announcer
+    if _announcer is None and jax.process_index() == 0:
+        _announcer = _Announcer()
+        jax.monitoring.register_scalar_listener(_announcer.begin)
+        jax.monitoring.register_event_duration_secs_listener(_announcer.end)
+
+
+def _name(about: dict[str, Any]) -> str:
+    """``train_step`` of ``jit(train_step)`` or ``jit_train_step``."""
+    name = str(about.get("fun_name", "a program"))
+    return re.sub(r"^jit(?:\((.*)\)|_(.*))$", lambda found: found[1] or found[2], name).strip("_")

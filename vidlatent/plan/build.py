@@ -25,7 +25,7 @@ from vidlatent.plan import second_half
 from vidlatent.plan.distill import build_distill_train
 from vidlatent.plan.program import Program, check_batch, format_size
 from vidlatent.registry import did_you_mean
-from vidlatent.train.program import describe_state, jit_train_step
+from vidlatent.train.program import describe_length, describe_state, jit_train_step
 from vidlatent.train.state import random_key
 from vidlatent.train.tasks.tokenizer import TokenizerTask
 
@@ -107,8 +107,8 @@ def _build_tokenizer_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ..
     return Program(
         "train",
         f"step of a batch of {batch} clips {format_size(size)}",
-        jit_train_step(task, state, frozen, mesh),
-        (state, with_shardings(arrays, batch_sharding(mesh)), frozen),
+        jit_train_step(task, state, frozen, mesh, config.train.steps),
+        (state, with_shardings(arrays, batch_sharding(mesh)), frozen, describe_length(mesh)),
         parts,
         {0: lambda: task.init(random_key(config.seed, "params"))},
         # Result 0, the new state, is argument 0 of the next step.

@@ -30,7 +30,7 @@ from vidlatent.models.load import model_of, spec_in_chunks
 from vidlatent.parallel.sharding import batch_sharding, replicated, shardings, with_shardings
 from vidlatent.plan.program import Program, check_batch, format_size
 from vidlatent.sample.sampler import LatentSampler
-from vidlatent.train.program import describe_state, jit_train_step
+from vidlatent.train.program import describe_length, describe_state, jit_train_step
 from vidlatent.train.state import random_key
 from vidlatent.train.tasks.generator import GeneratorTask
 
@@ -83,8 +83,8 @@ def make_step_program(
     return Program(
         name="train",
         about=f"{about}, latents {format_size(latents.spec.latent_shape(tuple(size)))}",
-        function=jit_train_step(task, state, frozen, mesh),
-        arguments=(state, arrays, frozen),
+        function=jit_train_step(task, state, frozen, mesh, config.train.steps),
+        arguments=(state, arrays, frozen, describe_length(mesh)),
         parts={
             "parameters": state["params"],
             "averaged parameters": state["ema"],

@@ -189,7 +189,6 @@ def compile_and_cost(
     # Compilers say nothing for minutes, and libtpu begins with lines that look like errors.
     logging.info("compiling for %s: %s ...", topology, program.about)
     traced, compiled, seconds = compile_program(program, mesh, config.plan.effort)
-    logging.info("compiled in %.0f s", sum(seconds.values()))
     found = read_costs(program, traced, compiled, mesh.size)
     needed = count_model_flops(config, build, traced, mesh)
     found["flops"]["model"] = needed

@@ -20,10 +20,18 @@ from typing import Any
 
 import jax
 from absl import logging
+from tqdm import tqdm
 
 from vidlatent.paths import Mirror, as_path
 
-__all__ = ["NotNoisy", "capture_noise", "keep_traceback", "log_path", "write_log"]
+__all__ = [
+    "NotNoisy",
+    "capture_noise",
+    "keep_traceback",
+    "log_path",
+    "write_above_bars",
+    "write_log",
+]
 
 _LARGEST = 20 << 20  # bytes, after which the file begins anew; the one before is kept as log.txt.1
 _EARLY = 10_000  # lines kept until there is a workdir to write them to
@@ -58,6 +66,18 @@ class NotNoisy(std_logging.Filter):
 
     def filter(self, record: std_logging.LogRecord) -> bool:
         return not any(part in record.pathname for part in _NOISY)
+
+
+def write_above_bars(handler: std_logging.Handler) -> None:
+    """Let a handler of the terminal write its lines above progress bars, not into them."""
+    emit = handler.emit
+
+    def emit_above(record: std_logging.LogRecord) -> None:
+        # It takes the bars away and draws them again below; without a bar it does nothing.
+        with tqdm.external_write_mode(file=sys.stderr):
+            emit(record)
+
+    handler.emit = emit_above  # type: ignore[method-assign]
 
 
 _early: _Early | None = None

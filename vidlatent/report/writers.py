@@ -15,6 +15,7 @@ import sys
 import time
 import types
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ __all__ = [
     "JsonlWriter",
     "MetricWriter",
     "TensorBoardWriter",
+    "describe_curves",
     "make_writers",
     "read_metrics",
 ]
@@ -265,3 +267,11 @@ def make_writers(workdir: str | os.PathLike[str], *, tensorboard: bool) -> Any:
     if tensorboard:
         writers.append(TensorBoardWriter(folder / TENSORBOARD_FOLDER))
     return _clu.MultiWriter(writers)
+
+
+def describe_curves(workdir: Path, tensorboard: bool) -> str:
+    """One line for the end of a run: where its numbers over time are."""
+    text = f"every number over time: {workdir / METRICS_FILE}"
+    if tensorboard:
+        text += f", and tensorboard --logdir={workdir / TENSORBOARD_FOLDER} (pip install it)"
+    return text

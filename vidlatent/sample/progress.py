@@ -53,11 +53,9 @@ class VideoProgress:
             logging.info("%d of %d videos, %.0f s left", self._done, self._total, left)
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
-        self._bar.clear()
+        """Log a line, which the program's handler writes above the bar."""
         if is_main():
             logging.info("%s", text)
-        self._bar.refresh()
 
     def close(self) -> None:
         self._bar.close()

@@ -211,7 +211,9 @@ def _run_step(task: Any, batch: Mapping[str, np.ndarray], mesh: Mesh) -> tuple[f
         where = jax.tree.map(lambda leaf: leaf.sharding, describe_state(task, 0, mesh))
         state = jax.jit(functools.partial(_start, task), out_shardings=where)()
         arrays = to_global({n: batch[n] for n in task.arrays}, batch_sharding(mesh))
-        state, report = jit_train_step(task, state, {}, mesh)(state, arrays, {})
+        length = task.config.train.steps
+        step = jit_train_step(task, state, {}, mesh, length)
+        state, report = step(state, arrays, {}, np.float32(length))
     return float(report["loss"]), float(report["grad_norm"])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -27,7 +28,7 @@ from vidlatent.parallel.multihost import is_main, to_global
 from vidlatent.parallel.sharding import batch_sharding
 from vidlatent.parallel.together import compare, watch
 from vidlatent.report.log_file import write_log
-from vidlatent.report.writers import make_writers
+from vidlatent.report.writers import describe_curves, make_writers
 from vidlatent.train.goodput import Goodput
 from vidlatent.train.hooks import Evaluate, Log, Profile, Run, Save
 from vidlatent.train.identity import check_finished, describe_run, explain_data_error
@@ -218,17 +219,18 @@ class _Steps:
     def _run_steps(self, frozen: Any, mesh: Any) -> str:
         """Run steps until done or asked to stop; returns why it stopped early, or ''."""
         run, rows = self.run, batch_sharding(mesh)
-        train_step = jit_train_step(self.task, run.state, frozen, mesh)
+        steps = run.config.train.steps
+        train_step = jit_train_step(self.task, run.state, frozen, mesh, steps)
         log, profile = Log(run), Profile(run)
         with contextlib.closing(profile):
             self.interruption.begin()
-            while run.step < run.config.train.steps and not run.ended:
+            while run.step < steps and not run.ended:
                 begin = time.perf_counter()
                 with self.goodput.part("data"):
                     batch = self._read_batch(log)
                 waited = time.perf_counter() - begin
                 arrays = to_global(self.task.read_batch(batch), rows)
-                run.state, metrics = train_step(run.state, arrays, frozen)
+                run.state, metrics = train_step(run.state, arrays, frozen, np.float32(steps))
                 # The call only queues the step, except on the first one of a shape, which compiles.
                 called = time.perf_counter() - begin - waited
                 run.step += 1
@@ -299,3 +301,4 @@ class _Steps:
             folder = run.workdir / "eval" / f"step_{run.step}"
             for name in self.evaluate.validation.write(run, result, folder):
                 run.progress.say(f"look at {folder / name}")
+            run.progress.say(describe_curves(run.workdir, run.config.train.tensorboard))

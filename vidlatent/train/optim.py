@@ -9,8 +9,10 @@ skipped step or a restored optimizer can never shift the schedule.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,12 @@ from vidlatent.parallel.paths import match_path, path_name
 from vidlatent.registry import did_you_mean
 from vidlatent.train.freeze import mark_frozen
 
-__all__ = ["interpolate_ramp", "make_learning_rate", "make_optimizer"]
+__all__ = ["give_length", "interpolate_ramp", "make_learning_rate", "make_optimizer"]
+
+# (number of steps, the same as an argument of the program that is being traced)
+_given: contextvars.ContextVar[tuple[int, jax.Array] | None] = contextvars.ContextVar(
+    "given", default=None
+)
 
 # Kernels, and the factors of adapted ones.
 _DECAYED = ("kernel", "kernel/lora_a", "kernel/lora_b")
@@ -57,7 +64,11 @@ def make_learning_rate(config: ConfigDict, steps: int) -> Callable[[jax.Array], 
 
     def rate(step: jax.Array) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
-        progress = jnp.clip((step - warmup) / max(1, steps - warmup), 0.0, 1.0)
+        given = _given.get()
+        # The whole run's length is an argument: a run that goes on for more steps is then the
+        # same program, and need not be compiled again.
+        last = given[1] if given and given[0] == steps else steps
+        progress = jnp.clip((step - warmup) / jnp.maximum(1.0, last - warmup), 0.0, 1.0)
         decayed = final + (1.0 - final) * decay(progress)
         factor = interpolate_ramp(step, config.optim.ramp) if config.optim.ramp else 1.0
         # + 1, because a rate of 0 at step 0 would waste that step.
@@ -65,6 +76,19 @@ def make_learning_rate(config: ConfigDict, steps: int) -> Callable[[jax.Array], 
         return config.optim.lr * warm * decayed * factor
 
     return rate
+
+
+@contextlib.contextmanager
+def give_length(steps: int, argument: jax.Array) -> Iterator[None]:
+    """Within: schedules that end at ``steps`` end at ``argument``, float32, which has that value.
+
+    So the number is no constant of the program that is traced within.
+    """
+    token = _given.set((steps, argument))
+    try:
+        yield
+    finally:
+        _given.reset(token)
 
 
 def interpolate_ramp(step: jax.Array | int, points: Sequence[tuple[float, float]]) -> jax.Array:

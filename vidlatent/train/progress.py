@@ -14,16 +14,15 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """A progress bar on a terminal; a log line for each report elsewhere (pods, files, pipes)."""
+    """A log line for each report, and on a terminal a bar below them."""
 
     def __init__(self, total: int, start: int, name: str):
-        self._terminal = is_main() and sys.stderr.isatty()
         self._bar = tqdm(
             total=total,
             initial=start,
             desc=name,
             unit="step",
-            disable=not self._terminal,
+            disable=not (is_main() and sys.stderr.isatty()),
             dynamic_ncols=True,
             smoothing=0.1,
         )
@@ -33,23 +32,15 @@ class Progress:
         self._bar.update()
 
     def report(self, step: int, values: Mapping[str, float], seconds_per_step: float) -> None:
-        """Show ``values`` at ``step``."""
+        """Tell ``values`` at ``step``: a line, so that what was is still there to read."""
         text = ", ".join(f"{name} {_format_value(value)}" for name, value in values.items())
-        if self._terminal:
-            self._bar.set_postfix_str(text)
-        elif is_main():
-            left = _format_seconds((self._total - step) * seconds_per_step)
-            logging.info("step %d/%d, %s, %s left", step, self._total, text, left)
+        left = _format_seconds((self._total - step) * seconds_per_step)
+        self.say(f"step {step}/{self._total}, {text}, {left} left")
 
     def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        # Otherwise the text would be written into the line of the bar.
-        if self._terminal:
-            self._bar.clear()
+        """Log a line, which the program's handler writes above the bar."""
         if is_main():
             logging.info("%s", text)
-        if self._terminal:
-            self._bar.refresh()
 
     def close(self) -> None:
         self._bar.close()
