@@ -2,28 +2,22 @@
 
     python -m docs.make_configs
 
-Keys and default values come from the configs themselves. A key's meaning is the comment behind its
-default or above it, in ``vidlatent/config/defaults/<section>.py``.
+Keys and default values come from the configs themselves, meanings from
+``vidlatent.config.meanings``.
 """
 
 from __future__ import annotations
 
-import ast
-import io
 import re
-import tokenize
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
-import vidlatent.config.defaults as defaults
 from vidlatent.config import get_defaults, get_generator_defaults
 from vidlatent.config.defaults.optim import get_lora, get_optim
+from vidlatent.config.meanings import FOLDER, function_doc, leaves, root_meanings, section_docs
 from vidlatent.models.pretrained import NETWORKS
 
-FOLDER = Path(defaults.__file__).parent
 PAGE = Path(__file__).with_name("configs.md")
 HEAD = """# Config keys
 
@@ -34,77 +28,6 @@ quoted for the shell where they have blanks or brackets: `--config.data.buckets=
 These are the values that every config starts from; the files in `configs/` and their presets change
 what differs.
 """
-
-
-def comments_of(source: str) -> tuple[dict[int, str], dict[int, str]]:
-    """Comments by line number: those behind code, and those with a line of their own."""
-    behind, alone = {}, {}
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            own_line = not token.line[: token.start[1]].strip()
-            (alone if own_line else behind)[token.start[0]] = token.string.lstrip("# ").strip()
-    return behind, alone
-
-
-def meaning_of(node: ast.stmt, behind: dict[int, str], alone: dict[int, str]) -> str:
-    """The comment lines directly above an assignment, and those behind it."""
-    above, line = [], node.lineno - 1
-    while line in alone:
-        above.insert(0, alone[line])
-        line -= 1
-    lines = range(node.lineno, node.end_lineno + 1)
-    inside = [text for n in lines if (text := behind.get(n) or alone.get(n))]
-    return " ".join([*above, *inside])
-
-
-def dotted(node: ast.expr) -> list[str]:
-    """``['sampler', 'guidance', 'scales']`` for ``sampler.guidance.scales``; [] for others."""
-    if isinstance(node, ast.Name):
-        return [node.id]
-    if isinstance(node, ast.Attribute):
-        return [*dotted(node.value), node.attr]
-    return []
-
-
-def meanings_in(function: ast.FunctionDef, comments: Any) -> Iterator[tuple[str, str]]:
-    """Keys that a function sets, relative to what it returns, with their meanings."""
-    names: dict[str, list[str]] = {}  # local name -> path of the group that it stands for
-    for node in function.body:
-        if not isinstance(node, ast.Assign):
-            continue
-        paths = [dotted(target) for target in node.targets]
-        groups = [path for path in paths if len(path) > 1]
-        inner = [*names.get(groups[0][0], []), *groups[0][1:]] if groups else []
-        for path in paths:
-            if len(path) == 1:
-                names[path[0]] = inner
-        if groups:
-            yield ".".join(inner), meaning_of(node, *comments)
-
-
-def section_docs(path: Path) -> tuple[str, dict[str, str]]:
-    """A section's description, and its keys' meanings."""
-    source = path.read_text()
-    tree, comments = ast.parse(source), comments_of(source)
-    functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
-    main = functions.pop(f"get_{path.stem}")
-    found = dict(meanings_in(main, comments))
-    texts = [ast.get_docstring(tree) or "", ast.get_docstring(main) or ""]
-    for name, function in functions.items():  # a group with a function of its own
-        group = name.removeprefix("get_")
-        found.update((f"{group}.{k}", text) for k, text in meanings_in(function, comments))
-        found[group] = ast.get_docstring(function) or ""
-    texts[0] = re.sub(r"^``config\.\w+``: (\w)", lambda m: m[1].upper(), texts[0])
-    return "\n\n".join(filter(None, texts)), found
-
-
-def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; an empty group is a value."""
-    for key, value in config.items():
-        if isinstance(value, ConfigDict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def table(rows: list[tuple[str, str, str]]) -> str:
@@ -149,19 +72,6 @@ def make_page() -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def root_meanings() -> Iterator[tuple[str, str]]:
-    """Keys that the package's ``get_*defaults`` set themselves."""
-    path = FOLDER / "__init__.py"
-    tree, comments = ast.parse(path.read_text()), comments_of(path.read_text())
-    for function in tree.body:
-        if isinstance(function, ast.FunctionDef):
-            for node in ast.walk(function):
-                if isinstance(node, ast.Assign) and len(dotted(node.targets[0])) > 1:
-                    key = ".".join(dotted(node.targets[0])[1:])
-                    if meaning := meaning_of(node, *comments):
-                        yield key, meaning
-
-
 def section_page(
     name: str,
     group: ConfigDict,
@@ -199,13 +109,6 @@ def source_of(network: str) -> str:
     if not about.source:
         return "a small stand-in with random weights"
     return f"{', '.join(f'`{file}`' for file in about.files)} of {about.source}"
-
-
-def function_doc(path: Path, name: str) -> str:
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return ast.get_docstring(node) or ""
-    return ""
 
 
 if __name__ == "__main__":

@@ -66,12 +66,33 @@ def test_missing_accelerator_is_one_sentence(tmp_path, monkeypatch):
     assert "JAX finds no device" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_help_shows_each_mode_with_an_example():
-    text = run("--help").stdout
+def test_help_groups_flags_by_mode():
+    done = run("--help")
+    assert done.returncode == 0
     for name, mode in MODES.items():
-        assert f"  {name:<13} {mode.about}" in text and mode.examples
-    assert text.count("python -m vidlatent.main") >= len(MODES)
+        part = describe_modes(name)
+        assert f"  {name:<13} {mode.about}" in part and mode.examples
+        assert all(f"--{flag} " in part for flag in mode.flags)
+        assert all(line in done.stdout for line in part.splitlines()[2:-4])
+    assert done.stdout.count("python -m vidlatent.main") >= len(MODES)
     assert max(map(len, describe_modes().splitlines())) <= 100
+
+
+def test_help_of_one_mode():
+    only = run("--mode=plan", "--help")
+    assert only.returncode == 0 and "--topology" in only.stdout and "  bench " not in only.stdout
+    wrong = run("--mode=plna", "--help")
+    assert wrong.returncode == 2 and "did you mean 'plan'?" in wrong.stderr
+
+
+def test_help_config_lists_keys_with_values_and_meanings():
+    done = run("--config=configs/fsae.py", "--config.optim.lr=0.5", "--help-config=optim")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and "--config.optim.lr=0.5" in lines
+    assert lines[lines.index("--config.optim.lr=0.5") + 1].strip().startswith("peak learning rate")
+    assert not [line for line in lines if line.startswith("--config.data.")]
+    wrong = run("--help-config=optim.learning")
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
 
 
 @pytest.mark.parametrize("name", MODES)

@@ -45,6 +45,7 @@ ROOMS = [
     "plan",
     "bench",
     "preflight",
+    "doctor",
     "selftest",
     "main",
 ]
@@ -197,6 +198,8 @@ OWN_PATHS = {
     "checkpoint/lock.py",
     "codec/memory.py",
     "config/load.py",
+    "config/meanings.py",
+    "doctor/checks.py",
     "parallel/compilation.py",
     "paths.py",
     "plan/topology.py",

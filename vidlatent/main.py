@@ -2,6 +2,7 @@
 
 ``MODES`` has a row for each mode: the function that does the work, the flags that it takes, and an
 example of its use. ``--help``, the choice of the function and the check of the flags follow it.
+``--help-config`` lists config keys.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from vidlatent import config as configs
+from vidlatent.config.meanings import describe_keys
 from vidlatent.errors import VidlatentError
 from vidlatent.paths import as_path, local_copy
 from vidlatent.registry import did_you_mean
@@ -33,6 +35,7 @@ class Mode:
       flags: those that it takes beside --config, --workdir and --import, as arguments of the
         function.
       needs: those among them without which it cannot work, with an example.
+      bare: whether it goes without a config, and before JAX is asked for devices.
     """
 
     function: str
@@ -40,6 +43,7 @@ class Mode:
     examples: tuple[str, ...]
     flags: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    bare: bool = False
 
 
 MODES = {
@@ -145,20 +149,54 @@ MODES = {
         ("--mode=bench --config=configs/fsae.py",),
         ("output",),
     ),
+    "doctor": Mode(
+        "doctor.run:examine",
+        "versions, devices, decoders, extras, cache and disk, for a report of a problem",
+        ("--mode=doctor", "--mode=doctor --output=doctor.md"),
+        ("output",),
+        bare=True,
+    ),
+}
+# Of all modes; the flags of one mode are in MODES.
+_COMMON = {
+    "mode": "what to do; default train",
+    "config": "config file and argument, configs/fsae.py:paper; default that of --workdir",
+    "workdir": "folder of the run; default runs/<config>-<preset>, -<data> if that is your own",
+    "import": "module that registers models, losses, ... of your own; may be repeated",
+    "config.KEY=VALUE": "any key of the config; --help-config lists them",
 }
 
 
-def describe_modes() -> str:
-    """The table of modes as text, for ``--help``."""
+def describe_modes(only: str = "") -> str:
+    """The table of modes as text, for ``--help``: each with its flags and examples.
+
+    Args:
+      only: name of a mode, to be told of that one alone.
+    """
     lines = ["vidlatent: train, score and use highly compressed video latents.", ""]
-    lines += ["Modes, each with an example:", ""]
+    if not only:
+        lines += ["Flags of every mode:", ""]
+        lines += [f"  --{name:<18}{about}" for name, about in _COMMON.items()]
+        lines += ["", "Modes, each with its own flags and examples:", ""]
     for name, mode in MODES.items():
+        if only not in ("", name):
+            continue
         lines.append(f"  {name:<13} {mode.about}")
+        needed = {need.partition("=")[0] for need in mode.needs}
+        for flag in mode.flags:
+            end = "; needed" if flag in needed else ""
+            lines.append(f"{'':16}--{flag:<12} {_ABOUT[flag]}{end}")
         for example in mode.examples:
             # Split before flags only: a quoted prompt with spaces stays in one piece.
             words = re.split(r" (?=--)", f"python -m vidlatent.main {example}")
             lines.append(" " * 16 + _wrap(words, " \\\n" + " " * 20))
-    return "\n".join([*lines, "", "Any key of a config is set by --config.a.b=value.", ""])
+        lines.append("")
+    lines += [
+        "--mode=MODE --help tells of one mode; --help-config lists config keys with meanings and",
+        "values, --config=configs/fsae.py --help-config=optim those of one config and section.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _wrap(words: list[str], separator: str) -> str:
@@ -176,33 +214,41 @@ def _readers(flag: str) -> str:
     return ", ".join(name for name, mode in MODES.items() if flag in mode.flags)
 
 
-def _define(name: str, about: str, default: str | int | bool = "") -> None:
+_ABOUT = {
+    "input": "Video to read, or picture to start from",
+    "output": "Video, report or folder to write",
+    "prompt": "Text, or name or number of a class",
+    "prompts": "File of prompts, one a line or objects in .jsonl, or a folder of them",
+    "topology": "Machine: v5p:4x4x4, v6e:16x16, v5e:2x4, cpu:8, ...",
+    "step": "Checkpoint to use; default the newest",
+    "from": "Weights file or workdir to read",
+    "to": "Weights file or workdir to write",
+    "from_table": "Naming of the file read",
+    "to_table": "Naming of the file written",
+    "start": "Form that the weights are turned from, if another",
+    "verify": "Folder of a reference case to run",
+    "overwrite": "Replace the file of --to if there is one",
+}
+_DEFAULTS: dict[str, str | int | bool] = {
+    "step": -1,
+    "from_table": "auto",
+    "to_table": "auto",
+    "overwrite": False,
+}
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("mode", "train", " | ".join(MODES))
+    flags.DEFINE_string("config", "", _COMMON["config"])
+    flags.DEFINE_string("workdir", "", _COMMON["workdir"])
+    flags.DEFINE_multi_string("import", [], _COMMON["import"])
     kinds = {str: flags.DEFINE_string, int: flags.DEFINE_integer, bool: flags.DEFINE_bool}
-    define = kinds[type(default)]
-    define(name, default, f"{about} ({_readers(name)})")
+    for name, about in _ABOUT.items():
+        default = _DEFAULTS.get(name, "")
+        kinds[type(default)](name, default, f"{about} ({_readers(name)})")
 
 
-flags.DEFINE_string("mode", "train", " | ".join(MODES))
-flags.DEFINE_string("config", "", "Config file and argument: configs/fsae.py:paper")
-flags.DEFINE_string(
-    "workdir", "", "Folder of the run; default runs/<config>-<preset>, -<data> if that is your own"
-)
-flags.DEFINE_multi_string(
-    "import", [], "Module that registers models, losses, sources, ... of your own; may be repeated"
-)
-_define("input", "Video to read, or picture to start from")
-_define("output", "Video, report or folder to write")
-_define("prompt", "Text, or name or number of a class")
-_define("prompts", "File of prompts, one a line or objects in .jsonl, or a folder of such files")
-_define("topology", "Machine: v5p:4x4x4, v6e:16x16, v5e:2x4, cpu:8, ...")
-_define("step", "Checkpoint to use; default the newest", -1)
-_define("from", "Weights file or workdir to read")
-_define("to", "Weights file or workdir to write")
-_define("from_table", "Naming of the file read", "auto")
-_define("to_table", "Naming of the file written", "auto")
-_define("start", "Form that the weights are turned from, if another")
-_define("verify", "Folder of a reference case to run")
-_define("overwrite", "Replace the file of --to if there is one", False)
+_define_flags()
 
 
 def split_imports(given: list[str]) -> tuple[str, ...]:
@@ -311,6 +357,29 @@ def _prepare_logging() -> None:
     std_logging.getLogger("jax").setLevel(std_logging.WARNING)  # e.g. which backends are absent
 
 
+def _answer_help(argv: list[str], overrides: dict[str, str]) -> str | None:
+    """What ``--help`` or ``--help-config`` among the arguments asks for; None without them.
+
+    Raises:
+      VidlatentError: there is no such mode, config or key.
+    """
+    given = dict(word.lstrip("-").partition("=")[::2] for word in argv if word.startswith("-"))
+    if "help-config" in given:
+        config = configs.get_defaults("", "")
+        if given.get("config") or given.get("workdir"):
+            imports = split_imports([given.get("import", "")])
+            config, _ = resolve(
+                given.get("config", ""), given.get("workdir", ""), overrides, imports
+            )
+        return describe_keys(config, given["help-config"].removeprefix("config."))
+    if {"help", "h", "helpshort"} & {*given}:
+        only = given.get("help") or given.get("mode", "")
+        if only and only not in MODES:
+            raise VidlatentError(f"unknown mode {only!r}: {did_you_mean(only, MODES)}")
+        return describe_modes(only)
+    return None
+
+
 def _run_mode(rest: list[str], overrides: dict[str, str]) -> int:
     values = flags.FLAGS
     if rest[1:]:
@@ -320,14 +389,17 @@ def _run_mode(rest: list[str], overrides: dict[str, str]) -> int:
     given = {flag: values[flag].value for flag in sorted(known) if values[flag].present}
     mode = check_mode(values.mode, given)
     imports = split_imports(values["import"].value)
+    module, _, name = mode.function.partition(":")
+    arguments = {flag: values[flag].value for flag in mode.flags}
+    if mode.bare:
+        function = getattr(importlib.import_module(f"vidlatent.{module}"), name)
+        return function(configs.get_defaults("", ""), as_path(values.workdir or "."), **arguments)
     config, workdir = resolve(
         values.config, values.workdir, overrides, imports, new=values.mode == "train"
     )
     _prepare_process(config.processes)
     _use_kernels(config)
-    module, _, name = mode.function.partition(":")
     function = getattr(importlib.import_module(f"vidlatent.{module}"), name)
-    arguments = {flag: values[flag].value for flag in mode.flags}
     if arguments.get("input"):
         arguments["input"] = local_copy(arguments["input"])
     if values.mode == "train" and config.processes.preflight:
@@ -339,11 +411,15 @@ def _run_mode(rest: list[str], overrides: dict[str, str]) -> int:
 
 def run() -> None:
     """Entry point of ``vidlatent`` and ``python -m vidlatent.main``."""
-    sys.modules["__main__"].__doc__ = describe_modes()  # what --help shows
     try:
         argv, overrides = configs.split_overrides(sys.argv)
+        answer = _answer_help(argv[1:], overrides)
     except VidlatentError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if answer is not None:
+        print(answer)
+        return
 
     def main(rest: list[str]) -> int:
         try:

@@ -1,0 +1,1 @@
+"""``--mode=doctor``: what this installation is, for a report of a problem."""
