@@ -70,7 +70,7 @@ class _Announcer:
             self._waiting[thread] = timer
             timer.start()
 
-    def end(self, event: str, seconds: float, **about: Any) -> None:
+    def end(self, event: str, duration_secs: float, **about: Any) -> None:
         """Listen to JAX's durations: a program was compiled, or read from the cache."""
         if event != _COMPILING:
             return
@@ -79,7 +79,7 @@ class _Announcer:
             timer.cancel()
         elif thread in self._told:
             self._told.remove(thread)
-            logging.info("compiled %s in %.1f s", _name(about), seconds)
+            logging.info("compiled %s in %.1f s", _name(about), duration_secs)
 
     def _tell(self, thread: int, name: str) -> None:
         # Cancelled too late: the program was compiled in the meantime.
