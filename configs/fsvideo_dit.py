@@ -16,8 +16,10 @@
 ``demo,stage=cfg``                   guidance distilled into the demo: one evaluation a step
 ``demo,stage=progressive``           then 32 of its steps distilled to 4, in three stages
 ``demo,stage=sida``, ``stage=dmd``   or 4 steps by the scores of two networks, SiDA or DMD2
-``demo,stage=grpo``                  its videos raise a reward, of ``paper`` too
-                                     (docs/policy_updates.md)
+``paper,stage=refl``                 61 of the frames it makes raise two rewards, through the
+                                     decoder; ``demo`` has one reward (docs/reward_gradients.md)
+``demo,stage=grpo``                  its videos raise a reward without a gradient of it, of
+                                     ``paper`` too (docs/policy_updates.md)
 
 Latents come from ``--mode=encode`` with this config: ``--config.data.path=<set>``
 (docs/chains.md). A stage starts from the workdir
@@ -30,6 +32,7 @@ from vidlatent.config import (
     check_choice,
     distil_guidance,
     distil_scores,
+    follow_rewards,
     generator_demo,
     get_generator_defaults,
     halve_steps,
@@ -40,7 +43,8 @@ from vidlatent.config import (
 )
 
 _FEW_STEPS = ("cfg", "progressive", "sida", "dmd")
-_STAGES = ("image", "video", "target", "sft", *_FEW_STEPS, "grpo")
+_REWARDS = ("refl", "grpo")
+_STAGES = ("image", "video", "target", "sft", *_FEW_STEPS, *_REWARDS)
 
 
 def get_config(arg: str = ""):
@@ -80,23 +84,56 @@ def get_config(arg: str = ""):
         config.preset += "-plain"
     if arg.stage in _FEW_STEPS:
         _distil(config, arg)
+    if arg.stage == "refl":
+        _follow_rewards(config, arg)
     if arg.stage == "grpo":
         _raise_rewards(config, arg)
     return config
 
 
+def _follow_rewards(config, arg):
+    """ReFL (2.4.3): VideoAlign and MPS of 61 frames, of MPS the ten lowest."""
+    if arg.preset == "demo":
+        follow_rewards(config, ("motion",), _demo_starts(config))
+        config.sampler.steps, config.refl.steps, config.refl.latents = 8, (4, 6), 0
+        # So few parameters learn from few samples: the reward counts for more than at full size.
+        config.refl.scale = 1.0
+        _demo_rewards(config)
+    else:
+        config.preset = "paper"
+        follow_rewards(config, ("videoalign", "mps"), ("fsvideo_dit sft", "fsvideo_dit target"))
+        # Stated: the lowest ten frames. Not stated: that each of VideoAlign's scores has a hinge of
+        # its own, the weights, the 64 prompts, and all values of config.refl.
+        config.rewards.mps.lowest = 10
+        video = tuple((f"videoalign_{name}", 1 / 3) for name in ("vq", "mq", "ta"))
+        config.rewards.weights = (*video, ("mps", 0.5))
+        config.data.buckets = ((121, 384, 640, 64),)
+        config.data.length_weights = ()
+        config.rl.decode_groups = 2
+        config.rl.watch = ("motion",)
+
+
+def _demo_starts(config):
+    """Recipes that the demo's rewards may start from: with guidance, or with it built in."""
+    built_in = (f"{config.recipe} {stage}" for stage in ("cfg", "progressive", "sida"))
+    return (config.recipe, *built_in)
+
+
+def _demo_rewards(config):
+    config.data.buckets = ((9, 32, 32, 8),)
+    config.rl.watch = ("sharpness",)
+    config.optim.lr = 1e-4
+    config.train.steps = 60
+    config.checkpoint.every = config.eval.every = 15
+
+
 def _raise_rewards(config, arg):
     """MixGRPO (2.4.3) on the base model, which the paper tunes by gradients of rewards instead."""
     if arg.preset == "demo":
-        built_in = tuple(f"{config.recipe} {stage}" for stage in ("cfg", "progressive", "sida"))
-        raise_rewards(config, ("motion",), (config.recipe, *built_in))
+        raise_rewards(config, ("motion",), _demo_starts(config))
         config.sampler.steps, config.rl.window.size, config.rl.eta = 8, 2, 0.5
-        config.data.buckets = ((9, 32, 32, 8),)
         config.rl.group = 8
-        config.rl.watch = ("sharpness",)
-        config.optim.lr = 1e-4
-        config.train.steps = 60
-        config.checkpoint.every = config.eval.every = 15
+        _demo_rewards(config)
     else:
         config.preset = "paper"
         raise_rewards(config, ("mps",), ("fsvideo_dit sft", "fsvideo_dit target"))
@@ -168,7 +205,7 @@ def _paper(config, arg):
     config.conditions.null_text = "empty"  # not stated; Wan's
     config.data.source = "latents"
     config.data.fps = 24.0  # stated
-    _stage(config, "sft" if arg.stage == "grpo" else arg.stage)
+    _stage(config, "sft" if arg.stage in _REWARDS else arg.stage)
     if arg.start == "wan" and arg.stage == "image":
         config.train.init_kind = "wan_memory"
         generator.memory_share = 0.98

@@ -1,4 +1,4 @@
-"""A policy's training step on random weights: config, task, frozen networks, prompts."""
+"""Training steps by rewards on random weights: config, task, frozen networks, prompts."""
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,15 @@ from vidlatent.config import load
 from vidlatent.latents.contract import LatentSpace
 from vidlatent.latents.space import Latents, generator_of
 from vidlatent.models.load import model_of
-from vidlatent.train.tasks.grpo import GrpoTask
+from vidlatent.train.tasks.base import TASKS
 
 LABELS = ("red square moving left", "green circle moving up")
 
 
-def tokenizer_config():
+def tokenizer_config(**fields):
     config = load("fsae")
     with config.unlocked():
-        config.model.update(MODEL)
+        config.model.update({**MODEL, **fields})
     return config
 
 
@@ -48,12 +48,18 @@ def grpo_config(system="fsvideo_dit:demo", **keys):
     return config
 
 
-def make(config, **keys):
-    """Task, state and frozen networks with random weights."""
-    own = tokenizer_config()
+def refl_config(system="fsvideo_dit:demo", **keys):
+    """As ``grpo_config``, for gradients of rewards at the first two of 4 steps."""
+    usual = {"refl__steps": (0, 1), "refl__latents": 0, "refl__scale": 1.0, "optim__lr": 1e-2}
+    return grpo_config(system, task="refl", **{**usual, **keys})
+
+
+def make(config, own=None, **keys):
+    """Task, state and frozen networks with random weights; ``own`` is the tokenizer's config."""
+    own = tokenizer_config() if own is None else own
     spec = model_of(own).latent_spec
     latents = Latents(LatentSpace(spec, (0.0,) * 4, (1.0,) * 4), LABELS, 8.0)
-    task = GrpoTask(config, generator_of(config), latents, tokenizer=own, **keys)
+    task = TASKS.get(config.task)(config, generator_of(config), latents, tokenizer=own, **keys)
     state = jax.jit(task.init)(jax.random.key(0))
     # A head begins with zeros, and a policy that always says 0 learns nothing below it.
     state["params"] = randomize(state["params"], 1)

@@ -1,11 +1,13 @@
 """Runs of policy updates: to the end, resumed within a window, ended early, refused."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
 
-from tests.helpers.generator_runs import generator_run, tiny, tokenizer_run
+from tests.helpers import reward_runs
+from tests.helpers.generator_runs import tiny
 from tests.train.test_generator_runs import digest
 from vidlatent import config as configs
 from vidlatent.encode.run import encode_set
@@ -17,49 +19,12 @@ from vidlatent.train.tasks.base import make_task
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
-KEYS = {
-    "task": "grpo",
-    "sampler.name": "euler",
-    "sampler.steps": "4",
-    "sampler.guidance.scales": "()",
-    "sampler.guidance.drops": "()",
-    "rewards.use": "('motion', 'colour')",
-    "rewards.weights": "(('motion', 1.0), ('colour', 0.5))",
-    "rl.watch": "('sharpness',)",
-    "rl.group": "4",
-    "rl.window.stay": "3",
-    "data.buckets": "((3, 8, 8, 2),)",
-    "data.validation_clips": "3",
-    "eval.every": "3",
-    "train.steps": "7",
-    "train.log_every": "1",
-    "checkpoint.every": "0",
-    "checkpoint.best_metric": "reward",
-    "checkpoint.best_mode": "max",
-    "optim.lr": "1e-3",
-    "sample.grid": "1",
-}
+config_of = functools.partial(reward_runs.config_of, task="grpo")
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """A tokenizer, latents of rendered shapes, and a generator to start from."""
-    folder = tmp_path_factory.mktemp("grpo")
-    tokenizer_run(folder / "tokenizer")
-    config = configs.read(folder / "tokenizer")
-    with config.unlocked():
-        config.data = tiny(folder / "tokenizer", "videos").data
-        config.encode.pictures = 0
-    assert encode_set(config, folder / "tokenizer", -1, str(folder / "latents")) == 0
-    generator_run(config_of(folder, start=False), folder / "base")
-    return folder
-
-
-def config_of(places, start=True, **keys):
-    own = {**KEYS, "train.init_from": str(places / "base")} if start else {}
-    own |= {key.replace("__", "."): str(value) for key, value in keys.items()}
-    known = {"tokenizer.path": str(places / "tokenizer"), "data.path": str(places / "latents")}
-    return configs.load("tests/generator_tiny.py:latents", known | own)
+    return reward_runs.make_places(tmp_path_factory.mktemp("grpo"))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +79,9 @@ def test_pictures_are_prompts_for_videos(places):
         config.encode.pictures = 0
     assert encode_set(config, places / "tokenizer", -1, str(places / "pictures")) == 0
     keys = {
-        **KEYS,
+        "task": "grpo",
+        **reward_runs.KEYS,
+        **reward_runs.OF_TASK["grpo"],
         "rl.frames": "5",
         "data.buckets": "((1, 8, 8, 2),)",
         "data.path": str(places / "pictures"),
@@ -205,4 +172,4 @@ def test_a_ratio_that_is_not_1_ends_the_run(places, monkeypatch):
 def test_what_does_not_fit_is_refused(places, keys, message):
     with pytest.raises(VidlatentError, match=message):
         task = make_task(config_of(places, **keys))
-        assert task.frozen and task.policy_of((2, 4, 4, 4))
+        assert task.frozen and task.windows_of((2, 4, 4, 4))

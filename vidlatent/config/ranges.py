@@ -416,6 +416,20 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "decay": _WEIGHT,
         "threshold": _COUNT_OR_NONE,
     },
+    "refl": {
+        "steps": Each((whole(0), whole(0)), "(20, 28)", "first, last"),
+        "latents": _COUNT_OR_NONE,
+        "margin": number(),
+        "margins": Many(Each((Text(needed=True), number()), "('mps', 1.5)"), "(('mps', 1.5),)"),
+        "standards": Many(
+            Each((Text(needed=True), number(), _POSITIVE), "('mps', 9.0, 3.0)", "score, mean, std"),
+            "(('mps', 9.0, 3.0),)",
+        ),
+        "scale": _POSITIVE,
+        "flow_weight": _WEIGHT,
+        **dict.fromkeys(("divide_by_guidance", "stream"), Flag()),
+        "groups": _COUNT,
+    },
 }
 
 # Key -> rule.

@@ -7,6 +7,7 @@ __all__ = [
     "demo_on_samples",
     "distil_guidance",
     "distil_scores",
+    "follow_rewards",
     "generator_demo",
     "halve_steps",
     "long_run",
@@ -157,24 +158,43 @@ def raise_rewards(config: ConfigDict, rewards: tuple[str, ...], follows: tuple[s
 
     Optimizer and number of steps are MixGRPO's.
     """
-    config.task = "grpo"
     flow = config.diffusion.schedule.name == "flow"
-    config.sampler.name = "euler" if flow else "ddim"
-    config.rewards.use = rewards
     # Flow-SDE is of flows alone.
     config.rl.noise = "flow_sde" if flow else "cps"
     if config.sampler.steps > 10:
         config.rl.window.size, config.rl.eta = 4, 0.7
-    long_run(config, steps=300, lr=1e-5)
+    _tune_by_rewards(config, "grpo", rewards, follows, lr=1e-5)
+    config.optim.b1, config.optim.b2, config.optim.eps = 0.9, 0.999, 1e-8
+    config.optim.weight_decay = 1e-4
+    # Conditions are those of sampling: none is dropped.
+    config.conditions.drop = ConfigDict()
+
+
+def follow_rewards(config: ConfigDict, rewards: tuple[str, ...], follows: tuple[str, ...]) -> None:
+    """The stage after one of ``follows``: gradients of rewards, ReFL (FSVideo 2.4.3).
+
+    The loss of the data beside it keeps optimizer and dropped conditions of the stage before.
+    """
+    _tune_by_rewards(config, "refl", rewards, follows, lr=2e-6)
+
+
+def _tune_by_rewards(
+    config: ConfigDict,
+    task: str,
+    rewards: tuple[str, ...],
+    follows: tuple[str, ...],
+    lr: float,
+) -> None:
+    config.task = task
+    flow = config.diffusion.schedule.name == "flow"
+    config.sampler.name = "euler" if flow else "ddim"
+    config.rewards.use = rewards
+    long_run(config, steps=300, lr=lr)
     config.train.log_every = 1
     config.checkpoint.every = config.eval.every = 25
     config.checkpoint.best_metric, config.checkpoint.best_mode = "reward", "max"
-    config.optim.b1, config.optim.b2, config.optim.eps = 0.9, 0.999, 1e-8
-    config.optim.weight_decay, config.optim.clip_norm = 1e-4, 1.0
-    config.optim.ema_decay = 0.99
-    # Conditions are those of sampling: none is dropped.
-    config.conditions.drop = ConfigDict()
-    _follow(config, "grpo", follows[0])
+    config.optim.clip_norm, config.optim.ema_decay = 1.0, 0.99
+    _follow(config, task, follows[0])
     config.train.init_recipes = follows
 
 

@@ -44,7 +44,7 @@ def make_reward_step(task: Any) -> Callable[[Any, Any, Any], dict[str, jax.Array
     def step(params, frozen, batch):
         latent, conditions = task.inputs(batch, frozen, jax.random.key(task.config.sample.seed))
         shape = task.find_shape(latent)
-        policy, _ = task.policy_of(shape)
+        policy = task.policy_of(shape)
         key = jax.random.key(task.config.sample.seed)
 
         def draw(clip):

@@ -31,9 +31,12 @@ class FrozenDecoder:
       tokenizer: config of the tokenizer, if its run need not be there; None reads that of
         ``config.tokenizer``.
       groups: groups of frames that ``decode`` makes at a time; 0: whole clips.
+      remat: recompute each piece in the backward pass, which then needs one piece's activations
+        beside what streams hand from piece to piece; chunks likewise.
 
     Attributes:
       model: the tokenizer's module.
+      groups: as given; may be changed where ``streams`` is true.
       arrays: names of the arrays of a batch that are needed.
 
     Raises:
@@ -46,17 +49,24 @@ class FrozenDecoder:
         latents: Latents,
         tokenizer: ConfigDict | None = None,
         groups: int = 0,
+        remat: bool = False,
     ):
-        self._config, self._latents, self._groups = config, latents, groups
+        self._config, self._latents = config, latents
+        self.groups, self._remat = groups, remat
         self.model = model_of(read_tokenizer_config(config) if tokenizer is None else tokenizer)
         # Of videos the frame is cut out; a set stores it.
         reads = self.model.condition_kind != "none" and config.data.source == "latents"
         self.arrays = ("content",) if reads else ()
-        if groups and (not self.model.streams or self.model.condition_kind == "content"):
+        if groups and not self.streams:
             raise VidlatentError(
                 f"the decoder of {latents.spec.name} cannot decode group by group: set "
                 "config.rl.decode_groups=0."
             )
+
+    @property
+    def streams(self) -> bool:
+        """Whether it can go on from piece to piece."""
+        return self.model.streams and self.model.condition_kind != "content"
 
     @property
     def frozen(self) -> FrozenNetwork:
@@ -91,27 +101,44 @@ class FrozenDecoder:
         spec = self._latents.spec
         if spec.chunks is not None and latent.shape[1] > 1:
             return self._decode_chunks(params, latent, chunk_latents(spec), spec.chunks[1])
-        if self._groups:
+        if self.groups:
             return self._stream(params, latent, condition)
         return self._decode(params, latent, condition)[0]
 
     def _decode(self, params: Any, latent: jax.Array, condition: Any, cache: Any = None) -> Any:
-        return self.model.apply(
-            {"params": params}, latent, condition=condition, cache=cache, method="decode"
-        )
+        def decode(latent, condition, cache):
+            return self.model.apply(
+                {"params": params}, latent, condition=condition, cache=cache, method="decode"
+            )
+
+        # The parameters are no argument: they are frozen, and the same for every piece.
+        return (jax.checkpoint(decode) if self._remat else decode)(latent, condition, cache)
 
     def _stream(self, params: Any, latent: jax.Array, condition: Any) -> jax.Array:
         """Piece by piece with a cache, so that the memory is that of a piece and the frames."""
         rule = self._latents.spec.rule
-        size = self._groups * rule.step // self._latents.spec.t
+        size = self.groups * rule.step // self._latents.spec.t
         # The first piece also takes the frame that is in no group.
-        ends = range(size + bool(rule.first % rule.step), latent.shape[1] + size, size)
-        frames, cache, start = [], None, 0
-        for end in ends:
-            piece = latent[:, start:end]
-            video, cache = self._decode(params, piece, condition if start == 0 else None, cache)
-            frames.append(video)
+        start = size + bool(rule.first % rule.step)
+        video, cache = self._decode(params, latent[:, :start], condition)
+        frames = [video]
+        count = max(latent.shape[1] - start, 0) // size
+        if count:
+            # One loop, so that pieces follow one another backward too, and are compiled once.
+            end = start + count * size
+            pieces = latent[:, start:end].reshape(len(latent), count, size, *latent.shape[2:])
+
+            def step(cache, piece):
+                video, cache = self._decode(params, piece, None, cache)
+                return cache, video
+
+            cache, videos = jax.lax.scan(step, cache, jnp.moveaxis(pieces, 1, 0))
+            # [n, B, T', ...] -> [B, n T', ...]
+            videos = jnp.moveaxis(videos, 0, 1)
+            frames.append(videos.reshape(len(latent), -1, *videos.shape[3:]))
             start = end
+        if start < latent.shape[1]:
+            frames.append(self._decode(params, latent[:, start:], None, cache)[0])
         return jnp.concatenate(frames, axis=1)
 
     def _decode_chunks(self, params: Any, latent: jax.Array, each: int, overlap: int) -> jax.Array:

@@ -17,7 +17,7 @@ from vidlatent.plan.program import Program
 from vidlatent.plan.second_half import assume_parts, low_shape
 from vidlatent.train.tasks.base import TASKS
 
-__all__ = ["build_distill_train"]
+__all__ = ["build_distill_train", "refuse_to_load"]
 
 
 def build_distill_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
@@ -51,10 +51,14 @@ def _assume_teacher(config: ConfigDict) -> Teacher:
         if "guidance_embed" in config.generator:
             config.generator.guidance_embed = False
     model = generator_of(config)
-    return Teacher(config, model, FrozenNetwork(abstract_at_rest(model), _refuse), None, None, {})
+    return Teacher(
+        config, model, FrozenNetwork(abstract_at_rest(model), refuse_to_load), None, None, {}
+    )
 
 
-def _refuse(abstract: Any) -> Any:
+def refuse_to_load(abstract: Any) -> Any:
+    """``FrozenNetwork.load`` of a network that is no run's."""
     raise VidlatentError(
-        "a plan has no weights of a teacher: train by --mode=train with config.distill.teacher."
+        "a plan has no weights of frozen networks: train by --mode=train with the runs named, such "
+        "as config.distill.teacher."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,6 +61,7 @@ def make_step_program(
     bucket: tuple[int, ...],
     known: Mapping[str, jax.ShapeDtypeStruct],
     networks: Mapping[str, FrozenNetwork],
+    also: Sequence[str] = (),
 ) -> Program:
     """The training step of a task of generators.
 
@@ -70,6 +71,7 @@ def make_step_program(
       bucket: frames, height, width, global batch.
       known: shapes of all arrays that a batch may hold, by name.
       networks: the frozen networks.
+      also: names of arrays beside ``task.arrays`` that the step reads.
 
     Raises:
       DoesNotSpread: the mesh cannot divide the batch.
@@ -78,7 +80,8 @@ def make_step_program(
     *size, batch = bucket
     check_batch(config, mesh, batch)
     state, frozen = describe_state(task, config.seed, mesh), describe_frozen(networks, mesh)
-    arrays = with_shardings({name: known[name] for name in task.arrays}, batch_sharding(mesh))
+    names = (*task.arrays, *also)
+    arrays = with_shardings({name: known[name] for name in names}, batch_sharding(mesh))
     about = f"step of a batch of {batch} clips {format_size(size)}"
     return Program(
         name="train",

@@ -123,9 +123,13 @@ def low_shape(latents: Latents, bucket: tuple[int, ...]) -> dict[str, jax.ShapeD
     return {LOW: jax.ShapeDtypeStruct((batch, *shape), jnp.float32)}
 
 
-def assume_parts(config: ConfigDict, latents: Latents) -> Parts:
-    """Base model and upsampler of a refiner, by the runs it names or as ``build_refiner_train``."""
-    base, upsampler = config, configs.load(config.plan.upsampler)
+def assume_parts(config: ConfigDict, latents: Latents, base: ConfigDict | None = None) -> Parts:
+    """Base model and upsampler of a refiner, by the runs it names or as ``build_refiner_train``.
+
+    ``base`` is the config of the base model if the refiner names no run; None: a copy of it.
+    """
+    base = config if base is None else follow_latents(base, latents.spec)
+    upsampler = configs.load(config.plan.upsampler)
     if config.refiner.base:
         base = read_part(config, "base")
     if config.refiner.upsampler:

@@ -14,6 +14,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.models.frozen import FrozenNetwork
 from vidlatent.registry import did_you_mean
 from vidlatent.rewards.base import REWARDS, Arrays, Reward, RewardInputs, RewardSetting
+from vidlatent.rewards.frames import FrameReward
 
 __all__ = ["ChosenRewards", "make_rewards"]
 
@@ -97,14 +98,38 @@ class ChosenRewards:
         """
         scores: dict[str, jax.Array] = {}
         for name, reward in self.rewards.items():
-            if reward.reads_first and first is None:
-                raise VidlatentError(
-                    f"the reward {name} compares with the first frame, and none is given: it is "
-                    "for image-to-video."
-                )
-            inputs = RewardInputs(video, prompts[name], first, fps)
+            inputs = self._make_inputs(name, video, prompts, first, fps)
             scores |= reward.score(_params_of(frozen, name), inputs)
         return scores
+
+    def score_each(
+        self,
+        name: str,
+        frozen: Mapping[str, Any],
+        video: jax.Array,
+        prompts: Mapping[str, Arrays],
+        *,
+        first: jax.Array | None = None,
+        fps: float = 0.0,
+    ) -> dict[str, jax.Array]:
+        """As ``score``, of one reward, before the mean over frames: score -> ``[B, K]``.
+
+        ``K`` is the number of frames that count for a reward of frames, and 1 for others.
+        """
+        reward = self.rewards[name]
+        params = _params_of(frozen, name)
+        inputs = self._make_inputs(name, video, prompts, first, fps)
+        if isinstance(reward, FrameReward):
+            return {reward.names[0]: reward.score_each(params, inputs)}
+        return {score: value[:, None] for score, value in reward.score(params, inputs).items()}
+
+    def _make_inputs(self, name, video, prompts, first, fps) -> RewardInputs:
+        if self.rewards[name].reads_first and first is None:
+            raise VidlatentError(
+                f"the reward {name} compares with the first frame, and none is given: it is for "
+                "image-to-video."
+            )
+        return RewardInputs(video, prompts[name], first, fps)
 
     def sum(self, scores: Mapping[str, jax.Array]) -> jax.Array:
         """``[B]`` float32: the weighted sum of the scores."""

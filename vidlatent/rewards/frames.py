@@ -11,7 +11,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.losses.frames import map_frames
 from vidlatent.rewards.base import Arrays, PixelReward, RewardInputs
 
-__all__ = ["FrameReward"]
+__all__ = ["FrameReward", "find_lowest"]
 
 
 class FrameReward(PixelReward, abc.ABC):
@@ -49,12 +49,22 @@ class FrameReward(PixelReward, abc.ABC):
 
         return map_frames(score, video, at_once=self.frames_at_once)
 
-    def score(self, params: object, inputs: RewardInputs) -> dict[str, jax.Array]:
+    def score_each(self, params: object, inputs: RewardInputs) -> jax.Array:
+        """``[B, K]`` float32: the scores of the frames that count, whose mean is the video's."""
         frames = inputs.check()["T"]
-        video, (name,) = inputs.video.astype(jnp.float32), self.names
+        video = inputs.video.astype(jnp.float32)
         if self.lowest and self.lowest < frames:
             # Chosen without a gradient, so that the backward pass knows these few alone.
             everything = self.score_frames(params, jax.lax.stop_gradient(video), inputs.prompt)
-            worst = jax.lax.top_k(-jax.lax.stop_gradient(everything), self.lowest)[1]
+            worst = find_lowest(everything, self.lowest)
             video = jnp.take_along_axis(video, worst[:, :, None, None, None], axis=1)
-        return {name: self.score_frames(params, video, inputs.prompt).mean(axis=1)}
+        return self.score_frames(params, video, inputs.prompt)
+
+    def score(self, params: object, inputs: RewardInputs) -> dict[str, jax.Array]:
+        (name,) = self.names
+        return {name: self.score_each(params, inputs).mean(axis=1)}
+
+
+def find_lowest(scores: jax.Array, count: int) -> jax.Array:
+    """Places ``[B, count]`` of the lowest scores of ``[B, T]``, lowest first; no gradient."""
+    return jax.lax.top_k(-jax.lax.stop_gradient(scores), count)[1]

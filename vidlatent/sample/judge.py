@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,8 @@ from vidlatent.rewards import ChosenRewards, make_rewards
 __all__ = ["Judge", "Shown", "repeat_shown"]
 
 _TOKENS = "reward_tokens"
+# {score: [B, K]} -> a float32 scalar
+Lose = Callable[[Mapping[str, jax.Array]], jax.Array]
 
 
 class Shown(NamedTuple):
@@ -43,7 +46,7 @@ class Judge:
       latents: facts about the latents.
       names: of the rewards.
       tokenizer: config of the tokenizer, if its run need not be there.
-      groups: groups of frames that are decoded at a time, see ``FrozenDecoder``.
+      groups, remat: pieces of the decoder, see ``FrozenDecoder``.
 
     Attributes:
       rewards: all of them.
@@ -57,10 +60,11 @@ class Judge:
         names: Sequence[str],
         tokenizer: ConfigDict | None = None,
         groups: int = 0,
+        remat: bool = False,
     ):
         self.rewards: ChosenRewards = make_rewards(names, config, dtype=resolve_dtype(config))
         self.names = self.rewards.names
-        self.decoder = FrozenDecoder(config, latents, tokenizer, groups)
+        self.decoder = FrozenDecoder(config, latents, tokenizer, groups, remat)
         self.fps = float(config.sample.fps or latents.fps)
 
     @property
@@ -122,6 +126,60 @@ class Judge:
         video = self.decoder(frozen["tokenizer"], latent, shown.condition)
         scores = self.rewards.score(frozen, video, shown.prompts, first=shown.first, fps=self.fps)
         return jnp.stack([scores[name] for name in self.names], axis=-1)
+
+    def lose(
+        self, frozen: Mapping[str, Any], latent: jax.Array, shown: Shown, lose: Lose
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """A loss of the scores, and the scores, for plain differentiation.
+
+        Args:
+          frozen: parameters.
+          latent: standardised, ``[B, t, h, w, c]``.
+          shown: beside it.
+          lose: loss of some of the scores, ``{name: [B, K]}`` (``ChosenRewards.score_each``), a
+            float32 scalar. It is called for each reward, and the loss is the sum.
+
+        Returns:
+          The loss, and all scores as ``lose`` is given them.
+        """
+        video = self.decoder(frozen["tokenizer"], latent, shown.condition)
+        found = [self._lose_one(name, frozen, video, shown, lose) for name in self.rewards.rewards]
+        scores = {name: each for _, own in found for name, each in own.items()}
+        return sum(loss for loss, _ in found), scores
+
+    def differentiate(
+        self, frozen: Mapping[str, Any], latent: jax.Array, shown: Shown, lose: Lose
+    ) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+        """``lose`` and its gradient with respect to the latent, with the memory of one chunk.
+
+        Frames are decoded piece by piece. Then each reward by itself says how it would change them,
+        slice by slice of its frames, and last that goes back through the decoder, piece by piece
+        from the last one on. Nothing but frames and what a stream hands on is kept in between.
+
+        Returns:
+          The loss, the scores, and the gradient ``[B, t, h, w, c]``.
+        """
+
+        def decode(latent):
+            return self.decoder(frozen["tokenizer"], latent, shown.condition)
+
+        video, pull = jax.vjp(decode, latent)
+        total, wanted = jnp.zeros((), jnp.float32), jnp.zeros_like(video)
+        scores: dict[str, jax.Array] = {}
+        for name in self.rewards.rewards:
+            compute = functools.partial(self._lose_one, name, frozen, shown=shown, lose=lose)
+            (loss, own), change = jax.value_and_grad(compute, has_aux=True)(video)
+            scores |= own
+            total, wanted = total + loss, wanted + change
+            # The next reward begins when this one is done, so that only one's states are there.
+            video, wanted = jax.lax.optimization_barrier((video, wanted))
+        return total, scores, pull(wanted)[0]
+
+    def _lose_one(self, name, frozen, video, shown, lose) -> tuple[Any, dict[str, jax.Array]]:
+        each = self.rewards.score_each(
+            name, frozen, video, shown.prompts, first=shown.first, fps=self.fps
+        )
+        return lose(each), each
 
 
 def repeat_shown(shown: Shown, prompts: int, times: int) -> Shown:

@@ -231,12 +231,25 @@ class LatentSampler:
         """Whether the branches of guidance are one batch."""
         return len(self.drops) > 1 and self._config.guidance.batched
 
-    def make_denoise(self, params: Any, branches: Any, x: jax.Array) -> tuple[Any, Any]:
-        """The guided ``denoise(x [B, ...], t [B], index)`` of the steps, and its first state."""
+    def make_denoise(
+        self, params: Any, branches: Any, x: jax.Array, *, last_learns: bool = False
+    ) -> tuple[Any, Any]:
+        """The guided ``denoise(x [B, ...], t [B], index)`` of the steps, and its first state.
+
+        Args:
+          params: of the generator.
+          branches: from ``join_branches``.
+          x: a state, for its shape.
+          last_learns: only the most conditioned branch has a gradient, for a sampler whose branches
+            run one after another (``config.sampler.guidance.batched``).
+        """
 
         def network(x, t, index, branch):
             del index
-            return self.model.apply({"params": params}, x, t, **branch, method="denoise")
+            # Not only the output is stopped: so nothing is kept for a backward pass.
+            stopped = last_learns and branch is not branches[-1]
+            own = jax.lax.stop_gradient(params) if stopped else params
+            return self.model.apply({"params": own}, x, t, **branch, method="denoise")
 
         # Guidance is for the prediction; the variance that comes with it is not extrapolated.
         channels = self.shape[-1] if self.model.learned_variance else None

@@ -29,6 +29,7 @@ from vidlatent.config.defaults.plan import get_plan
 from vidlatent.config.defaults.precision import get_precision
 from vidlatent.config.defaults.processes import get_processes
 from vidlatent.config.defaults.refiner import get_refiner
+from vidlatent.config.defaults.refl import get_refl
 from vidlatent.config.defaults.rewards import get_rewards
 from vidlatent.config.defaults.rl import get_rl
 from vidlatent.config.defaults.sample import get_sample
@@ -52,6 +53,7 @@ GENERATOR_SECTIONS = (
     "upsampling",
     "distill",
     "rl",
+    "refl",
 )
 
 
@@ -111,5 +113,6 @@ def get_generator_defaults(name: str, preset: str) -> ConfigDict:
     config.upsampling = get_upsampling()
     config.distill = get_distill()
     config.rl = get_rl()
+    config.refl = get_refl()
     config.checkpoint.best_metric, config.checkpoint.best_mode = "loss", "min"
     return config

@@ -1,5 +1,5 @@
 """``config.rl``: policy updates by rewards, MixGRPO (task ``grpo``); the rewards are
-``config.rewards.use``.
+``config.rewards.use``. The task ``refl`` (``config.refl``) reads the last part of it.
 
 Values follow MixGRPO's code, and for 8 steps our choices; FSVideo states the method alone (2.4.3).
 """

@@ -49,6 +49,7 @@ _DISTILL = "vidlatent.train.tasks.distill_"
 TASKS.register("distill_guidance", _DISTILL + "guidance:GuidanceTask")
 TASKS.register("distill_progressive", _DISTILL + "progressive:ProgressiveTask")
 TASKS.register("grpo", "vidlatent.train.tasks.grpo:GrpoTask")
+TASKS.register("refl", "vidlatent.train.tasks.refl:ReflTask")
 
 
 class Player(NamedTuple):

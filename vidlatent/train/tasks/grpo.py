@@ -8,53 +8,35 @@ texts, classes and first frames.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vidlatent import config as configs
 from vidlatent.diffusion.sde import NOISES
 from vidlatent.diffusion.windows import Windows, find_last_random, make_windows
 from vidlatent.errors import VidlatentError
-from vidlatent.evaluate.held_out_rewards import make_reward_step
-from vidlatent.latents.distilled import Distilled
-from vidlatent.latents.refiner_inputs import Parts, read_part
+from vidlatent.latents.refiner_inputs import Parts
 from vidlatent.latents.space import Latents, abstract_at_rest
 from vidlatent.models.frozen import FrozenNetwork
-from vidlatent.models.load import find_step
-from vidlatent.paths import as_path
-from vidlatent.sample.few_steps import settle_sampler
-from vidlatent.sample.judge import Judge
-from vidlatent.sample.policy import Policy
-from vidlatent.sample.prompts import find_shape, make_prompts
 from vidlatent.train.adapters import BASE
-from vidlatent.train.freeze import stop_frozen_gradients
-from vidlatent.train.reward_validation import RewardValidation
 from vidlatent.train.rollout import Problem, Rollout, Samples, Tally
 from vidlatent.train.state import State, apply_gradients, random_key
-from vidlatent.train.tasks.base import MUST_BE_ZERO, SHARE, select_arrays
-from vidlatent.train.tasks.generator import GeneratorTask
-from vidlatent.weights.files import is_workdir, load_params
+from vidlatent.train.tasks.base import MUST_BE_ZERO, SHARE
+from vidlatent.train.tasks.rewarded import RewardedTask
+from vidlatent.weights.files import load_params
 
 __all__ = ["GrpoTask"]
 
 
-class GrpoTask(GeneratorTask):
+class GrpoTask(RewardedTask):
     """Raises ``config.rewards.use`` by updates of the policy that ``config.generator`` is.
 
-    Batches hold prompts, ``config.rl.group`` samples are drawn of each.
-
-    Args:
-      config, model, latents: as ``GeneratorTask``.
-      parts: base model and upsampler of a refiner; None reads those that the config names.
-      tokenizer: config of the tokenizer whose decoder is used, if its run need not be there.
+    Batches hold prompts, ``config.rl.group`` samples are drawn of each. Arguments are those of
+    ``RewardedTask``.
     """
 
     def __init__(
@@ -66,38 +48,12 @@ class GrpoTask(GeneratorTask):
         tokenizer: ConfigDict | None = None,
     ):
         _check(config)
-        self.distilled, config = _follow_start(config)
-        if configs.role_of(config) == "refiner" and parts is None:
-            for name in ("base", "upsampler"):
-                read_part(config, name)  # first of all: the commonest slip
-        self._parts = parts
-        super().__init__(config, model, latents)
-        config = self.config
-        use, groups = tuple(config.rewards.use), config.rl.decode_groups
-        self.judge = Judge(config, self.latents, use, tokenizer, groups)
-        watched = tuple(dict.fromkeys((*use, *config.rl.watch)))
-        self.watch = Judge(config, self.latents, watched, tokenizer, groups)
-        self.weights = tuple(self.judge.rewards.weights[name] for name in self.judge.names)
-        if not any(self.weights):
-            raise VidlatentError("config.rewards.weights: every score has weight 0.")
-        arrays = (*self.inputs.arrays, *self.judge.decoder.arrays)
-        self.arrays = tuple(dict.fromkeys(arrays))
-        self.labels = self.latents.label_names
-        self.eval_step = make_reward_step(self)
-
-    def make_inputs(self, *, augment: bool) -> Any:
-        del augment  # conditions are those of sampling
-        return make_prompts(self.config, self.model, self.latents, self._parts)
-
-    def read_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The arrays, and the prompts as the rewards' tokenizers make them."""
-        tokens = self.watch.read_prompts(batch, self.labels)
-        return {**select_arrays(batch, self.arrays), **tokens}
+        super().__init__(config, model, latents, parts, tokenizer)
 
     @functools.cached_property
     def frozen(self) -> dict[str, FrozenNetwork]:
         """Decoder, rewards, what conditions need, and the starting weights if the KL term does."""
-        found = {**super().frozen, **self.watch.frozen}
+        found = dict(super().frozen)
         if self.config.rl.kl_weight and self.config.rl.kl_kind != "log_ratio":
             found["reference"] = self._describe_reference()
         return found
@@ -117,16 +73,11 @@ class GrpoTask(GeneratorTask):
 
         return FrozenNetwork(abstract_at_rest(self.model), load)
 
-    def merge(self, trained: Any, frozen: Mapping[str, Any]) -> Any:
-        """The model's parameters, of which gradients reach those that are trained."""
-        params = self.adapters.merge(trained, frozen)
-        return stop_frozen_gradients(params, self.config.optim.freeze)
-
     @functools.cache  # noqa: B019 - as many as there are buckets, and the task lives with the run
-    def policy_of(self, shape: tuple[int, ...]) -> tuple[Policy, Windows]:
-        """The policy at a latent's shape ``(t, h, w, c)``, and the windows of its steps."""
-        policy, window = Policy(self.model, self.config, shape), self.config.rl.window
-        windows = make_windows(
+    def windows_of(self, shape: tuple[int, ...]) -> Windows:
+        """The windows of the steps at a latent's shape ``(t, h, w, c)``."""
+        policy, window = self.policy_of(shape), self.config.rl.window
+        return make_windows(
             policy.steps,
             window.size,
             stay=window.stay,
@@ -137,11 +88,6 @@ class GrpoTask(GeneratorTask):
             decay=window.decay,
             threshold=window.threshold,
         )
-        return policy, windows
-
-    def find_shape(self, latent: jax.Array) -> tuple[int, ...]:
-        """Shape ``(t, h, w, c)`` of what is drawn for prompts whose clips' latents these are."""
-        return find_shape(self.config, self.latents, latent.shape[1:])
 
     def train_step(
         self, state: State, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any]
@@ -152,7 +98,8 @@ class GrpoTask(GeneratorTask):
             return random_key(self.config.seed if seed < 0 else seed, stream, step)
 
         latent, conditions = jax.lax.stop_gradient(self.inputs(batch, frozen, key("latent")))
-        policy, windows = self.policy_of(self.find_shape(latent))
+        shape = self.find_shape(latent)
+        policy, windows = self.policy_of(shape), self.windows_of(shape)
         first, length = windows.at(step, key("window", step=0))
         problem = Problem(
             conditions,
@@ -225,40 +172,6 @@ class GrpoTask(GeneratorTask):
                 found[f"window_{start}/{name}{SHARE}"] = here
         return found
 
-    def make_validation(
-        self, run: Any, frozen: Mapping[str, Any], mesh: Mesh, make_loader: Callable[[], Any]
-    ) -> Any:
-        return RewardValidation(self, run, frozen, mesh, make_loader)
-
-    def begin(self, workdir: Path, step: int, labels: Sequence[str]) -> None:
-        self.labels = tuple(labels)
-        super().begin(workdir, step, labels)
-        if self.distilled is not None:
-            self.distilled.write_or_check(workdir, step)
-
-
-def _follow_start(config: ConfigDict) -> tuple[Distilled | None, ConfigDict]:
-    """What is built into the generator that a run starts from, and the config for its samples.
-
-    Such a generator knows no steps but its own and is not guided again, whatever the config says.
-    """
-    source = config.train.init_from
-    known = Distilled.load(source) if source and is_workdir(source) else None
-    if known is None:
-        return None, config
-    step = find_step(configs.read(as_path(source)), as_path(source), -1)
-    grid = known.grid_at(step)
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        sampler = config.sampler
-        if grid is not None:
-            sampler.name, sampler.steps = grid.solver, grid.steps
-            sampler.spacing, sampler.shift = grid.spacing, grid.shift
-        if known.guidance is not None and not known.guidance.scale_range:
-            sampler.guidance.scales = ()
-    kept = dataclasses.replace(known, grids=((0, grid),) if grid else ())
-    return kept, settle_sampler(config, known, step)
-
 
 def _check(config: ConfigDict) -> None:
     """Raise ``VidlatentError`` for options that do not go together."""
@@ -272,9 +185,4 @@ def _check(config: ConfigDict) -> None:
     if config.optim.accumulate != 1:
         raise VidlatentError(
             "config.optim.accumulate has no meaning here: cut groups into parts by config.rl.parts."
-        )
-    if not config.tokenizer.path:
-        raise VidlatentError(
-            "config.tokenizer.path is empty, and rewards look at frames: name the workdir of the "
-            "tokenizer that decodes."
         )
