@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install install-plan demo demo-generator demo-fsvideo test test-slow lint clean
+.PHONY: install install-plan demo demo-generator demo-fsvideo notebooks site test test-slow lint clean
 
 install: $(VENV)/.installed
 
@@ -29,11 +29,20 @@ demo-fsvideo: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' $(TEST_ARGS)
 
-# With the compiler for TPUs, which needs none: plans and tests look at the programs it makes.
+# Makes notebooks/*.ipynb from their sources; NOTEBOOK_ARGS=--execute runs them for their pictures.
+notebooks: $(VENV)/.installed-plan
+	$(BIN)/python -m notebooks.build $(NOTEBOOK_ARGS)
+
+# The site in build/site; a broken link or a page that is on no menu is an error.
+site: $(VENV)/.installed-plan
+	$(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
+
+# With the compiler for TPUs, which needs none: plans and tests look at the programs it makes. What
+# runs notebooks and builds the site comes along.
 install-plan: $(VENV)/.installed-plan
 
 $(VENV)/.installed-plan: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -e '.[test,plan]'
+	$(BIN)/python -m pip install --quiet -e '.[test,plan,notebooks,docs]'
 	@touch $@
 
 test-slow: $(VENV)/.installed-plan

