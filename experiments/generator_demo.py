@@ -49,6 +49,7 @@ from vidlatent.data.renderers.shapes import (
 from vidlatent.data.split import VALIDATION
 from vidlatent.encode.run import encode_set
 from vidlatent.errors import VidlatentError
+from vidlatent.latents.channels import check_with_tokenizer
 from vidlatent.media.sheets import contact_sheet
 from vidlatent.report.page import write_report
 from vidlatent.report.tables import markdown_table
@@ -222,9 +223,11 @@ def run_stage(
 def run(demo: Demo) -> int:
     """Run all stages that are not done yet; returns the exit status."""
     seconds: dict[str, float] = {}
+    workdir, config = demo.workdir / "generator", demo.generator_config()
+    # Now, and not after the minutes that the tokenizer takes.
+    check_with_tokenizer(config, demo.tokenizer_config())
     if status := prepare_latents(demo, seconds):
         return status
-    workdir, config = demo.workdir / "generator", demo.generator_config()
     scored = workdir / "eval" / f"step_{demo.steps}" / "scores.json"
     if status := run_stage("generator", scored, lambda: train(config, workdir), seconds):
         return status

@@ -12,13 +12,17 @@ from vidlatent.errors import VidlatentError
 __all__ = ["Registry", "did_you_mean"]
 
 
+_SHOWN = 16  # names in a message
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the nearest known name, else the list of all of them."""
+    """``did you mean 'x'?`` for the nearest known name, else the names, cut if they are many."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if near:
         return f"did you mean {near[0]!r}?"
-    return "known: " + ", ".join(known) + "."
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    return f"known: {', '.join(known[:_SHOWN])}{more}."
 
 
 class Registry:

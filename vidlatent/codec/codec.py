@@ -43,6 +43,7 @@ from vidlatent.models.tokenizers.chunks import fade_in
 from vidlatent.parallel.mesh import mesh_of_rows
 from vidlatent.parallel.sharding import shardings, uneven_rows
 from vidlatent.paths import as_path
+from vidlatent.registry import did_you_mean
 from vidlatent.spec import LatentSpec, check_shape
 from vidlatent.weights.files import is_workdir, load_params, restore_weights
 
@@ -157,6 +158,11 @@ class Codec:
           content: for a bare latent the frames that the decoder reads, uint8 ``[n, H, W, 3]``
             (Reducio: one of each clip; FSAE-Standard and -Lite: frame 0).
         """
+        if not isinstance(latent, Coded) and not hasattr(latent, "shape"):
+            raise VidlatentError(
+                f"latent is {type(latent).__name__}: give what encode returned, such as Coded.load "
+                "reads it, or its array [t, h, w, c]; files of compress go to decompress."
+            )
         return np.concatenate(list(self.decode_stream([latent], frames, size, content)))
 
     def compress(
@@ -438,6 +444,11 @@ def _frames_of(video: Video, moments: deque[float] | None = None) -> Iterator[np
         video = _read_file(str(video), moments)
     elif isinstance(video, (np.ndarray, jax.Array)):
         check_shape(video, "T H W C", C=3)
+    elif not isinstance(video, Iterable):
+        raise VidlatentError(
+            f"video is {type(video).__name__}: give a file, uint8 [T, H, W, 3], or an iterator of "
+            "frames."
+        )
     shape = None
     for number, frame in enumerate(video):
         frame = np.asarray(frame)
@@ -503,7 +514,7 @@ def load_codec(
     if is_workdir(path) and not weights:
         keys = {**configs.read(path).codec, **options}
         return Codec.from_workdir(path, step, CodecOptions.of(**keys), mesh, dtype)
-    config = configs.load(str(path_or_name))
+    config = _find_config(path_or_name, path)
     if not weights:
         raise VidlatentError(
             f"{path_or_name} is the name of a config, not the folder of a run: pass weights= with "
@@ -517,3 +528,25 @@ def load_codec(
     # Without a mesh they may be NumPy arrays, which every call would send to the device again.
     params = jax.tree.map(jnp.asarray, params) if mesh is None else params
     return Codec(model, params, CodecOptions.of(**{**config.codec, **options}), mesh)
+
+
+def _find_config(path_or_name: str | Path, path: Path) -> configs.ConfigDict:
+    """The config of that name; errors speak of the argument that the caller gave."""
+    if (path / "config.json").is_file() and configs.is_generator(configs.read(path)):
+        raise VidlatentError(f"{path} is the run of a generator: read it by load_generator.")
+    if path.is_dir():
+        raise VidlatentError(f"{path} holds no checkpoint of a tokenizer: train first.")
+    try:
+        config = configs.load(str(path_or_name))
+    except VidlatentError as error:
+        if "there is no such file" not in str(error):
+            raise
+        names = [file.stem for file in sorted(configs.shipped_configs().glob("*.py"))]
+        own = [name for name in names if not configs.is_generator(configs.load(name))]
+        raise VidlatentError(
+            f"{str(path_or_name)!r} is neither the folder of a run nor the config of a tokenizer: "
+            f"{did_you_mean(str(path_or_name).partition(':')[0], own)}"
+        ) from error
+    if configs.is_generator(config):
+        raise VidlatentError(f"{path_or_name} is a generator's config: name a tokenizer's.")
+    return config

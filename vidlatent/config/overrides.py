@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from vidlatent.config.defaults import GENERATOR_SECTIONS
 from vidlatent.config.upgrade import renamed_key
 from vidlatent.errors import VidlatentError
+from vidlatent.nested import flatten
 from vidlatent.registry import did_you_mean
 
 __all__ = ["apply_overrides", "coerce", "split_overrides", "to_tuples"]
@@ -20,6 +22,25 @@ __all__ = ["apply_overrides", "coerce", "split_overrides", "to_tuples"]
 _ELSEWHERE = {
     ("model", "dtype"): "the compute dtype of every model is config.precision.compute.",
     ("generator", "dtype"): "the compute dtype of every model is config.precision.compute.",
+}
+# What other frameworks call these, and where the key is here.
+_CALLED = {
+    "learning_rate": "optim.lr",
+    "max_steps": "train.steps",
+    "num_train_steps": "train.steps",
+    "epochs": "train.steps",
+    "batch": "data.buckets",
+    "batch_size": "data.buckets",
+    "resolution": "data.buckets",
+    "num_frames": "data.buckets",
+    "image_size": "data.buckets",
+    "dir": "data.path",
+    "data_dir": "data.path",
+    "folder": "data.path",
+    "dtype": "precision.compute",
+    "workers": "data.num_workers",
+    "save_every": "checkpoint.every",
+    "ema": "optim.ema_decay",
 }
 _ADDED_IN_FILES = {
     "loss": "a new loss term is added in a config file (vidlatent.config.load_base), since the "
@@ -54,33 +75,71 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
         *parents, leaf = dotted.split(".")
         node = config
         for depth, name in enumerate(parents):
-            node = _child(node, name, ".".join(parents[:depth]))
+            node = _child(config, node, name, ".".join(parents[:depth]))
             if not isinstance(node, ConfigDict):
                 raise VidlatentError(
                     f"--config.{dotted}: {name!r} is a value, not a group of keys."
                 )
-        present = _child(node, leaf, ".".join(parents))
+        present = _child(config, node, leaf, ".".join(parents))
         if isinstance(present, ConfigDict):
             keys = ", ".join(sorted(present.keys()))
             raise VidlatentError(f"--config.{dotted} is a group of keys ({keys}): set one of them.")
         node[leaf] = coerce(f"--config.{dotted}", text, present)
 
 
-def _child(node: ConfigDict, name: str, where: str) -> Any:
+def _child(config: ConfigDict, node: ConfigDict, name: str, where: str) -> Any:
     if name not in node and not where and name in GENERATOR_SECTIONS:
         raise VidlatentError(f"config.{name} belongs to generators, and this trains a tokenizer.")
     if name not in node:
         place = f"config.{where}" if where else "config"
+        if where == "model" and not len(node) and name in config.get("generator", {}):
+            raise VidlatentError(
+                f"config.model is a tokenizer's, and this trains a generator: set "
+                f"config.generator.{name}."
+            )
         if not len(node):
             raise VidlatentError(
                 f"{place} is empty in this config, so {name!r} cannot be set: fill it in a config "
                 "file that builds on this one (vidlatent.config.load_base)."
             )
-        hint = _ELSEWHERE.get((where, name)) or did_you_mean(name, node.keys())
+        # New names are possible in some sections: those of others are far from what was meant.
+        find = _find_nearest if where not in _ADDED_IN_FILES else _find_here
+        hint = _ELSEWHERE.get((where, name)) or find(config, node, name)
         if more := _ADDED_IN_FILES.get(where):
             hint = f"{hint.rstrip('.')}; {more}"
         raise VidlatentError(f"{place} has no key {name!r}: {hint}")
     return node[name]
+
+
+def _find_here(config: ConfigDict, node: ConfigDict, name: str) -> str:
+    del config
+    return did_you_mean(name, node.keys())
+
+
+def _find_nearest(config: ConfigDict, node: ConfigDict, name: str) -> str:
+    """What may have been meant by a key that this section has not."""
+    if difflib.get_close_matches(name, map(str, node.keys()), n=1):
+        return did_you_mean(name, node.keys())
+    keys = [str(key) for key in flatten(config.to_dict(), ".", keep_empty=True)]
+    # The right name in the wrong place, its name elsewhere, then one that is spelt like it.
+    found = [key for key in keys if key.rpartition(".")[2] == name]
+    if not found and _CALLED.get(name) in keys:
+        found = [_CALLED[name]]
+    if not found:
+        leaves = {key.rpartition(".")[2]: key for key in keys}
+        found = [leaves[near] for near in difflib.get_close_matches(name, leaves, n=1, cutoff=0.8)]
+    if found:
+        # Such as the optimizers of several networks: that of the model comes first.
+        best = min(found, key=lambda key: (key.count("."), _order(key)))
+        return f"did you mean config.{best}?"
+    return did_you_mean(name, node.keys())
+
+
+def _order(key: str) -> int:
+    """Sections that people mean most often go first."""
+    first = ("train", "data", "optim", "sampler", "sample", "eval", "checkpoint")
+    section = key.partition(".")[0]
+    return first.index(section) if section in first else len(first)
 
 
 def coerce(what: str, text: str, present: Any) -> Any:

@@ -1,4 +1,7 @@
-"""Numbers of channels that a generator takes over from its latents: ``-1`` in its config."""
+"""What a generator takes over from its latents: numbers of channels that are ``-1`` in its config.
+
+And whether it fits the latents of a tokenizer that is not trained yet.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,19 @@ from ml_collections import ConfigDict
 
 from vidlatent.config import is_generator
 from vidlatent.errors import VidlatentError
-from vidlatent.latents.space import describe_latents
+from vidlatent.latents.contract import LatentSpace
+from vidlatent.latents.space import (
+    Latents,
+    abstract_generator,
+    check_generator,
+    describe_latents,
+    generator_of,
+)
 from vidlatent.models.generators import FOLLOW
+from vidlatent.models.load import model_of, spec_in_chunks
 from vidlatent.spec import LatentSpec
 
-__all__ = ["follow_latents"]
+__all__ = ["check_with_tokenizer", "follow_latents"]
 
 _KEYS = ("latent_channels", "condition_channels")
 
@@ -47,3 +58,16 @@ def follow_latents(config: ConfigDict, spec: LatentSpec | None = None) -> Config
             if value == FOLLOW:
                 config.generator[key] = spec.channels
     return config
+
+
+def check_with_tokenizer(config: ConfigDict, tokenizer: ConfigDict) -> None:
+    """Check a generator's config before the tokenizer is trained whose latents it will have.
+
+    Raises:
+      VidlatentError: the generator cannot be built, or does not fit these latents.
+    """
+    chunks = config.tokenizer.chunks
+    spec = spec_in_chunks(model_of(tokenizer), chunks, "config.tokenizer.chunks")
+    model = generator_of(follow_latents(config, spec))
+    check_generator(model, Latents(LatentSpace.of_spec(spec, "none")))
+    abstract_generator(model)  # sizes that do not divide show when it is traced

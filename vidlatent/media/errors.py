@@ -112,7 +112,7 @@ def named_errors(invalid: str):
     except av.error.ExitError as error:  # PyAV's time limit for opening and reading
         raise ClipError("slow", "reading was interrupted by the time limit") from error
     except FileNotFoundError as error:
-        raise ClipError("missing", _short(error)) from error
+        raise ClipError("missing", f"no file {error.filename or _short(error)}") from error
     except PermissionError as error:
         raise ClipError("permission", _short(error)) from error
     except MemoryError as error:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vidlatent.checkpoint.manager import Checkpointer
+from vidlatent.config import is_generator
 from vidlatent.errors import VidlatentError
 from vidlatent.models.tokenizers import build
 from vidlatent.parallel.sharding import shardings, with_shardings
@@ -34,7 +35,17 @@ __all__ = [
 
 
 def model_of(config: ConfigDict, dtype: Any = None) -> Any:
-    """The tokenizer of ``config.model``, computing in ``dtype`` (see ``resolve_dtype``)."""
+    """The tokenizer of ``config.model``, computing in ``dtype`` (see ``resolve_dtype``).
+
+    Raises:
+      VidlatentError: the config is that of a generator, or has no tokenizer of a known name.
+    """
+    if is_generator(config) and not config.model:
+        path = config.tokenizer.path
+        whose = f" (its own is {path})" if path else ""
+        raise VidlatentError(
+            f"{config.name} is a generator, and this needs a tokenizer: give the run of one{whose}."
+        )
     return build(config.model, resolve_dtype(config, dtype))
 
 
