@@ -29,6 +29,7 @@ from orbax.checkpoint import checkpoint_managers
 from vidlatent.checkpoint import digests, layout
 from vidlatent.checkpoint.meta import ITEM as META
 from vidlatent.checkpoint.meta import make_meta, read_meta
+from vidlatent.checkpoint.pins import read_pins
 from vidlatent.checkpoint.scores import Keep, keep_finite, read_scores, write_scores
 from vidlatent.checkpoint.storage import (
     QUIET,
@@ -138,6 +139,8 @@ class Checkpointer:
             # keep them.
             Keep(lambda steps: {step for step in steps if step == self._last_saved}),
             Keep(self._choose_best),
+            # What latent sets and generators rely on.
+            Keep(lambda steps: read_pins(self.directory.parent).intersection(steps)),
         ]
         if keep_every:
             policies.append(checkpoint_managers.EveryNSteps(keep_every))

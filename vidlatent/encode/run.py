@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from vidlatent import config as configs
 from vidlatent.checkpoint.lock import FILE, lock_folder
+from vidlatent.checkpoint.pins import pin_step
 from vidlatent.data.buckets import parse_buckets
 from vidlatent.data.frame_rate import FrameRate
 from vidlatent.data.latent_set import HEADER, NULL_TEXT, Header, Shard, Window
@@ -386,6 +387,8 @@ class _Job:
                 self.workdir, measured.statistics(**known, where=self._index.where)
             )
 
+        # The latents are worth nothing without what decodes them.
+        pin_step(self.workdir, self.step, f"the latent set {self.folder}")
         return merge_shards(
             self.folder,
             self.plan.files(),

@@ -16,15 +16,29 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vidlatent import config as configs
+from vidlatent.checkpoint.pins import pin_step
+from vidlatent.config import is_generator
 from vidlatent.data.latent_set import read_header
 from vidlatent.diffusion import Diffusion, Flow, make_schedule
 from vidlatent.errors import VidlatentError
 from vidlatent.files import read_json, write_json
 from vidlatent.latents.contract import LatentSpace, require_same
-from vidlatent.latents.statistics import Statistics, find_digests, find_statistics
+from vidlatent.latents.statistics import (
+    Statistics,
+    find_digests,
+    find_former_step,
+    find_statistics,
+    find_step_of,
+)
 from vidlatent.models.generators import build_generator
 from vidlatent.models.generators.fp8_weights import cast_to_fp8, is_large
-from vidlatent.models.load import model_of, resolve_dtype, restore_onto, spec_in_chunks
+from vidlatent.models.load import (
+    find_step,
+    model_of,
+    resolve_dtype,
+    restore_onto,
+    spec_in_chunks,
+)
 from vidlatent.models.tokenizers.cutting import make_latent_coder
 from vidlatent.parallel.multihost import is_main
 from vidlatent.parallel.paths import path_name
@@ -39,12 +53,15 @@ __all__ = [
     "abstract_generator",
     "check_generator",
     "check_tokenizer",
+    "choose_tokenizer_step",
     "cover_size",
     "describe_latents",
     "example",
     "generator_of",
+    "keep_tokenizer_step",
     "load_latents",
     "make_noise_schedule",
+    "pin_tokenizer",
     "restore_generator",
     "read_tokenizer_config",
 ]
@@ -215,7 +232,8 @@ def _describe_set(config: ConfigDict) -> Latents:
         weights=header.weights,
     )
     if path:
-        space = check_tokenizer(space, config, f"the latent set {config.data.path}")
+        chosen = choose_tokenizer_step(config, space)
+        space = check_tokenizer(space, chosen, f"the latent set {config.data.path}")
     return Latents(space, tuple(header.label_names), float(header.fps or 0.0))
 
 
@@ -242,12 +260,57 @@ def check_tokenizer(space: LatentSpace, config: ConfigDict, whose: str) -> Laten
         "name the tokenizer that encoded them, or one that was fine-tuned from it with a frozen "
         "encoder, its checkpoint by --config.tokenizer.step=..., or encode the videos again"
     )
+    former = find_former_step(path, space.encoder) if space.encoder else None
+    if former is not None:
+        remedy = f"they are of its step {former}, --config.tokenizer.step={former}; or {remedy}"
     # First what a config says, before any weights are read.
     require_same(space, theirs, whose, told, remedy, moments=False)
     digests = find_digests(path, config.tokenizer.step)
     theirs = dataclasses.replace(theirs, **digests._asdict())
     require_same(space, theirs, whose, told, remedy, moments=False)
     return dataclasses.replace(space, encoder=digests.encoder)
+
+
+def choose_tokenizer_step(config: ConfigDict, space: LatentSpace) -> ConfigDict:
+    """The config, with ``tokenizer.step`` set where the newest one did not make the latents.
+
+    A tokenizer may have been trained on since. Of the checkpoints whose encoder made the latents
+    the newest is taken. A step that is given, and a tokenizer without such a checkpoint, are left
+    for ``check_tokenizer``.
+    """
+    path = config.tokenizer.path
+    if not path or config.tokenizer.step >= 0 or not space.encoder or not is_workdir(path):
+        return config
+    if find_digests(path).encoder == space.encoder:
+        return config
+    step = find_step_of(path, space.encoder)
+    if step is None:
+        return config
+    logging.info(
+        "%s has been trained on since it made these latents: its step %d is used", path, step
+    )
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.tokenizer.step = step
+    return config
+
+
+def keep_tokenizer_step(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """A run on videos that goes on keeps to the encoder that it has learned from."""
+    if not is_generator(config) or config.data.source == "latents":
+        return config
+    if not (workdir / FILE).is_file():
+        return config
+    return choose_tokenizer_step(config, Latents.load(workdir).space)
+
+
+def pin_tokenizer(config: ConfigDict, space: LatentSpace, by: str) -> None:
+    """Ask the run of ``config.tokenizer`` to keep the step that these latents are of."""
+    path = config.tokenizer.path
+    if not path or not is_main():
+        return
+    step = choose_tokenizer_step(config, space).tokenizer.step
+    pin_step(path, find_step(read_tokenizer_config(config), as_path(path), step), by)
 
 
 def _find_start(config: ConfigDict) -> LatentSpace | None:

@@ -40,6 +40,8 @@ __all__ = [
     "Statistics",
     "copy_statistics",
     "find_digests",
+    "find_former_step",
+    "find_step_of",
     "find_statistics",
     "store_statistics",
 ]
@@ -120,6 +122,26 @@ def find_digests(path: str | os.PathLike[str], step: int = -1) -> Digests:
         found = Digests(hash_encoder(model, restored.state), hash_params(restored.state))
         _create(_digest_file(path, checkpoints.directory, restored.step), found._asdict())
     return found
+
+
+def find_step_of(path: str | os.PathLike[str], encoder: str) -> int | None:
+    """The newest checkpoint of a tokenizer whose encoder has this digest; None: there is none."""
+    config = configs.read(as_path(path))
+    with contextlib.closing(open_checkpoints(config, as_path(path))) as checkpoints:
+        steps = checkpoints.all_steps()
+    for step in reversed(steps):
+        if find_digests(path, step).encoder == encoder:
+            return step
+    return None
+
+
+def find_former_step(path: str | os.PathLike[str], encoder: str) -> int | None:
+    """The step that had this encoder, by the digests kept in the workdir, though it may be gone."""
+    for file in sorted(as_path(path, FOLDER).glob("digests-*.json")):
+        step = file.name.split("-")[1]
+        if step.isdigit() and _read(file, Digests._fields)["encoder"] == encoder:
+            return int(step)
+    return None
 
 
 def _digest_file(path: str | os.PathLike[str], checkpoints: epath.Path, step: int | None) -> Path:

@@ -11,7 +11,12 @@ from ml_collections import ConfigDict
 
 from vidlatent.codec.codec import Codec
 from vidlatent.codec.options import CodecOptions
-from vidlatent.latents.space import Latents, check_tokenizer, read_tokenizer_config
+from vidlatent.latents.space import (
+    Latents,
+    check_tokenizer,
+    choose_tokenizer_step,
+    read_tokenizer_config,
+)
 from vidlatent.models.load import model_of
 from vidlatent.parallel.mesh import make_mesh
 
@@ -79,6 +84,7 @@ def load_tokenizer_codec(config: ConfigDict, latents: Latents) -> Codec:
     Raises:
       VidlatentError: its encoder did not make the latents.
     """
+    config = choose_tokenizer_step(config, latents.space)
     path, step = config.tokenizer.path, config.tokenizer.step
     own = read_tokenizer_config(config)
     check_tokenizer(latents.space, config, "this generator")

@@ -30,6 +30,7 @@ from vidlatent.latents.space import (
     Latents,
     abstract_at_rest,
     check_tokenizer,
+    choose_tokenizer_step,
     cover_size,
     generator_of,
     read_tokenizer_config,
@@ -118,6 +119,7 @@ class Generator(GeneratorCall):
         if config.tokenizer.path:
             # Now, and not when the first video is decoded.
             with use_one_device():
+                config = choose_tokenizer_step(config, latents.space)
                 check_tokenizer(latents.space, config, "this generator")
         self._asked_step = step
         self._use(config)

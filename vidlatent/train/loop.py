@@ -19,6 +19,7 @@ from vidlatent.checkpoint.manager import Checkpointer
 from vidlatent.data.loaders import Loaders
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.channels import follow_latents
+from vidlatent.latents.space import keep_tokenizer_step
 from vidlatent.latents.teacher import follow_teacher
 from vidlatent.models.frozen import load_frozen
 from vidlatent.models.load import open_checkpoints
@@ -53,7 +54,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     Returns the exit status: 0 when finished, ``INTERRUPTED`` if the run stopped early after saving.
     """
     began = time.monotonic()
-    config = follow_latents(follow_teacher(config))
+    config = keep_tokenizer_step(follow_latents(follow_teacher(config)), workdir)
     task = make_task(config)
     mesh = mesh_for_batches(config.mesh, config.data.buckets)
     watch()

@@ -39,6 +39,7 @@ from vidlatent.latents.space import (
     generator_of,
     load_latents,
     make_noise_schedule,
+    pin_tokenizer,
 )
 from vidlatent.models.frozen import FrozenNetwork
 from vidlatent.parallel.multihost import is_main
@@ -228,6 +229,7 @@ class GeneratorTask:
         named = dataclasses.replace(self.latents, label_names=tuple(labels))
         check_generator(self.model, named)
         named.write_or_check(workdir, step)
+        pin_tokenizer(self.config, self.latents.space, f"the generator {workdir}")
 
     def inherit_players(self, former: ConfigDict) -> tuple[str, ...]:
         del former
