@@ -68,7 +68,7 @@ def test_a_finished_run_keeps_its_config_and_refuses_other_data(workdir, tmp_pat
     for number in range(6):
         write_clip(tmp_path / f"{number}.mp4", pictures(13, 40, 48, seed=number))
     other = tiny(train__steps="10", data__source="folder", data__path=str(tmp_path))
-    with pytest.raises(VidlatentError, match="is a finished run on the source synthetic"):
+    with pytest.raises(VidlatentError, match="is a run on the source synthetic"):
         train(other, workdir)
     assert read() == before
     assert train(tiny(train__steps="10", optim__lr="2e-4"), workdir) == 0

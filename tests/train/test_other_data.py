@@ -7,7 +7,7 @@ import pytest
 from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.folders import default_folder
-from vidlatent.train.identity import check_finished
+from vidlatent.train.identity import check_data
 
 
 @pytest.fixture
@@ -24,18 +24,19 @@ def load(workdir, path="clips", source="folder"):
     return configs.load("fsae", {"data.source": source, "data.path": f"{workdir}/{path}"})
 
 
-def test_a_finished_run_on_other_data_is_refused(workdir):
+def test_a_run_on_other_data_is_refused(workdir):
     saved = {"fingerprint": "a"}
-    check_finished(load(workdir), workdir, saved, "b")  # files changed in the same place
-    check_finished(load(workdir, "moved"), workdir, saved, "a")  # the same files elsewhere
-    check_finished(load(workdir, "other"), workdir, None, "b")  # unknown, as of converted weights
+    check_data(load(workdir), workdir, 40, saved, "b")  # files changed in the same place
+    check_data(load(workdir, "moved"), workdir, 40, saved, "a")  # the same files elsewhere
+    check_data(load(workdir, "other"), workdir, 40, None, "b")  # unknown, as of converted weights
     with pytest.raises(VidlatentError) as raised:
-        check_finished(load(workdir, "other"), workdir, saved, "b")
+        check_data(load(workdir, "other"), workdir, 40, saved, "b")
     said = str(raised.value)
-    assert f"finished run on the source folder in {workdir}/clips" in said
+    assert f"is a run on the source folder in {workdir}/clips, at step 40 of " in said
     assert f"names the source folder in {workdir}/other: give another --workdir" in said
+    assert said.endswith(f"--config.train.init_from={workdir}.")
     with pytest.raises(VidlatentError, match="names the source samples in"):
-        check_finished(load(workdir, source="samples"), workdir, saved, "b")
+        check_data(load(workdir, source="samples"), workdir, 40, saved, "b")
 
 
 def test_a_report_of_other_data_goes_elsewhere(workdir):

@@ -16,7 +16,7 @@ from vidlatent.checkpoint.storage import PACKAGES
 from vidlatent.errors import VidlatentError
 from vidlatent.nested import flatten
 
-__all__ = ["check_finished", "describe_run", "explain_data_error"]
+__all__ = ["check_data", "describe_run", "explain_data_error"]
 
 # Where a machine keeps its copy of the data; what lies there is compared by its fingerprint.
 _OF_THE_MACHINE = ("data.path", "data.index_cache")
@@ -31,14 +31,22 @@ def describe_run(config: ConfigDict) -> dict[str, dict[str, Any]]:
     return {"config": stated, "code": {"vidlatent": hash_sources(), **versions}}
 
 
-def check_finished(
-    config: ConfigDict, workdir: Path, saved: Mapping[str, Any] | None, fingerprint: str
+def check_data(
+    config: ConfigDict,
+    workdir: Path,
+    step: int,
+    saved: Mapping[str, Any] | None,
+    fingerprint: str,
 ) -> None:
-    """Refuse to take a finished run for one on other data: it would report on what it never saw.
+    """Refuse to take a run for one on other data.
+
+    A finished one would report on what it never saw, and one that goes on would mix both in
+    silence.
 
     Args:
       config: what was asked for.
-      workdir: of the run, which has no step left.
+      workdir: of the run.
+      step: that it is at.
       saved: its stored position in the data; None if unknown.
       fingerprint: of the data that the config names; the same data may have moved.
 
@@ -48,9 +56,9 @@ def check_finished(
     other = configs.find_other_data(config, workdir)
     if other and saved and saved["fingerprint"] != fingerprint:
         raise VidlatentError(
-            f"{workdir} is a finished run on {other}, and this command names "
-            f"{configs.describe_data(config.data)}: give another --workdir for a run on that data, "
-            f"or a higher config.train.steps than {config.train.steps} to go on training on it."
+            f"{workdir} is a run on {other}, at step {step} of {config.train.steps}, and this "
+            f"command names {configs.describe_data(config.data)}: give another --workdir for a run "
+            f"on that data, which starts from this one by --config.train.init_from={workdir}."
         )
 
 

@@ -32,7 +32,7 @@ from vidlatent.report.log_file import write_log
 from vidlatent.report.writers import describe_curves, make_writers
 from vidlatent.train.goodput import Goodput
 from vidlatent.train.hooks import Evaluate, Log, Profile, Run, Save
-from vidlatent.train.identity import check_finished, describe_run, explain_data_error
+from vidlatent.train.identity import check_data, describe_run, explain_data_error
 from vidlatent.train.init_from import check_init_from, initialize_state
 from vidlatent.train.interrupt import Interruption, Stop
 from vidlatent.train.program import describe_state, jit_train_step
@@ -77,8 +77,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
             "config.data.path must show the same files to all processes",
         )
         finished = start.step == config.train.steps
-        if finished:
-            check_finished(config, workdir, start.iterator, loader.fingerprint)
+        if start.step:
+            check_data(config, workdir, start.step, start.iterator, loader.fingerprint)
         # Only now, so that a start that is refused leaves no empty folder.
         lock = stack.enter_context(lock_folder(workdir, "--workdir")) if is_main() else None
         write_log(workdir)
