@@ -12,6 +12,7 @@ number of processes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from vidlatent.codec.options import CodecOptions
 from vidlatent.data.loader import Loader
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.latent_statistics import LatentStatistics
+from vidlatent.evaluate.picks import Picks
 from vidlatent.evaluate.running_scores import ABSOLUTE, RunningScores, average_group_positions
 from vidlatent.latents.pixels import from_pixels, to_pixels
 from vidlatent.media.write import STILL_FPS
@@ -229,7 +231,7 @@ class Evaluation:
       scores: metric -> mean over clips, and ``clips``, the number of them.
       clips: one row a clip: name, start in seconds, size, the metrics of frames.
       positions: metric -> mean at each frame position of the window.
-      pictures: the first clips, on the main process.
+      pictures: some clips, of as many files as there are, on the main process.
       group_positions: ``n`` and metric -> numbers at each place of a frame group, and
         ``<metric>_max_margin``, best minus worst place; empty if there are no groups.
       latents: statistics of the latents, if asked for.
@@ -270,10 +272,7 @@ def evaluate(
     Raises:
       VidlatentError: the loader holds no clip.
     """
-    shown: list[ClipPair] = []
-    # Pictures are spread over the loader: a few of every stride-th batch.
-    per_batch = -(-pictures // max(1, len(loader)))
-    stride = max(1, len(loader) // max(1, pictures))
+    picks = Picks(pictures, len(loader))
     running = RunningScores(loader.index, metrics)
     for number, batch in enumerate(loader):
         arrays = {name: batch[name] for name in ("video", "mask", "clip", "start")}
@@ -282,8 +281,10 @@ def evaluate(
         if latents is not None:
             latents.add(measured["latent"], measured["mask"], measured["clip"])
         running.add(measured, batch["video"].shape[1:4])
-        if is_main() and len(shown) < pictures and number % stride == 0:
-            shown += _make_pairs(batch, local_rows(reconstruction), loader, measured)[:per_batch]
+        if is_main() and pictures:
+            files = batch["clip"][np.flatnonzero(batch["mask"])].tolist()
+            make = functools.partial(_make_pairs, batch, reconstruction, loader, measured)
+            picks.look(number, files, make)
     if not running.clips:
         raise VidlatentError(
             "no validation clip to score: raise config.data.validation_share or add files."
@@ -294,7 +295,7 @@ def evaluate(
         numbers,
         running.clips,
         running.positions(),
-        shown[:pictures],
+        picks.shown,
         groups,
         latents,
         definitions,
@@ -302,9 +303,9 @@ def evaluate(
 
 
 def _make_pairs(
-    batch: dict[str, Any], reconstruction: np.ndarray, loader: Loader, measured: dict[str, Any]
+    batch: dict[str, Any], restored: jax.Array, loader: Loader, measured: dict[str, Any]
 ) -> list[ClipPair]:
-    rows = np.flatnonzero(batch["mask"])
+    rows, reconstruction = np.flatnonzero(batch["mask"]), local_rows(restored)
 
     def latent(row: int) -> np.ndarray | None:
         if "latent" not in measured:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from vidlatent.config import config_hash
+from vidlatent.config import config_hash, describe_data
 from vidlatent.evaluate.latent_statistics import latent_sheet
 from vidlatent.evaluate.tokenizer import ClipPair, Evaluation
 from vidlatent.files import write_json
-from vidlatent.media.sheets import contact_sheet
+from vidlatent.media.sheets import contact_sheet, encode_picture, enlarge
 from vidlatent.media.write import side_by_side, write_video
+from vidlatent.models.load import abstract_params, model_of
 from vidlatent.report.curves import run_curves
 from vidlatent.report.page import write_report
 
@@ -25,6 +29,9 @@ __all__ = [
     "write_side_by_side",
 ]
 
+_GAIN = 4.0  # of the differences on the contact sheet
+_LEAST_WIDTH = 256  # of a video beside another one, in pixels
+_SLICE_WIDTH = 512
 # What each ``config.data.resize`` does, in words.
 RESIZED = {
     "area": "scaled to cover the size (area-averaged when smaller, bicubic when larger), cut in "
@@ -57,7 +64,18 @@ def write_evaluation(
     if result.pictures:
         sheet = make_pictures_sheet(result.pictures)
         (folder / "contact_sheet.png").write_bytes(sheet)
-        shown.append(("Frames of validation clips, reconstruction under original", sheet))
+        shown.append(
+            (f"Frames of validation clips; differences are {_GAIN:g} times as large", sheet)
+        )
+        slices = encode_picture(draw_time_slices(result.pictures))
+        (folder / "time_slices.png").write_bytes(slices)
+        shown.append(
+            (
+                "The middle row of pixels over time, downwards: original, reconstruction. Flicker "
+                "shows as stripes across",
+                slices,
+            )
+        )
     for number, picture in enumerate(result.pictures):
         moving = write_side_by_side(folder / f"side_by_side_{number}.mp4", picture)
         shown.append((f"{picture.label}: original and reconstruction", moving))
@@ -65,11 +83,25 @@ def write_evaluation(
     write_report(
         folder / "report.html",
         title=f"{config.name} ({config.preset}) at step {step}",
+        subtitle=_describe_tokenizer(config),
         scores=result.scores,
         tables=_make_tables(result, scores),
         sheets=shown,
         curves=run_curves(workdir),
         config=config.to_dict(),
+    )
+
+
+def _describe_tokenizer(config: ConfigDict) -> str:
+    """Compression, size and data, for the head of the page."""
+    model = model_of(config)
+    spec = model.latent_spec
+    pixels = spec.t * spec.h * spec.w
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(model)))
+    return (
+        f"{spec.t}x{spec.h}x{spec.w} pixels to {spec.channels} numbers: one latent value for "
+        f"{3 * pixels / spec.channels:.4g} RGB values of a long clip; {count / 1e6:.3g} million "
+        f"parameters; data: {describe_data(config.data)}"
     )
 
 
@@ -89,7 +121,29 @@ def make_pictures_sheet(pictures: list[ClipPair]) -> bytes:
     for picture in pictures:
         rows += [picture.original, picture.reconstruction]
         labels += [picture.label, "reconstruction"]
-    return contact_sheet(rows, labels)
+    return contact_sheet(rows, labels, difference=_GAIN)
+
+
+def draw_time_slices(pictures: list[ClipPair]) -> np.ndarray:
+    """The middle row of each clip over time, time downwards; uint8 ``[rows, columns, 3]``.
+
+    Original and reconstruction are side by side, clips below each other, all enlarged by whole
+    factors to about ``_SLICE_WIDTH`` pixels.
+    """
+    strips = []
+    for picture in pictures:
+        both = [
+            video[:, video.shape[1] // 2] for video in (picture.original, picture.reconstruction)
+        ]
+        gap = np.full((len(both[0]), 1, 3), 255, np.uint8)
+        strip = np.concatenate([both[0], gap, both[1]], axis=1)  # [T, 2 W + 1, 3]
+        times = max(1, _SLICE_WIDTH // strip.shape[1])
+        strips.append(enlarge(strip, times))
+    width = max(strip.shape[1] for strip in strips)
+    padded = [
+        np.pad(s, ((0, 8), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in strips
+    ]
+    return np.concatenate(padded)
 
 
 def _groups_and_latents(result: Evaluation) -> dict[str, Any]:
@@ -135,8 +189,13 @@ def _make_tables(result: Evaluation, scores: dict[str, Any]) -> dict[str, list[d
 
 
 def write_side_by_side(file: Path, picture: ClipPair) -> bytes:
-    """Write original and reconstruction of a clip, left and right, as an MP4; returns its bytes."""
-    write_video(file, side_by_side(picture.original, picture.reconstruction), picture.fps)
+    """Write original and reconstruction of a clip, left and right, as an MP4; returns its bytes.
+
+    Small ones are enlarged by whole factors: browsers would blur their pixels and captions.
+    """
+    times = max(1, _LEAST_WIDTH // picture.original.shape[2])
+    both = (enlarge(video, times) for video in (picture.original, picture.reconstruction))
+    write_video(file, side_by_side(*both), picture.fps)
     return file.read_bytes()
 
 

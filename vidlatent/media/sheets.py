@@ -190,6 +190,11 @@ def contact_sheet(
     return _png(sheet, path)
 
 
+def enlarge(pixels: np.ndarray, times: int) -> np.ndarray:
+    """``[..., H, W, 3]`` with each pixel as a square of ``times`` x ``times``."""
+    return pixels.repeat(times, axis=-3).repeat(times, axis=-2)
+
+
 def encode_picture(picture: np.ndarray) -> bytes:
     """uint8 ``[H, W, 3]`` as the bytes of a PNG file."""
     return _png(Image.fromarray(picture))

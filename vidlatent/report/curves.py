@@ -60,8 +60,18 @@ def draw_curve(axes: Any, x: np.ndarray, y: np.ndarray, across: str, colour: str
     if y.min() > 0 and y.max() > 50 * y.min():
         axes.set_yscale("log")
     axes.margins(x=0.02, y=0.08)
+    _widen(axes, y)
     axes.xaxis.get_major_locator().set_params(integer=True)  # steps, frames
     axes.set_xlabel(across)
+
+
+def _widen(axes: Any, y: np.ndarray) -> None:
+    """At least a tenth of the values' size from bottom to top: small changes then look small."""
+    least = 0.1 * float(np.abs(y).max())
+    low, high = axes.get_ylim()
+    if axes.get_yscale() == "linear" and high - low < least:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - least / 2, middle + least / 2)
 
 
 def _thin(steps: np.ndarray, values: np.ndarray, limit: int = 1500) -> tuple[Any, Any]:

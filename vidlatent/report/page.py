@@ -31,6 +31,7 @@ from vidlatent.files import write_text
 from vidlatent.nested import flatten
 from vidlatent.paths import as_path
 from vidlatent.report.curves import draw_curve, finite_points
+from vidlatent.report.meanings import find_meaning
 
 __all__ = ["GalleryVideo", "write_report"]
 
@@ -57,6 +58,7 @@ h2 { font-size: 1.1rem; margin: 2.2rem 0 .7rem; }
 .scores dt { color: var(--faint); font-size: .85rem; overflow-wrap: anywhere; }
 .scores dd { margin: 0; font-size: 1.55rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 .scores small { font-size: .9rem; font-weight: 400; color: var(--faint); }
+.scores .better { font-size: .75rem; }
 figure { margin: 0 0 1.2rem; }
 figure img, figure video { max-width: 100%; height: auto; border: 1px solid var(--rule);
   border-radius: 8px; background: #ffffff; }
@@ -139,6 +141,11 @@ def _text(value: Any, decimals: int | None = None) -> str:
     return html.escape(str(value))
 
 
+def _with_unit(name: str) -> str:
+    unit = find_meaning(name).unit
+    return f"{name} ({unit})" if unit else name
+
+
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     # In the order in which rows first name them, which a set would lose.
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -157,7 +164,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         )
         return f"<tr>{''.join(marked)}</tr>"
 
-    head = line((html.escape(str(column)) for column in columns), "th")
+    head = line((html.escape(_with_unit(str(column))) for column in columns), "th")
     body = "".join(line((_text(r.get(c), decimals.get(c)) for c in columns), "td") for r in rows)
     return f'<div class="scroll"><table>{head}{body}</table></div>'
 
@@ -259,7 +266,9 @@ def _charts(curves: Mapping[str, tuple[Sequence[float], Sequence[Any]]], across:
     for name, (steps, values) in curves.items():
         drawing = _chart(steps, values, across)
         if drawing:
-            caption = f"<figcaption>{html.escape(name)}</figcaption>"
+            better = find_meaning(name).better
+            words = _with_unit(name) + (f", {better} is better" if better else "")
+            caption = f"<figcaption>{html.escape(words)}</figcaption>"
             figures.append(f"<figure>{caption}{drawing}</figure>")
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
@@ -293,12 +302,16 @@ def _footer(command: str) -> str:
 
 
 def _scores(scores: Mapping[str, Any]) -> str:
-    units = {"psnr": "dB"}
     cards = []
     for name, value in scores.items():
-        unit = next((u for key, u in units.items() if name.split("/")[-1].startswith(key)), "")
-        small = f" <small>{unit}</small>" if unit else ""
-        cards.append(f"<div><dt>{html.escape(name)}</dt><dd>{_text(value)}{small}</dd></div>")
+        meaning = find_meaning(name)
+        unit = f" <small>{html.escape(meaning.unit)}</small>" if meaning.unit else ""
+        words = (
+            f'<small class="better">{meaning.better} is better</small>' if meaning.better else ""
+        )
+        title = f' title="{html.escape(meaning.definition)}"' if meaning.definition else ""
+        name = html.escape(name)
+        cards.append(f"<div{title}><dt>{name}</dt><dd>{_text(value)}{unit}</dd>{words}</div>")
     return f'<dl class="scores">{"".join(cards)}</dl>'
 
 
