@@ -13,6 +13,7 @@ from vidlatent.models.tokenizers.base import Tokenizer
 from vidlatent.models.tokenizers.fsvideo.model import Autoencoder
 from vidlatent.models.tokenizers.ivvae.model import IVVAE
 from vidlatent.models.tokenizers.promag.model import ProMAG
+from vidlatent.models.tokenizers.wan_vae.model import WanVAE
 from vidlatent.train.tasks.base import Task, Validation
 from vidlatent.train.tasks.generator import GeneratorTask, GeneratorValidation
 from vidlatent.train.tasks.tokenizer import TokenizerTask, TokenizerValidation
@@ -30,10 +31,11 @@ def use_task(task: Task) -> None:
     del task
 
 
-def use_tokenizers(fsvideo: Autoencoder, ivvae: IVVAE, promag: ProMAG) -> None:
+def use_tokenizers(fsvideo: Autoencoder, ivvae: IVVAE, promag: ProMAG, wan: WanVAE) -> None:
     use_tokenizer(fsvideo)
     use_tokenizer(ivvae)
     use_tokenizer(promag)
+    use_tokenizer(wan)
 
 
 def use_generators(wan: WanDiT, latte: Latte, reducio: ReducioDiT, promag: ProMAGDiT) -> None:

@@ -105,6 +105,8 @@ class LatentSpec:
       chunks: ``(frames, overlap_frames)`` if clips are cut into chunks that are coded
         independently, their latents one after the other in time (ProMAG, appendix D); None: clips
         are coded whole.
+      moments: mean and deviation of each channel, where the tokenizer is released with those in
+        place of one scale and shift: the generator sees ``(latent - mean) / std``.
     """
 
     name: str
@@ -117,11 +119,13 @@ class LatentSpec:
     shift: float = 0.0
     dtype: str = "float32"
     chunks: tuple[int, int] | None = None
+    moments: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
-        if self.chunks is None:  # left out, so that hashes written before chunks existed hold
-            del fields["chunks"]
+        for name in ("chunks", "moments"):
+            if fields[name] is None:  # left out, so that hashes written before they existed hold
+                del fields[name]
         return fields
 
     @classmethod
@@ -136,6 +140,8 @@ class LatentSpec:
             if fields.get("chunks") is not None:
                 # JSON made a list of it, and a list is neither hashable nor equal to the tuple.
                 fields["chunks"] = tuple(data["chunks"])
+            if fields.get("moments") is not None:
+                fields["moments"] = tuple(map(tuple, data["moments"]))
             spec = cls(**fields)
             wrong = spec._find_absurd()
         except (TypeError, KeyError, ValueError, AttributeError) as error:
@@ -173,6 +179,12 @@ class LatentSpec:
         if self.chunks is not None:
             pair = len(self.chunks) == 2 and whole(self.chunks[0], 2, 1 << 20)
             right["chunks"] = pair and whole(self.chunks[1], 0, self.chunks[0] - 1)
+        if self.moments is not None:
+            counts = [len(values) for values in self.moments]
+            numbers = all(finite(value) for values in self.moments for value in values)
+            right["moments"] = (
+                counts == [self.channels] * 2 and numbers and min(self.moments[1]) > 0
+            )
         return next((name for name, is_right in right.items() if not is_right), "")
 
     @property

@@ -456,7 +456,7 @@ _WINDOW = Either(whole(0), Each((_COUNT, _COUNT), "(64, 128)", "rows and columns
 
 # Group -> names whose fields ``FIELDS`` knows. Those of your own packages check their fields alone.
 SHIPPED = {
-    "model": ("dcae", "fsae", "ivvae", "magvit2", "promag", "reducio"),
+    "model": ("dcae", "fsae", "ivvae", "magvit2", "promag", "reducio", "wan_vae"),
     "generator": ("latte", "promag_dit", "reducio_dit", "wan"),
     "discriminator.model": ("multiscale3d", "patch2d", "patch3d", "stylegan3d"),
     "diffusion.schedule": ("cosine", "flow", "linear", "scaled_linear"),
@@ -473,6 +473,7 @@ FIELDS: dict[str, Any] = {
             "heads",
             "hidden",
             "head_dim",
+            "pixel_patch",
             "blocks",
             "grow_blocks",
             "groups",
@@ -502,6 +503,7 @@ FIELDS: dict[str, Any] = {
     **dict.fromkeys(
         (
             "cross_window",
+            "decoder_width",
             "row_limit",
             "tile_size",
             "tile_overlap",
@@ -556,6 +558,8 @@ FIELDS: dict[str, Any] = {
     **dict.fromkeys(("latent_shift", "logvar_init", "mean"), number()),
     # The betas of a noise schedule.
     **dict.fromkeys(("start", "end"), Number(0, 1, above=True, below=True)),
+    "latent_mean": Many(number(), "(-0.1, 0.2)"),
+    "latent_std": Many(_POSITIVE, "(0.9, 1.1)"),
     "memory_share": _SHARE,
     # A side, or rows and columns.
     **dict.fromkeys(("attention_window", "fuse_window"), _WINDOW),

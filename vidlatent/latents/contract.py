@@ -71,7 +71,9 @@ class LatentSpace:
 
     @classmethod
     def of_spec(cls, spec: LatentSpec, normalisation: str = "spec", **about: Any) -> LatentSpace:
-        """The space normalised by the spec's scale and shift ('spec'), or not at all ('none')."""
+        """The space normalised as the spec says ('spec'), or not at all ('none')."""
+        if normalisation == "spec" and spec.moments is not None:
+            return cls(spec, *spec.moments, normalisation, **about)
         shift, scale = (spec.shift, spec.scale) if normalisation == "spec" else (0.0, 1.0)
         # The spec's (latent - shift) * scale, written with a mean and a deviation.
         mean, std = (shift,) * spec.channels, (1.0 / scale,) * spec.channels
@@ -192,7 +194,7 @@ def chunk_latents(spec: LatentSpec) -> int:
 
 def _identity(spec: LatentSpec) -> LatentSpec:
     """The spec without what says nothing about the encoder: normalisation, chunks, storage."""
-    return dataclasses.replace(spec.whole, scale=1.0, shift=0.0, dtype="float32")
+    return dataclasses.replace(spec.whole, scale=1.0, shift=0.0, moments=None, dtype="float32")
 
 
 def _to_tuple(moments: Any) -> Moments:

@@ -17,6 +17,7 @@ MODELS.register("ivvae", "vidlatent.models.tokenizers.ivvae:build_ivvae")
 MODELS.register("reducio", "vidlatent.models.tokenizers.reducio:build_reducio")
 MODELS.register("promag", "vidlatent.models.tokenizers.promag:build_promag")
 MODELS.register("magvit2", "vidlatent.models.tokenizers.promag:build_magvit2")
+MODELS.register("wan_vae", "vidlatent.models.tokenizers.wan_vae:build_wan_vae")
 
 
 # The module of a config's section ``model``.

@@ -27,7 +27,7 @@ from vidlatent.models.tokenizers.ivvae.variants import (
 )
 from vidlatent.parallel.sharding import constrain
 
-__all__ = ["IVVAEDecoder", "IVVAEEncoder"]
+__all__ = ["IVVAEDecoder", "IVVAEEncoder", "Tape", "make_steps"]
 
 _AXES = ("batch", "time", "height", "width", "channel")
 _KINDS = {"res": ResBlock, "down": Down, "up": Up}
@@ -53,7 +53,8 @@ class Layer(NamedTuple):
         return {"res": 2, "up": 2}.get(self.op.kind, 1)
 
 
-def _steps(c: IVVAEConfig, ops: list[Op], part: str) -> list[Layer]:
+def make_steps(c: IVVAEConfig, ops: list[Op], part: str) -> list[Layer]:
+    """The modules of ``ops``, named ``part_0``, ``part_1`` ..."""
     steps = []
     for i, op in enumerate(ops):
         kind = BranchAttention if op.kind == "attn" else _KINDS[op.kind]
@@ -65,7 +66,7 @@ def _steps(c: IVVAEConfig, ops: list[Op], part: str) -> list[Layer]:
     return steps
 
 
-class _Tape:
+class Tape:
     """Applies named modules in turn, threading caches and noting what each returned."""
 
     def __init__(self, owner: nn.Module, cache: Any):
@@ -88,7 +89,7 @@ class _Tape:
 
     def middle(self, c: IVVAEConfig, x: jax.Array) -> jax.Array:
         ops = [c.op(kind, c.last, c.widths[-1]) for kind in ("res", "attn", "res")]
-        return self.run(c, _steps(c, ops, "middle"), x)
+        return self.run(c, make_steps(c, ops, "middle"), x)
 
     def _level(self, c: IVVAEConfig, level: int, steps: list[Layer], x: jax.Array) -> jax.Array:
         """One level and its resampling, in strips of rows where whole arrays would be too large.
@@ -149,9 +150,9 @@ class IVVAEEncoder(nn.Module):
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         """``[B, T, H, W, 3] -> [B, t, h, w, 2z]`` float32, cache, values by module name."""
         c = self.config
-        tape = _Tape(self, cache)
+        tape = Tape(self, cache)
         first = Layer(conv3(c, c.widths[0], 0, "conv1"), c.op("conv", 0, c.widths[0]))
-        x = tape.run(c, [first, *_steps(c, list_encoder_ops(c), "downsamples")], video)
+        x = tape.run(c, [first, *make_steps(c, list_encoder_ops(c), "downsamples")], video)
         x = tape.middle(c, x)
         x = nn.silu(SplitNorm(c.variant.branches, c.dtype, name="head_0")(x))
         moments = 2 * c.latent_channels
@@ -181,7 +182,7 @@ class IVVAEDecoder(nn.Module):
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         """``[B, t, h, w, z] -> [B, T, H, W, 3 * branches]`` float32, cache, values by name."""
         c = self.config
-        tape = _Tape(self, cache)
+        tape = Tape(self, cache)
         share = c.latent_channels // c.variant.branches
         x = pointwise(c, share, "post_quant", dtype=jnp.float32)(latent)
         plane = c.variant.branches == 2
@@ -192,5 +193,5 @@ class IVVAEDecoder(nn.Module):
             c.op("conv", 0, 3),
             SplitNorm(c.variant.branches, c.dtype, name="head_0"),
         )
-        x = tape.run(c, [*_steps(c, list_decoder_ops(c), "upsamples"), last], x)
+        x = tape.run(c, [*make_steps(c, list_decoder_ops(c), "upsamples"), last], x)
         return x.astype(jnp.float32), tape.cache, tape.seen
