@@ -83,9 +83,7 @@ _COMMON: Rows = (
 
 def _diffusers_21() -> Rows:
     encoder = (
-        *_block(
-            r"encoder[.]down_blocks[.](?P<i>\d+)[.]", "encoder/downsamples_{i}", _DIFFUSERS
-        ),
+        *_block(r"encoder[.]down_blocks[.](?P<i>\d+)[.]", "encoder/downsamples_{i}", _DIFFUSERS),
         *_resample(r"encoder[.]down_blocks[.](?P<i>\d+)[.]", "encoder/downsamples_{i}"),
     )
     rows: list[tuple[str, str | tuple[str, ...], str]] = [*_COMMON, *encoder]
