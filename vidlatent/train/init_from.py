@@ -180,7 +180,8 @@ def load_initial_params(
         shapes = TASKS.get(former.task).abstract_params(former)
         source = load_params(path, shapes, family=family, step=step)
     else:
-        tensors = read_tensors(path)
+        known = STARTS[kind].families if kind in STARTS else (family,)
+        tensors = read_tensors(path, known)
         if table == "auto":
             # A weights file has no config, so its tensors tell which naming they follow.
             table = find_table(tensors, STARTS[kind].tables if kind in STARTS else (family,))

@@ -25,6 +25,7 @@ from vidlatent.weights.fp8 import FP8_TYPES, restore_fp8
 from vidlatent.weights.identity import identify
 from vidlatent.weights.importer import count_known, export_params, import_params
 from vidlatent.weights.lora import Lora, describe_adapters, merge_adapters
+from vidlatent.weights.released import describe_missing, describe_other
 from vidlatent.weights.safetensors import load_safetensors, save_safetensors
 from vidlatent.weights.tables import TABLES
 
@@ -49,16 +50,25 @@ def is_workdir(path: str | os.PathLike[str]) -> bool:
     return (as_path(path) / "checkpoints").is_dir()
 
 
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_tensors(
+    path: str | os.PathLike[str], families: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     """Tensors by name from a file, or from all ``.safetensors`` files of a folder.
 
     ``.safetensors`` needs nothing; ``.pt``, ``.pth``, ``.ckpt`` and ``.bin`` need torch, whose
     weights-only loader reads them (no pickled code is run).
 
+    Args:
+      path: of the file or folder.
+      families: networks that are to read it, for the message on a file that is not there.
+
     Raises:
-      VidlatentError: nothing there, another format, or no torch.
+      VidlatentError: nothing there (the message says where it is published), another format, or no
+        torch.
     """
     path = as_path(path)
+    if not path.exists():
+        raise VidlatentError(describe_missing(path, families))
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if not files:
@@ -70,8 +80,6 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise VidlatentError(
             f"{path}: weights come as .safetensors, {', '.join(_TORCH)} or the folder of a run."
         )
-    if not path.is_file():
-        raise VidlatentError(f"no weights file at {path}.")
     return _read_torch(Path(local_copy(path)))
 
 
@@ -150,12 +158,18 @@ def load_params(
       step: checkpoint of a workdir; None for the newest sound one.
 
     Raises:
-      VidlatentError: everything unused, missing and misshaped, named together.
+      VidlatentError: no such file; one of another model, which is named; everything unused,
+        missing and misshaped, named together.
     """
     if is_workdir(path):
         return load_base(path, abstract, family=family, step=step)[0]
-    tensors = read_tensors(path)
-    params = import_params(tensors, choose_table(tensors, family, table), abstract)
+    tensors = read_tensors(path, (family,))
+    try:
+        params = import_params(tensors, choose_table(tensors, family, table), abstract)
+    except VidlatentError as error:
+        if other := describe_other(path, tensors, family):
+            raise VidlatentError(other) from error
+        raise
 
     def place(array, like):
         # In the type of the model, whatever the file has.

@@ -29,8 +29,8 @@ TABLES.register(
 TABLES.register("ivvae_plain", "vidlatent.models.tokenizers.ivvae.names:PLAIN_TABLE")
 _WAN_VAE = "vidlatent.models.tokenizers.wan_vae.names:"
 TABLES.register("wan_vae", _WAN_VAE + "WAN_VAE_TABLE")
-TABLES.register("wan21_vae_diffusers", _WAN_VAE + "WAN21_VAE_DIFFUSERS_TABLE")
-TABLES.register("wan22_vae_diffusers", _WAN_VAE + "WAN22_VAE_DIFFUSERS_TABLE")
+TABLES.register("wan_vae_diffusers21", _WAN_VAE + "WAN21_VAE_DIFFUSERS_TABLE")
+TABLES.register("wan_vae_diffusers22", _WAN_VAE + "WAN22_VAE_DIFFUSERS_TABLE")
 _FROZEN = "vidlatent.models.pretrained."
 TABLES.register("lpips", _FROZEN + "lpips.names:LPIPS_TABLE")
 TABLES.register("lpips_vgg_torchvision", _FROZEN + "lpips.names:LPIPS_VGG_TORCHVISION_TABLE")

@@ -25,6 +25,7 @@ from vidlatent.parallel.multihost import place_as
 from vidlatent.paths import as_path, same_place
 from vidlatent.weights.files import is_workdir, load_params, read_tensors
 from vidlatent.weights.importer import count_known, export_params, import_params
+from vidlatent.weights.released import describe_missing, describe_other
 from vidlatent.weights.safetensors import save_safetensors
 from vidlatent.weights.tables import TABLES
 
@@ -119,7 +120,8 @@ def read_network(name: str, paths: Sequence[str | os.PathLike[str]]) -> Any:
     tensors: dict[str, np.ndarray] = {}
     for path in paths:
         # Trunk and heads, or shards, come in files of their own.
-        tensors |= _read(path)
+        tensors |= _read(path, name)
+    stored = tensors
     tensors = definition.prepare(tensors)
     # The naming that knows most names; what then does not fit is reported by its names.
     counts = {table: count_known(tensors, TABLES.get(table)) for table in definition.tables}
@@ -130,7 +132,8 @@ def read_network(name: str, paths: Sequence[str | os.PathLike[str]]) -> Any:
         params = import_params(tensors, TABLES.get(best), shapes)
     except VidlatentError as error:
         files = ",".join(map(os.fspath, paths))
-        raise VidlatentError(f"config.networks.{name}={files}: {error}") from error
+        reason = describe_other(files, stored, name) or str(error)
+        raise VidlatentError(f"config.networks.{name}={files}: {reason}") from error
     # Metrics and losses compare small differences; text encoders are too large for float32.
     if definition.keeps_dtype:
         return params
@@ -188,9 +191,12 @@ def _read_template(name: str, template: str, tokenizer: str) -> dict[str, np.nda
     return {}
 
 
-def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def _read(path: str | os.PathLike[str], name: str) -> dict[str, np.ndarray]:
+    families = (f"networks.{name}",)
+    if not as_path(path).exists():
+        raise VidlatentError(f"config.networks.{name}: {describe_missing(path, families)}")
     if as_path(path).suffix != ".npz":
-        return read_tensors(path)
+        return read_tensors(path, families)
     return read_npz(path, "fetch or export the weights again")
 
 
