@@ -121,8 +121,8 @@ MODES = {
         "convert.run:convert",
         "turn weights of other code into a workdir or a file, and back",
         (
-            "--mode=convert --config=configs/dcae.py:paper --from=dc-ae.safetensors "
-            "--to=runs/dcae-paper",
+            "--mode=convert --config=configs/dcae.py:paper "
+            "--from=diffusion_pytorch_model.safetensors --to=runs/dcae-paper",
             "--mode=convert --workdir=runs/fsae-demo --to=fsae.safetensors",
         ),
         ("step", "from", "to", "from_table", "to_table", "start", "verify", "overwrite"),
