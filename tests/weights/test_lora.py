@@ -1,5 +1,7 @@
 """Low-rank adapters: shapes, the product against the layers it stands for, gradients, misuse."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,6 +164,80 @@ def test_on_eight_devices_factors_are_split_and_the_merged_kernels_lie_like_the_
     assert kernel.sharding.is_equivalent_to(old.sharding, 3)
     want = merge_adapters(params, adapters, LORA)["blocks"]["fc"]["kernel"]
     np.testing.assert_allclose(kernel, want, atol=4e-6)
+
+
+MIXED = LORA._replace(targets=".*kernel$", full="conv/|head/bias", rows=(("head/kernel", (4, 1)),))
+
+
+def test_beside_adapters_parts_are_trained_in_full_and_rows():
+    """Zeros at the start, which change no bit; then exactly what was added, and nothing else."""
+    adapters = init_adapters(jax.random.key(0), PARAMS, MIXED)
+    assert jax.tree.map(lambda leaf: leaf.shape, adapters) == {
+        "head": {"kernel": {"lora_rows": (2, 5)}, "bias": {"lora_full": (5,)}},
+        "blocks": {
+            "fc": {"kernel": {"lora_a": (2, 6, 3), "lora_b": (2, 3, 5)}},
+            "self_attn": {"q": {"kernel": {"lora_a": (2, 6, 3), "lora_b": (2, 3, 2, 4)}}},
+        },
+        "conv": {"kernel": {"lora_full": (3, 3, 3, 4, 5)}},
+    }
+    jax.tree.map(np.testing.assert_array_equal, merge_adapters(PARAMS, adapters, MIXED), PARAMS)
+    # What adapters draw does not depend on what is trained in full.
+    plain = init_adapters(jax.random.key(0), PARAMS, LORA)
+    jax.tree.map(np.testing.assert_array_equal, adapters["blocks"], plain["blocks"])
+    added = trained(adapters)
+    merged = merge_adapters(PARAMS, added, MIXED)
+    want = np.array(PARAMS["head"]["kernel"])
+    want[[4, 1]] += added["head"]["kernel"]["lora_rows"]
+    np.testing.assert_array_equal(merged["head"]["kernel"], want)
+    for path in (("conv", "kernel"), ("head", "bias")):
+        found, old, more = (tree[path[0]][path[1]] for tree in (merged, PARAMS, added))
+        np.testing.assert_array_equal(found, old + more["lora_full"])
+    scale = PARAMS["blocks"]["self_attn"]["norm"]["scale"]
+    np.testing.assert_array_equal(merged["blocks"]["self_attn"]["norm"]["scale"], scale)
+
+
+def test_what_is_trained_in_full_gets_the_gradient_of_its_parameter():
+    adapters = init_adapters(jax.random.key(0), PARAMS, MIXED)
+    to_merged = jax.tree.map(lambda leaf: draw(leaf.shape, 11), PARAMS)
+
+    def total(adapters):
+        merged = merge_adapters(PARAMS, adapters, MIXED)
+        return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, to_merged, merged)))
+
+    got = jax.grad(total)(adapters)
+    np.testing.assert_array_equal(got["conv"]["kernel"]["lora_full"], to_merged["conv"]["kernel"])
+    rows = to_merged["head"]["kernel"][jnp.array([4, 1])]
+    np.testing.assert_array_equal(got["head"]["kernel"]["lora_rows"], rows)
+
+
+def test_options_of_older_checkpoints_and_of_json_are_read():
+    assert Lora.of({"rank": 3, "alpha": 6.0, "targets": ".*kernel$"}) == LORA
+    assert Lora.of(json.loads(json.dumps(MIXED._asdict()))) == MIXED
+
+
+def test_on_eight_devices_what_is_added_lies_like_its_parameter():
+    mesh = make_mesh(dict(zip(AXES, (1, 4, 1, 2), strict=True)), jax.devices())
+    params = {"tail": {"kernel": draw((16, 8))}, "fc": {"kernel": draw((16, 8), 1)}}
+    lora = LORA._replace(targets="fc/", full="tail/")
+    abstract = with_shardings(params, shardings(params, mesh))
+    wanted = describe_adapters(abstract, lora)
+    added, own = wanted["tail"]["kernel"]["lora_full"], abstract["tail"]["kernel"]
+    assert added.sharding == own.sharding and not own.sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"full": "decoder/"}, "'decoder/' of full or rows matches no parameter"),
+        ({"rows": (("decoder/", (0,)),)}, "'decoder/' of full or rows matches no parameter"),
+        ({"rows": (("head/kernel", (6,)),)}, r"rows \(6,\) of head/kernel, which has 6"),
+        ({"rows": (("head/kernel", (1, 1)),)}, "each once"),
+        ({"targets": "head/", "full": "head/"}, "targets 'head/' matches no kernel"),
+    ],
+)
+def test_parts_that_are_not_there_are_said(change, message):
+    with pytest.raises(VidlatentError, match=message):
+        init_adapters(jax.random.key(0), PARAMS, LORA._replace(**change))
 
 
 def test_misuse_is_one_sentence():

@@ -55,7 +55,16 @@ _OPTIM: dict[str, Any] = {
     "freeze": Pattern(),
 }
 
-_LORA = {"rank": _COUNT_OR_NONE, "alpha": _WEIGHT, "targets": Pattern()}
+_LORA = {
+    "rank": _COUNT_OR_NONE,
+    "alpha": _WEIGHT,
+    "targets": Pattern(),
+    "full": Pattern(),
+    "rows": Many(
+        Each((Pattern(), Many(_COUNT_OR_NONE, "(3, 4)")), "('text/embedding', (3, 4))"),
+        "(('text/embedding', (3, 4)),)",
+    ),
+}
 
 # Section -> key -> rule; "" holds the keys that belong to no section.
 _SECTIONS: dict[str, dict[str, Any]] = {

@@ -73,6 +73,8 @@ class Rule(NamedTuple):
 
 
 HEADS = r".*self_attn/[qk]/kernel$"  # kernels [..., inputs, heads, head width]
+# Last part of the path of what is added to a parameter (weights.lora), which lies as that does.
+WHOLE = "lora_full"
 
 # The first rule that matches is used. Kernels end in (inputs, outputs): FSDP shards the inputs and
 # tensor parallelism the outputs. Where the layer before has sharded its outputs (o, fc2), tensor
@@ -122,6 +124,7 @@ def find_rule(
     name: str, ndim: int, rules: Sequence[Rule] = PARAM_RULES
 ) -> tuple[str | tuple[str, ...] | None, ...]:
     """Mesh axes for the last array axes of the parameter ``name``; ``()`` replicates it."""
+    name = name.removesuffix(f"/{WHOLE}")
     for rule in rules:
         if rule.ndim in (None, ndim) and match_path(rule.pattern, name, "the sharding rule"):
             return rule.axes

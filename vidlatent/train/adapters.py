@@ -41,7 +41,14 @@ class Adapters:
 
     def __init__(self, config: ConfigDict, family: str, held: Callable[[], Any]):
         self._config, self._family, self._held = config, family, held
-        self.lora = Lora(**config.optim.lora) if config.optim.lora.rank else None
+        options = config.optim.lora
+        if not options.rank and (options.full or options.rows):
+            raise VidlatentError(
+                "config.optim.lora.full and rows say what is trained beside adapters, and "
+                "config.optim.lora.rank=0 is without them: give a rank, or choose what is trained "
+                "by config.optim.freeze."
+            )
+        self.lora = Lora.of(options) if options.rank else None
         self._step: int | None = None
 
     @property
@@ -124,7 +131,7 @@ class Adapters:
                 f"{ours['digest'][:8]}: name the weights that were adapted, or use another "
                 "--workdir."
             )
-        if ours["lora"] != saved["lora"]:
+        if Lora.of(ours["lora"]) != Lora.of(saved["lora"]):
             raise VidlatentError(
                 f"this workdir was trained with config.optim.lora {saved['lora']}, now it is "
                 f"{ours['lora']}: keep it, or use another --workdir."

@@ -212,7 +212,7 @@ def restore_weights(
     """
 
     def describe(about):
-        return describe_adapters(abstract, Lora(**about["lora"]))
+        return describe_adapters(abstract, Lora.of(about["lora"]))
 
     restored = checkpoints.restore_params(abstract, step=step, adapted=describe)
     if restored.adapters is None:
@@ -227,7 +227,7 @@ def restore_weights(
             f"weights {found[:8]}: put those that were adapted (or a link to them) at "
             f"{workdir / 'base'}."
         )
-    merge: Any = functools.partial(merge_adapters, lora=Lora(**about["lora"]))
+    merge: Any = functools.partial(merge_adapters, lora=Lora.of(about["lora"]))
     places = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(abstract)]
     if all(place is not None for place in places):
         where = jax.tree.unflatten(jax.tree.structure(abstract), places)

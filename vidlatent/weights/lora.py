@@ -8,13 +8,19 @@ exactly that of ``W``. Adapters are a tree of their own, with the paths of their
 
 The axes of a kernel mean what ``parallel.sharding`` says: layers of a stack come first and have
 factors each; the window of a convolution belongs to its inputs, as in PEFT.
+
+Beside adapters some parameters can be trained in full, and of others some rows, such as those of a
+few tokens in an embedding (VideoAlign trains its vision tower, head and three tokens so). Their
+leaves are what is added to them, so that the weights themselves stay as they are, too::
+
+    {"head": {"kernel": {"lora_full": [I, O]}}, "embedding": {"kernel": {"lora_rows": [rows, O]}}}
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,12 +29,18 @@ from jax import lax
 
 from vidlatent.errors import VidlatentError
 from vidlatent.parallel.paths import match_path, path_name
-from vidlatent.parallel.sharding import HEADS, constrain_param, shardings, with_shardings
+from vidlatent.parallel.sharding import (
+    HEADS,
+    WHOLE,
+    constrain_param,
+    shardings,
+    with_shardings,
+)
 
 __all__ = ["Lora", "describe_adapters", "init_adapters", "merge_adapters", "merge_kernel"]
 
-_A, _B = "lora_a", "lora_b"
-_KEY = "config.optim.lora.targets"
+_A, _B, _ROWS = "lora_a", "lora_b", "lora_rows"
+_KEY = "config.optim.lora"
 
 
 class Lora(NamedTuple):
@@ -38,11 +50,23 @@ class Lora(NamedTuple):
       rank: of ``A B``; a kernel with fewer inputs or outputs has a rank of so many.
       alpha: the factor times ``rank``; 0 stands for ``rank``, a factor of 1.
       targets: path expression of the adapted kernels.
+      full: path expression of parameters that are trained in full, kernels or not; they get no
+        adapter.
+      rows: (path expression, row numbers) pairs of parameters of which these rows are trained, and
+        nothing else.
     """
 
     rank: int
     alpha: float
     targets: str
+    full: str = ""
+    rows: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Lora:
+        """From ``config.optim.lora``, or from JSON, which has lists and may be older."""
+        rows = tuple((pattern, tuple(numbers)) for pattern, numbers in options.get("rows", ()))
+        return cls(**{**options, "rows": rows})
 
     @property
     def scale(self) -> float:
@@ -53,7 +77,8 @@ class Lora(NamedTuple):
 def init_adapters(key: jax.Array, params: Any, lora: Lora) -> dict[str, Any]:
     """Adapters at step 0, float32: ``A`` uniform within ``1 / sqrt(inputs)``, ``B`` 0.
 
-    The bounds are PEFT's. What a kernel draws depends on its path, not on the other targets.
+    The bounds are PEFT's. What a kernel draws depends on its path, not on the other targets. What
+    is added to parameters and rows that are trained in full is 0.
 
     Args:
       key: of the draw.
@@ -61,26 +86,62 @@ def init_adapters(key: jax.Array, params: Any, lora: Lora) -> dict[str, Any]:
       lora: the options.
 
     Raises:
-      VidlatentError: ``targets`` matches no kernel.
+      VidlatentError: ``targets`` matches no kernel, ``full`` or an expression of ``rows`` no
+        parameter, or a row is not there.
     """
-    adapters: dict[str, Any] = {}
-    for name, leaf in _find_targets(params, lora):
+    adapters = _init_added(params, lora)
+    # Before any kernel is drawn: what is trained in full has no adapter.
+    targets = [pair for pair in _find_targets(params, lora) if not _is_added(pair[0], lora)]
+    for name, leaf in targets:
         axes = _Axes.of(name, leaf.shape)
         rank = min(lora.rank, math.prod(axes.fan_in), math.prod(axes.outputs))
         bound = 1.0 / math.sqrt(math.prod(axes.fan_in))
         own = jax.random.fold_in(key, zlib.crc32(name.encode()))
         shape = (*axes.stack, *axes.fan_in, rank)
-        inner = adapters
-        for part in name.split("/"):
-            inner = inner.setdefault(part, {})
+        inner = _enter(adapters, name)
         inner[_A] = jax.random.uniform(own, shape, jnp.float32, -bound, bound)
         inner[_B] = jnp.zeros((*axes.stack, rank, *axes.outputs), jnp.float32)
-    if not adapters:
+    if not targets:
+        last = ", ".join([name for name, _ in _list_kernels(params)][-3:])
         raise VidlatentError(
-            f"{_KEY} {lora.targets!r} matches no kernel of this model; its last ones are "
-            f"{', '.join([name for name, _ in _list_kernels(params)][-3:])}."
+            f"{_KEY}.targets {lora.targets!r} matches no kernel of this model that is not trained "
+            f"in full; its last ones are {last}."
         )
     return adapters
+
+
+def _enter(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    for part in name.split("/"):
+        tree = tree.setdefault(part, {})
+    return tree
+
+
+def _init_added(params: Any, lora: Lora) -> dict[str, Any]:
+    """What is added to parameters and rows that are trained in full: zeros."""
+    added: dict[str, Any] = {}
+    shapes = {
+        path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    for pattern, rows in ((lora.full, None), *lora.rows):
+        found = [name for name in shapes if match_path(pattern, name, f"{_KEY}.full and rows")]
+        if pattern and not found:
+            raise VidlatentError(f"{_KEY}: {pattern!r} of full or rows matches no parameter.")
+        for name in found:
+            shape = shapes[name]
+            if rows is None:
+                _enter(added, name)[WHOLE] = jnp.zeros(shape, jnp.float32)
+            elif max(rows, default=-1) >= shape[0] or len(set(rows)) < len(rows) or not rows:
+                raise VidlatentError(
+                    f"{_KEY}.rows names the rows {rows} of {name}, which has {shape[0]}: give "
+                    "numbers from 0 on, each once."
+                )
+            else:
+                _enter(added, name)[_ROWS] = jnp.zeros((len(rows), *shape[1:]), jnp.float32)
+    return added
+
+
+def _is_added(name: str, lora: Lora) -> bool:
+    return any(match_path(pattern, name) for pattern in (lora.full, *(p for p, _ in lora.rows)))
 
 
 def describe_adapters(abstract: Any, lora: Lora) -> Any:
@@ -95,20 +156,28 @@ def describe_adapters(abstract: Any, lora: Lora) -> Any:
 def merge_adapters(params: Any, adapters: Any, lora: Lora) -> Any:
     """The parameters with ``W + scale A B`` for every adapted kernel, each in its dtype.
 
+    To others is added what is trained of them in full.
+
     Differentiable in both, and usable inside a sharded step: merged kernels lie where their ``W``
     does.
 
     Raises:
       VidlatentError: there is an adapter of a kernel that the parameters do not have.
     """
-    return _merge(params, adapters, lora.scale, "")
+    return _merge(params, adapters, lora, "")
 
 
-def _merge(params: Any, adapters: Any, scale: float, path: str) -> Any:
+def _merge(params: Any, adapters: Any, lora: Lora, path: str) -> Any:
     if _A in adapters:
         merged = merge_kernel(
-            params, adapters[_A], adapters[_B], scale, _Axes.of(path, params.shape).subscripts
+            params, adapters[_A], adapters[_B], lora.scale, _Axes.of(path, params.shape).subscripts
         )
+        return constrain_param(merged, path)
+    if WHOLE in adapters:
+        return constrain_param(_add(params, adapters[WHOLE]), path)
+    if _ROWS in adapters:
+        rows = jnp.asarray(_find_rows(path, lora.rows))
+        merged = params.at[rows].set(_add(params[rows], adapters[_ROWS]))
         return constrain_param(merged, path)
     if unknown := [name for name in adapters if name not in params]:
         where = f"{path}/{unknown[0]}" if path else unknown[0]
@@ -117,10 +186,20 @@ def _merge(params: Any, adapters: Any, scale: float, path: str) -> Any:
             "model that was adapted."
         )
     inner = {
-        name: _merge(params[name], tree, scale, f"{path}/{name}" if path else name)
+        name: _merge(params[name], tree, lora, f"{path}/{name}" if path else name)
         for name, tree in adapters.items()
     }
     return {**params, **inner}
+
+
+def _add(params: jax.Array, added: jax.Array) -> jax.Array:
+    params = jnp.asarray(params)
+    wide = jnp.promote_types(params.dtype, jnp.float32)
+    return (params.astype(wide) + added).astype(params.dtype)
+
+
+def _find_rows(path: str, rows: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[int, ...]:
+    return next(numbers for pattern, numbers in rows if match_path(pattern, path))
 
 
 def merge_kernel(
@@ -177,5 +256,7 @@ def _list_kernels(params: Any) -> Iterator[tuple[str, Any]]:
 
 def _find_targets(params: Mapping[str, Any], lora: Lora) -> list[tuple[str, Any]]:
     return [
-        (name, leaf) for name, leaf in _list_kernels(params) if match_path(lora.targets, name, _KEY)
+        (name, leaf)
+        for name, leaf in _list_kernels(params)
+        if match_path(lora.targets, name, f"{_KEY}.targets")
     ]

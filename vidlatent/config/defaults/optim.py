@@ -31,4 +31,8 @@ def get_lora() -> ConfigDict:
     lora.rank = 0  # of the adapters (128 for large models); 0: train all parameters
     lora.alpha = 0.0  # adapters count alpha / rank times; 0: once
     lora.targets = ".*kernel$"  # path expression of the kernels that are adapted
+    lora.full = ""  # path expression of parameters that are trained in full beside the adapters
+    # (path expression, row numbers) pairs of parameters of which only these rows are trained, such
+    # as an embedding's of a few tokens
+    lora.rows = ()
     return lora

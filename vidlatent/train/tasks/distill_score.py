@@ -107,7 +107,7 @@ class ScoreTask(DistillTask):
         self.fake_optimizer = make_optimizer(config.distill)
         self.fake_rate = make_learning_rate(config.distill, config.train.steps)
         lora = config.distill.optim.lora
-        self.fake_lora = Lora(**lora) if lora.rank else None
+        self.fake_lora = Lora.of(lora) if lora.rank else None
         fake = Player("config.distill.optim.lr")
         if self.fake_lora is None:
             # From the checkpoint of the frozen teacher; adapters stay beside it.
