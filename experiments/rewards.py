@@ -2,17 +2,20 @@
 
     python -m experiments.rewards                  one CPU core pair
     python -m experiments.rewards --report         table and plot of finished runs
-    python -m experiments.rewards --data=runs/fsvideo_demo-demo     the demo's tokenizer and base
+    python -m experiments.rewards --data=DIR       its tokenizer, latents and base that are there
 
 A base model continues first frames of labelled shapes. It is fine-tuned to raise a reward that
-needs no weights, the change of the pixels in a second, or in the control a number that says nothing
-about a video. 256 fixed prompts are then drawn from fixed seeds: does the reward rise, do colour,
-shape and direction still follow the label, and is it the shape that moves more? Tokenizer, latents
-and base model are made once, first. Design and result: docs/experiments/rewards.md.
+needs no weights, by policy updates or by its gradient, or in the control by updates for a number
+that says nothing about a video. 256 fixed prompts are then drawn from fixed seeds: does the reward
+rise, do colour, shape and direction still follow the label, and is every pixel still one of the
+given shape or ground? Tokenizer, latents and base model are made once, first. Design and result:
+docs/experiments/rewards.md.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,9 +30,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # if run as a file
 
 from experiments.cli import main_with_data
 from experiments.design import Arm, Difference, Experiment
-from experiments.fsvideo_demo import CHANNELS, FRAMES, LOW, Demo, make_base
-from experiments.fsvideo_demo import SIZES as DEMOS
-from experiments.generator_demo import ASPECTS, measure_label_accuracy
+from experiments.generator_demo import (
+    ASPECTS,
+    TOKENIZERS,
+    Demo,
+    measure_label_accuracy,
+    prepare_latents,
+    run_stage,
+)
 from experiments.proofs import plot_arms, select_chosen
 from vidlatent import config as configs
 from vidlatent.data.renderers.shapes import make_shape_scene, render_shape
@@ -37,40 +45,98 @@ from vidlatent.latents.pixels import from_pixels
 from vidlatent.media.sheets import contact_sheet, encode_picture
 from vidlatent.rewards import make_rewards
 from vidlatent.sample.generator import Generator
+from vidlatent.train.loop import train
 
-__all__ = ["SIZES", "build", "main", "make_data", "measure", "measure_motion"]
+__all__ = ["SIZES", "build", "draw_videos", "main", "make_data", "measure", "measure_honesty"]
 
 SIZES = ("cpu", "smoke")
-REWARD = "motion"
-_WATCHED = "sharpness"
+FRAMES, SIDE = 9, 32  # of a clip
+_BASE = "configs/fsvideo_dit.py:demo,first=true"
 _VIDEOS = {"cpu": 256, "smoke": 4}
-_STEPS = {"cpu": 40, "smoke": 2}
+_STEPS = {"cpu": 10, "smoke": 2}
 _SHOWN = 8  # prompts on each run's sheet
 _POINTS = 5.0  # of accuracy that may be lost; fixed with the issue
+# Of hacking: levels of 255 by which pixels may become strange, percent by which shapes may grow.
+_STRANGE, _AREA = 1.0, 25.0
 
-_POLICY: dict[str, Mapping[str, str]] = {
-    "cpu": {
-        "data.buckets": f"(({FRAMES}, {LOW}, {LOW}, 8),)",
-        "rl.group": "8",
-        "optim.lr": "3e-4",
-        "data.validation_clips": "16",
-    },
+_GAIN = 5.0  # percent by which a reward must rise above the control's
+_RATE = "5e-5"  # of a pilot with another seed, told on the page
+
+_GENERATOR = {
+    "cpu": {"generator.width": "64", "generator.depth": "4", "generator.hidden": "256"},
     "smoke": {
-        "data.buckets": f"(({FRAMES}, {LOW}, {LOW}, 2),)",
-        "rl.group": "2",
-        "data.validation_clips": "2",
-        "rl.window.stay": "1",
-        **DEMOS["tiny"].keys["dit"],
-        "sampler.steps": "4",
+        "generator.width": "32",
+        "generator.depth": "2",
+        "generator.hidden": "32",
+        "generator.heads": "2",
     },
 }
+_BASE_TRAINING = {
+    "cpu": {
+        "data.buckets": f"(({FRAMES}, {SIDE}, {SIDE}, 16),)",
+        "optim.lr": "2e-3",
+        "diffusion.eval_levels": "2",
+        "train.steps": "1200",
+        "checkpoint.every": "300",
+        "eval.every": "0",
+    },
+    "smoke": {
+        "data.buckets": f"(({FRAMES}, {SIDE}, {SIDE}, 4),)",
+        "data.validation_clips": "4",
+        "diffusion.eval_levels": "1",
+        "train.steps": "2",
+        "eval.every": "0",
+    },
+}
+# Of both stages, and of one of them.
+_TUNING: dict[str, Mapping[str, str]] = {
+    "cpu": {
+        "data.buckets": f"(({FRAMES}, {SIDE}, {SIDE}, 6),)",
+        "data.validation_clips": "16",
+        "sampler.steps": "5",
+        # The average of some ten updates, for a run of 10.
+        "optim.ema_decay": "0.9",
+    },
+    "smoke": {
+        "data.buckets": f"(({FRAMES}, {SIDE}, {SIDE}, 2),)",
+        "data.validation_clips": "2",
+        "sampler.steps": "3",
+    },
+}
+_STAGES: dict[str, dict[str, Mapping[str, str]]] = {
+    "grpo": {
+        "cpu": {"rl.group": "6", "rl.window.size": "1", "rl.window.stay": "5"},
+        "smoke": {"rl.group": "2", "rl.window.size": "1", "rl.window.stay": "1"},
+    },
+    "refl": {
+        "cpu": {"refl.steps": "(2, 3)"},
+        "smoke": {"refl.steps": "(1, 1)"},
+    },
+}
+# The optimizer of both stages, and no other loss beside the rewards.
+_REFL = {
+    "refl.flow_weight": "0.0",
+    "refl.margin": "10.0",  # above all sharpness: no video is good enough
+    "optim.b2": "0.999",
+    "optim.weight_decay": "1e-4",
+    "conditions.drop.label": "0.0",
+    "conditions.drop.first": "0.0",
+}
+# Arm -> stage, label and what it alone sets; all else is equal.
+_ARMS: dict[str, tuple[str, str, Mapping[str, str]]] = {
+    "grpo_chance": ("grpo", "MixGRPO, a reward that says nothing", {"rewards.use": "('chance',)"}),
+    "grpo_sharpness": ("grpo", "MixGRPO, sharpness", {"rewards.use": "('sharpness',)"}),
+    "refl_sharpness": ("refl", "ReFL, sharpness", {"rewards.use": "('sharpness',)"}),
+}
+_RAISED, _CONTROL = ("grpo_sharpness", "refl_sharpness"), "grpo_chance"
+_REWARDS = ("sharpness", "motion")  # the first is raised, the other one watched
 _NOTES = (
-    "Reward: root mean square change of the pixels in [0, 1] in a second, of decoded 8-bit frames.",
-    "Accuracy: the share of 256 videos of unseen first frames in which the label's colour, shape "
-    "or direction is read; changes are against the base model's, from the same seeds, in points.",
-    "Way: pixels that the shape's centre moves from the first frame to the last. Flicker: mean "
-    "change from frame to frame, in levels of 255, of pixels that the shape never comes near.",
-    "The control's reward is a number that says nothing about a video; all else is equal.",
+    "Rewards are of decoded 8-bit frames of 256 unseen first frames; changes are against the base "
+    "model's videos from the same seeds.",
+    "Accuracy: the share of videos in which the label's colour, shape or direction is read.",
+    "Strange: distance of the pixels from all mixtures of the given frame's ground and shape, in "
+    "levels of 255. Area: difference of the shape's area from the given frame's, of all frames, in "
+    "percent of it. Way: pixels that the shape's centre moves.",
     "Tokenizer, base model, prompts and their seeds are the same for all seeds.",
 )
 
@@ -83,52 +149,50 @@ def build(size: str, folder: Path) -> Experiment:
     """
     keys = {
         "imports": "('experiments.chance_reward',)",
-        "data.path": str(folder / "small"),
-        "tokenizer.path": str(folder / "tokenizer"),
+        **_make_data_keys(size, folder),
         "train.init_from": str(folder / "base"),
-        "generator.latent_channels": str(CHANNELS),
-        "generator.condition_channels": str(CHANNELS),
         "sampler.guidance.scales": "()",
         "sampler.guidance.drops": "()",
+        "optim.lr": _RATE,
+        # Constants of the compiled program, which of policy updates so is one for all seeds.
+        "rl.start_seed": "0",
+        "rl.noise_seed": "0",
         "train.log_every": "1",
         "train.tensorboard": "False",
-        "checkpoint.every": "10",
+        "checkpoint.every": "5",
         "checkpoint.keep_latest": "1",
-        "eval.every": "0",
+        "eval.every": "5",
         "sample.grid": "0",
-        "rl.watch": f"('{_WATCHED}',)",
-        **_POLICY[size],
+        "rl.watch": str(_REWARDS),
+        **_TUNING[size],
     }
-    config = "configs/fsvideo_dit.py:demo,first=true,stage=grpo"
-
-    def arm(name: str, reward: str, label: str) -> Arm:
-        overrides = {**keys, "rewards.use": f"('{reward}',)"}
-        return Arm(name, config, _STEPS[size], label, overrides)
-
-    # Arms of other methods that start from the same base model go here.
+    own = {stage: {**keys, **_STAGES[stage][size]} for stage in _STAGES}
+    own["refl"] |= _REFL
+    arms = tuple(
+        Arm(name, f"{_BASE},stage={stage}", _STEPS[size], label, {**own[stage], **alone})
+        for name, (stage, label, alone) in _ARMS.items()
+    )
+    aspects = tuple(f"{aspect}_change" for aspect in ASPECTS)
     return Experiment(
         name="rewards",
         title=f"Rewards that need no weights, on labelled shapes ({size} size)",
-        arms=(
-            arm("grpo_chance", "chance", "MixGRPO, a reward that says nothing"),
-            arm("grpo_motion", REWARD, "MixGRPO, motion"),
-        ),
+        arms=arms,
         seeds=(0,) if size == "smoke" else (0, 1, 2),
-        metric="gain",
+        metric="sharpness_gain",
         columns={
-            "gain": "reward, change in %",
+            **{f"{name}_gain": f"{name}, change in %" for name in _REWARDS},
             **{f"{aspect}_change": f"{aspect}, change in points" for aspect in ASPECTS},
             "way_change": "way, change in pixels",
-            "flicker_change": "flicker, change in levels",
+            "strange_change": "strange, change in levels",
+            "area_change": "area, change in points",
         },
-        differences=(
-            Difference("grpo_motion", "grpo_chance", "gain", 5.0),
-            *(
-                Difference("grpo_motion", "grpo_chance", f"{aspect}_change", _POINTS)
-                for aspect in ASPECTS
-            ),
-            Difference("grpo_motion", "grpo_chance", "way_change"),
-            Difference("grpo_motion", "grpo_chance", "flicker_change"),
+        differences=tuple(
+            difference
+            for arm in _RAISED
+            for difference in (
+                Difference(arm, _CONTROL, f"{_REWARDS[0]}_gain", _GAIN),
+                *(Difference(arm, _CONTROL, change, _POINTS) for change in aspects),
+            )
         ),
         measure=measure,
         draw=draw,
@@ -138,117 +202,169 @@ def build(size: str, folder: Path) -> Experiment:
 
 def make_data(size: str, folder: Path) -> int:
     """Tokenizer, latents and base model unless done; returns the exit status."""
-    demo = DEMOS["demo"] if size == "cpu" else DEMOS["tiny"]
-    return make_base(Demo(folder, demo))
+    tokenizer, clips = (300, 2048) if size == "cpu" else (2, 96)
+    known = (folder / "latents" / "header.json").is_file()  # perhaps of another tokenizer
+    demo = Demo("fsvideo_dit", folder, tokenizer, 1, clips, 0, {})
+    if not known and (status := prepare_latents(demo, {})):
+        return status
+    base = configs.load(_BASE, {**_make_data_keys(size, folder), **_BASE_TRAINING[size]})
+    scored = folder / "base" / "eval" / f"step_{base.train.steps}" / "scores.json"
+    return run_stage("base", scored, lambda: train(base, folder / "base"), {})
+
+
+def _make_data_keys(size: str, folder: Path) -> dict[str, str]:
+    """Of the base model and of what is made of it."""
+    channels = str(TOKENIZERS["fsvideo_dit"].channels)
+    return {
+        "data.path": str(folder / "latents"),
+        "tokenizer.path": str(folder / "tokenizer"),
+        "generator.latent_channels": channels,
+        "generator.condition_channels": channels,
+        **_GENERATOR[size],
+    }
 
 
 def measure(config: ConfigDict, workdir: Path, seed: int, scores: Mapping) -> dict[str, Any]:
     """What the run's videos of the fixed prompts are, against those of the base model."""
     del seed, scores
-    count = _VIDEOS["cpu" if config.rl.group > 2 else "smoke"]
-    begun, before = _measure_base(config, count)
-    found, after = _look(draw_videos(config, workdir, count), config)
+    count = _VIDEOS["cpu" if config.data.buckets[0][3] > 2 else "smoke"]
+    before = _draw_base(
+        config.train.init_from,
+        (config.data.path, config.tokenizer.path),
+        json.dumps(config.sampler.to_dict()),
+        count,
+    )
+    after = draw_videos(config, workdir, count)
+    begun, found = (look(videos, config) for videos in (before, after))
+    pairs = zip(before[:_SHOWN], after, strict=False)
     sheet = contact_sheet(
-        [video for pair in zip(before[:_SHOWN], after, strict=False) for _, video in pair],
+        [video for pair in pairs for _, video in pair],
         [f"{label}: {which}" for label, _ in before[:_SHOWN] for which in ("base", "tuned")],
         group=2 * _SHOWN,
     )
     (workdir / "videos.png").write_bytes(sheet)
+    gains = {f"{name}_gain": 100.0 * (found[name] / begun[name] - 1.0) for name in _REWARDS}
     changes = {f"{name}_change": found[name] - begun[name] for name in found}
-    gain = 100.0 * (found["reward"] / begun["reward"] - 1.0)
     base = {f"base_{name}": value for name, value in begun.items()}
-    return {"gain": gain, **changes, **found, **base}
+    return {**gains, **changes, **found, **base}
 
 
-def _measure_base(config: ConfigDict, count: int) -> tuple[dict[str, float], list]:
-    """The base model's videos by the same sampler, and what they are."""
-    base = Path(config.train.init_from)
-    own = configs.read(base)
+@functools.cache
+def _draw_base(
+    base: str, data: tuple[str, str], sampler: str, count: int
+) -> list[tuple[str, np.ndarray]]:
+    """The base model's videos, by the sampler of the runs."""
+    own = configs.read(Path(base))
     with own.unlocked():
-        own.sampler = config.sampler.copy_and_resolve_references()
-        own.data.path, own.tokenizer.path = config.data.path, config.tokenizer.path
-    videos = draw_videos(own, base, count)
-    return _look(videos, config)[0], videos
+        own.sampler = ConfigDict(json.loads(sampler))
+        own.data.path, own.tokenizer.path = data
+    return draw_videos(own, Path(base), count)
 
 
 def draw_videos(config: ConfigDict, workdir: Path, count: int) -> list[tuple[str, np.ndarray]]:
     """(label, video) of ``count`` unseen clips' first frames; the k-th has the seed k."""
     generator = Generator.of(config, workdir, -1)
-    generator = generator.with_settings(size=(LOW, LOW), frames=FRAMES)
-    scenes = [make_shape_scene(1, index, FRAMES) for index in range(count)]
+    generator = generator.with_settings(size=(SIDE, SIDE), frames=FRAMES)
     rows = [
-        {"prompt": scene.label, "encoded": encode_picture(render_shape(scene, [0], LOW, LOW)[0])}
-        for scene in scenes
+        {"prompt": scene.label, "encoded": encode_picture(render_shape(scene, [0], SIDE, SIDE)[0])}
+        for scene in _list_scenes(count)
     ]
     requests = generator.requests_for(rows, 1, 0)
-    return [
-        (request.prompt, np.concatenate(list(generator.decode(request, latent))))
+    made = {
+        request.seed: (request.prompt, np.concatenate(list(generator.decode(request, latent))))
         for request, latent in generator.latents(requests)
-    ]
-
-
-def _look(
-    videos: Sequence[tuple[str, np.ndarray]], config: ConfigDict
-) -> tuple[dict[str, float], list[tuple[str, np.ndarray]]]:
-    """Mean reward, accuracies in percent, way and flicker; and the videos themselves."""
-    accuracy = measure_label_accuracy(videos)
-    rewards = make_rewards((REWARD, _WATCHED), config)
-    frames = from_pixels(jnp.asarray(np.stack([video for _, video in videos])))
-    tokens = rewards.tokenize([label for label, _ in videos])
-    scores = jax.jit(
-        lambda frames: rewards.score({}, frames, rewards.encode({}, tokens), fps=config.sample.fps)
-    )(frames)
-    moved = [measure_motion(video) for _, video in videos]
-    found = {
-        "reward": float(scores[REWARD].mean()),
-        _WATCHED: float(scores[_WATCHED].mean()),
-        **{aspect: 100.0 * accuracy[aspect]["share"] for aspect in ASPECTS},
-        "way": float(np.mean([way for way, _ in moved])),
-        "flicker": float(np.mean([flicker for _, flicker in moved])),
     }
-    return found, list(videos)
+    return [made[request.seed] for request in requests]
 
 
-def measure_motion(video: np.ndarray) -> tuple[float, float]:
-    """Way of the shape's centre in pixels, and flicker of what it never comes near.
+def _list_scenes(count: int) -> list[Any]:
+    return [make_shape_scene(1, index, FRAMES) for index in range(count)]
+
+
+def look(videos: Sequence[tuple[str, np.ndarray]], config: ConfigDict) -> dict[str, float]:
+    """Mean rewards, accuracies in percent, way, strangeness and area of ``draw_videos``'s."""
+    accuracy = measure_label_accuracy(videos)
+    rewards = make_rewards(_REWARDS, config)
+    frames = from_pixels(jnp.asarray(np.stack([video for _, video in videos])))
+    scores = jax.jit(
+        lambda frames: rewards.score(
+            {}, frames, {name: {} for name in _REWARDS}, fps=config.sample.fps
+        )
+    )(frames)
+    given = [render_shape(scene, [0], SIDE, SIDE)[0] for scene in _list_scenes(len(videos))]
+    honesty = [
+        measure_honesty(video, picture) for (_, video), picture in zip(videos, given, strict=True)
+    ]
+    return {
+        **{name: float(scores[name].mean()) for name in _REWARDS},
+        **{aspect: 100.0 * accuracy[aspect]["share"] for aspect in ASPECTS},
+        **{name: float(np.mean([found[name] for found in honesty])) for name in honesty[0]},
+    }
+
+
+def measure_honesty(video: np.ndarray, given: np.ndarray) -> dict[str, float]:
+    """How far a video is one of the given frame's shape, which moves on its ground.
 
     Args:
       video: uint8 ``[T, H, W, 3]``.
+      given: its first frame, uint8 ``[H, W, 3]``: a shape on a plain ground.
 
     Returns:
-      The distance of the centre's first and last place, and the mean absolute change from frame to
-      frame, of 255 levels, of pixels that are never further from the background than a tenth of the
-      shape; 0 for what a video has not.
+      ``strange``, the mean distance of the pixels from all mixtures of the given ground and shape,
+      in levels of 255, so that flashing frames and noise count wherever they are; ``area``, the
+      mean over the frames of the difference of the shape's area from the given frame's, in percent
+      of it, so that growing, vanishing and blinking shapes count, and grounds in the shape's
+      colour; ``way``, the distance in pixels of the shape's centre in the first and last frame
+      that has one.
     """
-    pixels = np.asarray(video, np.float32)
-    apart = np.abs(pixels - np.median(pixels, axis=(0, 1, 2))).max(axis=-1)
-    most = np.quantile(apart, 0.99)
-    cover = np.where(apart > 0.5 * most, apart, 0.0)
-    seen = np.flatnonzero(cover.sum(axis=(1, 2)) > 0)
+    pixels, picture = np.asarray(video, np.float32), np.asarray(given, np.float32)
+    ground = np.median(picture, axis=(0, 1))
+    apart = np.abs(picture - ground).max(axis=-1)
+    paint = picture[apart > 0.8 * apart.max()].mean(axis=0) - ground
+
+    def cover(frames: np.ndarray) -> np.ndarray:
+        return np.clip((frames - ground) @ paint / (paint @ paint), 0.0, 1.0)
+
+    covers = cover(pixels)
+    strange = np.abs(pixels - ground - covers[..., None] * paint).mean()
+    whole = cover(picture).sum()
+    area = np.abs(covers.sum(axis=(1, 2)) / whole - 1.0).mean()
+    core = np.where(covers > 0.5, covers, 0.0)
+    seen = np.flatnonzero(core.sum(axis=(1, 2)) > 0)
     way = 0.0
-    if len(seen) > 1 and most > 0:
-        rows, columns = np.indices(apart.shape[1:])
-        ends = cover[seen[[0, -1]]]
+    if len(seen) > 1:
+        rows, columns = np.indices(core.shape[1:])
+        ends = core[seen[[0, -1]]]
         total = ends.sum(axis=(1, 2))
         centres = [(ends * axis).sum(axis=(1, 2)) / total for axis in (rows, columns)]
         way = float(np.hypot(*(c[1] - c[0] for c in centres)))
-    ground = (apart < 0.1 * most).all(axis=0)
-    changes = np.abs(np.diff(pixels, axis=0)).mean(axis=(0, 3))
-    return way, float(changes[ground].mean()) if ground.any() else 0.0
+    return {"way": way, "strange": float(strange), "area": float(100.0 * area)}
 
 
 def draw(figure: Any, summary: Mapping[str, Any]) -> None:
-    """The reward's change, and the accuracies'."""
-    left, right = figure.subplots(1, 2)
+    """The rewards' changes, the accuracies', and what hacking shows in."""
+    axes = figure.subplots(2, 2)
     rows = select_chosen(summary)
-    plot_arms(left, rows, "gain", "reward, change in %")
-    for place, aspect in enumerate(ASPECTS):
-        for row in rows:
+    for place, name in zip(axes[0], _REWARDS, strict=True):
+        plot_arms(place, rows, f"{name}_gain", f"{name}, change in %")
+    for number, row in enumerate(rows):
+        for place, aspect in enumerate(ASPECTS):
             value = row["metrics"][f"{aspect}_change"]
-            right.errorbar(place, value["mean"], value["sd"], fmt="o", capsize=4)
-    right.axhline(-_POINTS, color="C3", linestyle="--")
-    right.set_xticks(range(len(ASPECTS)), ASPECTS)
-    right.set_ylabel("accuracy, change in points")
+            axes[1][0].errorbar(
+                place + 0.12 * number,
+                value["mean"],
+                value["sd"],
+                fmt="o",
+                capsize=3,
+                color=f"C{number}",
+                label="" if place else row["label"],
+            )
+    axes[1][0].axhline(-_POINTS, color="k", linestyle="--")
+    axes[1][0].set_xticks(range(len(ASPECTS)), ASPECTS)
+    axes[1][0].set_ylabel("accuracy, change in points")
+    axes[1][0].legend(fontsize=7)
+    plot_arms(axes[1][1], rows, "strange_change", "strange, change in levels")
+    axes[1][1].axhline(_STRANGE, color="k", linestyle="--")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
