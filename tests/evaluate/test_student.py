@@ -10,6 +10,7 @@ from tests.train.test_score_task import draw_params, make_config, make_teacher
 from vidlatent.evaluate.student import evaluate_student, sum_patches
 from vidlatent.latents.space import generator_of
 from vidlatent.layers.patches import to_patches
+from vidlatent.losses.trunk import binary_cross_entropy, pool_logits
 from vidlatent.metrics import FeatureSums
 from vidlatent.train.tasks.distill_score import ScoreTask
 
@@ -61,6 +62,9 @@ def test_the_gap_is_0_where_both_scores_agree(scored):
     apart, same = scored[:2]
     assert apart.scores["clips"] == 7
     assert same.scores["score_gap"] == 0 and apart.scores["score_gap"] > 0.01
+    # What the scores agree on pulls at nothing; the adversary goes on.
+    assert same.scores["score_pull"] < 1e-5 * apart.scores["score_pull"]
+    assert same.scores["adversarial_pull"] > 0 < apart.scores["adversarial_pull"]
     assert len(apart.levels) == 2 and apart.levels[0]["level"] < apart.levels[1]["level"]
 
 
@@ -72,3 +76,33 @@ def test_the_distance_is_of_patches_and_does_not_depend_on_the_fake_score(scored
 def test_an_evaluation_is_the_same_again(scored):
     apart, _, score, task = scored
     assert score(draw_params(task, 2)).scores == apart.scores
+
+
+def test_pulls_are_the_gradients_of_the_two_losses(scored):
+    """Against the whole loss's gradient, at a sample, and in proportion to the weight."""
+    task = scored[3]
+    key = jax.random.key(5)
+    x, eps, weight = (jax.random.normal(k, (2, 3, 4, 4, 2)) for k in jax.random.split(key, 3))
+    sigma = jnp.array([0.3, 0.8])
+
+    def losses(x):
+        tokens = (x * weight).reshape(2, 12, 8)
+        match, score, adversarial = task.compare(
+            lambda noisy, sigma: noisy, 0.5 * (x - eps), tokens, x, eps, sigma
+        )
+        bce = binary_cross_entropy(pool_logits(tokens), True)
+        size, share = x[0].size, task.options.adversarial_weight
+        whole = task.losses.generator(match, bce, size, share)
+        return jnp.stack(
+            [
+                score.sum(),
+                adversarial.sum(),
+                whole.sum(),
+                0.5 * share * (match.weight * size * bce).sum(),
+            ]
+        )
+
+    score, adversarial, whole, alone = jax.jacrev(losses)(x)
+    np.testing.assert_allclose(score + adversarial, whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(adversarial, alone, rtol=1e-4, atol=1e-7)
+    assert np.abs(adversarial).max() > 1e-4

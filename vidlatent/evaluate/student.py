@@ -6,6 +6,9 @@ here asks the same question at every evaluation: validation clips, noise and lev
 ``score_gap``        root mean square of the difference between the clean samples that teacher and
                      fake score predict from the student's samples with noise. 0: the student's
                      samples have the teacher's distribution, as far as the fake score knows it
+``score_pull``       root mean square of the gradient that the generator's loss of the two scores
+                     gives the student's samples; 0: nothing reaches the student
+``adversarial_pull`` the same of its adversarial loss, at full weight: which of the two moves it
 ``frechet_latents``  Fréchet distance between patches of the student's latents and of the clips';
                      a patch is what the generator reads as one token
 """
@@ -24,27 +27,36 @@ from ml_collections import ConfigDict
 
 from vidlatent.data.loader import Loader
 from vidlatent.diffusion import sample
-from vidlatent.diffusion.flow import fixed_sigmas, interpolate, network_time, x0_from_velocity
+from vidlatent.diffusion.distillation import ScoreMatch
+from vidlatent.diffusion.flow import fixed_sigmas, interpolate, network_time
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.generator_loss import NOISE_SEED, GeneratorScores, clip_keys
 from vidlatent.latents.inputs import missing_condition_masks
 from vidlatent.layers.patches import to_patches
 from vidlatent.metrics import FeatureSums, frechet_of_sums
+from vidlatent.models.generators.trunk import denoise_with_trunk
 from vidlatent.sample.sampler import plan_sampler
 
 __all__ = ["StudentScores", "evaluate_student", "make_probe", "sum_patches"]
 
 
-class StudentScores(GeneratorScores):
-    """Scores of one evaluation: ``score_gap``, ``frechet_latents`` and ``clips``, their number.
+# What is measured at each level: names there, and of all levels together.
+_SQUARES = {"gap": "score_gap", "score": "score_pull", "adversarial": "adversarial_pull"}
 
-    Each row of ``levels`` has a noise level and the score gap there; ``clips`` is empty.
+
+class StudentScores(GeneratorScores):
+    """Scores of one evaluation, which the module's text lists, and ``clips``, their number.
+
+    Each row of ``levels`` has a noise level, and the score gap and the pulls there; ``clips`` is
+    empty.
     """
 
     about_levels: ClassVar[str] = "Score gap by noise level, from clean to noise"
     curves: ClassVar[tuple[str, ...]] = (
         "val/frechet_latents",
         "val/score_gap",
+        "val/score_pull",
+        "val/adversarial_pull",
         "train/generator/gap",
         "train/generator/score",
         "train/fake/flow",
@@ -60,7 +72,11 @@ class StudentScores(GeneratorScores):
         clips = self.scores["clips"]
         gap = "root mean square of teacher's minus fake score's clean sample, at fixed noise"
         patches = "between patches of latents, the student's and the validation clips'"
+        pull = "root mean square gradient to the student's samples, at fixed noise"
+        pulls = {"averaged": pull, "levels": len(self.levels), "n": clips}
         return {
+            "score_pull": pulls,
+            "adversarial_pull": pulls,
             "score_gap": {"averaged": gap, "levels": len(self.levels), "n": clips},
             "frechet_latents": {"averaged": patches, "n": clips},
         }
@@ -72,6 +88,7 @@ def make_probe(
     inputs: Any,
     teacher: Any,
     merge_fake: Callable[[Any, Any], Any],
+    compare: Callable[..., tuple[ScoreMatch, jax.Array, jax.Array]],
 ) -> Callable[[Any, Any, Any], dict[str, jax.Array]]:
     """``(params, frozen, batch) -> measurements`` of one batch, for ``evaluate_student``.
 
@@ -83,10 +100,12 @@ def make_probe(
       model, teacher: the generators.
       inputs: makes latents and conditions.
       merge_fake: ``(fake, frozen) -> parameters`` of the fake score.
+      compare: ``(teacher network, velocity of the fake score, its trunk's tokens, x, eps, sigma)
+        -> (match, the generator's loss of the scores [B], its adversarial loss [B])``.
 
     Returns (of the returned function):
-      ``apart`` ``[B, levels]``, the mean square of the two networks' difference, and ``data`` and
-      ``samples``, sums of patches as ``FeatureSums.pack`` has them.
+      ``squares`` ``[B, levels, 3]``, the mean squares of the two networks' difference and of both
+      pulls, and ``data`` and ``samples``, sums of patches as ``FeatureSums.pack`` has them.
     """
     levels = _levels(config)
 
@@ -111,19 +130,35 @@ def make_probe(
 
         def at(number):
             sigma = jnp.full(x.shape[:1], jnp.asarray(levels, jnp.float32)[number])
-            noisy, time = interpolate(x, draw(1 + number), sigma), network_time(sigma)
-            y, f = (
-                x0_from_velocity(noisy, run(network, own, noisy, time), sigma)
-                for network, own in ((teacher, frozen["teacher"]), (model, fake))
+            eps, time = draw(1 + number), network_time(sigma)
+
+            def judge(x):
+                noisy = interpolate(x, eps, sigma)
+                velocity, tokens = denoise_with_trunk(model, fake, noisy, time, conditions, missing)
+                match, *losses = compare(
+                    lambda noisy, sigma: run(teacher, frozen["teacher"], noisy, time),
+                    velocity,
+                    tokens,
+                    x,
+                    eps,
+                    sigma,
+                )
+                return jnp.stack([jnp.sum(loss) for loss in losses]), match
+
+            # Samples do not see each other, so the gradient of the sum has that of each.
+            _, pull, match = jax.vjp(judge, x, has_aux=True)
+            pulls = (pull(direction)[0] for direction in jnp.eye(2))
+            found = (match.teacher - match.fake, *pulls)
+            return jnp.stack(
+                [jnp.square(z).mean(axis=tuple(range(1, x.ndim))) for z in found], axis=-1
             )
-            return jnp.square(y - f).mean(axis=tuple(range(1, x.ndim)))
 
         # One level after another: memory is that of one.
-        # [levels, B] -> [B, levels]
-        apart = lax.map(at, jnp.arange(len(levels))).T
+        # [levels, B, 3] -> [B, levels, 3]
+        squares = lax.map(at, jnp.arange(len(levels))).swapaxes(0, 1)
         both = {"data": x0, "samples": x}
         sums = {name: sum_patches(z, model.patch, batch["mask"]) for name, z in both.items()}
-        return {"apart": apart, **sums}
+        return {"squares": squares, **sums}
 
     return probe
 
@@ -166,7 +201,7 @@ def evaluate_student(
     sums: dict[str, FeatureSums] = {}
     for batch in loader:
         measured = step(params, batch)
-        rows += list(np.asarray(measured["apart"], np.float64)[np.asarray(measured["mask"]) > 0])
+        rows += list(np.asarray(measured["squares"], np.float64)[np.asarray(measured["mask"]) > 0])
         for name in ("data", "samples"):
             found = FeatureSums.unpack(np.asarray(measured[name], np.float64))
             if name in sums:
@@ -178,14 +213,18 @@ def evaluate_student(
             "no validation clip to score: raise config.data.validation_share or add clips."
         )
     # Exactly rounded sums: the order in which processes deliver rows leaves no trace.
-    squares = [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
+    squares = [
+        [math.fsum(row[level][k] for row in rows) / len(rows) for k in range(len(_SQUARES))]
+        for level in range(len(rows[0]))
+    ]
+    roots = [math.sqrt(math.fsum(column) / len(squares)) for column in zip(*squares, strict=True)]
     scores = {
         "frechet_latents": frechet_of_sums(sums["data"], sums["samples"]),
-        "score_gap": math.sqrt(math.fsum(squares) / len(squares)),
+        **dict(zip(_SQUARES.values(), roots, strict=True)),
         "clips": len(rows),
     }
     table = [
-        {"level": float(level), "gap": math.sqrt(square)}
-        for level, square in zip(_levels(config), squares, strict=True)
+        {"level": float(level), **dict(zip(_SQUARES, map(math.sqrt, found), strict=True))}
+        for level, found in zip(_levels(config), squares, strict=True)
     ]
     return StudentScores(scores, table, [])

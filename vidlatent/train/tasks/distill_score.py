@@ -97,6 +97,7 @@ class ScoreTask(DistillTask):
             self.make_inputs(augment=False),
             self.teacher.model,
             self.merge_fake,
+            self.compare,
         )
 
     def prepare(self, config: ConfigDict, model: Any) -> None:
@@ -313,6 +314,29 @@ class ScoreTask(DistillTask):
             "lost": lost,
             "step": drawn.number.astype(jnp.float32),
         }
+
+    def compare(
+        self,
+        teacher: Callable,
+        velocity: jax.Array,
+        tokens: jax.Array,
+        x: jax.Array,
+        eps: jax.Array,
+        sigma: jax.Array,
+    ) -> tuple[Any, jax.Array, jax.Array]:
+        """``(match, loss of the scores [B], adversarial loss [B])`` of a generator's samples.
+
+        Args:
+          teacher: ``(noisy, sigma) -> velocity``.
+          velocity, tokens: what the fake score predicts from ``x`` with noise, and its trunk.
+          x, eps, sigma: as of ``score_identity_loss``.
+        """
+        match = self.losses.match(teacher, lambda noisy, sigma: velocity, x, eps, sigma)
+        bce = binary_cross_entropy(pool_logits(tokens, self.options.pooling), True)
+        size, weight = x[0].size, self.options.adversarial_weight
+        score = self.losses.generator(match, bce, size, 0.0)
+        # What is common to both is subtracted, so that no gradient of the scores is left.
+        return match, score, self.losses.generator(match, bce, size, weight) - score
 
     def _draw(self, state: State, batch: Any, frozen: Any, number: Any) -> Drawn:
         """Random numbers depend on the seed, the stream's name, the step and ``number`` alone."""
