@@ -56,6 +56,29 @@ def test_three_networks_on_one_set_of_weights():
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(second["ema"]))
 
 
+def test_adapters_of_the_teacher_s_weights_take_no_second_copy(tmp_path):
+    """Where the student starts from the teacher's newest checkpoint, as it usually does."""
+
+    def task_of(start, step=-1):
+        config = make_config()
+        with config.unlocked():
+            config.optim.lora.update(LORA)
+            config.train.init_from, config.distill.teacher_step = str(start), step
+        teacher = make_teacher(config)._replace(place=place)
+        return ScoreTask(config, generator_of(config), facts(), teacher)
+
+    place = {"workdir": str(tmp_path), "step": 7}
+    task = task_of(tmp_path)
+    assert set(task.frozen) == {"teacher"}
+    weights = random_params(task.model)
+    trained = task.adapters.init(jax.random.key(0), weights)
+    merged = task.adapters.merge(trained, {"teacher": weights})
+    jax.tree.map(np.testing.assert_array_equal, merged, weights)  # adapters begin at nothing
+    assert task.adapters.describe({"teacher": weights})["step"] == 7
+    for other in (task_of(tmp_path / "other"), task_of(tmp_path, step=3)):
+        assert set(other.frozen) == {"teacher", BASE}
+
+
 @pytest.mark.slow
 def test_a_teacher_of_halved_steps_is_the_merged_student():
     keys = {f"optim__lora__{name}": value for name, value in LORA.items()}

@@ -1,8 +1,9 @@
 """Training low-rank adapters in place of a model's parameters (``config.optim.lora``).
 
 The weights that are adapted, those of ``config.train.init_from``, become a frozen network of the
-task: sharded, in the compute dtype, and in no checkpoint. ``params``, ``ema`` and the optimizer of
-the state are those of the adapters alone, and the step merges them before it calls the model. With
+task: sharded, in the compute dtype, and in no checkpoint. A task that holds the same weights, such
+as a distillation whose teacher they are, lends them. ``params``, ``ema`` and the optimizer of the
+state are those of the adapters alone, and the step merges them before it calls the model. With
 rank 0, the default, everything here hands parameters through.
 """
 
@@ -37,6 +38,7 @@ class Adapters:
 
     Attributes:
       lora: the options; None if all parameters are trained.
+      base: name of the frozen network that is adapted.
     """
 
     def __init__(self, config: ConfigDict, family: str, held: Callable[[], Any]):
@@ -50,11 +52,22 @@ class Adapters:
             )
         self.lora = Lora.of(options) if options.rank else None
         self._step: int | None = None
+        self.base = BASE
+
+    def borrow(self, name: str, step: int) -> None:
+        """Adapt the task's frozen network ``name``, whose weights are those of ``init_from``.
+
+        Args:
+          step: of the checkpoint that it is read from.
+        """
+        self.base, self._step = name, step
 
     @property
     def frozen(self) -> dict[str, FrozenNetwork]:
-        """The weights that are adapted; nothing without adapters."""
-        return {} if self.lora is None else {BASE: FrozenNetwork(self._held(), self._load)}
+        """The weights that are adapted; nothing without adapters, or if they are borrowed."""
+        if self.lora is None or self.base != BASE:
+            return {}
+        return {BASE: FrozenNetwork(self._held(), self._load)}
 
     def _load(self, abstract: Any) -> Any:
         options = self._config.train
@@ -82,7 +95,7 @@ class Adapters:
         """The model's parameters, from what is trained and the frozen networks of the step."""
         if self.lora is None:
             return trained
-        return merge_adapters(frozen[BASE], trained, self.lora)
+        return merge_adapters(frozen[self.base], trained, self.lora)
 
     def open(self, trained: Any, frozen: Mapping[str, Any]) -> tuple[Any, Callable]:
         """``merge``, and what pulls gradients of the merged parameters back: ``jax.vjp``."""
@@ -92,9 +105,9 @@ class Adapters:
         """``merge`` outside the step: merged kernels lie where those they adapt do."""
         if self.lora is None:
             return trained
-        where = jax.tree.map(lambda leaf: leaf.sharding, frozen[BASE])
-        return jax.jit(lambda t, base: self.merge(t, {BASE: base}), out_shardings=where)(
-            trained, frozen[BASE]
+        where = jax.tree.map(lambda leaf: leaf.sharding, frozen[self.base])
+        return jax.jit(lambda t, base: self.merge(t, {self.base: base}), out_shardings=where)(
+            trained, frozen[self.base]
         )
 
     def describe(self, frozen: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -110,7 +123,7 @@ class Adapters:
             "step": self._step,
             "family": self._family,
             "table": options.init_table,
-            "digest": identify(frozen[BASE]),
+            "digest": identify(frozen[self.base]),
             "lora": self.lora._asdict(),
         }
 

@@ -14,6 +14,8 @@ from vidlatent.latents.distilled import Distilled
 from vidlatent.latents.refiner_inputs import Parts, make_inputs
 from vidlatent.latents.space import Latents
 from vidlatent.latents.teacher import Teacher, describe_teacher, follow_teacher
+from vidlatent.paths import same_place
+from vidlatent.train.adapters import BASE
 from vidlatent.train.tasks.generator import GeneratorTask, open_generator
 
 __all__ = ["DistillTask"]
@@ -53,6 +55,7 @@ class DistillTask(GeneratorTask):
         self._parts = parts
         self.prepare(config, model)
         super().__init__(config, model, latents)
+        self._share_weights()
         if model.guidance_embed != bool(self.told):
             has = "has no" if self.told else "has a"
             raise VidlatentError(
@@ -66,6 +69,17 @@ class DistillTask(GeneratorTask):
                 f"config.sampler.guidance.scales={scales}: the samples of this training are drawn "
                 f"with a scale as input: give one from {self.told[0]:g} to {self.told[1]:g}."
             )
+
+    def _share_weights(self) -> None:
+        """Let adapters of the teacher's own weights adapt the frozen teacher, held once."""
+        if self.adapters.lora is None or "teacher" in self.players:  # which the run replaces
+            return
+        train, place = self.config.train, self.teacher.place
+        same = place and train.init_from and same_place(train.init_from, place["workdir"])
+        # Adapters start from the newest checkpoint, and from weights that need no conversion.
+        same = same and self.config.distill.teacher_step < 0 and not train.init_kind
+        if same and self.teacher.network.abstract == self.adapters.frozen[BASE].abstract:
+            self.adapters.borrow("teacher", place["step"])
 
     def make_inputs(self, *, augment: bool) -> Any:
         return make_inputs(
