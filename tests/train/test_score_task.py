@@ -220,6 +220,41 @@ def test_one_step_is_drawn_for_all_slices_and_depends_on_seed_and_step_alone():
     numbers = [int(d.number) for d in drawn]
     assert numbers[::2] == numbers[1::2] and set(numbers) <= {1, 2, 3, 4} and len(set(numbers)) > 1
     assert np.abs(drawn[0].eps - drawn[1].eps).max() > 0.1  # slices have noise of their own
+    # One step for all, but a level for each sample: with one for all the scores learn slowly.
+    levels = np.concatenate([np.asarray(d.sigma) for d in drawn])
+    assert len(np.unique(levels)) == levels.size == 16 * drawn[0].eps.shape[0]
+
+
+class Heard:
+    """A generator that remembers the conditions of each call."""
+
+    def __init__(self, model, calls):
+        self._model, self.calls = model, calls
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def apply(self, variables, noisy, time, conditions, **more):
+        self.calls.append((conditions, more["drop"]))
+        return self._model.apply(variables, noisy, time, conditions, **more)
+
+
+@pytest.mark.parametrize("loss", ["compute_generator_loss", "compute_fake_loss"])
+def test_student_fake_score_and_teacher_are_told_the_same(loss):
+    """A first frame that one of them does not see makes videos stand still."""
+    config = make_config("fsvideo_dit:demo,first=true")
+    task = ScoreTask(config, generator_of(config), facts(), make_teacher(config))
+    state = jax.eval_shape(task.init, jax.random.key(0))
+    frozen, calls = {"teacher": state["params"]}, []
+    task.model = Heard(task.model, calls)
+    task.teacher = task.teacher._replace(model=Heard(task.teacher.model, calls))
+    own = state["params"] if loss == "compute_generator_loss" else state["fake"]["params"]
+    jax.eval_shape(lambda *args: getattr(task, loss)(*args, 0), own, state, rows(task), frozen)
+    # Steps before the last, the last step, the fake score, and the teacher or the real samples.
+    assert len(calls) == 4
+    for conditions, drop in calls:
+        assert conditions is calls[0][0] and drop is calls[0][1]
+        assert {"first", "label"} <= set(conditions)
 
 
 def test_uniform_levels_are_shifted_like_the_sampler_s():
