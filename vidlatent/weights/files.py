@@ -67,7 +67,7 @@ def read_tensors(
         torch.
     """
     path = as_path(path)
-    if not path.exists():
+    if path.suffix in (".safetensors", *_TORCH) and not path.exists():
         raise VidlatentError(describe_missing(path, families))
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
