@@ -46,6 +46,7 @@ ROOMS = [
     "bench",
     "preflight",
     "doctor",
+    "app",
     "selftest",
     "main",
 ]

@@ -36,6 +36,26 @@ def events(folder):
     return found
 
 
+def test_videos_are_pictures_that_play(tmp_path):
+    """As animated GIFs, whose colours are of a palette; each video of a batch by itself."""
+    video = np.zeros((5, 8, 10, 3), np.uint8)
+    video[:, :, :5] = np.arange(0, 250, 50, np.uint8)[:, None, None, None]
+    with contextlib.closing(writers.make_writers(tmp_path, tensorboard=True)) as writer:
+        writer.write_videos(7, {"one": video, "two": np.stack([video, video[::-1]])})
+    found = {value.tag: (step, value) for step, value in events(tmp_path / "tensorboard")}
+    assert set(found) == {"one", "two/0", "two/1"}
+    step, value = found["one"]
+    assert (step, value.image.height, value.image.width) == (7, 8, 10)
+    shown = Image.open(io.BytesIO(value.image.encoded_image_string))
+    assert shown.format == "GIF" and shown.n_frames == 5
+    for number in range(5):
+        shown.seek(number)
+        frame = np.asarray(shown.convert("RGB")).astype(int)
+        assert np.abs(frame - video[number]).max() <= 2
+    backwards = Image.open(io.BytesIO(found["two/1"][1].image.encoded_image_string))
+    assert np.abs(np.asarray(backwards.convert("RGB")).astype(int) - video[4]).max() <= 2
+
+
 def test_all_back_ends_get_everything(tmp_path):
     rng = np.random.default_rng(0)
     pictures = rng.random((2, 8, 10, 3), np.float32)

@@ -38,6 +38,7 @@ __all__ = [
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
+_GIF_MILLISECONDS = 120  # of a frame; GIF counts in hundredths of a second
 
 
 def _import_clu() -> types.ModuleType:
@@ -228,6 +229,23 @@ class TensorBoardWriter(MetricWriter):
                 buffer = io.BytesIO()
                 Image.fromarray(picture).save(buffer, format="PNG")
                 self._add_encoded(tag, buffer.getvalue(), picture.shape[:2], step)
+
+    def write_videos(self, step: int, videos: Mapping[str, Any]) -> None:
+        # TensorBoard has no kind for videos: an animated GIF among the pictures plays.
+        for name, batch in videos.items():
+            batch = np.asarray(batch)
+            for tag, video in _number(name, batch[None] if batch.ndim == 4 else batch):
+                first, *others = (Image.fromarray(frame) for frame in _to_pictures(video))
+                buffer = io.BytesIO()
+                first.save(
+                    buffer,
+                    format="GIF",
+                    save_all=True,
+                    append_images=others,
+                    duration=_GIF_MILLISECONDS,
+                    loop=0,
+                )
+                self._add_encoded(tag, buffer.getvalue(), video.shape[1:3], step)
 
     def _add_encoded(self, tag: str, data: bytes, size: Sequence[int], step: int) -> None:
         from tensorboardX.proto.summary_pb2 import Summary

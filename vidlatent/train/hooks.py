@@ -229,6 +229,8 @@ class Evaluate:
         run.writer.write_scalars(run.step, {f"val/{k}": v for k, v in result.scores.items()})
         for name, png in self.validation.pictures(result).items():
             run.writer.write_images(run.step, {name: np.asarray(Image.open(io.BytesIO(png)))[None]})
+        if hasattr(self.validation, "videos"):
+            run.writer.write_videos(run.step, self.validation.videos(result))
         scores = ", ".join(
             f"{name} {result.scores[name]:.4g}" for name in result.scores if name != "clips"
         )

@@ -70,7 +70,11 @@ class Player(NamedTuple):
 
 
 class Validation(Protocol):
-    """Evaluation on the validation clips during training, compiled once per run."""
+    """Evaluation on the validation clips during training, compiled once per run.
+
+    One that has videos to log, too, has a method ``videos(result)``: uint8 ``[T, H, W, 3]`` by
+    name.
+    """
 
     def __call__(self, run: Any) -> Any:
         """Evaluate ``run.state`` now; ``run`` is a ``train.hooks.Run``.

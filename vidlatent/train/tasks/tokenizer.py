@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -32,6 +33,7 @@ from vidlatent.evaluate.tokenizer_report import make_pictures_sheet, write_evalu
 from vidlatent.latents.pixels import from_pixels
 from vidlatent.losses import DecoderInputs, LossInputs
 from vidlatent.losses.adversarial import adaptive_weight
+from vidlatent.media.write import side_by_side
 from vidlatent.metrics import make_metrics
 from vidlatent.models.frozen import FrozenNetwork, hold_in
 from vidlatent.models.load import abstract_params, model_of, smallest_video
@@ -51,6 +53,8 @@ from vidlatent.train.tasks.base import Player, select_arrays
 from vidlatent.train.update import make_slice_keys
 
 __all__ = ["Gradients", "TokenizerTask"]
+
+_VIDEOS = 2  # of a validation, for TensorBoard
 
 VIDEO_AXES = ("batch", "time", "height", "width", "channel")
 
@@ -366,6 +370,15 @@ class TokenizerValidation:
         if not result.pictures:
             return {}
         return {"val/original_above_reconstruction": make_pictures_sheet(result.pictures)}
+
+    def videos(self, result: Evaluation) -> dict[str, np.ndarray]:
+        pairs = [pair for pair in result.pictures if len(pair.original) > 1][:_VIDEOS]
+        return {
+            f"val/original_and_reconstruction/{number}": side_by_side(
+                pair.original, pair.reconstruction
+            )
+            for number, pair in enumerate(pairs)
+        }
 
     def write(self, run: Any, result: Evaluation, folder: Path) -> list[str]:
         write_evaluation(result, folder, config=run.config, step=run.step, workdir=run.workdir)
