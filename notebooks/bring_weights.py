@@ -10,7 +10,7 @@
 # for DC-AE, IV-VAE, Reducio and Wan's transformer what is read, how it is checked, and what happens with a file that does not fit.
 #
 # **No released file is downloaded here.** The files below are made on the spot: they have the released names and layout at a
-# small size, filled with random numbers, so the videos would be noise. To read a real file, set its
+# small size, filled with random numbers, so videos are grey. To read a real file, set its
 # path and the preset in the last section.
 #
 # | system | file, as its project publishes it | preset |
@@ -144,7 +144,7 @@ for name, case in {"dcae": "dcae", "fsae": "fsae3d"}.items():
 # %% [markdown]
 # ## Encode and decode with what was read
 #
-# The weights are random, so the picture is noise: it shows shapes and that everything runs.
+# The weights are random, so there is nothing to see but that everything runs.
 
 # %% tags=["picture"]
 import vidlatent

@@ -12,6 +12,7 @@ and no other output is stored.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
     "is_picture",
     "main",
     "read_install_cell",
+    "strip",
     "to_text",
 ]
 
@@ -41,6 +43,10 @@ NAMES = (
     "plan_a_cluster_run",
 )
 _LINE = "# ------"  # what is below it in install_cell.py is the cell
+_SMALL = (
+    "(The one picture that is stored here is of a test, at a small size and after a few steps, if "
+    "anything is trained. Run the notebook for a real one.)"
+)
 _KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -57,6 +63,8 @@ def build(name: str) -> Any:
     badge += f"(https://colab.research.google.com/github/{place}/blob/main/notebooks/{name}.ipynb)"
     notebook.cells[0].source = f"{title}\n\n{badge}\n{text}"
     kept = _kept_picture(name)
+    if kept and kept.metadata.get("size") == "small":
+        notebook.cells[0].source += f"\n\n{_SMALL}"
     for number, cell in enumerate(notebook.cells):
         # Those that nbformat makes differ from time to time.
         cell["id"] = f"{name}-{number}"
@@ -124,20 +132,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in args.only:
         notebook = build(name)
         if args.execute:
-            notebook = _strip(execute(notebook, seconds=7200))
-        (FOLDER / f"{name}.ipynb").write_text(to_text(notebook))
+            size = "small" if os.environ.get("VIDLATENT_NOTEBOOK_SMALL") == "1" else "whole"
+            _keep(name, strip(execute(notebook, seconds=7200), size))
+            notebook = build(name)
+        _keep(name, notebook)
         print(f"wrote notebooks/{name}.ipynb")
     return 0
 
 
-def _strip(notebook: Any) -> Any:
-    """Leave out all outputs but the picture of the cell tagged ``picture``."""
+def _keep(name: str, notebook: Any) -> None:
+    (FOLDER / f"{name}.ipynb").write_text(to_text(notebook))
+
+
+def strip(notebook: Any, size: str) -> Any:
+    """Leave out all outputs but the picture of the cell tagged ``picture``, of a run at ``size``."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             tagged = "picture" in cell.metadata.get("tags", [])
             kept = [output for output in cell.outputs if tagged and is_picture(output)][:1]
             for output in kept:
-                output.execution_count, output.metadata = None, {}
+                output.metadata = nbformat.from_dict({"size": size})
                 output.pop("execution_count", None)
             cell.outputs, cell.execution_count = kept, None
             cell.metadata.pop("execution", None)

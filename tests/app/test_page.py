@@ -45,15 +45,14 @@ def test_a_clip_is_restored_and_its_upload_removed(served, clip):
 
     address, folder = served
     client = Client(address, verbose=False, analytics_enabled=False)
-    video = {"video": handle_file(str(clip)), "subtitles": None}
-    restored, facts, *_ = client.predict(video, api_name="/restore")
+    restored, facts, *_ = client.predict(handle_file(str(clip)), api_name="/restore")
     path = restored["video"] if isinstance(restored, dict) else restored
     assert len(list(iter_frames(path)[1])) == 5
     assert "dB" in facts and "bytes** in the latent file" in facts
     assert not uploads_in(folder)
     (Path(clip).parent / "mine.mp4").write_bytes(b"no video")
     with pytest.raises(Exception, match="cannot be read as a video"):
-        client.predict(video | {"video": handle_file(str(clip))}, api_name="/restore")
+        client.predict(handle_file(str(clip)), api_name="/restore")
 
 
 def test_it_is_local_and_reports_nothing(served):

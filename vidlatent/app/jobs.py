@@ -102,16 +102,16 @@ def restore(
     progress(0.5, "decoding")
     restored = codec.decode(coded)
     progress(0.8, "writing")
-    files = {name: folder / name for name in ("restored.mp4", "side_by_side.mp4", "latent.vlat")}
-    write_video(files["restored.mp4"], restored, fps)
-    write_video(files["side_by_side.mp4"], side_by_side(original, restored), fps)
-    files["latent.vlat"].write_bytes(data)
+    files = [folder / name for name in ("restored.mp4", "side_by_side.mp4", "latent.vlat")]
+    write_video(files[0], restored, fps)
+    write_video(files[1], side_by_side(original, restored), fps)
+    files[2].write_bytes(data)
     shown = None
     if preview is not None:
         small = preview(coded.latent)
         shown = folder / "preview.mp4"
         write_video(shown, small.repeat(codec.spec.h, 1).repeat(codec.spec.w, 2), fps)
-    picked = pick_frames(len(original), _PAIRS)
+    pairs = [(original[i], restored[i]) for i in pick_frames(len(original), _PAIRS)]
     facts = [
         f"{size:,} bytes uploaded, {original.nbytes:,} bytes of pixels, **{len(data):,} bytes** in "
         f"the latent file: {original.nbytes / len(data):.1f} times less than pixels.",
@@ -120,14 +120,7 @@ def restore(
         f"{figures['bits_a_pixel']:.2f} bits a pixel.",
         *told,
     ]
-    return Restored(
-        files["restored.mp4"],
-        files["side_by_side.mp4"],
-        files["latent.vlat"],
-        shown,
-        [(original[i], restored[i]) for i in picked],
-        facts,
-    )
+    return Restored(*files, shown, pairs, facts)
 
 
 def _read(path: str, bounds: Bounds) -> tuple[np.ndarray, float, list[str]]:

@@ -19,6 +19,7 @@ from vidlatent.app.jobs import Bounds, Restored, make_video, restore
 from vidlatent.codec.codec import Codec
 from vidlatent.codec.preview import Preview
 from vidlatent.errors import VidlatentError
+from vidlatent.paths import as_path
 
 __all__ = ["build_page", "import_gradio"]
 
@@ -100,7 +101,7 @@ def _add_restoring(
         with _as_page_errors(gradio):
             if not path:
                 raise VidlatentError("choose a video first.")
-            place = Path(tempfile.mkdtemp(dir=folder))
+            place = as_path(tempfile.mkdtemp(dir=folder))
             try:
                 made = restore(codec, path, place, bounds, preview, progress)
             finally:
@@ -155,7 +156,7 @@ def _add_making(gradio: Any, folder: Path, generator: Any, fps: float) -> None:
         progress: Any = gradio.Progress(),  # noqa: B008
     ) -> str:
         with _as_page_errors(gradio):
-            place = Path(tempfile.mkdtemp(dir=folder))
+            place = as_path(tempfile.mkdtemp(dir=folder))
             made = make_video(
                 generator, prompt, picture, int(seed), int(steps), place, fps, progress
             )

@@ -51,6 +51,7 @@ def serve(arguments: Sequence[str], folder: str) -> tuple[Any, str]:
             max_file_size=given.max_megabytes * 1_000_000,
             theme=theme_of(gradio),
             share=False,
+            show_error=True,
             quiet=True,
             prevent_thread_lock=True,
         )
