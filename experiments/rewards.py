@@ -158,6 +158,7 @@ def build(size: str, folder: Path) -> Experiment:
         "rl.start_seed": "0",
         "rl.noise_seed": "0",
         "train.log_every": "1",
+        "data.num_workers": "0",  # latents are read in no time, and processes begin slowly
         "train.tensorboard": "False",
         "checkpoint.every": "5",
         "checkpoint.keep_latest": "1",
