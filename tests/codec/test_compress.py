@@ -23,7 +23,6 @@ from vidlatent.codec.packed import CODERS, DTYPES, PackedVideo, pack, unpack
 from vidlatent.codec.progress import FrameProgress
 from vidlatent.convert.run import _write_workdir
 from vidlatent.errors import VidlatentError
-from vidlatent.latents.statistics import Statistics, store_statistics
 from vidlatent.media.decode import iter_timed_frames
 from vidlatent.models.load import abstract_params, model_of
 from vidlatent.spec import FrameRule, LatentSpec
@@ -82,20 +81,6 @@ def test_a_packed_latent_is_the_rounded_one_bit_by_bit(dtype, coder):
             np.testing.assert_array_equal(
                 getattr(again.coded, field.name), getattr(video.coded, field.name)
             )
-
-
-def test_measured_moments_are_stored_in_place_of_the_specs():
-    video, mean, std = some_video(), (0.0, 1.0, 2.0), (0.5, 0.5, 0.5)
-    again = unpack(pack(dataclasses.replace(video, moments=(mean, std))))
-    assert again.moments == (mean, std)
-    assert unpack(pack(video)).moments is None
-
-
-def test_moments_of_the_run_go_into_the_file(codec):
-    found = Statistics(codec.encoder, [1.0] * codec.spec.channels, [2.0] * codec.spec.channels)
-    store_statistics(codec.workdir, found)
-    packed = unpack(codec.compress(clip(1), fps=25))
-    np.testing.assert_array_equal(packed.moments, (found.mean, found.std))
 
 
 def test_planes_of_bytes_pack_smooth_latents_smaller():

@@ -67,7 +67,6 @@ class Codec:
       spec: identity of the latents, compared wherever two parts meet.
       time: how time is cut: ``'stream'``, ``'windows'`` or ``'chunks'``.
       cut: as of ``FrameCoder``: names the way of cutting frames where it changes the latents.
-      workdir: of the run that it was read from; None for bare weights.
     """
 
     def __init__(
@@ -90,7 +89,6 @@ class Codec:
         self.spec: LatentSpec = model.latent_spec
         self.time = self._plan.time
         self.cut = self._plan.cut
-        self.workdir: Path | None = None
         self._pieces = Pieces(self._plan, self.spec)
         self._per_group, self._lead = self._pieces.per_group, self._pieces.lead
         self._to_pixels = jax.jit(to_pixels)
@@ -120,9 +118,7 @@ class Codec:
             restored = restore_weights(checkpointer, placed, step=step)
         finally:
             checkpointer.close()
-        codec = cls(model, restored.state, options or CodecOptions.of(**config.codec), mesh)
-        codec.workdir = workdir
-        return codec
+        return cls(model, restored.state, options or CodecOptions.of(**config.codec), mesh)
 
     def __repr__(self) -> str:
         spec = self.spec

@@ -16,7 +16,6 @@ from vidlatent.codec.coded import Coded, Sizes
 from vidlatent.codec.packed import PackedVideo, pack, round_latent, unpack
 from vidlatent.codec.progress import FrameProgress
 from vidlatent.errors import VidlatentError
-from vidlatent.latents.statistics import find_statistics
 from vidlatent.media.decode import iter_timed_frames
 from vidlatent.media.errors import ClipError
 from vidlatent.media.sound import pack_sound
@@ -55,18 +54,8 @@ def compress(
     else:
         coded = codec.encode(video)
     coded = dataclasses.replace(coded, times=timed)
-    packed = PackedVideo(coded, as_fps(fps), sound, origin, _find_moments(codec, coded))
-    data = pack(packed, dtype, coder)
+    data = pack(PackedVideo(coded, as_fps(fps), sound, origin), dtype, coder)
     return data, _measure(coded, data, bytes_in, dtype, coder) | {"told": told}
-
-
-def _find_moments(codec: Codec, coded: Coded) -> tuple[Any, Any] | None:
-    """The measured moments of these latents, if the codec's run has some."""
-    if codec.workdir is None:
-        return None
-    # Those of all latent frames together: a file need not begin or end with a chunk.
-    found = find_statistics(codec.workdir, codec.encoder, coded.cut)
-    return None if found is None else (found.mean, found.std)
 
 
 def _watch(codec: Codec, frames: Iterable[np.ndarray], progress: FrameProgress) -> Iterator[Coded]:

@@ -23,7 +23,7 @@ import numpy as np
 from vidlatent.codec.coded import Coded
 from vidlatent.errors import VidlatentError
 from vidlatent.files import dump_json, parse_json, read_npz, unpacked_limit
-from vidlatent.latents.contract import LatentSpace, Moments
+from vidlatent.latents.contract import LatentSpace
 from vidlatent.media.sound import is_sound
 from vidlatent.media.write import as_fps
 from vidlatent.registry import did_you_mean
@@ -49,8 +49,6 @@ class PackedVideo:
       coded: the latents; its ``times`` are set only where the frame rate varies.
       fps: mean frames a second.
       sound, origin: as of ``media.sound.pack_sound``.
-      moments: measured mean and deviation of each channel of the tokenizer's latents; None: those
-        of the spec. The latents themselves are stored as they are.
       parts: bytes of each part in the file; empty before it is packed.
     """
 
@@ -58,7 +56,6 @@ class PackedVideo:
     fps: Fraction
     sound: bytes = dataclasses.field(default=b"", repr=False)
     origin: float = 0.0
-    moments: tuple[Moments, Moments] | None = None
     parts: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
@@ -79,7 +76,6 @@ def pack(video: PackedVideo, dtype: str = "float16", coder: str = "lzma") -> byt
     coded = video.coded
     latent = round_latent(coded.latent, dtype)
     space = LatentSpace.of_spec(coded.spec, encoder=coded.encoder, cut=coded.cut)
-    space = space if video.moments is None else space.with_moments(*video.moments)
     about = {
         "kind": _KIND,
         "space": space.to_json(),
@@ -180,8 +176,7 @@ def _read(stored: dict[str, np.ndarray]) -> PackedVideo:
     if type(over) is not int or type(under) is not int or under < 1:
         raise ValueError("its frame rate is none")
     parts = {name: len(part) for name, part in data.items()}
-    moments = (space.mean, space.std) if space.normalisation == "statistics" else None
-    return PackedVideo(coded, as_fps(Fraction(over, under)), sound, origin, moments, parts)
+    return PackedVideo(coded, as_fps(Fraction(over, under)), sound, origin, parts)
 
 
 def _shrink(array: np.ndarray, coder: str) -> bytes:

@@ -24,7 +24,7 @@ from vidlatent.plan import generators as plan_generators
 from vidlatent.plan import second_half
 from vidlatent.plan.distill import build_distill_train
 from vidlatent.plan.program import Program, check_batch, format_size
-from vidlatent.plan.rewarded import build_reward_train
+from vidlatent.plan.rewarded import REWARDED, build_reward_train
 from vidlatent.registry import did_you_mean
 from vidlatent.train.program import describe_length, describe_state, jit_train_step
 from vidlatent.train.state import random_key
@@ -129,7 +129,7 @@ PROGRAMS = {
         "refiner": second_half.build_refiner_train,
         "upsampler": second_half.build_upsampler_train,
         **dict.fromkeys(DISTILLATIONS, build_distill_train),
-        **dict.fromkeys(("grpo", "refl"), build_reward_train),
+        **dict.fromkeys(REWARDED, build_reward_train),
     },
     "encode": {"tokenizer": plan_codec.build_encode},
     "decode": {"tokenizer": plan_codec.build_decode},

@@ -32,7 +32,8 @@ def propose_changes(
     """Keys to set, those that cost least speed first; each set of keys is to be tried in turn.
 
     1. If the mesh cannot divide the batch: several devices to a clip.
-    2. Remat: recompute blocks in the backward pass.
+    2. Remat: recompute blocks in the backward pass; of steps by rewards, smaller parts of a group
+       (``grpo``) and streamed decoders (``refl``).
     3. Accumulate gradients over pieces of the batch.
     4. More devices to a clip, alone and with more pieces.
 
@@ -70,7 +71,12 @@ def propose_changes(
     if training and (again := _remat_keys(config)):
         base |= again
         yield dict(base)
-    if training:
+    if training and (smaller := _judging_keys(config)):
+        base |= smaller
+        yield dict(base)
+    # A step of grpo has its own pieces.
+    accumulates = training and config.task != "grpo"
+    if accumulates:
         for more in _PIECES:
             if more > pieces and batch % (_batch_shares(mesh) * more) == 0:
                 yield {**base, "optim.accumulate": more}
@@ -81,7 +87,7 @@ def propose_changes(
         yield {**base, **_mesh_keys(sizes)}
         # With each further mesh only the most pieces, because every try is a compilation.
         most = max((p for p in _PIECES if batch % (ways * p) == 0), default=1)
-        if training and most > pieces:
+        if accumulates and most > pieces:
             yield {**base, **_mesh_keys(sizes), "optim.accumulate": most}
 
 
@@ -110,6 +116,15 @@ def _remat_keys(config: ConfigDict) -> dict[str, Any]:
     section = config[name]
     wanted = {"remat": True, "stack": "recomputed"}
     return {f"{name}.{k}": v for k, v in wanted.items() if k in section and section[k] != v}
+
+
+def _judging_keys(config: ConfigDict) -> dict[str, Any]:
+    """Keys with which a step by rewards decodes one video, or one piece of it, at a time."""
+    if config.task == "grpo" and config.rl.parts < config.rl.group:
+        return {"rl.parts": config.rl.group}
+    if config.task == "refl" and not config.refl.stream:
+        return {"refl.stream": True}
+    return {}
 
 
 def _propose_mesh_sizes(mesh: Mapping[str, int], axes: tuple[str, ...]) -> Iterator[dict[str, int]]:

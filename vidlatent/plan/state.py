@@ -2,7 +2,8 @@
 
 Nothing is compiled, so that machines whose compiler is not installed can be planned in seconds. The
 state, the frozen networks and the batch are counted exactly, and the gradients of the network that
-has most. Activations are not: what is left of a device's memory must hold them.
+has most. Activations are not: what is left of a device's memory must hold them. Only decoder and
+rewards of a step by rewards are estimated too, from the traced program: they may hold most of all.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from vidlatent.plan.build import build_program, choose_bucket
 from vidlatent.plan.costs import count_device_bytes
 from vidlatent.plan.hardware import GIB, Topology, parse_topology
 from vidlatent.plan.program import DoesNotSpread, Program
+from vidlatent.plan.rewarded import REWARDED, estimate_judging
 from vidlatent.plan.search import override_keys, propose_changes
 from vidlatent.report.tables import markdown_table
 
@@ -55,7 +57,11 @@ def plan_state(config: ConfigDict, workdir: Path, topologies: str, output: str) 
     for text in topologies.split(","):
         where = parse_topology(text)
         rows.append(count_state(config, where, bucket))
-        if not rows[-1]["fits"]:
+        fits = rows[-1]["fits"]
+        if config.task == "refl":
+            # What streaming saves is asked of every plan.
+            rows.append(count_state(config, where, bucket, {"refl.stream": not config.refl.stream}))
+        if not fits:
             rows += find_change(config, where, bucket)
     target = as_path(output or workdir / "plan" / f"{STATE}.json").resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +90,11 @@ def count_state(
     parts = {name: count_device_bytes(tree) for name, tree in program.parts.items()}
     parts["batch and other arguments"] = count_device_bytes(program.arguments) - sum(parts.values())
     parts["gradients"] = _count_gradients(program)
+    if config.task in REWARDED:
+        *size, batch = bucket
+        changed = override_keys(config, changes)
+        ways = mesh.shape["data"] * mesh.shape["fsdp"] * changed.optim.accumulate
+        parts["decoder and rewards"] = estimate_judging(changed, (*size, max(1, batch // ways)))
     limit = config.plan.memory_gib * GIB or topology.hardware.memory
     total = sum(parts.values())
     return {
@@ -103,10 +114,15 @@ def find_change(
 ) -> list[dict[str, Any]]:
     """The rows that were tried for a step that does not fit; the last one fits, if any does.
 
-    Adapters come first, which need no other machine, then twice as many devices and so on.
+    Pieces of the batch come first, where decoder and rewards are counted, and adapters, which need
+    no other machine, then twice as many devices and so on.
     """
     keys = [key for key in _LORA if _has(config, key)]
-    tried = [count_state(config, topology, bucket, dict.fromkeys(keys, _RANK))]
+    pieces = _propose_pieces(config, topology, bucket)
+    tried = [count_state(config, topology, bucket, pieces)] if pieces else []
+    if not tried or not tried[-1]["fits"]:
+        adapters = {**pieces, **dict.fromkeys(keys, _RANK)}
+        tried.append(count_state(config, topology, bucket, adapters))
     times = 2
     while not tried[-1]["fits"] and times <= _MOST:
         *grid, last = topology.grid
@@ -115,6 +131,20 @@ def find_change(
         tried.append({**row, "changes": {"topology": str(larger)}})
         times *= 2
     return tried
+
+
+def _propose_pieces(
+    config: ConfigDict, topology: Topology, bucket: tuple[int, ...]
+) -> dict[str, Any]:
+    """Keys by which a step by rewards judges one video a device at a time, if it does not."""
+    if config.task == "grpo" and config.rl.parts < config.rl.group:
+        return {"rl.parts": config.rl.group}
+    if config.task == "refl":
+        sizes = dict(zip(AXES, resolve_sizes(config.mesh, topology.devices), strict=True))
+        each = bucket[3] // (sizes["data"] * sizes["fsdp"])
+        if each > config.optim.accumulate:
+            return {"optim.accumulate": each}
+    return {}
 
 
 def _has(config: ConfigDict, key: str) -> bool:
@@ -172,9 +202,12 @@ def format_state(result: dict[str, Any]) -> str:
                 "fits": "yes" if row["fits"] else "no",
             }
         )
+    judged = "decoder and rewards" in names
+    kept = "of activations only those of decoder and rewards are estimated, by tracing"
     return (
         f"{result['config']} ({result['preset']}): {rows[0]['about']}. GiB of one device, by "
-        "shapes: nothing was compiled or run, and activations are not counted.\n\n"
+        "shapes: nothing was compiled or run, and "
+        f"{kept if judged else 'activations are not counted'}.\n\n"
         + markdown_table(cells, aligned=True)
     )
 
