@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from launch.local import describe_processes
 from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
 from vidlatent.plan.hardware import HARDWARE, parse_topology
@@ -114,6 +116,66 @@ def test_the_table_is_printed_and_kept(config, tmp_path, capsys):
 def test_a_run_on_an_unfit_machine_is_refused(config, tmp_path):
     with pytest.raises(VidlatentError, match="not fit for the run: devices .*v5p:2x2x1"):
         refuse_unfit_machine(config, tmp_path, "v5p:2x2x1")
+
+
+def test_the_data_are_listed_by_names_and_sizes(config, tmp_path):
+    folders = [tmp_path / name for name in ("one", "copy", "longer", "fewer")]
+    for folder in folders:
+        folder.mkdir()
+        for name in ("a.mp4", "b.mp4")[: 1 if folder.name == "fewer" else 2]:
+            (folder / name).write_bytes(bytes(9 if folder.name == "longer" else 8))
+    os.utime(tmp_path / "copy" / "a.mp4", (1, 1))
+    found = []
+    for folder in folders:
+        with config.copy_and_resolve_references().unlocked() as other:
+            other.data.source, other.data.path = "folder", str(folder)
+            found.append(checks._list_data(other))
+    assert found[0]["clips"] == 2 and found[0] == found[1]
+    assert found[0] != found[2] and found[3]["clips"] == 1
+    with config.copy_and_resolve_references().unlocked() as other:
+        other.data.source, other.data.path = "folder", str(tmp_path / "none")
+        (row,) = checks.check_data(other)
+    assert row.verdict == "failed" and "is no folder" in row.found
+
+
+@pytest.mark.slow
+def test_other_data_on_one_process_are_refused_and_named(tmp_path):
+    commands = []
+    for count in (3, 2):
+        folder = tmp_path / f"{count} clips"
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number}.mp4").write_bytes(b"clip")
+        commands.append(
+            [
+                *(sys.executable, "-m", "vidlatent.main", "--mode=preflight"),
+                *("--config=tests/helpers/micro_config.py", f"--workdir={tmp_path / 'run'}"),
+                *("--config.data.source=folder", f"--config.data.path={folder}"),
+                "--config.data.buckets=((3,16,16,8),)",
+            ]
+        )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    told = describe_processes(2, 0, port)
+    started = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "XLA_FLAGS": "", **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for command, variables in zip(commands, told, strict=True)
+    ]
+    try:
+        said = [process.communicate(timeout=300)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [2, 2], said[0][-2000:]
+    assert "process 1 has other data than process 0 (clips 3 and 2, names and sizes" in said[0]
 
 
 @pytest.mark.slow

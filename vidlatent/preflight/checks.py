@@ -6,6 +6,7 @@ All processes run all checks in the same order: some of them are collective oper
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from vidlatent.bench.device import measure_peaks, time_runs
+from vidlatent.data.options import DataOptions
+from vidlatent.data.sources.base import make_source
+from vidlatent.data.sources.latents import LatentSource
 from vidlatent.errors import VidlatentError
+from vidlatent.files import dump_json
 from vidlatent.models.load import resolve_dtype
 from vidlatent.parallel.mesh import make_mesh, mesh_for_batches
 from vidlatent.parallel.together import compare
@@ -29,8 +34,8 @@ from vidlatent.plan.costs import count_device_bytes
 from vidlatent.plan.hardware import HARDWARE, Hardware, Topology
 from vidlatent.train.identity import describe_run
 
-__all__ = ["Row", "check_clocks", "check_code", "check_devices", "check_links", "check_memory",
-           "check_speed", "check_storage", "find_hardware", "worst"]  # fmt: skip
+__all__ = ["Row", "check_clocks", "check_code", "check_data", "check_devices", "check_links",
+           "check_memory", "check_speed", "check_storage", "find_hardware", "worst"]  # fmt: skip
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 _LEAST_SPEED = 0.7  # of the middle of all processes: one slow chip slows down all
@@ -104,6 +109,34 @@ def check_code(config: ConfigDict) -> list[Row]:
     except VidlatentError as error:
         return [Row("code and config", str(error), "the same on all processes", FAILED, "see it")]
     return [Row("code and config", "the same on all processes", "", OK)]
+
+
+def check_data(config: ConfigDict) -> list[Row]:
+    """That all processes list the same clips; nobody looks inside, which takes long."""
+    facts = _list_data(config)
+    try:
+        compare({"data": facts}, "let config.data.path show the same files to all processes")
+    except VidlatentError as error:
+        return [Row("data", str(error), "the same on all processes", FAILED, "see it")]
+    if "unreadable" in facts:
+        return [Row("data", facts["unreadable"], "clips", FAILED, "see it")]
+    return [Row("data", f"{facts['clips']} clips on all processes", "", OK)]
+
+
+def _list_data(config: ConfigDict) -> dict[str, Any]:
+    """What this process sees of the data: its names and sizes, or why it sees nothing."""
+    try:
+        source = make_source(DataOptions.from_mapping(config.data.to_dict()), config.seed)
+        entries = source.entries()
+    except VidlatentError as error:
+        # Said by all or compared: raised here it would leave the others waiting.
+        return {"unreadable": str(error)}
+    # Sizes without times of change, which differ between copies of one data set.
+    listed: list[Any] = [(entry.name, entry.stamp[:1], entry.part) for entry in entries]
+    if isinstance(source, LatentSource):
+        listed.append(source.header.to_json())
+    digest = hashlib.sha256(dump_json(listed, sort_keys=True).encode()).hexdigest()
+    return {"clips": len(entries), "names and sizes": digest}
 
 
 def check_clocks() -> list[Row]:

@@ -61,7 +61,7 @@ def _look(config: ConfigDict, workdir: Path, topology: str) -> list[checks.Row]:
     rows = checks.check_devices(planned)
     if checks.worst(rows) == checks.FAILED:
         return rows  # what follows needs all devices, and would only repeat it
-    rows += checks.check_code(config) + checks.check_clocks()
+    rows += checks.check_code(config) + checks.check_data(config) + checks.check_clocks()
     rows += checks.check_speed(hardware) + checks.check_links(hardware)
     memory, held = checks.check_memory(config, hardware)
     rows += memory + checks.check_storage(workdir, held, _find_interval(config, workdir))
