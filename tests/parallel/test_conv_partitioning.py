@@ -80,3 +80,34 @@ def test_small_frames_meet_a_gathered_kernel(side, outputs):
     for ours, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         scale = max(1.0, float(np.abs(wanted).max()))
         np.testing.assert_allclose(ours, wanted, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch", "side", "window"),
+    [
+        ((1, 2, 2, 1), 2, 2, (3, 3, 3)),
+        ((1, 2, 2, 1), 1, 2, (1, 3, 3)),  # a batch that is not sharded
+        ((1, 2, 2, 2), 4, 4, (1, 5, 5)),
+        ((1, 1, 4, 1), 1, 4, (3, 3, 3)),
+    ],
+)
+def test_devices_with_fewer_rows_than_the_window(sizes, batch, side, window):
+    """Left alone, XLA splits the window's rows and sums over too many devices."""
+    mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), jax.devices()[: np.prod(sizes)])
+    x = jax.random.normal(jax.random.key(0), (batch, 2, side, 3, 8))
+    layer = Conv(8, window)
+    params = layer.init(jax.random.key(1), x)
+
+    def loss(params, x):
+        # The output is not pinned here: whatever follows decides its place.
+        y, _ = layer.apply(params, constrain(x, ("batch", "time", "height", "width", "channel")))
+        return jnp.sin(y).sum(), y
+
+    step = jax.grad(loss, has_aux=True)
+    expected = step(params, x)
+    with jax.set_mesh(mesh):
+        given = jax.device_put(params, shardings(params, mesh)), x
+        found = jax.jit(step)(*given)
+    for ours, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        scale = max(1.0, float(np.abs(wanted).max()))
+        np.testing.assert_allclose(ours, wanted, atol=1e-5 * scale)

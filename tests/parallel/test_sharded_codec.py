@@ -17,7 +17,7 @@ from vidlatent.codec.programs import CodecPrograms
 from vidlatent.models.load import abstract_params
 from vidlatent.models.tokenizers import build
 from vidlatent.parallel.mesh import AXES, make_mesh, mesh_of_rows
-from vidlatent.parallel.sharding import shardings, uneven_rows
+from vidlatent.parallel.sharding import constrain, shardings, uneven_rows
 
 QUICK = {"xla_backend_optimization_level": "0"}
 MODELS = {"fsae": FSAE, "promag": PROMAG}
@@ -123,6 +123,27 @@ def test_eight_devices_equal_one(name, mesh, monkeypatch):
     np.testing.assert_allclose(other.latent, coded.latent, atol=1e-5)
     apart = one.decode(coded).astype(int) - eight.decode(coded)
     assert np.abs(apart).max() <= 1 and (apart != 0).mean() < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fsae", "promag", "ivvae"])
+def test_a_latent_row_for_each_device(name):
+    """Fewer rows than a window has, on a mesh that shards batch and kernels too."""
+    model = build(TOKENIZERS[name])
+    params = draw(model)
+    latent = np.random.default_rng(1).normal(size=(2, 2, 2, 3, 4)).astype(np.float32)
+
+    def decode(sizes):
+        def run(params, latent):
+            latent = constrain(latent, ("batch", "time", "height", "width", "channel"))
+            return model.apply({"params": params}, latent, method="decode")[0]
+
+        mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), jax.devices()[: np.prod(sizes)])
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, shardings(params, mesh))
+            return np.asarray(jax.jit(run, compiler_options=QUICK)(placed, latent))
+
+    np.testing.assert_allclose(decode((1, 2, 2, 1)), decode((1, 1, 1, 1)), atol=1e-5)
 
 
 def tpu_mesh():

@@ -19,6 +19,7 @@ from jax import lax
 
 from vidlatent.errors import VidlatentError
 from vidlatent.kernels.dispatch import Names, list_wanted, pick, say_once
+from vidlatent.parallel.sharding import constrain, has_few_rows, keep_rows
 from vidlatent.spec import check_shape
 
 __all__ = ["DENSE_FORMS", "DEPTHWISE_FORMS", "conv3d", "conv_frames"]
@@ -80,10 +81,19 @@ def conv3d(
             f"convolution input has {x.shape[-1]} channels, but the kernel {kernel.shape} with "
             f"{feature_group_count} groups reads {group_in * feature_group_count}."
         )
+    if few := has_few_rows(x.shape[2], kernel.shape[1]):
+        x, kernel = keep_rows(x), _keep_whole(kernel)
     # Depthwise: one filter per channel. Of larger groups only the dense form 'native' knows.
     if feature_group_count > 1 and feature_group_count == features == x.shape[-1]:
-        return _depthwise(x, kernel, strides, padding, implementation, platform)
-    return _dense(x, kernel, strides, padding, feature_group_count, implementation, platform)
+        y = _depthwise(x, kernel, strides, padding, implementation, platform)
+    else:
+        y = _dense(x, kernel, strides, padding, feature_group_count, implementation, platform)
+    return keep_rows(y) if few else y
+
+
+def _keep_whole(kernel: jax.Array) -> jax.Array:
+    """Constrain a kernel to be whole on each device."""
+    return constrain(kernel, ("channel",) * kernel.ndim)
 
 
 def conv_frames(
@@ -137,9 +147,16 @@ def conv_frames(
             "conv3d: the form 'native' was asked for; convolutions whose taps come one by one have "
             "none and take 'fold2d'"
         )
-    pad = ((0, 0), *padding)
+    if few_rows := has_few_rows(frames[0].shape[2], kernel.shape[1]):
+        frames, kernel = [keep_rows(f) for f in frames], _keep_whole(kernel)
     few = not named and frames[0].shape[-1] < _FEW_CHANNELS
-    if form == "taps" and not few:
+    y = _join_taps(frames, kernel, strides, ((0, 0), *padding), form == "taps" and not few)
+    return keep_rows(y) if few_rows else y
+
+
+def _join_taps(frames, kernel, strides, pad, apart):
+    """Planes of the taps ``apart``, added; or one plane with the taps folded into the channels."""
+    if apart:
         return sum(
             _plane(f, kernel[k : k + 1], (1, *strides), pad, 1) for k, f in enumerate(frames)
         )

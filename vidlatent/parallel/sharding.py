@@ -47,6 +47,8 @@ __all__ = [
     "constrain_param",
     "find_rule",
     "gathered",
+    "has_few_rows",
+    "keep_rows",
     "pad_rows",
     "replicated",
     "shardings",
@@ -85,7 +87,10 @@ WHOLE = "lora_full"
 # by output channels, and a mesh axis that shards neither batch nor height (the kernel's gradient
 # is then too large by the factor of that axis' size). In a third case, frames of a few rows with a
 # kernel that is sharded by its inputs, the output is wrong: convolutions gather their kernels first
-# (``gathered``). tests/parallel/test_conv_partitioning.py checks the layouts that are used.
+# (``gathered``). In a fourth, a device holds fewer rows than the window has while another axis
+# shards the batch: XLA may share out the window's rows and sum over all devices of the mesh, so
+# such convolutions see whole frames (``kernels.conv3d``). tests/parallel/test_conv_partitioning.py
+# checks the layouts that are used.
 PARAM_RULES: tuple[Rule, ...] = (
     # Factors [inputs, rank] and [rank, outputs] of an adapted kernel (weights.lora).
     Rule(r".*kernel/lora_a$", ("fsdp", None)),
@@ -228,6 +233,23 @@ def constrain_param(x: jax.Array, name: str) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, _make_param_spec(mesh, name, x.shape, PARAM_RULES))
+
+
+def has_few_rows(height: int, window: int) -> bool:
+    """Whether a device would hold fewer rows of a frame than a convolution's window has.
+
+    Only where the mesh has other axes than those of the height: without, XLA is right.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes:  # inside shard_map a device sees its own rows
+        return False
+    pieces = math.prod(mesh.shape.get(axis, 1) for axis in ACTIVATION_AXES["height"])
+    return 1 < pieces < mesh.size and window > 1 and height < window * pieces
+
+
+def keep_rows(x: jax.Array) -> jax.Array:
+    """Constrain ``[B, T, H, W, C]`` to whole frames on each device; the batch stays sharded."""
+    return constrain(x, ("batch", "time", "width", "width", "channel"))
 
 
 def gathered(kernel: jax.Array, name: str, batch: int) -> jax.Array:
