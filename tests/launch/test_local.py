@@ -60,8 +60,11 @@ sys.exit(run([sys.executable, "-c", {CHILD!r}], describe_processes(2, 0, 4000)))
 
 @pytest.mark.slow
 def test_two_processes_train(tmp_path):
-    flags = [f"--config={ROOT / 'tests' / 'tiny.py'}", f"--workdir={tmp_path}"]
+    flags = ["--config=tests/helpers/micro_config.py", f"--workdir={tmp_path}"]
     flags += ["--config.train.steps=4", "--config.train.log_every=1", "--config.eval.every=0"]
+    flags += ["--config.data.source=synthetic", "--config.data.synthetic.clips=12"]
+    flags += ["--config.data.buckets=((3,16,16,8),)", "--config.eval.metrics=('psnr',)"]
+    flags += ["--config.train.profile_at=2", "--config.train.profile_steps=1"]
     command = [sys.executable, "-m", "launch.local", "--processes=2", "--", *flags]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
@@ -69,3 +72,7 @@ def test_two_processes_train(tmp_path):
     assert "2 processes announced by the variables JAX_*" in done.stdout
     assert any(line.startswith("0: ") and "step 4/4" in line for line in done.stdout.splitlines())
     assert (tmp_path / "checkpoints" / "4").is_dir()
+    profiles = tmp_path / "profile"
+    assert {folder.name for folder in profiles.iterdir()} == {"process_0", "process_1"}
+    for folder in profiles.iterdir():
+        assert len([*folder.rglob("*.xplane.pb")]) == 1

@@ -357,22 +357,29 @@ class Save:
 
 
 class Profile:
-    """Writes a profiler trace of a few steps to ``<workdir>/profile`` (TensorBoard, Perfetto)."""
+    """Writes a profiler trace of a few steps to ``<workdir>/profile`` (TensorBoard, Perfetto).
+
+    Several processes write to a folder each, ``profile/process_3``: JAX names files by host, and
+    two processes of one would write the same.
+    """
 
     def __init__(self, run: Run):
         self.first = run.config.train.profile_at
         self.last = self.first + run.config.train.profile_steps
+        self.folder = run.workdir / "profile"
+        if jax.process_count() > 1:
+            self.folder = self.folder / f"process_{jax.process_index()}"
         self._active = False
 
     def __call__(self, run: Run) -> None:
         if self.first and run.step == self.first:
-            jax.profiler.start_trace(str(run.workdir / "profile"))
+            jax.profiler.start_trace(str(self.folder))
             self._active = True
         elif self._active and run.step >= self.last:
             # Steps are only queued when they return: wait, or the trace ends before they ran.
             jax.block_until_ready(run.state["step"])
             self.close()
-            logging.info("profile written to %s", run.workdir / "profile")
+            logging.info("profile written to %s", self.folder)
 
     def close(self) -> None:
         if self._active:

@@ -27,6 +27,8 @@ def get_train() -> ConfigDict:
     # threads and ends with status 75. Four times as long for steps that compile; 0: never
     train.hang_timeout = 1800
     train.tensorboard = True  # write TensorBoard files beside metrics.jsonl
-    train.profile_at = 0  # first step of a profiler trace; 0: none
+    # First step of a profiler trace in the workdir's profile/, where each of several processes has
+    # a folder; 0: none
+    train.profile_at = 0
     train.profile_steps = 5  # steps in the trace
     return train
