@@ -12,9 +12,9 @@
 #
 # | what | minutes |
 # |---|---|
-# | eight CPU devices, two busy CPU cores | under 2 |
+# | eight CPU devices | half a minute of processor time, measured |
 # | a TPU slice, the demo config | not measured |
-# | a TPU slice, the paper's config (`PAPER = True`) | 6, measured on two busy cores |
+# | a TPU slice, the paper's config (`PAPER = True`) | 6, measured once on two busy cores with an earlier version |
 #
 # A CPU runtime is enough, and best: on a machine with an accelerator it would be of no use.
 

@@ -45,8 +45,8 @@ def test_every_requirement_has_bounds_and_every_extra_a_purpose(monkeypatch):
         assert f"`{extra}`" in readme or f"[{extra}]" in readme, f"the README has no {extra}"
 
 
-def test_pythons_that_are_claimed_are_those_the_readme_speaks_of(monkeypatch):
+def test_the_readme_speaks_of_the_pythons_that_are_claimed(monkeypatch):
     claimed = setup_arguments(monkeypatch)["classifiers"]
     claimed = {c.rpartition(" ")[2] for c in claimed if re.search(r":: 3\.\d+$", c)}
     spoken = set(re.findall(r"3\.\d\d", (ROOT / "README.md").read_text()))
-    assert claimed == spoken
+    assert claimed and claimed <= spoken

@@ -79,15 +79,16 @@ def test_in_a_browser(served, clip, tmp_path):
     with api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 400, "height": 800})
+        page.set_default_timeout(300_000)  # of a busy machine
         page.on("request", lambda request: asked.append(request.url))
         page.goto(address)
-        page.set_input_files("input[type=file]", str(clip))
+        page.locator("input[type=file]").first.set_input_files(str(clip))
         page.get_by_role("button", name="Compress and restore").click()
-        page.get_by_text("in the latent file").wait_for(timeout=300_000)
+        page.get_by_text("in the latent file").wait_for()
         # Two videos that can be played, and no page wider than a phone.
         page.wait_for_function("document.querySelectorAll('video').length >= 2")
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
-        with page.expect_download(timeout=60_000) as download:
+        with page.expect_download() as download:
             page.locator("a[download]", has_text="").last.click()
         download.value.save_as(tmp_path / "got")
         page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
