@@ -20,6 +20,8 @@
 # | Reducio | [microsoft/Reducio-VAE](https://huggingface.co/microsoft/Reducio-VAE), `.ckpt`, which needs torch to be read | `configs/reducio_vae.py:paper` |
 # | Wan2.1's transformer | [Wan-Video/Wan2.1](https://github.com/Wan-Video/Wan2.1), both namings | `configs/fsvideo_dit.py:paper,start=wan` |
 #
+# [All files that are known](../docs/weights.md) are on a page of their own.
+#
 # Minutes: one, of processor time, was measured on a CPU for everything below; other devices not measured.
 
 # %% tags=["install"]

@@ -41,6 +41,13 @@ def test_links(hooks, target, folder, expected):
     assert found == expected.replace("REPOSITORY", hooks.find_repository())
 
 
+def test_a_page_that_the_menu_does_not_name_follows_at_its_end(hooks):
+    config = type("Config", (), {"nav": [{"A": ["index.md", {"B": "data.md"}]}]})
+    nav = hooks.on_config(config).nav
+    assert "glossary.md" in nav[-1]["More"] and "data.md" not in nav[-1]["More"]
+    assert "experiments/growth.md" in nav[-1]["More"]
+
+
 def build(folder, *options):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", folder / "mkdocs.yml"]
     return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)

@@ -54,6 +54,23 @@ def turn_links(text: str, folder: str) -> str:
     return _LINK.sub(lambda found: found[1] + turn_link(found[2], folder) + found[3], text)
 
 
+def find_named(nav: Any) -> set[str]:
+    """Pages that a menu names."""
+    if isinstance(nav, str):
+        return {nav}
+    parts = nav.values() if isinstance(nav, dict) else nav
+    return set().union(*map(find_named, parts))
+
+
+def on_config(config: Any) -> Any:
+    """Put pages that the menu does not name yet at its end."""
+    docs = ROOT / "docs"
+    there = {page.relative_to(docs).as_posix() for page in docs.rglob("*.md")}
+    if more := sorted(there - find_named(config.nav)):
+        config.nav.append({"More": more})
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages of the root."""
     for name, here in OUTSIDE.items():
