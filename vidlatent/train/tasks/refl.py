@@ -63,8 +63,8 @@ class ReflTask(RewardedTask):
             )
         return judge
 
-    def policy_of(self, shape: tuple[int, ...]) -> Policy:
-        policy, (first, last) = super().policy_of(shape), self.config.refl.steps
+    def make_policy(self, shape: tuple[int, ...]) -> Policy:
+        policy, (first, last) = super().make_policy(shape), self.config.refl.steps
         if not first <= last < policy.steps:
             raise VidlatentError(
                 f"config.refl.steps=({first}, {last}): the sampler's steps are 0 to "

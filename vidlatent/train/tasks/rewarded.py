@@ -110,6 +110,10 @@ class RewardedTask(GeneratorTask):
     @functools.cache  # noqa: B019 - as many as there are buckets, and the task lives with the run
     def policy_of(self, shape: tuple[int, ...]) -> Policy:
         """The sampler's steps at a latent's shape ``(t, h, w, c)``."""
+        return self.make_policy(shape)
+
+    def make_policy(self, shape: tuple[int, ...]) -> Policy:
+        """What ``policy_of`` keeps; a task may refuse a sampler here."""
         return Policy(self.model, self.config, shape)
 
     def find_shape(self, latent: jax.Array) -> tuple[int, ...]:
