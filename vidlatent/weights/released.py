@@ -176,7 +176,7 @@ _READ = (
 )
 
 
-def _generators() -> dict[str, Released]:
+def _wan() -> dict[str, Released]:
     rows = {}
     for name, width, channels in (
         ("T2V-1.3B", 1536, 16),
@@ -196,6 +196,11 @@ def _generators() -> dict[str, Released]:
             marks={"patch_embedding.weight": (width, channels, 1, 2, 2)},
             tried=f"{_SMALL} Diffusers' class",
         )
+    return rows
+
+
+def _other_generators() -> dict[str, Released]:
+    rows = {}
     rows["cogvideox-5b"] = Released(
         model="CogVideoX-5b",
         network="promag_dit",
@@ -248,7 +253,8 @@ RELEASED: dict[str, Released] = {
     **_ivvae(),
     **_dcae(),
     **_reducio(),
-    **_generators(),
+    **_wan(),
+    **_other_generators(),
 }
 
 _VIDEOALIGN = (
