@@ -159,23 +159,6 @@ def test_a_killed_process_ends_the_other_with_a_sentence(tmp_path):
     assert "Traceback" not in text and text.count("error: ") == 1
 
 
-def test_a_process_that_does_not_answer_ends_the_other(tmp_path):
-    """As of a host that hangs: nothing of it runs, and its connections stay open."""
-    flags = ["--config.train.steps=4000", "--config.eval.every=0", "--config.checkpoint.every=0"]
-    started = start(tmp_path, *flags, "--config.processes.silence_timeout=20")
-    wait_for_step(started[0])
-    started[1].send_signal(signal.SIGSTOP)
-    try:
-        started[0].wait(120)
-    finally:
-        for process in started:
-            process.kill()
-    text = started[0].stderr.read()  # with what was read ahead while waiting for the step
-    started[1].communicate()
-    assert started[0].returncode == LOST, text[-3000:]
-    assert "process 1 of this run stopped: no sign of life for 20 s" in last_line(text)
-
-
 def write_clips(folder, count):
     folder.mkdir()
     for number in range(count):
