@@ -68,18 +68,15 @@ def propose_changes(
         mesh = {**mesh, **sizes}
         base |= _mesh_keys(sizes)
         yield dict(base)
-    if training and (again := _remat_keys(config)):
-        base |= again
-        yield dict(base)
-    if training and (smaller := _judging_keys(config)):
-        base |= smaller
-        yield dict(base)
+    for saving in (_remat_keys(config), _judging_keys(config)) if training else ():
+        if saving:
+            base |= saving
+            yield dict(base)
     # A step of grpo has its own pieces.
     accumulates = training and config.task != "grpo"
-    if accumulates:
-        for more in _PIECES:
-            if more > pieces and batch % (_batch_shares(mesh) * more) == 0:
-                yield {**base, "optim.accumulate": more}
+    for more in _PIECES if accumulates else ():
+        if more > pieces and batch % (_batch_shares(mesh) * more) == 0:
+            yield {**base, "optim.accumulate": more}
     for sizes in _propose_mesh_sizes(mesh, axes):
         ways = _batch_shares({**mesh, **sizes})
         if training and batch % (ways * pieces):
