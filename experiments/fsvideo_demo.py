@@ -5,10 +5,12 @@
 
 Clips show one coloured shape that moves in one direction, and their label says so. A tokenizer is
 trained on them at 9x32x32 and 9x64x64, then the base model on small latents, the upsampler on
-pairs of both sizes, and the refiner on what base and upsampler make. Unseen clips' first frames
-then become videos through the cascade. ``report.html``, ``result.json``, ``table.md`` and
-``cascade.json`` (for ``vidlatent.load_generator``) are written into the workdir. Parts of other
-lengths: ``--steps tokenizer=100 base=200``. After an interruption the same command resumes.
+pairs of both sizes, and the refiner on what base and upsampler make. The refiner is distilled: its
+guidance, then fewer steps, by halving them and by SiDA. Unseen clips' first frames then become
+videos through the cascade, with the refiner and, in as few steps, with each of its students.
+``report.html``, ``result.json``, ``table.md`` and ``cascade.json`` (for
+``vidlatent.load_generator``) are written into the workdir. Parts of other lengths:
+``--steps tokenizer=100 base=200``. After an interruption the same command resumes.
 """
 
 from __future__ import annotations
@@ -56,6 +58,13 @@ _CONFIGS = {
     "upsampler": "configs/fsvideo_upsampler.py",
     "refiner": "configs/fsvideo_refiner.py",
 }
+# Students of the refiner (2.4.3): the stage of its config, and the run that each learns from.
+_STUDENTS = {
+    "guidance": ("cfg", "refiner"),
+    "halved": ("progressive", "guidance"),
+    "sida": ("sida", "guidance"),
+}
+_FEW = 4  # evaluations at which refiner and students are compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +75,7 @@ class Size:
       clips: number of rendered clips.
       videos: of the cascade, for as many unseen clips.
       steps: by part.
-      keys: config keys by part; those of ``dit`` go to base and refiner.
+      keys: config keys by part; those of ``dit`` go to base, refiner and students.
     """
 
     clips: int
@@ -80,12 +89,16 @@ SIZES = {
     "demo": Size(
         clips=4096,
         videos=2 * len(LABELS),
-        steps={"tokenizer": 2000, "base": 1200, "upsampler": 300, "refiner": 450},
+        steps={
+            **{"tokenizer": 2000, "base": 1200, "upsampler": 300, "refiner": 450},
+            # Far fewer than a student needs: a demo of minutes shows that the stages fit.
+            **{"guidance": 50, "halved": 50, "sida": 40},
+        },
     ),
     "tiny": Size(
         clips=96,
         videos=4,
-        steps={"tokenizer": 2, "base": 2, "upsampler": 2, "refiner": 2},
+        steps=dict.fromkeys(("tokenizer", *_CONFIGS, *_STUDENTS), 2),
         keys={
             "tokenizer": {
                 **_QUICK,
@@ -141,7 +154,7 @@ class Demo:
         return encode_set(config, self.workdir / "tokenizer", -1, str(self.workdir / name))
 
     def part_config(self, part: str) -> ConfigDict:
-        """Of ``base``, ``upsampler`` or ``refiner``."""
+        """Of ``base``, ``upsampler``, ``refiner`` or one of its students."""
         steps = self.size.steps[part]
         keys = {
             "data.path": str(self.workdir / ("small" if part == "base" else "pairs")),
@@ -154,7 +167,19 @@ class Demo:
         if part == "refiner":
             keys |= {f"refiner.{name}": str(self.workdir / name) for name in ("base", "upsampler")}
             keys["train.init_from"] = str(self.workdir / "base")
-        return configs.load(_CONFIGS[part], keys)
+        if part not in _STUDENTS:
+            return configs.load(_CONFIGS[part], keys)
+        stage, teacher = _STUDENTS[part]
+        keys |= {
+            "distill.teacher": str(self.workdir / teacher),
+            "sampler.steps": str(_FEW),
+            "data.validation_clips": str(min(32, self.size.clips // 16)),
+        }
+        if part == "halved":
+            keys["distill.stages"] = f"({_FEW},)"
+        if part == "sida":  # samples; the first of the fake score's batches, as the run is short
+            keys |= {f"distill.score.{name}_after": "16" for name in ("generator", "adversarial")}
+        return configs.load(f"{_CONFIGS['refiner']}:demo,stage={stage}", keys)
 
 
 def make_pairs(demo: Demo) -> int:
@@ -183,11 +208,12 @@ def make_base(demo: Demo) -> int:
 def run(demo: Demo) -> int:
     """Run all stages that are not done yet; returns the exit status."""
     folder = demo.workdir
-    parts = {part: (_scores(demo, part), _trainer(demo, part)) for part in _CONFIGS}
+    parts = {part: (_scores(demo, part), _trainer(demo, part)) for part in (*_CONFIGS, *_STUDENTS)}
     if status := make_pairs(demo) or _run_stages(demo, parts):
         return status
     write_json(folder / CASCADE_FILE, {name: name for name in ("tokenizer", *_CONFIGS)})
     cascade, clips = _timed(folder, "cascade", lambda: _sample(demo), anew=True)()
+    students = _timed(folder, "students", lambda: _sample_students(demo, clips), anew=True)()
     facts = {
         "steps": dict(demo.size.steps),
         "clips": demo.size.clips,
@@ -196,7 +222,7 @@ def run(demo: Demo) -> int:
         "seconds": _read_seconds(folder),
         "seconds_of_parts": cascade.seconds,
     }
-    show(folder, clips, facts, cascade.config)
+    show(folder, clips, facts, cascade.config, students)
     return 0
 
 
@@ -281,6 +307,25 @@ def _sample(demo: Demo) -> tuple[Cascade, list[Clip]]:
         for label, true, half, low, high in zip(labels, real, halves, small, refined, strict=True)
     ]
     return cascade, clips
+
+
+def _sample_students(demo: Demo, clips: Sequence[Clip]) -> dict[str, list[np.ndarray]]:
+    """Videos of the refiner and of its students in a few steps each, for one clip of each label."""
+    base = Generator.from_workdir(demo.workdir / "base")
+    shown = clips[: len(LABELS)]
+    found = {}
+    for name in ("refiner", *_STUDENTS):
+        workdir = demo.workdir / name
+        refiner = Generator.of(
+            configs.read(workdir, {"sampler.steps": str(_FEW)}), workdir, demo.size.steps[name]
+        )
+        cascade = Cascade(base, refiner, refiner.size)
+        logging.info("%d videos by %s in %d steps", len(shown), name, cascade.nfe["refiner"])
+        labels, pictures = [clip.label for clip in shown], [clip.real[0] for clip in shown]
+        title = name if name == "refiner" else f"refiner, {name}"
+        kind = f"{title}: {cascade.nfe['refiner']} evaluations"
+        found[kind] = _draw(cascade, labels, pictures, base.config.sample.seed)
+    return found
 
 
 def enlarge(video: np.ndarray) -> np.ndarray:

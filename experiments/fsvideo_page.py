@@ -22,7 +22,7 @@ from vidlatent.metrics.psnr import psnr
 from vidlatent.report.page import GalleryVideo, write_report
 from vidlatent.report.tables import markdown_table
 
-__all__ = ["Clip", "measure", "measure_gradient", "show"]
+__all__ = ["Clip", "measure", "measure_gradient", "measure_videos", "show"]
 
 _SHOWN = 6  # clips on the page
 _ZOOM = 3  # of its videos
@@ -87,17 +87,25 @@ def measure(clips: Sequence[Clip]) -> dict[str, dict[str, Any]]:
     found = {}
     for kind, (name, rival) in _KINDS.items():
         videos = [getattr(clip, name) for clip in clips]
-        real = [getattr(clip, rival) for clip in clips]
-        labelled = [(clip.label, video) for clip, video in zip(clips, videos, strict=True)]
-        pairs = list(zip(videos, real, strict=True))
-        found[kind] = {
-            **measure_label_accuracy(labelled),
-            "size": "x".join(map(str, videos[0].shape[:3])),
-            "sharpness": [measure_gradient(a[1:]) / measure_gradient(b[1:]) for a, b in pairs],
-        }
-        if name != rival:  # a clip against itself says nothing
-            found[kind]["psnr"] = [float(psnr(a[None, 1:], b[None, 1:]).mean()) for a, b in pairs]
+        found[kind] = measure_videos(videos, clips, rival)
+        if name == rival:  # a clip against itself says nothing
+            del found[kind]["psnr"]
     return found
+
+
+def measure_videos(
+    videos: Sequence[np.ndarray], clips: Sequence[Clip], rival: str = "real"
+) -> dict[str, Any]:
+    """What ``measure`` says of one kind: of ``videos`` against ``rival`` of the clips."""
+    labelled = [(clip.label, video) for clip, video in zip(clips, videos, strict=True)]
+    real = [getattr(clip, rival) for clip in clips]
+    pairs = list(zip(videos, real, strict=True))
+    return {
+        **measure_label_accuracy(labelled),
+        "size": "x".join(map(str, videos[0].shape[:3])),
+        "sharpness": [measure_gradient(a[1:]) / measure_gradient(b[1:]) for a, b in pairs],
+        "psnr": [float(psnr(a[None, 1:], b[None, 1:]).mean()) for a, b in pairs],
+    }
 
 
 def _table(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -115,15 +123,23 @@ def _mean(values: Sequence[float], unit: str = "") -> str:
     return f"{np.mean(values):.2f} ± {error:.2f}{unit}"
 
 
-def show(folder: Path, clips: Sequence[Clip], facts: dict[str, Any], config: ConfigDict) -> None:
+def show(
+    folder: Path,
+    clips: Sequence[Clip],
+    facts: dict[str, Any],
+    config: ConfigDict,
+    students: Mapping[str, Sequence[np.ndarray]],
+) -> None:
     """Write ``result.json``, ``table.md``, the contact sheet and ``report.html``; print the table.
 
     Args:
       facts: about the run, for ``result.json``; ``steps`` and ``seconds`` are on the page.
       config: the refiner's.
+      students: videos of the refiner and of its students, for the first of the clips.
     """
     found = measure(clips)
-    write_json(folder / "result.json", {**facts, "measures": found})
+    few = {kind: measure_videos(v, clips[: len(v)]) for kind, v in students.items()}
+    write_json(folder / "result.json", {**facts, "measures": found, "students": few})
     table = _table(found)
     (folder / "table.md").write_text(markdown_table(table) + "\n")
     shown = clips[:: max(1, len(clips) // _SHOWN)][:_SHOWN]
@@ -143,10 +159,16 @@ def show(folder: Path, clips: Sequence[Clip], facts: dict[str, Any], config: Con
             "videos": len(clips),
         },
         gallery=_write_gallery(folder / "videos", shown, clips, cascade["rows"]),
-        sheets=[("Frame 0 of the real clip was given", sheet)],
+        sheets=[
+            ("Frame 0 of the real clip was given", sheet),
+            ("The refiner and its students, in few steps", _draw_students(clips, students)),
+        ],
         tables={
             "Label matches (colour, shape, direction as read from the video), PSNR to the real "
             "clip after frame 0, sharpness relative to it (± one standard error)": table,
+            "The refiner and what is distilled from it, at the same number of evaluations": (
+                _table(few)
+            ),
             "Training, and seconds measured here (summed over interrupted runs)": (
                 _list_stages(facts)
             ),
@@ -154,6 +176,7 @@ def show(folder: Path, clips: Sequence[Clip], facts: dict[str, Any], config: Con
         config=config.to_dict(),
     )
     print((folder / "table.md").read_text())
+    print(markdown_table(_table(few)) + "\n")
     print(f"look at {folder / 'report.html'} and {folder / 'contact_sheet.png'}")
 
 
@@ -180,6 +203,17 @@ def _draw_sheet(clips: Sequence[Clip]) -> bytes:
             rows.append(video)
             labels.append(f"{kind}\n{clip.label}")
     return contact_sheet(rows, labels, cell=96, columns=9, group=4)
+
+
+def _draw_students(clips: Sequence[Clip], students: Mapping[str, Sequence[np.ndarray]]) -> bytes:
+    """For three of the clips: the refiner's video, its students', and the clip."""
+    count = len(next(iter(students.values())))
+    rows, labels = [], []
+    for index in range(0, count, max(1, -(-count // 3))):
+        for kind, videos in {**students, "real clip": [clip.real for clip in clips]}.items():
+            rows.append(videos[index])
+            labels.append(f"{kind.replace(': ', chr(10))}\n{clips[index].label}")
+    return contact_sheet(rows, labels, cell=96, columns=9, group=len(students) + 1)
 
 
 def _write_gallery(

@@ -8,7 +8,7 @@ import pytest
 import vidlatent
 from experiments import fsvideo_demo
 from experiments.fsvideo_demo import FRAMES, HIGH, LOW, SIZES, Demo, enlarge
-from experiments.fsvideo_page import Clip, measure
+from experiments.fsvideo_page import Clip, measure, show
 from vidlatent.data.renderers.shapes import make_shape_scene, render_shape
 from vidlatent.latents.pairs import halve_pixels
 from vidlatent.models.load import model_of
@@ -36,6 +36,21 @@ def test_measures_tell_sharp_from_enlarged_and_moving_from_still():
     assert max(still["psnr"]) < min(enlarged["psnr"])
 
 
+def test_the_page_shows_students_beside_the_refiner(tmp_path):
+    clips = [make_clip(index) for index in range(4)]
+    few = {
+        "refiner: 4 evaluations": [clip.real for clip in clips[:3]],
+        "refiner, sida: 4 evaluations": [clip.bicubic for clip in clips[:3]],
+    }
+    facts = {"steps": {"sida": 7}, "seconds": {"sida": {"wall": 1.5, "processor": 2.5}}}
+    show(tmp_path, clips, facts, Demo(tmp_path, SIZES["tiny"]).part_config("refiner"), few)
+    stored = json.loads((tmp_path / "result.json").read_text())["students"]
+    assert list(stored) == list(few)
+    assert [min(kind["psnr"]) == 100 for kind in stored.values()] == [True, False]
+    page = (tmp_path / "report.html").read_text()
+    assert all(text in page for text in (*few, "at the same number of evaluations", "in few steps"))
+
+
 @pytest.mark.parametrize("size", sorted(SIZES))
 def test_parts_fit_together(size, tmp_path):
     """One space for all: the tokenizer's latents of both sizes, the refiner's twice the base's."""
@@ -51,6 +66,13 @@ def test_parts_fit_together(size, tmp_path):
     assert refiner.refiner.base == refiner.train.init_from == str(tmp_path / "base")
     assert dict(refiner.generator) == dict(base.generator)
     assert (base.data.path, refiner.data.path) == (str(tmp_path / "small"), str(tmp_path / "pairs"))
+    guidance, halved, sida = (demo.part_config(name) for name in ("guidance", "halved", "sida"))
+    assert {c.sampler.steps for c in (guidance, halved, sida)} == {halved.distill.stages[-1]}
+    assert guidance.distill.teacher == str(tmp_path / "refiner")
+    assert halved.distill.teacher == sida.distill.teacher == str(tmp_path / "guidance")
+    # The generator and the adversary begin within the run.
+    options, seen = sida.distill.score, sida.data.buckets[-1][3] * (sida.train.steps // 2)
+    assert max(options.generator_after, options.adversarial_after) <= seen
 
 
 def test_lengths_are_read_or_refused(capsys):
@@ -70,9 +92,15 @@ def test_the_demo_runs_from_nothing_to_its_page(tmp_path, capsys):
     assert result["nfe"] == {"base": 4, "refiner": 2}
     cascade = result["measures"]["cascade"]
     assert cascade["size"] == "9x64x64" and len(cascade["psnr"]) == 4
+    few = result["students"]
+    assert list(few) == [
+        f"refiner{name}: 4 evaluations" for name in ("", ", guidance", ", halved", ", sida")
+    ]
+    assert all(len(kind["psnr"]) == 4 for kind in few.values())
     trained = {"tokenizer", "pairs", "small", "base", "upsampler", "refiner"}
+    trained |= {"guidance", "halved", "sida"}
     first = json.loads((tmp_path / "seconds.json").read_text())
-    assert set(first) == {*trained, "cascade"}
+    assert set(first) == {*trained, "cascade", "students"}
     assert result["seconds"] == first  # the page shows what was measured in this run
     page = (tmp_path / "report.html").read_text()
     assert all(str(part["wall"]) in page for part in first.values()) and "100.00" not in page
@@ -83,5 +111,6 @@ def test_the_demo_runs_from_nothing_to_its_page(tmp_path, capsys):
     again = json.loads((tmp_path / "seconds.json").read_text())
     assert all(again[name] == first[name] for name in trained)
     assert json.loads((tmp_path / "result.json").read_text())["seconds"] == again
-    assert json.loads((tmp_path / "result.json").read_text())["measures"] == result["measures"]
+    remade = json.loads((tmp_path / "result.json").read_text())
+    assert all(remade[name] == result[name] for name in ("measures", "students"))
     assert vidlatent.load_generator(tmp_path).nfe == result["nfe"]
