@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.generator_runs import generator_run, tiny, tokenizer_run
-from tests.train.test_generator_runs import digest
+from tests.train.test_generator_runs import digest, sampled
 from vidlatent import config as configs
+from vidlatent.errors import VidlatentError
 from vidlatent.latents.distilled import Distilled
 from vidlatent.latents.space import abstract_generator, generator_of
 from vidlatent.models.load import open_checkpoints
@@ -114,3 +115,23 @@ def test_the_steps_are_stored_with_the_student(places, straight):
     saved = open_checkpoints(configs.read(straight), straight)
     assert saved.all_steps() == [6]
     saved.close()
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"sampler__shift": "8.0"}, "config.sampler.shift=8.0"),
+        ({"sampler__steps": "30"}, "config.sampler.steps=30"),
+        ({"sampler__name": "unipc"}, "config.sampler.name='unipc'"),
+    ],
+)
+def test_a_student_of_few_steps_is_not_sampled_otherwise(straight, tmp_path, keys, named):
+    """Not with another shift than it was trained with, nor in more steps."""
+    with pytest.raises(VidlatentError, match=f"{named}, but this generator"):
+        sampled(straight, tmp_path / "x", prompt="3", **keys)
+
+
+def test_training_on_data_would_undo_it(places, straight):
+    config = tiny(places / "tokenizer", "videos", train__init_from=straight)
+    with pytest.raises(VidlatentError, match="built in, which training on data undoes: start from"):
+        train(config, places / "plain")
