@@ -25,6 +25,7 @@ def run(places, processes):
         "sampler.guidance.scales": "()",
         "tokenizer.path": str(places / "tokenizer"),
         "sample.grid": "0",
+        "precision.compute": "float32",
     }
     several = ["launch.local", f"--processes={processes}", "--"]
     module = several if processes > 1 else ["vidlatent.main"]

@@ -96,9 +96,7 @@ def make_probe(
     student samples by ``config.sampler`` from noise that depends on clip and start alone.
 
     Args:
-      config: of the run.
-      model, teacher: the generators.
-      inputs: makes latents and conditions.
+      config, model, teacher, inputs: of the run; ``inputs`` makes latents and conditions.
       merge_fake: ``(fake, frozen) -> parameters`` of the fake score.
       compare: ``(teacher network, velocity of the fake score, its trunk's tokens, x, eps, sigma)
         -> (match, the generator's loss of the scores [B], its adversarial loss [B])``.
@@ -122,45 +120,53 @@ def make_probe(
                 {"params": params}, x, time, conditions, drop=missing, method="denoise"
             )
 
+        def act(x, time, index):
+            return run(model, params["student"], x, time)
+
         fake = merge_fake(params["fake"], frozen)
-        plan = plan_sampler(config, model, x0.shape[1:4])
-        x = sample(
-            plan, lambda x, time, index: run(model, params["student"], x, time), draw(0), keys
-        ).x
+        x = sample(plan_sampler(config, model, x0.shape[1:4]), act, draw(0), keys).x
 
-        def at(number):
-            sigma = jnp.full(x.shape[:1], jnp.asarray(levels, jnp.float32)[number])
-            eps, time = draw(1 + number), network_time(sigma)
+        def judge(x, eps, sigma):
+            noisy, time = interpolate(x, eps, sigma), network_time(sigma)
+            velocity, tokens = denoise_with_trunk(model, fake, noisy, time, conditions, missing)
 
-            def judge(x):
-                noisy = interpolate(x, eps, sigma)
-                velocity, tokens = denoise_with_trunk(model, fake, noisy, time, conditions, missing)
-                match, *losses = compare(
-                    lambda noisy, sigma: run(teacher, frozen["teacher"], noisy, time),
-                    velocity,
-                    tokens,
-                    x,
-                    eps,
-                    sigma,
-                )
-                return jnp.stack([jnp.sum(loss) for loss in losses]), match
+            def teach(noisy, sigma):
+                return run(teacher, frozen["teacher"], noisy, time)
 
-            # Samples do not see each other, so the gradient of the sum has that of each.
-            _, pull, match = jax.vjp(judge, x, has_aux=True)
-            pulls = (pull(direction)[0] for direction in jnp.eye(2))
-            found = (match.teacher - match.fake, *pulls)
-            return jnp.stack(
-                [jnp.square(z).mean(axis=tuple(range(1, x.ndim))) for z in found], axis=-1
-            )
+            match, *losses = compare(teach, velocity, tokens, x, eps, sigma)
+            return jnp.stack([jnp.sum(loss) for loss in losses]), match
 
-        # One level after another: memory is that of one.
-        # [levels, B, 3] -> [B, levels, 3]
-        squares = lax.map(at, jnp.arange(len(levels))).swapaxes(0, 1)
+        squares = _measure_levels(judge, x, levels, draw)
         both = {"data": x0, "samples": x}
         sums = {name: sum_patches(z, model.patch, batch["mask"]) for name, z in both.items()}
         return {"squares": squares, **sums}
 
     return probe
+
+
+def _measure_levels(
+    judge: Callable[..., tuple[jax.Array, ScoreMatch]],
+    x: jax.Array,
+    levels: np.ndarray,
+    draw: Callable[[Any], jax.Array],
+) -> jax.Array:
+    """``[B, levels, 3]``: mean squares of the networks' difference, and of the pulls of two losses.
+
+    ``judge(x, eps, sigma)`` gives both losses, summed over the samples, and the match.
+    """
+
+    def at(number):
+        sigma = jnp.full(x.shape[:1], jnp.asarray(levels, jnp.float32)[number])
+        eps = draw(1 + number)
+        # Samples do not see each other, so the gradient of the sum has that of each.
+        _, pull, match = jax.vjp(lambda x: judge(x, eps, sigma), x, has_aux=True)
+        pulls = (pull(direction)[0] for direction in jnp.eye(2))
+        found = (match.teacher - match.fake, *pulls)
+        return jnp.stack([jnp.square(z).mean(axis=tuple(range(1, x.ndim))) for z in found], axis=-1)
+
+    # One level after another: memory is that of one.
+    # [levels, B, 3] -> [B, levels, 3]
+    return lax.map(at, jnp.arange(len(levels))).swapaxes(0, 1)
 
 
 def _draw_noise(keys: jax.Array, number: Any, shape: tuple[int, ...]) -> jax.Array:
