@@ -136,10 +136,11 @@ def test_a_step_raises_the_reward_and_leaves_the_frozen_networks_alone():
     batch = prompts(task)
     before, start = jax.tree.map(np.array, (frozen, state["params"]))
     with jax.set_mesh(mesh):
-        step = jit_train_step(task, state, frozen, mesh)
+        length = config.train.steps
+        step = jit_train_step(task, state, frozen, mesh, length)
         seen = []
         for _ in range(8):
-            state, report = step(state, batch, frozen)
+            state, report = step(state, batch, frozen, np.float32(length))
             seen.append(float(report["reward"]))
     assert np.mean(seen[4:]) > np.mean(seen[:4])
     assert {0.0, 1.0} >= {float(report["step_with_gradient"])}
