@@ -62,7 +62,7 @@ def built(name, **keys):
 )
 def test_a_step_by_rewards_has_all_of_its_networks(config, keys, frozen, about):
     program = built(config, **keys)
-    state, batch, held = program.arguments
+    state, batch, held, _ = program.arguments
     assert set(held) == frozen
     assert {"latent", "mask", "reward_tokens/mps/tokens"} <= set(batch)
     assert set(state) == {"step", "params", "opt", "ema", "extra"}
