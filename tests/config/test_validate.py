@@ -97,6 +97,8 @@ def rightful(rule):
         return max(rule.low, 1) if rule.whole else min(max(rule.low, 0.5), rule.high)
     if isinstance(rule, Each):
         return tuple(map(rightful, rule.elements))
+    if isinstance(rule, Many):
+        return (rightful(rule.element),)
     assert isinstance(rule, (Text, Pattern))
     return "a"
 
