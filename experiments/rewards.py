@@ -56,8 +56,8 @@ _VIDEOS = {"cpu": 256, "smoke": 4}
 _STEPS = {"cpu": 10, "smoke": 2}
 _SHOWN = 8  # prompts on each run's sheet
 _POINTS = 5.0  # of accuracy that may be lost; fixed with the issue
-# Of hacking: levels of 255 by which pixels may become strange, percent by which shapes may grow.
-_STRANGE, _AREA = 1.0, 25.0
+# Of hacking: levels of 255 by which pixels may become strange (and 25 points of area: the page).
+_STRANGE = 1.0
 
 _GAIN = 5.0  # percent by which a reward must rise above the control's
 _RATE = "5e-5"  # of a pilot with another seed, told on the page
@@ -343,16 +343,15 @@ def measure_honesty(video: np.ndarray, given: np.ndarray) -> dict[str, float]:
 
 
 def draw(figure: Any, summary: Mapping[str, Any]) -> None:
-    """The rewards' changes, the accuracies', and what hacking shows in."""
-    axes = figure.subplots(2, 2)
-    rows = select_chosen(summary)
-    for place, name in zip(axes[0], _REWARDS, strict=True):
-        plot_arms(place, rows, f"{name}_gain", f"{name}, change in %")
+    """The reward's change, the accuracies', and what hacking shows in."""
+    left, middle, right = figure.subplots(1, 3)
+    rows = [{**row, "label": row["arm"]} for row in select_chosen(summary)]
+    plot_arms(left, rows, f"{_REWARDS[0]}_gain", f"{_REWARDS[0]}, change in %")
     for number, row in enumerate(rows):
         for place, aspect in enumerate(ASPECTS):
             value = row["metrics"][f"{aspect}_change"]
-            axes[1][0].errorbar(
-                place + 0.12 * number,
+            middle.errorbar(
+                place + 0.15 * number,
                 value["mean"],
                 value["sd"],
                 fmt="o",
@@ -360,12 +359,12 @@ def draw(figure: Any, summary: Mapping[str, Any]) -> None:
                 color=f"C{number}",
                 label="" if place else row["label"],
             )
-    axes[1][0].axhline(-_POINTS, color="k", linestyle="--")
-    axes[1][0].set_xticks(range(len(ASPECTS)), ASPECTS)
-    axes[1][0].set_ylabel("accuracy, change in points")
-    axes[1][0].legend(fontsize=7)
-    plot_arms(axes[1][1], rows, "strange_change", "strange, change in levels")
-    axes[1][1].axhline(_STRANGE, color="k", linestyle="--")
+    middle.axhline(-_POINTS, color="k", linestyle="--")
+    middle.set_xticks(range(len(ASPECTS)), ASPECTS)
+    middle.set_ylabel("accuracy, change in points")
+    middle.legend(fontsize=8)
+    plot_arms(right, rows, "strange_change", "strange, change in levels")
+    right.axhline(_STRANGE, color="k", linestyle="--")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
