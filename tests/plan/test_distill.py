@@ -42,7 +42,7 @@ def sizes(tree):
 )
 def test_a_refiners_distillation_has_all_of_its_networks(stage, frozen, players):
     refiner = str(ROOT / "configs" / "fsvideo_refiner.py")
-    state, batch, held = built(f"{refiner}:demo,stage={stage}").arguments
+    state, batch, held, _ = built(f"{refiner}:demo,stage={stage}").arguments
     assert set(held) == frozen and {"latent", "latent_low", "mask"} <= set(batch)
     assert set(state) == {"step", "params", "opt", "ema", "extra", *players}
     for network in (*(state[name]["params"] for name in players), *map(held.get, frozen)):
@@ -54,7 +54,7 @@ def test_adapters_take_the_place_of_all_states_but_one():
     base = str(ROOT / "configs" / "fsvideo_dit.py")
     keys = {"optim__lora__rank": 2, "optim__lora__targets": "blocks/"}
     program = built(f"{base}:demo,stage=cfg", **keys)
-    state, _, held = program.arguments
+    state, _, held, _ = program.arguments
     assert set(held) == {"adapted", "teacher"}
     assert sizes(held["adapted"]) == sizes(held["teacher"])
     assert set(state["params"]) == {"blocks"} == set(state["ema"])
@@ -66,7 +66,7 @@ def test_adapters_take_the_place_of_all_states_but_one():
 def test_student_and_fake_score_are_adapted_by_themselves():
     base = str(ROOT / "configs" / "fsvideo_dit.py")
     keys = {"optim__lora__rank": 2, "distill__optim__lora__rank": 3}
-    state, _, held = built(f"{base}:demo,stage=sida", **keys).arguments
+    state, _, held, _ = built(f"{base}:demo,stage=sida", **keys).arguments
     assert set(held) == {"adapted", "teacher"} and set(state) > {"fake"}
     student, fake = (
         tree["blocks"]["ffn"]["fc1"]["kernel"]["lora_a"].shape[-1]

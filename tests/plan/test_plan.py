@@ -306,7 +306,7 @@ def test_the_second_half_is_planned_without_any_run():
     """A refiner beside a copy of itself as base model, and an upsampler that encodes videos."""
     refiner = second_half("refiner")
     program, work = built(**refiner, plan__upsampler="fsvideo_upsampler:demo")
-    state, batch, frozen = program.arguments
+    state, batch, frozen, _ = program.arguments
     high, low = (batch[name].shape for name in ("latent", "latent_low"))
     assert high == (*low[:2], 2 * low[2], 2 * low[3], low[4]) and {"mask", "label"} < set(batch)
     assert jax.tree.structure(frozen["base"]) == jax.tree.structure(state["params"])
@@ -314,7 +314,7 @@ def test_the_second_half_is_planned_without_any_run():
     _, larger = built(**refiner, plan__upsampler="fsvideo_upsampler:paper")
     assert larger > 10 * work  # the upsampler runs in the step
     program, _ = built(**second_half("upsampler", data__source="folder"))
-    _, batch, frozen = program.arguments
+    _, batch, frozen, _ = program.arguments
     assert set(batch) == {"video", "mask"} and set(frozen) == {"tokenizer"}
     with pytest.raises(VidlatentError, match="the plan asks for clips at half their size"):
         built(**second_half("refiner", data__buckets="((5,20,16,2),)"))
