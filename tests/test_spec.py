@@ -94,7 +94,7 @@ def test_spec_hash_sees_every_field_and_survives_json():
         dataclasses.replace(FSAE, **{field.name: value})
         for field, value in zip(
             dataclasses.fields(FSAE),
-            ("x", 1, 8, 8, 8, FrameRule(1, 8), 2.0, 1.0, "bfloat16", (17, 4)),
+            ("x", 1, 8, 8, 8, FrameRule(1, 8), 2.0, 1.0, "bfloat16", (17, 4), ((0.0,), (1.0,))),
             strict=True,
         )
     ]

@@ -542,7 +542,8 @@ def _find_config(path_or_name: str | Path, path: Path) -> configs.ConfigDict:
         if "there is no such file" not in str(error):
             raise
         names = [file.stem for file in sorted(configs.shipped_configs().glob("*.py"))]
-        own = [name for name in names if not configs.is_generator(configs.load(name))]
+        found = {name: configs.load(name) for name in names}
+        own = [name for name in names if found[name].task == "tokenizer"]
         raise VidlatentError(
             f"{str(path_or_name)!r} is neither the folder of a run nor the config of a tokenizer: "
             f"{did_you_mean(str(path_or_name).partition(':')[0], own)}"
