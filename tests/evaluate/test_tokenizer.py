@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from tests.helpers.stub_tokenizer import SPEC, Stub
+from vidlatent.config import load
 from vidlatent.evaluate.latent_statistics import LatentStatistics
 from vidlatent.evaluate.running_scores import RunningScores
 from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
@@ -168,8 +168,9 @@ def test_perfect_frames_and_small_frames_have_numbers_or_no_score(videos, tmp_pa
     assert "ssim" not in result.scores and "ssim" not in result.definitions
     assert all(row["ssim"] is None for row in result.clips)
     assert result.group_positions["psnr"] == [100.0] * 4 and "ssim" not in result.group_positions
-    config = ConfigDict({"name": "stub", "preset": "demo", "model": {"name": "stub"}})
-    config.data = ConfigDict({"fps": 12.0, "resize": "area", "buckets": ((9, 8, 8, 2),)})
+    config = load("tests/tiny.py")
+    with config.unlocked():
+        config.data.fps, config.data.buckets = 12.0, ((9, 8, 8, 2),)
     write_evaluation(result, tmp_path, config=config, step=3, workdir=tmp_path)
 
     def refuse(word):
@@ -194,8 +195,9 @@ def test_frames_without_a_number_are_counted_out():
 
 
 def test_files(videos, tmp_path):
-    config = ConfigDict({"name": "stub", "preset": "demo", "model": {"name": "stub"}})
-    config.data = ConfigDict({"fps": 12.0, "resize": "area", "buckets": ((9, 32, 32, 2),)})
+    config = load("tests/tiny.py")
+    with config.unlocked():
+        config.data.fps, config.data.buckets = 12.0, ((9, 32, 32, 2),)
     result = run(videos, 4, 9)
     terms = {
         "train/l1": 0.5,
