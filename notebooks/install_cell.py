@@ -37,9 +37,9 @@ sys.path.insert(0, os.getcwd())
 try:
     metadata.version("vidlatent")
 except metadata.PackageNotFoundError:
-    with open("/tmp/keep.txt", "w") as file:
+    with open("keep.txt", "w") as file:
         file.write("\n".join(find_versions_to_keep()))
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "-c", "/tmp/keep.txt"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "-c", "keep.txt"]
     if subprocess.run([*command, f".[{EXTRAS}]"]).returncode:
         raise RuntimeError(
             "pip found no versions that go with what is installed here (the lines above say which "
