@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.helpers import tiny_tokenizers
 from tests.helpers.generator_nets import KINDS
 from tests.helpers.generator_nets import build as build_tiny_generator
-from tests.helpers.tiny_tokenizers import MODELS as TOKENIZERS
 from vidlatent.latents.space import abstract_generator
 from vidlatent.models.discriminators import DISCRIMINATORS, build_discriminator
 from vidlatent.models.generators import GENERATORS
@@ -19,6 +19,22 @@ from vidlatent.parallel.mesh import make_mesh
 from vidlatent.parallel.paths import path_name
 from vidlatent.parallel.sharding import find_rule, shardings
 from vidlatent.train.tasks.tokenizer import TokenizerTask
+
+_WAN = {"name": "wan_vae", "latent_channels": 4, "width": 4, "blocks": 1}
+TOKENIZERS = {
+    **tiny_tokenizers.MODELS,
+    "wan21": {**_WAN, "multipliers": (1, 2, 4), "temporal_down": (0, 1)},
+    "wan22": {
+        **_WAN,
+        "width": 16,
+        "decoder_width": 16,
+        "latent_channels": 16,
+        "multipliers": (1, 2),
+        "temporal_down": (0,),
+        "pixel_patch": 2,
+        "shortcuts": True,
+    },
+}
 
 DISCRIMINATOR_FIELDS = {
     "patch3d": {"width": 4},
