@@ -60,7 +60,7 @@ def _demo(config, kind):
     model.latent_channels = 16
     model.width = model.decoder_width = {"wan21": 8, "wan22": 16}[kind]
     # Wan2.2's patch of pixels halves H and W once already.
-    model.multipliers = {"wan21": (1, 2, 4), "wan22": (1, 2)}[kind]
+    model.multipliers = {"wan21": (1, 2, 4), "wan22": (1, 1)}[kind]
     model.temporal_down = {"wan21": (0, 1), "wan22": (0,)}[kind]
     model.blocks = 1
     model.latent_mean = model.latent_std = ()

@@ -29,7 +29,7 @@ TOKENIZERS = {
         "width": 16,
         "decoder_width": 16,
         "latent_channels": 16,
-        "multipliers": (1, 2),
+        "multipliers": (1, 1),
         "temporal_down": (0,),
         "pixel_patch": 2,
         "shortcuts": True,
