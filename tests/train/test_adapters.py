@@ -103,7 +103,7 @@ def test_only_adapters_are_trained_and_saved(runs):
         kernel = f"{part}/decoder/conv_out/kernel"
         assert arrays[f"{kernel}/lora_a"].shape == (1, 3, 3, 4, 2)
         assert arrays[f"{kernel}/lora_b"].shape == (2, 3)
-    assert meta["adapters"]["lora"] == Lora(2, 4.0, "decoder/")._asdict()
+    assert Lora.of(meta["adapters"]["lora"]) == Lora(2, 4.0, "decoder/")
     assert meta["adapters"]["base"] == str(runs / "base") and meta["adapters"]["step"] == 2
     before, after = shards(runs / "lora", 2), shards(runs / "lora", 4)
     assert all(before[f"params/{n}"] != after[f"params/{n}"] for n in _factors())

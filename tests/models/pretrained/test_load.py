@@ -82,7 +82,7 @@ def test_wrong_weights_are_refused(tmp_path, tensors):
     save_safetensors(tensors, path)
     with pytest.raises(VidlatentError, match="misshaped"):
         read_network("lpips_tiny", [path])
-    with pytest.raises(VidlatentError, match="there is no file .*none.npz"):
+    with pytest.raises(VidlatentError, match="no weights file at .*none.npz"):
         load_network("lpips_tiny", tmp_path / "none.npz")
 
 

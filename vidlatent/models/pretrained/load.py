@@ -132,7 +132,9 @@ def read_network(name: str, paths: Sequence[str | os.PathLike[str]]) -> Any:
         params = import_params(tensors, TABLES.get(best), shapes)
     except VidlatentError as error:
         files = ",".join(map(os.fspath, paths))
-        reason = describe_other(files, stored, name) or str(error)
+        # A file that this network's own names know is named by what does not fit.
+        other = "" if 2 * counts[best] > len(tensors) else describe_other(files, stored, name)
+        reason = other or str(error)
         raise VidlatentError(f"config.networks.{name}={files}: {reason}") from error
     # Metrics and losses compare small differences; text encoders are too large for float32.
     if definition.keeps_dtype:

@@ -51,7 +51,8 @@ def test_volume_is_the_image_encoder_on_one_frame():
         fast_jit(deepest, static_argnums=1)(params["encoder"][name], volume)
         for name, volume in (("volume", True), ("frame", False))
     ]
-    np.testing.assert_allclose(*parts, atol=1e-4)
+    # Sums of a few thousand products in float32, in another order.
+    np.testing.assert_allclose(*parts, rtol=1e-5, atol=1e-4)
 
 
 def test_another_number_of_levels_than_names_are_read_for_is_told():
