@@ -3,8 +3,10 @@
     python -m launch.gke --config=configs/fsvideo_dit.py:paper,stage=target \\
         --topology=v5p:8x8x4 --image=IMAGE --bucket=BUCKET --config.mesh.context=4 > run.yaml
 
-``--config.a.b=value`` are passed on to the run. The manifest is checked (``launch/manifest.py``)
-before it is printed; ``--dry-run`` prints it as well, with names in the place of what is not given.
+``--config.a.b=value`` are passed on to the run. ``--mode=encode`` and ``--mode=latents`` work with
+a tokenizer's run, whose folder is ``--workdir``; the hosts share the clips. The manifest is checked
+(``launch/manifest.py``) before it is printed; ``--dry-run`` prints it as well, with names in the
+place of what is not given.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ _ACCELERATORS = {
     "h100": "nvidia-h100-80gb",
     "h200": "nvidia-h200-141gb",
 }
+# What is worth a cluster; everything else is a command for one machine.
+_MODES = ("train", "latents", "encode")
 _CHIPS_OF_A_HOST = 4  # in slices of several hosts
 _GPUS_OF_A_NODE = 8
 
@@ -48,6 +52,7 @@ class Job:
       name: of the JobSet, and of the run's folder.
       machine: one slice of TPUs, or all GPU nodes.
       flags: of ``vidlatent.main``, but for the workdir.
+      workdir: as the pods see it; empty for a folder of the job's name under /storage/runs.
       image: container with the package.
       slices: of TPUs.
       bucket: of Google Cloud Storage, mounted at /storage; or
@@ -62,6 +67,7 @@ class Job:
     name: str
     machine: Machine
     flags: tuple[str, ...]
+    workdir: str = ""
     image: str = "IMAGE"
     slices: int = 1
     bucket: str = ""
@@ -208,7 +214,7 @@ def _render_pod(job: Job) -> dict[str, Any]:
                 "image": job.image,
                 # No shell in between, which would keep SIGTERM to itself.
                 "command": ["python", "-m", "vidlatent.main"],
-                "args": [*job.flags, f"--workdir=/storage/runs/{job.name}"],
+                "args": [*job.flags, f"--workdir={job.workdir or f'/storage/runs/{job.name}'}"],
                 "env": _render_environment(job),
                 "resources": {"limits": chips, "requests": dict(chips)},
                 "volumeMounts": [
@@ -274,6 +280,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="launch.gke", allow_abbrev=False, description=__doc__.splitlines()[0]
     )
     parser.add_argument("--config", required=True, help="as of vidlatent.main; from the image")
+    parser.add_argument("--mode", choices=_MODES, default="train")
+    parser.add_argument(
+        "--workdir", default="", help="below /storage; without it /storage/runs/NAME"
+    )
+    parser.add_argument("--output", default="", help="of --mode=encode, below /storage")
     parser.add_argument("--topology", required=True, help="as of --mode=plan: v5p:8x8x4, h100:16")
     parser.add_argument("--slices", type=int, default=1, help="of TPUs")
     parser.add_argument("--name", default="", help="of run and JobSet")
@@ -297,7 +308,8 @@ def make_job(given: argparse.Namespace, overrides: dict[str, str]) -> Job:
       VidlatentError: a config that cannot run, or something that the job needs is missing.
     """
     config = configs.load(given.config, overrides)
-    if config.train.stop_at:
+    _check_mode(given)
+    if given.mode == "train" and config.train.stop_at:
         raise VidlatentError(
             f"config.train.stop_at={config.train.stop_at} ends with status {INTERRUPTED}, after "
             "which a job starts again, for ever: set config.train.steps."
@@ -322,15 +334,19 @@ def make_job(given: argparse.Namespace, overrides: dict[str, str]) -> Job:
         raise VidlatentError("give --image and --bucket (or --claim), or --dry-run to look at it.")
     if given.with_queue and not given.queue:
         raise VidlatentError("--with-queue needs the name of the queue: --queue=NAME.")
-    name = given.name or re.sub(r"[^a-z0-9]+", "-", f"{config.name}-{config.preset}".lower())
+    mode = () if given.mode == "train" else (given.mode,)
+    made = re.sub(r"[^a-z0-9]+", "-", "-".join((config.name, config.preset, *mode)).lower())
     return Job(
-        name=name.strip("-"),
+        name=given.name or made.strip("-"),
         machine=machine,
         flags=(
+            *(f"--mode={word}" for word in mode),
             f"--config={given.config}",
             *_preflight(given, overrides),
             *(f"--config.{key}={value}" for key, value in overrides.items()),
+            *((f"--output={given.output}",) if given.output else ()),
         ),
+        workdir=given.workdir,
         image=given.image or "IMAGE",
         slices=given.slices,
         bucket=given.bucket or ("" if given.claim else "bucket"),
@@ -343,8 +359,26 @@ def make_job(given: argparse.Namespace, overrides: dict[str, str]) -> Job:
     )
 
 
+def _check_mode(given: argparse.Namespace) -> None:
+    if given.mode != "train" and not given.workdir:
+        raise VidlatentError(
+            f"--mode={given.mode} works with a tokenizer's run: --workdir=/storage/runs/NAME."
+        )
+    if given.mode == "encode" and not given.output:
+        raise VidlatentError("--mode=encode writes a set: --output=/storage/latents/NAME.")
+    if given.output and given.mode != "encode":
+        raise VidlatentError(f"--output={given.output} is for --mode=encode.")
+    for flag in ("workdir", "output"):
+        folder = getattr(given, flag)
+        # What a pod writes elsewhere is gone with it.
+        if folder and not folder.startswith(("/storage/", "gs://")):
+            raise VidlatentError(f"--{flag}={folder}: give a folder below /storage, or gs://...")
+
+
 def _preflight(given: argparse.Namespace, overrides: dict[str, str]) -> list[str]:
     """Flags that make the run look at the machine first, unless the command says otherwise."""
+    if given.mode != "train":
+        return []
     flags = {"processes.preflight": "true"}
     if given.slices == 1:  # several slices have no name as a topology
         flags["processes.topology"] = given.topology

@@ -2,6 +2,9 @@
 
 import copy
 import math
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +15,7 @@ from vidlatent.errors import VidlatentError
 from vidlatent.plan.hardware import parse_topology
 from vidlatent.train.loop import INTERRUPTED
 
+ROOT = Path(__file__).resolve().parents[2]
 TARGET = "--config=configs/fsvideo_dit.py:paper,stage=target"
 STORED = ["--image=registry/vidlatent", "--bucket=runs"]
 # Topology, flags -> hosts of a slice, devices of a host, slices, label of the topology.
@@ -85,6 +89,34 @@ def test_gpu_nodes_are_told_of_each_other(capsys):
     assert "--config.optim.lr=1e-5" in container["args"]
 
 
+def test_a_set_is_encoded_by_all_hosts(capsys):
+    """Beside a tokenizer's run: the hosts are told of each other, so that they share the clips."""
+    where = ["--workdir=/storage/runs/fsae", "--output=/storage/latents/target"]
+    status, (manifest,), error = render(
+        capsys, "--topology=h100:16", *STORED, "--mode=encode", *where
+    )
+    assert status == 0, error
+    assert manifest["metadata"]["name"] == "fsvideo-dit-paper-stage-target-encode"
+    container = pod_of(manifest)["containers"][0]
+    assert container["args"] == ["--mode=encode", TARGET, *reversed(where)]
+    assert {"name": "JAX_NUM_PROCESSES", "value": "2"} in container["env"]
+
+
+def test_commands_of_the_page_make_manifests(capsys):
+    """All of docs/cluster_walk.md, with the shell's variables in their places."""
+    page = (ROOT / "docs" / "cluster_walk.md").read_text()
+    lines = re.sub(r"\\\n\s*", " ", page).splitlines()
+    values = dict(re.findall(r'^(IN|STAGE)="?([^"\n]+)"?$', page, re.MULTILINE))
+    commands = [line for line in lines if line.startswith("python -m launch.gke ")]
+    assert len(commands) == 5 and set(values) == {"IN", "STAGE"}
+    for command in commands:
+        words = command.partition(" > ")[0].removeprefix("python -m launch.gke ")
+        for name, value in values.items():
+            words = words.replace(f"${name}", value)
+        assert gke.main(shlex.split(words)) == 0, capsys.readouterr().err
+        assert yaml.safe_load(capsys.readouterr().out)["kind"] == "JobSet"
+
+
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
@@ -98,6 +130,10 @@ def test_gpu_nodes_are_told_of_each_other(capsys):
         (["--topology=h100:8", *STORED, "--config.train.stop_at=5"], "for ever"),
         (["--topology=h100:8", *STORED, "--claim=disk"], "not both"),
         (["--topology=h100:8", *STORED, "--with-queue"], "--queue=NAME"),
+        (["--topology=h100:8", *STORED, "--mode=encode"], "--workdir=/storage/runs/NAME"),
+        (["--topology=h100:8", *STORED, "--mode=encode", "--workdir=/storage/a"], "--output="),
+        (["--topology=h100:8", *STORED, "--output=/storage/a"], "for --mode=encode"),
+        (["--topology=h100:8", *STORED, "--workdir=runs/a"], "below /storage"),
         (["--topology=h100:8", *STORED, "--name=My_Run"], "lower-case"),
         (["--topology=h100:8", *STORED, f"--name={'a' * 50}"], "longer than 63"),
     ],
