@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from launch.in_place import restart_in_place
 from launch.manifest import KUEUE, Machine, check_manifest
 from vidlatent import config as configs
 from vidlatent.config import split_overrides
@@ -61,6 +62,8 @@ class Job:
       save_seconds: what a save takes, as the log of a run says.
       max_restarts: after failures; a preemption does not count.
       service_account: of the pods, which lets them use the bucket.
+      agent: image of JobSet's agent, which lets pods start again where they are; empty: all pods
+        are made anew.
       shm_gib: of /dev/shm, through which decoding processes pass frames.
     """
 
@@ -76,6 +79,7 @@ class Job:
     save_seconds: int = 60
     max_restarts: int = 5
     service_account: str = ""
+    agent: str = ""
     shm_gib: int = 16
 
     @property
@@ -135,7 +139,7 @@ def render_job(job: Job) -> dict[str, Any]:
     if machine.is_tpu:
         # One slice is one node pool, and no two slices of a run share one.
         annotations["alpha.jobset.sigs.k8s.io/exclusive-topology"] = "cloud.google.com/gke-nodepool"
-    return {
+    jobset = {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
         "metadata": {"name": job.name, "labels": labels, "annotations": annotations},
@@ -162,6 +166,9 @@ def render_job(job: Job) -> dict[str, Any]:
             ],
         },
     }
+    if job.agent:
+        restart_in_place(jobset, job.agent)
+    return jobset
 
 
 def _render_slice(job: Job) -> dict[str, Any]:
@@ -296,6 +303,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--save-seconds", type=int, default=60, help="what a save takes")
     parser.add_argument("--max-restarts", type=int, default=5)
     parser.add_argument("--service-account", default="")
+    parser.add_argument("--in-place", default="", metavar="AGENT", help="image of JobSet's agent")
     parser.add_argument("--shm-gib", type=int, default=16)
     parser.add_argument("--dry-run", action="store_true", help="image and storage may be missing")
     return parser.parse_args(arguments)
@@ -355,6 +363,7 @@ def make_job(given: argparse.Namespace, overrides: dict[str, str]) -> Job:
         save_seconds=given.save_seconds,
         max_restarts=given.max_restarts,
         service_account=given.service_account,
+        agent=given.in_place,
         shm_gib=given.shm_gib,
     )
 

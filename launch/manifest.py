@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from launch.in_place import STRATEGY, find_agent_faults
 from vidlatent.errors import VidlatentError
 
 __all__ = ["KUEUE", "Machine", "check_manifest"]
@@ -107,7 +108,9 @@ def _find_job_faults(
         )
     if job.get("completionMode") != "Indexed":
         yield "completionMode is not Indexed, so that pods have no numbers"
-    if job.get("backoffLimit") != 0:
+    if manifest["spec"].get("failurePolicy", {}).get("restartStrategy") == STRATEGY:
+        yield from find_agent_faults(job)
+    elif job.get("backoffLimit") != 0:
         yield "backoffLimit is not 0, so that a pod would come back without the others"
     pod = job["template"]["spec"]
     if "podFailurePolicy" in job and pod.get("restartPolicy") != "Never":

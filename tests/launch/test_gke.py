@@ -12,6 +12,7 @@ import yaml
 from launch import gke
 from launch.manifest import KUEUE, check_manifest
 from vidlatent.errors import VidlatentError
+from vidlatent.parallel.together import LOST
 from vidlatent.plan.hardware import parse_topology
 from vidlatent.train.loop import INTERRUPTED
 
@@ -76,6 +77,32 @@ def test_a_preemption_starts_all_anew(capsys):
     (rule,) = manifest["spec"]["failurePolicy"]["rules"]
     assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
     assert pod_of(manifest)["terminationGracePeriodSeconds"] == 460
+
+
+def test_pods_may_start_again_in_place(capsys):
+    """The run's own statuses restart it, a mistake ends it, and what is missing is said."""
+    flags = ["--topology=v5p:2x2x2", *STORED, "--in-place=agent:1"]
+    status, _, error = render(capsys, *flags)
+    assert status == 2 and "serviceAccountName" in error
+    status, (manifest,), error = render(capsys, *flags, "--service-account=runner")
+    assert status == 0, error
+    policy = manifest["spec"]["failurePolicy"]
+    assert policy == {"maxRestarts": 5, "restartStrategy": "InPlaceRestart"}
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (mistake,) = job["podFailurePolicy"]["rules"]
+    (rule,) = pod_of(manifest)["containers"][0]["restartPolicyRules"]
+    assert set(rule["exitCodes"]["values"]) == {LOST, INTERRUPTED}
+    assert not {0, LOST, INTERRUPTED} & set(mistake["onExitCodes"]["values"])
+    machine = gke.find_machine("v5p:2x2x2")
+    for path, value, fault in (
+        ([*SLICE, "backoffLimit"], 0, "needs backoffLimit 2147483647"),
+        ([*SLICE, "podReplacementPolicy"], None, "podReplacementPolicy: Failed"),
+        ([*POD, "initContainers"], None, "needs an agent"),
+    ):
+        broken = copy.deepcopy(manifest)
+        set_at(path, value)(broken)
+        with pytest.raises(VidlatentError, match=fault):
+            check_manifest(broken, machine, 1, 60)
 
 
 def test_gpu_nodes_are_told_of_each_other(capsys):
@@ -224,8 +251,9 @@ def test_jobs_are_what_kubernetes_takes(topology):
     flags = RENDERED[topology][0]
     storage = {"claim": "disk"} if "--claim=disk" in flags else {"bucket": "runs"}
     machine = gke.find_machine(topology)
-    for account in ("", "runner"):
-        job = gke.Job("run", machine, ("--config=a",), service_account=account, **storage)
+    for account, agent in (("", ""), ("runner", ""), ("runner", "agent:1")):
+        more = {"service_account": account, "agent": agent, **storage}
+        job = gke.Job("run", machine, ("--config=a",), **more)
         kubernetes.validate(job_of(gke.render_job(job)), "1.37", strict=True)
 
 
