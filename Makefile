@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install install-plan demo demo-generator demo-fsvideo notebooks site test test-slow lint clean
+.PHONY: install install-plan demo demo-generator demo-fsvideo notebooks site links test test-slow lint clean
 
 install: $(VENV)/.installed
 
@@ -36,6 +36,10 @@ notebooks: $(VENV)/.installed-plan
 # The site in build/site; a broken link or a page that is on no menu is an error.
 site: $(VENV)/.installed-plan
 	$(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
+
+# Asks every link out of the pages whether it answers; needs the network.
+links:
+	$(PYTHON) -m docs.links --check
 
 # With the compiler for TPUs, which needs none: plans and tests look at the programs it makes. What
 # runs notebooks and builds the site comes along.

@@ -6,6 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+# Where the code is published. A fork changes it here and in CITATION.cff, and runs make notebooks.
+REPOSITORY = "https://github.com/vidlatent/vidlatent"
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "vidlatent/__init__.py").read_text()).group(1)
 
 # Lower bounds are what the tests ran with on Python 3.11; upper bounds stop at the next release
@@ -52,6 +54,11 @@ setup(
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    url=REPOSITORY,
+    project_urls={
+        "Changes": f"{REPOSITORY}/blob/main/CHANGELOG.md",
+        "Issues": f"{REPOSITORY}/issues",
+    },
     python_requires=">=3.11",
     packages=[*find_packages(include=["vidlatent", "vidlatent.*"]), "vidlatent.configs"],
     package_dir={"vidlatent.configs": "configs"},

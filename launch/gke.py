@@ -287,7 +287,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="launch.gke", allow_abbrev=False, description=__doc__.splitlines()[0]
     )
     parser.add_argument("--config", required=True, help="as of vidlatent.main; from the image")
-    parser.add_argument("--mode", choices=_MODES, default="train")
+    parser.add_argument("--mode", choices=_MODES, default="train", help="of vidlatent.main")
     parser.add_argument(
         "--workdir", default="", help="below /storage; without it /storage/runs/NAME"
     )
@@ -301,10 +301,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--queue", default="", help="LocalQueue of Kueue")
     parser.add_argument("--with-queue", action="store_true", help="render Kueue's objects too")
     parser.add_argument("--save-seconds", type=int, default=60, help="what a save takes")
-    parser.add_argument("--max-restarts", type=int, default=5)
-    parser.add_argument("--service-account", default="")
+    parser.add_argument("--max-restarts", type=int, default=5, help="of the JobSet")
+    parser.add_argument("--service-account", default="", help="of Kubernetes, for the bucket")
     parser.add_argument("--in-place", default="", metavar="AGENT", help="image of JobSet's agent")
-    parser.add_argument("--shm-gib", type=int, default=16)
+    parser.add_argument("--shm-gib", type=int, default=16, help="shared memory of a pod, GiB")
     parser.add_argument("--dry-run", action="store_true", help="image and storage may be missing")
     return parser.parse_args(arguments)
 

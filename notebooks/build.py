@@ -21,6 +21,8 @@ from typing import Any
 import jupytext
 import nbformat
 
+from docs.links import find_repository
+
 __all__ = [
     "FOLDER",
     "NAMES",
@@ -56,7 +58,7 @@ def build(name: str) -> Any:
     notebook.metadata = nbformat.from_dict(
         {"kernelspec": _KERNEL, "language_info": {"name": "python"}, "colab": {"provenance": []}}
     )
-    address = _find_address(read_install_cell("demo"))
+    address = find_repository()
     title, _, text = notebook.cells[0].source.partition("\n")
     badge = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     place = address.removeprefix("https://github.com/")
@@ -76,15 +78,11 @@ def build(name: str) -> Any:
     return notebook
 
 
-def _find_address(install: str) -> str:
-    (line,) = (line for line in install.splitlines() if line.startswith("REPOSITORY = "))
-    return line.split('"')[1]
-
-
 def read_install_cell(extras: str) -> str:
     """The common first cell, which installs vidlatent with these extras: ``"demo,plan"``."""
     text = (FOLDER / "install_cell.py").read_text()
     cell = text[text.index(_LINE) :].partition("\n")[2]
+    cell = cell.replace('REPOSITORY = ""', f'REPOSITORY = "{find_repository()}"')
     return cell.replace('EXTRAS = "demo"', f'EXTRAS = "{extras}"').strip()
 
 

@@ -1,4 +1,4 @@
-"""The cell that every notebook begins with; ``build.py`` copies it from here.
+"""The cell that every notebook begins with; ``build.py`` copies it and fills in its values.
 
 What is below the line runs before vidlatent can be imported. A JAX that the machine came with is
 kept, since another one would not fit its drivers, and so is whatever the notebook has imported
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from importlib import metadata
 
-REPOSITORY = "https://github.com/vidlatent/vidlatent"
+REPOSITORY = ""
 EXTRAS = "demo"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import make_configs
+from docs import make_configs, make_modes
 from tests.test_structure import ROOMS
 from vidlatent import config as configs
 from vidlatent.config import split_overrides
@@ -235,6 +235,12 @@ def test_config_keys_are_up_to_date():
     page = make_configs.make_page()
     assert page == make_configs.PAGE.read_text(), "run python -m docs.make_configs"
     assert "|  |" not in page, "a key has no comment beside its default"
+
+
+def test_modes_and_flags_are_up_to_date():
+    page = make_modes.make_page()
+    assert page == make_modes.PAGE.read_text(), "run python -m docs.make_modes"
+    assert "|  |" not in page, "a flag has no help"
 
 
 def test_pages_are_linked():

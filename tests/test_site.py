@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("mkdocs", reason="the site is built by the packages of the extra 'docs'")
 
+from docs.links import find_repository
+
 ROOT = Path(__file__).resolve().parents[1]
 SITE = ROOT / "docs" / "site"
 
@@ -38,7 +40,7 @@ def hooks():
 )
 def test_links(hooks, target, folder, expected):
     found = hooks.turn_link(target, folder)
-    assert found == expected.replace("REPOSITORY", hooks.find_repository())
+    assert found == expected.replace("REPOSITORY", find_repository())
 
 
 def test_a_page_that_the_menu_does_not_name_follows_at_its_end(hooks):
@@ -73,7 +75,7 @@ def test_a_broken_link_is_an_error(tmp_path):
 
     for name in ("docs", "notebooks", "vidlatent"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for page in ROOT.glob("*.md"):
+    for page in (*ROOT.glob("*.md"), ROOT / "setup.py"):
         shutil.copy(page, tmp_path)
     with (tmp_path / "docs" / "glossary.md").open("a") as page:
         page.write("\n[nowhere](data.md#nowhere)\n")

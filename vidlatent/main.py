@@ -187,9 +187,7 @@ def describe_modes(only: str = "") -> str:
             end = "; needed" if flag in needed else ""
             lines.append(f"{'':16}--{flag:<12} {_ABOUT[flag]}{end}")
         for example in mode.examples:
-            # Split before flags only: a quoted prompt with spaces stays in one piece.
-            words = re.split(r" (?=--)", f"python -m vidlatent.main {example}")
-            lines.append(" " * 16 + _wrap(words, " \\\n" + " " * 20))
+            lines.append(" " * 16 + wrap_example(example, 20))
         lines.append("")
     lines += [
         "--mode=MODE --help tells of one mode; --help-config lists config keys with meanings and",
@@ -199,15 +197,17 @@ def describe_modes(only: str = "") -> str:
     return "\n".join(lines)
 
 
-def _wrap(words: list[str], separator: str) -> str:
-    """A command line in several of at most 80 characters."""
+def wrap_example(example: str, indent: int) -> str:
+    """A mode's example as a command, in lines of at most 80 characters beside their indent."""
+    # Split before flags only: a quoted prompt with spaces stays in one piece.
+    words = re.split(r" (?=--)", f"python -m vidlatent.main {example}")
     rows = [words[0]]
     for word in words[1:]:
         if len(rows[-1]) + len(word) < 80:
             rows[-1] += f" {word}"
         else:
             rows.append(word)
-    return separator.join(rows)
+    return (" \\\n" + " " * indent).join(rows)
 
 
 def _readers(flag: str) -> str:

@@ -1,19 +1,24 @@
 """What the site adds to the pages: the README as its start, and links to files of the repository.
 
 Pages are written to be read in the repository, where ``../configs/fsae.py`` is a link. On the site
-such links lead to the repository's address, which the first cell of the notebooks names.
+such links lead to the repository's address, which setup.py names.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # the program mkdocs does not look there
+
+from docs.links import find_repository  # noqa: E402
+
 # Pages of the repository's root, and what they are called here.
 OUTSIDE = {
     "README.md": "index.md",
@@ -21,12 +26,6 @@ OUTSIDE = {
     "CHANGELOG.md": "CHANGELOG.md",
 }
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
-
-
-def find_repository() -> str:
-    """The address of the repository."""
-    text = (ROOT / "notebooks" / "install_cell.py").read_text()
-    return re.search(r'^REPOSITORY = "(.+)"$', text, re.MULTILINE)[1]
 
 
 def turn_link(target: str, folder: str) -> str:
