@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from vidlatent.bench.device import Times, measure_peaks, read_peak_memory, time_runs
-from vidlatent.bench.run import bench, measure, measure_loop
+from vidlatent.bench.run import _format_row, bench, measure, measure_loop
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
 from vidlatent.parallel.mesh import make_mesh
@@ -46,6 +46,15 @@ def dtypes(tree):
     return {path_name(path): leaf.dtype for path, leaf in leaves}
 
 
+def test_no_share_of_a_best_is_above_all():
+    found = {"about": "x", "median_s": 1.0, "spread": 0.1, "frames_per_second": 1.0}
+    found |= {"tflop_per_second": 1.0, "share_of_matmul": 1.04, "share_of_copy": 2.28}
+    found |= {"program_memory": 1, "peak_memory": 1, "peak_memory_of": "process"}
+    found |= {"compile": {"cold_s": 1.0, "cached_s": 0.1}}
+    row = _format_row("train", found)
+    assert (row["of matmul"], row["of copy"]) == ("all", "more: in caches")
+
+
 @pytest.fixture
 def cache_hits():
     """Grows with every program that JAX reads from its cache."""
@@ -81,6 +90,8 @@ def test_bench_writes_what_it_prints(tmp_path, capsys, cache_hits):
     text = capsys.readouterr().out
     assert "step of a batch of 8 clips 3x16x16" in text and "from cache" in text
     assert "GiB of the program" in text and "so far" in text
+    page = (tmp_path / "bench.html").read_text()
+    assert "step of a batch of 8 clips 3x16x16" in page and "TFLOP/s in a matrix product" in page
     assert jax.config.jax_compilation_cache_dir == folder
     assert cache_hits
 

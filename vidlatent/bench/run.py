@@ -38,6 +38,7 @@ from vidlatent.plan.hardware import GIB
 from vidlatent.plan.hlo import parse
 from vidlatent.plan.program import Program
 from vidlatent.plan.search import override_keys
+from vidlatent.report.page import write_report
 from vidlatent.report.tables import markdown_table
 from vidlatent.report.writers import read_metrics
 from vidlatent.train.loop import train
@@ -50,7 +51,8 @@ _OF_LOOP = ("steps_per_second", "frames_per_second", "data_wait_share")
 def bench(config: ConfigDict, workdir: Path, output: str) -> int:
     """Measure ``config.bench.what``, print a table and write ``output`` as JSON.
 
-    ``output`` is ``<workdir>/bench.json`` by default. Returns the exit status.
+    ``output`` is ``<workdir>/bench.json`` by default; a page with the same tables lies beside it.
+    Returns the exit status.
     """
     bucket = choose_bucket(config, config.bench.bucket)
     mesh = mesh_for_batches(config.mesh, [bucket])
@@ -78,8 +80,10 @@ def bench(config: ConfigDict, workdir: Path, output: str) -> int:
         target = as_path(output) if output else workdir / "bench.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json(target, result)
-        print(_format_result(result))
-        logging.info("wrote %s", target)
+        page = target.with_suffix(".html")
+        _write_page(page, result)
+        print("\n\n".join([_describe(result), *_format_tables(result)]))
+        logging.info("wrote %s and %s", target, page)
     return 0
 
 
@@ -233,25 +237,45 @@ def measure_loop(config: ConfigDict) -> dict[str, Any]:
     return found
 
 
-def _format_result(result: dict[str, Any]) -> str:
+def _write_page(path: Path, result: dict[str, Any]) -> None:
+    """The tables as an HTML page."""
     peaks = result["peaks"]
-    head = (
+    write_report(
+        path,
+        title=f"Speed of {result['config']} ({result['preset']})",
+        subtitle=_describe(result),
+        scores={
+            "TFLOP/s in a matrix product": peaks["flops"] / 1e12,
+            "GB/s in a copy": peaks["bandwidth"] / 1e9,
+        },
+        tables=_tables(result),
+    )
+
+
+def _describe(result: dict[str, Any]) -> str:
+    peaks = result["peaks"]
+    return (
         f"{result['config']} ({result['preset']}) on {result['device']}, {result['compute']}, jax "
         f"{result['jax']}; best of this device: {peaks['flops'] / 1e12:.3g} TFLOP/s in a matrix "
         f"product, {peaks['bandwidth'] / 1e9:.3g} GB/s in a copy."
     )
-    parts = [head]
+
+
+def _format_tables(result: dict[str, Any]) -> list[str]:
+    return [markdown_table(rows, aligned=True) for rows in _tables(result).values()]
+
+
+def _tables(result: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
+    """Rows by heading: one for each program, and for each figure of the training loop."""
+    tables = {}
     if result["programs"]:
-        parts.append(
-            markdown_table([_format_row(*item) for item in result["programs"].items()], True)
-        )
+        tables["Programs"] = [_format_row(*item) for item in result["programs"].items()]
     if "loop" in result:
-        rows = [
-            {"training loop with its data": name.replace("_", " "), **_format_numbers(values)}
+        tables["Training loop with its data"] = [
+            {"figure": name.replace("_", " "), **_format_numbers(values)}
             for name, values in result["loop"].items()
         ]
-        parts.append(markdown_table(rows, True))
-    return "\n\n".join(parts)
+    return tables
 
 
 def _format_share(share: float, beyond: str) -> str:
