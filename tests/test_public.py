@@ -17,6 +17,7 @@ NAMES = {
     "Generator",
     "LatentSpec",
     "VidlatentError",
+    "decompress",
     "load_codec",
     "load_generator",
     "write_video",

@@ -1,9 +1,9 @@
 """vidlatent: highly compressed video latents in JAX/Flax, from training to serving.
 
 ``load_codec`` gives a ``Codec``, which turns videos into ``Coded`` latents, or the bytes of a
-compressed file, and back; ``load_generator`` gives a ``Generator``, which makes videos, and
-``write_video`` writes them. ``LatentSpec`` describes a latent space; mistakes of the user are
-``VidlatentError``.
+compressed file, and back; ``decompress`` restores compressed files that hold their decoder.
+``load_generator`` gives a ``Generator``, which makes videos, and ``write_video`` writes them.
+``LatentSpec`` describes a latent space; mistakes of the user are ``VidlatentError``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; at run time a name is imported on first use
-    from vidlatent.codec.codec import Codec, load_codec
+    from vidlatent.codec.codec import Codec
     from vidlatent.codec.coded import Coded
+    from vidlatent.codec.load import decompress, load_codec
     from vidlatent.errors import VidlatentError
     from vidlatent.media.write import write_video
     from vidlatent.sample.generator import Generator
@@ -28,6 +29,7 @@ __all__ = [
     "LatentSpec",
     "VidlatentError",
     "__version__",
+    "decompress",
     "load_codec",
     "load_generator",
     "write_video",
@@ -39,7 +41,8 @@ _MODULES = {
     "Generator": "vidlatent.sample.generator",
     "LatentSpec": "vidlatent.spec",
     "VidlatentError": "vidlatent.errors",
-    "load_codec": "vidlatent.codec.codec",
+    "decompress": "vidlatent.codec.load",
+    "load_codec": "vidlatent.codec.load",
     "load_generator": "vidlatent.sample.load",
     "write_video": "vidlatent.media.write",
 }

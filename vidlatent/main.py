@@ -36,6 +36,7 @@ class Mode:
         function.
       needs: those among them without which it cannot work, with an example.
       bare: whether it goes without a config, and before JAX is asked for devices.
+      alone: whether it can go without a config and a workdir; then its config has no model.
     """
 
     function: str
@@ -44,6 +45,7 @@ class Mode:
     flags: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     bare: bool = False
+    alone: bool = False
 
 
 MODES = {
@@ -64,23 +66,35 @@ MODES = {
     "reconstruct": Mode(
         "codec.reconstruct:reconstruct_video",
         "compress and restore one video of any length",
-        ("--mode=reconstruct --workdir=runs/fsae-demo --input=my.mp4 --output=restored.mp4",),
-        ("step", "input", "output"),
+        (
+            "--mode=reconstruct --workdir=runs/fsae-demo --input=my.mp4 --output=restored.mp4",
+            "--mode=reconstruct --config=configs/wan_vae.py:wan21 --from=Wan2.1_VAE.safetensors "
+            "--input=my.mp4 --output=restored.mp4",
+        ),
+        ("step", "input", "output", "from", "from_table"),
         ("input=my.mp4", "output=restored.mp4"),
     ),
     "compress": Mode(
         "codec.latent_files:compress_video",
         "turn one video into a latent file: rate, times and sound are kept",
-        ("--mode=compress --workdir=runs/fsae-demo --input=my.mp4 --output=my.vlat",),
-        ("step", "input", "output"),
+        (
+            "--mode=compress --workdir=runs/fsae-demo --input=my.mp4 --output=my.vlat",
+            "--mode=compress --workdir=runs/fsae-demo --input=my.mp4 --output=my.vlat "
+            "--config.compress.weights=true",
+        ),
+        ("step", "input", "output", "from", "from_table"),
         ("input=my.mp4", "output=my.vlat"),
     ),
     "decompress": Mode(
         "codec.latent_files:decompress_video",
         "turn a latent file into a video again",
-        ("--mode=decompress --workdir=runs/fsae-demo --input=my.vlat --output=restored.mp4",),
-        ("step", "input", "output"),
+        (
+            "--mode=decompress --workdir=runs/fsae-demo --input=my.vlat --output=restored.mp4",
+            "--mode=decompress --input=with_weights.vlat --output=restored.mp4",
+        ),
+        ("step", "input", "output", "from", "from_table"),
         ("input=my.vlat", "output=restored.mp4"),
+        alone=True,
     ),
     "sample": Mode(
         "sample.run:generate_videos",
@@ -287,11 +301,12 @@ def resolve(
     imports: tuple[str, ...] = (),
     *,
     new: bool = False,
+    alone: bool = False,
 ) -> tuple[configs.ConfigDict, Path]:
     """``(config, workdir)``: from the config file, or from what the workdir was trained with.
 
     A ``new`` run, one that is to be trained, is by default named after its data, too, if that is
-    not the config's own.
+    not the config's own. Only a mode that can work ``alone`` may be given neither.
     """
     if config:
         loaded = configs.load(config, overrides, imports)
@@ -304,6 +319,8 @@ def resolve(
         return loaded, as_path(workdir or name)
     if workdir:
         return configs.read(as_path(workdir), overrides, imports), as_path(workdir)
+    if alone:
+        return configs.load_defaults(overrides, imports), as_path(".")
     raise VidlatentError("give --config=configs/fsae.py (or the --workdir of an earlier run).")
 
 
@@ -395,7 +412,9 @@ def _run_mode(rest: list[str], overrides: dict[str, str]) -> int:
         function = getattr(importlib.import_module(f"vidlatent.{module}"), name)
         return function(configs.get_defaults("", ""), as_path(values.workdir or "."), **arguments)
     config, workdir = resolve(
-        values.config, values.workdir, overrides, imports, new=values.mode == "train"
+        *(values.config, values.workdir, overrides, imports),
+        new=values.mode == "train",
+        alone=mode.alone,
     )
     _prepare_process(config.processes)
     _use_kernels(config)

@@ -1,11 +1,11 @@
-"""Nested dictionaries (configs, parameters) as flat ones."""
+"""Nested dictionaries (configs, parameters) as flat ones, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["flatten"]
+__all__ = ["flatten", "unflatten"]
 
 
 def flatten(
@@ -26,3 +26,15 @@ def flatten(
         else:
             flat[str(key)] = value
     return flat
+
+
+def unflatten(flat: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
+    """The inverse of ``flatten``."""
+    tree: dict[str, Any] = {}
+    for name, leaf in flat.items():
+        *keys, last = name.split(separator)
+        inner = tree
+        for key in keys:
+            inner = inner.setdefault(key, {})
+        inner[last] = leaf
+    return tree

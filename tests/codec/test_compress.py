@@ -1,31 +1,40 @@
 """Compressed files: what goes in comes out, and what none can hold is refused before it costs."""
 
 import dataclasses
+import functools
 import io
 import json
 import lzma
+import pickle
 import tracemalloc
 from fractions import Fraction
 
 import av
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import vidlatent
 from tests.helpers.clips import pictures, write_clip
 from tests.helpers.odd_files import ODD
-from tests.helpers.tiny_tokenizers import clip
+from tests.helpers.tiny_tokenizers import MODELS, clip, tokenizer
 from vidlatent import config as configs
+from vidlatent.codec.carried import Carried, carry, unfold
+from vidlatent.codec.codec import Codec
 from vidlatent.codec.coded import Coded
 from vidlatent.codec.latent_files import compress_video, decompress_video
+from vidlatent.codec.load import open_codec
+from vidlatent.codec.options import CodecOptions
 from vidlatent.codec.packed import CODERS, DTYPES, PackedVideo, pack, unpack
 from vidlatent.codec.progress import FrameProgress
 from vidlatent.convert.run import _write_workdir
 from vidlatent.errors import VidlatentError
 from vidlatent.media.decode import iter_timed_frames
-from vidlatent.models.load import abstract_params, model_of
+from vidlatent.models.load import abstract_params, model_of, smallest_video
 from vidlatent.spec import FrameRule, LatentSpec
+from vidlatent.weights.files import save_params
 
 pytestmark = pytest.mark.usefixtures("quick")
 SPEC = LatentSpec("toy", 3, 4, 8, 8, FrameRule(1, 4))
@@ -64,7 +73,7 @@ def some_video(**changes):
 @pytest.fixture
 def opened(codec, monkeypatch):
     """Both modes work with one codec, which is compiled once."""
-    monkeypatch.setattr("vidlatent.codec.latent_files._open", lambda *arguments: codec)
+    monkeypatch.setattr("vidlatent.codec.latent_files.open_codec", lambda *arguments: codec)
 
 
 @pytest.mark.parametrize("coder", CODERS)
@@ -205,6 +214,118 @@ def test_frames_alone_need_a_rate(codec):
     data = codec.compress(clip(6), fps=12.5, dtype="bfloat16", coder="zlib")
     assert unpack(data).fps == Fraction(25, 2)
     assert codec.decompress(data).shape == clip(6).shape
+
+
+@pytest.fixture(scope="module")
+def carried(codec):
+    return codec.compress(clip(6), fps=8, weights=True)
+
+
+def test_a_file_with_weights_needs_no_run(codec, carried, tmp_path, caplog):
+    plain = codec.compress(clip(6), fps=8)
+    packed, restored = tmp_path / "a.vlat", tmp_path / "out.mp4"
+    packed.write_bytes(carried)
+    np.testing.assert_array_equal(vidlatent.decompress(packed), codec.decompress(plain))
+    # A command with neither a workdir nor a config, and one with the encoder's parameters gone.
+    alone = configs.load_defaults()
+    assert decompress_video(alone, tmp_path, -1, str(packed), str(restored)) == 0
+    assert restored.exists()
+    inside = unpack(carried)
+    names = set(safetensors.numpy.load(inside.decoder.weights))
+    assert names and not [name for name in names if name.startswith("encoder/")]
+    assert inside.parts["weights"] == len(inside.decoder.weights) < len(carried) - len(plain)
+    with pytest.raises(VidlatentError, match="holds no decoder weights: give --workdir"):
+        vidlatent.decompress(plain)
+    with pytest.raises(VidlatentError, match="holds no decoder weights"):
+        packed.write_bytes(plain)
+        decompress_video(alone, tmp_path, -1, str(packed), str(restored))
+
+
+def test_the_size_of_weights_is_told(run, opened, tmp_path, caplog):
+    config = configs.read(run, {"compress.weights": "true"})
+    source = write_clip(tmp_path / "in.mp4", pictures(6, 16, 24), rate=8)
+    with caplog.at_level("INFO", "absl"):
+        compress_video(config, run, -1, source, str(tmp_path / "a.vlat"))
+    size = unpack(tmp_path / "a.vlat").parts["weights"]
+    assert f"{size:,} of the bytes are the decoder's weights" in caplog.text
+    assert "of the file without its sound and weights" in caplog.text
+    bits = float(caplog.text.split(" bits a pixel")[0].split()[-1])
+    assert 0 < bits < 8 * size / (6 * 16 * 24)
+
+
+def test_weights_of_a_module_alone_cannot_be_named(codec):
+    bare = Codec(codec.model, codec.params)
+    with pytest.raises(VidlatentError, match="weights=True needs a codec of load_codec"):
+        bare.compress(clip(1), fps=8, weights=True)
+
+
+def other_decoder(data, **changes):
+    about = json.loads(np.load(io.BytesIO(data))["about"].tobytes())["decoder"]
+    return change(data, decoder={**about, **changes})
+
+
+def test_damaged_and_foreign_weights_are_one_sentence(carried):
+    tensors = safetensors.numpy.load(unpack(carried).decoder.weights)
+    first = next(iter(tensors))
+    fewer = {name: array for name, array in tensors.items() if name != first}
+    wrong = [
+        change(carried, weights=b"junk"),
+        change(carried, weights=pickle.dumps(tensors)),
+        change(carried, weights=safetensors.numpy.save(fewer)),
+        change(carried, weights=safetensors.numpy.save({**fewer, first: tensors[first][None]})),
+        other_decoder(carried, model={"name": "someones_own"}),
+        other_decoder(carried, model={"name": "ivvae", "width": "os.system"}),
+        other_decoder(carried, model=None),
+        other_decoder(carried, compute="float8"),
+        other_decoder(carried, codec={"groups": "many"}),
+    ]
+    for data in wrong:
+        with pytest.raises(VidlatentError, match="give --workdir of the run that wrote it"):
+            vidlatent.decompress(data)
+    with pytest.raises(VidlatentError, match="damaged|write it again"):
+        vidlatent.decompress(carried[: len(carried) * 2 // 3])
+    middle = bytearray(carried)
+    middle[carried.index(b"weights.npy") + 5000] ^= 1
+    with pytest.raises(VidlatentError, match="is damaged or no"):
+        vidlatent.decompress(bytes(middle))
+
+
+@pytest.mark.parametrize(
+    "name", ["promag_grown", "magvit2_pooled", "fsae_standard", "reducio_plain"]
+)
+def test_what_decoding_reads_is_carried(name):
+    """Tracing without the other parameters finds all that it asks for."""
+    model, params = tokenizer(name)
+    config = configs.get_defaults(name, "")
+    config.model = configs.ConfigDict(MODELS[name])
+    inside = carry(model, config, params, CodecOptions.of())
+    again, kept, _, _ = unfold(Carried(json.loads(json.dumps(inside.about)), inside.weights))
+    assert again == model
+    shape = smallest_video(model.latent_spec)
+
+    def decode(params):
+        run = functools.partial(model.apply, {"params": params})
+        condition = run(jnp.zeros(shape), method="make_condition")
+        latent = jnp.zeros((1, *model.latent_spec.latent_shape(shape[1:4])))
+        return run(latent, condition=condition, method="decode")[0]
+
+    jax.eval_shape(decode, kept)
+    # Decoders that look at frame 0 encode it.
+    whole = model.condition_kind == "first"
+    assert (len(jax.tree.leaves(kept)) == len(jax.tree.leaves(params))) == whole
+
+
+def test_weights_by_flag_or_start_need_no_workdir(run, codec, tmp_path):
+    config = configs.read(run)
+    file, source = tmp_path / "weights.safetensors", write_clip(tmp_path / "in.mp4", pictures(6))
+    save_params(file, codec.params, family="ivvae")
+    wanted = unpack(codec.compress(source)).coded.latent
+    start = configs.read(run, {"train.init_from": str(file)})
+    for settings, flags in ((config, {"from": str(file), "from_table": "auto"}), (start, {})):
+        made = open_codec(settings, tmp_path / "none", -1, **flags)
+        np.testing.assert_array_equal(unpack(made.compress(source)).coded.latent, wanted)
+    with pytest.raises(VidlatentError, match="none"):
+        open_codec(config, tmp_path / "none", -1)
 
 
 def read_sound(path):

@@ -11,7 +11,7 @@ from tests.helpers.chunks import latent_span
 from tests.helpers.encode_cases import encode, write_run
 from tests.helpers.tiny_tokenizers import MODELS
 from vidlatent import config as configs
-from vidlatent.codec.codec import load_codec
+from vidlatent.codec.load import load_codec
 from vidlatent.data.latent_set import HEADER, read_header
 from vidlatent.data.renderers.shapes import make_shape_scene, render_shape
 from vidlatent.data.sources.latents import LatentSource

@@ -10,7 +10,7 @@ from tests.helpers.tiny_tokenizers import MODELS, tokenizer
 from vidlatent import config as configs
 from vidlatent.codec import auto
 from vidlatent.codec.auto import count_clips
-from vidlatent.codec.codec import load_codec
+from vidlatent.codec.load import load_codec
 from vidlatent.codec.programs import CodecPrograms
 from vidlatent.data.renderers.shapes import make_shape_scene, render_shape
 from vidlatent.data.sources.latents import LatentSource

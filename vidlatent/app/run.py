@@ -11,7 +11,7 @@ from typing import Any
 
 from vidlatent.app.jobs import Bounds
 from vidlatent.app.page import build_page, import_gradio, theme_of
-from vidlatent.codec.codec import load_codec
+from vidlatent.codec.load import load_codec
 from vidlatent.codec.preview import FILE, Preview
 from vidlatent.errors import VidlatentError
 from vidlatent.parallel.compilation import keep_compiled

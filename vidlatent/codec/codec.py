@@ -27,6 +27,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vidlatent import config as configs
+from vidlatent.codec.carried import Carried, carry, unfold
 from vidlatent.codec.coded import Coded, Reader
 from vidlatent.codec.compress import compress
 from vidlatent.codec.options import CodecOptions, plan_codec
@@ -43,11 +44,10 @@ from vidlatent.models.tokenizers.chunks import fade_in
 from vidlatent.parallel.mesh import mesh_of_rows
 from vidlatent.parallel.sharding import shardings, uneven_rows
 from vidlatent.paths import as_path
-from vidlatent.registry import did_you_mean
 from vidlatent.spec import LatentSpec, check_shape
-from vidlatent.weights.files import is_workdir, load_params, restore_weights
+from vidlatent.weights.files import restore_weights
 
-__all__ = ["Codec", "load_codec"]
+__all__ = ["Codec", "place_params"]
 
 # A video as frames uint8 [T, H, W, 3], a file, or frames uint8 [H, W, 3] one after the other.
 Video = np.ndarray | str | Path | Iterable[np.ndarray]
@@ -62,6 +62,7 @@ class Codec:
       options: how long and large videos are cut; None: the defaults of ``config.codec``.
       mesh: devices over which frames are spread by height. All of its axes are used; None: one
         device.
+      config: what the model was made from, which compressed files with weights hold.
 
     Attributes:
       spec: identity of the latents, compared wherever two parts meet.
@@ -75,12 +76,12 @@ class Codec:
         params: Any,
         options: CodecOptions | None = None,
         mesh: Mesh | None = None,
+        config: configs.ConfigDict | None = None,
     ):
         # A single video has no batch to divide, so all devices share its rows.
         self._mesh = None if mesh is None else mesh_of_rows(mesh)
-        self._plan = plan_codec(
-            options or CodecOptions.of(), model, 1 if mesh is None else mesh.size
-        )
+        self._source = model, config, options or CodecOptions.of()
+        self._plan = plan_codec(self._source[-1], model, 1 if mesh is None else mesh.size)
         self._programs = self._plan.programs
         self.model = self._programs.model
         self.params = params
@@ -114,11 +115,12 @@ class Codec:
         checkpointer = open_checkpoints(config, workdir)
         try:
             # Read straight to where they belong: no device holds all of them.
-            placed = _placed(model, None if mesh is None else mesh_of_rows(mesh))
+            placed = place_params(model, None if mesh is None else mesh_of_rows(mesh))
             restored = restore_weights(checkpointer, placed, step=step)
         finally:
             checkpointer.close()
-        return cls(model, restored.state, options or CodecOptions.of(**config.codec), mesh)
+        options = options or CodecOptions.of(**config.codec)
+        return cls(model, restored.state, options, mesh, config)
 
     def __repr__(self) -> str:
         spec = self.spec
@@ -171,6 +173,7 @@ class Codec:
         fps: Fraction | float = 0.0,
         dtype: str = "float16",
         coder: str = "lzma",
+        weights: bool = False,
     ) -> bytes:
         """A video to the bytes of a compressed file, as ``--mode=compress`` writes it.
 
@@ -179,8 +182,36 @@ class Codec:
           fps: frames a second; of frames only.
           dtype: ``'float16'``, ``'bfloat16'`` or ``'float32'``, to which latents are rounded.
           coder: ``'lzma'``, ``'zlib'`` or ``'none'``, which packs without further loss.
+          weights: put the decoder's weights inside, so that ``vidlatent.decompress`` restores it
+            wherever it goes; they often are larger than all the rest.
         """
-        return compress(self, video, fps, dtype, coder)[0]
+        return compress(self, video, fps, dtype, coder, weights)[0]
+
+    def carry(self) -> Carried:
+        """The decoder, as a compressed file can hold it.
+
+        Raises:
+          VidlatentError: the codec was made of a module, which no file can name.
+        """
+        model, config, options = self._source
+        if config is None:
+            raise VidlatentError(
+                "weights=True needs a codec of load_codec: this one was made of a module, which a "
+                "file cannot name."
+            )
+        return carry(model, config, self.params, options)
+
+    @classmethod
+    def of_carried(cls, carried: Carried, encoder: str) -> Codec:
+        """The codec of ``carry``, which only decodes; ``encoder`` is the digest of what encoded.
+
+        Raises:
+          VidlatentError: it is damaged, or of a model that is not known here.
+        """
+        model, params, options, config = unfold(carried)
+        codec = cls(model, params, options, config=config)
+        codec.encoder = encoder  # its parameters are not there
+        return codec
 
     def decompress(self, source: bytes | str | Path) -> np.ndarray:
         """What ``compress`` made, bytes or a file, to uint8 ``[T, H, W, 3]``.
@@ -472,7 +503,7 @@ def _read_file(path: str, moments: deque[float] | None) -> Iterator[np.ndarray]:
         raise VidlatentError(f"{path} cannot be coded: {error}.") from error
 
 
-def _placed(model: Any, mesh: Mesh | None) -> Any:
+def place_params(model: Any, mesh: Mesh | None) -> Any:
     """The parameters as ShapeDtypeStructs, with their shardings on the mesh."""
     abstract = abstract_params(model)
     if mesh is None:
@@ -482,72 +513,3 @@ def _placed(model: Any, mesh: Mesh | None) -> Any:
         abstract,
         shardings(abstract, mesh),
     )
-
-
-def load_codec(
-    path_or_name: str | Path,
-    mesh: Mesh | None = None,
-    dtype: Any = None,
-    *,
-    weights: str | Path = "",
-    table: str = "auto",
-    step: int | None = None,
-    **options: Any,
-) -> Codec:
-    """A tokenizer ready to code videos.
-
-    Args:
-      path_or_name: folder of a run (``runs/fsae-demo``), or a config with its argument
-        (``ivvae:z16``); the latter needs ``weights``.
-      mesh: devices over which frames are spread by height; None: one device.
-      dtype: compute dtype, such as ``'bfloat16'``; None: the config's choice.
-      weights: weights file or run to read the parameters from.
-      table: naming table of the weights file (``weights.tables.TABLES``).
-      step: checkpoint of a run; None for the newest sound one.
-      options: keys of ``config.codec``, such as ``time='chunks', overlap_frames=4``.
-
-    Raises:
-      VidlatentError: there is no such run or config, the weights do not fit, or the tokenizer
-        cannot code as asked.
-    """
-    path = as_path(path_or_name)
-    if is_workdir(path) and not weights:
-        keys = {**configs.read(path).codec, **options}
-        return Codec.from_workdir(path, step, CodecOptions.of(**keys), mesh, dtype)
-    config = _find_config(path_or_name, path)
-    if not weights:
-        raise VidlatentError(
-            f"{path_or_name} is the name of a config, not the folder of a run: pass weights= with "
-            "a weights file or the run that has them."
-        )
-    model = model_of(config, dtype)
-    mesh = None if mesh is None else mesh_of_rows(mesh)
-    params = load_params(
-        weights, _placed(model, mesh), family=config.model.name, table=table, step=step
-    )
-    # Without a mesh they may be NumPy arrays, which every call would send to the device again.
-    params = jax.tree.map(jnp.asarray, params) if mesh is None else params
-    return Codec(model, params, CodecOptions.of(**{**config.codec, **options}), mesh)
-
-
-def _find_config(path_or_name: str | Path, path: Path) -> configs.ConfigDict:
-    """The config of that name; errors speak of the argument that the caller gave."""
-    if (path / "config.json").is_file() and configs.is_generator(configs.read(path)):
-        raise VidlatentError(f"{path} is the run of a generator: read it by load_generator.")
-    if path.is_dir():
-        raise VidlatentError(f"{path} holds no checkpoint of a tokenizer: train first.")
-    try:
-        config = configs.load(str(path_or_name))
-    except VidlatentError as error:
-        if "there is no such file" not in str(error):
-            raise
-        names = [file.stem for file in sorted(configs.shipped_configs().glob("*.py"))]
-        found = {name: configs.load(name) for name in names}
-        own = [name for name in names if found[name].task == "tokenizer"]
-        raise VidlatentError(
-            f"{str(path_or_name)!r} is neither the folder of a run nor the config of a tokenizer: "
-            f"{did_you_mean(str(path_or_name).partition(':')[0], own)}"
-        ) from error
-    if configs.is_generator(config):
-        raise VidlatentError(f"{path_or_name} is a generator's config: name a tokenizer's.")
-    return config

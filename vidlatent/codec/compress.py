@@ -33,6 +33,7 @@ def compress(
     fps: Fraction | float = 0.0,
     dtype: str = "float16",
     coder: str = "lzma",
+    weights: bool = False,
 ) -> tuple[bytes, dict[str, Any]]:
     """``Codec.compress``, and figures on the result for ``describe``."""
     bytes_in, told, timed = 0, [], None
@@ -54,7 +55,9 @@ def compress(
     else:
         coded = codec.encode(video)
     coded = dataclasses.replace(coded, times=timed)
-    data = pack(PackedVideo(coded, as_fps(fps), sound, origin), dtype, coder)
+    decoder = codec.carry() if weights else None
+    packed = PackedVideo(coded, as_fps(fps), sound, origin, decoder=decoder)
+    data = pack(packed, dtype, coder)
     return data, _measure(coded, data, bytes_in, dtype, coder) | {"told": told}
 
 
@@ -70,6 +73,7 @@ def _measure(coded: Coded, data: bytes, bytes_in: int, dtype: str, coder: str) -
     parts = unpack(data).parts
     rounding = np.abs(round_latent(coded.latent, dtype).astype(np.float32) - coded.latent).max()
     pixels = coded.frames * coded.size[0] * coded.size[1]
+    beside = parts.get("sound", 0) + parts.get("weights", 0)
     return {
         "frames": coded.frames,
         "height": coded.size[0],
@@ -80,7 +84,7 @@ def _measure(coded: Coded, data: bytes, bytes_in: int, dtype: str, coder: str) -
         "bytes_in": bytes_in,
         "bytes_out": len(data),
         "bytes_of_parts": parts,
-        "bits_a_pixel": 8 * (len(data) - parts.get("sound", 0)) / pixels,
+        "bits_a_pixel": 8 * (len(data) - beside) / pixels,
         **sizes.report(),
     }
 
@@ -94,13 +98,21 @@ def describe(figures: dict[str, Any]) -> list[str]:
         if before >= after
         else (f"{after / before:.2f} times larger")
     )
-    return [
+    weights = figures["bytes_of_parts"].get("weights", 0)
+    without = "its sound and weights" if weights else "its sound"
+    told = [
         f"{before:,} bytes in, {after:,} bytes out ({parts}): {smaller} than the file it was made "
         "of, sound included.",
-        f"{figures['bits_a_pixel']:.3f} bits a pixel: of the file without its sound, for each "
+        f"{figures['bits_a_pixel']:.3f} bits a pixel: of the file without {without}, for each "
         "pixel of each frame; raw RGB has 24.",
         f"{figures['values_per_kept_value']:.1f} to 1 in values: numbers of raw RGB for each "
         "number that is kept, whatever bytes either takes.",
         f"Latents are rounded to {figures['dtype']}, by at most {figures['rounding_error']:.3g}, "
         f"and packed without loss by {figures['coder']}.",
     ]
+    if weights:
+        told.append(
+            f"{weights:,} of the bytes are the decoder's weights, the same for every video: with "
+            "them the file is restored without the run."
+        )
+    return told

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from vidlatent.codec.codec import Codec
 from vidlatent.codec.compress import compress, describe
-from vidlatent.codec.options import CodecOptions
+from vidlatent.codec.load import open_carried, open_codec
 from vidlatent.codec.packed import PackedVideo, unpack
 from vidlatent.codec.progress import FrameProgress
 from vidlatent.errors import VidlatentError
@@ -22,11 +22,17 @@ from vidlatent.paths import as_path, same_place
 __all__ = ["compress_video", "decompress_video", "write_decompressed"]
 
 
-def compress_video(config: ConfigDict, workdir: Path, step: int, input: str, output: str) -> int:
-    """Write a video as a compressed file; the log tells its size and what that means."""
+def compress_video(
+    config: ConfigDict, workdir: Path, step: int, input: str, output: str, **weights: str
+) -> int:
+    """Write a video as a compressed file; the log tells its size and what that means.
+
+    ``weights`` are the flags ``from`` and ``from_table`` (``codec.load.open_codec``).
+    """
     _check_names(input, output)
-    codec = _open(config, workdir, step)
-    data, figures = compress(codec, input, dtype=config.compress.dtype, coder=config.compress.coder)
+    codec = open_codec(config, workdir, step, **weights)
+    how = config.compress
+    data, figures = compress(codec, input, dtype=how.dtype, coder=how.coder, weights=how.weights)
     as_path(output).parent.mkdir(parents=True, exist_ok=True)
     with replace_file(output) as file:
         file.write(data)
@@ -39,12 +45,19 @@ def compress_video(config: ConfigDict, workdir: Path, step: int, input: str, out
     return 0
 
 
-def decompress_video(config: ConfigDict, workdir: Path, step: int, input: str, output: str) -> int:
-    """Write the video of a compressed file."""
+def decompress_video(
+    config: ConfigDict, workdir: Path, step: int, input: str, output: str, **weights: str
+) -> int:
+    """Write the video of a compressed file; arguments as of ``compress_video``.
+
+    A ``config`` without a model, as of a command with neither ``--workdir`` nor ``--config``, is
+    that of a file which holds its decoder.
+    """
     _check_names(input, output)
     # Read before the tokenizer, which takes longer.
     packed = unpack(input)
-    told = write_decompressed(_open(config, workdir, step), packed, output)
+    codec = open_codec(config, workdir, step, **weights) if config.model else open_carried(packed)
+    told = write_decompressed(codec, packed, output)
     coded = packed.coded
     logging.info(
         "%d frames of %dx%d, %.3f a second%s",
@@ -83,11 +96,6 @@ def write_decompressed(codec: Codec, packed: PackedVideo, output: str | Path) ->
     except ClipError as error:
         raise VidlatentError(f"the sound cannot be written to {output}: {error}.") from error
     return sound.told
-
-
-def _open(config: ConfigDict, workdir: Path, step: int) -> Codec:
-    options = CodecOptions.of(**config.codec)
-    return Codec.from_workdir(workdir, None if step < 0 else step, options)
 
 
 def _check_names(input: str, output: str) -> None:

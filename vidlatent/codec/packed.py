@@ -2,7 +2,8 @@
 
 A file is an ``.npz`` archive of byte strings. ``about`` is JSON. Numbers are stored channel by
 channel and byte by byte: the high bytes of neighbours, which hold sign and exponent, resemble each
-other, and a general-purpose packer finds that.
+other, and a general-purpose packer finds that. Decoder weights, where they are asked for, are a
+safetensors file as it is.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from vidlatent.codec.carried import Carried
 from vidlatent.codec.coded import Coded
 from vidlatent.errors import VidlatentError
 from vidlatent.files import dump_json, parse_json, read_npz, unpacked_limit
@@ -50,6 +52,7 @@ class PackedVideo:
       fps: mean frames a second.
       sound, origin: as of ``media.sound.pack_sound``.
       parts: bytes of each part in the file; empty before it is packed.
+      decoder: what decodes it, if the file is to be restored without the run; None: nothing.
     """
 
     coded: Coded
@@ -57,6 +60,7 @@ class PackedVideo:
     sound: bytes = dataclasses.field(default=b"", repr=False)
     origin: float = 0.0
     parts: dict[str, int] = dataclasses.field(default_factory=dict)
+    decoder: Carried | None = None
 
 
 def pack(video: PackedVideo, dtype: str = "float16", coder: str = "lzma") -> bytes:
@@ -98,6 +102,8 @@ def pack(video: PackedVideo, dtype: str = "float16", coder: str = "lzma") -> byt
         parts["times"] = _shrink(np.asarray(coded.times, np.float64), coder)
     if video.sound:
         parts["sound"] = video.sound  # packed already by its own codec
+    if video.decoder is not None:
+        about["decoder"], parts["weights"] = video.decoder.about, video.decoder.weights
     parts["about"] = dump_json(about).encode()
     file = io.BytesIO()
     np.savez(file, **{name: np.frombuffer(part, np.uint8) for name, part in parts.items()})
@@ -175,8 +181,9 @@ def _read(stored: dict[str, np.ndarray]) -> PackedVideo:
     over, under = about["fps"]
     if type(over) is not int or type(under) is not int or under < 1:
         raise ValueError("its frame rate is none")
+    decoder = Carried(about["decoder"], data["weights"]) if about.get("decoder") else None
     parts = {name: len(part) for name, part in data.items()}
-    return PackedVideo(coded, as_fps(Fraction(over, under)), sound, origin, parts)
+    return PackedVideo(coded, as_fps(Fraction(over, under)), sound, origin, parts, decoder)
 
 
 def _shrink(array: np.ndarray, coder: str) -> bytes:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from vidlatent.codec.clock import Clock
 from vidlatent.codec.codec import Codec
 from vidlatent.codec.coded import Sizes
-from vidlatent.codec.options import CodecOptions
+from vidlatent.codec.load import open_codec
 from vidlatent.codec.progress import FrameProgress
 from vidlatent.errors import VidlatentError
 from vidlatent.files import write_json
@@ -39,26 +39,28 @@ _METRICS = {
 }
 
 
-def reconstruct_video(config: ConfigDict, workdir: Path, step: int, input: str, output: str) -> int:
+def reconstruct_video(
+    config: ConfigDict, workdir: Path, step: int, input: str, output: str, **weights: str
+) -> int:
     """Encode and decode one video of any length and size.
 
     Beside ``output`` it writes ``<name>_scores.json`` and, with ``config.eval.compare``,
     ``<name>_side_by_side.mp4`` and ``<name>_contact_sheet.png``. It holds a few pieces of the video
-    in memory, never all of it.
+    in memory, never all of it. ``weights`` are the flags ``from`` and ``from_table``
+    (``codec.load.open_codec``).
     """
     if not input or not output:
         raise VidlatentError("--mode=reconstruct needs --input=my.mp4 and --output=restored.mp4.")
     if same_place(input, output):
         raise VidlatentError(f"--output={output} would overwrite the input: choose another name.")
     try:
-        return _reconstruct(config, workdir, step, input, as_path(output))
+        codec = open_codec(config, workdir, step, **weights)
+        return _reconstruct(config, codec, input, as_path(output))
     except ClipError as error:
         raise VidlatentError(f"--input={input} cannot be restored: {error}.") from error
 
 
-def _reconstruct(config: ConfigDict, workdir: Path, step: int, input: str, target: Path) -> int:
-    coding = CodecOptions.of(**config.codec)
-    codec = Codec.from_workdir(workdir, None if step < 0 else step, coding)
+def _reconstruct(config: ConfigDict, codec: Codec, input: str, target: Path) -> int:
     info, timed = iter_timed_frames(input)
     if config.eval.compare and min(info.size) < SSIM_WINDOW:
         raise VidlatentError(

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vidlatent.config.arguments import check_choice, name_suffix, parse_arg
 from vidlatent.config.defaults import get_defaults, get_generator_defaults, is_generator
-from vidlatent.config.load import load, load_base, shipped_configs
+from vidlatent.config.load import load, load_base, load_defaults, shipped_configs
 from vidlatent.config.overrides import apply_overrides, split_overrides
 from vidlatent.config.recipes import (
     area_buckets,
@@ -64,6 +64,7 @@ __all__ = [
     "is_readable",
     "load",
     "load_base",
+    "load_defaults",
     "long_run",
     "name_data",
     "name_suffix",

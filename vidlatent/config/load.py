@@ -11,13 +11,14 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from vidlatent.config.arguments import run_config
+from vidlatent.config.defaults import get_defaults
 from vidlatent.config.imports import import_packages
 from vidlatent.config.overrides import apply_overrides
 from vidlatent.config.validate import check_complete, validate
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import did_you_mean
 
-__all__ = ["load", "load_base", "shipped_configs"]
+__all__ = ["load", "load_base", "load_defaults", "shipped_configs"]
 
 
 def shipped_configs() -> Path:
@@ -40,6 +41,21 @@ def load(
     imports = import_packages(imports)
     config = load_base(spec)
     # Locked before keys are set: a misspelt one is refused instead of added.
+    config.lock()
+    apply_overrides(config, overrides or {})
+    config.imports = import_packages((*imports, *config.imports), config.imports)
+    validate(config)
+    return config
+
+
+def load_defaults(
+    overrides: Mapping[str, str] | None = None, imports: Iterable[str] = ()
+) -> ConfigDict:
+    """The defaults of a tokenizer's config without a model, for a mode that needs no more.
+
+    Arguments as of ``load``.
+    """
+    config = get_defaults("none", "none")
     config.lock()
     apply_overrides(config, overrides or {})
     config.imports = import_packages((*imports, *config.imports), config.imports)

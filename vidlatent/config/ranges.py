@@ -203,6 +203,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
     "compress": {
         "dtype": Choice(("float16", "bfloat16", "float32")),
         "coder": Choice(("lzma", "zlib", "none")),
+        "weights": Flag(),
     },
     "encode": {
         "windows": Choice(("one", "all", "random")),

@@ -29,7 +29,14 @@ from jax.sharding import Mesh
 from vidlatent.parallel.sharding import shardings, with_shardings
 from vidlatent.weights.files import load_params
 
-__all__ = ["FrozenNetwork", "describe_frozen", "freeze_run", "hold_in", "load_frozen"]
+__all__ = [
+    "FrozenNetwork",
+    "describe_frozen",
+    "find_used",
+    "freeze_run",
+    "hold_in",
+    "load_frozen",
+]
 
 
 class FrozenNetwork(NamedTuple):
@@ -93,17 +100,27 @@ def hold_in(dtype: Any, abstract: Any, compute: Callable[[Any], Any]) -> Any:
     leaves, structure = jax.tree.flatten(abstract)
     if all(leaf.dtype == jnp.dtype(dtype) for leaf in leaves):
         return abstract
+
+    def hold(leaf, found):
+        cast = bool(found) and all(use == jnp.dtype(dtype) for use in found)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype if cast else leaf.dtype)
+
+    return jax.tree.unflatten(structure, list(map(hold, leaves, _find_uses(abstract, compute))))
+
+
+def find_used(abstract: Any, compute: Callable[[Any], Any]) -> Any:
+    """For each parameter, whether ``compute`` uses it; arguments as of ``hold_in``."""
+    uses = _find_uses(abstract, compute)
+    return jax.tree.unflatten(jax.tree.structure(abstract), list(map(bool, uses)))
+
+
+def _find_uses(abstract: Any, compute: Callable[[Any], Any]) -> list[list[Any]]:
+    """For each leaf, the uses that ``_collect_uses`` finds."""
     # The traced program says how each parameter is used, whatever layers it passes through.
     jaxpr = jax.make_jaxpr(compute)(abstract).jaxpr
     uses: dict[Var, list[Any]] = {}
     _collect_uses(jaxpr, {}, uses)
-
-    def hold(leaf, variable):
-        found = uses.get(variable, [])
-        cast = bool(found) and all(use == jnp.dtype(dtype) for use in found)
-        return jax.ShapeDtypeStruct(leaf.shape, dtype if cast else leaf.dtype)
-
-    return jax.tree.unflatten(structure, list(map(hold, leaves, jaxpr.invars)))
+    return [uses.get(variable, []) for variable in jaxpr.invars]
 
 
 def _collect_uses(jaxpr: Jaxpr, names: Mapping[Var, Var], uses: dict[Var, list[Any]]) -> None:

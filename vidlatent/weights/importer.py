@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vidlatent.errors import VidlatentError
-from vidlatent.nested import flatten
+from vidlatent.nested import flatten, unflatten
 
 __all__ = [
     "TRANSFORMS",
@@ -167,7 +167,7 @@ def import_params(
         problems += [("missing", missing), ("unused", unused)]
     if any(names for _, names in problems):
         raise VidlatentError("the weights do not fit the model: " + _summary(problems))
-    return _nest(_stack(found))
+    return unflatten(_stack(found))
 
 
 def _shapes(tree: Mapping[str, Any], table: Sequence[Row]) -> dict[str, tuple[int, ...]]:
@@ -216,7 +216,7 @@ def export_names(params: Mapping[str, Any], table: Sequence[Row]) -> dict[str, t
     hollow = {
         path: np.broadcast_to(np.int8(0), leaf.shape) for path, leaf in flatten(params).items()
     }
-    return {name: tuple(x.shape) for name, x in export_params(_nest(hollow), table).items()}
+    return {name: tuple(x.shape) for name, x in export_params(unflatten(hollow), table).items()}
 
 
 def count_known(tensors: Mapping[str, Any], table: Sequence[Row]) -> int:
@@ -302,17 +302,6 @@ def _invert_pattern(source: str, target: str) -> tuple[re.Pattern[str], str]:
         return f"(?P<{name}>{groups[name]})"
 
     return re.compile(_FIELD.sub(group, target)), template
-
-
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[leaf] = value
-    return tree
 
 
 class _Shape:
