@@ -2,6 +2,7 @@
 
     python -m experiments.few_steps                     minutes a seed on two idle cores
     python -m experiments.few_steps --size=smoke        a few steps each: whether the parts fit
+    python -m experiments.few_steps --size=seconds      the same at full width: seconds a video
     python -m experiments.few_steps --report            table and plot of finished runs
     python -m experiments.few_steps --data=runs/fsvideo_demo-demo      its tokenizer and latents
 
@@ -48,7 +49,7 @@ from vidlatent.sample.requests import Request
 
 __all__ = ["EVALUATIONS", "SIZES", "STEPS", "Data", "build", "main", "measure"]
 
-SIZES = ("cpu", "smoke")
+SIZES = ("cpu", "smoke", "seconds")
 # Evaluations of the network for a video at which arms are compared.
 EVALUATIONS = (40, 20, 8, 4, 2)
 # Steps that each arm is sampled with; a guided one of the teacher takes two evaluations.
@@ -89,17 +90,21 @@ class Length(NamedTuple):
     videos: int
 
 
-_LENGTHS = {"cpu": Length(2400, 200, 80, 300, 1), "smoke": Length(2, 2, 1, 6, 1)}
+_SHORT = Length(2, 2, 1, 6, 1)
+_LENGTHS = {"cpu": Length(2400, 200, 80, 300, 1), "smoke": _SHORT, "seconds": _SHORT}
+_CPU = {
+    "generator.width": "64",
+    "generator.depth": "4",
+    "generator.hidden": "256",
+    "data.buckets": "((9, 32, 32, 16),)",
+    "data.validation_clips": "192",
+    "diffusion.eval_levels": "2",
+    "optim.lr": "2e-3",
+}
 _KEYS: dict[str, dict[str, str]] = {
-    "cpu": {
-        "generator.width": "64",
-        "generator.depth": "4",
-        "generator.hidden": "256",
-        "data.buckets": "((9, 32, 32, 16),)",
-        "data.validation_clips": "192",
-        "diffusion.eval_levels": "2",
-        "optim.lr": "2e-3",
-    },
+    "cpu": _CPU,
+    # How long sampling takes does not depend on what was learned.
+    "seconds": {**_CPU, "data.validation_clips": "4"},
     "smoke": {
         "generator.width": "32",
         "generator.depth": "2",
@@ -111,7 +116,7 @@ _KEYS: dict[str, dict[str, str]] = {
     },
 }
 # One run for all seeds, so it may take larger batches.
-_TEACHER = {"cpu": {"data.buckets": "((9, 32, 32, 32),)"}, "smoke": {}}
+_TEACHER = {"cpu": {"data.buckets": "((9, 32, 32, 32),)"}, "smoke": {}, "seconds": {}}
 # Of all arms that are distilled: they start trained, and are not guided.
 _STUDENT = {
     "sampler.guidance.scales": "()",
@@ -162,12 +167,12 @@ _DECODERS: dict[str, Generator] = {}  # by workdir of the tokenizer
 
 def make_demo(size: str, folder: Path) -> Demo:
     """The demo whose tokenizer and latents all runs use, if none are given."""
-    steps, clips = {"cpu": (1200, 2048), "smoke": (2, 96)}[size]
+    steps, clips = (1200, 2048) if size == "cpu" else (2, 96)
     return Demo("fsvideo_dit", folder / "data", steps, 1, clips, 0, {})
 
 
 def build(size: str, data: Data) -> Experiment:
-    """The experiment at ``'cpu'`` or ``'smoke'`` size."""
+    """The experiment at a size in ``SIZES``."""
     length = _LENGTHS[size]
     common = {
         "data.path": str(data.latents),
@@ -200,7 +205,7 @@ def build(size: str, data: Data) -> Experiment:
             score("sida", "SiDA, 2 steps", _SIDA),
             score("dmd2", "DMD2, 2 steps", _DMD),
         ),
-        seeds=(0,) if size == "smoke" else (0, 1, 2),
+        seeds=(0, 1, 2) if size == "cpu" else (0,),
         metric="fewest",
         columns={
             **{f"labels_{n}": f"labels, {n}" for n in EVALUATIONS},
