@@ -96,6 +96,7 @@ def test_bench_writes_what_it_prints(tmp_path, capsys, cache_hits):
     assert cache_hits
 
 
+@pytest.mark.slow
 def test_a_generator_is_measured_by_the_loop_and_by_the_evaluation(tmp_path, capsys):
     """Its tokenizer need not be there; guidance doubles the batch of an evaluation.
 

@@ -58,6 +58,7 @@ def test_what_cannot_run_is_told_and_the_rest_is_measured(toys, tmp_path, capsys
     assert page.rstrip().endswith("Not measured: wrong.") and page in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_out_of_time_and_gone_on_with(toys, tmp_path, capsys):
     late = by_name(run(tmp_path, "--minutes=0", "--only=troubles,numbers"))
     assert len(late) == 4 and all("out of time" in line["note"] for line in late.values())

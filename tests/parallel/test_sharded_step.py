@@ -70,7 +70,9 @@ def single(setting):
     return run(*setting, sizes=(1, 1, 1, 1))
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 2, 1), (1, 2, 2, 2)])
+@pytest.mark.parametrize(
+    "sizes", [pytest.param((2, 2, 2, 1), marks=pytest.mark.slow), (1, 2, 2, 2)]
+)
 def test_eight_devices_equal_one(setting, single, sizes):
     compare(single, run(*setting, sizes=sizes), 1e-5)
 

@@ -43,7 +43,8 @@ def stopped_at(tmp_path_factory):
 SLOW = pytest.mark.slow  # each run of 40 steps is a process that compiles
 
 
-@pytest.mark.parametrize("cut", [pytest.param(7, marks=SLOW), 17, pytest.param(33, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("cut", [7, 17, 33])
 def test_cut_and_resumed_run_is_bitwise_equal(straight, stopped_at, tmp_path, cut):
     stopped_at(cut, tmp_path)
     out = train(tmp_path)
@@ -121,6 +122,7 @@ def test_finished_run_says_so_and_changes_nothing(finished, straight):
     assert digest(finished, 40) == straight
 
 
+@SLOW
 def test_flipped_byte_falls_back_to_the_sound_step(straight, stopped_at, tmp_path):
     stopped_at(17, tmp_path)
     files = [p for p in (tmp_path / "checkpoints" / "17").rglob("*") if p.is_file()]

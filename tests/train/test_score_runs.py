@@ -59,7 +59,8 @@ def straight(places):
     return places / "straight"
 
 
-@pytest.mark.parametrize("cut", [1, pytest.param(4, marks=SLOW), pytest.param(5, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("cut", [1, 4, 5])
 def test_cut_and_resumed_run_is_bitwise_equal(places, straight, cut):
     """At 1 and 5 a pair's fake score has been updated and its generator has not."""
     folder = places / f"cut_{cut}"
