@@ -59,11 +59,11 @@ class Stages(NamedTuple):
 
     Attributes:
       steps: of the student in each stage, each half of those before.
-      length: training steps of a stage.
+      length: training steps of a stage; within a compiled step it may be traced.
     """
 
     steps: tuple[int, ...]
-    length: int
+    length: Any
 
     @classmethod
     def of(cls, config: ConfigDict) -> Stages:

@@ -24,7 +24,13 @@ from vidlatent.parallel.paths import match_path, path_name
 from vidlatent.registry import did_you_mean
 from vidlatent.train.freeze import mark_frozen
 
-__all__ = ["give_length", "interpolate_ramp", "make_learning_rate", "make_optimizer"]
+__all__ = [
+    "find_length",
+    "give_length",
+    "interpolate_ramp",
+    "make_learning_rate",
+    "make_optimizer",
+]
 
 # (number of steps, the same as an argument of the program that is being traced)
 _given: contextvars.ContextVar[tuple[int, jax.Array] | None] = contextvars.ContextVar(
@@ -43,7 +49,9 @@ _SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def make_learning_rate(config: ConfigDict, steps: int) -> Callable[[jax.Array], jax.Array]:
+def make_learning_rate(
+    config: ConfigDict, steps: int, stages: int = 1
+) -> Callable[[jax.Array], jax.Array]:
     """``step -> learning rate``, float32 scalar.
 
     Linear warm-up, then the schedule down to ``final_lr_share`` of the peak, times the factor of
@@ -52,6 +60,7 @@ def make_learning_rate(config: ConfigDict, steps: int) -> Callable[[jax.Array], 
     Args:
       config: has a section ``optim``.
       steps: number of steps of the run.
+      stages: they share the steps evenly, and each has the whole schedule.
 
     Raises:
       VidlatentError: unknown schedule.
@@ -63,11 +72,8 @@ def make_learning_rate(config: ConfigDict, steps: int) -> Callable[[jax.Array], 
     warmup, final = config.optim.warmup_steps, config.optim.final_lr_share
 
     def rate(step: jax.Array) -> jax.Array:
-        step = jnp.asarray(step, jnp.float32)
-        given = _given.get()
-        # The whole run's length is an argument: a run that goes on for more steps is then the
-        # same program, and need not be compiled again.
-        last = given[1] if given and given[0] == steps else steps
+        last = find_length(steps, stages)
+        step = jnp.asarray(step if stages == 1 else step % last, jnp.float32)
         progress = jnp.clip((step - warmup) / jnp.maximum(1.0, last - warmup), 0.0, 1.0)
         decayed = final + (1.0 - final) * decay(progress)
         factor = interpolate_ramp(step, config.optim.ramp) if config.optim.ramp else 1.0
@@ -89,6 +95,19 @@ def give_length(steps: int, argument: jax.Array) -> Iterator[None]:
         yield
     finally:
         _given.reset(token)
+
+
+def find_length(steps: int, stages: int = 1) -> int | jax.Array:
+    """Steps of each of ``stages`` equal parts of a run of ``steps``, an integer.
+
+    Within ``give_length`` of that number it comes from the argument: a run that goes on for more
+    steps is then the same program, and need not be compiled again.
+    """
+    given = _given.get()
+    if given is None or given[0] != steps:
+        return steps // stages
+    # Lengths are whole, and float32 holds them up to 16 million.
+    return given[1].astype(jnp.int32) // stages
 
 
 def interpolate_ramp(step: jax.Array | int, points: Sequence[tuple[float, float]]) -> jax.Array:

@@ -24,7 +24,7 @@ from vidlatent.latents.distilled import Distilled, StepGrid, describe_grid
 from vidlatent.latents.space import abstract_at_rest
 from vidlatent.latents.targets import HalvedTarget, Stages
 from vidlatent.paths import same_place
-from vidlatent.train.optim import make_learning_rate
+from vidlatent.train.optim import find_length, make_learning_rate
 from vidlatent.train.state import State
 from vidlatent.train.tasks.base import Player
 from vidlatent.train.tasks.distill import DistillTask
@@ -58,8 +58,7 @@ class ProgressiveTask(DistillTask):
 
     def __init__(self, config: ConfigDict, *parts: Any, **more: Any):
         super().__init__(config, *parts, **more)
-        rate = make_learning_rate(self.config, self.stages.length)
-        self.rate = lambda step: rate(step % self.stages.length)
+        self.rate = make_learning_rate(self.config, self.config.train.steps, len(self.stages.steps))
         self._grids(self._last_grid())  # levels that do not nest are refused now
 
     def _check_teacher(self, config: ConfigDict) -> None:
@@ -129,11 +128,16 @@ class ProgressiveTask(DistillTask):
     def train_step(
         self, state: State, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any]
     ) -> tuple[State, dict[str, jax.Array]]:
-        first = state["step"] % self.stages.length == 0
+        first = state["step"] % self._traced_stages().length == 0
         begin = functools.partial(self._begin_stage, frozen=frozen)
         state = lax.cond(first, begin, lambda state: state, state)
         networks = {**frozen, "teacher": state["teacher"]["params"]}
         return super().train_step(state, batch, networks)
+
+    def _traced_stages(self) -> Stages:
+        """The stages, whose length may be an argument of the program (``find_length``)."""
+        length = find_length(self.config.train.steps, len(self.stages.steps))
+        return self.stages._replace(length=length)
 
     def _begin_stage(self, state: State, frozen: Mapping[str, Any]) -> State:
         """The averaged student is the new teacher, and starts anew as that.
@@ -162,7 +166,7 @@ class ProgressiveTask(DistillTask):
     ) -> jax.Array:
         of_noise, of_step, of_scale = jax.random.split(key, 3)
         grid = self._grids(x0.shape[1:4])[0]
-        stride = self.stages.stride_at(step)
+        stride = self._traced_stages().stride_at(step)
         index = jax.random.randint(of_step, (len(x0),), 0, grid.steps // stride)
         interval = draw_interval(grid, stride, index)
         noise = jax.random.normal(of_noise, x0.shape, jnp.float32)
