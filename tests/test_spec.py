@@ -7,9 +7,23 @@ import pytest
 
 from vidlatent.errors import VidlatentError
 from vidlatent.registry import Registry
-from vidlatent.spec import FrameRule, LatentSpec, check_shape
+from vidlatent.spec import FrameRule, LatentSpec, check_parts, check_shape
 
 FSAE = LatentSpec("fsae", 128, 4, 64, 64, FrameRule(1, 4))
+
+
+def test_parts_that_do_not_divide_name_the_nearest_that_do():
+    for parts in (1, 2, 4, 8):
+        check_parts("heads", parts, "width", 64, step=2, least=6)
+    for (parts, width, step, least), said in (
+        ((3, 100, 1, 1), "heads 3 does not divide width 100: use heads 2 or 4, or width 99 or 102"),
+        ((3, 100, 2, 6), "of 2 channels, at least 6: use heads 2 or 5, or width 96 or 102"),
+        ((16, 64, 2, 6), "use heads 8, or width 96"),
+        ((0, 64, 1, 1), "heads 0 does not divide width 64: use heads 1"),
+        ((7, 5, 1, 1), "use heads 5, or width 7"),
+    ):
+        with pytest.raises(VidlatentError, match=rf"{said}\.$"):
+            check_parts("heads", parts, "width", width, step=step, least=least)
 
 
 def test_frame_rule():

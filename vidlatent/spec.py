@@ -19,7 +19,7 @@ from typing import Any
 from vidlatent.errors import VidlatentError
 from vidlatent.files import dump_json
 
-__all__ = ["ChunkRule", "FrameRule", "LatentSpec", "check_shape"]
+__all__ = ["ChunkRule", "FrameRule", "LatentSpec", "check_parts", "check_shape"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +269,42 @@ class LatentSpec:
         first = max(1, self.rule.first // self.t)
         groups = self.rule.groups(frames) * (self.rule.step // self.t)
         return (first + groups, height // self.h, width // self.w, self.channels)
+
+
+def check_parts(
+    key: str, parts: int, name: str, width: int, *, step: int = 1, least: int = 1
+) -> None:
+    """Raise unless ``parts`` (heads, groups) divide a width, naming the nearest sizes that do.
+
+    Args:
+      key: of ``parts``, such as ``config.generator.heads``.
+      parts: their number.
+      name: of the width.
+      width: number of channels.
+      step, least: each part has a multiple of ``step`` channels, and at least ``least``.
+    """
+
+    def fits(number: int) -> bool:
+        size, rest = divmod(width, number)
+        return not rest and size % step == 0 and size >= least
+
+    if parts >= 1 and fits(parts):
+        return
+    numbers = [number for number in range(1, width + 1) if fits(number)]
+    near = [*[n for n in numbers if n < parts][-1:], *[n for n in numbers if n > parts][:1]]
+    remedies = [f"{key} {' or '.join(map(str, near))}"] if near else []
+    if parts >= 1:
+        unit = parts * step
+        smallest = unit * -(-least // step)
+        widths = sorted(
+            {max(smallest, width // unit * unit), max(smallest, -(-width // unit) * unit)}
+        )
+        remedies.append(f"{name} {' or '.join(map(str, widths))}")
+    beyond = f" into parts of a multiple of {step} channels" if step > 1 else ""
+    beyond += f", at least {least}" if least > step else ""
+    raise VidlatentError(
+        f"{key} {parts} does not divide {name} {width}{beyond}: use {', or '.join(remedies)}."
+    )
 
 
 def check_shape(x: Any, pattern: str, **sizes: int) -> dict[str, int]:

@@ -50,7 +50,7 @@ def test_a_generator_is_checked_before_its_tokenizer_trains():
     tokenizer = load("fsae")
     check_with_tokenizer(load("fsvideo_dit"), tokenizer)
     for key, value, said in (
-        ("heads", "5", "heads 5 does not divide width"),
+        ("heads", "5", "heads 5 does not divide width .*: use config.generator.heads 4 or"),
         ("latent_channels", "7", "latent_channels is 7, but the latents of fsae have 16: set"),
     ):
         with pytest.raises(VidlatentError, match=said):

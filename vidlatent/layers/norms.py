@@ -16,6 +16,7 @@ from jax import lax
 
 from vidlatent.errors import VidlatentError
 from vidlatent.kernels.norms import layer_norm
+from vidlatent.spec import check_parts
 
 __all__ = [
     "Affine",
@@ -148,8 +149,7 @@ def group_affine(
         raise VidlatentError(
             f"group norm {kind!r} over {axes!r}: use {', '.join(_KINDS)} over 'hw' or 'thw'."
         )
-    if channels % groups:
-        raise VidlatentError(f"{groups} norm groups do not divide {channels} channels.")
+    check_parts("the number of norm groups", groups, "the width", channels)
     # float32 or more: float64 stays as it is.
     h = x.astype(jnp.promote_types(x.dtype, jnp.float32))
 

@@ -20,7 +20,7 @@ from vidlatent.layers.resample import channel_to_space
 from vidlatent.layers.temporal import TimeRule
 from vidlatent.models.build import make_module
 from vidlatent.parallel.sharding import constrain
-from vidlatent.spec import check_shape
+from vidlatent.spec import check_parts, check_shape
 
 __all__ = ["FACTOR", "LatentUpsampler", "build_latent_upsampler"]
 
@@ -73,10 +73,8 @@ class LatentUpsampler(nn.Module):
                 f"config.generator.norm {self.norm!r} is one of {_NORMS}, config.generator.padding "
                 f"{self.padding!r} one of {_PADDINGS}."
             )
-        if self.norm == "group" and self.width % self.groups:
-            raise VidlatentError(
-                f"config.generator.groups {self.groups} does not divide width {self.width}."
-            )
+        if self.norm == "group":
+            check_parts("config.generator.groups", self.groups, "width", self.width)
 
     @nn.compact
     def __call__(self, latent: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ from vidlatent.models.generators.modulated_block import (
     ModulatedHead,
     small_mlp,
 )
-from vidlatent.spec import check_shape
+from vidlatent.spec import check_parts, check_shape
 
 __all__ = ["Latte", "build_latte"]
 
@@ -73,10 +73,11 @@ class Latte(GeneratorDefaults, nn.Module):
         return ("label",) if self.label_classes else ()
 
     def setup(self) -> None:
-        if self.width % self.heads or self.depth % 2:
+        check_parts("config.generator.heads", self.heads, "width", self.width)
+        if self.depth % 2:
             raise VidlatentError(
-                f"config.generator: {self.heads} heads must divide width {self.width}, and depth "
-                f"{self.depth} must be even: blocks come in pairs."
+                f"config.generator.depth {self.depth} is odd, and blocks come in pairs: use "
+                f"{self.depth - 1} or {self.depth + 1}."
             )
         self.patch_embedding = PatchEmbedding(self.patch, self.width, self.dtype)
         self.time_embedding = small_mlp(self.width)

@@ -38,7 +38,7 @@ from vidlatent.models.generators.conditions import (
 )
 from vidlatent.models.generators.promag_dit.block import JointBlock
 from vidlatent.models.generators.trunk import show_trunk
-from vidlatent.spec import check_shape
+from vidlatent.spec import check_parts, check_shape
 
 __all__ = ["ProMAGDiT", "build_promag_dit"]
 
@@ -99,10 +99,7 @@ class ProMAGDiT(GeneratorDefaults, nn.Module):
         return ("label",) if self.label_classes else ("text",)
 
     def setup(self) -> None:
-        if self.width % self.heads:
-            raise VidlatentError(
-                f"config.generator.heads {self.heads} does not divide width {self.width}."
-            )
+        check_parts("config.generator.heads", self.heads, "width", self.width, step=16)
         if self.time_places and (len(self.time_places) != 3 or self.patch[0] != 1):
             raise VidlatentError(
                 f"config.generator.time_places {tuple(self.time_places)}: give three numbers, and "

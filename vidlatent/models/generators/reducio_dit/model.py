@@ -31,7 +31,7 @@ from vidlatent.models.generators.modulated_block import (
     small_mlp,
 )
 from vidlatent.models.generators.reducio_dit.tokens import ConditionTokens
-from vidlatent.spec import check_shape
+from vidlatent.spec import check_parts, check_shape
 
 __all__ = ["ReducioDiT", "build_reducio_dit"]
 
@@ -129,10 +129,7 @@ class ReducioDiT(GeneratorDefaults, nn.Module):
         return ("label" if self.label_classes else "text", *image, *content)
 
     def setup(self) -> None:
-        if self.width % self.heads:
-            raise VidlatentError(
-                f"config.generator.heads {self.heads} does not divide width {self.width}."
-            )
+        check_parts("config.generator.heads", self.heads, "width", self.width)
         if self.attention not in _ATTENTION:
             raise VidlatentError(
                 f"config.generator.attention {self.attention!r}: use one of {_ATTENTION}."

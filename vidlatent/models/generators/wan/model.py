@@ -37,7 +37,7 @@ from vidlatent.models.generators.conditions import (
 from vidlatent.models.generators.trunk import show_trunk
 from vidlatent.models.generators.wan.block import Context, WanBlock
 from vidlatent.models.generators.wan.layer_memory import Stack, last_bias, pad_routers
-from vidlatent.spec import check_shape
+from vidlatent.spec import check_parts, check_shape
 
 __all__ = ["WanDiT", "build_wan"]
 
@@ -124,10 +124,8 @@ class WanDiT(GeneratorDefaults, nn.Module):
         return ("label" if self.label_classes else "text", *image, *first)
 
     def setup(self) -> None:
-        if self.width % self.heads:
-            raise VidlatentError(
-                f"config.generator.heads {self.heads} does not divide width {self.width}."
-            )
+        # Rotary positions take pairs of channels for each of three axes.
+        check_parts("config.generator.heads", self.heads, "width", self.width, step=2, least=6)
         if self.stack not in _STACKS:
             raise VidlatentError(f"config.generator.stack {self.stack!r}: use one of {_STACKS}.")
         if self.memory_norm not in _NORMS or self.memory_stride < 1:

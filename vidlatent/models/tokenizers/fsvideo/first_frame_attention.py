@@ -65,9 +65,11 @@ class FirstFrameAttention(nn.Module):
         """
         channels = x.shape[-1]
         if channels % self.head_dim or self.head_dim % 4:
+            sizes = [size for size in range(4, channels + 1, 4) if channels % size == 0]
             raise VidlatentError(
                 f"first-frame attention cuts {channels} channels into heads of {self.head_dim}: "
-                "config.model.cross_head_dim must be a multiple of 4 that divides the width."
+                "config.model.cross_head_dim must be a multiple of 4 that divides the width, here "
+                f"{', '.join(map(str, sizes)) or 'none: change the width'}."
             )
         if self.form not in ("softmax", "linear"):
             raise VidlatentError(f"config.model.cross {self.form!r}: use 'softmax' or 'linear'.")

@@ -8,10 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vidlatent.errors import VidlatentError
 from vidlatent.layers.conv import Conv
 from vidlatent.layers.dense import GroupedPointwise, Kernel
 from vidlatent.layers.norms import ChannelNorm
+from vidlatent.spec import check_parts
 
 __all__ = ["MultiScaleLinearAttention", "relu_linear_attention"]
 
@@ -66,10 +66,7 @@ class MultiScaleLinearAttention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """``[B, T, H, W, C] -> [B, T, H, W, C]``, with its residual."""
         batch, time, height, width, channels = x.shape
-        if channels % self.head_dim:
-            raise VidlatentError(
-                f"attention width {channels} is not a multiple of head_dim {self.head_dim}."
-            )
+        check_parts("config.model.head_dim", self.head_dim, "the width", channels)
         thirds = [Kernel((channels, channels), name=name)() for name in ("to_q", "to_k", "to_v")]
         # One product [C, 3C]; heads are cut only after its mixed copies have been joined to it.
         kernel = jnp.concatenate(thirds, axis=1).astype(self.dtype)

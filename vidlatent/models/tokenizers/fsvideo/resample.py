@@ -61,7 +61,12 @@ class Down(nn.Module):
         fraction = 1 if strided else (8 if self.time else 4)
         _check_kind(self.kind, "conv")
         if self.features % fraction:
-            raise VidlatentError(f"a shuffle down operation needs widths divisible by {fraction}.")
+            low = self.features // fraction * fraction
+            near = f"{low} or {low + fraction}" if low else f"{fraction}"
+            raise VidlatentError(
+                f"a shuffle down operation needs widths divisible by {fraction}, and "
+                f"{self.features} is not: use {near}."
+            )
         step = 2 if strided else 1
         conv = Conv(
             self.features // fraction,

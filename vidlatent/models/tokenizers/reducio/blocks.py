@@ -19,6 +19,7 @@ from vidlatent.kernels.conv3d import conv3d
 from vidlatent.kernels.upconv import subpixel_conv
 from vidlatent.layers.resample import nearest
 from vidlatent.models.tokenizers.reducio.variants import ReducioConfig
+from vidlatent.spec import check_parts
 
 __all__ = ["Convolution", "Dense", "Down", "ResBlock", "SelfAttention", "Up", "make_group_norm"]
 
@@ -206,11 +207,7 @@ class SelfAttention(nn.Module):
         """``[B, T, H, W, C]``, same shape out."""
         c = self.config
         channels = x.shape[-1]
-        if channels % c.heads:
-            raise VidlatentError(
-                f"{c.heads} attention heads do not divide {channels} channels: change "
-                "config.model.heads or the widths."
-            )
+        check_parts("config.model.heads", c.heads, "the width", channels)
         h = make_group_norm(c, "norm")(x)
         # Video maps are never cut: the released code can cut the content frame's only.
         cut = not c.volume and h.shape[2] * h.shape[3] > math.prod(c.window) > 0

@@ -23,7 +23,7 @@ from vidlatent.models.tokenizers.reducio.coder import ReducioDecoder, ReducioEnc
 from vidlatent.models.tokenizers.reducio.latent import MotionPosterior, normalise
 from vidlatent.models.tokenizers.reducio.variants import ReducioConfig, make_window, plan_resampling
 from vidlatent.registry import did_you_mean
-from vidlatent.spec import FrameRule, LatentSpec, check_shape
+from vidlatent.spec import FrameRule, LatentSpec, check_parts, check_shape
 
 __all__ = ["ReducioVAE", "build_reducio"]
 
@@ -200,10 +200,8 @@ class ReducioVAE(TokenizerModule):
             )
         widths = [self.width * m for m in self.multipliers]
         widths += [self.content_width * m for m in self.content_multipliers]
-        if any(width % self.groups for width in widths):
-            raise VidlatentError(
-                f"config.model.groups {self.groups} must divide every width, {sorted(set(widths))}."
-            )
+        for width in sorted(set(widths)):
+            check_parts("config.model.groups", self.groups, "the width", width)
 
     @property
     def latent_spec(self) -> LatentSpec:
