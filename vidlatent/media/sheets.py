@@ -202,7 +202,8 @@ def encode_picture(picture: np.ndarray) -> bytes:
 
 def _png(sheet: Image.Image, path: str | os.PathLike[str] | None = None) -> bytes:
     buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG", optimize=True)
+    # Pillow's "optimize" takes ten times as long for 3 % fewer bytes.
+    sheet.save(buffer, format="PNG")
     if path is not None:
         try:
             as_path(path).write_bytes(buffer.getvalue())
