@@ -91,9 +91,11 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 
 def _is_of_jax(error: BaseException | None) -> bool:
-    while error is not None:
+    seen: list[BaseException] = []  # an error that is raised from itself would be without end
+    while error is not None and error not in seen:
         if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError"):
             return True
+        seen.append(error)
         error = error.__cause__ or error.__context__
     return False
 

@@ -174,7 +174,10 @@ def load_initial_params(
         try:
             return load_params(path, abstract, family=family, table=table, step=step)
         except VidlatentError as error:
-            raise _explain_misfit(path, family, table, error) from error
+            told = _explain_misfit(path, family, table, error)
+            if told is error:
+                raise
+            raise told from error
     if is_workdir(path):
         # The source may be another kind of model: its own config says what to read.
         shapes = TASKS.get(former.task).abstract_params(former)
