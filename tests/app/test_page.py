@@ -1,7 +1,6 @@
 """The page as it is served: by its interface, and in a browser that shows nothing."""
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 
 pytest.importorskip("gradio", reason="the page needs gradio, of the extra 'app'")
 
+from tests.helpers.browser import open_browser
 from tests.helpers.generator_runs import tokenizer_run
 from vidlatent.app.run import main, serve
 from vidlatent.errors import VidlatentError
@@ -70,14 +70,9 @@ def test_mistakes_are_one_sentence(tmp_path, capsys):
 
 def test_in_a_browser(served, clip, tmp_path):
     """Upload, restore, compare, download; nothing is asked of another server."""
-    api = pytest.importorskip("playwright.sync_api", reason="the browser test needs playwright")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-    if chromium is None:
-        pytest.skip("the browser test needs chromium")
     address, _ = served
     asked = []
-    with api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with open_browser() as browser:
         page = browser.new_page(viewport={"width": 400, "height": 800})
         page.set_default_timeout(300_000)  # of a busy machine
         page.on("request", lambda request: asked.append(request.url))
@@ -92,7 +87,6 @@ def test_in_a_browser(served, clip, tmp_path):
             page.locator("a[download]", has_text="").last.click()
         download.value.save_as(tmp_path / "got")
         page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
-        browser.close()
     assert (tmp_path / "got").stat().st_size > 100
     own = ("http://127.0.0.1", "data:", "blob:")
     assert not [url for url in asked if not url.startswith(own)]

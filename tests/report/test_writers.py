@@ -13,27 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.events import read_events
 from vidlatent.errors import VidlatentError
 from vidlatent.report import writers
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-def events(folder):
-    """(step, value proto) of the event files of a folder, without TensorFlow."""
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import masked_crc32c
-
-    found = []
-    for path in sorted(folder.glob("events.*")):
-        data = path.read_bytes()
-        while data:
-            size = int.from_bytes(data[:8], "little")
-            assert int.from_bytes(data[8:12], "little") == masked_crc32c(data[:8])
-            event = Event.FromString(data[12 : 12 + size])
-            found += [(event.step, value) for value in event.summary.value]
-            data = data[12 + size + 4 :]
-    return found
 
 
 def test_videos_are_pictures_that_play(tmp_path):
@@ -42,7 +26,7 @@ def test_videos_are_pictures_that_play(tmp_path):
     video[:, :, :5] = np.arange(0, 250, 50, np.uint8)[:, None, None, None]
     with contextlib.closing(writers.make_writers(tmp_path, tensorboard=True)) as writer:
         writer.write_videos(7, {"one": video, "two": np.stack([video, video[::-1]])})
-    found = {value.tag: (step, value) for step, value in events(tmp_path / "tensorboard")}
+    found = {value.tag: (step, value) for step, value in read_events(tmp_path / "tensorboard")}
     assert set(found) == {"one", "two/0", "two/1"}
     step, value = found["one"]
     assert (step, value.image.height, value.image.width) == (7, 8, 10)
@@ -54,6 +38,32 @@ def test_videos_are_pictures_that_play(tmp_path):
         assert np.abs(frame - video[number]).max() <= 2
     backwards = Image.open(io.BytesIO(found["two/1"][1].image.encoded_image_string))
     assert np.abs(np.asarray(backwards.convert("RGB")).astype(int) - video[4]).max() <= 2
+
+
+def test_large_videos_are_reduced(tmp_path):
+    with contextlib.closing(writers.make_writers(tmp_path, tensorboard=True)) as writer:
+        writer.write_videos(1, {"large": np.zeros((2, 60, 1100, 3), np.uint8)})
+    ((_, value),) = read_events(tmp_path / "tensorboard")
+    assert (value.image.height, value.image.width) == (20, 367)
+    assert Image.open(io.BytesIO(value.image.encoded_image_string)).size == (367, 20)
+
+
+def test_histograms_of_arrays_and_of_counts(tmp_path):
+    values = np.array([0.0, 1.0, 1.0, 4.0])
+    counted = writers.Histogram(*np.histogram(values, 4)[::-1], values.sum(), 18.0)
+    broken = counted._replace(edges=np.full(5, np.nan))
+    with contextlib.closing(writers.make_writers(tmp_path, tensorboard=True)) as writer:
+        arrays = {"array": values.reshape(2, 2), "counts": counted, "broken": broken}
+        writer.write_histograms(3, arrays, {"array": 4})
+    found = {
+        value.tag: (step, value.histo) for step, value in read_events(tmp_path / "tensorboard")
+    }
+    assert set(found) == {"array", "counts"}
+    for step, histogram in found.values():
+        assert step == 3 and (histogram.min, histogram.max, histogram.num) == (0, 4, 4)
+        assert list(histogram.bucket_limit) == [1, 2, 3, 4]
+        assert list(histogram.bucket) == [1, 2, 0, 1]
+        assert (histogram.sum, histogram.sum_squares) == (6, 18)
 
 
 def test_all_back_ends_get_everything(tmp_path):
@@ -72,7 +82,7 @@ def test_all_back_ends_get_everything(tmp_path):
         {"step": 4, "loss": None},
     ]
     by_tag = {
-        value.tag: (step, value) for step, value in reversed(events(tmp_path / "tensorboard"))
+        value.tag: (step, value) for step, value in reversed(read_events(tmp_path / "tensorboard"))
     }
     step, value = by_tag["loss"]
     assert step == 3 and value.simple_value == 0.25

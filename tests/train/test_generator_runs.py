@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.events import read_events
 from tests.helpers.generator_runs import tiny, tokenizer_run
 from vidlatent import config as configs
 from vidlatent.encode.run import encode_set
@@ -56,7 +57,7 @@ def config_of(places, arg="latents", **keys):
 @pytest.fixture(scope="module")
 def straight(places):
     """12 steps on latents, evaluated half-way."""
-    config = config_of(places, eval__every=6)
+    config = config_of(places, eval__every=6, train__tensorboard=True)
     assert train(config, places / "straight") == 0
     return places / "straight"
 
@@ -88,6 +89,8 @@ def test_a_run_leaves_curves_samples_and_a_report(straight, places):
     assert scores["scores"]["loss"] == pytest.approx(
         np.mean([row["loss"] for row in scores["by_level"]])
     )
+    shown = [(step, value.tag) for step, value in read_events(straight / "tensorboard")]
+    assert {(s, f"val/samples/{n}") for s in (6, 12) for n in (0, 1)} <= set(shown)
     known = Latents.load(straight)
     assert known.label_names[0].endswith("moving left") and len(known.label_names) == 48
     assert np.ptp(known.space.std) > 0

@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.clips import pictures, write_clip
+from tests.helpers.events import read_events
+from vidlatent.checkpoint.digests import leaf_paths
 from vidlatent.config import load
 from vidlatent.errors import VidlatentError
+from vidlatent.models.load import abstract_params, model_of
 from vidlatent.report.writers import read_metrics
 from vidlatent.train.loop import INTERRUPTED, train
+from vidlatent.weights.files import load_params
 
 TINY = Path(__file__).parent.parent / "tiny.py"
 
@@ -27,7 +31,13 @@ def tiny(**overrides):
 
 
 def test_run_leaves_config_curves_checkpoint_and_profile(workdir):
-    config = tiny(train__profile_at="3", train__profile_steps="2", train__stop_at="8")
+    config = tiny(
+        train__profile_at="3",
+        train__profile_steps="2",
+        train__stop_at="8",
+        train__tensorboard="true",
+        train__histograms="4",
+    )
     assert train(config, workdir) == INTERRUPTED
     assert json.loads((workdir / "config.json").read_text()) == json.loads(
         json.dumps(config.to_dict())
@@ -37,6 +47,25 @@ def test_run_leaves_config_curves_checkpoint_and_profile(workdir):
     assert all(0 <= share <= 1 for share in curves["train/data_wait_share"][1])
     assert list((workdir / "profile").rglob("*.xplane.pb"))
     assert (workdir / "checkpoints" / "8").is_dir()
+    check_histograms(workdir, config)
+
+
+def check_histograms(workdir, config):
+    """Of every parameter and its update, at steps 4 and 8; those of the last are the saved ones."""
+    found = {
+        (step, value.tag): value.histo
+        for step, value in read_events(workdir / "tensorboard")
+        if value.HasField("histo")
+    }
+    params = leaf_paths(load_params(workdir, abstract_params(model_of(config)), family="fsae"))
+    kinds = ("params/model", "updates/model")
+    assert set(found) == {
+        (s, f"{kind}/{name}") for s in (4, 8) for kind in kinds for name in params
+    }
+    for name, value in params.items():
+        told = found[8, f"params/model/{name}"]
+        assert told.num == value.size == sum(told.bucket)
+        assert found[8, f"updates/model/{name}"].max != 0
 
 
 def test_other_latents_need_another_workdir(workdir):

@@ -172,6 +172,7 @@ _SECTIONS: dict[str, dict[str, Any]] = {
         "log_every": _COUNT,
         "max_bad_steps": _COUNT,
         "tensorboard": Flag(),
+        "histograms": _COUNT_OR_NONE,
         "profile_at": _COUNT_OR_NONE,
         "profile_steps": _COUNT,
     },

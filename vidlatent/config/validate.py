@@ -33,6 +33,7 @@ def validate(config: ConfigDict) -> None:
         _check_start,
         _check_guidance_distilled,
         _check_stages,
+        _check_histograms,
     ):
         if problem := check(config):
             raise VidlatentError(f"{problem}.")
@@ -162,6 +163,16 @@ def _check_start(config: ConfigDict) -> str:
         return (
             f"config.train.init_kind={kind!r} fills shuffling operations in the order "
             f"{orders[kind]!r}, but config.model.shortcut_order={order!r}: set init_kind to {named}"
+        )
+    return ""
+
+
+def _check_histograms(config: ConfigDict) -> str:
+    """TensorBoard alone has a place for them."""
+    if config.train.histograms and not config.train.tensorboard:
+        return (
+            f"config.train.histograms={config.train.histograms} are written for TensorBoard, and "
+            "config.train.tensorboard=False: set it to true, or histograms to 0"
         )
     return ""
 

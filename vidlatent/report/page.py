@@ -48,14 +48,15 @@ _STYLE = """
   --paper: #14171b; --card: #1d2127; --rule: #323842; --accent: #7aa7f7; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.5rem 3rem; max-width: 1340px; color: var(--ink);
-  background: var(--paper); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .2rem; overflow-wrap: anywhere; }
+  background: var(--paper); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif;
+  overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .2rem; }
 h2 { font-size: 1.1rem; margin: 2.2rem 0 .7rem; }
 .faint { color: var(--faint); margin: 0; }
 .scores { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.3rem 0 0; padding: 0; }
 .scores div { background: var(--card); border: 1px solid var(--rule); border-radius: 10px;
   padding: .7rem 1.1rem; min-width: 8.5rem; }
-.scores dt { color: var(--faint); font-size: .85rem; overflow-wrap: anywhere; }
+.scores dt { color: var(--faint); font-size: .85rem; }
 .scores dd { margin: 0; font-size: 1.55rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 .scores small { font-size: .9rem; font-weight: 400; color: var(--faint); }
 .scores .better { font-size: .75rem; }
@@ -63,29 +64,31 @@ figure { margin: 0 0 1.2rem; }
 figure img, figure video { max-width: 100%; height: auto; border: 1px solid var(--rule);
   border-radius: 8px; background: #ffffff; }
 figcaption { color: var(--faint); margin-bottom: .4rem; }
-.charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(350px, 1fr)); }
+.charts { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 350px), 1fr)); }
 .charts figure { margin: 0; background: var(--card); border: 1px solid var(--rule);
   border-radius: 10px; padding: .6rem .8rem .4rem; }
-.charts figcaption { color: var(--ink); font-weight: 600; margin: 0; overflow-wrap: anywhere; }
+.charts figcaption { color: var(--ink); font-weight: 600; margin: 0; }
 .charts svg { display: block; width: 100%; height: auto; color: var(--ink); }
 .charts + .scroll { margin-top: 1.2rem; }
 .gallery { display: grid; gap: 1rem; margin-top: 1.4rem;
-  grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 240px), 1fr)); }
 .gallery figure { margin: 0; }
 .gallery .pair { display: flex; gap: .4rem; align-items: flex-start; }
 .gallery .pair > * { flex: 1; min-width: 0; width: 100%; image-rendering: pixelated; }
-.gallery figcaption { color: var(--ink); margin: .3rem 0 0; overflow-wrap: anywhere; }
+.gallery figcaption { color: var(--ink); margin: .3rem 0 0; }
 .gallery small { color: var(--faint); display: block; }
 .scroll { overflow-x: auto; }
 .moving { min-width: min(100%, 26rem); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .28rem 1.1rem .28rem 0; border-bottom: 1px solid var(--rule);
-  vertical-align: top; overflow-wrap: anywhere; }
+  vertical-align: top; }
 th { color: var(--faint); font-weight: 600; font-size: .85rem; }
+th:not(.number), td:not(.number) { min-width: 8rem; }
 th.number, td.number { text-align: right; white-space: nowrap; }
 details { margin: .5rem 0; }
 summary { cursor: pointer; color: var(--accent); }
-code { font: .9em/1.4 ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+code { font: .9em/1.4 ui-monospace, Menlo, Consolas, monospace; }
 footer { margin-top: 2.5rem; padding-top: 1rem; border-top: 1px solid var(--rule);
   color: var(--faint); font-size: .88rem; }
 footer p { margin: .15rem 0; }

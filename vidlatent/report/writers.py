@@ -16,7 +16,7 @@ import time
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ from vidlatent.files import dump_json, parse_json
 from vidlatent.paths import Mirror, as_path
 
 __all__ = [
+    "Histogram",
     "JsonlWriter",
     "MetricWriter",
     "TensorBoardWriter",
@@ -39,6 +40,7 @@ __all__ = [
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 _GIF_MILLISECONDS = 120  # of a frame; GIF counts in hundredths of a second
+_GIF_SIDE = 512  # pixels: videos with a longer side are reduced by a whole factor
 
 
 def _import_clu() -> types.ModuleType:
@@ -56,6 +58,21 @@ def _import_clu() -> types.ModuleType:
 
 
 _clu = _import_clu()
+
+
+class Histogram(NamedTuple):
+    """Counted values.
+
+    Attributes:
+      edges: of the buckets, ``[n + 1]``, rising from the least to the largest value.
+      counts: of values in each, ``[n]``.
+      total, squares: sum of the values, and of their squares.
+    """
+
+    edges: np.ndarray
+    counts: np.ndarray
+    total: float
+    squares: float
 
 
 class MetricWriter(_clu.MetricWriter):
@@ -90,7 +107,7 @@ class MetricWriter(_clu.MetricWriter):
         arrays: Mapping[str, Any],
         num_buckets: Mapping[str, int] | None = None,
     ) -> None:
-        """How the values of arrays are distributed."""
+        """How the values of arrays are distributed; a ``Histogram`` is counted already."""
 
     def write_pointcloud(self, step: int, point_clouds: Mapping[str, Any], **kwargs: Any) -> None:
         """Point clouds."""
@@ -235,7 +252,10 @@ class TensorBoardWriter(MetricWriter):
         for name, batch in videos.items():
             batch = np.asarray(batch)
             for tag, video in _number(name, batch[None] if batch.ndim == 4 else batch):
-                first, *others = (Image.fromarray(frame) for frame in _to_pictures(video))
+                frames = [Image.fromarray(frame) for frame in _to_pictures(video)]
+                if (times := -(-max(frames[0].size) // _GIF_SIDE)) > 1:
+                    frames = [frame.reduce(times) for frame in frames]
+                first, *others = frames
                 buffer = io.BytesIO()
                 first.save(
                     buffer,
@@ -245,7 +265,28 @@ class TensorBoardWriter(MetricWriter):
                     duration=_GIF_MILLISECONDS,
                     loop=0,
                 )
-                self._add_encoded(tag, buffer.getvalue(), video.shape[1:3], step)
+                self._add_encoded(tag, buffer.getvalue(), first.size[::-1], step)
+
+    def write_histograms(
+        self,
+        step: int,
+        arrays: Mapping[str, Any],
+        num_buckets: Mapping[str, int] | None = None,
+    ) -> None:
+        for name, values in arrays.items():
+            if not isinstance(values, Histogram):
+                x = np.asarray(values, np.float64).ravel()
+                counts, edges = np.histogram(x, (num_buckets or {}).get(name, 40))
+                values = Histogram(edges, counts, x.sum(), np.square(x).sum())
+            edges, counts, total, squares = values
+            if np.isfinite(edges).all():  # others have no buckets
+                self._writer.add_histogram_raw(
+                    name,
+                    *(float(edges[0]), float(edges[-1]), float(np.sum(counts))),
+                    *(float(total), float(squares)),
+                    *(np.asarray(edges[1:]).tolist(), np.asarray(counts).tolist()),
+                    step,
+                )
 
     def _add_encoded(self, tag: str, data: bytes, size: Sequence[int], step: int) -> None:
         from tensorboardX.proto.summary_pb2 import Summary

@@ -24,6 +24,7 @@ from vidlatent.sample.sampler import LatentSampler
 __all__ = ["SampleGrid"]
 
 _COLUMNS = 8  # frames of each sample
+_VIDEOS = 4  # kept to be played
 _LOOKED_AT = 8  # validation batches, of which the one with the longest clips is used
 
 
@@ -33,6 +34,10 @@ class SampleGrid:
     Clips and seeds are the same at every call, so that images of different steps can be compared.
     Samples are decoded if the config names the tokenizer, the run has one process, and the data has
     the frames that the decoder reads; otherwise the latent channels of the first sample are shown.
+
+    Attributes:
+      videos: uint8 ``[T, H, W, 3]`` of the last call's first samples, if they were decoded and are
+        no single frames; for TensorBoard.
 
     Args:
       config: of the run.
@@ -62,8 +67,10 @@ class SampleGrid:
         self._sampler: LatentSampler | None = None
         self._given: tuple[Any, list[dict[str, Any]]] | None = None
         self._decoder = ClipDecoder(config, latents)
+        self.videos: list[np.ndarray] = []
 
     def __call__(self, params: Any, loader: Loader) -> bytes:
+        self.videos = []
         if not self._config.sample.grid:
             return b""
         # Once: later evaluations must show the same clips, or they could not be compared.
@@ -76,6 +83,7 @@ class SampleGrid:
             title = f"latent channels of a sample: {clips[0]['title']}"
             return channel_sheet(stretch_channels(latents[0]), title=title)
         videos = [self._decoder(latent, clip) for latent, clip in zip(latents, clips, strict=True)]
+        self.videos = [video for video in videos if len(video) > 1][:_VIDEOS]
         titles = [clip["title"] for clip in clips]
         if "first" not in self._model.reads or latents.shape[1] == 1:
             return contact_sheet(videos, titles, group=len(videos))

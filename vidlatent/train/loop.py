@@ -31,6 +31,7 @@ from vidlatent.parallel.together import compare, watch
 from vidlatent.report.log_file import write_log
 from vidlatent.report.writers import describe_curves, make_writers
 from vidlatent.train.goodput import Goodput
+from vidlatent.train.histograms import Histograms
 from vidlatent.train.hooks import Evaluate, Log, Profile, Run, Save
 from vidlatent.train.identity import check_data, describe_run, explain_data_error
 from vidlatent.train.init_from import check_init_from, initialize_state
@@ -223,6 +224,7 @@ class _Steps:
         steps = run.config.train.steps
         train_step = jit_train_step(self.task, run.state, frozen, mesh, steps)
         log, profile = Log(run), Profile(run)
+        histograms = Histograms(run.config, run.state, mesh)
         with contextlib.closing(profile):
             self.interruption.begin()
             while run.step < steps and not run.ended:
@@ -231,6 +233,7 @@ class _Steps:
                     batch = self._read_batch(log)
                 waited = time.perf_counter() - begin
                 arrays = to_global(self.task.read_batch(batch), rows)
+                histograms.before(run.step, run.state)
                 run.state, metrics = train_step(run.state, arrays, frozen, np.float32(steps))
                 # The call only queues the step, except on the first one of a shape, which compiles.
                 called = time.perf_counter() - begin - waited
@@ -251,6 +254,8 @@ class _Steps:
                 if due:
                     self.goodput.write(run.step)
                 profile(run)
+                with run.aside():
+                    histograms.after(run.step, run.state, run.writer)
                 if reason := self._find_stop_reason():
                     # Metrics not yet logged would be lost, and so would a save in the background.
                     log.flush(run)

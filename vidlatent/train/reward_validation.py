@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -89,6 +90,10 @@ class RewardValidation:
     def pictures(self, result: RewardScores) -> dict[str, bytes]:
         del result
         return {"val/samples": self._sheet} if self._sheet else {}
+
+    def videos(self, result: RewardScores) -> dict[str, np.ndarray]:
+        del result
+        return {f"val/samples/{n}": video for n, video in enumerate(self._grid.videos)}
 
     def write(self, run: Any, result: RewardScores, folder: Path) -> list[str]:
         return write_reward_report(

@@ -27,6 +27,9 @@ def get_train() -> ConfigDict:
     # threads and ends with status 75. Four times as long for steps that compile; 0: never
     train.hang_timeout = 1800
     train.tensorboard = True  # write TensorBoard files beside metrics.jsonl
+    # Steps between histograms of all parameters and of what a step adds to them, in TensorBoard;
+    # that step keeps a copy of the parameters. 0: none
+    train.histograms = 0
     # First step of a profiler trace in the workdir's profile/, where each of several processes has
     # a folder; 0: none
     train.profile_at = 0

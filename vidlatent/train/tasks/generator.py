@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -268,6 +269,7 @@ class GeneratorValidation:
         # By number of steps: a student that learns fewer and fewer is drawn with its own.
         self._grids: dict[int, SampleGrid] = {}
         self._sheet = b""
+        self._videos: list[np.ndarray] = []
 
     def measure(self, params: Any, loader: Any) -> GeneratorScores:
         """The scores over a finite loader of what ``pick_evaluated`` has picked."""
@@ -282,6 +284,7 @@ class GeneratorValidation:
             evaluated = self._task.pick_evaluated(run.state, params)
             result = self.measure(evaluated, loader)
             self._sheet = self._grids[steps](params, loader)
+            self._videos = self._grids[steps].videos
         if self._sheet and is_main():
             file = run.workdir / "samples" / f"step_{run.step}.png"
             file.parent.mkdir(exist_ok=True)
@@ -291,6 +294,10 @@ class GeneratorValidation:
     def pictures(self, result: GeneratorScores) -> dict[str, bytes]:
         del result
         return {"val/samples": self._sheet} if self._sheet else {}
+
+    def videos(self, result: GeneratorScores) -> dict[str, np.ndarray]:
+        del result
+        return {f"val/samples/{n}": video for n, video in enumerate(self._videos)}
 
     def write(self, run: Any, result: GeneratorScores, folder: Path) -> list[str]:
         return write_generator_report(
