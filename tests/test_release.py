@@ -33,6 +33,13 @@ def test_the_citation_is_that_of_this_version():
     assert len(papers) == 4 and all(f"]({paper})" in readme for paper in papers)
 
 
+def test_a_package_page_links_to_the_repository(monkeypatch):
+    arguments = setup_arguments(monkeypatch)
+    targets = re.findall(r"\]\(([^)\s]+)\)", arguments["long_description"])
+    assert f"{arguments['url']}/blob/main/docs/data.md" in targets
+    assert all(target.startswith(("https://", "#")) for target in targets)
+
+
 def test_every_requirement_has_bounds_and_every_extra_a_purpose(monkeypatch):
     arguments = setup_arguments(monkeypatch)
     assert arguments["version"] == vidlatent.__version__
