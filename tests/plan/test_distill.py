@@ -55,8 +55,7 @@ def test_adapters_take_the_place_of_all_states_but_one():
     keys = {"optim__lora__rank": 2, "optim__lora__targets": "blocks/"}
     program = built(f"{base}:demo,stage=cfg", **keys)
     state, _, held, _ = program.arguments
-    assert set(held) == {"adapted", "teacher"}
-    assert sizes(held["adapted"]) == sizes(held["teacher"])
+    assert set(held) == {"teacher"}  # whose weights are those that are adapted
     assert set(state["params"]) == {"blocks"} == set(state["ema"])
     last = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(state["params"])}
     assert last == {"lora_a", "lora_b"}
@@ -67,9 +66,18 @@ def test_student_and_fake_score_are_adapted_by_themselves():
     base = str(ROOT / "configs" / "fsvideo_dit.py")
     keys = {"optim__lora__rank": 2, "distill__optim__lora__rank": 3}
     state, _, held, _ = built(f"{base}:demo,stage=sida", **keys).arguments
-    assert set(held) == {"adapted", "teacher"} and set(state) > {"fake"}
+    assert set(held) == {"teacher"} and set(state) > {"fake"}
     student, fake = (
         tree["blocks"]["ffn"]["fc1"]["kernel"]["lora_a"].shape[-1]
         for tree in (state["params"], state["fake"]["params"])
     )
     assert (student, fake) == (2, 3)
+
+
+def test_a_student_that_starts_elsewhere_shares_nothing():
+    base = str(ROOT / "configs" / "fsvideo_dit.py")
+    keys = {"optim__lora__rank": 2, "optim__lora__targets": "blocks/"}
+    keys |= {"distill__teacher": "runs/a", "train__init_from": "runs/b"}
+    held = built(f"{base}:demo,stage=cfg", **keys).arguments[2]
+    assert set(held) == {"adapted", "teacher"}
+    assert sizes(held["adapted"]) == sizes(held["teacher"])

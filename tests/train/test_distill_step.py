@@ -241,8 +241,9 @@ def grid_of(**keys):
         (lambda: guidance_task(DIT, base={"grid": grid_of()}), "its 8 steps alone: distil guid"),
         (
             lambda: guidance_task(DIT, sampler__guidance__scales=(2.0,)),
-            "its samples would be guided twice",
+            r"scales=\(2.0,\) guides the student, which .* has its guidance built in",
         ),
+        (lambda: progressive_task(DIT, sampler__guidance__scales=(2.0,)), "guides the student"),
         (lambda: guidance_task(DIT, told="text"), "drops names 'text', but the teacher reads"),
         (
             lambda: guidance_task(DIT, distill__scales=(2.0, 3.0)),

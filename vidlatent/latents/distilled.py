@@ -81,6 +81,7 @@ class StepGrid:
       shift: ``config.sampler.shift``; 0: that of the schedule.
       schedule: ``config.diffusion.schedule``.
       levels: the noise levels ``[steps + 1]`` of clips of the last bucket, for people.
+      eta: share of fresh noise in the steps of ``ddim``.
     """
 
     solver: str
@@ -89,6 +90,7 @@ class StepGrid:
     shift: float
     schedule: dict[str, Any]
     levels: tuple[float, ...] = dataclasses.field(default=(), compare=False)
+    eta: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +179,7 @@ def describe_grid(config: ConfigDict, steps: int, levels: Sequence[float] = ()) 
         # As JSON gives it back.
         {k: list(v) if isinstance(v, tuple) else v for k, v in config.diffusion.schedule.items()},
         tuple(map(float, levels)),
+        float(sampler.eta) if sampler.name == "ddim" else 0.0,
     )
 
 

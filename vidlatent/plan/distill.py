@@ -19,11 +19,14 @@ from vidlatent.train.tasks.base import TASKS
 
 __all__ = ["build_distill_train", "refuse_to_load"]
 
+_TEACHER = "teacher"  # stands for the workdir of one that is not trained yet
+
 
 def build_distill_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...]) -> Program:
     """The step with all its networks: student, teacher and whatever is trained beside them.
 
-    The teacher is a copy of the student without built-in guidance. A refiner's step also has base
+    The teacher is a copy of the student without built-in guidance, from which the student starts
+    unless ``config.train.init_from`` names another run; so adapters share it. A refiner's step also has base
     model and upsampler, as ``second_half.build_refiner_train``; a config is a refiner's if it names
     its base model or is of pairs of latents (``config.encode.low``).
     """
@@ -32,6 +35,7 @@ def build_distill_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...])
     if configs.role_of(config) == "refiner" or config.encode.low:
         parts = assume_parts(config, latents)
         known |= low_shape(latents, bucket)
+    config = _assume_start(config)
     teacher = _assume_teacher(config)
     make: Any = TASKS.get(config.task)
     task = make(config, model, latents, teacher, parts)
@@ -45,14 +49,25 @@ def build_distill_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...])
     return make_step_program(task, mesh, bucket, known, networks)
 
 
+def _assume_start(config: ConfigDict) -> ConfigDict:
+    """As ``latents.teacher.follow_teacher``, without reading a run."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        distill, train = config.distill, config.train
+        distill.teacher = distill.teacher or train.init_from or _TEACHER
+        train.init_from = train.init_from or distill.teacher
+    return config
+
+
 def _assume_teacher(config: ConfigDict) -> Teacher:
+    place = {"workdir": config.distill.teacher, "step": 0}
     config = config.copy_and_resolve_references()
     with config.unlocked():
         if "guidance_embed" in config.generator:
             config.generator.guidance_embed = False
     model = generator_of(config)
     return Teacher(
-        config, model, FrozenNetwork(abstract_at_rest(model), refuse_to_load), None, None, {}
+        config, model, FrozenNetwork(abstract_at_rest(model), refuse_to_load), None, None, place
     )
 
 

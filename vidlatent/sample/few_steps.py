@@ -16,7 +16,16 @@ from vidlatent.latents.distilled import BuiltInGuidance, Distilled, StepGrid, ef
 __all__ = ["follow_distilled", "settle_sampler"]
 
 # Keys of ``config.sampler`` that a grid of steps decides, and where it holds them.
-_OF_GRID = {"name": "solver", "steps": "steps", "spacing": "spacing", "shift": "shift"}
+_OF_GRID = {
+    "name": "solver",
+    "steps": "steps",
+    "spacing": "spacing",
+    "shift": "shift",
+    "eta": "eta",
+}
+# Keys of ``config.sampler.guidance`` that say how two evaluations are combined, and their values
+# when they say nothing.
+_OF_TWO = {"interval": (), "rescale": 0.0, "negative": ""}
 
 
 def follow_distilled(config: ConfigDict, workdir: Path, step: int) -> ConfigDict:
@@ -57,13 +66,18 @@ def settle_sampler(config: ConfigDict, known: Distilled | None, step: int) -> Co
         return config
     if grid := known.grid_at(step):
         _check_grid(config, grid)
-    return config if known.guidance is None else _settle_guidance(config, known.guidance)
+    if known.guidance is not None:
+        return _settle_guidance(config, known.guidance)
+    if grid:
+        _check_unguided(config)
+    return config
 
 
 def _check_grid(config: ConfigDict, grid: StepGrid) -> None:
     pairs = {
         f"config.sampler.{key}": (config.sampler[key], getattr(grid, field))
         for key, field in _OF_GRID.items()
+        if key != "eta" or config.sampler.name == "ddim"  # others do not read it
     }
     for name, value in config.diffusion.schedule.items():
         value = list(value) if isinstance(value, tuple) else value
@@ -77,7 +91,25 @@ def _check_grid(config: ConfigDict, grid: StepGrid) -> None:
             )
 
 
+def _check_unguided(config: ConfigDict) -> None:
+    """A student of a teacher without guidance: its steps lead to unguided samples."""
+    if asked := tuple(map(float, config.sampler.guidance.scales)):
+        raise VidlatentError(
+            f"config.sampler.guidance.scales={asked}, but this generator learned its steps without "
+            "guidance: set it to (), build guidance into the teacher first (the task "
+            "distill_guidance), or set config.sampler.force=True."
+        )
+
+
 def _settle_guidance(config: ConfigDict, guidance: BuiltInGuidance) -> ConfigDict:
+    for name, nothing in _OF_TWO.items():
+        value = config.sampler.guidance[name]
+        if (tuple(value) if name == "interval" else value) != nothing:
+            raise VidlatentError(
+                f"config.sampler.guidance.{name}={value!r} says how two evaluations are combined, "
+                f"but this generator has its guidance built in and is evaluated once: set it to "
+                f"{nothing!r}, or set config.sampler.force=True."
+            )
     asked = tuple(map(float, config.sampler.guidance.scales))
     if guidance.scale_range:
         low, high = guidance.told

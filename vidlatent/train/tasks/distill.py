@@ -54,6 +54,12 @@ class DistillTask(GeneratorTask):
         self.teacher = describe_teacher(config, model, latents) if teacher is None else teacher
         self._parts = parts
         self.prepare(config, model)
+        if (scales := tuple(config.sampler.guidance.scales)) and not self.told:
+            raise VidlatentError(
+                f"config.sampler.guidance.scales={scales} guides the student, which learns to do "
+                "without or has its guidance built in: set it to (), and build guidance into the "
+                "teacher first if it has none (task distill_guidance)."
+            )
         super().__init__(config, model, latents)
         self._share_weights()
         if model.guidance_embed != bool(self.told):
@@ -63,7 +69,6 @@ class DistillTask(GeneratorTask):
                 f"{'needs one' if self.told else 'gives none'}: set "
                 f"config.generator.guidance_embed={bool(self.told)}."
             )
-        scales = tuple(config.sampler.guidance.scales)
         if self.told and (len(scales) != 1 or not self.told[0] <= scales[0] <= self.told[1]):
             raise VidlatentError(
                 f"config.sampler.guidance.scales={scales}: the samples of this training are drawn "

@@ -43,12 +43,6 @@ class GuidanceTask(DistillTask):
                 f"{named} knows the noise levels of its {teacher.grid.steps} steps alone: distil "
                 "guidance first, from the run that it was distilled from."
             )
-        guided = tuple(config.sampler.guidance.scales)
-        if config.distill.scales and guided:
-            raise VidlatentError(
-                f"config.sampler.guidance.scales={guided}, but guidance is built into this "
-                "student, and its samples would be guided twice: set it to ()."
-            )
         self._target = GuidedTarget(config, teacher.model)
         self.told = self._target.guidance.told
 

@@ -132,11 +132,6 @@ class ScoreTask(DistillTask):
                 f"config.sampler.name is {config.sampler.name!r}: a student learns the steps of "
                 f"{', '.join(_SAMPLERS)}."
             )
-        if config.sampler.guidance.scales:
-            raise VidlatentError(
-                "config.sampler.guidance.scales guides the student, which learns to do without: "
-                "set it to (), and build guidance into the teacher first (task distill_guidance)."
-            )
         if options.adversarial_weight and not options.discriminator_weight:
             raise VidlatentError(
                 "config.distill.score.adversarial_weight is above 0 and discriminator_weight is 0: "

@@ -148,8 +148,9 @@ def _follow_start(config: ConfigDict) -> tuple[Distilled | None, ConfigDict]:
         sampler = config.sampler
         if grid is not None:
             sampler.name, sampler.steps = grid.solver, grid.steps
-            sampler.spacing, sampler.shift = grid.spacing, grid.shift
-        if known.guidance is not None and not known.guidance.scale_range:
+            sampler.spacing, sampler.shift, sampler.eta = grid.spacing, grid.shift, grid.eta
+        # A scale is asked for only where it is an input.
+        if known.guidance is None or not known.guidance.scale_range:
             sampler.guidance.scales = ()
     kept = dataclasses.replace(known, grids=((0, grid),) if grid else ())
     return kept, settle_sampler(config, known, step)
