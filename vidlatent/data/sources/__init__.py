@@ -6,6 +6,8 @@
     tfds.py       'tfds': a TensorFlow Datasets set, read without TensorFlow
     synthetic.py  'synthetic': clips drawn by ``data/renderers``
     latents.py    'latents': what ``--mode=encode`` wrote
+    pairs.py      'pairs': judged pairs of videos
+    prompts.py    'prompts': texts and classes alone
 
 A source of your own: write a class with the methods of ``Source`` (or ``MediaSource``, if its clips
 are encoded files) and register a function that makes it from ``config.data``:

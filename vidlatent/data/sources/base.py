@@ -174,7 +174,7 @@ class MediaSource(abc.ABC):
 # the source. ``seed`` matters to sources that draw their clips.
 SOURCES = Registry("data.source")
 # Registered as text, so that a source is imported only where it is used.
-for _name in ("folder", "samples", "tfds", "synthetic", "latents", "pairs"):
+for _name in ("folder", "samples", "tfds", "synthetic", "latents", "pairs", "prompts"):
     SOURCES.register(_name, f"vidlatent.data.sources.{_name}:make")
 
 

@@ -101,6 +101,8 @@ class DistillTask(GeneratorTask):
 
     def begin(self, workdir: Path, step: int, labels: Sequence[str]) -> None:
         """As ``GeneratorTask.begin``; also store what is built into the student."""
+        if not step:
+            self.check_classes(labels, self.config.distill.teacher)
         super().begin(workdir, step, labels)
         self.describe().write_or_check(workdir, step)
 

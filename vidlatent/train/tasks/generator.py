@@ -29,7 +29,7 @@ from vidlatent.evaluate.generator_loss import (
 )
 from vidlatent.evaluate.generator_report import write_generator_report
 from vidlatent.latents.channels import follow_latents
-from vidlatent.latents.inputs import missing_condition_masks
+from vidlatent.latents.inputs import has_pictures, missing_condition_masks
 from vidlatent.latents.refiner_inputs import make_inputs
 from vidlatent.latents.space import (
     Latents,
@@ -44,6 +44,7 @@ from vidlatent.latents.space import (
 )
 from vidlatent.models.frozen import FrozenNetwork
 from vidlatent.parallel.multihost import is_main
+from vidlatent.paths import as_path
 from vidlatent.registry import did_you_mean
 from vidlatent.sample.grid import SampleGrid
 from vidlatent.train.adapters import Adapters
@@ -52,6 +53,7 @@ from vidlatent.train.optim import make_learning_rate, make_optimizer
 from vidlatent.train.state import State, init_state
 from vidlatent.train.tasks.base import Player, select_arrays
 from vidlatent.train.update import make_slice_keys, update_by_loss
+from vidlatent.weights.files import is_workdir
 
 __all__ = ["GeneratorTask", "GeneratorValidation", "open_generator"]
 
@@ -80,6 +82,8 @@ class GeneratorTask:
         self.config = config
         self.model, self.latents, self.spec = model, latents, latents.spec
         self._check_drop()
+        if not has_pictures(config):
+            self.check_prompts()
         self.adapters = Adapters(config, self.family, lambda: abstract_at_rest(self.model))
         self.optimizer = make_optimizer(config)
         self.rate = make_learning_rate(config, config.train.steps)
@@ -102,6 +106,13 @@ class GeneratorTask:
                     f"config.conditions.drop names {name!r}, which the generator does not read: "
                     f"{hint}"
                 )
+
+    def check_prompts(self) -> None:
+        """Called where the data are prompts without pictures, whose latents mean nothing."""
+        raise VidlatentError(
+            f"config.data.path={self.config.data.path} holds prompts without pictures, and the "
+            f"task {self.config.task!r} learns from the clips themselves: name a set of clips."
+        )
 
     def read_batch(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         return select_arrays(batch, self.arrays)
@@ -231,6 +242,18 @@ class GeneratorTask:
         check_generator(self.model, named)
         named.write_or_check(workdir, step)
         pin_tokenizer(self.config, self.latents.space, f"the generator {workdir}")
+
+    def check_classes(self, labels: Sequence[str], source: str) -> None:
+        """Raise unless the data number the classes as the run in ``source`` does."""
+        if "label" not in self.model.reads or not source or not is_workdir(source):
+            return
+        known = Latents.load(as_path(source)).label_names
+        if known and tuple(labels) != known:
+            raise VidlatentError(
+                f"config.data.path={self.config.data.path} has the classes "
+                f"{', '.join(labels) or 'none'}, and {source} knows {', '.join(known)}: each would "
+                "get another one's number; give the data the same classes in the same order."
+            )
 
     def inherit_players(self, former: ConfigDict) -> tuple[str, ...]:
         del former

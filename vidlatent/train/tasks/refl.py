@@ -63,6 +63,15 @@ class ReflTask(RewardedTask):
             )
         return judge
 
+    def check_prompts(self) -> None:
+        super().check_prompts()
+        if self.config.refl.flow_weight:
+            raise VidlatentError(
+                f"config.refl.flow_weight={self.config.refl.flow_weight} counts the loss on the "
+                f"clips, and config.data.path={self.config.data.path} holds prompts without any: "
+                "set it to 0."
+            )
+
     def make_policy(self, shape: tuple[int, ...]) -> Policy:
         policy, (first, last) = super().make_policy(shape), self.config.refl.steps
         if not first <= last < policy.steps:

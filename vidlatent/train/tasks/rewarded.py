@@ -20,6 +20,7 @@ from vidlatent import config as configs
 from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.held_out_rewards import make_reward_step
 from vidlatent.latents.distilled import Distilled
+from vidlatent.latents.inputs import has_pictures
 from vidlatent.latents.refiner_inputs import Parts, read_part
 from vidlatent.latents.space import Latents
 from vidlatent.models.frozen import FrozenNetwork
@@ -79,10 +80,24 @@ class RewardedTask(GeneratorTask):
         self.weights = tuple(self.judge.rewards.weights[name] for name in self.judge.names)
         if not any(self.weights):
             raise VidlatentError("config.rewards.weights: every score has weight 0.")
+        if not has_pictures(config) and self.judge.decoder.arrays:
+            raise VidlatentError(
+                f"the decoder of {config.tokenizer.path} reads a picture, and config.data.path="
+                f"{config.data.path} holds prompts without: list them with pictures."
+            )
         arrays = (*self.inputs.arrays, *self.judge.decoder.arrays)
         self.arrays = tuple(dict.fromkeys(arrays))
         self.labels = self.latents.label_names
         self.eval_step = make_reward_step(self)
+
+    def check_prompts(self) -> None:
+        seen = [name for name in self.model.reads if name not in ("text", "label")]
+        if seen or configs.role_of(self.config) == "refiner":
+            raise VidlatentError(
+                f"config.data.path={self.config.data.path} holds prompts without pictures, and "
+                f"this generator starts from one ({', '.join(seen) or 'the first frame'}): list "
+                "pictures with captions, or take a generator of texts or classes."
+            )
 
     def make_judge(self, names: Sequence[str], tokenizer: ConfigDict | None) -> Judge:
         """The judge that trains, of rewards by name."""
@@ -126,6 +141,8 @@ class RewardedTask(GeneratorTask):
         return RewardValidation(self, run, frozen, mesh, make_loader)
 
     def begin(self, workdir: Path, step: int, labels: Sequence[str]) -> None:
+        if not step:
+            self.check_classes(labels, self.config.train.init_from)
         self.labels = tuple(labels)
         super().begin(workdir, step, labels)
         if self.distilled is not None:
