@@ -54,10 +54,10 @@ def _demo(config):
 
 def _paper(config):
     # Stated: rank 64, alpha 128 on all projections of the language model, the vision tower and its
-    # merger in full; the head, and of the embedding the tokens at which scores are read. Adapters
-    # have a dropout of 0.05 there and none here.
+    # merger in full; the head, and of the embedding the tokens at which scores are read.
     lora = config.optim.lora
     lora.rank, lora.alpha, lora.targets = 64, 128.0, "text/blocks/.*kernel$"
+    lora.dropout = 0.05
     lora.full = "visual/|head/"
     lora.rows = (("text/embedding/kernel", (151_657, 151_658, 151_659)),)
     # Stated: one rate for all, three epochs, 5 % of them warm-up. The number of steps is that of 16

@@ -9,6 +9,7 @@ from tests.helpers.judged_pairs import SIZE, reward_config, write_colour_pairs
 from tests.train.test_generator_runs import digest
 from vidlatent import config as configs
 from vidlatent.data.loader import make_loader
+from vidlatent.errors import VidlatentError
 from vidlatent.models.pretrained import network_shapes
 from vidlatent.parallel.mesh import AXES, make_mesh
 from vidlatent.parallel.multihost import to_global
@@ -92,7 +93,7 @@ def test_eight_devices_learn_what_one_does(pairs):
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_the_demo_learns_in_the_published_mix(pairs, tmp_path):
-    """What is trained changes; norms, biases and all other rows of the text part stay."""
+    """What is trained changes, in a cut run alike; norms, biases and all other rows stay."""
     keys = {
         "data.path": str(pairs),
         "data.buckets": str(((*SIZE, 8),)),
@@ -112,6 +113,15 @@ def test_the_demo_learns_in_the_published_mix(pairs, tmp_path):
         mixed.optim.lora.update(paper.to_dict())
         mixed.optim.lora.rank, mixed.optim.lora.rows = 2, ((paper.rows[0][0], (509, 510, 511)),)
     assert train(mixed, tmp_path / "mixed") == 0
+    # The adapters' dropout follows from the step.
+    assert mixed.optim.lora.dropout == 0.05
+    with mixed.unlocked():
+        mixed.train.stop_at = 1
+    assert train(mixed, tmp_path / "cut") == INTERRUPTED
+    with mixed.unlocked():
+        mixed.train.stop_at = 0
+    assert train(mixed, tmp_path / "cut") == 0
+    assert digest(tmp_path / "cut", 3) == digest(tmp_path / "mixed", 3)
     abstract = network_shapes("videoalign_tiny")
     before, after = (
         load_params(str(tmp_path / name), abstract, family="videoalign_tiny")
@@ -129,3 +139,11 @@ def test_the_demo_learns_in_the_published_mix(pairs, tmp_path):
         whole = name.startswith(("visual/", "head/"))
         adapted = name.startswith("text/blocks/") and name.endswith("kernel")
         assert leaf.any() == (whole or adapted), name
+
+
+def test_dropout_that_nothing_applies_is_refused(pairs):
+    keys = {"optim.lora.rank": "2", "optim.lora.dropout": "0.05", "data.path": str(pairs)}
+    with pytest.raises(VidlatentError, match="in VideoAlign's text/blocks/, and head/kernel"):
+        RewardTask(configs.load("configs/reward_videoalign.py", keys))
+    with pytest.raises(VidlatentError, match="lora.dropout=0.05 is of the task 'reward' alone"):
+        configs.load("configs/latte.py", {"optim.lora.dropout": "0.05"})

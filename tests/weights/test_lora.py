@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 from vidlatent.errors import VidlatentError
+from vidlatent.layers.dense import Linear
 from vidlatent.parallel.mesh import AXES, make_mesh
 from vidlatent.parallel.sharding import shardings, with_shardings
 from vidlatent.weights.identity import identify
@@ -270,3 +271,48 @@ def test_other_weights_have_another_digest(change):
     del other["head"]["kernel"]
     other["head"]["weight" if change == "name" else "kernel"] = jnp.asarray(kernel)
     assert identify(other) != identify(PARAMS)
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+def test_dropout_leaves_out_what_adapters_see(depth):
+    """``W x + scale B A (m x / keep)``, with another mask for each value, layer and key."""
+    lora = Lora(2, 4.0, ".*kernel$", dropout=0.5)
+    layer, rng = Linear(6, use_bias=False, parent=None), np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(5, 7, 8)), jnp.float32)
+
+    def init(key):
+        return {"fc1": {"kernel": jax.random.normal(key, (8, 6))}}
+
+    keys = jax.random.split(jax.random.key(1), depth)
+    params = {"blocks": jax.vmap(init)(keys) if depth else init(jax.random.key(1))}
+    own = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32),
+        init_adapters(jax.random.key(2), params, lora),
+    )
+
+    def run(merged):
+        layers = merged["blocks"]["fc1"]
+        if not depth:
+            return layer.apply({"params": layers}, x)
+        return jax.lax.map(lambda one: layer.apply({"params": one}, x), layers)
+
+    plain = run(params)
+    seen = run(merge_adapters(params, own, lora, jax.random.key(3)))
+    again = run(merge_adapters(params, own, lora, jax.random.key(3)))
+    np.testing.assert_array_equal(seen, again)
+    assert (seen != run(merge_adapters(params, own, lora, jax.random.key(4)))).any()
+    # The mean over many keys is what merged adapters give.
+    many = jax.jit(jax.vmap(lambda key: run(merge_adapters(params, own, lora, key))))(
+        jax.random.split(jax.random.key(5), 1000)
+    )
+    merged = run(merge_adapters(params, own, lora))
+    error = np.asarray(many.mean(axis=0) - merged) / np.asarray(many.std(axis=0) / 1000**0.5)
+    assert np.abs(error).max() < 5 and np.abs(np.asarray(merged - plain)).max() > 1
+    # And its variance, (1 - keep) / keep of the squares of each input's part.
+    kernels = own["blocks"]["fc1"]["kernel"]
+    a, b = kernels["lora_a"], kernels["lora_b"]
+    product = lora.scale * jnp.matmul(a, b)  # [I, O], of each layer
+    spread = jnp.einsum("bti,...io->...bto", x**2, product**2)
+    np.testing.assert_allclose(many.var(axis=0), spread, rtol=0.3)
+    if depth:
+        assert (seen[0] - plain[0] != seen[1] - plain[1]).any()

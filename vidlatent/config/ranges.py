@@ -64,6 +64,7 @@ _LORA = {
         Each((Pattern(), Many(_COUNT_OR_NONE, "(3, 4)")), "('text/embedding', (3, 4))"),
         "(('text/embedding', (3, 4)),)",
     ),
+    "dropout": _DECAY,
 }
 
 # Section -> key -> rule; "" holds the keys that belong to no section.

@@ -32,6 +32,7 @@ def validate(config: ConfigDict) -> None:
         _check_name,
         _check_start,
         _check_guidance_distilled,
+        _check_dropout,
         _check_stages,
         _check_histograms,
     ):
@@ -190,6 +191,15 @@ def _check_guidance_distilled(config: ConfigDict) -> str:
         )
     if distill.scale_range and distill.scale_range[0] >= distill.scale_range[1]:
         return f"config.distill.scale_range={distill.scale_range!r}: give the lesser scale first"
+    return ""
+
+
+def _check_dropout(config: ConfigDict) -> str:
+    """Only one task has layers that apply it; elsewhere it would be without effect."""
+    for key, value in _leaves(config, ""):
+        read = config.task == "reward" and key == "optim.lora.dropout"
+        if key.endswith("lora.dropout") and value and not read:
+            return f"config.{key}={value} is of the task 'reward' alone: set it to 0"
     return ""
 
 

@@ -51,7 +51,8 @@ class Linear(nn.Module):
     """``x W + b`` on tokens, as published transformers start it.
 
     A kernel that comes with a ``kernel_scale`` beside it is stored as fp8 (``kernels.fp8``), and
-    the product then runs in fp8.
+    the product then runs in fp8. One that comes with a ``lora`` has adapters that are not merged
+    into it, since they see their inputs through a dropout (``weights.lora.merge_adapters``).
 
     Attributes:
       features: width of the result; or its axes, ``(K, d)``, in which kernel and bias are stored.
@@ -80,10 +81,21 @@ class Linear(nn.Module):
             if x.ndim > 2:
                 kernel = gathered(kernel, "/".join((*self.path, "kernel")), x.shape[0])
             y = jnp.dot(x, kernel.reshape(shape), precision=exact(self.dtype))
+        if self.has_variable("params", "lora"):
+            y = y + _apply_adapters(x, self.get_variable("params", "lora"))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, axes)
             y = y + bias.reshape(-1).astype(self.dtype)
         return y
+
+
+def _apply_adapters(x: jax.Array, own: dict[str, jax.Array]) -> jax.Array:
+    """``dropout(x) A B``: each value of ``x [..., I]`` is left out by itself, as in PEFT."""
+    kept = jax.random.bernoulli(jax.random.wrap_key_data(own["key"]), own["keep"], x.shape)
+    x = jnp.where(kept, x / own["keep"].astype(x.dtype), jnp.zeros((), x.dtype))
+    a, b = (own[name].astype(x.dtype) for name in ("a", "b"))
+    h = jnp.dot(x, a, precision=exact(x.dtype))
+    return jnp.dot(h, b.reshape(len(b), -1), precision=exact(x.dtype))
 
 
 class Mlp(nn.Module):

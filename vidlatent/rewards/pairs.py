@@ -84,12 +84,15 @@ class PairJudge:
         arrays = {name: batch[name] for name in self.arrays}
         return arrays | {_TOKENS + name: array for name, array in tokens.items()}
 
-    def score(self, params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def score(
+        self, params: Any, batch: Mapping[str, jax.Array], other: Any = None
+    ) -> dict[str, jax.Array]:
         """``first``, ``second`` and ``judged`` of each score, ``[B, scores]``.
 
         Args:
           params: of the reward's network.
           batch: of ``read_batch``.
+          other: those that judge the second videos, where they draw a dropout of their own.
         """
         tokens = {
             name.removeprefix(_TOKENS): array
@@ -101,6 +104,7 @@ class PairJudge:
         for side, name in (("first", "video"), ("second", "other")):
             video = batch[name].astype(jnp.float32) / 127.5 - 1
             first = video[:, 0] if self.reward.reads_first else None
-            scores = self.reward.score(params, RewardInputs(video, prompt, first, self._fps))
+            judge = other if side == "second" and other is not None else params
+            scores = self.reward.score(judge, RewardInputs(video, prompt, first, self._fps))
             found[side] = jnp.stack([scores[score] for score in self.names], axis=1)
         return found | {"judged": batch["judged"][:, jnp.array(self._columns)]}

@@ -91,11 +91,15 @@ class Adapters:
         """What is trained, at step 0; values of ``params`` are read only without adapters."""
         return params if self.lora is None else init_adapters(key, params, self.lora)
 
-    def merge(self, trained: Any, frozen: Mapping[str, Any]) -> Any:
-        """The model's parameters, from what is trained and the frozen networks of the step."""
+    def merge(self, trained: Any, frozen: Mapping[str, Any], key: jax.Array | None = None) -> Any:
+        """The model's parameters, from what is trained and the frozen networks of the step.
+
+        ``key``: of the adapters' dropout in training; None: without.
+        """
         if self.lora is None:
             return trained
-        return merge_adapters(frozen[self.base], trained, self.lora)
+        drawn = key if self.lora.dropout else None
+        return merge_adapters(frozen[self.base], trained, self.lora, drawn)
 
     def open(self, trained: Any, frozen: Mapping[str, Any]) -> tuple[Any, Callable]:
         """``merge``, and what pulls gradients of the merged parameters back: ``jax.vjp``."""

@@ -54,6 +54,7 @@ class Lora(NamedTuple):
         adapter.
       rows: (path expression, row numbers) pairs of parameters of which these rows are trained, and
         nothing else.
+      dropout: share of an adapter's inputs that are left out in training.
     """
 
     rank: int
@@ -61,6 +62,7 @@ class Lora(NamedTuple):
     targets: str
     full: str = ""
     rows: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    dropout: float = 0.0
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Lora:
@@ -153,7 +155,7 @@ def describe_adapters(abstract: Any, lora: Lora) -> Any:
     return found
 
 
-def merge_adapters(params: Any, adapters: Any, lora: Lora) -> Any:
+def merge_adapters(params: Any, adapters: Any, lora: Lora, key: jax.Array | None = None) -> Any:
     """The parameters with ``W + scale A B`` for every adapted kernel, each in its dtype.
 
     To others is added what is trained of them in full.
@@ -161,13 +163,17 @@ def merge_adapters(params: Any, adapters: Any, lora: Lora) -> Any:
     Differentiable in both, and usable inside a sharded step: merged kernels lie where their ``W``
     does.
 
+    Args:
+      key: of the dropout in training. Adapters then lie beside their kernels as ``lora``, where
+        ``layers.dense.Linear`` reads them: what they see cannot be merged. None: without dropout.
+
     Raises:
       VidlatentError: there is an adapter of a kernel that the parameters do not have.
     """
-    return _merge(params, adapters, lora, "")
+    return _merge(params, adapters, lora, "", key)
 
 
-def _merge(params: Any, adapters: Any, lora: Lora, path: str) -> Any:
+def _merge(params: Any, adapters: Any, lora: Lora, path: str, key: jax.Array | None) -> Any:
     if _A in adapters:
         merged = merge_kernel(
             params, adapters[_A], adapters[_B], lora.scale, _Axes.of(path, params.shape).subscripts
@@ -185,11 +191,29 @@ def _merge(params: Any, adapters: Any, lora: Lora, path: str) -> Any:
             f"there is an adapter of {where}, a parameter that this model does not have: name the "
             "model that was adapted."
         )
-    inner = {
-        name: _merge(params[name], tree, lora, f"{path}/{name}" if path else name)
-        for name, tree in adapters.items()
-    }
+    inner = {}
+    for name, tree in adapters.items():
+        where = f"{path}/{name}" if path else name
+        if key is not None and _A in tree:
+            inner["lora"] = _lay_beside(params[name], tree, lora, where, key)
+        else:
+            inner[name] = _merge(params[name], tree, lora, where, key)
     return {**params, **inner}
+
+
+def _lay_beside(
+    kernel: Any, adapter: Mapping[str, Any], lora: Lora, path: str, key: jax.Array
+) -> dict[str, jax.Array]:
+    """What ``layers.dense.Linear`` reads beside a kernel; each layer of a stack has its own key."""
+    stack = _Axes.of(path, kernel.shape).stack
+    own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    keys = jax.random.key_data(jax.random.split(own, math.prod(stack)))
+    return {
+        "a": adapter[_A],
+        "b": lora.scale * adapter[_B],
+        "key": keys.reshape(*stack, *keys.shape[1:]),
+        "keep": jnp.full(stack, 1.0 - lora.dropout, jnp.float32),
+    }
 
 
 def _add(params: jax.Array, added: jax.Array) -> jax.Array:

@@ -35,4 +35,7 @@ def get_lora() -> ConfigDict:
     # (path expression, row numbers) pairs of parameters of which only these rows are trained, such
     # as an embedding's of a few tokens
     lora.rows = ()
+    # Share of an adapter's inputs that are left out in training, drawn for each token and step; of
+    # the task 'reward', in the blocks of VideoAlign's language model (text/blocks/)
+    lora.dropout = 0.0
     return lora

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vidlatent.errors import VidlatentError
 from vidlatent.evaluate.rewards.pairs import PairScores, compile_pairs, score_pairs, write_pairs
 from vidlatent.losses.preference import count_agreement, preference_loss
 from vidlatent.models.frozen import FrozenNetwork
 from vidlatent.models.pretrained import init_network, network_shapes
+from vidlatent.parallel.paths import path_name
 from vidlatent.rewards import make_rewards
 from vidlatent.rewards.pairs import PairJudge
 from vidlatent.train.adapters import Adapters
@@ -25,8 +27,12 @@ from vidlatent.train.microbatches import accumulate_gradients
 from vidlatent.train.optim import make_learning_rate, make_optimizer
 from vidlatent.train.state import State, apply_gradients, init_state
 from vidlatent.train.tasks.base import Player
+from vidlatent.train.update import make_slice_keys
+from vidlatent.weights.lora import Lora, describe_adapters
 
 __all__ = ["RewardTask"]
+
+_WITH_DROPOUT = "text/blocks/"
 
 
 class RewardTask:
@@ -44,9 +50,25 @@ class RewardTask:
         self.judge = PairJudge(config)
         self.arrays = self.judge.arrays
         self.adapters = Adapters(config, self.family, self._describe_held)
+        lora = self.adapters.lora
+        self._drops = lora is not None and bool(lora.dropout)
+        if lora is not None and lora.dropout:
+            self._check_dropout(lora)
         self.optimizer = make_optimizer(config)
         self.rate = make_learning_rate(config, config.train.steps)
         self.eval_step = self.judge.score
+
+    def _check_dropout(self, lora: Lora) -> None:
+        """Raise unless all adapters lie where layers apply the dropout."""
+        found = jax.tree_util.tree_leaves_with_path(describe_adapters(self._describe_held(), lora))
+        names = [path_name(path) for path, _ in found]
+        others = [n for n in names if n.endswith("lora_a") and not n.startswith(_WITH_DROPOUT)]
+        if others or not self.family.startswith("videoalign"):
+            where = others[0].removesuffix("/lora_a") if others else self.family
+            raise VidlatentError(
+                f"config.optim.lora.dropout is of adapters in VideoAlign's {_WITH_DROPOUT}, and "
+                f"{where} would be adapted without it: set dropout=0, or choose other targets."
+            )
 
     def _describe_held(self) -> Any:
         frozen = self.judge.reward.frozen
@@ -77,9 +99,9 @@ class RewardTask:
         self, state: State, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any]
     ) -> tuple[State, dict[str, jax.Array]]:
         def compute(rows, number):
-            del number  # nothing is drawn
+            key = make_slice_keys(self.config.seed, state["step"], number)("lora")
             return jax.value_and_grad(self.compute_loss, has_aux=True)(
-                state["params"], rows, frozen
+                state["params"], rows, frozen, key
             )
 
         if self.config.optim.accumulate == 1:
@@ -99,12 +121,24 @@ class RewardTask:
         return state, {"loss": loss, **report, **more}
 
     def compute_loss(
-        self, params: Any, batch: Mapping[str, jax.Array], frozen: Mapping[str, Any]
+        self,
+        params: Any,
+        batch: Mapping[str, jax.Array],
+        frozen: Mapping[str, Any],
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Mean over all pairs and scores, as VideoAlign's: those nobody judged count as 0."""
-        params = self.adapters.merge(params, frozen)
-        params = stop_frozen_gradients(params, self.config.optim.freeze)
-        found = self.judge.score(params, batch)
+        """Mean over all pairs and scores, as VideoAlign's: those nobody judged count as 0.
+
+        ``key``: of the adapters' dropout, which is another one for each of the two videos.
+        """
+        keys = (None, None) if key is None else jax.random.split(key)
+        merged = [
+            stop_frozen_gradients(
+                self.adapters.merge(params, frozen, own), self.config.optim.freeze
+            )
+            for own in (keys if self._drops else keys[:1])
+        ]
+        found = self.judge.score(merged[0], batch, merged[-1])
         sides = found["first"], found["second"], found["judged"]
         mask = batch["mask"][:, None]
         losses = preference_loss(*sides, self.config.rewards.ties) * mask
