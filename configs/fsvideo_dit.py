@@ -141,6 +141,7 @@ def _raise_rewards(config, arg):
         config.data.buckets = ((121, 384, 640, 16),)
         config.data.length_weights = ()
         config.rl.parts = 12
+        config.rl.decode_groups = 2
         config.rl.watch = ("motion",)
 
 

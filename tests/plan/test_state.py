@@ -59,6 +59,13 @@ def test_where_it_does_not_fit_adapters_come_first_and_then_more_devices():
     assert rows[1]["changes"] == {"topology": "h100:4"} and rows[1]["total"] == larger
 
 
+def test_more_devices_are_tried_while_the_batch_spreads():
+    rows = find_change(config_of(plan__memory_gib=1e-6), parse_topology("h100:16"), BUCKET)
+    tried = [row["changes"].get("topology") for row in rows]
+    assert tried == [None, "h100:32", "h100:64", "h100:128"]  # 16 devices to a clip at most
+    assert not any(row["fits"] for row in rows)
+
+
 def test_the_mode_writes_a_table_of_all_machines(tmp_path, capsys):
     whole = count_state(config_of(), parse_topology("h100:1"), BUCKET)["total"]
     config = config_of(plan__memory_gib=0.9 * whole / GIB)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,36 +116,45 @@ def find_change(
     """The rows that were tried for a step that does not fit; the last one fits, if any does.
 
     Pieces of the batch come first, where decoder and rewards are counted, and adapters, which need
-    no other machine, then twice as many devices and so on.
+    no other machine, then twice as many devices and so on, as long as the batch spreads over them.
     """
     keys = [key for key in _LORA if _has(config, key)]
-    pieces = _propose_pieces(config, topology, bucket)
-    tried = [count_state(config, topology, bucket, pieces)] if pieces else []
-    if not tried or not tried[-1]["fits"]:
-        adapters = {**pieces, **dict.fromkeys(keys, _RANK)}
-        tried.append(count_state(config, topology, bucket, adapters))
+    tried: list[dict[str, Any]] = []
+    pieces: dict[str, Any] = {}
+    for more in _propose_pieces(config, topology, bucket):
+        pieces |= more
+        tried.append(count_state(config, topology, bucket, dict(pieces)))
+        if tried[-1]["fits"]:
+            return tried
+    tried.append(count_state(config, topology, bucket, {**pieces, **dict.fromkeys(keys, _RANK)}))
     times = 2
     while not tried[-1]["fits"] and times <= _MOST:
         *grid, last = topology.grid
         larger = dataclasses.replace(topology, grid=(*grid, last * times))
-        row = count_state(config, larger, bucket)
-        tried.append({**row, "changes": {"topology": str(larger)}})
+        try:
+            row = count_state(config, larger, bucket, pieces)
+        except VidlatentError as error:
+            logging.info("no more devices are tried: %s", error)
+            break
+        tried.append({**row, "changes": {**pieces, "topology": str(larger)}})
         times *= 2
     return tried
 
 
 def _propose_pieces(
     config: ConfigDict, topology: Topology, bucket: tuple[int, ...]
-) -> dict[str, Any]:
-    """Keys by which a step by rewards judges one video a device at a time, if it does not."""
-    if config.task == "grpo" and config.rl.parts < config.rl.group:
-        return {"rl.parts": config.rl.group}
+) -> Iterator[dict[str, Any]]:
+    """Keys by which a step by rewards judges less at a time: one video, then a piece of it."""
+    if config.task == "grpo":
+        if config.rl.parts < config.rl.group:
+            yield {"rl.parts": config.rl.group}
+        if not config.rl.decode_groups:
+            yield {"rl.decode_groups": 1}
     if config.task == "refl":
         sizes = dict(zip(AXES, resolve_sizes(config.mesh, topology.devices), strict=True))
         each = bucket[3] // (sizes["data"] * sizes["fsdp"])
         if each > config.optim.accumulate:
-            return {"optim.accumulate": each}
-    return {}
+            yield {"optim.accumulate": each}
 
 
 def _has(config: ConfigDict, key: str) -> bool:

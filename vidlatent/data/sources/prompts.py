@@ -40,7 +40,8 @@ def read_rows(path: str) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
             f"data.path = {path!r} is no list of prompts: a .txt, one a line, or a .jsonl whose "
             f"lines are {_LINE}."
         )
-    rows, classes = [], ()
+    rows: list[tuple[str, str]] = []
+    classes: tuple[str, ...] = ()
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not (line := line.strip()):
             continue
