@@ -20,6 +20,10 @@ products and convolutions on one device. Times are lower bounds: each resource w
 its data sheet, and the slowest of them decides, so an MFU is an upper bound. A training step is
 planned for the bucket with the most pixels a batch. Batch sizes, and everything else that the
 papers leave open, are choices of the presets.
+
+Steps by rewards at the published sizes are counted by shapes and traced programs, without a
+compiler: [ReFL](reward_gradients.md#memory-at-the-published-size) and
+[MixGRPO](policy_updates.md#memory-at-the-published-size).
 """
 _EFFORT = """With `--config.plan.effort=-1` the compiler does not search for the fastest tiling of
 each product and convolution. At its default effort compiling a 3x3x3 convolution of 128 channels

@@ -74,7 +74,7 @@ def _raise_rewards(config, arg):
         config.rewards.weights = tuple((f"videoalign_{kind}", 1.0) for kind in kinds)
         config.data.buckets = ((121, 768, 1280, 16),)
         config.rl.parts = 12
-        # A whole video at once would take 262 GiB to decode (docs/plans.md).
+        # A whole video at once would take 262 GiB to decode (docs/policy_updates.md).
         config.rl.decode_groups = 2
         config.rl.watch = ("motion",)
 

@@ -79,7 +79,9 @@ def changes(name, **keys):
 def test_what_saves_memory_in_steps_by_rewards():
     """Adding up gradients is no key of grpo; its groups have parts."""
     found = changes("fsvideo_dit.py:demo,stage=grpo", generator__remat=True)
-    assert {"rl.parts": 8, "generator.stack": "recomputed"} in found
+    remat = {"generator.stack": "recomputed"}
+    assert {**remat, "rl.parts": 8} in found
+    assert {**remat, "rl.parts": 8, "rl.decode_groups": 1} in found
     assert not any("optim.accumulate" in keys for keys in found)
     found = changes("fsvideo_dit.py:demo,stage=refl", refl__stream=False)
     assert any(keys.get("refl.stream") for keys in found)

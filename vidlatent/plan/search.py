@@ -12,7 +12,7 @@ from vidlatent.config import is_generator
 from vidlatent.models.load import model_of
 from vidlatent.parallel.sharding import ACTIVATION_AXES
 
-__all__ = ["override_keys", "propose_changes"]
+__all__ = ["override_keys", "propose_changes", "propose_judging"]
 
 # Pieces of a batch, and devices to a clip, that are tried: powers of two, as meshes have.
 _PIECES = (2, 4, 8, 16, 32, 64)
@@ -33,7 +33,7 @@ def propose_changes(
 
     1. If the mesh cannot divide the batch: several devices to a clip.
     2. Remat: recompute blocks in the backward pass; of steps by rewards, smaller parts of a group
-       (``grpo``) and streamed decoders (``refl``).
+       (``grpo``) and streamed decoders.
     3. Accumulate gradients over pieces of the batch.
     4. More devices to a clip, alone and with more pieces.
 
@@ -68,7 +68,7 @@ def propose_changes(
         mesh = {**mesh, **sizes}
         base |= _mesh_keys(sizes)
         yield dict(base)
-    for saving in (_remat_keys(config), _judging_keys(config)) if training else ():
+    for saving in (_remat_keys(config), *propose_judging(config)) if training else ():
         if saving:
             base |= saving
             yield dict(base)
@@ -115,13 +115,15 @@ def _remat_keys(config: ConfigDict) -> dict[str, Any]:
     return {f"{name}.{k}": v for k, v in wanted.items() if k in section and section[k] != v}
 
 
-def _judging_keys(config: ConfigDict) -> dict[str, Any]:
-    """Keys with which a step by rewards decodes one video, or one piece of it, at a time."""
-    if config.task == "grpo" and config.rl.parts < config.rl.group:
-        return {"rl.parts": config.rl.group}
+def propose_judging(config: ConfigDict) -> Iterator[dict[str, Any]]:
+    """Keys with which a step by rewards decodes one video at a time, then a piece of it."""
+    if config.task == "grpo":
+        if config.rl.parts < config.rl.group:
+            yield {"rl.parts": config.rl.group}
+        if not config.rl.decode_groups:
+            yield {"rl.decode_groups": 1}
     if config.task == "refl" and not config.refl.stream:
-        return {"refl.stream": True}
-    return {}
+        yield {"refl.stream": True}
 
 
 def _propose_mesh_sizes(mesh: Mapping[str, int], axes: tuple[str, ...]) -> Iterator[dict[str, int]]:

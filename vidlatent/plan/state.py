@@ -27,7 +27,7 @@ from vidlatent.plan.costs import count_device_bytes
 from vidlatent.plan.hardware import GIB, Topology, parse_topology
 from vidlatent.plan.program import DoesNotSpread, Program
 from vidlatent.plan.rewarded import REWARDED, estimate_judging
-from vidlatent.plan.search import override_keys, propose_changes
+from vidlatent.plan.search import override_keys, propose_changes, propose_judging
 from vidlatent.report.tables import markdown_table
 
 __all__ = ["STATE", "count_state", "find_change", "plan_state"]
@@ -146,10 +146,7 @@ def _propose_pieces(
 ) -> Iterator[dict[str, Any]]:
     """Keys by which a step by rewards judges less at a time: one video, then a piece of it."""
     if config.task == "grpo":
-        if config.rl.parts < config.rl.group:
-            yield {"rl.parts": config.rl.group}
-        if not config.rl.decode_groups:
-            yield {"rl.decode_groups": 1}
+        yield from propose_judging(config)
     if config.task == "refl":
         sizes = dict(zip(AXES, resolve_sizes(config.mesh, topology.devices), strict=True))
         each = bucket[3] // (sizes["data"] * sizes["fsdp"])
