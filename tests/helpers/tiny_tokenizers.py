@@ -78,6 +78,11 @@ MODELS = {
 def tokenizer(name, **fields):
     """``(model, params)``."""
     model = build({**MODELS[name], **fields})
+    return model, random_params(model)
+
+
+def random_params(model):
+    """Random parameters everywhere, so that no part of the model is silent."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -87,7 +92,7 @@ def tokenizer(name, **fields):
         fan = np.prod(leaf.shape[:-1]) if path[-1].key == "kernel" else 100.0
         return (x / np.sqrt(fan)).astype(np.float32)
 
-    return model, jax.tree_util.tree_map_with_path(draw, abstract_params(model))
+    return jax.tree_util.tree_map_with_path(draw, abstract_params(model))
 
 
 def clip(frames, height=7, width=10, seed=0):

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers.tiny_tokenizers import MODELS, tokenizer
+from tests.helpers.tiny_tokenizers import MODELS, random_params, tokenizer
 from vidlatent.codec.codec import Codec
 from vidlatent.codec.options import CodecOptions
 from vidlatent.errors import VidlatentError
 from vidlatent.models.load import abstract_params
+from vidlatent.models.tokenizers import build
 from vidlatent.models.tokenizers.base import Posterior, TokenizerModule, check_clip
 from vidlatent.models.tokenizers.check import check_tokenizer
 from vidlatent.spec import FrameRule, LatentSpec
@@ -60,6 +61,23 @@ class Causal(TokenizerModule):
                 (),
             )
         )
+
+
+WAN = {"name": "wan_vae", "width": 4, "multipliers": (1, 1, 1, 1), "blocks": 1}
+WAN_KINDS = {
+    "wan21": {**WAN, "latent_channels": 4},
+    "wan22": {**WAN, "latent_channels": 6, "shortcuts": True, "pixel_patch": 2},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", WAN_KINDS)
+def test_wans_autoencoders_keep_the_contract(kind):
+    """Both kinds at their compression, 4x8x8 and 4x16x16, narrow."""
+    model = build({**WAN_KINDS[kind], "temporal_down": (1, 2)})
+    spec = model.latent_spec
+    assert (spec.t, spec.h, spec.w) == {"wan21": (4, 8, 8), "wan22": (4, 16, 16)}[kind]
+    check_tokenizer(model, random_params(model))
 
 
 @pytest.mark.parametrize("name", MODELS)
