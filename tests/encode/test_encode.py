@@ -255,7 +255,7 @@ def test_content_texts_and_pictures_are_kept(tmp_path):
     assert "t5_tiny_random0" in source.header.source["text"]
 
 
-def test_mirrored_windows_are_those_of_mirrored_frames(run, tokenizer, tmp_path):
+def test_mirrored_windows_are_those_of_mirrored_frames(run, tokenizer, tmp_path, monkeypatch):
     """At every third frame, with their labels; a training batch reads the same windows."""
     data = {
         "data_synthetic.kind": "paths",
@@ -265,7 +265,12 @@ def test_mirrored_windows_are_those_of_mirrored_frames(run, tokenizer, tmp_path)
         "encode_windows": "one",
         "encode_flip": "both",
         "encode_dtype": "float32",
+        "encode_pictures": 6,
     }
+    rows = []
+    monkeypatch.setattr(
+        "vidlatent.encode.pictures.contact_sheet", lambda found, *_, **__: rows.extend(found)
+    )
     encode(run, tmp_path, **data)
     source = LatentSource(str(tmp_path))
     assert len(source.windows) == 6 and len({window.name for window in source.windows}) == 6
@@ -278,9 +283,11 @@ def test_mirrored_windows_are_those_of_mirrored_frames(run, tokenizer, tmp_path)
         batch = next(loader)
         pairs = zip(batch["clip"], batch["video"], strict=True)
         videos = {loader.index[c].path: v for c, v in pairs if c >= 0}
-    for window in source.windows:
+    # The sheet has each window's own frames above what is decoded.
+    for window, original in zip(source.windows, rows[::2], strict=True):
         video = videos[window.clip]
         video = video[:, :, ::-1] if window.flip else video
+        np.testing.assert_array_equal(original, video)
         exact = np.asarray(tokenizer(video).mean[0])
         np.testing.assert_allclose(
             source.read_arrays(window.name)["latent"], exact, rtol=1e-5, atol=1e-6

@@ -8,6 +8,7 @@ products in float64, so it needs one pass over the data and no tuning.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -21,7 +22,7 @@ from vidlatent.data.loaders import Loaders
 from vidlatent.errors import VidlatentError
 from vidlatent.files import dump_json, parse_json, read_npz, replace_file
 from vidlatent.latents.pixels import from_pixels
-from vidlatent.media.sheets import contact_sheet
+from vidlatent.media.sheets import contact_sheet, enlarge
 from vidlatent.models.tokenizers.cutting import make_latent_coder
 from vidlatent.parallel.multihost import is_main
 from vidlatent.paths import as_path
@@ -29,7 +30,7 @@ from vidlatent.spec import LatentSpec, check_shape
 
 __all__ = ["LinearFit", "Preview", "fit_preview"]
 
-FILE = "preview.npz"
+FILE, PICTURE = "preview.npz", "preview.png"
 # Training batches that the map is fitted on, and clips shown beside their previews.
 _BATCHES, _SHOWN = 64, 4
 
@@ -222,29 +223,52 @@ def fit_preview(config: ConfigDict, workdir: Path, step: int) -> int:
             latents = np.asarray(encode(codec.params, batch["video"]))
             # Padding would count as black clips.
             for row in np.flatnonzero(batch["mask"]):
-                yield latents[row], batch["video"][row]
+                yield latents[row], batch["video"][row], int(batch["clip"][row])
 
     seen, held = PreviewSums(spec), PreviewSums(spec)
     with loaders.train(0) as loader:
-        for latent, video in clips(itertools.islice(loader, _BATCHES)):
+        for latent, video, _ in clips(itertools.islice(loader, _BATCHES)):
             seen.add(latent, video)
-    preview, shown = seen.fit(), []
+    preview = seen.fit()
     preview.encoder = codec.encoder
+    shown: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # the first window of each file
     with loaders.validation() as loader:
-        for latent, video in clips(loader):
+        for latent, video, clip in clips(loader):
             # Scored on clips that the map was not fitted to.
             held.add(latent, video)
-            if len(shown) < 2 * _SHOWN:
-                small = preview(latent).repeat(spec.h, axis=1).repeat(spec.w, axis=2)
-                shown += [video, small]
+            name = loader.index[clip].path
+            if len(shown) < _SHOWN and name not in shown:
+                shown[name] = video, enlarge_preview(preview, latent)
     if is_main():
         preview.save(workdir / FILE)
-        for name, share in held.explained(preview).items():
-            logging.info(
-                "preview of %s frames: %.1f %% of the variance explained", name, 100 * share
-            )
+        explained = {
+            name: f"{100 * share:.1f} %" for name, share in held.explained(preview).items()
+        }
+        for name, share in explained.items():
+            logging.info("preview of %s frames: %s of the variance explained", name, share)
         if shown:
-            sheet = contact_sheet(shown, ["video", "preview"] * (len(shown) // 2))
-            (workdir / "preview.png").write_bytes(sheet)
-        logging.info("wrote %s", workdir / FILE)
+            _draw(workdir / PICTURE, spec, shown, explained)
+        logging.info("wrote %s and %s", workdir / FILE, workdir / PICTURE)
     return 0
+
+
+def enlarge_preview(preview: Preview, latent: np.ndarray) -> np.ndarray:
+    """A latent's preview in the size of its video."""
+    return enlarge(preview(latent), preview.spec.h, preview.spec.w)
+
+
+def _draw(
+    path: Path,
+    spec: LatentSpec,
+    shown: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    explained: Mapping[str, str],
+) -> None:
+    """Clips over their previews, and what a preview is."""
+    shares = " and ".join(f"{share} in {name} frames" for name, share in explained.items())
+    title = (
+        f"Linear preview of {spec.name}: one pixel a latent position of {spec.h}x{spec.w} pixels; "
+        f"explains {shares} of the variance"
+    )
+    rows = [row for pair in shown.values() for row in pair]
+    labels = [label for name in shown for label in (name, "preview")]
+    path.write_bytes(contact_sheet(rows, labels, title=title))

@@ -32,6 +32,7 @@ from vidlatent.paths import as_path, same_place
 
 __all__ = ["reconstruct_video"]
 
+_GAIN = 5.0  # of differences on the sheet
 # Compiled, because PSNR run operation by operation takes thirty times as long.
 _METRICS = {
     name: jax.jit(functools.partial(metric, data_range=255.0))
@@ -95,7 +96,8 @@ def _reconstruct(config: ConfigDict, codec: Codec, input: str, target: Path) -> 
     logging.info("%d frames, %s%s", count, quality, _compression(scores))
     for sentence in scores["told"]:
         logging.warning("%s: %s", input, sentence)
-    for file in (target, *(compared.write() if compared else ()), path):
+    title = f"{scores['input']}: {quality}{_compression(scores)}"
+    for file in (target, *(compared.write(title) if compared else ()), path):
         logging.info("wrote %s", file)
     return 0
 
@@ -137,9 +139,9 @@ class _Compared:
     def scores(self) -> dict[str, Any]:
         return {**self._tally.scores(), **self._borders.scores()}
 
-    def write(self) -> tuple[Path, Path]:
+    def write(self, title: str) -> tuple[Path, Path]:
         """Writes the contact sheet; returns the files to look at."""
-        self._sheet.write_bytes(self._tally.contact_sheet())
+        self._sheet.write_bytes(self._tally.contact_sheet(title))
         return self._video, self._sheet
 
 
@@ -174,11 +176,12 @@ class _Tally:
     def scores(self) -> dict[str, float]:
         return {name: total / self.frames for name, total in self._sums.items()}
 
-    def contact_sheet(self) -> bytes:
+    def contact_sheet(self, title: str) -> bytes:
         numbers, original, reconstruction = zip(*self._kept, strict=True)
         rows = [np.stack(original), np.stack(reconstruction)]
         labels = ["original", "reconstruction"]
-        return contact_sheet(rows, labels, columns=self.SHOWN, numbers=numbers)
+        shown = {"columns": self.SHOWN, "numbers": numbers, "title": title}
+        return contact_sheet(rows, labels, difference=_GAIN, **shown)
 
 
 class _Borders:

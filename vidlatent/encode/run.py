@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -357,9 +357,26 @@ class _Job:
         if self.options.pictures:
             path = draw_pictures(
                 *(self.folder, self.model, self.params, self.coding),
-                *(self.workdir, self.options.pictures),
+                *(self.workdir, self.options.pictures, self._read),
             )
             logging.info("wrote %s", path)
+
+    def _read(self, windows: Sequence[Window]) -> list[np.ndarray]:
+        """The frames of windows of the set, read again."""
+
+        def name(window: Window) -> tuple[Any, ...]:
+            sizes = window.frames, window.height, window.width
+            return window.clip, window.first, *sizes, window.flip
+
+        asked = {name(window) for window in windows}
+        places = [p for p in self.plan.places if name(self.plan.window(p)) in asked]
+        found = {}
+        # One place a group, so that each batch holds one window and padding.
+        with self._loader(Listed([(p.bucket, [(p.row, p.first)]) for p in places])) as loader:
+            for place, batch in zip(places, loader, strict=False):
+                window = self.plan.window(place)
+                found[name(window)] = _flip(batch["video"], [window.flip])[0]
+        return [found[name(window)] for window in windows]
 
     def _header(self, shards: list[Shard]) -> Header:
         options = self.options

@@ -190,9 +190,9 @@ def contact_sheet(
     return _png(sheet, path)
 
 
-def enlarge(pixels: np.ndarray, times: int) -> np.ndarray:
-    """``[..., H, W, 3]`` with each pixel as a square of ``times`` x ``times``."""
-    return pixels.repeat(times, axis=-3).repeat(times, axis=-2)
+def enlarge(pixels: np.ndarray, times: int, across: int = 0) -> np.ndarray:
+    """``[..., H, W, 3]`` with each pixel as ``times`` rows and ``across`` (0: as many) columns."""
+    return pixels.repeat(times, axis=-3).repeat(across or times, axis=-2)
 
 
 def encode_picture(picture: np.ndarray) -> bytes:
