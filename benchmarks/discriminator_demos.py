@@ -33,13 +33,14 @@ from benchmarks.discriminator_demos_page import write_page
 from vidlatent import config as configs
 from vidlatent.config import split_overrides
 from vidlatent.errors import VidlatentError
+from vidlatent.parallel.compilation import QUICKEST
 from vidlatent.report.writers import read_metrics
 from vidlatent.train.loop import INTERRUPTED
 
 ROOT = Path(__file__).resolve().parent.parent
 _POLL_S = 0.5  # seconds between looks at the log of a run
 # Compile fast, run slowly: for runs of a few steps.
-_QUICK = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+_QUICK = [f"--{name}={int(value)}" for name, value in QUICKEST.items()]
 
 
 @dataclasses.dataclass(frozen=True)

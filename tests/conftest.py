@@ -6,6 +6,7 @@ other worker, subprocesses and the next run find them.
 """
 
 import os
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +22,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # more slowly. What a caller sets comes last and prevails.
 _QUICK_XLA = (
     "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
+    # Newer versions always use them, and end the process at a flag that they do not know.
+    *(["--xla_cpu_use_fusion_emitters=false"] if version("jax") < "0.11" else []),
     "--xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ["XLA_FLAGS"] = " ".join((*_QUICK_XLA, os.environ.get("XLA_FLAGS", ""))).strip()

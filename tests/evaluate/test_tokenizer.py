@@ -17,6 +17,7 @@ from vidlatent.evaluate.running_scores import RunningScores
 from vidlatent.evaluate.tokenizer import compile_eval_step, evaluate, tokenizer_eval_step
 from vidlatent.evaluate.tokenizer_report import write_evaluation
 from vidlatent.metrics import PRESERVATION, gride
+from vidlatent.parallel.compilation import fusion_emitters
 from vidlatent.parallel.mesh import make_mesh
 
 
@@ -56,7 +57,7 @@ SOURCES = [0, 1, 2, 2, 3, 4, 5]
 
 
 # Sums in one order for every batch size; the tests' own quick compilation has several.
-EXACT = {"xla_backend_optimization_level": 2, "xla_cpu_use_fusion_emitters": True}
+EXACT = {"xla_backend_optimization_level": 2, **fusion_emitters(True)}
 
 
 def run(videos, size, gride_clips=0, extras=True):

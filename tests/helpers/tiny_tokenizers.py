@@ -7,8 +7,9 @@ import numpy as np
 
 from vidlatent.models.load import abstract_params
 from vidlatent.models.tokenizers import build
+from vidlatent.parallel.compilation import QUICKEST
 
-QUICK = {"xla_backend_optimization_level": "0", "xla_cpu_use_fusion_emitters": False}
+QUICK = QUICKEST  # each program runs once
 FSAE = {
     "name": "fsae",
     "latent_channels": 4,

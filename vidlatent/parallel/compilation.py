@@ -16,7 +16,14 @@ from absl import logging
 
 from vidlatent.paths import cache_root
 
-__all__ = ["announce_compilations", "cache_folder", "keep_compiled", "quick_options"]
+__all__ = [
+    "QUICKEST",
+    "announce_compilations",
+    "cache_folder",
+    "fusion_emitters",
+    "keep_compiled",
+    "quick_options",
+]
 
 _PATIENCE_SECONDS = 3.0  # of compiling before a word is said: most programs take less
 # JAX reports it as a number when it begins, and as a duration when it is done.
@@ -48,6 +55,19 @@ def quick_options(level: int = 1) -> dict[str, Any] | None:
       level: XLA's backend optimisation level; 0 compiles fastest, 1 still vectorises.
     """
     return {"xla_backend_optimization_level": level} if jax.default_backend() == "cpu" else None
+
+
+def fusion_emitters(used: bool) -> dict[str, Any]:
+    """The ``compiler_options`` for CPUs to use XLA's fusion emitters or not, if there is a choice.
+
+    Without them code is generated in a third of the time. Newer versions of JAX always use them,
+    and refuse the option.
+    """
+    return {"xla_cpu_use_fusion_emitters": used} if jax.__version_info__ < (0, 11) else {}
+
+
+# Compile fast, run slowly, on CPUs: for programs that are only looked at, or run once on little.
+QUICKEST = {"xla_backend_optimization_level": 0, **fusion_emitters(False)}
 
 
 class _Announcer:

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from vidlatent.config import is_generator
 from vidlatent.errors import VidlatentError
+from vidlatent.parallel.compilation import QUICKEST
 from vidlatent.plan.flops import count_flops
 from vidlatent.plan.hardware import Hardware
 from vidlatent.plan.hlo import parse
@@ -34,8 +35,6 @@ __all__ = [
     "trace_program",
 ]
 
-# Compile fast, run slowly: for programs that are only looked at.
-_QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -57,7 +56,7 @@ def compile_program(
     """
     options: dict[str, Any] | None = {"exec_time_optimization_effort": effort} if effort else None
     if mesh.devices.flat[0].platform == "cpu":
-        options = _QUICK
+        options = QUICKEST
     begin = time.perf_counter()
     traced = trace_program(program, mesh)
     at_traced = time.perf_counter()

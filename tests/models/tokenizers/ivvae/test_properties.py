@@ -13,6 +13,7 @@ from vidlatent.models.tokenizers.ivvae.init_from import (
     model_of_params,
     video_from_image,
 )
+from vidlatent.parallel.compilation import QUICKEST
 
 # Two levels above the latent, both halving time: the same 4 frames a group as the full model.
 CONFIG = {
@@ -28,7 +29,7 @@ CONFIG = {
 SMALL = {"multipliers": (1, 2), "temporal_down": (0,)}
 SIZE = 8
 # These programs run once: a fifth of the compile time, a slower run.
-QUICK = {"xla_backend_optimization_level": "0", "xla_cpu_use_fusion_emitters": False}
+QUICK = QUICKEST
 IMAGE = {"variant": "image", "latent_channels": 2, "temporal_down": ()}
 
 
