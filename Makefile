@@ -50,7 +50,7 @@ links:
 install-plan: $(VENV)/.installed-plan
 
 $(VENV)/.installed-plan: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -e '.[test,plan,notebooks,docs,browser]'
+	$(BIN)/python -m pip install --quiet -e '.[test,plan,notebooks,docs,app,browser]'
 	@touch $@
 
 test-slow: $(VENV)/.installed-plan

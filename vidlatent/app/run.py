@@ -35,7 +35,6 @@ def serve(arguments: Sequence[str], folder: str) -> tuple[Any, str]:
     if not (given.tokenizer or given.generator):
         raise VidlatentError("give --tokenizer=runs/fsae-demo, --generator=..., or both.")
     keep_compiled()
-    gradio = import_gradio(as_path(folder))
     codec = load_codec(given.tokenizer) if given.tokenizer else None
     generator = load_generator(given.generator) if given.generator else None
     preview = None
@@ -43,6 +42,7 @@ def serve(arguments: Sequence[str], folder: str) -> tuple[Any, str]:
         preview = Preview.load(as_path(given.tokenizer) / FILE, codec.spec, codec.encoder)
     bounds = Bounds(given.max_frames, given.max_height, given.max_megabytes)
     fps = 8.0 if generator is None else float(generator.config.sample.fps)
+    gradio = import_gradio(as_path(folder))  # makes the folder that of all uploads from now on
     page = build_page(gradio, as_path(folder), codec, generator, bounds, preview, fps)
     try:
         _, address, _ = page.launch(
