@@ -274,12 +274,6 @@ def refused(match, **keys):
         ScoreTask(config, generator_of(config), facts(), make_teacher(config))
 
 
-def test_processes_of_cpus_are_refused(monkeypatch):
-    """They abort in gloo ("distributed collective mismatch"), or wait for ever."""
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    refused("does not run in 2 processes of CPUs: start one with as many devices")
-
-
 def test_misuse_is_refused():
     noise = {"diffusion__schedule": config_of("latte").diffusion.schedule}
     refused("latte of this config predicts noise", **noise)

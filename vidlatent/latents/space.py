@@ -307,10 +307,13 @@ def keep_tokenizer_step(config: ConfigDict, workdir: Path) -> ConfigDict:
 def pin_tokenizer(config: ConfigDict, space: LatentSpace, by: str) -> None:
     """Ask the run of ``config.tokenizer`` to keep the step that these latents are of."""
     path = config.tokenizer.path
-    if not path or not is_main():
+    if not path:
         return
+    # All processes look, since they open the checkpoints together; one writes.
     step = choose_tokenizer_step(config, space).tokenizer.step
-    pin_step(path, find_step(read_tokenizer_config(config), as_path(path), step), by)
+    step = find_step(read_tokenizer_config(config), as_path(path), step)
+    if is_main():
+        pin_step(path, step, by)
 
 
 def _find_start(config: ConfigDict) -> LatentSpace | None:

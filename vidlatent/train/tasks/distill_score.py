@@ -103,7 +103,6 @@ class ScoreTask(DistillTask):
     def prepare(self, config: ConfigDict, model: Any) -> None:
         self.options = config.distill.score
         self.losses = find_losses(self.options)
-        self._check_processes()
         self._check_student(config, model)
         self._check_teacher(config)
         self.fake_optimizer = make_optimizer(config.distill)
@@ -118,19 +117,6 @@ class ScoreTask(DistillTask):
                 start_step=self.teacher.place.get("step", -1),
             )
         self.players = {"fake": fake}
-
-    @staticmethod
-    def _check_processes() -> None:
-        """Raise in several processes of CPUs, which were seen to abort, or to wait for ever.
-
-        Gloo, which joins them, takes collectives by their order alone, and it found two of
-        different sizes in the first step.
-        """
-        if jax.process_count() > 1 and jax.default_backend() == "cpu":
-            raise VidlatentError(
-                f"the task distill_score does not run in {jax.process_count()} processes of CPUs: "
-                "start one with as many devices (JAX_NUM_CPU_DEVICES)."
-            )
 
     def _check_student(self, config: ConfigDict, model: Any) -> None:
         options = self.options
