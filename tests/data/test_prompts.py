@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from tests.helpers.generator_runs import tiny, tokenizer_run
+from vidlatent import config as configs
 from vidlatent.data.loader import make_loader
 from vidlatent.data.sources.prompts import read_rows
+from vidlatent.encode.run import encode_set
+from vidlatent.encode.statistics import measure_latents
 from vidlatent.errors import VidlatentError
 from vidlatent.spec import FrameRule
 from vidlatent.train.tasks.generator import GeneratorTask
@@ -68,3 +71,16 @@ def test_nothing_learns_from_the_pictures(tmp_path):
     tokenizer_run(tmp_path / "tokenizer")
     with pytest.raises(VidlatentError, match="holds prompts without pictures, and the task 'gener"):
         GeneratorTask(config_of(tmp_path))
+
+
+def test_a_tokenizer_s_moments_are_not_those_of_grey_pictures(tmp_path):
+    tokenizer_run(tmp_path / "tokenizer")
+    config = configs.read(tmp_path / "tokenizer")
+    with config.unlocked():
+        config.data.update(
+            source="prompts", path=written(tmp_path, ROWS), buckets=((1, 8, 8, 2),), fps=0
+        )
+    with pytest.raises(VidlatentError, match="measure them on videos first, by --mode=latents"):
+        encode_set(config, tmp_path / "tokenizer", -1, str(tmp_path / "set"))
+    with pytest.raises(VidlatentError, match="grey pictures, which say nothing of latents"):
+        measure_latents(config, tmp_path / "tokenizer", -1)

@@ -42,7 +42,7 @@ from vidlatent.encode.plan import (
     write_or_check_plan,
 )
 from vidlatent.encode.shards import ShardWriter, merge_shards, read_finished_shard, round_to_dtype
-from vidlatent.encode.statistics import LatentMoments, settle_moments
+from vidlatent.encode.statistics import LatentMoments, check_measurable, settle_moments
 from vidlatent.errors import VidlatentError
 from vidlatent.files import replace_file
 from vidlatent.latents.digest import hash_encoder, hash_params
@@ -133,6 +133,7 @@ class _Job:
             self.config.seed,
             self.coding,
         )
+        check_measurable(self.config, self.workdir, self.encoder, self.encoder_digest)
         self._data = self._video_options()
         self._index = make_index(self._data, seed=self.config.seed)
         # No windows yet: this loader only indexes the clips.

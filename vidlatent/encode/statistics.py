@@ -25,7 +25,7 @@ from vidlatent.models.load import model_of, restore_tokenizer
 from vidlatent.parallel.mesh import local_mesh
 from vidlatent.spec import LatentSpec
 
-__all__ = ["LatentMoments", "measure_latents", "settle_moments"]
+__all__ = ["LatentMoments", "check_measurable", "measure_latents", "settle_moments"]
 
 
 class LatentMoments:
@@ -75,6 +75,27 @@ def _to_json(moments: ChannelMoments) -> dict[str, Any]:
     return {"n": moments.n, "mean": moments.mean.tolist(), "apart": moments.apart.tolist()}
 
 
+def check_measurable(
+    config: ConfigDict, workdir: Path, encoder: LatentEncoder, digest: str
+) -> None:
+    """Raise if a set would make a tokenizer keep moments that are not those of videos.
+
+    Args:
+      config: of the set.
+      workdir: of the tokenizer.
+      encoder: and its ``digest``.
+
+    Raises:
+      VidlatentError: the data are prompts, whose pictures are grey, and nothing was measured yet.
+    """
+    if config.data.source == "prompts" and find_statistics(workdir, digest, encoder.cut) is None:
+        raise VidlatentError(
+            "config.data.source='prompts' has grey pictures, and the latents of "
+            f"{workdir} have no mean and deviation yet: measure them on videos first, by "
+            f"--mode=latents --workdir={workdir}."
+        )
+
+
 def settle_moments(workdir: Path, measured: Sequence[Statistics]) -> list[dict[str, Any]]:
     """The tokenizer's moments: those that it has, else the measured ones, stored with it.
 
@@ -122,6 +143,11 @@ def measure_latents(config: ConfigDict, workdir: Path, step: int) -> int:
         config, workdir, step = tokenizer_job(config, workdir, step)
     if config.data.source == "latents":
         raise VidlatentError("config.data.source='latents' is encoded already: name the videos.")
+    if config.data.source == "prompts":
+        raise VidlatentError(
+            "config.data.source='prompts' has grey pictures, which say nothing of latents: name "
+            "videos (config.data.source=folder, config.data.path)."
+        )
     model = model_of(config)
     spec, coding = choose_chunks(config, model)
     mesh = local_mesh([bucket[3] for bucket in config.data.buckets])
