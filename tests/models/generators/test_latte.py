@@ -138,6 +138,9 @@ def test_published_sizes():
 
 def test_mistakes_are_named(latte):
     _, _, given, _ = latte
-    for fields in ({"heads": 3}, {"depth": 3}):
-        with pytest.raises(VidlatentError, match="pairs"):
+    for fields, says in (
+        ({"heads": 3}, "use config.generator.heads 2 or 4"),
+        ({"depth": 3}, "pairs"),
+    ):
+        with pytest.raises(VidlatentError, match=says):
             start_shapes(build_generator({**FIELDS, **fields}), *given)

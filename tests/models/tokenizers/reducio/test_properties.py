@@ -223,7 +223,7 @@ def test_wrong_calls(call, says):
         ({"space_factor": 6}, "power of two"),
         ({"frames": 5}, "multiple of time_factor"),
         ({"fuse": (-1, 2, -1)}, "config.model.fuse"),
-        ({"groups": 3}, "config.model.groups 3 must divide"),
+        ({"groups": 3}, "config.model.groups 3 does not divide"),
         ({"content_multipliers": (1, 1, 1, 2)}, "halve the content frame 3 times"),
         ({"fusion": 1}, "unknown field config.model.fusion"),
     ],
