@@ -153,6 +153,12 @@ def measure_latents(config: ConfigDict, workdir: Path, step: int) -> int:
     mesh = local_mesh([bucket[3] for bucket in config.data.buckets])
     restored = restore_tokenizer(config, workdir, model, mesh, step)
     encoder = LatentEncoder(model, restored.state, mesh, 0, config.seed, coding)
+    digest = hash_encoder(model, restored.state)
+    known = find_statistics(workdir, digest, encoder.cut)
+    if known and (not spec.chunks or find_statistics(workdir, digest, encoder.cut, spec.chunks)):
+        logging.info("measured already, and kept:")
+        _tell(spec, known)
+        return 0
     loaders = Loaders(config, spec, workdir)
     moments, clips = LatentMoments(spec), 0
     with jax.set_mesh(mesh), loaders.train(0) as loader:
@@ -164,16 +170,17 @@ def measure_latents(config: ConfigDict, workdir: Path, step: int) -> int:
                 moments.add(latents[row, 0])
                 clips += 1
     measured = moments.statistics(
-        encoder=hash_encoder(model, restored.state),
-        cut=encoder.cut,
-        step=restored.step,
-        where=f"{clips} clips",
+        encoder=digest, cut=encoder.cut, step=restored.step, where=f"{clips} clips"
     )
     (pooled, *_) = (Statistics.from_json(row) for row in settle_moments(workdir, measured))
-    logging.info(
-        "%s, step %d: means %.3g to %.3g, deviations %.3g to %.3g, of %s",
-        *(LatentSpace.of_spec(spec, encoder=pooled.encoder), pooled.step),
-        *(np.min(pooled.mean), np.max(pooled.mean), np.min(pooled.std), np.max(pooled.std)),
-        pooled.where,
-    )
+    _tell(spec, pooled)
     return 0
+
+
+def _tell(spec: LatentSpec, found: Statistics) -> None:
+    logging.info(
+        "%s, step %d: channels have means of %.3g to %.3g and deviations of %.3g to %.3g, in %s",
+        *(LatentSpace.of_spec(spec, encoder=found.encoder), found.step),
+        *(np.min(found.mean), np.max(found.mean), np.min(found.std), np.max(found.std)),
+        found.where,
+    )
