@@ -77,7 +77,7 @@ def get_devices(topology: Topology) -> list[jax.Device]:
 def _require_module(topology: Topology, modules: tuple[str, ...], remedy: str) -> None:
     if not any(importlib.util.find_spec(module) for module in modules):
         raise VidlatentError(
-            f"--topology={topology} needs the compiler for it, which needs no such device: {remedy}."
+            f"--topology={topology} needs the compiler for it, and no such device: {remedy}."
         )
 
 
