@@ -2,8 +2,8 @@
 
 Needs torch and diffusers, which the package does not, so it is run in an environment of its own:
 
-    python -m venv /tmp/cases && /tmp/cases/bin/pip install torch diffusers safetensors
-    /tmp/cases/bin/python tests/reference/wan_vae/make_case.py
+    python -m venv cases && cases/bin/pip install torch diffusers safetensors
+    cases/bin/python tests/reference/wan_vae/make_case.py
 
 Weights are float16 numbers and everything is computed in float64. A case holds ``config`` (the
 arguments of Diffusers' class, and the number of parameters at the published width as
